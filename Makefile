@@ -1,0 +1,41 @@
+# Two commands do all the set-up on a machine with Python 3.11 and make: `make demo` and `make test`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test check format bench clean
+
+demo: $(INSTALLED) ## train CartPole, evaluate it, draw its curve, film it
+	rm -rf runs/demo
+	$(BIN)/pgcli train configs/cartpole.yaml --run-dir runs/demo
+	$(BIN)/pgcli eval runs/demo --video runs/demo/videos/agent.gif
+	$(BIN)/pgcli plot runs/demo -o runs/demo/plots/return.png
+	@echo
+	@echo "the run:    runs/demo"
+	@echo "its curve:  runs/demo/plots/return.png"
+	@echo "the agent:  runs/demo/videos/agent.gif"
+
+test: $(INSTALLED) ## every test, in parallel
+	$(BIN)/pytest -n auto --dist worksteal
+
+check: $(INSTALLED) ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED) ## speed, as ratios in one run, against Stable-Baselines3; minutes
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python tests/benchmarks/bench.py
+
+clean: ## remove what these commands made, runs aside
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

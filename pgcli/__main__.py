@@ -1,0 +1,52 @@
+"""`python -m pgcli` and the console script `pgcli`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    signal.signal(signal.SIGINT, _leave)  # until a command that has something to save takes over
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an ASCII terminal gets `?` for `±`, not a traceback
+    code = _run()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, AttributeError):  # closed by whoever read it
+            stream.flush()
+    # Everything that must last is on disk. Taking torch apart would cost a fifth of what importing it does.
+    os._exit(code)
+
+
+def _run() -> int:
+    from pgcli.cli import app
+    from pgcli.errors import PgcliError
+
+    try:
+        app()
+    except PgcliError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""The commands. Each parses, calls one function and prints one result; heavy imports live inside.
+
+stdout carries the result, stderr everything else.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pgcli import __version__
+
+if TYPE_CHECKING:
+    from pgcli.experiment import Outcome, Request
+
+app = typer.Typer(
+    name="pgcli",
+    help="A command-line laboratory for policy gradients: YAML in, learning curves out.",
+    epilog="Start with `pgcli init --list`, then `pgcli train cartpole`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Mode(StrEnum):
+    """How evaluation acts."""
+
+    sampled = "sampled"
+    greedy = "greedy"
+
+
+class Stat(StrEnum):
+    """What the line of a figure is."""
+
+    mean = "mean"
+    iqm = "iqm"
+    median = "median"
+
+
+class Band(StrEnum):
+    """What the band of a figure is."""
+
+    ci95 = "ci95"
+    standard_error = "standard_error"
+    none = "none"
+
+
+class Axis(StrEnum):
+    """What a figure's x axis counts."""
+
+    iteration = "iteration"
+    env_steps = "env_steps"
+    episodes = "episodes"
+    seconds = "seconds"
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]…", help="Config keys to change, like algorithm.gamma=0.9."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")]
+Which = Annotated[str, typer.Option(help="Of a run directory: latest, best, or an iteration's number.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pgcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config (`pgcli init --list`).")],
+    overrides: Overrides = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where to write; runs/NAME/seed-SEED if left out.", show_default=False)
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Several runs, one per seed: 0-4 or 0,3,7.", show_default=False)
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="How many seeds to train at a time.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run if there is one, else start.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Move an existing run aside and start anew.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a policy and write a run directory."""
+    from pgcli.config import load_config, override
+    from pgcli.errors import UsageError
+
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite contradict each other")
+    base = load_config(config, overrides or [])
+    configs = [override(base, [f"seed={seed}"]) for seed in _seeds(seeds)] if seeds else [base]
+
+    from pgcli.sampling.environments import spec
+
+    spec(base.env)  # an unknown environment is told before torch is imported
+
+    from pgcli.experiment import Request, check_request
+
+    requests = []
+    for one in configs:
+        folder = run_dir or Path("runs") / one.name
+        path = folder if run_dir and not seeds else folder / f"seed-{one.seed}"
+        requests.append(Request(one, path, sys.argv[1:], resume, overwrite))
+    for request in requests:
+        check_request(request)  # all of them before the first one starts
+    _train(requests, jobs, quiet)
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with an interrupted run, or extend a finished one: training.iterations=200."""
+    from pgcli.config import override
+    from pgcli.experiment import Request, stored_config
+
+    config = override(stored_config(run_dir), overrides or [])
+    _train([Request(config, run_dir, sys.argv[1:], resume=True)], 1, quiet)
+
+
+def _seeds(text: str) -> list[int]:
+    """Read `0-4` or `0,3,7`, or both mixed."""
+    from pgcli.errors import UsageError
+
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or len(first + last) > 20:
+            raise UsageError(f"--seeds {text}: not a list of seeds", "write them like 0-4 or 0,3,7")
+        seeds += range(int(first), int(last or first) + 1) if int(last or first) - int(first) < 10_000 else []
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise UsageError(f"--seeds {text}: empty, or a seed twice", "write them like 0-4 or 0,3,7")
+    return seeds
+
+
+def _train(requests: list[Request], jobs: int, quiet: bool) -> None:
+    from pgcli.jobs import Failure, run_all
+    from pgcli.report.display import make_display
+
+    display = make_display([request.config for request in requests], quiet)
+    try:
+        results = run_all(requests, jobs, display.show)
+    finally:
+        display.close()
+    failures = [result for result in results if isinstance(result, Failure)]
+    for result in results:
+        if isinstance(result, Failure):
+            typer.echo(result.text, err=True)
+        else:
+            if not quiet:
+                typer.echo(_summary(result), err=True)
+            typer.echo(result.path)
+    if failures:
+        raise typer.Exit(failures[0].exit_code)
+
+
+def _summary(outcome: Outcome) -> str:
+    from pgcli.report.display import duration, mean_and_error
+
+    if outcome.last is None:
+        return f"{outcome.path}: {outcome.reason}; training.iterations=… extends it"
+    last = outcome.last
+    lines = [
+        f"{outcome.path}: {outcome.reason} after {last.iteration} iterations, {last.env_steps:,} env steps, "
+        f"{duration(outcome.seconds)}",
+        f"last evaluation {mean_and_error(last.returns)} (mean ± standard error of {last.returns.n} episodes, "
+        f"{last.mode})",
+    ]
+    if outcome.best is not None:
+        lines[-1] += f"; best {outcome.best[0]:.1f} at iteration {outcome.best[1]}"
+    path = shlex.quote(str(outcome.path))
+    lines.append(f"next: pgcli eval {path}  ·  pgcli plot {path}  ·  pgcli eval {path} --video agent.gif")
+    return "\n".join(lines)
+
+
+@app.command()
+def eval(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file or a run directory.")],
+    which: Which = "latest",
+    episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 100,
+    mode: Annotated[Mode, typer.Option(help="Draw actions from the policy, or take the most probable one.")] = (
+        Mode.sampled
+    ),
+    gamma: Annotated[float, typer.Option(min=0, max=1, help="Discount per step; 1 counts rewards as they are.")] = 1.0,
+    horizon: Annotated[
+        int | None, typer.Option(min=1, help="Cut episodes here; the environment's own limit if left out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which episodes; never those of training.")] = 0,
+    video: Annotated[Path | None, typer.Option(help="Film one more episode: FILE.gif or FILE.mp4.")] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Import modules that Gymnasium does not ship.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure a trained policy on fresh episodes, and film it."""
+    from pgcli.assessment import assess, table
+    from pgcli.loading import load
+
+    agent = load(checkpoint, which, trust=trust)
+    result = assess(agent, episodes, mode.value, gamma, horizon, seed)
+    if video is not None:
+        from pgcli.report.video import film
+
+        episode = film(agent, video, mode.value, seed, horizon)
+        result |= {
+            "video": str(video),
+            "video_return": episode.episode_return,
+            "video_length": episode.length,
+        }
+    typer.echo(json.dumps(result, allow_nan=False) if as_json else table(result))
+
+
+@app.command()
+def plot(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Run directories, or folders of them.")],
+    x: Annotated[Axis, typer.Option("-x", help="What to count.")] = Axis.env_steps,
+    y: Annotated[
+        str, typer.Option("-y", help="A column of metrics.csv, or evaluation.COLUMN of evaluations.csv.")
+    ] = "evaluation.return_mean",
+    stat: Annotated[Stat, typer.Option(help="Of the runs that differ only in their seed.")] = Stat.mean,
+    band: Annotated[Band, typer.Option(help="Around it.")] = Band.ci95,
+    smooth: Annotated[int, typer.Option(min=1, help="Moving average over so many points; 1: none.")] = 1,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="FILE.png, .svg, .pdf or .csv; a default place if left out."),
+    ] = None,
+) -> None:
+    """Draw learning curves with honest intervals."""
+    from pgcli.report.curves import plot as draw
+
+    typer.echo(draw(run_dirs, x.value, y, stat.value, band.value, smooth, output))
+
+
+@app.command()
+def init(
+    name: Annotated[str | None, typer.Argument(help="A shipped config.")] = None,
+    dest: Annotated[Path | None, typer.Argument(help="Where to copy it; ./NAME.yaml if left out.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the shipped configs.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a config.")] = False,
+) -> None:
+    """List and copy the shipped configs."""
+    from pgcli import shipped
+    from pgcli.config import Config
+
+    if schema:
+        typer.echo(json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False))
+    elif list_ or name is None:
+        typer.echo(shipped.describe())
+    else:
+        typer.echo(shipped.copy(name, dest))

@@ -1,0 +1,231 @@
+"""What is wrong with a key, in the words of YAML: the key, the rule, the value got; and a hint that mends it."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from pgcli.config.schema import Config, WrapperConfig
+
+Path_ = tuple[str | int, ...]
+
+# What the peers call it: no close match of spelling would find these.
+_SYNONYMS = {
+    "alpha": "learning_rate",
+    "batch_size": "episodes",
+    "ent_coef": "entropy_coef",
+    "env_id": "id",
+    "epochs": "update_epochs",
+    "gae": "gae_lambda",
+    "K": "iterations",
+    "lr": "learning_rate",
+    "m": "episodes",
+    "n_envs": "num_envs",
+    "n_epochs": "update_epochs",
+    "n_steps": "steps",
+    "T": "horizon",
+    "timesteps": "env_steps",
+    "total_timesteps": "env_steps",
+    "vf_coef": "value_coef",
+}
+
+# What should stand there instead: alternatives to one another, and to null where that is allowed.
+_KINDS = {
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "model_type": "a section with keys of its own",
+    "string_type": "text",
+}
+_LIMITS = {
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "string_pattern_mismatch": "usable as the name of a folder",
+    "string_too_long": "at most {max_length} characters long",
+    "string_too_short": "at least {min_length} character long",
+    "too_long": "a list of at most {max_length} entries",
+}
+_WRITTEN = {
+    "bool_type": "write true or false",
+    "float_type": "numbers are written like 0.99, 1e-3 or 200, without quotes",
+    "int_type": "whole numbers are written like 200 or 1e6, without quotes",
+}
+
+
+def dotted(path: Path_) -> str:
+    """Write a path as users do: `policy.hidden_sizes[1]`; a key that is not a plain word stands in quotes."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += ("." if text else "") + (part if re.fullmatch(r"[\w-]{1,60}", part) else shown(part))
+    return text
+
+
+def shown(value: Any, depth: int = 4) -> str:  # noqa: ANN401 - plain data
+    """Write a value in YAML's words, on one short line."""
+    match value:
+        case None:
+            text = "null"
+        case bool():
+            text = str(value).lower()
+        case float():
+            text = repr(value).replace("inf", ".inf").replace("nan", ".nan")
+        case int() if value.bit_length() > 1024:
+            text = "one of hundreds of digits"
+        case dict() | list() if value and not depth:
+            text = "..."
+        case dict():
+            items = (f"{_word(key)}: {shown(item, depth - 1)}" for key, item in value.items())
+            text = "{" + ", ".join(itertools.islice(items, 20)) + "}"
+        case list():
+            text = "[" + ", ".join(shown(item, depth - 1) for item in value[:20]) + "]"
+        case str() if value.isprintable():
+            text = "'" + value.replace("'", "''") + "'"
+        case _:
+            text = repr(value)
+    return shortened(text)
+
+
+def _word(key: Any) -> str:  # noqa: ANN401 - a key of plain data
+    return key if isinstance(key, str) and key.isidentifier() else shown(key, 0)
+
+
+def shortened(text: str) -> str:
+    """Cut a text to a length that leaves a message readable."""
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def printable(text: str) -> str:
+    """Escape what would break a line or a terminal, and nothing else."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def explain(errors: Sequence[ErrorDetails], path: Path_) -> tuple[str, str]:
+    """Turn pydantic's errors about one value, one for each branch of a union, into a message and a hint."""
+    error = errors[0]
+    if error["type"] == "extra_forbidden":
+        return f"unknown key `{dotted(path)}`", _did_you_mean(path)
+    if error["type"] == "missing":
+        name = str(error["loc"][-1])
+        return f"`{dotted(path)}` lacks `{name}`", f"add `{name}: …`. {about((*path, name))}"
+    return f"`{dotted(path)}` should be {_rule(errors, path)}, got {shown(error['input'])}", _hint(error, path)
+
+
+def _rule(errors: Sequence[ErrorDetails], path: Path_) -> str:
+    error = errors[0]
+    if error["type"] in _LIMITS:
+        return _LIMITS[error["type"]].format(**{name: _bare(limit) for name, limit in error["ctx"].items()})
+    if error["type"] not in _KINDS:
+        return error["msg"].removeprefix("Input should be ")  # a rule that has no words of its own yet
+    if error["type"] == "model_type" and error["ctx"]["class_name"] == WrapperConfig.__name__:
+        return "the name of a wrapper or a mapping of its name and kwargs"
+    rules = [_KINDS[error["type"]].format(**error.get("ctx", {})) for error in errors]
+    field = _field(path)
+    if field and type(None) in get_args(field.annotation):
+        rules.append("null")
+    *most, last = [word for rule in rules for word in rule.replace(" or ", ", ").split(", ")]
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _bare(limit: Any) -> Any:  # noqa: ANN401 - of any type
+    return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
+
+
+def _hint(error: ErrorDetails, path: Path_) -> str:
+    value = error["input"]
+    match error["type"], value:
+        case "literal_error", _:
+            choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+            if close := _closest(str(value).lower(), choices):  # null → none, ReLU → relu
+                return f"did you mean `{close}`?"
+        case "bool_type" | "float_type" | "int_type" as kind, str():
+            return _WRITTEN[kind]
+        case "string_type", bool() | int() | float():
+            return f"put it in quotes: '{shown(value)}'"
+        case "list_type", bool() | int() | float() | str():
+            return f"did you mean `[{shown(value)}]`?"
+        case "dict_type", _:
+            return "a mapping is written like {key: value}"
+        case "model_type", _ if path == ("env",) and isinstance(value, str):
+            return f"did you mean `env: {{id: {shown(value)}}}`?"
+        case "model_type", None if isinstance(path[-1], str):
+            return f"leave it out, or give it a key; {about(path)}"
+    return about(path)
+
+
+def about(path: Path_) -> str:
+    """Give a key's own sentence and its default, or a section's keys."""
+    keys = [key[-1] for key in _fields() if key[:-1] == _names(path)]
+    if keys and isinstance(path[-1], str):
+        return f"its keys are {', '.join(keys)}"
+    field = _field(path)
+    if field is None:
+        return ""
+    default = "" if field.is_required() else f" The default is {shown(field.get_default())}."
+    return f"{field.description}{default}"
+
+
+def _did_you_mean(path: Path_) -> str:
+    """Find the key that was meant: in its own section first, then in the others."""
+    *section, name = _names(path)
+    keys = [key for key in _fields() if len(key) <= 2]  # those of a wrapper are at home in wrappers only
+    if tuple(name.split(".")) in keys and "." in name:
+        return f"write `{name.replace('.', ': {')}: …}}`; dotted keys are for the command line"
+    if ":" in name:
+        return "a space follows the colon of a key"
+    words = [_SYNONYMS[name], name] if name in _SYNONYMS else [name]
+    if (*section, name) == ("env", "name"):
+        words = ["id"]
+    siblings = [key[-1] for key in _fields() if key[:-1] == tuple(section)]
+    for word in words:
+        if close := _closest(word, siblings):
+            return f"did you mean `{dotted((*path[:-1], close))}`?"
+    for word in words:
+        if close := _closest(word, [key[-1] for key in keys]):
+            return f"did you mean {' or '.join(f'`{dotted(key)}`' for key in keys if key[-1] == close)}?"
+    return f"the keys here are {', '.join(siblings)}"
+
+
+def _closest(word: str, words: Sequence[str]) -> str | None:
+    import difflib  # only a mistake pays for it
+
+    return next(iter(difflib.get_close_matches(word, words, n=1)), None)
+
+
+def _names(path: Path_) -> tuple[str, ...]:
+    return tuple(part for part in path if isinstance(part, str))
+
+
+def _field(path: Path_) -> FieldInfo | None:
+    return _fields().get(_names(path))
+
+
+@functools.cache
+def _fields() -> dict[tuple[str, ...], FieldInfo]:
+    """Give every field by the names of its keys, those of a list's entries included."""
+    return dict(_walk(Config, ()))
+
+
+def _walk(annotation: Any, prefix: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:  # noqa: ANN401 - a type
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for name, info in annotation.model_fields.items():
+            yield (*prefix, name), info
+            yield from _walk(info.annotation, (*prefix, name))
+    for argument in get_args(annotation):
+        yield from _walk(argument, prefix)

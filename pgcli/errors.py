@@ -1,0 +1,97 @@
+"""Every error that a user can cause, each with the exit code that a script sees.
+
+PgcliError 1
+├── ConfigError 2            the YAML, an override, or a combination of keys
+├── EnvironmentFailure 3     Gymnasium or the environment
+├── RunDirectoryError 4      the run directory
+│   └── CheckpointError 4    one checkpoint
+├── Diverged 5               a non-finite number
+├── RunInUse 6               another process writes the run directory
+└── Interrupted 130, 143     a signal; resumable
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+
+
+class PgcliError(Exception):
+    """A mistake with a known mend: shown as `error: …` and `hint: …`, never as a traceback."""
+
+    exit_code: int = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"error: {self.message}" + (f"\nhint: {self.hint}" if self.hint else "")
+
+
+class UsageError(PgcliError):
+    """An argument of the command line makes no sense."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a config: where (`file:line:column`), what, and how to mend it."""
+
+    where: str
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"error: {self.where}: {self.message}" + (f"\nhint: {self.hint}" if self.hint else "")
+
+
+class ConfigError(PgcliError):
+    """All problems of a config at once."""
+
+    exit_code = 2
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("; ".join(problem.message for problem in problems))
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.problems))
+
+
+class EnvironmentFailure(PgcliError):
+    """The environment is unknown, cannot be built, or broke its contract."""
+
+    exit_code = 3
+
+
+class RunDirectoryError(PgcliError):
+    """The run directory cannot be used as asked."""
+
+    exit_code = 4
+
+
+class CheckpointError(RunDirectoryError):
+    """A checkpoint is missing, foreign or damaged."""
+
+
+class Diverged(PgcliError):
+    """A number that must be finite is not; the parameters were left as they were."""
+
+    exit_code = 5
+
+
+class RunInUse(PgcliError):
+    """Another process holds the run directory."""
+
+    exit_code = 6
+
+
+class Interrupted(PgcliError):
+    """A signal asked the run to stop; the last completed iteration is on disk."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number  # the shell's convention

@@ -1,0 +1,22 @@
+"""Baselines b: what is subtracted from the returns. None may depend on the action it judges."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mean_baseline(returns: Tensor, mask: Tensor) -> Tensor:
+    """Compute b_t = Σ_n G_t,n / N_t over the N_t trajectories that run at t.
+
+    Each trajectory is part of its own baseline, so the gradient shrinks by exactly 1 - 1/N_t: biased in scale.
+    With the total return of every trajectory in all T rows and a full mask, this is the mean over all columns.
+
+    Args:
+        returns: [T, N], in reward units.
+        mask: bool [T, N].
+
+    Returns: [T, 1], in reward units. Source: Kool et al. (2019), section 3, on the own sample's share.
+    """
+    running = mask.sum(1, keepdim=True).clamp(min=1)
+    return torch.where(mask, returns, 0).sum(1, keepdim=True) / running

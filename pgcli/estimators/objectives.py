@@ -1,0 +1,50 @@
+"""Objectives: scalar losses whose gradient is the (negative) policy gradient estimate."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+Average = Literal["steps", "episodes", "episode_means"]
+
+
+def step_weights(mask: Tensor, average: Average) -> Tensor:
+    """Give the weight w_t,n of each step, so that Σ w x is the average of x that `average` names.
+
+    steps: 1/M over all M valid steps. episodes: 1/N, a sum over the steps and a mean over the trajectories,
+    which makes Σ w s A the gradient of the return. episode_means: 1/(N T_n), the mean within, then over
+    trajectories (GRPO's 1/|o|).
+
+    Args: mask, bool [T, N]. Returns: [T, N] in float64, 0 on masked rows.
+    Source: Shao et al. (2024), eq. 3, for episode_means.
+    """
+    weights = mask.double()
+    match average:
+        case "steps":
+            return weights / weights.sum()
+        case "episodes":
+            return weights / mask.shape[1]
+        case "episode_means":
+            return weights / weights.sum(0).clamp(min=1) / mask.shape[1]
+
+
+def policy_gradient_loss(log_probs: Tensor, advantages: Tensor, weights: Tensor) -> Tensor:
+    """Compute -Σ w A log π(a|s), whose gradient is minus the policy gradient estimate Σ w A ∇log π(a|s).
+
+    Args: all [M], over the valid steps; advantages in reward units and without gradient.
+    Returns: a scalar, in reward units. Source: Williams (1992), eq. 11; Sutton et al. (2000), theorem 1.
+    """
+    return -(weights * advantages * log_probs).sum()
+
+
+def standardized(advantages: Tensor, floor: float = 1e-8) -> Tensor:
+    """Compute (A - mean A) / max(σ, floor), with the population standard deviation σ of the batch.
+
+    Equal advantages become 0, never 0/0. Not unbiased: it rescales the gradient by a random factor.
+
+    Args: advantages, [M], over the valid steps. Returns: [M], without a unit.
+    """
+    shifted = advantages - advantages[:1]  # equal advantages are 0 from here on, without rounding
+    centred = shifted - shifted.mean()
+    return centred / centred.square().mean().sqrt().clamp(min=floor)

@@ -1,0 +1,65 @@
+"""Returns G: what a trajectory still brings from step t on. One recursion; the rest calls it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def lambda_returns(rewards: Tensor, discounts: Tensor, next_values: Tensor, lambdas: Tensor) -> Tensor:
+    """Compute G_t = r_t + γ_t [(1 - λ_t) v(s_t+1) + λ_t G_t+1], from the last step to the first.
+
+    Termination is γ = 0, truncation is λ = 0; v = 0 with λ = 1 gives rewards-to-go, and G - v(s) is GAE.
+    Starts from G_T = v(s_T). Zeros select rather than multiply: nothing leaks out of a masked row, not even nan.
+    Source: Sutton & Barto (2018), section 12.8; Schulman et al. (2016), eq. 16.
+
+    Args:
+        rewards: [T, N], in reward units.
+        discounts: γ_t, [T, N], in [0, 1].
+        next_values: v(s_t+1), [T, N], in reward units.
+        lambdas: λ_t, [T, N], in [0, 1].
+
+    Returns: [T, N], in reward units.
+    Raises: ValueError if the shapes differ.
+    """
+    if not rewards.shape == discounts.shape == next_values.shape == lambdas.shape:
+        shapes = [tuple(x.shape) for x in (rewards, discounts, next_values, lambdas)]
+        raise ValueError(f"rewards, discounts, next_values and lambdas differ in shape: {shapes}")
+    if len(rewards) == 0:
+        return torch.zeros_like(rewards)
+    bootstrap = discounts * (1 - lambdas)
+    known = rewards + torch.where(bootstrap == 0, 0, bootstrap * next_values)
+    weights = discounts * lambdas
+    returns = torch.empty_like(rewards)
+    following = next_values[-1]
+    for row, r, w, ends in zip(
+        reversed(returns.unbind()),
+        reversed(known.unbind()),
+        reversed(weights.unbind()),
+        reversed((weights == 0).unbind()),
+        strict=True,
+    ):
+        following = torch.where(ends, r, torch.addcmul(r, w, following), out=row)
+    return returns
+
+
+def reward_to_go(rewards: Tensor, gamma: float, terminated: Tensor) -> Tensor:
+    """Compute G_t = Σ_{l ≥ t} γ^(l-t) r_l, the discounted rewards from step t on.
+
+    Args:
+        rewards: [T, N], in reward units, 0 on masked rows.
+        gamma: discount γ in [0, 1].
+        terminated: bool [T, N].
+
+    Returns: [T, N], in reward units. Source: Williams (1992); Sutton et al. (2000).
+    """
+    discounts = torch.where(terminated, 0.0, torch.full_like(rewards, gamma))
+    return lambda_returns(rewards, discounts, torch.zeros_like(rewards), torch.ones_like(rewards))
+
+
+def total_return(rewards: Tensor, gamma: float, terminated: Tensor) -> Tensor:
+    """Compute R(τ) = Σ_t γ^t r_t, the same number for every step of a trajectory.
+
+    Args and returns: as `reward_to_go`, whose first row it repeats.
+    """
+    return reward_to_go(rewards, gamma, terminated)[:1].expand_as(rewards)

@@ -1,0 +1,72 @@
+"""Evaluation: episodes that only measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgcli.policies.policy import Mode, Policy
+from pgcli.randomness import Purpose, derived_seed, generator
+from pgcli.records import Sample
+from pgcli.sampling.rollout import Chunks, play
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Undiscounted and discounted returns (reward units) and lengths (steps) of evaluation episodes, each [n]."""
+
+    returns: Array
+    discounted_returns: Array
+    lengths: Array
+
+
+def sample(values: Sequence[float] | NDArray[Any]) -> Sample:
+    """Describe a sample: standard deviation with n - 1, standard error = standard deviation / √n."""
+    x = np.asarray(values, np.float64)
+    deviation = float(x.std(ddof=1)) if len(x) > 1 else None
+    return Sample(
+        n=len(x),
+        mean=float(x.mean()),
+        standard_error=None if deviation is None else deviation / len(x) ** 0.5,
+        standard_deviation=deviation,
+        median=float(np.median(x)),
+        min=float(x.min()),
+        max=float(x.max()),
+    )
+
+
+def evaluate(
+    policy: Policy,
+    chunks: Chunks,
+    episodes: int,
+    mode: Mode,
+    gamma: float,
+    horizon: int | None,
+    seed: int,
+    purposes: tuple[Purpose, Purpose],
+    indices: tuple[int, ...] = (),
+    check: Callable[[], None] = lambda: None,
+) -> Episodes:
+    """Play `episodes` whole episodes from seeds derived for `purposes` = (reset, act) alone.
+
+    `gamma` discounts `discounted_returns`; `horizon` cuts episodes, None leaves the environment's own limit.
+    """
+    actor = policy.actor(mode)
+    totals: list[Array] = []
+    for columns, envs in chunks.split(episodes):
+        seeds = [derived_seed(seed, purposes[0], *indices, column) for column in columns]
+        noise = generator(seed, purposes[1], *indices, columns.start)
+        sums = np.zeros((3, len(columns)))
+        discount = 1.0
+        for transition in play(envs, actor, seeds, noise, horizon, check):
+            rewards = np.where(transition.running, transition.rewards, 0.0).astype(np.float64, copy=False)
+            sums += (rewards, discount * rewards, transition.running)
+            discount *= gamma
+        totals.append(sums)
+    return Episodes(*np.concatenate(totals, axis=1))

@@ -1,0 +1,196 @@
+"""The roof: wires config, training, run directory and whoever watches."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pgcli.agent import PolicyGradient
+from pgcli.config import Config, load_config, to_data
+from pgcli.errors import Diverged, Interrupted, RunDirectoryError
+from pgcli.records import Evaluation, Iteration, Record
+from pgcli.runs import checkpoints
+from pgcli.runs.directory import RunDirectory, elapsed_seconds, find_checkpoint, is_run, move_aside
+from pgcli.runs.lock import lock
+from pgcli.sampling.environments import spec
+from pgcli.sampling.rollout import Chunks
+from pgcli.training import Counters, train
+
+# What a resumed run may change; and of that, what leaves the bytes to come as one long run would have written them.
+CHANGEABLE = ("training.", "optimizer.", "evaluation.", "checkpoint.", "sampling.")
+BUDGETS = ("training.iterations", "training.env_steps", "training.seconds")
+HARMLESS = (*BUDGETS, "evaluation.every", "evaluation.stop_at_return", "checkpoint.", "sampling.")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    path: Path
+    reason: str
+    last: Evaluation | None
+    best: tuple[float, int] | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks of one run."""
+
+    config: Config
+    path: Path
+    command: list[str]
+    resume: bool = False
+    overwrite: bool = False
+
+
+def run_experiment(
+    request: Request,
+    watch: Callable[[Record], None] = lambda record: None,
+    check: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Train into the run directory `request.path`; with `resume`, go on where a run there stopped.
+
+    `watch` is shown every record; `check` is called before every environment step and may raise Interrupted.
+    Raises: RunDirectoryError, RunInUse, EnvironmentFailure, Diverged, Interrupted.
+    """
+    check_request(request)
+    config, path = request.config, request.path
+    with closing(Chunks(config.env)) as chunks:
+        agent = _build(config, chunks)  # before anything is written
+        if is_run(path) and request.overwrite:
+            with lock(path):
+                move_aside(path)
+        path.mkdir(parents=True, exist_ok=True)
+        with lock(path), closing(RunDirectory(path)) as directory:
+            changes = _changes(config, path) if is_run(path) else []
+            if directory.status.get("status") == "finished" and not changes:
+                return Outcome(path, "already finished", None, None, 0.0)
+            counters = _prepare(request, directory, agent, changes)
+            return _train(config, directory, agent, chunks, counters, watch, check)
+
+
+def check_request(request: Request) -> None:
+    """Raise RunDirectoryError if the run directory cannot be used as asked."""
+    path = request.path
+    if path.exists() and not path.is_dir():
+        raise RunDirectoryError(f"{path}: is a file, not a folder")
+    if is_run(path) and not (request.resume or request.overwrite):
+        raise RunDirectoryError(
+            f"{path}: a run is already there",
+            "--resume continues it; --overwrite moves it aside and starts anew",
+        )
+
+
+def _build(config: Config, chunks: Chunks) -> PolicyGradient:
+    envs = chunks.environments(min(config.rollout.episodes or chunks.width, chunks.width))
+    return PolicyGradient(envs.observation_space, envs.action_space, config)
+
+
+def _prepare(request: Request, directory: RunDirectory, agent: PolicyGradient, changes: list[str]) -> Counters:
+    """Bring the agent and the run directory to the state to start from."""
+    config, path = request.config, request.path
+    if not (directory.checkpoints / "latest.json").exists():
+        directory.start(config, request.command, spec(config.env).reward_threshold)
+        return Counters()
+    file = find_checkpoint(path)
+    checkpoint = checkpoints.load(file)
+    checkpoints.check_tensors(checkpoint, agent.state_dict(), str(file))
+    agent.load_state_dict(checkpoint.tensors)
+    iteration = checkpoint.counters["iteration"]
+    directory.restart(config, request.command, changes, _is_exact(config, changes), iteration)
+    return Counters(**checkpoint.counters, seconds=elapsed_seconds(path, iteration))
+
+
+def _train(
+    config: Config,
+    directory: RunDirectory,
+    agent: PolicyGradient,
+    chunks: Chunks,
+    counters: Counters,
+    watch: Callable[[Record], None],
+    check: Callable[[], None],
+) -> Outcome:
+    """Consume the records of the loop: rows, checkpoints, status."""
+    every, keep = config.checkpoint.every, config.checkpoint.keep
+
+    def save(best: bool = False) -> None:
+        state = {
+            "iteration": counters.iteration,
+            "env_steps": counters.env_steps,
+            "episodes": counters.episodes,
+        }
+        checkpoint = checkpoints.Checkpoint(to_data(config), state, agent.state_dict())
+        directory.save(checkpoint, best=best, keep=keep, every=every)
+
+    last: Evaluation | None = None
+    started = counters.seconds
+    try:
+        save()
+        for record in train(config, agent, chunks, counters, check):
+            if isinstance(record, Iteration):
+                directory.add_iteration(record)
+                if every is not None and counters.iteration % every == 0:
+                    save()
+            else:
+                last = record
+                if directory.add_evaluation(record):
+                    save(best=True)
+            watch(record)
+            check()
+        save()
+    except Interrupted as interruption:
+        save()
+        directory.set_status("interrupted", iteration=counters.iteration, reason=interruption.message)
+        interruption.message = f"{directory.path}: {interruption.message} after {counters.iteration} iterations"
+        interruption.hint = f"`pgcli resume {shlex.quote(str(directory.path))}` goes on"
+        raise
+    except Diverged as error:
+        directory.set_status("diverged", iteration=counters.iteration, reason=error.message)
+        raise Diverged(f"{error.message} in iteration {counters.iteration} of {directory.path}", error.hint) from None
+    except BaseException as error:
+        directory.set_status("failed", iteration=counters.iteration, reason=f"{type(error).__name__}: {error}")
+        raise
+    target = config.evaluation.stop_at_return
+    solved = last is not None and target is not None and last.returns.mean >= target
+    reason = f"reached a return of {target:g}" if solved else "used up its budget"
+    directory.set_status("finished", iteration=counters.iteration, reason=reason)
+    return Outcome(directory.path, reason, last, directory.best, counters.seconds - started)
+
+
+def stored_config(path: Path) -> Config:
+    """Read the config of the run in `path`."""
+    if not is_run(path):
+        raise RunDirectoryError(f"{path}: no run is there", "name a run directory that `pgcli train` made")
+    return load_config(str(path / "config.yaml"))
+
+
+def _changes(config: Config, path: Path) -> list[str]:
+    """List what `config` changes in the run of `path`, as `key=value`; raise RunDirectoryError for what may not."""
+    before, after = dict(_flat(to_data(stored_config(path)))), dict(_flat(to_data(config)))
+    changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    refused = [key for key in changed if not key.startswith(CHANGEABLE)]
+    if refused:
+        raise RunDirectoryError(
+            f"{path}: its run has another {', '.join(refused)}",
+            "a run keeps these for life; train into another --run-dir, or --overwrite this one",
+        )
+    return [f"{key}={after.get(key)}" for key in changed]
+
+
+def _is_exact(config: Config, changes: list[str]) -> bool:
+    """Say whether a run with these changes goes on as if it had had them from the start."""
+    rescheduled = config.optimizer.schedule != "constant" and any(change.startswith(BUDGETS) for change in changes)
+    return all(change.startswith(HARMLESS) for change in changes) and not rescheduled
+
+
+def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - plain data
+    if isinstance(data, dict) and data:
+        for key, value in data.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, data

@@ -1,0 +1,123 @@
+"""Several runs: one after the other in this process, or some at a time in processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+
+from pgcli.errors import Interrupted, PgcliError
+from pgcli.experiment import Outcome, Request, run_experiment
+from pgcli.records import Record
+from pgcli.signals import StopOnSignal
+
+Watch = Callable[[Record, int], None]
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a run failed."""
+
+    exit_code: int
+    text: str
+
+
+Result = Outcome | Failure
+
+
+def run_all(requests: Sequence[Request], jobs: int, watch: Watch) -> list[Result]:
+    """Run every request, `jobs` at a time; one that fails does not keep the others from running.
+
+    Raises: Interrupted, once every run that was under way has saved its state.
+    """
+    with StopOnSignal() as stop:
+        if jobs == 1 or len(requests) == 1:
+            return [_run_here(request, number, watch, stop) for number, request in enumerate(requests)]
+        return _run_in_processes(requests, jobs, watch, stop)
+
+
+def _run_here(request: Request, number: int, watch: Watch, stop: StopOnSignal) -> Result:
+    try:
+        return run_experiment(request, lambda record: watch(record, number), stop.check)
+    except Interrupted:
+        raise
+    except PgcliError as error:
+        return Failure(error.exit_code, str(error))
+
+
+def _run_in_processes(requests: Sequence[Request], jobs: int, watch: Watch, stop: StopOnSignal) -> list[Result]:
+    context = _context()
+    waiting = list(enumerate(requests))
+    running: dict[Connection, tuple[int, BaseProcess]] = {}
+    results: dict[int, Result] = {}
+    interruption: Interrupted | None = None
+    while waiting or running:
+        while waiting and len(running) < jobs and interruption is None:
+            number, request = waiting.pop(0)
+            here, there = context.Pipe(duplex=False)
+            process: BaseProcess = context.Process(target=_child, args=(request, there))
+            process.start()
+            there.close()
+            running[here] = (number, process)
+        for connection in wait(list(running), POLL_SECONDS):
+            assert isinstance(connection, Connection)
+            number, process = running[connection]
+            try:
+                message = connection.recv()
+            except EOFError:
+                process.join()
+                results.setdefault(number, Failure(1, f"error: the process of {requests[number].path} died"))
+                del running[connection]
+                continue
+            if isinstance(message, Outcome | Failure):
+                results[number] = message
+            else:
+                watch(message, number)
+        if interruption is None:
+            try:
+                stop.check()
+            except Interrupted as received:
+                interruption = received
+                waiting.clear()
+                for _, process in running.values():
+                    process.terminate()
+    if interruption is not None:
+        interruption.hint = "the same command with --resume goes on"
+        raise interruption
+    return [results[number] for number in range(len(requests))]
+
+
+def _context() -> ForkServerContext | SpawnContext:
+    """Fork from a server that has imported torch once, where the system can."""
+    if os.name != "posix":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pgcli.experiment"])
+    return context
+
+
+def _child(request: Request, connection: Connection) -> None:
+    """Run one request and tell the parent; without a parent, stop as if asked to."""
+
+    def watch(record: Record) -> None:
+        try:
+            connection.send(record)
+        except OSError:
+            raise Interrupted(signal.SIGTERM) from None
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the parent, which passes it on
+    result: Result
+    try:
+        with StopOnSignal((signal.SIGTERM,)) as stop:
+            result = run_experiment(request, watch, stop.check)
+    except PgcliError as error:
+        result = Failure(error.exit_code, str(error))
+    with contextlib.suppress(OSError):  # nobody is left to tell
+        connection.send(result)

@@ -1,0 +1,78 @@
+"""From a checkpoint to an agent: for `eval`, for videos, for notebooks."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgcli.agent import PolicyGradient
+from pgcli.config import Config, config_from_data
+from pgcli.config.schema import EnvConfig, WrapperConfig
+from pgcli.errors import CheckpointError, ConfigError, EnvironmentFailure
+from pgcli.policies.policy import Mode, Policy
+from pgcli.randomness import Purpose, generator
+from pgcli.runs import checkpoints
+from pgcli.runs.directory import find_checkpoint
+from pgcli.sampling.environments import make
+
+
+class Agent:
+    """A trained policy. `act` draws from its own random stream, derived from `seed`."""
+
+    def __init__(self, policy: Policy, config: Config, counters: dict[str, int], path: Path, seed: int) -> None:
+        self.policy = policy
+        self.config = config
+        self.counters = counters
+        self.path = path
+        self._noise = generator(seed, Purpose.TEST_ACT)
+
+    def act(self, obs: Any, mode: Mode = "sampled") -> Any:  # noqa: ANN401 - as the environment's spaces have it
+        """Give an action for one observation, or actions [N] for observations [N, …]."""
+        batch = np.asarray(obs)
+        single = batch.shape == self.policy.observation_space.shape
+        if single:
+            batch = batch[None]
+        actions: NDArray[Any] = self.policy.actor(mode)(batch, self._noise.random(len(batch)))
+        return actions[0] if single else actions
+
+
+def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0, trust: bool = False) -> Agent:
+    """Load an agent from a run directory or a checkpoint file.
+
+    Args:
+        run_or_checkpoint: the folder that `pgcli train` made, or one file of its checkpoints.
+        which: for a folder: latest, best, or the number of an iteration.
+        seed: of the random stream that `act` draws from.
+        trust: import the environment's and wrappers' modules even if Gymnasium does not ship them.
+
+    Raises: CheckpointError, EnvironmentFailure.
+    """
+    path = find_checkpoint(Path(run_or_checkpoint), which)
+    checkpoint = checkpoints.load(path)
+    try:
+        config = config_from_data(checkpoint.config, str(path))
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its config is not one of this version: {error.message}") from None
+    if not trust:
+        _refuse_foreign_modules(config.env, path)
+    with closing(make(config.env)) as env:
+        agent = PolicyGradient(env.observation_space, env.action_space, config)
+    checkpoints.check_tensors(checkpoint, agent.state_dict(), str(path))
+    agent.load_state_dict(checkpoint.tensors)
+    return Agent(agent.policy, config, checkpoint.counters, path, seed)
+
+
+def _refuse_foreign_modules(config: EnvConfig, path: Path) -> None:
+    """A checkpoint is data, and the modules it names are not: importing them runs their code."""
+    wrappers = [entry.name if isinstance(entry, WrapperConfig) else entry for entry in config.wrappers]
+    for name in (config.id, *wrappers):
+        module, colon, _ = name.rpartition(":")
+        if colon and module.partition(".")[0] != "gymnasium":
+            raise EnvironmentFailure(
+                f"{path} wants the module `{module}` imported, which Gymnasium does not ship",
+                "--trust imports it, which runs its code",
+            )

@@ -1,0 +1,1 @@
+"""Policies: an encoder of observations, a network, and a distribution over actions."""

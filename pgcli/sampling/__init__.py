@@ -1,0 +1,1 @@
+"""From a policy and seeds to trajectories."""

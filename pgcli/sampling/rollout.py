@@ -1,0 +1,144 @@
+"""Rollouts: a chunk of columns is a pure function of (policy, seeds, noise), whoever collects it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pgcli.config.schema import Config, EnvConfig
+from pgcli.errors import EnvironmentFailure
+from pgcli.estimators.trajectories import Trajectories, pad_columns
+from pgcli.policies.policy import Actor, Policy
+from pgcli.randomness import Purpose, derived_seed, generator
+from pgcli.sampling.environments import Environments, make_environments
+
+Array = NDArray[Any]
+MAX_EPISODE_STEPS = 100_000  # a guard against episodes without end, not a time limit
+NOISE_ROWS = 64  # uniform numbers are drawn for so many steps at a time
+
+
+class Transition(NamedTuple):
+    """One step of all columns. `running` is False where the episode was over before."""
+
+    obs: Array
+    actions: Array
+    rewards: Array
+    terminated: Array
+    truncated: Array
+    running: Array
+    next_obs: Array
+
+
+def play(
+    envs: Environments,
+    actor: Actor,
+    seeds: Sequence[int],
+    noise: np.random.Generator,
+    horizon: int | None,
+    check: Callable[[], None],
+) -> Iterator[Transition]:
+    """Play one episode in every column, all from their reset, until the last is over or cut at `horizon`.
+
+    `check` is called before every step; what it raises ends the rollout (a signal, say).
+    """
+    obs = envs.reset(seeds)
+    running = np.ones(len(seeds), bool)
+    for t in range(MAX_EPISODE_STEPS if horizon is None else horizon):
+        check()
+        if t % NOISE_ROWS == 0:
+            uniforms = noise.random((NOISE_ROWS, len(seeds)))
+        actions = actor(obs, uniforms[t % NOISE_ROWS])
+        next_obs, rewards, terminated, truncated = envs.step(actions, running)
+        yield Transition(obs, actions, rewards, terminated, truncated, running, next_obs)
+        running = running & ~(terminated | truncated)
+        if not running.any():
+            return
+        obs = next_obs
+    if horizon is None:
+        raise EnvironmentFailure(
+            f"an episode has not ended after {MAX_EPISODE_STEPS} steps", "set env.max_episode_steps"
+        )
+
+
+def to_trajectories(transitions: Sequence[Transition]) -> Trajectories:
+    """Stack the steps of one chunk, time first."""
+    obs, actions, rewards, terminated, truncated, running, next_obs = zip(*transitions, strict=True)
+    mask = _stacked(running)
+    return Trajectories(
+        obs=torch.from_numpy(_stacked((*obs, next_obs[-1]))),
+        actions=torch.from_numpy(_stacked(actions)),
+        rewards=torch.from_numpy(np.where(mask, _stacked(rewards).astype(np.float64, copy=False), 0.0)),
+        terminated=torch.from_numpy(_stacked(terminated) & mask),
+        truncated=torch.from_numpy(_stacked(truncated) & mask),
+        mask=torch.from_numpy(mask),
+    )
+
+
+def _stacked(rows: Sequence[Array]) -> Array:
+    """Do what np.stack does, in half the time for many small rows."""
+    return np.concatenate(rows).reshape(len(rows), *rows[0].shape)
+
+
+class Chunks:
+    """Splits columns into chunks, and keeps the environments of each width."""
+
+    def __init__(self, config: EnvConfig) -> None:
+        self._config = config
+        self._environments: dict[int, Environments] = {}
+        self.width = config.chunk_size or config.num_envs
+
+    def split(self, columns: int) -> Iterator[tuple[range, Environments]]:
+        """Give each chunk's columns and the environments to play them in."""
+        for start in range(0, columns, self.width):
+            chunk = range(start, min(start + self.width, columns))
+            yield chunk, self.environments(len(chunk))
+
+    def environments(self, width: int) -> Environments:
+        """Give `width` environments side by side, the same ones every time."""
+        if width not in self._environments:
+            self._environments[width] = make_environments(self._config, width)
+        return self._environments[width]
+
+    def close(self) -> None:
+        """Free what the simulators hold."""
+        for environments in self._environments.values():
+            environments.close()
+
+
+def collect_episodes(
+    config: Config, chunks: Chunks, policy: Policy, iteration: int, check: Callable[[], None]
+) -> Trajectories:
+    """Collect `rollout.episodes` whole episodes, one column each. A pure function of (policy, iteration).
+
+    Raises: EnvironmentFailure if a reward or an observation is not finite.
+    """
+    assert config.rollout.episodes is not None
+    actor = policy.actor("sampled")
+    parts = []
+    for columns, envs in chunks.split(config.rollout.episodes):
+        seeds = [derived_seed(config.seed, Purpose.RESET, iteration, column) for column in columns]
+        noise = generator(config.seed, Purpose.ACT, iteration, columns.start)
+        part = to_trajectories(list(play(envs, actor, seeds, noise, config.rollout.horizon, check)))
+        _check_finite(part, config.env.id, seeds)
+        parts.append(part)
+    return pad_columns(parts)
+
+
+def _check_finite(trajectories: Trajectories, env_id: str, seeds: Sequence[int]) -> None:
+    reached = torch.cat((torch.ones_like(trajectories.mask[:1]), trajectories.mask))  # obs[0] is that of the reset
+    for name, values, valid, first in (
+        ("reward", trajectories.rewards, trajectories.mask, 0),
+        ("observation", trajectories.obs, reached, -1),
+    ):
+        finite = torch.isfinite(values).flatten(2).all(2) if values.dim() > 2 else torch.isfinite(values)
+        wrong = (~finite & valid).nonzero()
+        if len(wrong):
+            t, column = (wrong[0] + torch.tensor([first, 0])).tolist()
+            when = "at the reset" if t < 0 else f"in step {t}"
+            raise EnvironmentFailure(
+                f"{env_id} gave a non-finite {name} {when} of the episode with reset seed {seeds[column]}"
+            )

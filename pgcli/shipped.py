@@ -1,0 +1,43 @@
+"""The configs that come with pgcli, for `pgcli init`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pgcli.config import shipped_configs
+from pgcli.errors import RunDirectoryError, UsageError
+
+
+def describe() -> str:
+    """List the shipped configs, each with the second comment line of its file (the first is its command)."""
+    configs = shipped_configs()
+    width = max(map(len, configs), default=0)
+    return "\n".join(f"{name:<{width}}  {_summary(path)}" for name, path in configs.items())
+
+
+def copy(name: str, destination: Path | None) -> Path:
+    """Copy a shipped config to `destination` (a file or a folder), `./NAME.yaml` if None; never over a file.
+
+    Raises: UsageError for an unknown name; RunDirectoryError if the file exists or cannot be written.
+    """
+    configs = shipped_configs()
+    if name not in configs:
+        raise UsageError(f"no shipped config is called `{name}`", f"there are {', '.join(configs)}")
+    source = configs[name]
+    target = destination or Path(source.name)
+    if target.is_dir():
+        target = target / source.name
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as file:
+            file.write(source.read_bytes())
+    except FileExistsError:
+        raise RunDirectoryError(f"{target}: already there", "name another destination") from None
+    except OSError as error:
+        raise RunDirectoryError(f"{target}: cannot be written: {error.strerror}") from None
+    return target
+
+
+def _summary(path: Path) -> str:
+    comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    return comments[1] if len(comments) > 1 else ""

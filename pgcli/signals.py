@@ -1,0 +1,49 @@
+"""Signals: asked to stop, a run stops between two environment steps, at its last completed iteration."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType, TracebackType
+
+from pgcli.errors import Interrupted
+
+STOP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_SHOW_CURSOR = "\x1b[?25h"
+
+
+class StopOnSignal:
+    """Within this context, a signal to stop makes the next `check()` raise Interrupted; a second one exits at once.
+
+    The handler only takes a note, so no state is ever half changed.
+    """
+
+    def __init__(self, signals: Sequence[int] = STOP) -> None:
+        self._signals = signals
+        self._received: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        for number in self._signals:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal to stop has come."""
+        if self._received is not None:
+            raise Interrupted(self._received)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None:
+            if sys.stderr.isatty():
+                os.write(2, _SHOW_CURSOR.encode())
+            os._exit(128 + number)
+        self._received = number

@@ -1,0 +1,130 @@
+"""The loop: collect, update, evaluate. It yields records and writes nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from pgcli.agent import PolicyGradient
+from pgcli.config.schema import Config, TrainingConfig
+from pgcli.estimators.returns import total_return
+from pgcli.estimators.trajectories import Trajectories
+from pgcli.evaluation import evaluate, sample
+from pgcli.randomness import Purpose
+from pgcli.records import Episode, Evaluation, Iteration, Record, Timing, Update
+from pgcli.sampling.rollout import Chunks, collect_episodes
+
+DEFAULT_ITERATIONS = 100
+
+
+@dataclass
+class Counters:
+    """How far a run is; with the agent's tensors, all of its state."""
+
+    iteration: int = 0
+    env_steps: int = 0
+    episodes: int = 0
+    seconds: float = 0.0
+
+    def progress(self, budget: TrainingConfig) -> float:
+        """Give the share of the budget that is used; the run ends at 1."""
+        if budget.iterations is budget.env_steps is budget.seconds is None:
+            return self.iteration / DEFAULT_ITERATIONS
+        shares = (
+            (self.iteration, budget.iterations),
+            (self.env_steps, budget.env_steps),
+            (self.seconds, budget.seconds),
+        )
+        return max(used / limit for used, limit in shares if limit is not None)
+
+
+def train(
+    config: Config,
+    agent: PolicyGradient,
+    chunks: Chunks,
+    counters: Counters,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Record]:
+    """Train `agent` from `counters` to the end of the budget, and yield what happens.
+
+    At every yield the agent and the counters are the state after the last completed iteration. `check` is called
+    before every environment step; what it raises leaves them so.
+    """
+    torch.set_num_threads(config.training.threads)
+    started = time.perf_counter() - counters.seconds
+    every, target = config.evaluation.every, config.evaluation.stop_at_return
+    while True:
+        finished = counters.progress(config.training) >= 1
+        evaluate_seconds = 0.0
+        if finished or counters.iteration == 0 or (every is not None and counters.iteration % every == 0):
+            evaluation = _evaluate(config, agent, chunks, counters, check)
+            evaluate_seconds = evaluation.seconds
+            yield evaluation
+            if target is not None and evaluation.returns.mean >= target:
+                return
+        if finished:
+            return
+        begin = time.perf_counter()
+        trajectories = collect_episodes(config, chunks, agent.policy, counters.iteration, check)
+        collected = time.perf_counter()
+        update = agent.update(trajectories, min(counters.progress(config.training), 1.0))
+        now = time.perf_counter()
+        counters.iteration += 1
+        counters.env_steps += trajectories.num_steps
+        counters.episodes += len(trajectories.lengths)
+        counters.seconds = now - started
+        timing = Timing(counters.seconds, collected - begin, now - collected, evaluate_seconds)
+        yield _describe(config, trajectories, update, counters, timing)
+
+
+def _evaluate(
+    config: Config, agent: PolicyGradient, chunks: Chunks, counters: Counters, check: Callable[[], None]
+) -> Evaluation:
+    begin = time.perf_counter()
+    episodes = evaluate(
+        agent.policy,
+        chunks,
+        config.evaluation.episodes,
+        config.evaluation.mode,
+        gamma=config.algorithm.gamma,
+        horizon=None,
+        seed=config.seed,
+        purposes=(Purpose.EVALUATION_RESET, Purpose.EVALUATION_ACT),
+        indices=(counters.iteration,),
+        check=check,
+    )
+    return Evaluation(
+        iteration=counters.iteration,
+        env_steps=counters.env_steps,
+        mode=config.evaluation.mode,
+        returns=sample(episodes.returns),
+        length_mean=float(episodes.lengths.mean()),
+        discounted_return_mean=float(episodes.discounted_returns.mean()),
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _describe(
+    config: Config, trajectories: Trajectories, update: Update, counters: Counters, timing: Timing
+) -> Iteration:
+    rewards, gamma = trajectories.rewards, config.algorithm.gamma
+    returns = rewards.sum(0).tolist()
+    discounted = total_return(rewards, gamma, trajectories.terminated)[0].tolist()
+    lengths = trajectories.lengths.tolist()
+    first = counters.episodes - len(lengths)
+    rows = zip(returns, discounted, lengths, trajectories.ended(), strict=True)
+    return Iteration(
+        iteration=counters.iteration - 1,
+        env_steps=counters.env_steps,
+        episode_count=counters.episodes,
+        returns=sample(returns),
+        length_mean=sum(lengths) / len(lengths),
+        discounted_return_mean=sum(discounted) / len(discounted),
+        update=update,
+        episodes=[Episode(first + n, *row) for n, row in enumerate(rows)],
+        timing=timing,
+        progress=counters.progress(config.training),
+    )

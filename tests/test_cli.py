@@ -1,0 +1,374 @@
+"""The real command line, in subprocesses, as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pgcli.config import load_config
+
+TINY = [
+    "rollout.episodes=6",
+    "env.num_envs=4",
+    "policy.hidden_sizes=[8]",
+    "training.iterations=6",
+    "evaluation.every=2",
+    "evaluation.episodes=5",
+    "evaluation.stop_at_return=null",
+    "checkpoint.every=2",
+]
+HEADER = (
+    "iteration,env_steps,episodes,return_mean,return_standard_error,return_standard_deviation,return_min,return_max,"
+    "length_mean,discounted_return_mean,policy_loss,value_loss,entropy,approx_kl,clip_fraction,effective_sample_size,"
+    "explained_variance,grad_norm,learning_rate"
+)
+
+
+def pgcli(*arguments: object, cwd: Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "pgcli", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """What the promise of equal bytes covers."""
+    names = ["metrics.csv", "evaluations.csv", "episodes.csv"]
+    last = sorted((run / "checkpoints").glob("*.safetensors"))[-1]
+    return {name: (run / name).read_bytes() for name in names} | {last.name: last.read_bytes()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = pgcli("train", "cartpole", *TINY, "--run-dir", "run", cwd=folder)
+    assert done.stdout == "run\n", "stdout is the run directory, nothing else"
+    return folder / "run"
+
+
+def test_a_run_directory_holds_what_the_contract_names(finished: Path) -> None:
+    assert (finished / "metrics.csv").read_text().splitlines()[0] == HEADER
+    metrics = rows(finished / "metrics.csv")
+    assert [int(row["iteration"]) for row in metrics] == list(range(6))
+    assert [int(row["episodes"]) for row in metrics] == [6, 12, 18, 24, 30, 36]
+    assert [int(row["iteration"]) for row in rows(finished / "evaluations.csv")] == [0, 2, 4, 6]
+    assert all(row["value_loss"] == "" for row in metrics), "what does not apply is left empty"
+    files = {path.name for path in (finished / "checkpoints").glob("*.safetensors")}
+    assert {"iteration-000002.safetensors", "iteration-000004.safetensors", "iteration-000006.safetensors"} <= files
+    latest = json.loads((finished / "checkpoints/latest.json").read_text())
+    assert set(latest) == {"file", "iteration", "sha256"}
+    assert latest["iteration"] == 6
+    assert json.loads((finished / "status.json").read_text())["status"] == "finished"
+    run = json.loads((finished / "run.json").read_text())
+    assert run["exact"] is True
+    assert run["command"][:2] == ["train", "cartpole"]
+    assert not list(finished.rglob(".writing-*"))
+
+
+def test_the_tables_agree_with_each_other(finished: Path) -> None:
+    metrics, episodes = rows(finished / "metrics.csv"), rows(finished / "episodes.csv")
+    assert [int(row["episode"]) for row in episodes] == list(range(36))
+    for row in metrics:
+        own = [float(e["return"]) for e in episodes if e["iteration"] == row["iteration"]]
+        assert float(row["return_mean"]) == pytest.approx(sum(own) / 6)
+        assert float(row["return_min"]) == min(own)
+        assert float(row["return_max"]) == max(own)
+    lengths = [int(e["length"]) for e in episodes]
+    assert int(metrics[-1]["env_steps"]) == sum(lengths)
+    assert [float(e["return"]) for e in episodes] == lengths, "CartPole pays one per step"
+    assert {e["ended"] for e in episodes} <= {"terminated", "truncated"}
+
+
+def test_the_resolved_config_repeats_the_run_to_the_byte(finished: Path, tmp_path: Path) -> None:
+    pgcli("train", finished / "config.yaml", "--run-dir", "again", "--quiet", cwd=tmp_path)
+    assert contents(tmp_path / "again") == contents(finished)
+
+
+def test_another_seed_is_another_run(finished: Path, tmp_path: Path) -> None:
+    pgcli("train", "cartpole", *TINY, "seed=1", "--run-dir", "other", cwd=tmp_path)
+    ours, theirs = contents(tmp_path / "other"), contents(finished)
+    assert all(ours[name] != theirs[name] for name in ours)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_was_stopped_and_resumed_has_the_bytes_of_one_that_was_not(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    long = [*TINY, "training.iterations=60", "rollout.episodes=20", "checkpoint.every=7"]
+    command = [sys.executable, "-m", "pgcli", "train", "cartpole", *long, "--run-dir"]
+    pgcli("train", "cartpole", *long, "--run-dir", "whole", cwd=tmp_path)
+    process = subprocess.Popen([*command, "cut", "--resume"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "cut/metrics.csv"
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 12):
+        time.sleep(0.005)
+    process.send_signal(number)
+    begin = time.monotonic()
+    _, stderr = process.communicate(timeout=30)
+    if number is signal.SIGKILL:
+        assert process.returncode == -9
+    else:
+        assert process.returncode == 128 + number, stderr
+        assert time.monotonic() - begin < 2
+        assert "hint: `pgcli resume cut` goes on" in stderr
+        assert json.loads((tmp_path / "cut/status.json").read_text())["status"] == "interrupted"
+    assert len(rows(metrics)) < 60, "it had finished already: nothing was tested"
+    pgcli("resume", "cut", cwd=tmp_path)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert json.loads((tmp_path / "cut/run.json").read_text())["exact"] is True
+
+
+def test_a_finished_run_is_extended_to_the_bytes_of_one_long_run(finished: Path, tmp_path: Path) -> None:
+    pgcli("train", "cartpole", *TINY, "training.iterations=3", "--run-dir", "run", cwd=tmp_path)
+    pgcli("resume", "run", "training.iterations=6", cwd=tmp_path)
+    assert contents(tmp_path / "run") == contents(finished)
+    assert load_config(str(tmp_path / "run/config.yaml")).training.iterations == 6
+
+
+def test_resuming_a_finished_run_says_so_and_touches_nothing(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != ".lock"}
+    done = pgcli("resume", finished, cwd=finished.parent)
+    assert "already finished" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_resume_refuses_what_a_run_keeps_for_life_and_marks_what_it_may_change(tmp_path: Path) -> None:
+    pgcli("train", "cartpole", *TINY, "--run-dir", "run", cwd=tmp_path)
+    refused = pgcli("resume", "run", "algorithm.gamma=0.5", cwd=tmp_path, code=4)
+    assert "algorithm.gamma" in refused.stderr
+    pgcli("train", "cartpole", *TINY, "env.num_envs=3", "--run-dir", "run", "--resume", cwd=tmp_path, code=4)
+    pgcli("resume", "run", "optimizer.learning_rate=0.5", "training.iterations=7", cwd=tmp_path)
+    run = json.loads((tmp_path / "run/run.json").read_text())
+    assert run["exact"] is False
+    assert "optimizer.learning_rate=0.5" in run["resumes"][0]["overrides"]
+
+
+def test_an_existing_run_is_refused_continued_or_moved_aside_but_never_deleted(tmp_path: Path) -> None:
+    run = ["train", "cartpole", *TINY, "training.iterations=2", "--run-dir", "run"]
+    pgcli(*run, cwd=tmp_path)
+    before = contents(tmp_path / "run")
+    refused = pgcli(*run, cwd=tmp_path, code=4)
+    assert "--resume" in refused.stderr
+    assert "--overwrite" in refused.stderr
+    pgcli(*run, "--overwrite", "seed=5", cwd=tmp_path)
+    assert contents(tmp_path / "run~1") == before
+    assert contents(tmp_path / "run") != before
+
+
+def test_several_seeds_in_processes_write_the_bytes_that_one_process_writes(finished: Path, tmp_path: Path) -> None:
+    done = pgcli("train", "cartpole", *TINY, "--seeds", "0-2", "--jobs", "2", "--run-dir", "runs", cwd=tmp_path)
+    assert done.stdout.split() == ["runs/seed-0", "runs/seed-1", "runs/seed-2"]
+    assert contents(tmp_path / "runs/seed-0") == contents(finished)
+
+
+def test_interrupted_jobs_save_their_state_and_go_on_with_resume(tmp_path: Path) -> None:
+    long = [*TINY, "training.iterations=100000", "--seeds", "0,1", "--jobs", "2", "--run-dir", "runs"]
+    command = [sys.executable, "-m", "pgcli", "train", "cartpole", *long]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    both = [tmp_path / f"runs/seed-{seed}/metrics.csv" for seed in (0, 1)]
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not all(path.exists() and len(path.read_bytes()) > 2000 for path in both):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    for path in both:
+        status = json.loads((path.parent / "status.json").read_text())
+        assert status["status"] == "interrupted"
+        assert len(rows(path)) == status["iteration"]
+
+
+def test_eval_reports_mean_standard_error_and_its_conditions(finished: Path) -> None:
+    done = pgcli("eval", finished, "--json", "--episodes", 20, cwd=finished.parent)
+    result = json.loads(done.stdout)
+    keys = "mean_return standard_error standard_deviation median min max mean_length episodes mode gamma horizon seed"
+    assert set(keys.split()) | {"checkpoint", "iteration", "env_steps"} <= set(result)
+    assert result["standard_error"] == pytest.approx(result["standard_deviation"] / 20**0.5)
+    assert result["mean_return"] == pytest.approx(result["mean_length"])
+    again = pgcli("eval", finished, "--json", "--episodes", 20, cwd=finished.parent)
+    assert again.stdout == done.stdout
+    table = pgcli("eval", finished, "--episodes", 20, cwd=finished.parent).stdout
+    assert f"{result['mean_return']:.2f} ± {result['standard_error']:.2f}" in table
+
+
+def test_eval_of_one_episode_gives_no_interval_and_no_nan(finished: Path) -> None:
+    result = json.loads(pgcli("eval", finished, "--json", "--episodes", 1, cwd=finished.parent).stdout)
+    assert result["standard_error"] is None
+    table = pgcli("eval", finished, "--episodes", 1, cwd=finished.parent).stdout
+    assert "±" not in table
+    assert "nan" not in table
+
+
+def test_eval_discounts_cuts_and_acts_greedily_when_told(finished: Path) -> None:
+    cut = json.loads(pgcli("eval", finished, "--json", "--horizon", 3, "--gamma", 0.5, cwd=finished.parent).stdout)
+    assert cut["mean_return"] == 1 + 0.5 + 0.25
+    assert cut["mean_length"] == 3
+    options = ["eval", finished, "--json", "--mode", "greedy", "--which"]
+    first, last = (json.loads(pgcli(*options, which, cwd=finished.parent).stdout) for which in ("2", "latest"))
+    assert (first["iteration"], last["iteration"]) == (2, 6)
+    assert first["mode"] == "greedy"
+
+
+@pytest.mark.parametrize("suffix", ["gif", "mp4"])
+def test_eval_films_the_agent_without_a_screen(finished: Path, tmp_path: Path, suffix: str) -> None:
+    film = tmp_path / f"film.{suffix}"
+    options = ["eval", finished, "--json", "--episodes", 2, "--horizon", 30, "--video", film]
+    result = json.loads(pgcli(*options, cwd=tmp_path, DISPLAY="").stdout)
+    assert result["video"] == str(film)
+    if suffix == "gif":
+        from PIL import Image
+
+        with Image.open(film) as picture:
+            assert picture.size == (600, 400)
+            assert getattr(picture, "n_frames", 1) == result["video_length"] + 1
+            assert picture.info["duration"] == 20, "50 frames a second, CartPole's own rate"
+            assert picture.info["loop"] == 0
+    else:
+        import imageio_ffmpeg
+
+        frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(film))
+        assert frames == result["video_length"] + 1
+        assert seconds == pytest.approx(frames / 50, abs=0.03)
+
+
+def test_a_video_of_another_kind_is_refused(finished: Path) -> None:
+    done = pgcli("eval", finished, "--episodes", 1, "--video", "film.avi", cwd=finished.parent, code=2)
+    assert ".gif" in done.stderr
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf", "csv"])
+def test_plot_writes_the_figure_and_says_where(finished: Path, tmp_path: Path, suffix: str) -> None:
+    done = pgcli("plot", finished, "-o", f"curve.{suffix}", cwd=tmp_path)
+    assert done.stdout == f"curve.{suffix}\n"
+    assert (tmp_path / f"curve.{suffix}").stat().st_size > 100
+
+
+def test_init_copies_a_config_that_trains(tmp_path: Path) -> None:
+    listed = pgcli("init", "--list", cwd=tmp_path).stdout
+    assert "cartpole " in listed
+    assert pgcli("init", "cartpole", cwd=tmp_path).stdout == "cartpole.yaml\n"
+    pgcli("init", "cartpole", cwd=tmp_path, code=4)
+    done = pgcli("train", "cartpole.yaml", *TINY, "training.iterations=1", cwd=tmp_path)
+    assert done.stdout == "runs/cartpole/seed-0\n"
+    schema = json.loads(pgcli("init", "--schema", cwd=tmp_path).stdout)
+    assert "gamma" in str(schema)
+
+
+def test_a_loaded_agent_acts_in_a_notebook(finished: Path) -> None:
+    import gymnasium
+    import numpy as np
+
+    import pgcli as package
+
+    agent = package.load(finished)
+    env = gymnasium.make("CartPole-v1")
+    obs, _ = env.reset(seed=0)
+    assert env.action_space.contains(agent.act(obs))
+    assert np.asarray(agent.act(np.stack([obs, obs, obs]))).shape == (3,)
+    assert agent.act(obs, mode="greedy") == agent.act(obs, mode="greedy")
+    assert agent.config.env.id == "CartPole-v1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["train", "no-such.yaml"], 2, "no such file"),
+        (["train", "cartpole", "algorithm.gama=1"], 2, "did you mean `algorithm.gamma`"),
+        (["train", "cartpole", "env.id=CartPole-v7"], 3, "`v1`"),
+        (["train", "cartpole", "env.id=Cartpol-v1"], 3, "CartPole"),
+        (["train", "cartpole", "env.id=no_such_module:X-v0"], 3, "no_such_module"),
+        (["train", "cartpole", "env.kwargs.nonsense=1", "env.vectorization=sync"], 2, "`nonsense`"),
+        (["train", "cartpole", "env.id=Pendulum-v1"], 3, "Discrete"),
+        (["train", "cartpole", "--seeds", "3-"], 2, "--seeds"),
+        (["train", "cartpole", "--resume", "--overwrite"], 2, "contradict"),
+        (["eval", "nowhere"], 4, "nowhere"),
+        (["resume", "nowhere"], 4, "nowhere"),
+        (["plot", "nowhere"], 4, "nowhere"),
+        (["frobnicate"], 2, "frobnicate"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_gets_one_sentence_and_the_right_exit_code(
+    arguments: list[str], code: int, words: str, tmp_path: Path
+) -> None:
+    done = pgcli(*arguments, cwd=tmp_path, code=code)
+    assert words in done.stderr
+    assert done.stdout == ""
+    assert not list(tmp_path.iterdir()), "nothing is written before the mistake is told"
+
+
+def test_a_diverging_run_stops_with_the_last_good_checkpoint(tmp_path: Path) -> None:
+    overflow = ["policy.activation=identity", "optimizer.name=sgd", "optimizer.learning_rate=1e38"]
+    done = pgcli("train", "cartpole", *TINY, *overflow, "--run-dir", "run", cwd=tmp_path, code=5)
+    assert "error:" in done.stderr
+    assert "iteration" in done.stderr
+    assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "diverged"
+    pgcli("eval", "run", "--episodes", 1, cwd=tmp_path)
+
+
+def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
+    long = [*TINY, "training.iterations=100000", "--run-dir", "run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pgcli", "train", "cartpole", *long, "-q"], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    try:
+        while not (tmp_path / "run/metrics.csv").exists():
+            time.sleep(0.01)
+        done = pgcli("resume", "run", cwd=tmp_path, code=6)
+        assert str(process.pid) in done.stderr
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def test_a_closed_pipe_or_a_full_stdout_does_not_stop_training(tmp_path: Path) -> None:
+    quoted = " ".join(f"'{word}'" for word in TINY)
+    train = f"{sys.executable} -m pgcli train cartpole {quoted} --run-dir"
+    shell = f"set -o pipefail; {train} a 2>&1 | true; {train} b > /dev/full; {train} c >&- 2>&-; true"
+    subprocess.run(["bash", "-c", shell], cwd=tmp_path, check=True, timeout=120, capture_output=True)
+    for run in "abc":
+        assert json.loads((tmp_path / run / "status.json").read_text())["status"] == "finished"
+
+
+def test_an_ascii_locale_gets_replacements_instead_of_an_error(tmp_path: Path) -> None:
+    command = ["train", "cartpole", *TINY, "name=pole 🎢"]
+    done = pgcli(*command, cwd=tmp_path, LANG="C", LC_ALL="C", PYTHONIOENCODING="ascii")
+    assert done.stdout.endswith("seed-0\n")
+    assert (tmp_path / "runs/pole 🎢/seed-0/status.json").exists()
+
+
+def test_a_checkpoint_of_a_foreign_module_needs_trust(tmp_path: Path) -> None:
+    (tmp_path / "foreign.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control.cartpole import CartPoleEnv\n"
+        "open('canary', 'a').write('imported ')\n"
+        "gymnasium.register('Foreign-v0', lambda **kwargs: CartPoleEnv(**kwargs), max_episode_steps=50)\n"
+    )
+    here = str(tmp_path)
+    pgcli("train", "cartpole", *TINY, "env.id=foreign:Foreign-v0", "--run-dir", "run", cwd=tmp_path, PYTHONPATH=here)
+    (tmp_path / "canary").unlink()
+    done = pgcli("eval", "run", cwd=tmp_path, code=3, PYTHONPATH=here)
+    assert "foreign" in done.stderr
+    assert not (tmp_path / "canary").exists()
+    pgcli("eval", "run", "--trust", "--episodes", 1, cwd=tmp_path, PYTHONPATH=here)

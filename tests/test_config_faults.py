@@ -1,0 +1,565 @@
+"""Whatever is wrong with a config is told at once, where it stands, by the key, the rule and the value, with a mend."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pgcli.config import Config, config_from_data, load_config, override
+from pgcli.config.source import MAX_BYTES, MAX_DEPTH, parse
+from pgcli.errors import ConfigError, Problem
+
+BOMB = "a: &a [x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def told(text: str | bytes, *overrides: str) -> list[str]:
+    """Give the lines that a user sees of a bad config `c.yaml`, each `error:` followed by its `hint:`."""
+    Path("c.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError) as caught:
+        load_config("c.yaml", overrides)
+    lines = str(caught.value).splitlines()
+    assert [line.split()[0] for line in lines] == ["error:", "hint:"] * (len(lines) // 2), lines
+    assert all(len(line) < 400 and line.isprintable() for line in lines), lines
+    return lines
+
+
+def accepted(text: str | bytes, *overrides: str) -> Config:
+    Path("c.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_config("c.yaml", overrides)
+
+
+KEYS = [
+    ("algorithm: {gama: 0.9}", "1:13: unknown key `algorithm.gama`", "did you mean `algorithm.gamma`?"),
+    ("algorithm:\n  gama: 0.9", "2:3: unknown key `algorithm.gama`", "did you mean `algorithm.gamma`?"),
+    ("gamma: 0.9", "1:1: unknown key `gamma`", "did you mean `algorithm.gamma`?"),
+    ("rollout: {gamma: 1}", "1:11: unknown key `rollout.gamma`", "did you mean `algorithm.gamma`?"),
+    ("lr: 3", "1:1: unknown key `lr`", "did you mean `optimizer.learning_rate`?"),
+    ("optimizer: {lr: 3}", "1:13: unknown key `optimizer.lr`", "did you mean `optimizer.learning_rate`?"),
+    ("episodes: 3", "1:1: unknown key `episodes`", "did you mean `rollout.episodes` or `evaluation.episodes`?"),
+    ("Env: {id: x}", "1:1: unknown key `Env`", "did you mean `env`?"),
+    ("env: {name: x}", "1:7: unknown key `env.name`", "did you mean `env.id`?"),
+    ("policy: {zzz: 1}", "1:10: unknown key `policy.zzz`", "the keys here are hidden_sizes, activation"),
+    ("env:{id: x}", "1:1: unknown key `'env:{id'`", "a space follows the colon of a key"),
+    ("algorithm.gamma: 1", "1:1: unknown key `'algorithm.gamma'`", "write `algorithm: {gamma: …}`; dotted"),
+    ("'': 1", "1:1: unknown key `''`", "the keys here are name, seed, env"),
+    ("seed: 1\nseed: 2", "2:1: duplicate key `seed`, first on line 1", "keep one of them"),
+    ("env:\n  id: a\n  id: b", "3:3: duplicate key `env.id`, first on line 2", "keep one of them"),
+    ("[a]: 1", "1:1: a key must be text, got a list", "write `key: value`"),
+    ("? {a: 1}\n: 2", "1:3: a key must be text, got a mapping", "write `key: value`"),
+    ("null: 1", "1:1: a key must be text, got null", "put it in quotes: 'null'"),
+    ("~: 1", "1:1: a key must be text, got ~", "put it in quotes: '~'"),
+    ("3: 1", "1:1: a key must be text, got 3", "put it in quotes: '3'"),
+    ("true: 1", "1:1: a key must be text, got true", "put it in quotes: 'true'"),
+    ("env: {kwargs: {x: {3: 4}}}", "1:20: a key must be text, got 3", "put it in quotes: '3'"),
+    ("?\n: 1", "1:2: a key must be text, got nothing", "put it in quotes: ''"),
+    ("<<: {seed: 1}", "1:1: YAML merge keys (`<<`) are not allowed", "write the keys out"),
+]
+
+TYPES = [
+    ("algorithm: {gamma: high}", "1:13: `algorithm.gamma` should be a number, got 'high'", "written like 0.99, 1e-3"),
+    ("algorithm: {gamma: [0.9]}", "1:13: `algorithm.gamma` should be a number, got [0.9]", "The default is 0.99."),
+    ("algorithm: {gamma: true}", "1:13: `algorithm.gamma` should be a number, got true", "The default is 0.99."),
+    ("algorithm: {gamma: null}", "1:13: `algorithm.gamma` should be a number, got null", "The default is 0.99."),
+    *(
+        (
+            f"optimizer: {{learning_rate: {text}}}",
+            f"1:13: `optimizer.learning_rate` should be a number, got '{text}'",
+            "numbers are written like 0.99, 1e-3 or 200, without quotes",
+        )
+        for text in ("yes", "on", "1_000", "1:30", "017", "0o17", "0x1F", "1e", "1.2.3", "2001-01-01", "--1", "1e-3x")
+    ),
+    *(
+        (f"seed: {text}", f"1:1: `seed` should be a whole number, got {got}", hint)
+        for text, got, hint in (
+            ("10.5", "10.5", "The default is 0."),
+            ("true", "true", "The default is 0."),
+            ("null", "null", "The default is 0."),
+            ("1_000", "'1_000'", "whole numbers are written like 200 or 1e6"),
+            ("1:30", "'1:30'", "whole numbers are written like 200 or 1e6"),
+            ("'3'", "'3'", "whole numbers are written like 200 or 1e6, without quotes"),
+        )
+    ),
+    ("seed: " + "9" * 5000, "1:1: `seed` should be a finite number, got .inf", "The default is 0."),
+    ("seed: .inf", "1:1: `seed` should be a finite number, got .inf", "The default is 0."),
+    (
+        "training: {iterations: 1.5}",
+        "`training.iterations` should be a whole number or null, got 1.5",
+        "null: no limit",
+    ),
+    ("training: {seconds: .inf}", "`training.seconds` should be a finite number, got .inf", "null: no limit"),
+    ("training: {seconds: .nan}", "`training.seconds` should be a finite number, got .nan", "null: no limit"),
+    ("env: {kwargs: {x: [1, .nan]}}", "1:23: `env.kwargs.x[1]` should be a finite number, got .nan", "leave it out"),
+    ("env: {kwargs: {x: -.inf}}", "1:16: `env.kwargs.x` should be a finite number, got -.inf", "1e308 will do"),
+    ("evaluation: {stop_at_return: 1e400}", "should be a finite number, got .inf", "The default is null."),
+    ("algorithm: {discount_weighting: yes}", "should be true or false, got 'yes'", "write true or false"),
+    ("algorithm: {discount_weighting: 1}", "should be true or false, got 1", "The default is false."),
+    ("env: {rebuild: yes}", "1:7: `env.rebuild` should be 'auto', true or false, got 'yes'", "default is 'auto'."),
+    ("env: {rebuild: 1}", "1:7: `env.rebuild` should be 'auto', true or false, got 1", "default is 'auto'."),
+    ("env: {id: 3}", "1:7: `env.id` should be text, got 3", "put it in quotes: '3'"),
+    ("name: 2024", "1:1: `name` should be text, got 2024", "put it in quotes: '2024'"),
+    ("policy: {hidden_sizes: 64}", "`policy.hidden_sizes` should be a list, got 64", "did you mean `[64]`?"),
+    ("policy:\n  hidden_sizes: [64,\n   a]", "3:4: `policy.hidden_sizes[1]` should be a whole number, got 'a'", "200"),
+    ("policy: {hidden_sizes: [64, null]}", "1:29: `policy.hidden_sizes[1]` should be a whole number, got null", "["),
+    ("policy: {activation: tanhh}", "should be 'tanh', 'relu', 'elu' or 'identity', got 'tanhh'", "mean `tanh`?"),
+    ("policy: {activation: ReLU}", "should be 'tanh', 'relu', 'elu' or 'identity', got 'ReLU'", "mean `relu`?"),
+    ("algorithm: {baseline: null}", "should be 'none' or 'mean', got null", "did you mean `none`?"),
+    (
+        "env: CartPole-v1",
+        "1:1: `env` should be a section with keys of its own, got 'CartPole-v1'",
+        "{id: 'CartPole-v1'}",
+    ),
+    ("env:", "1:1: `env` should be a section with keys of its own, got null", "leave it out, or give it a key"),
+    ("policy: []", "should be a section with keys of its own, got []", "its keys are hidden_sizes, activation"),
+    ("env: {kwargs: [1]}", "1:7: `env.kwargs` should be a mapping, got [1]", "{key: value}"),
+]
+
+RANGES = [
+    ("algorithm: {gamma: 1.5}", "1:13: `algorithm.gamma` should be at most 1, got 1.5", "Discount γ"),
+    ("algorithm: {gae_lambda: -0.1}", "`algorithm.gae_lambda` should be at least 0, got -0.1", "The default is 0.95."),
+    ("optimizer: {learning_rate: 0}", "`optimizer.learning_rate` should be greater than 0, got 0", "Step size"),
+    ("optimizer: {learning_rate: -1e-3}", "should be greater than 0, got -0.001", "Step size"),
+    ("algorithm: {clip_range: 0}", "`algorithm.clip_range` should be greater than 0, got 0", "The default is 0.2."),
+    ("rollout: {episodes: 0}", "`rollout.episodes` should be at least 1, got 0", "The default is 64."),
+    ("policy: {hidden_sizes: [0]}", "1:25: `policy.hidden_sizes[0]` should be at least 1, got 0", "[] is a linear"),
+    ("policy: {hidden_sizes: [" + "1, " * 40 + "]}", "should be a list of at most 32 entries, got [1, 1", "[64, 64]"),
+    (
+        "training: {iterations: 1e12}",
+        "`training.iterations` should be at most 1000000000, got 1000000000000.0",
+        "limit",
+    ),
+    ("seed: -1", "1:1: `seed` should be at least 0, got -1", "The default is 0."),
+    (f"seed: {2**63}", f"`seed` should be at most {2**63 - 1}, got {2**63}", "The default is 0."),
+    (f"seed: {'9' * 300}", f"`seed` should be at most {2**63 - 1}, got 99999", "The default is 0."),
+    ("env: {id: ''}", "`env.id` should be at least 1 character long, got ''", "Any Gymnasium id"),
+    *(
+        (f"name: '{name}'", f"1:1: `name` should be usable as the name of a folder, got '{name}'", "Names the folder")
+        for name in ("", ".x", "-x", " x", "~x", "x.", "x ", "../x", "a/b", "a\\b", "a:b", "a*", "a?", 'a"', "a<", "a|")
+    ),
+    ('name: "a\\nb"', r"`name` should be usable as the name of a folder, got 'a\nb'", "Names the folder"),
+    ('name: "a\\u2028b"', r"`name` should be usable as the name of a folder, got 'a\u2028b'", "Names the folder"),
+    ("name: " + "🚀" * 61, "`name` should be at most 60 characters long, got '🚀🚀", "Names the folder"),
+]
+
+WRAPPERS = [
+    ("Foo", "2:3: `env.wrappers` should be a list, got 'Foo'", "did you mean `['Foo']`?"),
+    ("[A, 3]", "2:17: `env.wrappers[1]` should be the name of a wrapper or a mapping", "{name: …, kwargs: …}"),
+    (
+        "[A, null]",
+        "2:17: `env.wrappers[1]` should be the name of a wrapper or a mapping of its",
+        "{name: …, kwargs: …}",
+    ),
+    ("[A, '']", "2:17: `env.wrappers[1]` should be at least 1 character long, got ''", "by name"),
+    ("[A, {}]", "2:17: `env.wrappers[1]` lacks `name`", "add `name: …`. Gymnasium's by name"),
+    ("[A, {name: 3}]", "2:18: `env.wrappers[1].name` should be text, got 3", "put it in quotes: '3'"),
+    ("[{name: A, kwarg: {}}]", "2:24: unknown key `env.wrappers[0].kwarg`", "did you mean `env.wrappers[0].kwargs`?"),
+    ("[{name: A, id: {}}]", "2:24: unknown key `env.wrappers[0].id`", "did you mean `env.id`?"),
+    ("\n  - A\n  - name: B\n    kwargs: 3", "5:5: `env.wrappers[1].kwargs` should be a mapping, got 3", "{key: value}"),
+    ("\n  - A\n  - name: B\n    name: C", "5:5: duplicate key `env.wrappers[1].name`, first on line 4", "keep one"),
+]
+
+COMBINATIONS = [
+    (
+        "rollout: {episodes: 1}",
+        "1:11: `algorithm.baseline` and `rollout.episodes`: the mean over one",
+        "baseline: none",
+    ),
+    ("rollout: {episodes: null}", "1:11: `rollout.episodes` and `rollout.steps`: nothing is", "set `rollout.episodes`"),
+    ("rollout: {steps: 8}", "1:11: `rollout.steps`: segments need a value function", "collect whole episodes"),
+    (
+        "algorithm: {update_epochs: 3}",
+        "1:13: `algorithm.update_epochs` and `algorithm.objective`: ",
+        "update_epochs: 1",
+    ),
+    ("algorithm: {num_minibatches: 3}", "1:13: `algorithm.num_minibatches` and `algorithm.objective`", "batches: 1"),
+    (
+        "algorithm: {group_size: 4}",
+        "1:13: `algorithm.group_size` and `algorithm.baseline`: only",
+        "leave group_size out",
+    ),
+    ("algorithm: {returns: total, discount_weighting: true}", "1:29: `algorithm.discount_weighting` and", "to_go"),
+    ("env: {wrappers: [A], vectorization: native}", "1:22: `env.vectorization` and `env.wrappers`: a native", "sync"),
+    ("env: {rebuild: true, vectorization: native}", "1:22: `env.vectorization` and `env.rebuild`: the", "sync"),
+    ("env: {kwargs: {max_episode_steps: 3}}", "1:16: `env.kwargs.max_episode_steps`: pgcli", "`env.max_episode_steps`"),
+    ("env: {kwargs: {render_mode: human}}", "1:16: `env.kwargs.render_mode`: pgcli gives this", "leave it out"),
+    ("evaluation: {every: null, stop_at_return: 1}", "1:27: `evaluation.stop_at_return` and", "`evaluation.every`"),
+    ("sampling: {workers: 2}", "1:12: `sampling.workers`: this version collects in its own process", "workers: 0"),
+]
+
+SYNTAX: list[tuple[str | bytes, str, str]] = [
+    ("", "1:1: empty config", "`env: {id: CartPole-v1}`"),
+    ("# nothing\n", "1:1: empty config", "`env: {id: CartPole-v1}`"),
+    ("null", "1:1: empty config", "`env: {id: CartPole-v1}`"),
+    ("---\n...\n", "2:1: empty config", "`env: {id: CartPole-v1}`"),
+    ("- a\n- b", "1:1: expected a mapping of keys to values, got ['a', 'b']", "`env: {id: CartPole-v1}`"),
+    ("\nseed=1", "2:1: expected a mapping of keys to values, got 'seed=1'", "`env: {id: CartPole-v1}`"),
+    ("seed: 1\n---\nseed: 2", "2:1: a second document begins; one file is one config", "keep one"),
+    ("env: {id: x\nseed: 1", "1:6: this `{` is not closed: expected `,` or `}` before line 2, column 5", "with `}`"),
+    ("policy: {hidden_sizes: [1, 2}", "1:24: this `[` is not closed: expected `,` or `]`", "close it with `]`"),
+    ("env: [", "a value is missing", "close the bracket"),
+    ("env:\n\tid: x", "2:1: a tab cannot indent", "indent with spaces"),
+    ("env:\n  id: x\n\tseed: 1", "3:1: a tab cannot indent", "indent with spaces"),
+    ("env: {id: 'x}\n", "1:11: this quote is not closed", "close it"),
+    ("env:\n  id: a: b", "2:8: this `:` cannot stand here", "in quotes"),
+    ("seed: 1\n  name: x", "2:7: this `:` cannot stand here", "indent the keys of one section alike"),
+    ("  seed: 1\n name: x", "2:2: expected `key: value`, indented like the keys above", "indent"),
+    ("seed: 1\n- a", "2:1: expected `key: value`, indented like the keys above", "indent"),
+    ("seed: 1\nname\nenv: {}", "2:1: this line is not `key: value`", "a colon and a space"),
+    ("name: @x", "1:7: a value cannot begin with '@'", "put it in quotes"),
+    ("name: %x", "1:7: a value cannot begin with '%'", "put it in quotes"),
+    ('name: "\\q"', "not valid YAML: found unknown escape character", "quote"),
+    ("name: !!str x", "1:7: YAML tags (`!…`) are not allowed", "write the plain value"),
+    ("name: !x y", "1:7: YAML tags (`!…`) are not allowed", "write the plain value"),
+    ("name: &x y", "1:7: YAML anchors and aliases (`&…`, `*…`) are not allowed", "in quotes"),
+    ("name: *x", "1:7: YAML anchors and aliases (`&…`, `*…`) are not allowed", "in quotes"),
+    ("seed: &a 1\nenv: {<<: *a}", "1:7: YAML anchors and aliases", "write the value out"),
+    (b"seed: 1\nname: \xe9", "2:7: this is not UTF-8", "save it as UTF-8"),
+    ("seed: 1".encode("utf-16"), "1:1: UTF-16 is not UTF-8", "save it as UTF-8"),
+    (b"seed: 1\nname: a\0b", "2:8: the character U+0000 is not allowed", "UTF-8"),
+    (b"name: \x07", "1:7: the character U+0007 is not allowed", "remove it"),
+    ("[" * 10_000, f"1:{MAX_DEPTH + 1}: nested deeper than {MAX_DEPTH} levels", "flatter"),
+    ("{a: " * 10_000, f"nested deeper than {MAX_DEPTH} levels", "flatter"),
+    ("- " * 10_000, f"1:{2 * MAX_DEPTH + 1}: nested deeper than {MAX_DEPTH} levels", "flatter"),
+    ("\n".join(" " * i + "a:" for i in range(700)), f"{MAX_DEPTH + 1}:{MAX_DEPTH + 1}: nested deeper than", "flatter"),
+    ("env: {kwargs: {a: " + "[" * 30 + "1" + "]" * 30 + "}}", "1:48: nested deeper than", "flatter"),
+    (
+        "env:\n kwargs:\n" + "".join(f"{'  ' * i}- a:\n" for i in range(1, 20)).replace("- ", "", 1),
+        "`env.kwargs.a`",
+        "flatter",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "error", "hint"), [*KEYS, *TYPES, *RANGES, *COMBINATIONS, *SYNTAX])
+def test_a_fault_is_told_where_it_stands_with_the_rule_and_a_mend(text: str | bytes, error: str, hint: str) -> None:
+    first, mend, *others = told(text)
+    assert first.startswith("error: c.yaml:")
+    assert error in first
+    assert hint in mend
+    assert not others
+
+
+@pytest.mark.parametrize(("wrappers", "error", "hint"), WRAPPERS)
+def test_a_fault_inside_a_wrapper_is_told_at_its_own_line(wrappers: str, error: str, hint: str) -> None:
+    first, mend, *others = told(f"env:\n  wrappers: {wrappers}")
+    assert first.startswith(f"error: c.yaml:{error}")
+    assert hint in mend
+    assert not others
+
+
+def test_all_faults_are_told_at_once_in_the_order_of_the_file_then_of_the_command_line() -> None:
+    text = """\
+optimizer: {lr: 1}
+algorithm:
+  returns: total
+  discount_weighting: true
+  gamma: 2
+  gamma: 3
+env: {kwargs: {x: .nan, y: {1: 2}}, wrappers: [{nam: x}]}
+seeed: 1
+"""
+    lines = told(text, "training.iterations=x", "oops", "seed=[", "name=-", "rollout.steps=3")
+    assert [line.split(" ", 2)[1].rstrip(":") for line in lines[:16:2]] == [
+        f"c.yaml:{place}" for place in ("1:13", "4:3", "5:3", "6:3", "7:16", "7:29", "7:48", "7:49")
+    ]
+    assert [line.split(": ")[2] for line in lines[18::2]] == [
+        "training.iterations=x",
+        "oops",
+        "seed=[",
+        "name=-",
+        "rollout.steps=3",
+    ]
+    assert lines[16].startswith("error: c.yaml:8:1: unknown key `seeed`")
+
+
+def test_no_more_is_told_than_anybody_reads_and_that_soon() -> None:
+    start = time.perf_counter()
+    lines = told("".join(f"key{i}: 1\n" for i in range(3000)))
+    assert len(lines) == 2 * 21
+    assert lines[-2] == "error: c.yaml: and 2980 more problems"
+    assert time.perf_counter() - start < 2
+    assert told("seed: 1\n" * 23)[-2] == "error: c.yaml: and 2 more problems"
+
+
+def test_a_rule_between_keys_is_silent_about_a_key_that_is_refused_anyway() -> None:
+    assert len(told("env: {vectorization: native, wrappers: [3]}")) == 2
+    assert len(told("rollout: {episodes: 1}\nalgorithm: {baseline: men}")) == 2
+    assert len(told("rollout: {episodes: 1}\nalgorithm: []")) == 2
+
+
+OVERRIDES = [
+    (
+        "algorithm.gamma=abc",
+        "algorithm.gamma=abc: `algorithm.gamma` should be a number, got 'abc'",
+        "0.99, 1e-3 or 200",
+    ),
+    ("algorithm.gama=1", "algorithm.gama=1: unknown key `algorithm.gama`", "did you mean `algorithm.gamma`?"),
+    ("gamma=1", "gamma=1: unknown key `gamma`", "did you mean `algorithm.gamma`?"),
+    ("algo.gamma=1", "algo.gamma=1: unknown key `algo`", "did you mean `algorithm`?"),
+    ("seed = 3", "seed = 3: unknown key `'seed '`", "did you mean `seed`?"),
+    ("algorithm.gamma==1", "algorithm.gamma==1: `algorithm.gamma` should be a number, got '=1'", "0.99"),
+    ("algorithm.gamma", "algorithm.gamma: expected KEY=VALUE", "for example algorithm.gamma=0.99"),
+    ("", ": expected KEY=VALUE", "for example algorithm.gamma=0.99"),
+    ("=x", "=x: '' is not a key", "for example algorithm.gamma=0.99"),
+    ("a..b=1", "a..b=1: 'a..b' is not a key", "for example algorithm.gamma=0.99"),
+    (".=1", ".=1: '.' is not a key", "for example algorithm.gamma=0.99"),
+    ("env.kwargs.=1", "env.kwargs.=1: 'env.kwargs.' is not a key", "for example algorithm.gamma=0.99"),
+    ("env.kwargs." + "a." * 5000 + "a=1", "is not a key", "for example algorithm.gamma=0.99"),
+    ("seed=", "seed=: `seed` should be a whole number, got null", "The default is 0."),
+    ("seed=[1", "seed=[1: this `[` is not closed: expected `,` or `]`", "close it with `]`"),
+    ("seed=1\n---\n2", r"seed=1\n---\n2: a second document begins", "keep one"),
+    ("seed=!!python/object/apply:os.getpid []", "YAML tags (`!…`) are not allowed", "write the plain value"),
+    ("seed=*a", "seed=*a: YAML anchors and aliases (`&…`, `*…`) are not allowed", "in quotes"),
+    ("seed=a: b: c", "seed=a: b: c: this `:` cannot stand here", "in quotes"),
+    ("name=\udcff", r"name=\udcff: the character U+DCFF is not allowed", "remove it"),
+    ("env.id.x=1", "env.id.x=1: `env.id` has no keys of its own", "give it whole: `env.id=…`"),
+    ("policy.hidden_sizes.0=1", "`policy.hidden_sizes` has no keys of its own", "`policy.hidden_sizes=…`"),
+    ("policy.hidden_sizes=[1, x]", "`policy.hidden_sizes[1]` should be a whole number, got 'x'", "200 or 1e6"),
+    ("env.kwargs.x.y=1", "env.kwargs.x.y=1: `env.kwargs.x` has no keys of its own", "`env.kwargs.x=…`"),
+    ("env.kwargs={a: 1, a: 2}", "env.kwargs={a: 1, a: 2}: duplicate key `env.kwargs.a`", "keep one"),
+    ("env={id: x, idd: 2}", "env={id: x, idd: 2}: unknown key `env.idd`", "did you mean `env.id`?"),
+    (
+        "rollout.episodes=1",
+        "rollout.episodes=1: `algorithm.baseline` and `rollout.episodes`: the mean",
+        "`baseline: none`",
+    ),
+    ("env.kwargs.x=" + "x" * 300 + ": 1: 2", "env.kwargs.x=xxxxxxxx", "in quotes"),
+]
+
+
+@pytest.mark.parametrize(("text", "error", "hint"), OVERRIDES)
+def test_a_fault_of_an_override_is_told_by_its_own_text(text: str, error: str, hint: str) -> None:
+    first, mend, *others = told("env: {kwargs: {x: 1}}\nalgorithm:\n  baseline: mean", text)
+    assert first.startswith("error: command line: ")
+    assert error in first
+    assert hint in mend
+    assert not others
+
+
+@pytest.mark.parametrize("text", [text for text, *_ in OVERRIDES if not text.startswith("env.kwargs.x.y")])
+def test_an_override_of_a_config_is_refused_like_that_of_a_file(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(Config(), [text])
+    assert str(caught.value).startswith("error: command line: ")
+
+
+def test_the_last_override_of_a_key_is_the_one_that_is_told() -> None:
+    assert told("", "seed=1")[0].endswith("empty config")
+    assert "seed=y" in told("seed: 1", "seed=x", "seed=y")[0]
+    lines = told("seed: 1", "env={id: 3, num_envs: x}", "env.id=4")
+    assert "command line: env={id: 3, num_envs: x}: `env.num_envs`" in lines[0]
+    assert "command line: env.id=4: `env.id`" in lines[2]
+
+
+PLACES = [
+    ("missing.yaml", "missing.yaml: no such file, and no shipped config of that name", "give the path of a YAML file"),
+    ("cartpol", "cartpol: no such file, and no shipped config of that name", "did you mean `cartpole`?"),
+    ("cartpole.yml", "cartpole.yml: no such file, and no shipped config of that name", "did you mean `cartpole`?"),
+    ("folder", "folder: is a directory", "a config is a YAML file of a page or so"),
+    ("", ".: is a directory", "a config is a YAML file of a page or so"),
+    ("dangling", "dangling: no such file", "give the path of a YAML file"),
+    ("loop", "loop: cannot be read: ", "a config is a YAML file"),
+    ("file.yaml/x", "file.yaml/x: cannot be read: ", "a config is a YAML file"),
+    ("x" * 5000, ": cannot be read: ", "a config is a YAML file"),
+    ("a\0b", r"a\x00b: no such file", "give the path of a YAML file"),
+    ("a\nb", r"a\nb: no such file", "give the path of a YAML file"),
+    ("\udcff", r"\udcff: no such file", "give the path of a YAML file"),
+    ("huge.yaml", f"huge.yaml: is larger than {MAX_BYTES // 1024} KiB", "a config is a YAML file of a page or so"),
+]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links and their errors are those of POSIX")
+@pytest.mark.parametrize(("location", "error", "hint"), PLACES)
+def test_a_location_that_is_no_config_is_told_with_a_mend(
+    location: str, error: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgcli.config.shipped_configs", lambda: {"cartpole": Path("cartpole.yaml"), "ppo": Path()})
+    Path("folder").mkdir()
+    Path("file.yaml").touch()
+    Path("dangling").symlink_to("nowhere")
+    Path("loop").symlink_to("loop")
+    with Path("huge.yaml").open("wb") as file:
+        file.truncate(100 * 2**20)
+    with pytest.raises(ConfigError) as caught:
+        load_config(location)
+    first, mend = str(caught.value).splitlines()
+    assert error in first
+    assert hint in mend
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_file_is_told() -> None:
+    Path("c.yaml").touch(mode=0)
+    with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
+        load_config("c.yaml")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no FIFOs on Windows")
+def test_neither_a_fifo_nor_a_device_makes_it_wait() -> None:
+    os.mkfifo("fifo")
+    code = """
+from pgcli.config import load_config
+from pgcli.errors import ConfigError, Problem
+for location in ("fifo", "/dev/zero"):
+    try:
+        load_config(location)
+    except ConfigError as error:
+        print(error.problems[0].message)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.splitlines() == ["is not a regular file"] * 2
+
+
+def test_a_bomb_is_refused_before_it_grows() -> None:
+    tracemalloc.start()
+    start = time.process_time()
+    lines = told(BOMB)
+    assert time.process_time() - start < 0.05
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+    assert lines == [
+        "error: c.yaml:1:4: YAML anchors and aliases (`&…`, `*…`) are not allowed",
+        "hint: write the value out where it is used; if it is text, in quotes",
+    ]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "!!python/object/apply:pathlib.Path.touch [canary]",
+        "!!python/object/apply:os.system ['touch canary']",
+        "!!python/name:os.system",
+        "__import__('os').system('touch canary')",
+        "$(touch canary)",
+    ],
+)
+def test_nothing_in_a_config_or_an_override_is_ever_run(payload: str) -> None:
+    for text, overrides in ((f"env: {{kwargs: {{x: {payload}}}}}", []), ("seed: 1", [f"env.kwargs.x={payload}"])):
+        try:
+            config = accepted(text, *overrides)
+        except ConfigError:
+            continue
+        assert config.env.kwargs == {"x": payload}
+    assert os.listdir() == ["c.yaml"]
+
+
+NOT_DATA = [
+    (None, "expected a mapping of keys to values, got null"),
+    ([1], "expected a mapping of keys to values, got [1]"),
+    ({3: 4}, "a key must be text, got 3"),
+    ({None: 4}, "a key must be text, got null"),
+    ({"env": {("a", "b"): 4}}, "a key must be text, got ('a', 'b')"),
+    ({"env": {"kwargs": {"\ud800": 4}}}, r"a key must be text, got '\ud800'"),
+    ({"env": {"id": "\ud800"}}, r"`env.id` should be Unicode text, got '\ud800'"),
+    ({"env": {"kwargs": {"x": b"y"}}}, "`env.kwargs.x` should be text, a number, true, false, null, a list or a"),
+    ({"env": {"kwargs": {"x": (1, 2)}}}, "`env.kwargs.x` should be text, a number, true, false, null, a list or a"),
+    ({"policy": {"hidden_sizes": (1, 2)}}, "`policy.hidden_sizes` should be text, a number, true, false, null, a"),
+    ({"seed": float("nan")}, "`seed` should be a finite number, got .nan"),
+    ({"seed": 10**5000}, "`seed` should be a number below 1.8e308, got one of hundreds of digits"),
+    ({"env": {"kwargs": {"x": -(10**309)}}}, "`env.kwargs.x` should be a number below 1.8e308, got one of hundreds"),
+]
+
+
+@pytest.mark.parametrize(("data", "error"), NOT_DATA)
+def test_data_of_unknown_origin_is_told_by_the_name_of_what_holds_it(data: Any, error: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_from_data(data, "best.safetensors")
+    assert str(caught.value).startswith(f"error: best.safetensors: {error}")
+
+
+def test_data_nested_without_end_is_refused() -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    endless: dict[str, Any] = {}
+    endless["env"] = {"kwargs": {"x": endless}}
+    for data in (deep, {"env": deep}, {"env": {"kwargs": {"x": deep}}}, endless):
+        with pytest.raises(ConfigError):
+            config_from_data(data, "best.safetensors")
+
+
+WORDS = ["env", "id", "seed", "kwargs", "wrappers", "policy", "hidden_sizes", "name", "x", "<<", "~", "1e3", "é", "🚀"]
+MARKS = [": ", ":", "\n", "\n  ", "\n - ", "- ", "{", "}", "[", "]", ", ", "'", '"', "|\n", ">", "# ", "? ", "\t", "\r"]
+TOKENS = [*WORDS, *MARKS, "&a", "*a", "!!int ", "---\n", "...", "%YAML 1.2\n", "\\", "\0", "\ufeff", "\u2028", "\x85"]
+
+
+TEXT = st.text() | st.lists(st.sampled_from(TOKENS), max_size=40).map("".join)
+FUZZ = settings(max_examples=120, deadline=None, database=None)
+
+
+def problems_of(build: Callable[..., object], *arguments: object) -> list[Problem]:
+    """Give the problems that `build` tells; anything else that it raises is a bug."""
+    try:
+        build(*arguments)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+@FUZZ
+@given(TEXT)
+def test_any_text_is_read_or_refused_at_a_place_that_it_has(text: str) -> None:
+    places = [tuple(map(int, problem.where.split(":")[1:])) for problem in problems_of(parse, text, "c.yaml")]
+    lines = len(re.split("\r\n|[\r\n\x85\u2028\u2029]", text))
+    assert all(1 <= line <= lines + 1 and column >= 1 for line, column in places)
+
+
+@FUZZ
+@given(st.binary() | TEXT.map(str.encode))
+def test_any_bytes_are_read_or_refused_with_a_mend(content: bytes) -> None:
+    assert all(problem.hint for problem in problems_of(parse, content, "c.yaml"))
+
+
+@FUZZ
+@given(TEXT)
+def test_any_text_is_read_or_refused_without_libyaml_too(text: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pgcli.config.source.Loader", yaml.SafeLoader)
+        assert all(problem.hint for problem in problems_of(parse, text, "c.yaml"))
+
+
+KEY = st.sampled_from([*Config.model_fields, *WORDS, "gamma", "episodes"]) | st.text(max_size=3)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(max_size=3) | st.just("auto"),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(KEY, inner, max_size=4)
+        | st.dictionaries(st.integers() | st.none(), inner, max_size=2)
+        | st.tuples(inner)
+    ),
+    max_leaves=10,
+)
+
+
+@FUZZ
+@given(st.dictionaries(KEY, ANYTHING, max_size=5) | ANYTHING)
+def test_any_data_is_a_config_or_refused_with_a_mend(data: Any) -> None:
+    assert all(problem.message and problem.hint for problem in problems_of(config_from_data, data, "best.safetensors"))
+
+
+@FUZZ
+@given(
+    st.lists(
+        TEXT | st.tuples(st.sampled_from([*WORDS, "env.kwargs.x", "env.wrappers"]), TEXT).map("=".join), max_size=3
+    )
+)
+def test_any_override_is_applied_or_refused_with_a_mend(overrides: list[str]) -> None:
+    assert all(problem.message and problem.hint for problem in problems_of(override, Config(), overrides))

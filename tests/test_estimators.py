@@ -1,0 +1,338 @@
+"""Gradient estimates of the real code without sampling: all batches that can happen, against closed forms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from helpers import Array, World, ascent, bandit, chain, config, log_probs, moments, softmax_agent, trajectories
+from torch import Tensor
+
+from pgcli.agent import PolicyGradient
+from pgcli.estimators.baselines import mean_baseline
+from pgcli.estimators.objectives import standardized, step_weights
+from pgcli.estimators.trajectories import Trajectories
+
+EXACT = 1e-10
+GRPO = {"baseline": "mean", "standardize": "batch"}
+NONE: dict[str, Any] = {"baseline": "none"}
+MEAN: dict[str, Any] = {"baseline": "mean"}
+EVEN = ([0.0, 0.0], [1.0, 0.0])
+UNEVEN = ([0.0, math.log(2), math.log(3)], [1.0, 0.0, 2.0])
+
+
+def mlp_agent(activation: str = "tanh", dtype: torch.dtype = torch.float64, **algorithm: Any) -> PolicyGradient:
+    settings = config(policy={"hidden_sizes": [6], "activation": activation}, algorithm=algorithm)
+    agent = PolicyGradient(spaces.Box(-9, 9, (3,)), spaces.Discrete(4), settings)
+    agent.policy.to(dtype)
+    return agent
+
+
+def random_batch() -> Trajectories:
+    """Four trajectories of lengths 5, 3, 1, 4 with random observations, actions and rewards."""
+    draw = torch.Generator().manual_seed(5)
+    batch = trajectories(*([(0, 0.0)] * length for length in (5, 3, 1, 4)))
+    return replace(
+        batch,
+        obs=torch.randn(6, 4, 3, dtype=torch.float64, generator=draw),
+        actions=torch.randint(4, (5, 4), generator=draw),
+        rewards=torch.randn(5, 4, dtype=torch.float64, generator=draw) * batch.mask,
+    )
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def gradient(agent: PolicyGradient, batch: Trajectories) -> Tensor:
+    """Estimate ∇J with respect to all parameters, as one vector."""
+    return -flat(agent.gradient(batch)[0])
+
+
+def scores(agent: PolicyGradient, batch: Trajectories) -> Tensor:
+    """Compute ∇log π(a|s) of every step, [T, N, parameters], 0 on masked rows."""
+    parameters = list(agent.policy.parameters())
+    each_step = log_probs(agent.policy, batch.obs[:-1][batch.mask], batch.actions[batch.mask])
+    rows = [flat(torch.autograd.grad(each, parameters, retain_graph=True)) for each in each_step]
+    result = torch.zeros(*batch.mask.shape, len(rows[0]), dtype=each_step.dtype)
+    result[batch.mask] = torch.stack(rows)
+    return result
+
+
+# E[g] and Var from exact fractions, by counts of actions instead of batches; roots (GRPO) to 40 digits.
+@pytest.mark.parametrize("returns", ["total", "reward_to_go"])
+@pytest.mark.parametrize(
+    ("world", "algorithm", "n", "mean", "variance"),
+    [
+        (EVEN, NONE, 1, "1/4 -1/4", "1/8"),
+        (EVEN, NONE, 4, "1/4 -1/4", "1/32"),
+        (EVEN, MEAN, 2, "1/8 -1/8", "1/32"),
+        (EVEN, MEAN, 4, "3/16 -3/16", "3/256"),
+        (EVEN, GRPO, 4, "0.40400635094610965 -0.40400635094610965", "0.0485577367904177"),
+        (UNEVEN, NONE, 1, "-1/36 -7/18 5/12", "407/648"),
+        (UNEVEN, NONE, 4, "-1/36 -7/18 5/12", "407/2592"),
+        (UNEVEN, MEAN, 2, "-1/72 -7/36 5/24", "311/2592"),
+        (UNEVEN, MEAN, 4, "-1/48 -7/24 5/16", "403/6912"),
+        (UNEVEN, GRPO, 4, "-0.042490910766803 -0.342909590010470 0.3854005007772741", "0.0938164138241089"),
+    ],
+)
+def test_on_bandits_mean_and_variance_are_the_exact_ones(
+    returns: str, world: tuple[list[float], list[float]], algorithm: Any, n: int, mean: str, variance: str
+) -> None:
+    logits, rewards = world
+    agent = softmax_agent(logits, returns=returns, **algorithm)
+    g, trace = moments(agent, bandit(logits, rewards), n)
+    assert g.tolist() == pytest.approx([float(Fraction(x)) for x in mean.split()], abs=EXACT)
+    assert trace == pytest.approx(float(Fraction(variance)), abs=EXACT)
+
+
+def test_the_even_bandit_under_grpo_is_a_closed_form() -> None:
+    # m of 4 rewarded: A = √((4-m)/m) or -√(m/(4-m)), so the first coordinate of g is √(m (4-m)) / 4
+    g, _ = moments(softmax_agent(EVEN[0], **GRPO), bandit(*EVEN), 4)
+    assert g[0].item() == pytest.approx((2 * math.sqrt(3) + 3) / 16, abs=1e-14)
+
+
+def test_the_average_does_not_matter_where_all_trajectories_have_one_step() -> None:
+    batch = trajectories([(0, 1.0)], [(1, 0.0)], [(2, 2.0)])
+    each = [softmax_agent(UNEVEN[0], average=a) for a in ("steps", "episodes", "episode_means")]
+    assert len({tuple(ascent(agent, batch).tolist()) for agent in each}) == 1
+
+
+P, N_STEPS, GAMMA, THETA = 1 / (1 + math.exp(-0.5)), 5, 0.9, 0.5
+J = GAMMA ** (N_STEPS - 1) * P**N_STEPS
+CHAIN = chain(THETA, N_STEPS, every_step=0, at_the_end=1)
+
+
+def chain_agent(**algorithm: Any) -> PolicyGradient:
+    return softmax_agent([0.0, THETA], **{"average": "episodes", "gamma": GAMMA} | algorithm)
+
+
+def test_on_the_chain_total_return_has_the_exact_gradient_and_variance() -> None:
+    g, trace = moments(chain_agent(returns="total", baseline="none"), CHAIN, 1)
+    # both logits, with opposite scores: twice the variance of one
+    assert g[1].item() == pytest.approx(N_STEPS * (1 - P) * J, abs=EXACT)
+    assert trace / 2 == pytest.approx(J**2 * (N_STEPS * (1 - P)) ** 2 * (1 / P**N_STEPS - 1), abs=EXACT)
+    assert (g[1].item(), trace / 2) == pytest.approx((0.1157333946, 0.1299441557), abs=5e-11)
+
+
+def test_the_policy_loss_is_the_return_weighted_log_probability() -> None:
+    right = trajectories([(1, 0.0)] * 4 + [(1, 1.0)])
+    _, loss, _ = chain_agent(returns="total", baseline="none").gradient(right)
+    assert loss.item() == pytest.approx(-(GAMMA**4) * 5 * math.log(P), rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_on_the_chain_reward_to_go_is_exact_with_discount_weighting(n: int) -> None:
+    agent = chain_agent(returns="reward_to_go", baseline="none", discount_weighting=True)
+    g, _ = moments(agent, CHAIN, n)
+    assert g[1].item() == pytest.approx(N_STEPS * (1 - P) * J, abs=EXACT)
+
+
+def test_on_the_chain_reward_to_go_without_discount_weighting_is_the_known_other_sum() -> None:
+    g, _ = moments(chain_agent(returns="reward_to_go", baseline="none"), CHAIN, 1)
+    other = sum(GAMMA ** (N_STEPS - 1 - t) for t in range(N_STEPS)) * P**N_STEPS * (1 - P)
+    assert g[1].item() == pytest.approx(other, abs=EXACT)
+
+
+@pytest.mark.parametrize(
+    ("world", "expected"),
+    [(CHAIN, (1 - P) * J), (chain(THETA, N_STEPS, every_step=1, at_the_end=0), 0)],
+    ids=["one reward at the end", "a constant reward"],
+)
+def test_scores_times_immediate_rewards_are_something_else(world: World, expected: float) -> None:
+    """The wrong estimator of M2L 2024 is n times too small on the chain, and 0 for a constant reward."""
+    agent = chain_agent(returns="total", baseline="none")
+    wrong = 0.0
+    for probability, episode in world:
+        batch = trajectories(episode)
+        discounts = GAMMA ** torch.arange(len(batch.rewards), dtype=torch.float64)[:, None]
+        wrong += probability * float((scores(agent, batch)[..., -1] * discounts * batch.rewards).sum())
+    assert wrong == pytest.approx(expected, abs=EXACT)
+    right, _ = moments(agent, world, 1)
+    assert right[1] - wrong > 0.05
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"returns": "total"},
+        {"returns": "reward_to_go", "discount_weighting": True},
+    ],
+)
+def test_the_mean_baseline_shrinks_the_gradient_by_its_own_share(algorithm: dict[str, Any], n: int) -> None:
+    """On a survival chain, a reward per step, trajectories end at different times.
+
+    Cov(a_t, G_t) = p (1-p) γ V_t+1 where alive. `total` loses 1/N of it; per step, the n of N that run lose
+    1/n, and E[max(n - 1, 0)] = N q - 1 + (1 - q)^N for n binomial with q = p^t.
+    """
+    steps, world = 3, chain(THETA, 3, every_step=1, at_the_end=0)
+    values = [0.0]
+    for _ in range(steps):
+        values.insert(0, 1 + P * GAMMA * values[0])
+    expected = 0.0
+    for t in range(steps):
+        q = P**t
+        running = (1 - 1 / n) * q if algorithm["returns"] == "total" else q - (1 - (1 - q) ** n) / n
+        expected += GAMMA**t * running * P * (1 - P) * GAMMA * values[t + 1]
+    g, _ = moments(chain_agent(baseline="mean", **algorithm), world, n)
+    assert g[1].item() == pytest.approx(expected, abs=EXACT)
+
+
+def test_a_lone_trajectory_is_its_own_mean() -> None:
+    lone = trajectories([(1, 1.0), (0, 1.0)], [(0, 5.0)])
+    advantages = chain_agent(baseline="mean").advantages(lone)
+    assert advantages[1, 0].item() == 0  # alone at t = 1
+    assert advantages[0].tolist() == pytest.approx([(1.9 - 5) / 2, (5 - 1.9) / 2])
+
+
+def test_the_mean_baseline_counts_only_what_runs() -> None:
+    returns = torch.tensor([[1.0, 3.0, 8.0], [5.0, math.nan, 9.0], [math.inf, math.nan, 2.0]])
+    mask = torch.tensor([[True, True, True], [True, False, True], [False, False, False]])
+    assert mean_baseline(returns, mask).tolist() == [[4.0], [7.0], [0.0]]
+
+
+def test_gpomdp_is_reward_to_go_with_discount_weighting_in_another_order() -> None:
+    batch = random_batch()
+    agent = mlp_agent(returns="reward_to_go", baseline="none", gamma=0.9, average="episodes", discount_weighting=True)
+    discounted = 0.9 ** torch.arange(5.0, dtype=torch.float64)[:, None] * batch.rewards
+    gpomdp = (discounted[..., None] * scores(agent, batch).cumsum(0)).sum((0, 1)) / 4
+    np.testing.assert_allclose(gradient(agent, batch), gpomdp, rtol=0, atol=EXACT)
+
+
+def test_total_return_is_the_sum_of_scores_times_the_sum_of_rewards() -> None:
+    batch = random_batch()
+    agent = mlp_agent(returns="total", baseline="none", gamma=0.9, average="episodes")
+    discounted = 0.9 ** torch.arange(5.0, dtype=torch.float64)[:, None] * batch.rewards
+    total = (scores(agent, batch).sum(0) * discounted.sum(0)[:, None]).mean(0)
+    np.testing.assert_allclose(gradient(agent, batch), total, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
+def test_the_score_is_the_closed_form_of_the_tutorial(dtype: torch.dtype, tolerance: float) -> None:
+    agent = mlp_agent("relu", dtype)
+    batch = random_batch()
+    w1, b1, w2, b2 = (parameter.detach().double().numpy() for parameter in agent.policy.parameters())
+
+    def grad_log(state: Array, action: int) -> Array:
+        hidden = w1 @ state + b1
+        preferences = np.exp(w2 @ np.maximum(hidden, 0) + b2)
+        score = np.eye(4)[action] - preferences / preferences.sum()
+        back = (score @ w2) * (hidden > 0)
+        pieces = (np.outer(back, state), back, np.outer(score, np.maximum(hidden, 0)), score)
+        return np.concatenate([piece.ravel() for piece in pieces])
+
+    by_autograd = scores(agent, batch)[batch.mask]
+    states, actions = batch.obs[:-1][batch.mask].numpy(), batch.actions[batch.mask].tolist()
+    closed_form = np.stack([grad_log(state, action) for state, action in zip(states, actions, strict=True)])
+    assert (closed_form[:, :18] == 0).any()  # the ReLU was closed somewhere
+    np.testing.assert_allclose(by_autograd, closed_form, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("average", "expected"),
+    # π even, so the score is ±1/2: Σ s G is 3/2 - 2/2 + 1/2 = 1 over the three steps, 5/2 over the one
+    [("steps", (1 + 2.5) / 4), ("episodes", (1 + 2.5) / 2), ("episode_means", (1 / 3 + 2.5) / 2)],
+)
+def test_an_average_is_over_what_it_names(average: str, expected: float) -> None:
+    batch = trajectories([(1, 1.0), (0, 1.0), (1, 1.0)], [(1, 5.0)])
+    agent = softmax_agent([0, 0], baseline="none", gamma=1.0, average=average)
+    assert ascent(agent, batch).tolist() == pytest.approx([-expected, expected], rel=1e-14)
+
+
+def test_step_weights_are_fractions_of_one_where_they_average() -> None:
+    mask = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
+    assert step_weights(mask, "steps").sum().item() == pytest.approx(1)
+    assert step_weights(mask, "episode_means").sum(0).tolist() == pytest.approx([1 / 3] * 3)
+    assert step_weights(mask, "episodes").sum(0).tolist() == pytest.approx([1, 2 / 3, 1 / 3])
+    assert (step_weights(mask, "steps")[~mask] == 0).all()
+
+
+GRID = [
+    {"returns": returns, "baseline": baseline, "standardize": standardize, "average": average, "gamma": 0.9}
+    for returns in ("total", "reward_to_go")
+    for baseline in ("none", "mean")
+    for standardize in ("none", "batch")
+    for average in ("steps", "episodes", "episode_means")
+]
+
+
+@pytest.mark.parametrize("algorithm", GRID, ids=lambda a: "-".join(map(str, a.values())))
+def test_neither_garbage_in_the_padding_nor_the_order_of_columns_matters(algorithm: dict[str, Any]) -> None:
+    batch, agent = random_batch(), mlp_agent(**algorithm)
+    expected = gradient(agent, batch)
+    padding = ~batch.mask
+    for garbage in (math.nan, math.inf, 1e30):
+        obs = batch.obs.clone()
+        obs[:-1][padding] = garbage
+        obs[-1] = garbage
+        dirty = replace(
+            batch,
+            obs=obs,
+            actions=torch.where(padding, 3, batch.actions),
+            terminated=batch.terminated | padding,
+            truncated=batch.truncated | padding,
+        )
+        assert torch.equal(gradient(agent, dirty), expected)
+    order = [2, 0, 3, 1]
+    permuted = Trajectories(**{name: value[:, order] for name, value in vars(batch).items()})
+    np.testing.assert_allclose(gradient(agent, permuted), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_longer_padding_changes_nothing() -> None:
+    batch, agent = random_batch(), mlp_agent()
+    longer = Trajectories(
+        **{name: torch.cat((value, torch.zeros_like(value[:2]))) for name, value in vars(batch).items()}
+    )
+    assert torch.equal(gradient(agent, longer), gradient(agent, batch))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -1 / 3, 1e9 / 3, 1e-12])
+@pytest.mark.parametrize("count", [1, 3, 7, 1000])
+def test_equal_advantages_standardise_to_exactly_zero(value: float, count: int) -> None:
+    assert (standardized(torch.full((count,), value, dtype=torch.float64)) == 0).all()
+
+
+def test_standardised_advantages_have_mean_zero_and_population_deviation_one() -> None:
+    assert standardized(torch.tensor([2.0, 2.0, 5.0, 5.0, 1.0, 6.0])).tolist() == pytest.approx(
+        [(x - 3.5) / math.sqrt(21.5 / 6) for x in (2, 2, 5, 5, 1, 6)]
+    )
+
+
+def test_a_batch_of_equal_returns_teaches_nothing() -> None:
+    agent = softmax_agent([0.3, -0.2], returns="total", **GRPO)
+    assert ascent(agent, trajectories(*[[(1, 0.7)]] * 7)).tolist() == [0, 0]
+
+
+def test_gamma_to_the_t_weighs_after_standardisation() -> None:
+    # G = ±3 in every step, so A = ±1; π even; every score times advantage is 1/2, weighed by 1 and γ = 1/2
+    batch = trajectories([(1, 1.5), (1, 3.0)], [(0, -1.5), (0, -3.0)])
+    agent = softmax_agent([0, 0], baseline="none", gamma=0.5, standardize="batch", discount_weighting=True)
+    assert ascent(agent, batch)[1].item() == pytest.approx((0.5 + 0.5 + 0.25 + 0.25) / 4, rel=1e-14)
+
+
+@pytest.mark.parametrize("theta", [-2.0, 0.0, 0.5, 3.0])
+def test_the_entropy_bonus_has_the_closed_form_gradient(theta: float) -> None:
+    p = 1 / (1 + math.exp(-theta))
+    agent = softmax_agent([0, theta], baseline="none", entropy_coef=0.25)
+    nothing = trajectories([(1, 0.0)] * 3, [(0, 0.0)])
+    # H = ln(1 + e^θ) - pθ, so dH/dθ = -θ p (1-p)
+    assert ascent(agent, nothing)[1].item() == pytest.approx(-0.25 * theta * p * (1 - p), abs=1e-14)
+    assert agent.gradient(nothing)[2].item() == pytest.approx(math.log1p(math.exp(theta)) - p * theta)
+
+
+def test_trajectories_tell_their_lengths_and_ends() -> None:
+    batch = trajectories([(0, 0.0)] * 3, [(0, 0.0)], [(0, 0.0)] * 2)
+    terminated = batch.terminated & torch.tensor([True, False, False])
+    truncated = torch.tensor([[False] * 3, [False, True, True], [False, True, False]])
+    batch = replace(batch, terminated=terminated, truncated=truncated)
+    assert batch.num_steps == 6
+    assert batch.lengths.tolist() == [3, 1, 2]
+    assert batch.ended() == ["terminated", "horizon", "truncated"]  # padding has no flags

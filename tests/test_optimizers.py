@@ -1,0 +1,150 @@
+"""Optimizers against torch.optim, schedules against their end points, updates against what they promise."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from helpers import ascent, config, trajectories
+from torch import Tensor
+
+from pgcli.agent import PolicyGradient
+from pgcli.errors import Diverged
+from pgcli.optimizers import Optimizer, scheduled
+
+Rule = Literal["adam", "sgd", "rmsprop"]
+RULES: list[Rule] = ["adam", "sgd", "rmsprop"]
+UNSEEN = trajectories([(1, 1.0), (0, 2.0), (1, 0.5)], [(0, 1.0)], [(1, -3.0), (1, 1.0)])  # all observations are 0
+BATCH = replace(UNSEEN, obs=torch.linspace(-1, 1, UNSEEN.obs.numel()).reshape(UNSEEN.obs.shape))
+
+
+def agent_with(seed: int = 0, **optimizer: Any) -> PolicyGradient:
+    settings = config(seed=seed, policy={"hidden_sizes": [5]}, optimizer=optimizer)
+    return PolicyGradient(spaces.Box(-1, 1, (1,)), spaces.Discrete(2), settings)
+
+
+def parameters(agent: PolicyGradient) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in agent.policy.parameters()])
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_a_rule_is_that_of_torch(rule: Rule, dtype: torch.dtype, tolerance: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    starts = [torch.randn(shape, dtype=dtype, generator=draw) for shape in ((3, 4), (4,), ())]
+    ours = [start.clone() for start in starts]
+    theirs = [start.clone().requires_grad_() for start in starts]
+    torchs = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}[rule]
+    optimizer, reference = Optimizer(rule, ours), torchs(theirs, lr=0.1)
+    for step in range(20):
+        learning_rate = 0.1 / (1 + step)
+        # from large over small to zero
+        gradients = [torch.randn(x.shape, dtype=dtype, generator=draw) * 10.0 ** (2 - step) for x in starts]
+        optimizer.step([g * (step < 18) for g in gradients], learning_rate)
+        for x, g in zip(theirs, gradients, strict=True):
+            x.grad = g * (step < 18)
+        reference.param_groups[0]["lr"] = learning_rate
+        reference.step()
+        for x, y in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(x, y.detach(), rtol=tolerance, atol=tolerance)
+
+
+def test_the_first_step_of_adam_is_the_learning_rate_against_the_sign() -> None:
+    x = torch.tensor([1.0, 1.0, 1.0], dtype=torch.float64)
+    Optimizer("adam", [x]).step([torch.tensor([1e-3, -40.0, 0.0], dtype=torch.float64)], 0.25)
+    assert x.tolist() == pytest.approx([0.75, 1.25, 1.0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "start", "half", "end"), [("constant", 3, 3, 3), ("linear", 3, 1.5, 0), ("cosine", 3, 1.5, 0)]
+)
+def test_a_schedule_goes_from_the_value_to_its_end(schedule: Any, start: float, half: float, end: float) -> None:
+    assert [scheduled(3.0, schedule, at) for at in (0, 0.5, 1)] == pytest.approx([start, half, end], abs=1e-15)
+
+
+def test_linear_and_cosine_part_between_the_middle_and_the_ends() -> None:
+    assert scheduled(1.0, "linear", 0.25) == 0.75
+    assert scheduled(1.0, "cosine", 0.25) == pytest.approx((2 + math.sqrt(2)) / 4)
+
+
+def test_an_update_climbs_along_the_gradient_by_the_scheduled_rate() -> None:
+    agent = agent_with(name="sgd", learning_rate=0.5, schedule="linear")
+    before, uphill = parameters(agent), ascent(agent, BATCH)
+    update = agent.update(BATCH, progress=0.75)
+    assert update.learning_rate == 0.125
+    np.testing.assert_allclose(parameters(agent)[-2:] - before[-2:], 0.125 * uphill, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("norm", "moved"), [(0.25, 0.25), (4.0, 1.0)])
+def test_only_a_gradient_above_the_limit_is_scaled_down(norm: float, moved: float) -> None:
+    free, limited = (agent_with(name="sgd", learning_rate=1.0, max_grad_norm=limit) for limit in (None, 1.0))
+    start = parameters(free)
+    length = free.update(BATCH, 0).grad_norm
+    direction = (parameters(free) - start) / length
+    assert direction.norm().item() == pytest.approx(1, rel=1e-5)
+    louder = replace(BATCH, rewards=BATCH.rewards * norm / length)  # the gradient is linear in the rewards
+    assert limited.update(louder, 0).grad_norm == pytest.approx(norm, rel=1e-5)
+    np.testing.assert_allclose(parameters(limited) - start, moved * direction, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e200])
+def test_a_non_finite_update_leaves_everything_as_it_was(bad: float) -> None:
+    agent = agent_with(name="adam")
+    agent.update(BATCH, 0)
+    before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
+    rewards = BATCH.rewards.clone()
+    rewards[0, 0] = bad
+    with pytest.raises(Diverged, match=r"is (nan|inf|-inf)"):
+        agent.update(replace(BATCH, rewards=rewards), 0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in agent.state_dict().items())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_restored_agent_goes_on_bit_for_bit(rule: Rule) -> None:
+    agent, fresh = agent_with(name=rule), agent_with(seed=1, name=rule)
+    for _ in range(3):
+        agent.update(BATCH, 0)
+    saved = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
+    fresh.update(BATCH, 0)  # a memory of its own, to be overwritten
+    act = fresh.policy.actor("greedy")
+    fresh.load_state_dict(saved)
+    obs = torch.linspace(-1, 1, 50)[:, None].numpy()
+    for _ in range(3):
+        assert agent.update(BATCH, 0) == fresh.update(BATCH, 0)
+    assert agent.state_dict().keys() == fresh.state_dict().keys() == saved.keys()
+    for name, tensor in agent.state_dict().items():
+        assert torch.equal(tensor, fresh.state_dict()[name]), name
+        assert not torch.equal(tensor, saved[name]), name
+    assert (act(obs, obs[:, 0]) == agent.policy.actor("greedy")(obs, obs[:, 0])).all()
+
+
+def test_the_state_is_named_after_the_network() -> None:
+    layers = [f"network.{n}.{kind}" for n in (0, 2) for kind in ("weight", "bias")]
+    names = {rule: set(agent_with(name=rule).state_dict()) for rule in RULES}
+    policy = {f"policy.{layer}" for layer in layers}
+    assert names["sgd"] == policy
+    assert names["rmsprop"] == policy | {f"optimizer.{layer}.square_avg" for layer in layers}
+    moments = {f"optimizer.{layer}.{moment}" for layer in layers for moment in ("exp_avg", "exp_avg_sq")}
+    assert names["adam"] == policy | moments | {"optimizer.step"}
+
+
+def test_optimizers_do_without_torch_dynamo_and_sympy() -> None:
+    code = """
+import sys, torch
+from pgcli.optimizers import Optimizer
+for rule in ("adam", "sgd", "rmsprop"):
+    x = torch.ones(3, requires_grad=True)
+    Optimizer(rule, [x]).step(torch.autograd.grad(x.square().sum(), [x]), 0.1)
+    assert x.max() < 1
+print(sorted({"torch._dynamo", "torch.optim", "sympy"} & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "torch._dynamo" not in result.stdout
+    assert "sympy" not in result.stdout

@@ -1,0 +1,231 @@
+"""Policies: the encoder against Gymnasium's own, numpy against torch, sampling against exact frequencies."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from helpers import Array, config, log_probs
+
+from pgcli.agent import PolicyGradient
+from pgcli.errors import EnvironmentFailure
+from pgcli.policies.distributions import Softmax
+from pgcli.policies.networks import Encoder, mlp, numpy_forward
+from pgcli.policies.policy import Policy
+
+LAST = 1 - 2**-53  # the largest uniform number that numpy draws
+
+SPACES: list[spaces.Space[Any]] = [
+    spaces.Box(-5, 5, (), np.float32),
+    spaces.Box(-5, 5, (4,), np.float32),
+    spaces.Box(-5, 5, (4,), np.float64),
+    spaces.Box(-5, 5, (2, 3), np.float64),
+    spaces.Box(0, 255, (5,), np.uint8),
+    spaces.Box(0, 255, (3, 2), np.uint8),
+    spaces.Discrete(4),
+    spaces.Discrete(4, start=-2),
+    spaces.Discrete(3, start=7),
+]
+
+
+def policy_for(space: spaces.Space[Any], actions: spaces.Space[Any] | None = None, **settings: Any) -> Policy:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Policy(space, actions or spaces.Discrete(3), config(policy=settings).policy)
+
+
+def samples(space: spaces.Space[Any], count: int = 11) -> Array:
+    space.seed(3)
+    return np.stack([np.asarray(space.sample()) for _ in range(count)])
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_observations_are_encoded_as_gymnasium_flattens_them(space: spaces.Space[Any]) -> None:
+    encoder, obs = Encoder(space), samples(space)
+    expected = np.stack([np.asarray(spaces.flatten(space, x)) for x in obs]).astype(np.float32)
+    assert encoder.size == expected.shape[1]
+    np.testing.assert_array_equal(encoder.in_numpy(obs), expected)
+    np.testing.assert_array_equal(encoder.in_torch(torch.from_numpy(obs), torch.float32), expected)
+
+
+@pytest.mark.parametrize("space", [spaces.MultiBinary(3), spaces.MultiDiscrete([2, 3]), spaces.Text(4)], ids=str)
+def test_other_observations_are_refused_by_name(space: spaces.Space[Any]) -> None:
+    with pytest.raises(EnvironmentFailure, match=type(space).__name__):
+        Encoder(space)
+
+
+def test_other_actions_are_refused_by_name() -> None:
+    with pytest.raises(EnvironmentFailure, match=r"Box.* not supported; Discrete is"):
+        policy_for(SPACES[0], spaces.Box(-1, 1, (2,)))
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "elu", "identity"])
+@pytest.mark.parametrize("hidden_sizes", [[], [5], [7, 3], [64, 64]], ids=str)
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_acting_and_learning_see_the_same_logits(
+    space: spaces.Space[Any], hidden_sizes: list[int], activation: str
+) -> None:
+    policy = policy_for(space, hidden_sizes=hidden_sizes, activation=activation)
+    obs = samples(space)
+    before = obs.copy()
+    logits = numpy_forward(policy.network)(policy.encoder.in_numpy(obs))
+    assert logits.dtype == np.float32
+    in_torch = policy(torch.from_numpy(obs)).detach()
+    np.testing.assert_allclose(logits, in_torch, rtol=1e-5, atol=1e-5 * np.abs(logits).max())
+    np.testing.assert_array_equal(obs, before)  # activations work in place, but not on the observations
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        ("tanh", [math.tanh(-2), 0, math.tanh(0.5)]),
+        ("relu", [0, 0, 0.5]),
+        ("elu", [math.exp(-2) - 1, 0, 0.5]),
+        ("identity", [-2, 0, 0.5]),
+    ],
+)
+def test_an_activation_stands_after_the_hidden_layer_alone(
+    activation: Literal["tanh", "relu", "elu", "identity"], expected: list[float]
+) -> None:
+    network = mlp([1, 1, 1], activation)
+    with torch.no_grad():
+        for parameter, value in zip(network.parameters(), (1, 0, 2, -7), strict=True):
+            parameter.fill_(value)
+    x = np.array([[-2], [0], [0.5]], np.float32)
+    assert numpy_forward(network)(x.copy())[:, 0] == pytest.approx([2 * y - 7 for y in expected])
+    assert network(torch.from_numpy(x))[:, 0].tolist() == pytest.approx([2 * y - 7 for y in expected])
+
+
+def test_the_actor_follows_weights_and_biases_changed_in_place() -> None:
+    policy = policy_for(spaces.Discrete(2), hidden_sizes=[])
+    obs, middle = np.array([0, 1]), np.full(2, 0.5)
+    sampled, greedy = policy.actor("sampled"), policy.actor("greedy")
+    for parameter in policy.parameters():
+        for action in (2, 0, 1):
+            with torch.no_grad():
+                for each in policy.parameters():
+                    each.zero_()
+                parameter[action] = 100
+            assert sampled(obs, middle).tolist() == greedy(obs, middle).tolist() == [action, action]
+
+
+def test_greedy_actions_are_the_most_probable_ones() -> None:
+    space = spaces.Box(-5, 5, (4,))
+    policy = policy_for(space, spaces.Discrete(3, start=-1), hidden_sizes=[8])
+    obs = samples(space, 50)
+    actions = torch.arange(-1, 2).expand(50, 3)
+    each = [log_probs(policy, torch.from_numpy(obs), a) for a in actions.T]
+    expected = torch.stack(each).argmax(0) - 1
+    assert expected.min() < expected.max()
+    assert policy.actor("greedy")(obs, np.zeros(50)).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("start", [0, 5, -3])
+def test_uniforms_on_a_grid_give_exact_frequencies(start: int, dtype: type[Any]) -> None:
+    counts = [100, 250, 1, 649]
+    logits = np.log(np.array([counts] * 1000, dtype)) + dtype(40)  # a shift means nothing
+    actions = Softmax(4, start).sample(logits, (np.arange(1000) + 0.5) / 1000)
+    assert actions.tolist() == np.repeat(np.arange(start, start + 4), counts).tolist()
+
+
+def test_each_row_is_drawn_from_its_own_distribution() -> None:
+    logits = np.log(np.array([[1, 3], [3, 1], [2, 2]], np.float32))
+    assert Softmax(2).sample(logits, np.full(3, 0.5 - 1e-9)).tolist() == [1, 0, 0]
+    assert Softmax(2).sample(logits, np.array([0.24, 0.76, 0.51])).tolist() == [0, 1, 1]
+
+
+def test_an_action_of_tiny_probability_keeps_its_share() -> None:
+    logits = np.array([[0, -25, -1e4]] * 2, np.float32)  # e^-25 is lost beside 1 in float32
+    assert Softmax(3).sample(logits, np.array([1 - 1e-10, LAST])).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("impossible", [-1e4, -math.inf])
+@pytest.mark.parametrize("u", [0.0, 0.25, 0.5, LAST])
+@pytest.mark.parametrize("total", [1, 3, 5, 7])
+def test_an_action_of_probability_zero_is_never_drawn(u: float, impossible: float, total: int) -> None:
+    rows = [[x for x in range(8) if bits >> x & 1] for bits in range(1, 256) if bits.bit_count() == total]
+    logits = np.full((len(rows), 8), impossible, np.float32)
+    for row, possible in enumerate(rows):
+        logits[row, possible] = np.linspace(-0.3, 0.4, total)
+    actions = Softmax(8).sample(logits, np.full(len(rows), u))
+    assert all(action in possible for action, possible in zip(actions, rows, strict=True))
+    if u in (0.0, LAST):
+        assert actions.tolist() == [possible[0 if u == 0 else -1] for possible in rows]
+
+
+def test_draws_follow_the_log_probabilities() -> None:
+    policy = policy_for(spaces.Discrete(1), spaces.Discrete(5, start=2), hidden_sizes=[4])
+    obs = np.zeros(4000, np.int64)
+    actions = policy.actor("sampled")(obs, np.random.default_rng(0).random(4000))
+    of_each = log_probs(policy, torch.zeros(5, dtype=torch.int64), torch.arange(2, 7))
+    expected = of_each.detach().double().exp().numpy() * 4000
+    chi_square = ((np.bincount(actions - 2, minlength=5) - expected) ** 2 / expected).sum()
+    assert chi_square < 13.28  # the 99th percentile for 4 degrees of freedom
+
+
+@pytest.mark.parametrize("start", [0, 4, -1])
+def test_probabilities_sum_to_one_and_are_the_softmax(start: int) -> None:
+    logits = torch.tensor([[0, math.log(2), math.log(3)]] * 3, dtype=torch.float64) - 900
+    probabilities = Softmax(3, start).log_probs(logits, torch.arange(start, start + 3)).exp()
+    assert probabilities.tolist() == pytest.approx([1 / 6, 1 / 3, 1 / 2], rel=1e-12)
+    assert probabilities.sum().item() == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "entropy"),
+    [
+        ([0.25] * 4, math.log(4)),
+        ([0.5, 0.25, 0.125, 0.125], 1.75 * math.log(2)),
+        ([1, 1e-300, 1e-300, 1e-300], 0),
+        ([0.5, 0.5, 1e-300, 1e-300], math.log(2)),
+    ],
+)
+def test_entropy_is_in_nats(probabilities: list[float], entropy: float) -> None:
+    logits = torch.tensor([probabilities], dtype=torch.float64).log() + 5
+    assert Softmax(4).entropy(logits).tolist() == pytest.approx([entropy], abs=1e-12)
+
+
+def test_the_runs_seed_decides_the_start_and_torchs_own_generator_is_left_alone() -> None:
+    state = torch.get_rng_state()
+    a, again, other = (PolicyGradient(SPACES[1], spaces.Discrete(2), config(seed=seed)).policy for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(123)
+        later = PolicyGradient(SPACES[1], spaces.Discrete(2), config(seed=1)).policy
+    for p, q, r, s in zip(*(x.parameters() for x in (a, again, later, other)), strict=True):
+        assert torch.equal(p, q)
+        assert torch.equal(p, r)
+        assert not torch.equal(p, s)
+
+
+def test_the_start_is_uniform_within_one_over_the_root_of_fan_in() -> None:
+    network = policy_for(spaces.Discrete(16), hidden_sizes=[400]).network
+    for linear, bound in zip((network[0], network[2]), (1 / 4, 1 / 20), strict=True):
+        assert isinstance(linear, torch.nn.Linear)
+        assert linear.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+        assert linear.weight.abs().max() <= bound
+        assert linear.bias.abs().max() <= bound
+        assert linear.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+        assert abs(linear.weight.mean().item()) < 0.05 * bound
+
+
+def test_discrete_observations_of_another_integer_type_are_encoded_too() -> None:
+    space = spaces.Discrete(5, dtype=np.int32)
+    obs = np.array([0, 4, 2], np.int32)
+    encoder = Encoder(space)
+    expected = np.eye(5)[obs]
+    np.testing.assert_array_equal(encoder.in_numpy(obs), expected)
+    np.testing.assert_array_equal(encoder.in_torch(torch.from_numpy(obs), torch.float32), expected)
+
+
+def test_cartpole_gets_the_logits_of_its_own_shape() -> None:
+    with gym.make("CartPole-v1") as env:
+        policy = policy_for(env.observation_space, env.action_space)
+        obs, _ = env.reset(seed=0)
+    assert policy(torch.from_numpy(obs)[None]).shape == (1, 2)
