@@ -162,14 +162,19 @@ def _train(requests: list[Request], jobs: int, quiet: bool) -> None:
         results = run_all(requests, jobs, display.show)
     finally:
         display.close()
-    failures = [result for result in results if isinstance(result, Failure)]
     for result in results:
         if isinstance(result, Failure):
             typer.echo(result.text, err=True)
-        else:
-            if not quiet:
-                typer.echo(_summary(result), err=True)
-            typer.echo(result.path)
+        elif not quiet:
+            typer.echo(_summary(result), err=True)
+    done = [result.path for result in results if not isinstance(result, Failure)]
+    if done and not quiet:
+        path = shlex.quote(str(done[0] if len(done) == 1 else done[0].parent))
+        agent = shlex.quote(str(done[0]))
+        typer.echo(f"next: pgcli plot {path}  ·  pgcli eval {agent}  ·  pgcli eval {agent} --video agent.gif", err=True)
+    for one in done:
+        typer.echo(one)
+    failures = [result for result in results if isinstance(result, Failure)]
     if failures:
         raise typer.Exit(failures[0].exit_code)
 
@@ -177,20 +182,15 @@ def _train(requests: list[Request], jobs: int, quiet: bool) -> None:
 def _summary(outcome: Outcome) -> str:
     from pgcli.report.display import duration, mean_and_error
 
-    if outcome.last is None:
-        return f"{outcome.path}: {outcome.reason}; training.iterations=… extends it"
     last = outcome.last
-    lines = [
+    if last is None:
+        return f"{outcome.path}: {outcome.reason}; `pgcli resume` with a larger training.iterations extends it"
+    best = "" if outcome.best is None else f", best {outcome.best[0]:.1f} at iteration {outcome.best[1]}"
+    return (
         f"{outcome.path}: {outcome.reason} after {last.iteration} iterations, {last.env_steps:,} env steps, "
-        f"{duration(outcome.seconds)}",
-        f"last evaluation {mean_and_error(last.returns)} (mean ± standard error of {last.returns.n} episodes, "
-        f"{last.mode})",
-    ]
-    if outcome.best is not None:
-        lines[-1] += f"; best {outcome.best[0]:.1f} at iteration {outcome.best[1]}"
-    path = shlex.quote(str(outcome.path))
-    lines.append(f"next: pgcli eval {path}  ·  pgcli plot {path}  ·  pgcli eval {path} --video agent.gif")
-    return "\n".join(lines)
+        f"{duration(outcome.seconds)}\n"
+        f"  last evaluation {mean_and_error(last.returns)} ({last.returns.n} episodes, {last.mode}){best}"
+    )
 
 
 @app.command()

@@ -295,7 +295,11 @@ from pgcli.config import Config, load_config, to_yaml
 from pgcli.errors import ConfigError
 to_yaml(load_config(sys.argv[1]))
 try:
-    load_config("nowhere", ["seed=x"])
+    load_config("nowhere")
+except ConfigError:
+    pass
+try:
+    load_config(sys.argv[1], ["algorithm.gama=1", "seed=x"])
 except ConfigError:
     print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """

@@ -56,6 +56,7 @@ KEYS = [
     ("optimizer: {lr: 3}", "1:13: unknown key `optimizer.lr`", "did you mean `optimizer.learning_rate`?"),
     ("episodes: 3", "1:1: unknown key `episodes`", "did you mean `rollout.episodes` or `evaluation.episodes`?"),
     ("Env: {id: x}", "1:1: unknown key `Env`", "did you mean `env`?"),
+    ("kwargs: {}", "1:1: unknown key `kwargs`", "did you mean `env.kwargs`?"),
     ("env: {name: x}", "1:7: unknown key `env.name`", "did you mean `env.id`?"),
     ("policy: {zzz: 1}", "1:10: unknown key `policy.zzz`", "the keys here are hidden_sizes, activation"),
     ("env:{id: x}", "1:1: unknown key `'env:{id'`", "a space follows the colon of a key"),
@@ -154,6 +155,7 @@ RANGES = [
         (f"name: '{name}'", f"1:1: `name` should be usable as the name of a folder, got '{name}'", "Names the folder")
         for name in ("", ".x", "-x", " x", "~x", "x.", "x ", "../x", "a/b", "a\\b", "a:b", "a*", "a?", 'a"', "a<", "a|")
     ),
+    ("name: it's?", "1:1: `name` should be usable as the name of a folder, got 'it''s?'", "Names the folder"),
     ('name: "a\\nb"', r"`name` should be usable as the name of a folder, got 'a\nb'", "Names the folder"),
     ('name: "a\\u2028b"', r"`name` should be usable as the name of a folder, got 'a\u2028b'", "Names the folder"),
     ("name: " + "🚀" * 61, "`name` should be at most 60 characters long, got '🚀🚀", "Names the folder"),
@@ -231,6 +233,9 @@ SYNTAX: list[tuple[str | bytes, str, str]] = [
     ("name: &x y", "1:7: YAML anchors and aliases (`&…`, `*…`) are not allowed", "in quotes"),
     ("name: *x", "1:7: YAML anchors and aliases (`&…`, `*…`) are not allowed", "in quotes"),
     ("seed: &a 1\nenv: {<<: *a}", "1:7: YAML anchors and aliases", "write the value out"),
+    (b"\xef\xbb\xbfseed: x", "1:1: `seed` should be a whole number, got 'x'", "whole numbers are written"),
+    (b"\xef\xbb\xbfseed: @", "1:7: a value cannot begin with '@'", "put it in quotes"),
+    (b"\xef\xbb\xbfseed: \xe9", "1:7: this is not UTF-8", "save it as UTF-8"),
     (b"seed: 1\nname: \xe9", "2:7: this is not UTF-8", "save it as UTF-8"),
     ("seed: 1".encode("utf-16"), "1:1: UTF-16 is not UTF-8", "save it as UTF-8"),
     (b"seed: 1\nname: a\0b", "2:8: the character U+0000 is not allowed", "UTF-8"),
@@ -359,6 +364,15 @@ def test_an_override_of_a_config_is_refused_like_that_of_a_file(text: str) -> No
     with pytest.raises(ConfigError) as caught:
         override(Config(), [text])
     assert str(caught.value).startswith("error: command line: ")
+
+
+def test_a_config_that_breaks_a_rule_between_keys_is_told_by_whom_it_is_overridden() -> None:
+    broken = Config.model_validate({"rollout": {"steps": 3}})
+    for overrides, where in (["seed=1"], "config.yaml"), (["rollout.steps=4"], "command line: rollout.steps=4"):
+        with pytest.raises(ConfigError) as caught:
+            override(broken, overrides)
+        assert str(caught.value).startswith(f"error: {where}: `rollout.steps`: segments need a value function")
+    assert override(broken, ["rollout.steps=null"]).rollout.steps is None
 
 
 def test_the_last_override_of_a_key_is_the_one_that_is_told() -> None:

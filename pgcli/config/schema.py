@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 class Section(BaseModel):
     """A mapping of the config: strict types, no unknown keys, immutable once read."""
 
-    # defer_build: `import pgcli.config` does not wait for validators, and those of the sections are built once
+    # defer_build: the first config to be read waits for the validators, not every import
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 

@@ -146,7 +146,7 @@ def _decode(content: bytes, source: Source) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-        before = content[: error.start].decode("utf-8-sig")
+        before = error.object[: error.start].decode()
         place = _place_of(len(before), before)
         message = f"{'UTF-16' if utf16 else 'this'} is not UTF-8"
         raise ConfigError([source.problem(place, message, "save it as UTF-8 text")]) from None

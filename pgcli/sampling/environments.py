@@ -92,7 +92,7 @@ class SingleEnvironments:
         self.observation_space = self._envs[0].observation_space
         self.action_space = self._envs[0].action_space
         self._seeds: Sequence[int] = ()
-        self._obs = np.zeros(())
+        self._obs: Array = np.zeros(())
 
     def reset(self, seeds: Sequence[int]) -> Array:
         """Start an episode in every column, in a fresh instance where the environment remembers."""
@@ -101,7 +101,7 @@ class SingleEnvironments:
             self._envs = [make(self._config) for _ in self._envs]
         self._seeds = seeds
         space = self.observation_space
-        obs = np.empty((len(self._envs), *(space.shape or ())), space.dtype)
+        obs: Array = np.empty((len(self._envs), *(space.shape or ())), space.dtype)
         for column, (env, seed) in enumerate(zip(self._envs, seeds, strict=True)):
             try:
                 first, _ = env.reset(seed=seed)

@@ -1,0 +1,229 @@
+"""Learning curves: what is drawn, and what is said of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pgcli.errors import ConfigError, PgcliError, RunDirectoryError
+from pgcli.report.curves import plot
+from pgcli.report.statistics import Curve, aggregate, bootstrap_interval, smoothed
+
+
+def write_run(
+    path: Path,
+    returns: Sequence[float],
+    *,
+    name: str = "pole",
+    seed: int = 0,
+    steps: int = 100,
+    status: str = "finished",
+    more: str = "",
+    threshold: float | None = 475,
+) -> Path:
+    """Write a run directory with an evaluation after every iteration of `steps` env steps and 4 episodes."""
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(f"name: {json.dumps(name, ensure_ascii=False)}\nseed: {seed}\n{more}")
+    (path / "status.json").write_text(json.dumps({"status": status}))
+    (path / "run.json").write_text(json.dumps({"reward_threshold": threshold}))
+    evaluations = ["iteration,env_steps,mode,evaluation_episodes,return_mean,return_standard_error"]
+    metrics, timing = ["iteration,env_steps,episodes,return_mean,entropy"], ["iteration,elapsed_seconds"]
+    for k, value in enumerate(returns):
+        evaluations.append(f"{k},{k * steps},sampled,100,{value},2.5")
+        metrics.append(f"{k},{(k + 1) * steps},{(k + 1) * 4},{value - 1},")
+        timing.append(f"{k},{k + 0.5}")
+    for file, lines in (("evaluations", evaluations), ("metrics", metrics), ("timing", timing)):
+        (path / f"{file}.csv").write_text("\n".join(lines) + "\n")
+    return path
+
+
+def drawn(
+    folders: Sequence[Path],
+    tmp_path: Path,
+    x: str = "env_steps",
+    y: str = "evaluation.return_mean",
+    stat: str = "mean",
+    band: str = "ci95",
+    smooth: int = 1,
+) -> list[dict[str, str]]:
+    """Give the rows of the CSV that is drawn."""
+    output = plot(folders, x, y, stat, band, smooth, tmp_path / "drawn.csv")
+    with output.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def column(rows: Sequence[dict[str, str]], name: str) -> list[float]:
+    return [float(row[name]) for row in rows]
+
+
+def test_runs_that_differ_in_their_seed_are_one_line_with_their_mean(tmp_path: Path) -> None:
+    for seed, returns in enumerate(([0, 10, 20], [0, 20, 60], [0, 60, 100])):
+        write_run(tmp_path / f"runs/seed-{seed}", returns, seed=seed)
+    rows = drawn([tmp_path / "runs"], tmp_path)
+    assert list(rows[0]) == ["label", "x", "n", "center", "low", "high"]
+    assert column(rows, "x") == [0, 100, 200]
+    assert column(rows, "n") == [3, 3, 3]
+    assert column(rows, "center") == [0, 30, 60]
+    assert column(rows, "low")[0] == column(rows, "high")[0] == 0
+    assert 10 <= column(rows, "low")[1] < 30 < column(rows, "high")[1] <= 60
+    assert column(drawn([tmp_path / "runs"], tmp_path, stat="median"), "center") == [0, 20, 60]
+
+
+def test_the_standard_error_over_runs_is_the_deviation_over_the_root_of_n(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / f"{seed}", [10 * seed], seed=seed) for seed in range(4)]
+    rows = drawn(folders, tmp_path, band="standard_error")
+    expected = (500 / 3) ** 0.5 / 2  # 0, 10, 20, 30 have variance 500/3
+    assert column(rows, "high")[0] - 15 == pytest.approx(expected)
+    assert 15 - column(rows, "low")[0] == pytest.approx(expected)
+
+
+def test_the_interquartile_mean_leaves_out_a_quarter_on_either_side(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / f"{i}", [v], seed=i) for i, v in enumerate((-999, 1, 2, 3, 4, 5, 6, 999))]
+    assert column(drawn(folders, tmp_path, stat="iqm"), "center") == [3.5]
+
+
+def test_one_run_has_the_standard_error_of_its_evaluation_episodes(tmp_path: Path) -> None:
+    rows = drawn([write_run(tmp_path / "run", [10, 20])], tmp_path)
+    assert column(rows, "low") == [7.5, 17.5]
+    assert column(rows, "high") == [12.5, 22.5]
+    other = drawn([tmp_path / "run"], tmp_path, y="return_mean", band="none")
+    assert [row["low"] for row in other] == ["", ""]
+
+
+def test_the_bootstrap_interval_of_two_values_reaches_both(tmp_path: Path) -> None:
+    low, high = bootstrap_interval(np.array([[0.0, 1.0], [5.0, 5.0]]), "mean")
+    assert low.tolist() == [0, 5]  # a quarter of the resamples takes the same value twice
+    assert high.tolist() == [1, 5]
+
+
+def test_the_bootstrap_interval_of_many_normal_values_is_that_of_their_mean() -> None:
+    values = np.random.default_rng(1).normal(size=(1, 400))
+    low, high = bootstrap_interval(values, "mean")
+    error = values.std() / 20
+    assert high[0] - low[0] == pytest.approx(2 * 1.96 * error, rel=0.05)
+
+
+def test_between_its_points_a_run_is_a_straight_line_and_before_its_first_it_does_not_count() -> None:
+    a = Curve(np.array([0.0, 10.0]), np.array([0.0, 10.0]))
+    b = Curve(np.array([5.0, 10.0]), np.array([9.0, 10.0]))
+    result = aggregate([a, b], "mean", "none")
+    assert result.x.tolist() == [0, 5, 10]
+    assert result.n.tolist() == [1, 2, 2]
+    assert result.center.tolist() == [0, 7, 10]
+
+
+@pytest.mark.parametrize(("status", "n", "center"), [("finished", 2, 60), ("interrupted", 1, 20)])
+def test_a_finished_run_keeps_its_last_value_and_another_ends(
+    tmp_path: Path, status: str, n: int, center: float
+) -> None:
+    write_run(tmp_path / "runs/a", [0, 100], seed=0, status=status)
+    write_run(tmp_path / "runs/b", [0, 10, 20], seed=1)
+    last = drawn([tmp_path / "runs"], tmp_path)[-1]
+    assert (int(last["n"]), float(last["center"])) == (n, center)
+
+
+def test_smoothing_averages_the_last_points_of_each_run() -> None:
+    curve = smoothed(Curve(np.arange(4.0), np.array([0.0, 2.0, 4.0, 9.0]), np.full(4, 3.0)), 3)
+    assert curve.y.tolist() == [0, 1, 2, 5]
+    assert curve.standard_error is not None
+    assert curve.standard_error[3] == pytest.approx(3 / 3**0.5)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "expected"),
+    [
+        ("iteration", "evaluation.return_mean", [0, 1, 2]),
+        ("episodes", "evaluation.return_mean", [0, 4, 8]),
+        ("seconds", "evaluation.return_mean", [0, 0.5, 1.5]),
+        ("env_steps", "return_mean", [100, 200, 300]),
+        ("episodes", "return_mean", [4, 8, 12]),
+        ("seconds", "return_mean", [0.5, 1.5, 2.5]),
+    ],
+)
+def test_x_counts_what_it_says(tmp_path: Path, x: str, y: str, expected: list[float]) -> None:
+    run = write_run(tmp_path / "run", [5, 6, 7])
+    assert column(drawn([run], tmp_path, x=x, y=y), "x") == expected
+
+
+def test_different_experiments_are_different_lines_told_apart_by_what_differs(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs/a", [1], more="algorithm: {baseline: mean}\ntraining: {iterations: 3}\n")
+    write_run(tmp_path / "runs/b", [2], more="algorithm: {baseline: none}\ntraining: {iterations: 4}\n")
+    write_run(tmp_path / "runs/c", [3], name="other")
+    assert [row["label"] for row in drawn([tmp_path / "runs"], tmp_path)] == [
+        "pole: baseline mean",
+        "pole: baseline none",
+        "other",
+    ]
+
+
+def test_runs_moved_aside_are_not_drawn(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs/seed-0", [1])
+    write_run(tmp_path / "runs/seed-0~1", [99])
+    assert column(drawn([tmp_path / "runs"], tmp_path), "center") == [1]
+
+
+def test_a_half_written_table_is_read_as_far_as_it_is_whole(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [1, 2, 3], status="running")
+    with (run / "evaluations.csv").open("ab") as file:
+        file.write(b"2,200,sampled,100,30,2.5\n3,300,sampled,100,4\0\0\0\n4,400,samp")
+    assert column(drawn([run], tmp_path), "center") == [1, 2, 30]
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_a_figure_is_the_same_bytes_again_whatever_a_name_holds(tmp_path: Path, suffix: str) -> None:
+    write_run(tmp_path / "a/seed-0", [1, 480], name="co$t_%s 🎢 $x^2$", seed=0)
+    write_run(tmp_path / "a/seed-1", [3, 490], name="co$t_%s 🎢 $x^2$", seed=1)
+    first, second = (
+        plot([tmp_path / "a"], "env_steps", "evaluation.return_mean", "mean", "ci95", 1, tmp_path / f"{i}.{suffix}")
+        for i in range(2)
+    )
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_figure_says_what_it_shows(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / f"runs/{seed}", [100 * seed, 490], seed=seed, name="three")
+    output = plot([tmp_path / "runs"], "env_steps", "evaluation.return_mean", "iqm", "ci95", 1, tmp_path / "a.svg")
+    ElementTree.fromstring(output.read_bytes())
+    words = output.read_text()
+    for expected in ("three", "environment steps", "mean return of 100 evaluation episodes", "solved: 475"):
+        assert f"<!-- {expected} -->" in words
+    assert "interquartile mean over 3 runs. Band: its 95 % bootstrap interval" in words
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"y": "evaluation.return_maen"}, "did you mean `evaluation.return_mean`"),
+        ({"y": "entropi"}, "did you mean `entropy`"),
+        ({"stat": "iqm", "band": "standard_error"}, "--stat mean"),
+    ],
+)
+def test_a_bad_option_is_a_usage_error_with_a_hint(tmp_path: Path, options: dict[str, str], words: str) -> None:
+    run = write_run(tmp_path / "run", [1])
+    with pytest.raises(ConfigError) as error:
+        drawn([run], tmp_path, **options)  # type: ignore[arg-type]  # only strings are tried
+    assert words in str(error.value)
+
+
+def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:
+    empty = write_run(tmp_path / "empty", [])
+    (tmp_path / "nothing").mkdir()
+    for folders, words in (
+        ([empty], "evaluations.csv"),
+        ([tmp_path / "nothing"], "no run in it"),
+        ([tmp_path / "nowhere"], "no such directory"),
+    ):
+        with pytest.raises(RunDirectoryError, match=words):
+            drawn(folders, tmp_path)
+    run = write_run(tmp_path / "run", [1])
+    with pytest.raises(RunDirectoryError, match="entropy"):
+        drawn([run], tmp_path, y="entropy")  # a column with nothing in it
+    with pytest.raises(PgcliError, match="cannot be written"):
+        plot([run], "env_steps", "evaluation.return_mean", "mean", "ci95", 1, run / "metrics.csv" / "a.csv")
