@@ -34,7 +34,7 @@ class PolicyGradient:
         self.optimizer = Optimizer(config.optimizer.name, list(self.policy.parameters()))
 
     def advantages(self, trajectories: Trajectories) -> Tensor:
-        """Compute A [T, N] in reward units: returns minus baseline, weighted by γ^t if the config asks."""
+        """Compute A [T, N] in reward units: returns minus baseline."""
         algorithm = self.config.algorithm
         match algorithm.returns:
             case "total":
@@ -76,7 +76,7 @@ class PolicyGradient:
     def update(self, trajectories: Trajectories, progress: float) -> Update:
         """Take one step of the optimizer. `progress` in [0, 1] is the share of the budget that is used.
 
-        Raises: Diverged before the step if anything in it is not finite; the parameters are then untouched.
+        Raises: Diverged if anything is not finite: before the step, which is then not taken, or after it.
         """
         optimizer = self.config.optimizer
         gradients, policy_loss, entropy = self.gradient(trajectories)
@@ -88,6 +88,9 @@ class PolicyGradient:
             gradients = [gradient * (optimizer.max_grad_norm / norm) for gradient in gradients]
         learning_rate = scheduled(optimizer.learning_rate, optimizer.schedule, progress)
         self.optimizer.step(gradients, learning_rate)
+        for key, parameter in self.policy.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise Diverged(f"policy.{key} is not finite after the step", "lower optimizer.learning_rate")
         return Update(policy_loss.item(), entropy.item(), norm.item(), learning_rate)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ class CheckpointError(RunDirectoryError):
 
 
 class Diverged(PgcliError):
-    """A number that must be finite is not; the parameters were left as they were."""
+    """A number that must be finite is not; the last good checkpoint stands."""
 
     exit_code = 5
 

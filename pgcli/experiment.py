@@ -15,6 +15,7 @@ from pgcli.errors import Diverged, Interrupted, RunDirectoryError
 from pgcli.records import Evaluation, Iteration, Record
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import RunDirectory, elapsed_seconds, find_checkpoint, is_run, move_aside
+from pgcli.runs.files import storage
 from pgcli.runs.lock import lock
 from pgcli.sampling.environments import spec
 from pgcli.sampling.rollout import Chunks
@@ -60,7 +61,7 @@ def run_experiment(
     """
     check_request(request)
     config, path = request.config, request.path
-    with closing(Chunks(config.env)) as chunks:
+    with storage(path), closing(Chunks(config.env)) as chunks:
         agent = _build(config, chunks)  # before anything is written
         if is_run(path) and request.overwrite:
             with lock(path):

@@ -372,3 +372,25 @@ def test_a_checkpoint_of_a_foreign_module_needs_trust(tmp_path: Path) -> None:
     assert "foreign" in done.stderr
     assert not (tmp_path / "canary").exists()
     pgcli("eval", "run", "--trust", "--episodes", 1, cwd=tmp_path, PYTHONPATH=here)
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence_and_its_last_checkpoint(tmp_path: Path) -> None:
+    words = [*TINY, "training.iterations=500", "checkpoint.every=5"]
+    quoted = " ".join(f"'{word}'" for word in words)
+    # no file may grow beyond 20 KiB: the tables soon would
+    shell = f"ulimit -f 20; exec {sys.executable} -m pgcli train cartpole {quoted} --run-dir run"
+    done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "error: run" in done.stderr
+    assert "bytes are free" in done.stderr
+    assert "Traceback" not in done.stderr
+    before = json.loads(pgcli("eval", "run", "--json", "--episodes", 1, cwd=tmp_path).stdout)
+    assert before["iteration"] > 0
+    pgcli("resume", "run", f"training.iterations={before['iteration'] + 1}", cwd=tmp_path)
+
+
+def test_a_run_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in ("file", "file/run"):
+        done = pgcli("train", "cartpole", *TINY, "--run-dir", path, cwd=tmp_path, code=4)
+        assert "error: file" in done.stderr

@@ -296,11 +296,11 @@ seeed: 1
 
 
 def test_no_more_is_told_than_anybody_reads_and_that_soon() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     lines = told("".join(f"key{i}: 1\n" for i in range(3000)))
     assert len(lines) == 2 * 21
     assert lines[-2] == "error: c.yaml: and 2980 more problems"
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert told("seed: 1\n" * 23)[-2] == "error: c.yaml: and 2 more problems"
 
 
@@ -390,9 +390,9 @@ PLACES = [
     ("folder", "folder: is a directory", "a config is a YAML file of a page or so"),
     ("", ".: is a directory", "a config is a YAML file of a page or so"),
     ("dangling", "dangling: no such file", "give the path of a YAML file"),
-    ("loop", "loop: cannot be read: ", "a config is a YAML file"),
-    ("file.yaml/x", "file.yaml/x: cannot be read: ", "a config is a YAML file"),
-    ("x" * 5000, ": cannot be read: ", "a config is a YAML file"),
+    ("loop", "loop: cannot be read: ", "that you may read it"),
+    ("file.yaml/x", "file.yaml/x: cannot be read: ", "that you may read it"),
+    ("x" * 5000, ": cannot be read: ", "that you may read it"),
     ("a\0b", r"a\x00b: no such file", "give the path of a YAML file"),
     ("a\nb", r"a\nb: no such file", "give the path of a YAML file"),
     ("\udcff", r"\udcff: no such file", "give the path of a YAML file"),

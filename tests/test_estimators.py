@@ -330,7 +330,7 @@ def test_the_entropy_bonus_has_the_closed_form_gradient(theta: float) -> None:
 
 def test_trajectories_tell_their_lengths_and_ends() -> None:
     batch = trajectories([(0, 0.0)] * 3, [(0, 0.0)], [(0, 0.0)] * 2)
-    terminated = batch.terminated & torch.tensor([True, False, False])
+    terminated = torch.tensor([[False] * 3, [False, True, False], [True, True, True]])
     truncated = torch.tensor([[False] * 3, [False, True, True], [False, True, False]])
     batch = replace(batch, terminated=terminated, truncated=truncated)
     assert batch.num_steps == 6

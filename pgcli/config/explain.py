@@ -40,7 +40,6 @@ _SYNONYMS = {
 _KINDS = {
     "bool_type": "true or false",
     "dict_type": "a mapping",
-    "finite_number": "a finite number",
     "float_type": "a number",
     "int_from_float": "a whole number",
     "int_type": "a whole number",

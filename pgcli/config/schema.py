@@ -36,7 +36,9 @@ def _by_name(value: Any) -> Any:  # noqa: ANN401 - whatever the YAML held
     return {"name": value} if isinstance(value, str) else value
 
 
-Wrapper = Annotated[WrapperConfig, BeforeValidator(_by_name, json_schema_input_type=str | WrapperConfig)]
+def _or_name(schema: dict[str, Any]) -> None:
+    """Tell editors of `_by_name`."""
+    schema["items"] = {"anyOf": [{"type": "string"}, schema["items"]]}
 
 
 class EnvConfig(Section):
@@ -50,8 +52,9 @@ class EnvConfig(Section):
         None, description="Columns that share one forward pass; null: num_envs. Part of the result."
     )
     kwargs: dict[str, Json] = Field({}, description="Keyword arguments of the environment.")
-    wrappers: list[Wrapper] = Field(
+    wrappers: list[Annotated[WrapperConfig, BeforeValidator(_by_name)]] = Field(
         [],
+        json_schema_extra=_or_name,
         description="Gymnasium's by name, others as `module:Class`, or `{name: …, kwargs: …}`; innermost first.",
     )
     max_episode_steps: Count | None = Field(None, description="Time limit in steps; null: the registered one.")

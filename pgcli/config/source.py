@@ -113,7 +113,8 @@ def read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ConfigError([Problem(where, f"cannot be read: {error.strerror}", hint)]) from None
+        mend = "see that it is a file and that you may read it"
+        raise ConfigError([Problem(where, f"cannot be read: {error.strerror}", mend)]) from None
     if len(content) > MAX_BYTES:
         raise ConfigError([Problem(where, f"is larger than {MAX_BYTES // 1024} KiB", hint)])
     return content

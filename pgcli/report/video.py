@@ -18,6 +18,7 @@ from pgcli.errors import EnvironmentFailure, PgcliError, UsageError
 from pgcli.loading import Agent
 from pgcli.policies.policy import Mode
 from pgcli.randomness import Purpose, derived_seed, generator
+from pgcli.runs.files import storage
 from pgcli.sampling.environments import make
 
 Frame = NDArray[np.uint8]  # [height, width, 3]
@@ -44,14 +45,15 @@ def film(agent: Agent, path: Path, mode: Mode, seed: int, horizon: int | None) -
     writers = {".gif": _write_gif, ".mp4": _write_mp4}
     if path.suffix.lower() not in writers:
         raise UsageError(f"{path}: a video is a .gif or an .mp4")
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".writing-{path.name}")
     episode = Episode()
-    try:
-        writers[path.suffix.lower()](_frames(agent, mode, seed, horizon, episode), episode, unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            writers[path.suffix.lower()](_frames(agent, mode, seed, horizon, episode), episode, unfinished)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
     return episode
 
 

@@ -7,12 +7,27 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pgcli.errors import RunDirectoryError
+
+
+@contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Tell what the system says of a file (disk full, read-only, vanished) as a RunDirectoryError."""
+    try:
+        yield
+    except OSError as error:
+        home = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+        raise RunDirectoryError(
+            f"{error.filename or path}: {error.strerror or error}",
+            f"{shutil.disk_usage(home).free:,} bytes are free there; what was saved before stands",
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,0 +1,72 @@
+"""README and docs: their commands run, their links lead somewhere, their configs open with their command."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pgcli.config import load_config, shipped_configs
+from pgcli.config.schema import AlgorithmConfig
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(page: Path) -> list[str]:
+    """Give the commands of a page's `sh` blocks, comments left out."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_every_command_of_a_page_runs_in_its_order(page: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for command in commands(page):
+        if command.startswith("make "):  # they make this very environment: shown to exist, run by CI
+            subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+        elif not command.startswith(("git ", "cd ", "pip ")):
+            done = subprocess.run(
+                ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_of_a_page_are_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not target.startswith("https://"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_a_shipped_config_opens_with_its_command_and_loads(name: str) -> None:
+    path = shipped_configs()[name]
+    first, second, *_ = path.read_text().splitlines()
+    assert first == f"# pgcli train configs/{name}.yaml"
+    assert second.startswith("# ")
+    assert load_config(str(path)).name == name
+
+
+def test_the_mathematics_of_every_key_of_the_algorithm_is_written_down() -> None:
+    page = (ROOT / "docs/algorithms.md").read_text()
+    untold = {"gae_lambda", "clip_range", "value_coef", "target_kl", "group_size", "update_epochs", "num_minibatches"}
+    told = set(AlgorithmConfig.model_fields) - untold - {"objective"}
+    assert not [key for key in told if f"`{key}" not in page and f".{key}`" not in page]
+    for key in ("returns", "baseline", "average"):
+        for value in re.findall(r"'(\w+)'", str(AlgorithmConfig.model_fields[key].annotation)):
+            assert f"| `{value}` |" in page, f"{key}: {value}"
+
+
+def test_the_readme_names_every_command_and_every_shipped_config() -> None:
+    readme = (ROOT / "README.md").read_text()
+    source = (ROOT / "pgcli/cli.py").read_text()
+    for command in re.findall(r"@app\.command\(\)\ndef (\w+)\(", source):
+        assert f"pgcli {command}" in readme
+    for name in shipped_configs():
+        assert f"`{name}`" in readme
