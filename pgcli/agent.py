@@ -23,7 +23,7 @@ from pgcli.records import Update
 class PolicyGradient:
     """A policy and the rule that improves it.
 
-    θ ← θ + α Σ w_t A_t ∇log π(a_t|s_t), with A = G - b, then weighted by γ^t and standardised if asked.
+    θ ← θ + α Σ w_t A_t ∇log π(a_t|s_t), with A = G - b, standardised and then weighted by γ^t if asked.
     """
 
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], config: Config) -> None:
@@ -59,7 +59,8 @@ class PolicyGradient:
         algorithm, mask = self.config.algorithm, trajectories.mask
         advantages = self.advantages(trajectories)[mask]
         if algorithm.standardize == "batch":
-            advantages = standardized(advantages)
+            largest = float(trajectories.rewards.abs().sum(0).max())  # no return is larger
+            advantages = standardized(advantages, floor=1e-8 * largest)
         weights = step_weights(mask, algorithm.average)[mask]
         if algorithm.discount_weighting:
             t = torch.arange(len(mask), dtype=weights.dtype)[:, None].expand_as(mask)

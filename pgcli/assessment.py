@@ -46,23 +46,17 @@ def table(result: dict[str, Any]) -> str:
     spread = "" if result["standard_error"] is None else f" ± {result['standard_error']:.2f}"
     deviation = result["standard_deviation"]
     discount = "undiscounted" if result["gamma"] == 1 else f"discounted by {result['gamma']:g}"
-    limit = "the environment's own limit" if result["horizon"] is None else f"cut at {result['horizon']} steps"
-    plural = "s" if result["episodes"] > 1 else ""
+    limit = "own time limit" if result["horizon"] is None else f"cut at {result['horizon']} steps"
     rows = [
         ("return", f"{result['mean_return']:.2f}{spread}  (mean{' ± standard error' if spread else ''})"),
         ("spread", "one episode has none" if deviation is None else f"standard deviation {deviation:.2f}"),
         ("median", f"{result['median']:.2f}, from {result['min']:.2f} to {result['max']:.2f}"),
         ("length", f"{result['mean_length']:.1f} steps"),
-        (
-            "episodes",
-            f"{result['episodes']} episode{plural}, {result['mode']}, {discount}, {limit}, seed {result['seed']}",
-        ),
-        (
-            "policy",
-            f"{result['checkpoint']}, {result['iteration']} updates, {result['env_steps']:,} env steps",
-        ),
+        ("episodes", f"{result['episodes']}, {result['mode']}, {discount}, {limit}, seed {result['seed']}"),
+        ("policy", f"{result['iteration']} updates, {result['env_steps']:,} env steps"),
+        ("from", result["checkpoint"]),
     ]
     if "video" in result:
         shown = f"return {result['video_return']:.2f} in {result['video_length']} steps"
-        rows.append(("video", f"{result['video']}: one more episode, {shown}"))
+        rows.append(("video", f"{result['video']}: one more, {shown}"))
     return "\n".join([result["env"], *(f"  {name:<9} {text}" for name, text in rows)])

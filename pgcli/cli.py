@@ -171,7 +171,7 @@ def _train(requests: list[Request], jobs: int, quiet: bool) -> None:
     if done and not quiet:
         path = shlex.quote(str(done[0] if len(done) == 1 else done[0].parent))
         agent = shlex.quote(str(done[0]))
-        typer.echo(f"next: pgcli plot {path}  ·  pgcli eval {agent}  ·  pgcli eval {agent} --video agent.gif", err=True)
+        typer.echo(f"next:\n  pgcli plot {path}\n  pgcli eval {agent} --video agent.gif", err=True)
     for one in done:
         typer.echo(one)
     failures = [result for result in results if isinstance(result, Failure)]
@@ -184,12 +184,12 @@ def _summary(outcome: Outcome) -> str:
 
     last = outcome.last
     if last is None:
-        return f"{outcome.path}: {outcome.reason}; `pgcli resume` with a larger training.iterations extends it"
-    best = "" if outcome.best is None else f", best {outcome.best[0]:.1f} at iteration {outcome.best[1]}"
+        return f"{outcome.path}: {outcome.reason}\n  `pgcli resume` with a larger training.iterations extends it"
+    best = "" if outcome.best is None else f"; best {outcome.best[0]:.1f} at iteration {outcome.best[1]}"
     return (
-        f"{outcome.path}: {outcome.reason} after {last.iteration} iterations, {last.env_steps:,} env steps, "
-        f"{duration(outcome.seconds)}\n"
-        f"  last evaluation {mean_and_error(last.returns)} ({last.returns.n} episodes, {last.mode}){best}"
+        f"{outcome.path}: {outcome.reason}\n"
+        f"  {last.iteration} iterations, {last.env_steps:,} env steps, {duration(outcome.seconds)}\n"
+        f"  return {mean_and_error(last.returns)} ({last.returns.n} episodes, {last.mode}){best}"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pgcli.errors import EnvironmentFailure
 from pgcli.policies.policy import Mode, Policy
 from pgcli.randomness import Purpose, derived_seed, generator
 from pgcli.records import Sample
@@ -56,6 +57,7 @@ def evaluate(
     """Play `episodes` whole episodes from seeds derived for `purposes` = (reset, act) alone.
 
     `gamma` discounts `discounted_returns`; `horizon` cuts episodes, None leaves the environment's own limit.
+    Raises: EnvironmentFailure if a return is not finite.
     """
     actor = policy.actor(mode)
     totals: list[Array] = []
@@ -68,5 +70,8 @@ def evaluate(
             rewards = np.where(transition.running, transition.rewards, 0.0).astype(np.float64, copy=False)
             sums += (rewards, discount * rewards, transition.running)
             discount *= gamma
+        if not np.isfinite(sums).all():
+            worst = seeds[int(np.flatnonzero(~np.isfinite(sums).all(0))[0])]
+            raise EnvironmentFailure(f"non-finite rewards in the evaluation episode with reset seed {worst}")
         totals.append(sums)
     return Episodes(*np.concatenate(totals, axis=1))

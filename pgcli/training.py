@@ -9,15 +9,13 @@ from dataclasses import dataclass
 import torch
 
 from pgcli.agent import PolicyGradient
-from pgcli.config.schema import Config, TrainingConfig
+from pgcli.config.schema import DEFAULT_ITERATIONS, Config, TrainingConfig
 from pgcli.estimators.returns import total_return
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.evaluation import evaluate, sample
 from pgcli.randomness import Purpose
 from pgcli.records import Episode, Evaluation, Iteration, Record, Timing, Update
 from pgcli.sampling.rollout import Chunks, collect_episodes
-
-DEFAULT_ITERATIONS = 100
 
 
 @dataclass

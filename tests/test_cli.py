@@ -116,7 +116,7 @@ def test_another_seed_is_another_run(finished: Path, tmp_path: Path) -> None:
 def test_a_run_that_was_stopped_and_resumed_has_the_bytes_of_one_that_was_not(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    long = [*TINY, "training.iterations=60", "rollout.episodes=20", "checkpoint.every=7"]
+    long = [*TINY, "training.iterations=200", "rollout.episodes=10", "checkpoint.every=7", "env.max_episode_steps=30"]
     command = [sys.executable, "-m", "pgcli", "train", "cartpole", *long, "--run-dir"]
     pgcli("train", "cartpole", *long, "--run-dir", "whole", cwd=tmp_path)
     process = subprocess.Popen([*command, "cut", "--resume"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -133,7 +133,7 @@ def test_a_run_that_was_stopped_and_resumed_has_the_bytes_of_one_that_was_not(
         assert time.monotonic() - begin < 2
         assert "hint: `pgcli resume cut` goes on" in stderr
         assert json.loads((tmp_path / "cut/status.json").read_text())["status"] == "interrupted"
-    assert len(rows(metrics)) < 60, "it had finished already: nothing was tested"
+    assert len(rows(metrics)) < 200, "it had finished already: nothing was tested"
     pgcli("resume", "cut", cwd=tmp_path)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     assert json.loads((tmp_path / "cut/run.json").read_text())["exact"] is True
@@ -375,7 +375,7 @@ def test_a_checkpoint_of_a_foreign_module_needs_trust(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_the_run_with_a_sentence_and_its_last_checkpoint(tmp_path: Path) -> None:
-    words = [*TINY, "training.iterations=500", "checkpoint.every=5"]
+    words = [*TINY, "training.iterations=500", "checkpoint.every=5", "env.max_episode_steps=30"]
     quoted = " ".join(f"'{word}'" for word in words)
     # no file may grow beyond 20 KiB: the tables soon would
     shell = f"ulimit -f 20; exec {sys.executable} -m pgcli train cartpole {quoted} --run-dir run"

@@ -336,3 +336,19 @@ def test_trajectories_tell_their_lengths_and_ends() -> None:
     assert batch.num_steps == 6
     assert batch.lengths.tolist() == [3, 1, 2]
     assert batch.ended() == ["terminated", "horizon", "truncated"]  # padding has no flags
+
+
+def test_noise_that_a_baseline_leaves_of_equal_returns_is_not_blown_up() -> None:
+    agent = softmax_agent([0.0, 0.0], returns="reward_to_go", baseline="mean", standardize="batch", gamma=0.99)
+    rewards = torch.full((50, 7), 1e9 / 3, dtype=torch.float64)
+    everywhere = torch.ones(50, 7, dtype=torch.bool)
+    batch = Trajectories(
+        obs=torch.zeros(51, 7, 1, dtype=torch.float64),
+        actions=torch.arange(350).reshape(50, 7) % 2,
+        rewards=rewards,
+        terminated=~everywhere,
+        truncated=~everywhere,
+        mask=everywhere,
+    )
+    gradients, _, _ = agent.gradient(batch)
+    assert all(gradient.abs().max() < 1e-6 for gradient in gradients)

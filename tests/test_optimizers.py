@@ -106,6 +106,13 @@ def test_a_non_finite_update_leaves_everything_as_it_was(bad: float) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in agent.state_dict().items())
 
 
+def test_a_finite_gradient_that_throws_the_parameters_off_is_told() -> None:
+    agent = agent_with(name="sgd", learning_rate=1e38)
+    louder = replace(BATCH, rewards=1e3 * BATCH.rewards)
+    with pytest.raises(Diverged, match="not finite after the step"):
+        agent.update(louder, 0)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_a_restored_agent_goes_on_bit_for_bit(rule: Rule) -> None:
     agent, fresh = agent_with(name=rule), agent_with(seed=1, name=rule)

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+DEFAULT_ITERATIONS = 100  # of a run with no budget
+
 
 class Section(BaseModel):
     """A mapping of the config: strict types, no unknown keys, immutable once read."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Average = Literal["steps", "episodes", "episode_means"]
@@ -38,13 +39,14 @@ def policy_gradient_loss(log_probs: Tensor, advantages: Tensor, weights: Tensor)
     return -(weights * advantages * log_probs).sum()
 
 
-def standardized(advantages: Tensor, floor: float = 1e-8) -> Tensor:
+def standardized(advantages: Tensor, floor: float = 0.0) -> Tensor:
     """Compute (A - mean A) / max(σ, floor), with the population standard deviation σ of the batch.
 
-    Equal advantages become 0, never 0/0. Not unbiased: it rescales the gradient by a random factor.
+    Equal advantages become 0, never 0/0. `floor` is what rounding alone may leave of them: advantages that a
+    baseline has cancelled are noise, and must not be blown up. Not unbiased: a random factor on the gradient.
 
-    Args: advantages, [M], over the valid steps. Returns: [M], without a unit.
+    Args: advantages, [M], over the valid steps; floor, in their unit. Returns: [M], without a unit.
     """
     shifted = advantages - advantages[:1]  # equal advantages are 0 from here on, without rounding
     centred = shifted - shifted.mean()
-    return centred / centred.square().mean().sqrt().clamp(min=floor)
+    return centred / centred.square().mean().sqrt().clamp(min=max(floor, torch.finfo(centred.dtype).tiny))

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 from pgcli.config import Config
+from pgcli.config.schema import DEFAULT_ITERATIONS
 from pgcli.records import Evaluation, Iteration, Record, Sample
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class View:
     best: Evaluation | None = None
     history: list[float] = field(default_factory=list)
     steps: int = 0
+    closed: bool = False
     seconds: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # collect, update, evaluate
 
     def add(self, record: Record) -> None:
@@ -88,7 +90,9 @@ class View:
     def count(self) -> str:
         """Iterations made, of how many if the budget says so."""
         made = self.iteration.iteration + 1 if self.iteration else 0
-        limit = self.config.training.iterations
+        budget = self.config.training
+        unlimited = budget.iterations is budget.env_steps is budget.seconds is None
+        limit = DEFAULT_ITERATIONS if unlimited else budget.iterations
         return f"{made}/{limit}" if limit else f"{made}"
 
 
@@ -200,6 +204,8 @@ class LiveDisplay:
 
     def close(self) -> None:
         """Draw the last state and give the cursor back."""
+        for view in self._views:
+            view.closed = True
         self._live.refresh()
         self._live.stop()
 
@@ -230,7 +236,7 @@ def _panel(view: View, width: int, levels: str) -> Table:
         Text(view.count),
         ProgressBar(total=1.0, completed=view.progress, width=max(width - 60, 10)),
         Text(f"{view.progress:.0%}".replace("%", " %")),
-        Text(f"{duration(view.remaining)} left", style="dim"),
+        Text("" if view.closed else f"{duration(view.remaining)} left", style="dim"),
     )
     grid.add_row("iteration", bar)
     if record is not None:

@@ -196,7 +196,8 @@ def _takes_native(config: EnvConfig) -> bool:
     if found.vector_entry_point is None or config.wrappers or config.rebuild is True:
         return False
     entry = found.vector_entry_point
-    creator = gym.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
+    load = gym.envs.registration.load_env_creator
+    creator = _guarded(config, lambda: load(entry)) if isinstance(entry, str) else entry
     metadata = getattr(creator, "metadata", {})
     return metadata.get("autoreset_mode") is AutoresetMode.NEXT_STEP
 

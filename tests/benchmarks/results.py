@@ -38,9 +38,8 @@ if __name__ == "__main__":
     parser.add_argument("configs", nargs="+")
     parser.add_argument("--seeds", default="0-9")
     arguments = parser.parse_args()
-    print(
-        "| config | seeds | sampled: mean over seeds (range) | greedy | env steps: median (range) |\n|---|---|---|---|---|"
-    )
+    print("| config | seeds | sampled: mean over seeds (range) | greedy | env steps: median (range) |")
+    print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.configs:
             print(measure(name, arguments.seeds, folder), flush=True)
