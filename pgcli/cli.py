@@ -63,7 +63,7 @@ class Axis(StrEnum):
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]…", help="Config keys to change, like algorithm.gamma=0.9."),
+    typer.Argument(metavar="KEY=VALUE", help="Config keys to change, like algorithm.gamma=0.9."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")]
 Which = Annotated[str, typer.Option(help="Of a run directory: latest, best, or an iteration's number.")]
@@ -86,7 +86,10 @@ def _main(
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config (`pgcli init --list`).")],
+    config: Annotated[
+        str,
+        typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config (`pgcli init --list`)."),
+    ],
     overrides: Overrides = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="Where to write; runs/NAME/seed-SEED if left out.", show_default=False)
@@ -126,11 +129,11 @@ def train(
 
 @app.command()
 def resume(
-    run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.")],
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with an interrupted run, or extend a finished one: training.iterations=200."""
+    """Go on with an interrupted run, or extend a finished one by a larger training.iterations."""
     from pgcli.config import override
     from pgcli.experiment import Request, stored_config
 
@@ -195,7 +198,7 @@ def _summary(outcome: Outcome) -> str:
 
 @app.command()
 def eval(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file or a run directory.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint file or a run directory.")],
     which: Which = "latest",
     episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 100,
     mode: Annotated[Mode, typer.Option(help="Draw actions from the policy, or take the most probable one.")] = (
@@ -230,7 +233,7 @@ def eval(
 
 @app.command()
 def plot(
-    run_dirs: Annotated[list[Path], typer.Argument(help="Run directories, or folders of them.")],
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run directories, or folders of them.")],
     x: Annotated[Axis, typer.Option("-x", help="What to count.")] = Axis.env_steps,
     y: Annotated[
         str, typer.Option("-y", help="A column of metrics.csv, or evaluation.COLUMN of evaluations.csv.")
