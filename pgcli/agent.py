@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pgcli.config.schema import Config
 from pgcli.errors import Diverged
-from pgcli.estimators.baselines import mean_baseline
+from pgcli.estimators.baselines import leave_one_out_baseline, mean_baseline
 from pgcli.estimators.objectives import policy_gradient_loss, standardized, step_weights
 from pgcli.estimators.returns import reward_to_go, total_return
 from pgcli.estimators.trajectories import Trajectories
@@ -50,6 +50,8 @@ class PolicyGradient:
                 advantages = returns
             case "mean":
                 advantages = returns - mean_baseline(returns, peers)
+            case "leave_one_out":
+                advantages = returns - leave_one_out_baseline(returns, peers)
             case _:
                 assert_never(algorithm.baseline)
         return advantages

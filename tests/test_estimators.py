@@ -24,6 +24,7 @@ EXACT = 1e-10
 GRPO = {"baseline": "mean", "standardize": "batch"}
 NONE: dict[str, Any] = {"baseline": "none"}
 MEAN: dict[str, Any] = {"baseline": "mean"}
+OTHERS: dict[str, Any] = {"baseline": "leave_one_out"}
 EVEN = ([0.0, 0.0], [1.0, 0.0])
 UNEVEN = ([0.0, math.log(2), math.log(3)], [1.0, 0.0, 2.0])
 
@@ -75,11 +76,15 @@ def scores(agent: PolicyGradient, batch: Trajectories) -> Tensor:
         (EVEN, NONE, 4, "1/4 -1/4", "1/32"),
         (EVEN, MEAN, 2, "1/8 -1/8", "1/32"),
         (EVEN, MEAN, 4, "3/16 -3/16", "3/256"),
+        (EVEN, OTHERS, 2, "1/4 -1/4", "1/8"),
+        (EVEN, OTHERS, 4, "1/4 -1/4", "1/48"),
         (EVEN, GRPO, 4, "0.40400635094610965 -0.40400635094610965", "0.0485577367904177"),
         (UNEVEN, NONE, 1, "-1/36 -7/18 5/12", "407/648"),
         (UNEVEN, NONE, 4, "-1/36 -7/18 5/12", "407/2592"),
         (UNEVEN, MEAN, 2, "-1/72 -7/36 5/24", "311/2592"),
         (UNEVEN, MEAN, 4, "-1/48 -7/24 5/16", "403/6912"),
+        (UNEVEN, OTHERS, 2, "-1/36 -7/18 5/12", "311/648"),
+        (UNEVEN, OTHERS, 4, "-1/36 -7/18 5/12", "403/3888"),
         (UNEVEN, GRPO, 4, "-0.042490910766803 -0.342909590010470 0.3854005007772741", "0.0938164138241089"),
     ],
 )
@@ -186,6 +191,31 @@ def test_the_mean_baseline_shrinks_the_gradient_by_its_own_share(algorithm: dict
     assert g[1].item() == pytest.approx(expected, abs=EXACT)
 
 
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"returns": "total"},
+        {"returns": "reward_to_go", "discount_weighting": True},
+    ],
+)
+def test_leaving_one_out_keeps_the_gradient_where_columns_end_at_different_times(
+    algorithm: dict[str, Any], n: int
+) -> None:
+    world = chain(THETA, 3, every_step=1, at_the_end=0)
+    survival = [P * GAMMA, (P * GAMMA) ** 2]  # J = 1 + pγ + (pγ)², and dp/dθ = p (1 - p)
+    exact = (1 - P) * (survival[0] + 2 * survival[1])
+    g, _ = moments(chain_agent(baseline="leave_one_out", **algorithm), world, n)
+    assert g[1].item() == pytest.approx(exact, abs=EXACT)
+
+
+def test_the_baseline_of_a_lone_trajectory_is_zero_if_it_is_left_out() -> None:
+    lone = trajectories([(1, 1.0), (0, 1.0)], [(0, 5.0)])
+    advantages = chain_agent(baseline="leave_one_out").advantages(lone)
+    assert advantages[1, 0].item() == 1
+    assert advantages[0].tolist() == pytest.approx([1.9 - 5, 5 - 1.9])
+
+
 def test_a_lone_trajectory_is_its_own_mean() -> None:
     lone = trajectories([(1, 1.0), (0, 1.0)], [(0, 5.0)])
     advantages = chain_agent(baseline="mean").advantages(lone)
@@ -258,7 +288,7 @@ def test_step_weights_are_fractions_of_one_where_they_average() -> None:
 GRID = [
     {"returns": returns, "baseline": baseline, "standardize": standardize, "average": average, "gamma": 0.9}
     for returns in ("total", "reward_to_go")
-    for baseline in ("none", "mean")
+    for baseline in ("none", "mean", "leave_one_out")
     for standardize in ("none", "batch")
     for average in ("steps", "episodes", "episode_means")
 ]

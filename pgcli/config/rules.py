@@ -33,6 +33,12 @@ def violations(config: Config) -> Iterator[Violation]:
             "the mean over one trajectory is that trajectory: every advantage would be zero",
             "collect more episodes, or use `baseline: none`",
         )
+    if algorithm.baseline == "leave_one_out" and rollout.episodes == 1:
+        yield Violation(
+            ("algorithm.baseline", "rollout.episodes"),
+            "with one trajectory there are no others to compare it with",
+            "collect more episodes, or use `baseline: none`",
+        )
     if algorithm.returns == "total" and algorithm.discount_weighting:
         yield Violation(
             ("algorithm.discount_weighting", "algorithm.returns"),

@@ -95,8 +95,9 @@ class AlgorithmConfig(Section):
     returns: Literal["total", "reward_to_go"] = Field(
         "reward_to_go", description="total: R(τ) for every step; reward_to_go: G_t, the rewards from t on."
     )
-    baseline: Literal["none", "mean"] = Field(
-        "mean", description="Subtracted from the returns; mean: over the trajectories that run at t."
+    baseline: Literal["none", "mean", "leave_one_out"] = Field(
+        "mean",
+        description="Subtracted from the returns; mean: over the trajectories that run at t; leave_one_out: over the others.",
     )
     objective: Literal["policy_gradient"] = Field(
         "policy_gradient", description="policy_gradient: the mean of log π times the advantage."

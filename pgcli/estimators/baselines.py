@@ -20,3 +20,17 @@ def mean_baseline(returns: Tensor, mask: Tensor) -> Tensor:
     """
     running = mask.sum(1, keepdim=True).clamp(min=1)
     return torch.where(mask, returns, 0).sum(1, keepdim=True) / running
+
+
+def leave_one_out_baseline(returns: Tensor, mask: Tensor) -> Tensor:
+    """Compute b_t,n = Σ_{m ≠ n} G_t,m / (N_t - 1): the mean over the other trajectories that run at t.
+
+    It does not depend on the trajectory that it judges, so the gradient keeps its expectation exactly. A trajectory
+    that runs alone has baseline 0.
+
+    Args: as `mean_baseline`. Returns: [T, N], in reward units; arbitrary where nothing runs.
+    Source: Kool et al. (2019), section 3; Ahmadian et al. (2024), eq. 10.
+    """
+    own = torch.where(mask, returns, 0)
+    others = mask.sum(1, keepdim=True) - 1
+    return torch.where(others > 0, (own.sum(1, keepdim=True) - own) / others.clamp(min=1), 0)
