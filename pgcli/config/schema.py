@@ -97,7 +97,8 @@ class AlgorithmConfig(Section):
     )
     baseline: Literal["none", "mean", "leave_one_out"] = Field(
         "mean",
-        description="Subtracted from the returns; mean: over the trajectories that run at t; leave_one_out: over the others.",
+        description="Subtracted from the returns; mean: over the trajectories that run at t; leave_one_out: over the "
+        "others of them.",
     )
     objective: Literal["policy_gradient"] = Field(
         "policy_gradient", description="policy_gradient: the mean of log π times the advantage."
