@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pgcli.config.schema import Config
 from pgcli.errors import Diverged
-from pgcli.estimators.baselines import leave_one_out_baseline, mean_baseline
-from pgcli.estimators.objectives import policy_gradient_loss, standardized, step_weights
+from pgcli.estimators.baselines import group_baseline, leave_one_out_baseline, mean_baseline
+from pgcli.estimators.objectives import group_standardized, policy_gradient_loss, standardized, step_weights
 from pgcli.estimators.returns import reward_to_go, total_return
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.optimizers import Optimizer, scheduled
@@ -52,6 +52,8 @@ class PolicyGradient:
                 advantages = returns - mean_baseline(returns, peers)
             case "leave_one_out":
                 advantages = returns - leave_one_out_baseline(returns, peers)
+            case "group":
+                advantages = returns - group_baseline(returns, peers, self.config.group_size)
             case _:
                 assert_never(algorithm.baseline)
         return advantages
@@ -59,9 +61,12 @@ class PolicyGradient:
     def gradient(self, trajectories: Trajectories) -> tuple[list[Tensor], Tensor, Tensor]:
         """Estimate -∇J: gradients in the order of the policy's parameters, the policy loss, the mean entropy."""
         algorithm, mask = self.config.algorithm, trajectories.mask
-        advantages = self.advantages(trajectories)[mask]
+        largest = float(trajectories.rewards.abs().sum(0).max())  # no return is larger: below 1e-8 of it is rounding
+        advantages = self.advantages(trajectories)
+        if algorithm.standardize == "group":
+            advantages = group_standardized(advantages, self.config.group_size, floor=1e-8 * largest)
+        advantages = advantages[mask]
         if algorithm.standardize == "batch":
-            largest = float(trajectories.rewards.abs().sum(0).max())  # no return is larger
             advantages = standardized(advantages, floor=1e-8 * largest)
         weights = step_weights(mask, algorithm.average)[mask]
         if algorithm.discount_weighting:

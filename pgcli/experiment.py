@@ -11,6 +11,7 @@ from typing import Any
 
 from pgcli.agent import PolicyGradient
 from pgcli.config import Config, load_config, to_data
+from pgcli.config.schema import EnvConfig
 from pgcli.errors import Diverged, Interrupted, RunDirectoryError
 from pgcli.records import Evaluation, Iteration, Record
 from pgcli.runs import checkpoints
@@ -61,7 +62,7 @@ def run_experiment(
     """
     check_request(request)
     config, path = request.config, request.path
-    with storage(path), closing(Chunks(config.env)) as chunks:
+    with storage(path), closing(Chunks(_environments(config))) as chunks:
         agent = _build(config, chunks)  # before anything is written
         if is_run(path) and request.overwrite:
             with lock(path):
@@ -85,6 +86,11 @@ def check_request(request: Request) -> None:
             f"{path}: a run is already there",
             "--resume continues it; --overwrite moves it aside and starts anew",
         )
+
+
+def _environments(config: Config) -> EnvConfig:
+    """Step groups one by one: the columns of a native vector environment cannot share a reset seed."""
+    return config.env.model_copy(update={"vectorization": "sync"}) if config.group_size > 1 else config.env
 
 
 def _build(config: Config, chunks: Chunks) -> PolicyGradient:

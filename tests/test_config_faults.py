@@ -122,7 +122,7 @@ TYPES = [
     ("policy: {hidden_sizes: [64, null]}", "1:29: `policy.hidden_sizes[1]` should be a whole number, got null", "["),
     ("policy: {activation: tanhh}", "should be 'tanh', 'relu', 'elu' or 'identity', got 'tanhh'", "mean `tanh`?"),
     ("policy: {activation: ReLU}", "should be 'tanh', 'relu', 'elu' or 'identity', got 'ReLU'", "mean `relu`?"),
-    ("algorithm: {baseline: null}", "should be 'none' or 'mean', got null", "did you mean `none`?"),
+    ("algorithm: {baseline: null}", "'leave_one_out' or 'group', got null", "did you mean `none`?"),
     (
         "env: CartPole-v1",
         "1:1: `env` should be a section with keys of its own, got 'CartPole-v1'",
@@ -196,6 +196,28 @@ COMBINATIONS = [
         "algorithm: {group_size: 4}",
         "1:13: `algorithm.group_size` and `algorithm.baseline`: only",
         "leave group_size out",
+    ),
+    (
+        "algorithm: {baseline: group}",
+        "1:13: `algorithm.baseline` and `algorithm.group_size`: a group",
+        "set `group_size`",
+    ),
+    ("algorithm: {baseline: group, group_size: 1}", "1:30: `algorithm.group_size`: the mean over one", "larger"),
+    (
+        "algorithm: {baseline: group, group_size: 5}",
+        "1:30: `algorithm.group_size` and `rollout.episodes`: groups",
+        "mult",
+    ),
+    (
+        "algorithm: {baseline: group, group_size: 4}\nenv: {vectorization: native}",
+        "2:7: `env.vectorization` and `algorithm.baseline`: the columns",
+        "auto",
+    ),
+    ("algorithm: {standardize: group}", "1:13: `algorithm.standardize` and", "returns: total"),
+    (
+        "algorithm: {baseline: leave_one_out}\nrollout: {episodes: 1}",
+        "1:13: `algorithm.baseline` and `rollout.episodes`: with one trajectory",
+        "baseline: none",
     ),
     ("algorithm: {returns: total, discount_weighting: true}", "1:29: `algorithm.discount_weighting` and", "to_go"),
     ("env: {wrappers: [A], vectorization: native}", "1:22: `env.vectorization` and `env.wrappers`: a native", "sync"),

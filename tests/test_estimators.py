@@ -78,6 +78,8 @@ def scores(agent: PolicyGradient, batch: Trajectories) -> Tensor:
         (EVEN, MEAN, 4, "3/16 -3/16", "3/256"),
         (EVEN, OTHERS, 2, "1/4 -1/4", "1/8"),
         (EVEN, OTHERS, 4, "1/4 -1/4", "1/48"),
+        (EVEN, {"baseline": "group", "group_size": 2}, 4, "1/8 -1/8", "1/64"),
+        (EVEN, {"baseline": "group", "group_size": 4}, 4, "3/16 -3/16", "3/256"),
         (EVEN, GRPO, 4, "0.40400635094610965 -0.40400635094610965", "0.0485577367904177"),
         (UNEVEN, NONE, 1, "-1/36 -7/18 5/12", "407/648"),
         (UNEVEN, NONE, 4, "-1/36 -7/18 5/12", "407/2592"),
@@ -96,6 +98,28 @@ def test_on_bandits_mean_and_variance_are_the_exact_ones(
     g, trace = moments(agent, bandit(logits, rewards), n)
     assert g.tolist() == pytest.approx([float(Fraction(x)) for x in mean.split()], abs=EXACT)
     assert trace == pytest.approx(float(Fraction(variance)), abs=EXACT)
+
+
+@pytest.mark.parametrize("world", [EVEN, UNEVEN])
+def test_grpo_standardises_each_group_by_itself(world: tuple[list[float], list[float]]) -> None:
+    logits, rewards = world
+    grpo = {"returns": "total", "baseline": "group", "standardize": "group"}
+    whole, _ = moments(softmax_agent(logits, **GRPO), bandit(logits, rewards), 4)
+    one, one_variance = moments(softmax_agent(logits, **grpo, group_size=4), bandit(logits, rewards), 4)
+    assert one.tolist() == pytest.approx(whole.tolist(), abs=EXACT)
+    pair, pair_variance = moments(softmax_agent(logits, **grpo, group_size=2), bandit(logits, rewards), 2)
+    pairs, pairs_variance = moments(softmax_agent(logits, **grpo, group_size=2), bandit(logits, rewards), 4)
+    assert pairs.tolist() == pytest.approx(pair.tolist(), abs=EXACT)  # two groups are two samples of one
+    assert pairs_variance == pytest.approx(pair_variance / 2, abs=EXACT)
+    assert one_variance > 0
+
+
+def test_a_group_of_equal_returns_teaches_nothing_and_divides_by_nothing() -> None:
+    grpo = {"returns": "total", "baseline": "group", "standardize": "group", "group_size": 2}
+    batch = trajectories([(0, 1 / 3)], [(1, 1 / 3)], [(0, 5.0)], [(1, 1.0)])
+    alone = trajectories([(0, 5.0)], [(1, 1.0)])
+    agent = softmax_agent(EVEN[0], **grpo)
+    assert ascent(agent, batch).tolist() == pytest.approx((ascent(agent, alone) / 2).tolist(), abs=1e-7)
 
 
 def test_the_even_bandit_under_grpo_is_a_closed_form() -> None:
@@ -291,6 +315,9 @@ GRID = [
     for baseline in ("none", "mean", "leave_one_out")
     for standardize in ("none", "batch")
     for average in ("steps", "episodes", "episode_means")
+] + [
+    {"returns": "total", "baseline": "group", "group_size": 2, "standardize": standardize, "gamma": 0.9}
+    for standardize in ("none", "batch", "group")
 ]
 
 
@@ -311,7 +338,7 @@ def test_neither_garbage_in_the_padding_nor_the_order_of_columns_matters(algorit
             truncated=batch.truncated | padding,
         )
         assert torch.equal(gradient(agent, dirty), expected)
-    order = [2, 0, 3, 1]
+    order = [3, 2, 0, 1]  # groups of two stay together
     permuted = Trajectories(**{name: value[:, order] for name, value in vars(batch).items()})
     np.testing.assert_allclose(gradient(agent, permuted), expected, rtol=1e-12, atol=1e-14)
 

@@ -346,3 +346,14 @@ def test_chunks_side_by_side_are_padded_to_the_longest() -> None:
     assert joined.mask.shape == batch.mask.shape
     assert same(joined, batch)
     assert (joined.rewards[~joined.mask] == 0).all()
+
+
+def test_a_group_shares_its_start_state_and_nothing_else() -> None:
+    algorithm = {"baseline": "group", "group_size": 3}
+    settings = config(env={"id": "CartPole-v1", "vectorization": "sync"}, rollout={"episodes": 12}, algorithm=algorithm)
+    batch = collect(settings)
+    starts = [tuple(start) for start in batch.obs[0].tolist()]
+    assert all(len(set(starts[n : n + 3])) == 1 for n in range(0, 12, 3))
+    assert len(set(starts)) == 4
+    columns = {tuple(batch.actions[:8, n].tolist()) for n in range(12)}
+    assert len(columns) > 8, "the actions are each column's own"

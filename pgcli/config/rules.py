@@ -56,11 +56,42 @@ def violations(config: Config) -> Iterator[Violation]:
                 "does not correct for that",
                 f"set `{key}: 1`",
             )
-    if algorithm.group_size is not None:
+    groups = algorithm.baseline == "group"
+    if groups and algorithm.group_size is None:
+        yield Violation(
+            ("algorithm.baseline", "algorithm.group_size"),
+            "a group needs a size",
+            "set `group_size` to how many columns share a start state",
+        )
+    if not groups and algorithm.group_size is not None:
         yield Violation(
             ("algorithm.group_size", "algorithm.baseline"),
-            "only `baseline: group` has groups, which this version does not have",
-            "leave group_size out",
+            "only `baseline: group` has groups",
+            "leave group_size out, or use `baseline: group`",
+        )
+    if groups and algorithm.group_size == 1:
+        yield Violation(
+            ("algorithm.group_size",),
+            "the mean over one trajectory is that trajectory: every advantage would be zero",
+            "use a larger group_size",
+        )
+    if groups and rollout.episodes and algorithm.group_size and rollout.episodes % algorithm.group_size:
+        yield Violation(
+            ("algorithm.group_size", "rollout.episodes"),
+            f"groups of {algorithm.group_size} do not divide {rollout.episodes} episodes",
+            "make `rollout.episodes` a multiple of `group_size`",
+        )
+    if groups and env.vectorization == "native":
+        yield Violation(
+            ("env.vectorization", "algorithm.baseline"),
+            "the columns of a native vector environment cannot share a reset seed",
+            "use `vectorization: sync` or `auto`",
+        )
+    if algorithm.standardize == "group" and not (groups and algorithm.returns == "total"):
+        yield Violation(
+            ("algorithm.standardize", "algorithm.baseline", "algorithm.returns"),
+            "it divides by the standard deviation of a group's total returns",
+            "use `baseline: group` with `returns: total`, or `standardize: batch`",
         )
     for name, mend in (("max_episode_steps", "set `env.max_episode_steps`"), ("render_mode", "leave it out")):
         if name in env.kwargs:

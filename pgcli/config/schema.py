@@ -95,10 +95,10 @@ class AlgorithmConfig(Section):
     returns: Literal["total", "reward_to_go"] = Field(
         "reward_to_go", description="total: R(τ) for every step; reward_to_go: G_t, the rewards from t on."
     )
-    baseline: Literal["none", "mean", "leave_one_out"] = Field(
+    baseline: Literal["none", "mean", "leave_one_out", "group"] = Field(
         "mean",
         description="Subtracted from the returns; mean: over the trajectories that run at t; leave_one_out: over the "
-        "others of them.",
+        "others of them; group: over the group_size columns that share a start state.",
     )
     objective: Literal["policy_gradient"] = Field(
         "policy_gradient", description="policy_gradient: the mean of log π times the advantage."
@@ -114,10 +114,14 @@ class AlgorithmConfig(Section):
         description="steps: mean over steps; episodes: sum over steps, mean over trajectories (the gradient of the "
         "return); episode_means: mean within, then over trajectories.",
     )
-    standardize: Literal["none", "batch"] = Field(
-        "none", description="batch: advantages of the batch to mean 0 and (population) standard deviation 1."
+    standardize: Literal["none", "batch", "group"] = Field(
+        "none",
+        description="batch: advantages of the batch to mean 0 and (population) standard deviation 1; group: those "
+        "of each group divided by the standard deviation of its returns (GRPO).",
     )
-    group_size: Count | None = Field(None, description="Columns that share a reset seed; for baseline group.")
+    group_size: Count | None = Field(
+        None, description="Columns that share a reset seed, and so a start state; for baseline group."
+    )
     update_epochs: Count = Field(1, description="Passes over the batch per update.")
     num_minibatches: Count = Field(1, description="Parts of the batch, one optimizer step each, per epoch.")
     clip_range: float = Field(0.2, gt=0, description="ε of objective clip; has no effect on other objectives.")
@@ -215,3 +219,8 @@ class Config(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="How long.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="How the policy is measured.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What is saved.")
+
+    @property
+    def group_size(self) -> int:
+        """Columns that share a reset seed: 1 where there are no groups."""
+        return self.algorithm.group_size or 1

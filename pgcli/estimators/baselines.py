@@ -34,3 +34,15 @@ def leave_one_out_baseline(returns: Tensor, mask: Tensor) -> Tensor:
     own = torch.where(mask, returns, 0)
     others = mask.sum(1, keepdim=True) - 1
     return torch.where(others > 0, (own.sum(1, keepdim=True) - own) / others.clamp(min=1), 0)
+
+
+def group_baseline(returns: Tensor, mask: Tensor, group_size: int) -> Tensor:
+    """Compute the `mean_baseline` within each group of `group_size` neighbouring columns, which share a start state.
+
+    A sample of the value of that state, the own trajectory included, so the gradient shrinks by 1 - 1/N_t of the group.
+
+    Args: as `mean_baseline`; group_size divides N. Returns: [T, N], in reward units.
+    Source: Shao et al. (2024), section 4.1.1.
+    """
+    shape = (len(returns) * returns.shape[1] // group_size, group_size)  # a row is a group at one step
+    return mean_baseline(returns.reshape(shape), mask.reshape(shape)).expand(shape).reshape(returns.shape)

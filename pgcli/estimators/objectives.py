@@ -50,3 +50,17 @@ def standardized(advantages: Tensor, floor: float = 0.0) -> Tensor:
     shifted = advantages - advantages[:1]  # equal advantages are 0 from here on, without rounding
     centred = shifted - shifted.mean()
     return centred / centred.square().mean().sqrt().clamp(min=max(floor, torch.finfo(centred.dtype).tiny))
+
+
+def group_standardized(advantages: Tensor, group_size: int, floor: float = 0.0) -> Tensor:
+    """Compute A / max(σ, floor), with the population standard deviation σ of A over each group of columns.
+
+    For advantages that are one number per trajectory, and 0 on average within a group. Equal returns give 0, never
+    0/0. It weighs groups by 1/σ, which changes the direction of the gradient: biased by design.
+
+    Args: advantages, [T, N], in reward units; floor, in their unit. Returns: [T, N], without a unit.
+    Source: Shao et al. (2024), section 4.1.2; on the bias, Liu et al. (2025).
+    """
+    deviations = advantages[0].reshape(-1, group_size).square().mean(1).sqrt()
+    deviations = deviations.clamp(min=max(floor, torch.finfo(advantages.dtype).tiny))
+    return advantages / deviations.repeat_interleave(group_size)

@@ -120,7 +120,7 @@ def collect_episodes(
     actor = policy.actor("sampled")
     parts = []
     for columns, envs in chunks.split(config.rollout.episodes):
-        seeds = [derived_seed(config.seed, Purpose.RESET, iteration, column) for column in columns]
+        seeds = [derived_seed(config.seed, Purpose.RESET, iteration, n // config.group_size) for n in columns]
         noise = generator(config.seed, Purpose.ACT, iteration, columns.start)
         part = to_trajectories(list(play(envs, actor, seeds, noise, config.rollout.horizon, check)))
         _check_finite(part, config.env.id, seeds)
