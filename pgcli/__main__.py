@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
+import warnings
 from types import FrameType
 from typing import NoReturn
 
@@ -14,6 +16,7 @@ from typing import NoReturn
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
     signal.signal(signal.SIGINT, _leave)  # until a command that has something to save takes over
+    warnings.showwarning = _warn  # type: ignore[assignment]  # it takes the place as well, and ignores it
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an ASCII terminal gets `?` for `±`, not a traceback
@@ -36,12 +39,21 @@ def _run() -> int:
         return error.exit_code
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except OSError as error:  # say, a full disk behind `>`
+        sys.stderr.write(f"error: {error.filename or 'output'}: {error.strerror or error}\n")
+        return 1
     except Exception:
         import traceback
 
         traceback.print_exc()
         return 1
     return 0
+
+
+def _warn(message: Warning | str, *place: object) -> None:
+    """Write a library's warning as one plain line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(message)).removeprefix("WARN: ")
+    sys.stderr.write(f"warning: {text}\n")
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

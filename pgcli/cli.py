@@ -109,7 +109,9 @@ def train(
     if resume and overwrite:
         raise UsageError("--resume and --overwrite contradict each other")
     base = load_config(config, overrides or [])
-    configs = [override(base, [f"seed={seed}"]) for seed in _seeds(seeds)] if seeds else [base]
+    if seeds is not None and any(text.startswith("seed=") for text in overrides or []):
+        raise UsageError("--seeds and seed=… contradict each other")
+    configs = [base] if seeds is None else [override(base, [f"seed={seed}"]) for seed in _seeds(seeds)]
 
     from pgcli.sampling.environments import spec
 
@@ -120,7 +122,7 @@ def train(
     requests = []
     for one in configs:
         folder = run_dir or Path("runs") / one.name
-        path = folder if run_dir and not seeds else folder / f"seed-{one.seed}"
+        path = folder if run_dir and seeds is None else folder / f"seed-{one.seed}"
         requests.append(Request(one, path, sys.argv[1:], resume, overwrite))
     for request in requests:
         check_request(request)  # all of them before the first one starts
@@ -150,7 +152,9 @@ def _seeds(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or len(first + last) > 20:
             raise UsageError(f"--seeds {text}: not a list of seeds", "write them like 0-4 or 0,3,7")
-        seeds += range(int(first), int(last or first) + 1) if int(last or first) - int(first) < 10_000 else []
+        if int(last or first) - int(first) >= 10_000:
+            raise UsageError(f"--seeds {text}: more than 10,000 seeds")
+        seeds += range(int(first), int(last or first) + 1)
     if not seeds or len(set(seeds)) != len(seeds):
         raise UsageError(f"--seeds {text}: empty, or a seed twice", "write them like 0-4 or 0,3,7")
     return seeds

@@ -12,7 +12,7 @@ from typing import Any
 from pgcli.agent import PolicyGradient
 from pgcli.config import Config, load_config, to_data
 from pgcli.config.schema import EnvConfig
-from pgcli.errors import Diverged, Interrupted, RunDirectoryError
+from pgcli.errors import Diverged, Interrupted, PgcliError, RunDirectoryError
 from pgcli.records import Evaluation, Iteration, Record
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import RunDirectory, elapsed_seconds, find_checkpoint, is_run, move_aside
@@ -69,10 +69,21 @@ def run_experiment(
                 move_aside(path)
         path.mkdir(parents=True, exist_ok=True)
         with lock(path), closing(RunDirectory(path)) as directory:
-            changes = _changes(config, path) if is_run(path) else []
+            if directory.is_new:
+                if is_run(path):
+                    _changes(config, to_data(stored_config(path)), path)
+                directory.start(config, request.command, spec(config.env).reward_threshold)
+                return _train(config, directory, agent, chunks, Counters(), watch, check)
+            file = find_checkpoint(path)
+            checkpoint = checkpoints.load(file)
+            changes = _changes(config, checkpoint.config, path)
             if directory.status.get("status") == "finished" and not changes:
                 return Outcome(path, "already finished", None, None, 0.0)
-            counters = _prepare(request, directory, agent, changes)
+            checkpoints.check_tensors(checkpoint, agent.state_dict(), str(file))
+            agent.load_state_dict(checkpoint.tensors)
+            directory.restart(config, request.command, changes, _is_exact(config, changes), checkpoint.counters)
+            seconds = elapsed_seconds(path, checkpoint.counters["iteration"])
+            counters = Counters(**checkpoint.counters, seconds=seconds)
             return _train(config, directory, agent, chunks, counters, watch, check)
 
 
@@ -84,7 +95,9 @@ def check_request(request: Request) -> None:
     if is_run(path) and not (request.resume or request.overwrite):
         raise RunDirectoryError(
             f"{path}: a run is already there",
-            "--resume continues it; --overwrite moves it aside and starts anew",
+            "--overwrite moves it aside and starts anew"
+            if RunDirectory(path).status.get("status") == "failed"
+            else "--resume continues it; --overwrite moves it aside and starts anew",
         )
 
 
@@ -96,21 +109,6 @@ def _environments(config: Config) -> EnvConfig:
 def _build(config: Config, chunks: Chunks) -> PolicyGradient:
     envs = chunks.environments(min(config.rollout.episodes or chunks.width, chunks.width))
     return PolicyGradient(envs.observation_space, envs.action_space, config)
-
-
-def _prepare(request: Request, directory: RunDirectory, agent: PolicyGradient, changes: list[str]) -> Counters:
-    """Bring the agent and the run directory to the state to start from."""
-    config, path = request.config, request.path
-    if not (directory.checkpoints / "latest.json").exists():
-        directory.start(config, request.command, spec(config.env).reward_threshold)
-        return Counters()
-    file = find_checkpoint(path)
-    checkpoint = checkpoints.load(file)
-    checkpoints.check_tensors(checkpoint, agent.state_dict(), str(file))
-    agent.load_state_dict(checkpoint.tensors)
-    iteration = checkpoint.counters["iteration"]
-    directory.restart(config, request.command, changes, _is_exact(config, changes), iteration)
-    return Counters(**checkpoint.counters, seconds=elapsed_seconds(path, iteration))
 
 
 def _train(
@@ -160,7 +158,8 @@ def _train(
         directory.set_status("diverged", iteration=counters.iteration, reason=error.message)
         raise Diverged(f"{error.message} in iteration {counters.iteration} of {directory.path}", error.hint) from None
     except BaseException as error:
-        directory.set_status("failed", iteration=counters.iteration, reason=f"{type(error).__name__}: {error}")
+        reason = error.message if isinstance(error, PgcliError) else f"{type(error).__name__}: {error}"
+        directory.set_status("failed", iteration=counters.iteration, reason=reason)
         raise
     target = config.evaluation.stop_at_return
     solved = last is not None and target is not None and last.returns.mean >= target
@@ -171,14 +170,15 @@ def _train(
 
 def stored_config(path: Path) -> Config:
     """Read the config of the run in `path`."""
-    if not is_run(path):
-        raise RunDirectoryError(f"{path}: no run is there", "name a run directory that `pgcli train` made")
+    if not (path / "config.yaml").is_file():
+        what = "has no config.yaml" if is_run(path) else "no run is there"
+        raise RunDirectoryError(f"{path}: {what}", "name a run directory that `pgcli train` made")
     return load_config(str(path / "config.yaml"))
 
 
-def _changes(config: Config, path: Path) -> list[str]:
+def _changes(config: Config, stored: dict[str, Any], path: Path) -> list[str]:
     """List what `config` changes in the run of `path`, as `key=value`; raise RunDirectoryError for what may not."""
-    before, after = dict(_flat(to_data(stored_config(path)))), dict(_flat(to_data(config)))
+    before, after = dict(_flat(stored)), dict(_flat(to_data(config)))
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
     refused = [key for key in changed if not key.startswith(CHANGEABLE)]
     if refused:

@@ -36,6 +36,10 @@ class Agent:
         single = batch.shape == self.policy.observation_space.shape
         if single:
             batch = batch[None]
+        if batch.shape[1:] != self.policy.observation_space.shape:
+            raise ValueError(
+                f"observations of shape {np.shape(obs)}, and one has {self.policy.observation_space.shape}"
+            )
         actions: NDArray[Any] = self.policy.actor(mode)(batch, self._noise.random(len(batch)))
         return actions[0] if single else actions
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -301,6 +302,10 @@ def test_a_loaded_agent_acts_in_a_notebook(finished: Path) -> None:
         (["train", "cartpole", "env.kwargs.nonsense=1", "env.vectorization=sync"], 2, "`nonsense`"),
         (["train", "cartpole", "env.id=Pendulum-v1"], 3, "Discrete"),
         (["train", "cartpole", "--seeds", "3-"], 2, "--seeds"),
+        (["train", "cartpole", "--seeds", ""], 2, "--seeds"),
+        (["train", "cartpole", "--seeds", "0-1", "seed=3"], 2, "contradict"),
+        (["train", "cartpole", "env.id=CartPole"], 3, "did you mean `CartPole-v"),
+        (["train", "cartpole", "env.wrappers=[Nosuch]"], 3, "wrapper `Nosuch` not found"),
         (["train", "cartpole", "--resume", "--overwrite"], 2, "contradict"),
         (["eval", "nowhere"], 4, "nowhere"),
         (["resume", "nowhere"], 4, "nowhere"),
@@ -394,3 +399,44 @@ def test_a_run_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     for path in ("file", "file/run"):
         done = pgcli("train", "cartpole", *TINY, "--run-dir", path, cwd=tmp_path, code=4)
         assert "error: file" in done.stderr
+
+
+def test_a_run_that_lost_a_part_goes_on_exactly_or_says_what_is_missing(finished: Path, tmp_path: Path) -> None:
+    def broken(part: str) -> Path:
+        run = tmp_path / part.replace("/", "-")
+        shutil.copytree(finished, run)
+        for path in run.glob(part):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return run
+
+    pgcli("resume", broken("checkpoints/latest.json"), "training.iterations=8", cwd=tmp_path)
+    pgcli("train", "cartpole", *TINY, "training.iterations=8", "--run-dir", "whole", cwd=tmp_path)
+    assert contents(tmp_path / "checkpoints-latest.json") == contents(tmp_path / "whole")
+    for part in ("checkpoints", "config.yaml", "metrics.csv", "evaluations.csv", "episodes.csv"):
+        run = broken(part)
+        done = pgcli("resume", run, "training.iterations=8", cwd=tmp_path, code=4)
+        assert part in done.stderr or "checkpoint" in done.stderr
+        pgcli("train", "cartpole", *TINY, "seed=9", "--run-dir", run, cwd=tmp_path, code=4)
+
+
+def test_a_config_edited_by_hand_is_held_against_the_checkpoint(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("gamma: 0.98", "gamma: 0.5"))
+    done = pgcli("resume", run, "training.iterations=8", cwd=tmp_path, code=4)
+    assert "algorithm.gamma" in done.stderr
+
+
+def test_the_current_folder_is_not_moved_aside(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    done = pgcli("train", "cartpole", *TINY, "--run-dir", ".", "--overwrite", cwd=run, code=4)
+    assert "the folder that you are in" in done.stderr
+
+
+def test_a_full_stdout_is_told_in_one_line(finished: Path) -> None:
+    shell = f"{sys.executable} -m pgcli eval '{finished}' --episodes 1 > /dev/full"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["error: output: No space left on device"]

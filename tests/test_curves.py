@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,13 +110,13 @@ def test_the_bootstrap_interval_of_many_normal_values_is_that_of_their_mean() ->
     assert high[0] - low[0] == pytest.approx(2 * 1.96 * error, rel=0.05)
 
 
-def test_between_its_points_a_run_is_a_straight_line_and_before_its_first_it_does_not_count() -> None:
+def test_a_line_begins_where_all_its_runs_have_begun_and_is_straight_between_their_points() -> None:
     a = Curve(np.array([0.0, 10.0]), np.array([0.0, 10.0]))
     b = Curve(np.array([5.0, 10.0]), np.array([9.0, 10.0]))
     result = aggregate([a, b], "mean", "none")
-    assert result.x.tolist() == [0, 5, 10]
-    assert result.n.tolist() == [1, 2, 2]
-    assert result.center.tolist() == [0, 7, 10]
+    assert result.x.tolist() == [5, 10]
+    assert result.n.tolist() == [2, 2]
+    assert result.center.tolist() == [7, 10]
 
 
 @pytest.mark.parametrize(("status", "n", "center"), [("finished", 2, 60), ("interrupted", 1, 20)])
@@ -223,7 +224,20 @@ def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:
         with pytest.raises(RunDirectoryError, match=words):
             drawn(folders, tmp_path)
     run = write_run(tmp_path / "run", [1])
+    with pytest.warns(UserWarning, match="left out"):
+        assert column(drawn([empty, run], tmp_path), "center") == [1]
     with pytest.raises(RunDirectoryError, match="entropy"):
         drawn([run], tmp_path, y="entropy")  # a column with nothing in it
     with pytest.raises(PgcliError, match="cannot be written"):
         plot([run], "env_steps", "evaluation.return_mean", "mean", "ci95", 1, run / "metrics.csv" / "a.csv")
+
+
+def test_the_caption_counts_the_episodes_of_the_lines_that_are_one_run(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path / f"runs/{seed}", [1, 2], seed=seed)
+    lone = write_run(tmp_path / "runs/lone", [1, 2], name="lone")
+    evaluations = lone / "evaluations.csv"
+    evaluations.write_text(evaluations.read_text().replace(",100,", ",4,"))
+    output = plot([tmp_path / "runs"], "env_steps", "evaluation.return_mean", "mean", "ci95", 1, tmp_path / "a.svg")
+    words = " ".join(re.findall("<!-- (.*?) -->", output.read_text(), re.DOTALL)).replace("\n", " ")
+    assert "one standard error over 4 evaluation episodes" in words

@@ -142,7 +142,7 @@ def plot(run_dirs: Sequence[Path], x: str, y: str, stat: str, band: str, smooth:
     drawing = _checked(x, y, stat, band, smooth, output)
     if output is None:
         output = (run_dirs[0] if len(run_dirs) == 1 else Path()) / "plots" / f"{y}.png"
-    runs = [read_run(path, drawing) for path in find_runs(run_dirs)]
+    runs = _drawable(find_runs(run_dirs), drawing)
     lines = draw_lines(runs, drawing)
     if output.suffix.lower() == ".csv":
         content = _as_csv(lines).encode()
@@ -257,11 +257,32 @@ def _number(cell: bytes) -> float:
     return value if math.isfinite(value) else math.inf
 
 
+class _NothingToDraw(RunDirectoryError):
+    """A run that has no number in the column asked for."""
+
+
+def _drawable(paths: Sequence[Path], drawing: Drawing) -> list[Run]:
+    """Read the runs, leaving out, with a warning, those that have nothing to draw yet; one at least must have."""
+    runs, empty = [], []
+    for path in paths:
+        try:
+            runs.append(read_run(path, drawing))
+        except _NothingToDraw as error:
+            empty.append(error)
+    if not runs:
+        raise empty[0]
+    for nothing in empty:
+        warnings.warn(f"left out: {nothing.message}", stacklevel=2)
+    return runs
+
+
 def read_run(path: Path, drawing: Drawing) -> Run:
     """Read what `drawing` needs of one run directory."""
     settings = _settings(path / "config.yaml")
     wanted = {drawing.column, "env_steps", "episodes", "return_standard_error", "evaluation_episodes"}
     table = read_table(path / drawing.file, wanted)
+    if "iteration" not in table.header:
+        raise _NothingToDraw(f"{table.path}: is empty or damaged: it has no column `iteration`")
     if drawing.column not in table.columns:
         prefix = "evaluation." if drawing.of_evaluations else ""
         columns = [prefix + name for name in table.header]
@@ -271,7 +292,7 @@ def read_run(path: Path, drawing: Drawing) -> Run:
     x, y = _x_values(path, table, drawing), table[drawing.column]
     there = np.isfinite(y) & np.isfinite(x)
     if not there.any():
-        raise RunDirectoryError(f"{table.path}: has no number in column `{drawing.column}` yet")
+        raise _NothingToDraw(f"{table.path}: has no number in column `{drawing.column}`")
     error = table["return_standard_error"][there] if drawing.column == "return_mean" else None
     curve = Curve(x[there], y[there], error, final=_status(path / "status.json") == "finished")
     counts = table["evaluation_episodes"][there]
@@ -359,10 +380,9 @@ def caption(lines: Sequence[Line], drawing: Drawing) -> str:
         }[drawing.band]
     if min(sizes) == 1:
         one = "One run." if max(sizes) == 1 else "Where there is one run,"
-        episodes = {run.episodes for line in lines for run in line.runs if run.episodes is not None}
-        of = (
-            f"{max(episodes)} evaluation episodes" if drawing.of_evaluations and episodes else "an iteration's episodes"
-        )
+        episodes = {line.runs[0].episodes for line in lines if len(line.runs) == 1}
+        number = f"{episodes.pop()}" if len(episodes) == 1 and None not in episodes else "its"
+        of = f"{number} evaluation episodes" if drawing.of_evaluations else "an iteration's episodes"
         if drawing.band != "none":
             known = drawing.column == "return_mean"
             band = f"band: ± one standard error over {of}." if known else "no band: one run shows no spread."

@@ -65,10 +65,12 @@ def smoothed(curve: Curve, window: int) -> Curve:
 def aggregate(curves: Sequence[Curve], stat: Stat, band: Band) -> Aggregate:
     """Draw one curve through several, on the union of their x.
 
-    Between its points a curve is a straight line. Before its first point it does not count; after its last one it
+    It begins where all of them have begun. Between its points a curve is a straight line; after its last one it
     counts with its last value if it is final. A single curve's band is its own standard error, whichever is asked.
     """
     every_x = np.unique(np.concatenate([curve.x for curve in curves]))
+    begun = every_x >= max(curve.x[0] for curve in curves)  # a mean over fewer would jump as others join
+    every_x = every_x[begun] if begun.any() else every_x
     grid = _thin(every_x)
     values = np.stack([_values_at(curve, grid) for curve in curves], axis=1)  # [P, curves]
     counts = ~np.isnan(values)

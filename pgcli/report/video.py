@@ -63,18 +63,23 @@ def _frames(agent: Agent, mode: Mode, seed: int, horizon: int | None, episode: E
     config = agent.config.env
     noise = generator(seed, Purpose.VIDEO)
     actor = agent.policy.actor(mode)
-    with closing(make(config, render_mode="rgb_array")) as env:
-        episode.fps = float(env.metadata.get("render_fps") or DEFAULT_FPS)
-        obs, _ = env.reset(seed=derived_seed(seed, Purpose.VIDEO))
-        yield _picture(env.render(), config.id)
-        over = False
-        while not over and episode.length != horizon:
-            action = actor(np.asarray(obs)[None], noise.random(1))[0]
-            obs, reward, terminated, truncated, _ = env.step(action)
-            over = bool(terminated or truncated)
-            episode.episode_return += float(reward)
-            episode.length += 1
+    try:
+        with closing(make(config, render_mode="rgb_array")) as env:
+            episode.fps = float(env.metadata.get("render_fps") or DEFAULT_FPS)
+            obs, _ = env.reset(seed=derived_seed(seed, Purpose.VIDEO))
             yield _picture(env.render(), config.id)
+            over = False
+            while not over and episode.length != horizon:
+                action = actor(np.asarray(obs)[None], noise.random(1))[0]
+                obs, reward, terminated, truncated, _ = env.step(action)
+                over = bool(terminated or truncated)
+                episode.episode_return += float(reward)
+                episode.length += 1
+                yield _picture(env.render(), config.id)
+    except (PgcliError, OSError):
+        raise
+    except Exception as error:
+        raise EnvironmentFailure(f"{config.id} cannot be filmed: {type(error).__name__}: {error}") from error
 
 
 def _picture(rendered: Any, env_id: str) -> Frame:  # noqa: ANN401 - whatever the environment renders

@@ -13,7 +13,7 @@ from typing import Any
 
 from pgcli import __version__
 from pgcli.config import Config, to_yaml
-from pgcli.errors import CheckpointError, RunDirectoryError
+from pgcli.errors import CheckpointError, RunDirectoryError, UsageError
 from pgcli.records import Evaluation, Iteration
 from pgcli.runs import checkpoints
 from pgcli.runs.files import Table, cut_table, read_json, write_json, write_whole
@@ -29,6 +29,8 @@ EVALUATIONS = (
     "length_mean,return_median,return_min,return_max,discounted_return_mean"
 ).split(",")
 EPISODES = "iteration,episode,return,discounted_return,length,ended".split(",")
+
+TABLES = {"metrics": METRICS, "timing": TIMING, "evaluations": EVALUATIONS, "episodes": EPISODES}
 
 
 class RunDirectory:
@@ -46,23 +48,38 @@ class RunDirectory:
         path = self.path / "status.json"
         return read_json(path) if path.exists() else {}
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has been learned here yet."""
+        metrics = self.path / "metrics.csv"
+        learned = metrics.exists() and bool(_rows(metrics))
+        return not (learned or checkpoints.list_checkpoints(self.checkpoints))
+
     def start(self, config: Config, command: list[str], reward_threshold: float | None) -> None:
         """Write what a new run begins with."""
+        write_whole(self.path / "config.yaml", _config_text(config, self.path))  # first: it says that a run is here
         self.checkpoints.mkdir(exist_ok=True)
         self.cut(0)
         write_json(self.path / "run.json", _circumstances(config, command, reward_threshold))
         self.set_status("running")
-        write_whole(self.path / "config.yaml", _config_text(config, self.path))
         self.open_tables()
 
-    def restart(self, config: Config, command: list[str], overrides: list[str], exact: bool, iteration: int) -> None:
-        """Cut the run back to the state after `iteration` updates and make ready to go on."""
+    def restart(
+        self, config: Config, command: list[str], overrides: list[str], exact: bool, counters: dict[str, int]
+    ) -> None:
+        """Cut the run back to the state after `counters["iteration"]` updates and make ready to go on.
+
+        Raises: RunDirectoryError if the tables do not reach that far.
+        """
+        iteration = counters["iteration"]
         rows = self.cut(iteration)
-        if rows != iteration:
-            raise RunDirectoryError(
-                f"{self.path / 'metrics.csv'}: has {rows} whole rows, and the checkpoint needs {iteration}",
-                "resume from an older state is not possible without its rows; start again with --overwrite",
-            )
+        expected = {"metrics": iteration, "episodes": counters["episodes"], "evaluations": min(iteration, 1)}
+        for name, least in expected.items():
+            if rows[name] < least:
+                raise RunDirectoryError(
+                    f"{self.path / f'{name}.csv'}: has {rows[name]} whole rows, and the checkpoint needs {least}",
+                    "without them the run cannot go on; --overwrite moves it aside and starts anew",
+                )
         for path in checkpoints.list_checkpoints(self.checkpoints):
             if checkpoints.iteration_of(path) > iteration:
                 path.unlink()
@@ -76,20 +93,13 @@ class RunDirectory:
         for row in _rows(self.path / "evaluations.csv"):
             self._judge(float(row["return_mean"]), int(row["iteration"]))
 
-    def cut(self, iteration: int) -> int:
-        """Cut every table back to the rows before `iteration`; return how many rows metrics.csv has left."""
-        for name in ("timing", "evaluations", "episodes"):
-            cut_table(self.path / f"{name}.csv", iteration)
-        return cut_table(self.path / "metrics.csv", iteration)
+    def cut(self, iteration: int) -> dict[str, int]:
+        """Cut every table back to the rows before `iteration`; return how many rows each has left."""
+        return {name: cut_table(self.path / f"{name}.csv", iteration) for name in TABLES}
 
     def open_tables(self) -> None:
         """Open the tables for appending."""
-        for name, columns in (
-            ("metrics", METRICS),
-            ("timing", TIMING),
-            ("evaluations", EVALUATIONS),
-            ("episodes", EPISODES),
-        ):
+        for name, columns in TABLES.items():
             self._tables[name] = Table(self.path / f"{name}.csv", columns)
 
     def add_iteration(self, record: Iteration) -> None:
@@ -139,8 +149,11 @@ class RunDirectory:
         for table in self._tables.values():
             table.sync()
         path = self.checkpoints / checkpoints.file_name(checkpoint.counters["iteration"])
+        latest = self.checkpoints / "latest.json"
         if not path.exists():
             checkpoints.save(self.checkpoints, checkpoint)
+        elif not latest.exists() or read_json(latest).get("file") != path.name:
+            checkpoints.point(latest, path, checkpoints.digest_of(path))
         if best:
             checkpoints.point(self.checkpoints / "best.json", path, checkpoints.digest_of(path))
         self._delete_old(path, keep, every)
@@ -182,6 +195,9 @@ def elapsed_seconds(path: Path, iteration: int) -> float:
 
 def move_aside(path: Path) -> Path:
     """Rename a run directory to `NAME~1` (`~2`, …); nothing is deleted."""
+    path = path.resolve()
+    if Path.cwd().is_relative_to(path):
+        raise RunDirectoryError(f"{path}: is the folder that you are in", "move it aside from outside")
     number = 1
     while (aside := path.with_name(f"{path.name}~{number}")).exists():
         number += 1
@@ -191,7 +207,7 @@ def move_aside(path: Path) -> Path:
 
 def is_run(path: Path) -> bool:
     """Say whether a folder holds a run."""
-    return (path / "config.yaml").is_file()
+    return any((path / name).exists() for name in ("config.yaml", "metrics.csv", "checkpoints"))
 
 
 def find_checkpoint(path: Path, which: str = "latest") -> Path:
@@ -200,6 +216,8 @@ def find_checkpoint(path: Path, which: str = "latest") -> Path:
     Raises: CheckpointError if there is none, or if it is damaged.
     """
     if path.is_file():
+        if which != "latest":
+            raise UsageError(f"{path}: is one checkpoint; --which chooses among those of a run directory")
         return path
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such file or run directory")
@@ -212,6 +230,9 @@ def find_checkpoint(path: Path, which: str = "latest") -> Path:
         return found
     if which not in ("latest", "best"):
         raise CheckpointError(f"`{which}` is no checkpoint", "use latest, best, or the number of an iteration")
+    files = checkpoints.list_checkpoints(folder)
+    if which == "latest" and files and not (folder / "latest.json").exists():
+        return files[-1]  # the pointer is a help, and each checkpoint proves itself
     if not (folder / f"{which}.json").exists():
         raise CheckpointError(f"{path}: has no checkpoint", "name a run directory that `pgcli train` made")
     return checkpoints.follow(folder / f"{which}.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -24,10 +25,10 @@ def storage(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         home = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
-        raise RunDirectoryError(
-            f"{error.filename or path}: {error.strerror or error}",
-            f"{shutil.disk_usage(home).free:,} bytes are free there; what was saved before stands",
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        free = f"{shutil.disk_usage(home).free:,} bytes are free there; what was saved before stands"
+        message = f"{error.filename or path}: {error.strerror or error}"
+        raise RunDirectoryError(message, free if full else "") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import re
 from collections.abc import Callable, Sequence
@@ -171,6 +172,8 @@ def make(config: EnvConfig, render_mode: str | None = None) -> gym.Env[Any, Any]
         wrapper = entry if isinstance(entry, WrapperConfig) else WrapperConfig(name=entry)
         try:
             env = _wrapper_class(wrapper.name)(env, **wrapper.kwargs)
+        except EnvironmentFailure:
+            raise
         except Exception as error:
             raise EnvironmentFailure(f"wrapper {wrapper.name}: {error}", "see its kwargs") from error
     return env
@@ -225,6 +228,8 @@ def _guarded(config: EnvConfig, build: Callable[[], T]) -> T:
         raise EnvironmentFailure(f"{config.id}: {missing}", hint) from error
     except gym.error.Error as error:
         message, _, hint = str(error).partition(" Did you mean: ")
+        close = difflib.get_close_matches(config.id, gym.registry, n=1)
+        hint = hint or (f"`{close[0]}`?" if close else "")
         raise EnvironmentFailure(message, f"did you mean {hint}" if hint else "") from error
     except ModuleNotFoundError as error:
         raise EnvironmentFailure(f"{config.id}: {error}", "install the package that has it") from error

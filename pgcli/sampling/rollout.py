@@ -60,7 +60,8 @@ def play(
         obs = next_obs
     if horizon is None:
         raise EnvironmentFailure(
-            f"an episode has not ended after {MAX_EPISODE_STEPS} steps", "set env.max_episode_steps"
+            f"an episode has not ended after {MAX_EPISODE_STEPS} steps",
+            "set env.max_episode_steps; rollout.horizon cuts training only",
         )
 
 
