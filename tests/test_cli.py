@@ -440,3 +440,17 @@ def test_a_full_stdout_is_told_in_one_line(finished: Path) -> None:
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines() == ["error: output: No space left on device"]
+
+
+@pytest.mark.parametrize("seconds", [1.0, 3.0])
+def test_an_interrupt_while_jobs_start_leaves_no_traceback(tmp_path: Path, seconds: float) -> None:
+    long = [*TINY, "training.iterations=100000", "--seeds", "0-3", "--jobs", "2"]
+    command = [sys.executable, "-m", "pgcli", "train", "cartpole", *long]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: everyone in the group gets it
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr

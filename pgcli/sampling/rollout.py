@@ -54,9 +54,11 @@ def play(
         actions = actor(obs, uniforms[t % NOISE_ROWS])
         next_obs, rewards, terminated, truncated = envs.step(actions, running)
         yield Transition(obs, actions, rewards, terminated, truncated, running, next_obs)
-        running = running & ~(terminated | truncated)
-        if not running.any():
-            return
+        over = terminated | truncated
+        if over.any():
+            running = running & ~over
+            if not running.any():
+                return
         obs = next_obs
     if horizon is None:
         raise EnvironmentFailure(
