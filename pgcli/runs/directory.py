@@ -51,9 +51,7 @@ class RunDirectory:
     @property
     def is_new(self) -> bool:
         """Whether nothing has been learned here yet."""
-        metrics = self.path / "metrics.csv"
-        learned = metrics.exists() and bool(_rows(metrics))
-        return not (learned or checkpoints.list_checkpoints(self.checkpoints))
+        return not (_has_rows(self.path / "metrics.csv") or checkpoints.list_checkpoints(self.checkpoints))
 
     def start(self, config: Config, command: list[str], reward_threshold: float | None) -> None:
         """Write what a new run begins with."""
@@ -236,6 +234,13 @@ def find_checkpoint(path: Path, which: str = "latest") -> Path:
     if not (folder / f"{which}.json").exists():
         raise CheckpointError(f"{path}: has no checkpoint", "name a run directory that `pgcli train` made")
     return checkpoints.follow(folder / f"{which}.json")
+
+
+def _has_rows(path: Path) -> bool:
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        return bool(file.readline() and file.readline())
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
