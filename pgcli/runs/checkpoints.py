@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,8 @@ def follow(pointer: Path) -> Path:
         raise CheckpointError(f"{pointer}: names no checkpoint of its folder")
     path = pointer.parent / str(data["file"])
     if _sha256(_read(path)) != data.get("sha256"):
-        others = [file.name for file in list_checkpoints(pointer.parent) if file != path]
-        hint = f"an older one can be named instead: {others[-1]}" if others else ""
+        others = [file for file in list_checkpoints(pointer.parent) if file != path]
+        hint = f"an older one is there: pgcli eval {shlex.quote(str(others[-1]))}" if others else ""
         raise CheckpointError(f"{path}: damaged: does not match the sha256 in {pointer.name}", hint)
     return path
 
