@@ -454,3 +454,33 @@ def test_an_interrupt_while_jobs_start_leaves_no_traceback(tmp_path: Path, secon
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in stderr
+
+
+def test_a_run_ends_with_the_iteration_that_uses_up_its_env_steps(tmp_path: Path) -> None:
+    budget = ["training.iterations=null", "training.env_steps=500"]
+    pgcli("train", "cartpole", *TINY, *budget, "--run-dir", "run", cwd=tmp_path)
+    steps = [int(row["env_steps"]) for row in rows(tmp_path / "run/metrics.csv")]
+    assert steps[-1] >= 500 > steps[-2]
+
+
+def test_a_run_ends_when_an_evaluation_reaches_its_goal(tmp_path: Path) -> None:
+    goal = ["evaluation.stop_at_return=5", "training.iterations=50"]
+    pgcli("train", "cartpole", *TINY, *goal, "--run-dir", "run", cwd=tmp_path)
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert (status["status"], status["reason"]) == ("finished", "reached a return of 5")
+    assert float(rows(tmp_path / "run/evaluations.csv")[-1]["return_mean"]) >= 5
+    assert not rows(tmp_path / "run/metrics.csv"), "the untrained policy holds the pole for five steps"
+
+
+def test_a_missing_ffmpeg_is_named_with_its_command(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pgcli.errors import PgcliError
+    from pgcli.loading import load
+    from pgcli.report.video import film
+
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)  # as if it were not installed
+    with pytest.raises(PgcliError) as error:
+        film(load(finished), tmp_path / "film.mp4", "sampled", 0, 3)
+    assert 'pip install "pgcli[video]"' in error.value.hint
+    assert not list(tmp_path.iterdir())
