@@ -113,11 +113,25 @@ def test_another_seed_is_another_run(finished: Path, tmp_path: Path) -> None:
     assert all(ours[name] != theirs[name] for name in ours)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("number", "env"),
+    [
+        (signal.SIGINT, ["env.vectorization=native"]),
+        (signal.SIGTERM, ["env.vectorization=sync"]),
+        (signal.SIGKILL, ["env.id=FrozenLake-v1", "algorithm.baseline=group", "algorithm.group_size=5"]),
+    ],
+)
 def test_a_run_that_was_stopped_and_resumed_has_the_bytes_of_one_that_was_not(
-    number: signal.Signals, tmp_path: Path
+    number: signal.Signals, env: list[str], tmp_path: Path
 ) -> None:
-    long = [*TINY, "training.iterations=200", "rollout.episodes=10", "checkpoint.every=7", "env.max_episode_steps=30"]
+    long = [
+        *TINY,
+        "training.iterations=200",
+        "rollout.episodes=10",
+        "checkpoint.every=7",
+        "env.max_episode_steps=30",
+        *env,
+    ]
     command = [sys.executable, "-m", "pgcli", "train", "cartpole", *long, "--run-dir"]
     pgcli("train", "cartpole", *long, "--run-dir", "whole", cwd=tmp_path)
     process = subprocess.Popen([*command, "cut", "--resume"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
