@@ -1,29 +1,56 @@
-"""THE algorithm: a point of the grid returns × baseline × objective, from trajectories to a step."""
+"""THE algorithm: a point of the grid returns × baseline × objective, from trajectories to new parameters."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, assert_never
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
 from pgcli.config.schema import Config
+from pgcli.descent import Batch, Terms, descend, minibatches
 from pgcli.errors import Diverged
 from pgcli.estimators.baselines import group_baseline, leave_one_out_baseline, mean_baseline
-from pgcli.estimators.objectives import group_standardized, policy_gradient_loss, standardized, step_weights
-from pgcli.estimators.returns import reward_to_go, total_return
-from pgcli.estimators.trajectories import Trajectories
+from pgcli.estimators.objectives import (
+    clip_loss,
+    explained_variance,
+    group_standardized,
+    importance_sampling_loss,
+    kl_estimates,
+    policy_gradient_loss,
+    standardized,
+    step_weights,
+    value_loss,
+)
+from pgcli.estimators.returns import trajectory_returns
+from pgcli.estimators.trajectories import Trajectories, from_steps, pad_columns
 from pgcli.optimizers import Optimizer, scheduled
-from pgcli.policies.policy import Policy
-from pgcli.randomness import Purpose, derived_seed
+from pgcli.policies.normalizers import ReturnScale
+from pgcli.policies.policy import Policy, ValueFunction, parameters_of
+from pgcli.randomness import Purpose, derived_seed, generator
 from pgcli.records import Update
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What trajectories say, in reward units: advantages A and returns-to-go G, both [T, N], and V [T + 1, N]."""
+
+    advantages: Tensor
+    returns: Tensor
+    values: Tensor
 
 
 class PolicyGradient:
     """A policy and the rule that improves it.
 
-    θ ← θ + α Σ w_t A_t ∇log π(a_t|s_t), with A = G - b, standardised and then weighted by γ^t if asked.
+    θ ← θ + α Σ w_t A_t ∇log π(a_t|s_t), with A = G - b, standardised and then weighted by γ^t if asked; over several
+    epochs and minibatches with the ratios π/μ of an objective that corrects for them.
     """
 
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], config: Config) -> None:
@@ -31,86 +58,246 @@ class PolicyGradient:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(config.seed, Purpose.INIT))
             self.policy = Policy(observation_space, action_space, config.policy)
-        self.optimizer = Optimizer(config.optimizer.name, list(self.policy.parameters()))
+            self.value = ValueFunction(self.policy, config.value, config.policy) if config.has_value else None
+        own = [] if self.value is None else list(self.value.parameters())
+        shared = config.has_value and config.value.shared_trunk
+        self.optimizer = Optimizer(config.optimizer.name, [*self.policy.parameters(), *(own if shared else [])])
+        self.value_optimizer = Optimizer(config.optimizer.name, own) if own and not shared else None
+        columns = config.env.num_envs if config.rollout.steps else 0
+        self.return_scale = ReturnScale(columns) if config.value.normalize_returns and config.has_value else None
+        self.past = [deepcopy(self.policy) for _ in range(config.algorithm.reuse - 1)]  # newest first
+        self.past_trajectories: list[Trajectories] = []  # what they collected, newest first
 
-    def advantages(self, trajectories: Trajectories) -> Tensor:
-        """Compute A [T, N] in reward units: returns minus baseline."""
-        algorithm = self.config.algorithm
+    # ------------------------------------------------------------------------------------------ from data to a batch
+
+    def estimate(self, trajectories: Trajectories) -> Estimate:
+        """Compute returns minus baseline. Where a trajectory is cut, V stands for what was not seen."""
+        algorithm, mask = self.config.algorithm, trajectories.mask
+        values = self.values(trajectories)
+        rewards = trajectories.rewards / (self.return_scale.scale if self.return_scale else 1.0)
+        lam = algorithm.gae_lambda if algorithm.returns == "lambda_return" else 1.0
+        to_go = trajectory_returns(rewards, algorithm.gamma, lam, trajectories.terminated, trajectories.cut, values[1:])
         match algorithm.returns:
             case "total":
-                returns = total_return(trajectories.rewards, algorithm.gamma, trajectories.terminated)
-                peers = torch.ones_like(trajectories.mask)  # a number per trajectory, over all of them
-            case "reward_to_go":
-                returns = reward_to_go(trajectories.rewards, algorithm.gamma, trajectories.terminated)
-                peers = trajectories.mask  # a number per step, over those that run at t
+                returns = to_go[:1].expand_as(to_go)
+                peers = torch.ones_like(mask)  # a number per trajectory, over all of them
+            case "reward_to_go" | "lambda_return":
+                returns = to_go
+                peers = mask  # a number per step, over those that run at t
             case _:
                 assert_never(algorithm.returns)
         match algorithm.baseline:
             case "none":
-                advantages = returns
+                baseline = torch.zeros_like(returns)
             case "mean":
-                advantages = returns - mean_baseline(returns, peers)
+                baseline = mean_baseline(returns, peers)
             case "leave_one_out":
-                advantages = returns - leave_one_out_baseline(returns, peers)
+                baseline = leave_one_out_baseline(returns, peers)
             case "group":
-                advantages = returns - group_baseline(returns, peers, self.config.group_size)
+                leave_one_out = algorithm.group_mean == "leave_one_out"
+                baseline = group_baseline(returns, peers, self.config.group_size, leave_one_out)
+            case "value":
+                baseline = values[:1] if algorithm.returns == "total" else values[:-1]
             case _:
                 assert_never(algorithm.baseline)
-        return advantages
+        return Estimate(returns - baseline, to_go, values)
 
-    def gradient(self, trajectories: Trajectories) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Estimate -∇J: gradients in the order of the policy's parameters, the policy loss, the mean entropy."""
+    @torch.no_grad()
+    def values(self, trajectories: Trajectories) -> Tensor:
+        """Compute V [T + 1, N] of the states that were reached; 0 elsewhere, and without a value function."""
+        reached = trajectories.reached
+        if self.value is None:
+            return torch.zeros(reached.shape, dtype=trajectories.rewards.dtype)
+        values = self.value(self.policy, trajectories.obs[reached])
+        return from_steps(values.to(trajectories.rewards.dtype), reached)
+
+    @torch.no_grad()
+    def log_probs(self, policy: Policy, trajectories: Trajectories) -> Tensor:
+        """Compute log π(a|s) [T, N] of what was done, 0 on masked rows."""
+        mask = trajectories.mask
+        outputs = policy(trajectories.obs[:-1][mask])
+        return from_steps(policy.distribution.log_probs(outputs, trajectories.actions[mask]), mask)
+
+    def batch(self, trajectories: Trajectories) -> tuple[Batch, dict[str, Any]]:
+        """Standardise and weigh the advantages, and lay the valid steps out in a row; say what is worth a column."""
         algorithm, mask = self.config.algorithm, trajectories.mask
-        largest = float(trajectories.rewards.abs().sum(0).max())  # no return is larger: below 1e-8 of it is rounding
-        advantages = self.advantages(trajectories)
+        estimate, report = self.estimate(trajectories), dict[str, Any]()
+        advantages = estimate.advantages
+        scale = self.return_scale.scale if self.return_scale else 1.0
+        largest = float(trajectories.rewards.abs().sum(0).max()) / scale + float(estimate.values.abs().max())
+        floor = 1e-8 * largest  # no return is larger: below this it is rounding
         if algorithm.standardize == "group":
-            advantages = group_standardized(advantages, self.config.group_size, floor=1e-8 * largest)
+            advantages, report["zero_variance_groups"] = group_standardized(advantages, self.config.group_size, floor)
         advantages = advantages[mask]
         if algorithm.standardize == "batch":
-            advantages = standardized(advantages, floor=1e-8 * largest)
+            advantages = standardized(advantages, floor)
         weights = step_weights(mask, algorithm.average)[mask]
         if algorithm.discount_weighting:
             t = torch.arange(len(mask), dtype=weights.dtype)[:, None].expand_as(mask)
             weights = weights * algorithm.gamma ** t[mask]
-        logits = self.policy(trajectories.obs[:-1][mask])
-        log_probs = self.policy.distribution.log_probs(logits, trajectories.actions[mask])
-        policy_loss = policy_gradient_loss(log_probs, advantages.to(logits.dtype), weights.to(logits.dtype))
-        with torch.set_grad_enabled(algorithm.entropy_coef > 0):
-            entropy = self.policy.distribution.entropy(logits).mean()
-        loss = policy_loss - algorithm.entropy_coef * entropy
-        gradients = torch.autograd.grad(loss, list(self.policy.parameters()))
-        return list(gradients), policy_loss.detach(), entropy.detach()
+        returns, values = estimate.returns[mask], estimate.values[:-1][mask]
+        if self.value is not None:
+            report["explained_variance"] = explained_variance(values, returns)
+        actions, behavior = trajectories.actions[mask], trajectories.behavior_log_probs
+        report |= self.policy.distribution.report(actions)
+        dtype = next(self.policy.network.parameters()).dtype
+        real = (advantages.to(dtype), weights.to(dtype), returns.to(dtype), values.to(dtype))
+        return Batch(trajectories.obs[:-1][mask], actions, *real, None if behavior is None else behavior[mask]), report
 
-    def update(self, trajectories: Trajectories, progress: float) -> Update:
-        """Take one step of the optimizer. `progress` in [0, 1] is the share of the budget that is used.
+    # -------------------------------------------------------------------------------------- from a batch to a gradient
+
+    def policy_terms(self, batch: Batch, progress: float = 0.0) -> Terms:
+        """Compute the policy's loss on a batch; without behavior_log_probs, the policy itself is the one that acted."""
+        algorithm, distribution = self.config.algorithm, self.policy.distribution
+        outputs = self.policy(batch.obs)
+        log_probs = distribution.log_probs(outputs, batch.actions)
+        behavior = log_probs.detach() if batch.behavior_log_probs is None else batch.behavior_log_probs
+        log_ratios = log_probs - behavior
+        match algorithm.objective:
+            case "policy_gradient":
+                policy_loss = policy_gradient_loss(log_probs, batch.advantages, batch.weights)
+            case "importance_sampling":
+                bound, self_normalize = algorithm.importance_bound, algorithm.self_normalize
+                policy_loss = importance_sampling_loss(
+                    log_probs, log_ratios, batch.advantages, batch.weights, bound, self_normalize
+                )
+            case "clip":
+                clip_range = scheduled(algorithm.clip_range, algorithm.clip_range_schedule, progress)
+                policy_loss = clip_loss(log_ratios, batch.advantages, batch.weights, clip_range)
+            case _:
+                assert_never(algorithm.objective)
+        entropy_coef = scheduled(algorithm.entropy_coef, algorithm.entropy_coef_schedule, progress)
+        with torch.set_grad_enabled(entropy_coef > 0):
+            entropy = distribution.entropy(outputs).mean()
+        loss = policy_loss - entropy_coef * entropy
+        terms = {"loss": loss, "policy_loss": policy_loss, "entropy": entropy}
+        if algorithm.objective != "policy_gradient":
+            kl = kl_estimates(log_ratios if algorithm.kl_coef > 0 else log_ratios.detach()).mean()
+            ratios = log_ratios.detach().exp()
+            terms |= {"approx_kl": kl, "ratio": ratios.mean(), "squared_ratio": ratios.square().mean()}
+            if algorithm.kl_coef > 0:
+                terms["loss"] = loss + algorithm.kl_coef * kl
+            if algorithm.objective == "clip":
+                terms["clip_fraction"] = ((ratios - 1).abs() > clip_range).to(ratios.dtype).mean()
+        return terms
+
+    def value_terms(self, batch: Batch) -> Terms:
+        """Compute the value function's loss on a batch."""
+        assert self.value is not None
+        values = self.value(self.policy, batch.obs)
+        loss = value_loss(values, batch.returns, batch.values, self.config.value.clip_range)
+        return {"loss": self.config.algorithm.value_coef * loss, "value_loss": loss}
+
+    def joint_terms(self, batch: Batch, progress: float) -> Terms:
+        """Add both losses, for a trunk that they share."""
+        policy, value = self.policy_terms(batch, progress), self.value_terms(batch)
+        return policy | value | {"loss": policy["loss"] + value["loss"]}
+
+    def gradient(self, trajectories: Trajectories) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Estimate -∇J: gradients in the order of the policy's parameters, the policy loss, the mean entropy."""
+        terms = self.policy_terms(self.batch(trajectories)[0])
+        gradients = torch.autograd.grad(terms["loss"], list(self.policy.parameters()))
+        return list(gradients), terms["policy_loss"].detach(), terms["entropy"].detach()
+
+    # ------------------------------------------------------------------------------------- from gradients to parameters
+
+    def update(self, trajectories: Trajectories, iteration: int = 0, progress: float = 0.0) -> Update:
+        """Learn from what `iteration` collected. `progress` in [0, 1] is the share of the budget that is used.
 
         Raises: Diverged if anything is not finite: before the step, which is then not taken, or after it.
         """
-        optimizer = self.config.optimizer
-        gradients, policy_loss, entropy = self.gradient(trajectories)
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
-        for name, value in (("policy_loss", policy_loss), ("entropy", entropy), ("grad_norm", norm)):
-            if not torch.isfinite(value):
-                raise Diverged(f"{name} is {value.item()}", "lower optimizer.learning_rate, or set max_grad_norm")
-        if optimizer.max_grad_norm is not None and norm > optimizer.max_grad_norm:
-            gradients = [gradient * (optimizer.max_grad_norm / norm) for gradient in gradients]
-        learning_rate = scheduled(optimizer.learning_rate, optimizer.schedule, progress)
-        self.optimizer.step(gradients, learning_rate)
-        for key, parameter in self.policy.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise Diverged(f"policy.{key} is not finite after the step", "lower optimizer.learning_rate")
-        return Update(policy_loss.item(), entropy.item(), norm.item(), learning_rate)
+        algorithm, optimizer = self.config.algorithm, self.config.optimizer
+        if self.return_scale is not None:
+            self.return_scale.add_rewards(trajectories.rewards, trajectories.mask, algorithm.gamma)
+        one_step = algorithm.update_epochs == algorithm.num_minibatches == algorithm.reuse == 1
+        if algorithm.objective != "policy_gradient" and not one_step:
+            trajectories = replace(trajectories, behavior_log_probs=self.log_probs(self.policy, trajectories))
+        batch, report = self.batch(pad_columns([trajectories, *self.past_trajectories]))
+        acted = deepcopy(self.policy) if self.past else None
+        joint = self.value is not None and self.value_optimizer is None
+
+        def parts(purpose: Purpose, epochs: int) -> Iterator[tuple[int, Batch]]:
+            def shuffler(epoch: int) -> np.random.Generator:
+                return generator(self.config.seed, purpose, iteration, epoch)
+
+            return minibatches(batch, epochs, algorithm.num_minibatches, shuffler, on_policy=algorithm.reuse == 1)
+
+        rate = scheduled(optimizer.learning_rate, optimizer.schedule, progress)
+        terms = self.joint_terms if joint else self.policy_terms
+        epochs = parts(Purpose.MINIBATCH, algorithm.update_epochs)
+        report |= descend(
+            self.optimizer,
+            epochs,
+            partial(terms, progress=progress),
+            rate,
+            optimizer.max_grad_norm,
+            algorithm.target_kl,
+        )
+        if self.value_optimizer is not None:
+            epochs = parts(Purpose.VALUE_MINIBATCH, self.config.value.update_epochs or algorithm.update_epochs)
+            own = scheduled(self.config.value.learning_rate or optimizer.learning_rate, optimizer.schedule, progress)
+            found = descend(self.value_optimizer, epochs, self.value_terms, own, optimizer.max_grad_norm)
+            report["value_loss"] = found["value_loss"]
+        self._check_parameters()
+        if self.policy.normalizer is not None:
+            seen = trajectories.obs[:-1][trajectories.mask]
+            self.policy.normalizer.add(self.policy.encoder.in_torch(seen, torch.float64))
+        if acted is not None:
+            self.past = [acted, *self.past[:-1]]
+            self._keep(acted, trajectories)
+        return self._report(report | {"learning_rate": rate}, len(batch), progress)
+
+    def _check_parameters(self) -> None:
+        for key, tensor in parameters_of(self.policy, self.value).items():
+            if not torch.isfinite(tensor).all():
+                raise Diverged(f"{key} is not finite after the step", "lower optimizer.learning_rate")
+
+    def _report(self, report: dict[str, Any], steps: int, progress: float) -> Update:
+        algorithm = self.config.algorithm
+        if "ratio" in report:
+            report["effective_sample_size"] = steps * report["ratio"] ** 2 / report["squared_ratio"]
+        if algorithm.objective == "clip":
+            report["clip_range"] = scheduled(algorithm.clip_range, algorithm.clip_range_schedule, progress)
+        if algorithm.entropy_coef > 0:
+            report["entropy_coef"] = scheduled(algorithm.entropy_coef, algorithm.entropy_coef_schedule, progress)
+        if self.return_scale is not None:
+            report["return_scale"] = self.return_scale.scale
+        return Update(**{field.name: report[field.name] for field in fields(Update) if field.name in report})
+
+    # ------------------------------------------------------------------------------------------------------- the state
+
+    def recall(self, iteration: int, collect: Callable[[Policy, int], Trajectories]) -> None:
+        """Collect again what the next update reuses of the iterations before `iteration`, with the policies of then."""
+        self.past_trajectories = []
+        for age, policy in reversed(list(enumerate(self.past[:iteration], 1))):
+            self._keep(policy, collect(policy, iteration - age))
+
+    def _keep(self, policy: Policy, trajectories: Trajectories) -> None:
+        """Keep what `policy` collected for the next updates."""
+        if trajectories.behavior_log_probs is None:
+            trajectories = replace(trajectories, behavior_log_probs=self.log_probs(policy, trajectories))
+        self.past_trajectories = [trajectories, *self.past_trajectories][: len(self.past)]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Give everything that an update changes, as named tensors that share the agent's memory."""
-        names = [name for name, _ in self.policy.named_parameters()]
-        return {f"policy.{key}": value.detach() for key, value in self.policy.named_parameters()} | {
-            f"optimizer.{key}": value for key, value in self.optimizer.state(names).items()
-        }
+        tensors = parameters_of(self.policy, self.value)
+        learned = [name for name, _ in self.policy.named_parameters()]
+        own = [] if self.value is None else [name for name, _ in self.value.named_parameters()]
+        if self.value_optimizer is None:
+            learned += [f"value.{name}" for name in own]
+        else:
+            tensors |= {f"value_optimizer.{key}": x for key, x in self.value_optimizer.state(own).items()}
+        tensors |= {f"optimizer.{key}": x for key, x in self.optimizer.state(learned).items()}
+        if self.return_scale is not None:
+            tensors |= {f"return_scale.{key}": x for key, x in self.return_scale.named_buffers()}
+        for age, policy in enumerate(self.past, 1):
+            tensors |= {f"past.{age}.{key}": x for key, x in parameters_of(policy, None).items()}
+        return tensors
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `state_dict` gave, in place. The caller has checked names and shapes."""
         for key, value in self.state_dict().items():
             value.copy_(tensors[key])
-        for step in self.optimizer.steps:  # one count, kept once for each parameter
-            step.copy_(tensors["optimizer.step"])
+        for prefix, optimizer in (("optimizer", self.optimizer), ("value_optimizer", self.value_optimizer)):
+            for step in optimizer.steps if optimizer else ():  # one count, kept once for each parameter
+                step.copy_(tensors[f"{prefix}.step"])

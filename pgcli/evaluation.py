@@ -63,10 +63,10 @@ def evaluate(
     totals: list[Array] = []
     for columns, envs in chunks.split(episodes):
         seeds = [derived_seed(seed, purposes[0], *indices, column) for column in columns]
-        noise = generator(seed, purposes[1], *indices, columns.start)
+        random = generator(seed, purposes[1], *indices, columns.start)
         sums = np.zeros((3, len(columns)))
         discount = 1.0
-        for transition in play(envs, actor, seeds, noise, horizon, check):
+        for transition in play(envs, actor, seeds, random, horizon, check):
             rewards = np.where(transition.running, transition.rewards, 0.0).astype(np.float64, copy=False)
             sums += (rewards, discount * rewards, transition.running)
             discount *= gamma

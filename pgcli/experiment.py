@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from pgcli.agent import PolicyGradient
 from pgcli.config import Config, load_config, to_data
 from pgcli.config.schema import EnvConfig
 from pgcli.errors import Diverged, Interrupted, PgcliError, RunDirectoryError
-from pgcli.records import Evaluation, Iteration, Record
+from pgcli.records import Evaluation, Iteration, Notice, Record
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import RunDirectory, elapsed_seconds, find_checkpoint, is_run, move_aside
 from pgcli.runs.files import storage
 from pgcli.runs.lock import lock
 from pgcli.sampling.environments import spec
 from pgcli.sampling.rollout import Chunks
+from pgcli.sampling.samplers import Sampler, make_sampler
 from pgcli.training import Counters, train
 
 # What a resumed run may change; and of that, what leaves the bytes to come as one long run would have written them.
@@ -62,8 +63,10 @@ def run_experiment(
     """
     check_request(request)
     config, path = request.config, request.path
-    with storage(path), closing(Chunks(_environments(config))) as chunks:
+    with storage(path), ExitStack() as resources:
+        chunks = resources.enter_context(closing(Chunks(_environments(config))))
         agent = _build(config, chunks)  # before anything is written
+        sampler = resources.enter_context(closing(make_sampler(config, chunks)))
         if is_run(path) and request.overwrite:
             with lock(path):
                 move_aside(path)
@@ -73,18 +76,22 @@ def run_experiment(
                 if is_run(path):
                     _changes(config, to_data(stored_config(path)), path)
                 directory.start(config, request.command, spec(config.env).reward_threshold)
-                return _train(config, directory, agent, chunks, Counters(), watch, check)
+                return _train(config, directory, agent, chunks, sampler, Counters(), watch, check)
             file = find_checkpoint(path)
             checkpoint = checkpoints.load(file)
             changes = _changes(config, checkpoint.config, path)
             if directory.status.get("status") == "finished" and not changes:
                 return Outcome(path, "already finished", None, None, 0.0)
-            checkpoints.check_tensors(checkpoint, agent.state_dict(), str(file))
-            agent.load_state_dict(checkpoint.tensors)
-            directory.restart(config, request.command, changes, _is_exact(config, changes), checkpoint.counters)
+            checkpoints.check_tensors(checkpoint.agent, agent.state_dict(), str(file))
+            agent.load_state_dict(checkpoint.agent)
+            lost = sampler.load_state_dict(checkpoint.sampler, agent.policy)
+            if lost:
+                watch(Notice(f"{lost} of {config.env.num_envs} environments do not repeat themselves: new episodes"))
+            exact = _is_exact(config, changes) and not lost
+            directory.restart(config, request.command, changes, exact, checkpoint.counters)
             seconds = elapsed_seconds(path, checkpoint.counters["iteration"])
             counters = Counters(**checkpoint.counters, seconds=seconds)
-            return _train(config, directory, agent, chunks, counters, watch, check)
+            return _train(config, directory, agent, chunks, sampler, counters, watch, check)
 
 
 def check_request(request: Request) -> None:
@@ -116,6 +123,7 @@ def _train(
     directory: RunDirectory,
     agent: PolicyGradient,
     chunks: Chunks,
+    sampler: Sampler,
     counters: Counters,
     watch: Callable[[Record], None],
     check: Callable[[], None],
@@ -129,19 +137,20 @@ def _train(
             "env_steps": counters.env_steps,
             "episodes": counters.episodes,
         }
-        checkpoint = checkpoints.Checkpoint(to_data(config), state, agent.state_dict())
+        tensors = agent.state_dict() | sampler.state_dict()
+        checkpoint = checkpoints.Checkpoint(to_data(config), state, tensors)
         directory.save(checkpoint, best=best, keep=keep, every=every)
 
     last: Evaluation | None = None
     started = counters.seconds
     try:
         save()
-        for record in train(config, agent, chunks, counters, check):
+        for record in train(config, agent, chunks, sampler, counters, check):
             if isinstance(record, Iteration):
                 directory.add_iteration(record)
                 if every is not None and counters.iteration % every == 0:
                     save()
-            else:
+            elif isinstance(record, Evaluation):
                 last = record
                 if directory.add_evaluation(record):
                     save(best=True)
@@ -191,7 +200,9 @@ def _changes(config: Config, stored: dict[str, Any], path: Path) -> list[str]:
 
 def _is_exact(config: Config, changes: list[str]) -> bool:
     """Say whether a run with these changes goes on as if it had had them from the start."""
-    rescheduled = config.optimizer.schedule != "constant" and any(change.startswith(BUDGETS) for change in changes)
+    algorithm = config.algorithm
+    schedules = {config.optimizer.schedule, algorithm.clip_range_schedule, algorithm.entropy_coef_schedule}
+    rescheduled = schedules != {"constant"} and any(change.startswith(BUDGETS) for change in changes)
     return all(change.startswith(HARMLESS) for change in changes) and not rescheduled
 
 

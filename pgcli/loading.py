@@ -28,7 +28,7 @@ class Agent:
         self.config = config
         self.counters = counters
         self.path = path
-        self._noise = generator(seed, Purpose.TEST_ACT)
+        self._generator = generator(seed, Purpose.TEST_ACT)
 
     def act(self, obs: Any, mode: Mode = "sampled") -> Any:  # noqa: ANN401 - as the environment's spaces have it
         """Give an action for one observation, or actions [N] for observations [N, …]."""
@@ -40,7 +40,9 @@ class Agent:
             raise ValueError(
                 f"observations of shape {np.shape(obs)}, and one has {self.policy.observation_space.shape}"
             )
-        actions: NDArray[Any] = self.policy.actor(mode)(batch, self._noise.random(len(batch)))
+        actor = self.policy.actor(mode)
+        drawn = actor.act(batch, actor.noise(self._generator, 1, len(batch))[0])
+        actions: NDArray[Any] = actor.for_environment(drawn)
         return actions[0] if single else actions
 
 
@@ -65,8 +67,8 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
         _refuse_foreign_modules(config.env, path)
     with closing(make(config.env)) as env:
         agent = PolicyGradient(env.observation_space, env.action_space, config)
-    checkpoints.check_tensors(checkpoint, agent.state_dict(), str(path))
-    agent.load_state_dict(checkpoint.tensors)
+    checkpoints.check_tensors(checkpoint.agent, agent.state_dict(), str(path))
+    agent.load_state_dict(checkpoint.agent)
     return Agent(agent.policy, config, checkpoint.counters, path, seed)
 
 

@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     TEST_RESET = 6  # `pgcli eval`
     TEST_ACT = 7
     VIDEO = 8
+    VALUE_MINIBATCH = 9
 
 
 def _sequence(seed: int, purpose: Purpose, indices: tuple[int, ...]) -> np.random.SeedSequence:

@@ -31,12 +31,27 @@ class Episode:
 
 @dataclass(frozen=True)
 class Update:
-    """What one update did."""
+    """What one update did; None where it does not apply. Losses to grad_norm are means over the policy's last epoch.
+
+    Each is measured before the step that it leads to, so after one step on data of its own the policy has approx_kl 0.
+    """
 
     policy_loss: float
-    entropy: float
+    entropy: float  # nats
     grad_norm: float
     learning_rate: float
+    value_loss: float | None = None
+    approx_kl: float | None = None  # KL(μ‖π) in nats, by k3
+    clip_fraction: float | None = None  # of the steps
+    effective_sample_size: float | None = None  # (Σ ρ)² / Σ ρ², in steps
+    explained_variance: float | None = None  # by V as it was before the update
+    update_epochs: int = 1  # the last of which target_kl may have cut short
+    clip_range: float | None = None
+    entropy_coef: float | None = None
+    zero_variance_groups: int | None = None
+    return_scale: float | None = None  # what rewards were divided by
+    action_standard_deviation: float | None = None  # mean over the entries of an action
+    action_clip_fraction: float | None = None  # of the entries
 
 
 @dataclass(frozen=True)
@@ -51,14 +66,15 @@ class Timing:
 
 @dataclass(frozen=True)
 class Iteration:
-    """One iteration: a row of metrics.csv, its episodes, its timing."""
+    """One iteration: a row of metrics.csv, the episodes that ended in it, its timing."""
 
     iteration: int
     env_steps: int
     episode_count: int
-    returns: Sample
-    length_mean: float
-    discounted_return_mean: float
+    steps: int  # of this iteration alone
+    returns: Sample | None  # of the episodes that ended; None if none did
+    length_mean: float | None
+    discounted_return_mean: float | None
     update: Update
     episodes: list[Episode]
     timing: Timing
@@ -78,4 +94,11 @@ class Evaluation:
     seconds: float
 
 
-Record = Iteration | Evaluation
+@dataclass(frozen=True)
+class Notice:
+    """Something that the user should know."""
+
+    text: str
+
+
+Record = Iteration | Evaluation | Notice

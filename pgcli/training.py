@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 
 from pgcli.agent import PolicyGradient
 from pgcli.config.schema import DEFAULT_ITERATIONS, Config, TrainingConfig
-from pgcli.estimators.returns import total_return
-from pgcli.estimators.trajectories import Trajectories
 from pgcli.evaluation import evaluate, sample
 from pgcli.randomness import Purpose
 from pgcli.records import Episode, Evaluation, Iteration, Record, Timing, Update
-from pgcli.sampling.rollout import Chunks, collect_episodes
+from pgcli.sampling.rollout import Chunks, Rollout
+from pgcli.sampling.samplers import Sampler
 
 
 @dataclass
@@ -43,6 +43,7 @@ def train(
     config: Config,
     agent: PolicyGradient,
     chunks: Chunks,
+    sampler: Sampler,
     counters: Counters,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[Record]:
@@ -52,6 +53,7 @@ def train(
     before every environment step; what it raises leaves them so.
     """
     torch.set_num_threads(config.training.threads)
+    agent.recall(counters.iteration, lambda policy, iteration: sampler.collect(policy, iteration, check).trajectories)
     started = time.perf_counter() - counters.seconds
     every, target = config.evaluation.every, config.evaluation.stop_at_return
     while True:
@@ -66,16 +68,17 @@ def train(
         if finished:
             return
         begin = time.perf_counter()
-        trajectories = collect_episodes(config, chunks, agent.policy, counters.iteration, check)
+        rollout = sampler.collect(agent.policy, counters.iteration, check)
         collected = time.perf_counter()
-        update = agent.update(trajectories, min(counters.progress(config.training), 1.0))
+        progress = min(counters.progress(config.training), 1.0)
+        update = agent.update(rollout.trajectories, counters.iteration, progress)
         now = time.perf_counter()
         counters.iteration += 1
-        counters.env_steps += trajectories.num_steps
-        counters.episodes += len(trajectories.lengths)
+        counters.env_steps += rollout.trajectories.num_steps
+        counters.episodes += len(rollout.episodes)
         counters.seconds = now - started
         timing = Timing(counters.seconds, collected - begin, now - collected, evaluate_seconds)
-        yield _describe(config, trajectories, update, counters, timing)
+        yield _describe(config, rollout, update, counters, timing)
 
 
 def _evaluate(
@@ -105,24 +108,19 @@ def _evaluate(
     )
 
 
-def _describe(
-    config: Config, trajectories: Trajectories, update: Update, counters: Counters, timing: Timing
-) -> Iteration:
-    rewards, gamma = trajectories.rewards, config.algorithm.gamma
-    returns = rewards.sum(0).tolist()
-    discounted = total_return(rewards, gamma, trajectories.terminated)[0].tolist()
-    lengths = trajectories.lengths.tolist()
-    first = counters.episodes - len(lengths)
-    rows = zip(returns, discounted, lengths, trajectories.ended(), strict=True)
+def _describe(config: Config, rollout: Rollout, update: Update, counters: Counters, timing: Timing) -> Iteration:
+    ended = rollout.episodes
+    first = counters.episodes - len(ended)
     return Iteration(
         iteration=counters.iteration - 1,
         env_steps=counters.env_steps,
         episode_count=counters.episodes,
-        returns=sample(returns),
-        length_mean=sum(lengths) / len(lengths),
-        discounted_return_mean=sum(discounted) / len(discounted),
+        steps=rollout.trajectories.num_steps,
+        returns=sample([one.episode_return for one in ended]) if ended else None,
+        length_mean=fmean(one.length for one in ended) if ended else None,
+        discounted_return_mean=fmean(one.discounted_return for one in ended) if ended else None,
         update=update,
-        episodes=[Episode(first + n, *row) for n, row in enumerate(rows)],
+        episodes=[Episode(first + n, *one) for n, one in enumerate(ended)],
         timing=timing,
         progress=counters.progress(config.training),
     )

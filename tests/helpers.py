@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any, ClassVar
 
@@ -60,6 +60,11 @@ def trajectories(*episodes: Episode) -> Trajectories:
         truncated=torch.zeros(len(t), len(episodes), dtype=torch.bool),
         mask=t < lengths,
     )
+
+
+def mapped(batch: Trajectories, function: Callable[[str, Tensor], Tensor]) -> Trajectories:
+    """Apply `function(name, tensor)` to every tensor of a batch."""
+    return Trajectories(**{name: function(name, x) for name, x in vars(batch).items() if isinstance(x, Tensor)})
 
 
 def log_probs(policy: Policy, obs: Tensor, actions: Tensor) -> Tensor:

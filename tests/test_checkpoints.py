@@ -111,12 +111,12 @@ def test_a_pointer_is_not_believed(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_network_is_told_apart(tmp_path: Path) -> None:
     loaded = load(save(tmp_path, STATE))
-    checkpoints.check_tensors(loaded, STATE.tensors, "it")
+    checkpoints.check_tensors(loaded.tensors, STATE.tensors, "it")
     wider = STATE.tensors | {"policy.network.0.weight": torch.zeros(2, 4)}
     with pytest.raises(CheckpointError, match=r"policy.network.0.weight is torch.float32 \[2, 3\]"):
-        checkpoints.check_tensors(loaded, wider, "it")
+        checkpoints.check_tensors(loaded.tensors, wider, "it")
     with pytest.raises(CheckpointError, match="lacks"):
-        checkpoints.check_tensors(loaded, STATE.tensors | {"more": torch.zeros(1)}, "it")
+        checkpoints.check_tensors(loaded.tensors, STATE.tensors | {"more": torch.zeros(1)}, "it")
 
 
 def test_a_new_name_is_never_written_over(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ TINY = [
 HEADER = (
     "iteration,env_steps,episodes,return_mean,return_standard_error,return_standard_deviation,return_min,return_max,"
     "length_mean,discounted_return_mean,policy_loss,value_loss,entropy,approx_kl,clip_fraction,effective_sample_size,"
-    "explained_variance,grad_norm,learning_rate"
+    "explained_variance,grad_norm,learning_rate,"
 )
 
 
@@ -70,7 +70,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_directory_holds_what_the_contract_names(finished: Path) -> None:
-    assert (finished / "metrics.csv").read_text().splitlines()[0] == HEADER
+    assert (finished / "metrics.csv").read_text().startswith(HEADER), "more columns may follow"
     metrics = rows(finished / "metrics.csv")
     assert [int(row["iteration"]) for row in metrics] == list(range(6))
     assert [int(row["episodes"]) for row in metrics] == [6, 12, 18, 24, 30, 36]
@@ -314,7 +314,7 @@ def test_a_loaded_agent_acts_in_a_notebook(finished: Path) -> None:
         (["train", "cartpole", "env.id=Cartpol-v1"], 3, "CartPole"),
         (["train", "cartpole", "env.id=no_such_module:X-v0"], 3, "no_such_module"),
         (["train", "cartpole", "env.kwargs.nonsense=1", "env.vectorization=sync"], 2, "`nonsense`"),
-        (["train", "cartpole", "env.id=Pendulum-v1"], 3, "Discrete"),
+        (["train", "cartpole", "env.id=Blackjack-v1"], 3, "Tuple"),
         (["train", "cartpole", "--seeds", "3-"], 2, "--seeds"),
         (["train", "cartpole", "--seeds", ""], 2, "--seeds"),
         (["train", "cartpole", "--seeds", "0-1", "seed=3"], 2, "contradict"),

@@ -256,7 +256,7 @@ def models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def test_every_key_has_a_sentence_and_a_default() -> None:
     seen = set(models(Config))
-    assert len(seen) == 11
+    assert len(seen) == 12
     for model in seen:
         assert model.__doc__
         for name, info in model.model_fields.items():
@@ -281,7 +281,7 @@ def test_the_json_schema_explains_every_key_to_an_editor() -> None:
     algorithm = schema["$defs"]["AlgorithmConfig"]
     assert algorithm["additionalProperties"] is False
     assert algorithm["properties"]["gamma"]["maximum"] == 1
-    assert algorithm["properties"]["returns"]["enum"] == ["total", "reward_to_go"]
+    assert algorithm["properties"]["returns"]["enum"] == ["total", "reward_to_go", "lambda_return"]
     kinds = schema["$defs"]["EnvConfig"]["properties"]["wrappers"]["items"]["anyOf"]
     assert kinds == [{"type": "string"}, {"$ref": "#/$defs/WrapperConfig"}]
 

@@ -52,7 +52,7 @@ KEYS = [
     ("algorithm:\n  gama: 0.9", "2:3: unknown key `algorithm.gama`", "did you mean `algorithm.gamma`?"),
     ("gamma: 0.9", "1:1: unknown key `gamma`", "did you mean `algorithm.gamma`?"),
     ("rollout: {gamma: 1}", "1:11: unknown key `rollout.gamma`", "did you mean `algorithm.gamma`?"),
-    ("lr: 3", "1:1: unknown key `lr`", "did you mean `optimizer.learning_rate`?"),
+    ("lr: 3", "1:1: unknown key `lr`", "did you mean `optimizer.learning_rate` or `value.learning_rate`?"),
     ("optimizer: {lr: 3}", "1:13: unknown key `optimizer.lr`", "did you mean `optimizer.learning_rate`?"),
     ("episodes: 3", "1:1: unknown key `episodes`", "did you mean `rollout.episodes` or `evaluation.episodes`?"),
     ("Env: {id: x}", "1:1: unknown key `Env`", "did you mean `env`?"),
@@ -122,7 +122,7 @@ TYPES = [
     ("policy: {hidden_sizes: [64, null]}", "1:29: `policy.hidden_sizes[1]` should be a whole number, got null", "["),
     ("policy: {activation: tanhh}", "should be 'tanh', 'relu', 'elu' or 'identity', got 'tanhh'", "mean `tanh`?"),
     ("policy: {activation: ReLU}", "should be 'tanh', 'relu', 'elu' or 'identity', got 'ReLU'", "mean `relu`?"),
-    ("algorithm: {baseline: null}", "'leave_one_out' or 'group', got null", "did you mean `none`?"),
+    ("algorithm: {baseline: null}", "'leave_one_out', 'group' or 'value', got null", "did you mean `none`?"),
     (
         "env: CartPole-v1",
         "1:1: `env` should be a section with keys of its own, got 'CartPole-v1'",
@@ -185,7 +185,11 @@ COMBINATIONS = [
         "baseline: none",
     ),
     ("rollout: {episodes: null}", "1:11: `rollout.episodes` and `rollout.steps`: nothing is", "set `rollout.episodes`"),
-    ("rollout: {steps: 8}", "1:11: `rollout.steps`: segments need a value function", "collect whole episodes"),
+    (
+        "rollout: {steps: 8}",
+        "1:11: `rollout.steps` and `rollout.episodes`: an iteration collects",
+        "set `episodes: null`",
+    ),
     (
         "algorithm: {update_epochs: 3}",
         "1:13: `algorithm.update_epochs` and `algorithm.objective`: ",
@@ -393,7 +397,7 @@ def test_a_config_that_breaks_a_rule_between_keys_is_told_by_whom_it_is_overridd
     for overrides, where in (["seed=1"], "config.yaml"), (["rollout.steps=4"], "command line: rollout.steps=4"):
         with pytest.raises(ConfigError) as caught:
             override(broken, overrides)
-        assert str(caught.value).startswith(f"error: {where}: `rollout.steps`: segments need a value function")
+        assert str(caught.value).startswith(f"error: {where}: `rollout.steps` and `rollout.episodes`: an iteration")
     assert override(broken, ["rollout.steps=null"]).rollout.steps is None
 
 

@@ -26,6 +26,7 @@ def iteration(k: int, mean: float) -> Iteration:
         iteration=k,
         env_steps=100 * (k + 1),
         episode_count=2 * (k + 1),
+        steps=100,
         returns=sample(mean),
         length_mean=50.0,
         discounted_return_mean=mean,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import Array, World, ascent, bandit, chain, config, log_probs, moments, softmax_agent, trajectories
+from helpers import Array, World, ascent, bandit, chain, config, log_probs, mapped, moments, softmax_agent, trajectories
 from torch import Tensor
 
 from pgcli.agent import PolicyGradient
@@ -235,14 +235,14 @@ def test_leaving_one_out_keeps_the_gradient_where_columns_end_at_different_times
 
 def test_the_baseline_of_a_lone_trajectory_is_zero_if_it_is_left_out() -> None:
     lone = trajectories([(1, 1.0), (0, 1.0)], [(0, 5.0)])
-    advantages = chain_agent(baseline="leave_one_out").advantages(lone)
+    advantages = chain_agent(baseline="leave_one_out").estimate(lone).advantages
     assert advantages[1, 0].item() == 1
     assert advantages[0].tolist() == pytest.approx([1.9 - 5, 5 - 1.9])
 
 
 def test_a_lone_trajectory_is_its_own_mean() -> None:
     lone = trajectories([(1, 1.0), (0, 1.0)], [(0, 5.0)])
-    advantages = chain_agent(baseline="mean").advantages(lone)
+    advantages = chain_agent(baseline="mean").estimate(lone).advantages
     assert advantages[1, 0].item() == 0  # alone at t = 1
     assert advantages[0].tolist() == pytest.approx([(1.9 - 5) / 2, (5 - 1.9) / 2])
 
@@ -339,15 +339,13 @@ def test_neither_garbage_in_the_padding_nor_the_order_of_columns_matters(algorit
         )
         assert torch.equal(gradient(agent, dirty), expected)
     order = [3, 2, 0, 1]  # groups of two stay together
-    permuted = Trajectories(**{name: value[:, order] for name, value in vars(batch).items()})
+    permuted = mapped(batch, lambda _, x: x[:, order])
     np.testing.assert_allclose(gradient(agent, permuted), expected, rtol=1e-12, atol=1e-14)
 
 
 def test_a_longer_padding_changes_nothing() -> None:
     batch, agent = random_batch(), mlp_agent()
-    longer = Trajectories(
-        **{name: torch.cat((value, torch.zeros_like(value[:2]))) for name, value in vars(batch).items()}
-    )
+    longer = mapped(batch, lambda _, x: torch.cat((x, torch.zeros_like(x[:2]))))
     assert torch.equal(gradient(agent, longer), gradient(agent, batch))
 
 

@@ -17,6 +17,7 @@ from pgcli.evaluation import Episodes, evaluate, sample
 from pgcli.randomness import Purpose, derived_seed
 from pgcli.records import Evaluation, Iteration, Record
 from pgcli.sampling.rollout import Chunks
+from pgcli.sampling.samplers import make_sampler
 from pgcli.training import Counters, train
 
 TEST = (Purpose.TEST_RESET, Purpose.TEST_ACT)
@@ -108,7 +109,7 @@ def trained(**sections: Any) -> tuple[list[Record], dict[str, torch.Tensor]]:
     chunks = Chunks(settings.env)
     one = chunks.environments(1)
     agent = PolicyGradient(one.observation_space, one.action_space, settings)
-    records = list(train(settings, agent, chunks, Counters()))
+    records = list(train(settings, agent, chunks, make_sampler(settings, chunks), Counters()))
     return records, agent.state_dict()
 
 

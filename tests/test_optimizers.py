@@ -86,23 +86,23 @@ def test_an_update_climbs_along_the_gradient_by_the_scheduled_rate() -> None:
 def test_only_a_gradient_above_the_limit_is_scaled_down(norm: float, moved: float) -> None:
     free, limited = (agent_with(name="sgd", learning_rate=1.0, max_grad_norm=limit) for limit in (None, 1.0))
     start = parameters(free)
-    length = free.update(BATCH, 0).grad_norm
+    length = free.update(BATCH).grad_norm
     direction = (parameters(free) - start) / length
     assert direction.norm().item() == pytest.approx(1, rel=1e-5)
     louder = replace(BATCH, rewards=BATCH.rewards * norm / length)  # the gradient is linear in the rewards
-    assert limited.update(louder, 0).grad_norm == pytest.approx(norm, rel=1e-5)
+    assert limited.update(louder).grad_norm == pytest.approx(norm, rel=1e-5)
     np.testing.assert_allclose(parameters(limited) - start, moved * direction, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e200])
 def test_a_non_finite_update_leaves_everything_as_it_was(bad: float) -> None:
     agent = agent_with(name="adam")
-    agent.update(BATCH, 0)
+    agent.update(BATCH)
     before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
     rewards = BATCH.rewards.clone()
     rewards[0, 0] = bad
     with pytest.raises(Diverged, match=r"is (nan|inf|-inf)"):
-        agent.update(replace(BATCH, rewards=rewards), 0)
+        agent.update(replace(BATCH, rewards=rewards))
     assert all(torch.equal(tensor, before[name]) for name, tensor in agent.state_dict().items())
 
 
@@ -110,26 +110,26 @@ def test_a_finite_gradient_that_throws_the_parameters_off_is_told() -> None:
     agent = agent_with(name="sgd", learning_rate=1e38)
     louder = replace(BATCH, rewards=1e3 * BATCH.rewards)
     with pytest.raises(Diverged, match="not finite after the step"):
-        agent.update(louder, 0)
+        agent.update(louder)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_restored_agent_goes_on_bit_for_bit(rule: Rule) -> None:
     agent, fresh = agent_with(name=rule), agent_with(seed=1, name=rule)
     for _ in range(3):
-        agent.update(BATCH, 0)
+        agent.update(BATCH)
     saved = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
-    fresh.update(BATCH, 0)  # a memory of its own, to be overwritten
-    act = fresh.policy.actor("greedy")
+    fresh.update(BATCH)  # a memory of its own, to be overwritten
+    act = fresh.policy.actor("greedy").act
     fresh.load_state_dict(saved)
     obs = torch.linspace(-1, 1, 50)[:, None].numpy()
     for _ in range(3):
-        assert agent.update(BATCH, 0) == fresh.update(BATCH, 0)
+        assert agent.update(BATCH) == fresh.update(BATCH)
     assert agent.state_dict().keys() == fresh.state_dict().keys() == saved.keys()
     for name, tensor in agent.state_dict().items():
         assert torch.equal(tensor, fresh.state_dict()[name]), name
         assert not torch.equal(tensor, saved[name]), name
-    assert (act(obs, obs[:, 0]) == agent.policy.actor("greedy")(obs, obs[:, 0])).all()
+    assert (act(obs, obs[:, 0]) == agent.policy.actor("greedy").act(obs, obs[:, 0])).all()
 
 
 def test_the_state_is_named_after_the_network() -> None:

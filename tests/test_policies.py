@@ -60,8 +60,11 @@ def test_other_observations_are_refused_by_name(space: spaces.Space[Any]) -> Non
 
 
 def test_other_actions_are_refused_by_name() -> None:
-    with pytest.raises(EnvironmentFailure, match=r"Box.* not supported; Discrete is"):
-        policy_for(SPACES[0], spaces.Box(-1, 1, (2,)))
+    for space in (spaces.Text(3), spaces.Box(0, 9, (2,), np.int64), spaces.Dict({"a": spaces.Discrete(2)})):
+        with pytest.raises(
+            EnvironmentFailure, match=rf"{type(space).__name__}.* not supported; Discrete, MultiDiscrete"
+        ):
+            policy_for(SPACES[0], space)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "elu", "identity"])
@@ -104,7 +107,7 @@ def test_an_activation_stands_after_the_hidden_layer_alone(
 def test_the_actor_follows_weights_and_biases_changed_in_place() -> None:
     policy = policy_for(spaces.Discrete(2), hidden_sizes=[])
     obs, middle = np.array([0, 1]), np.full(2, 0.5)
-    sampled, greedy = policy.actor("sampled"), policy.actor("greedy")
+    sampled, greedy = policy.actor("sampled").act, policy.actor("greedy").act
     for parameter in policy.parameters():
         for action in (2, 0, 1):
             with torch.no_grad():
@@ -122,7 +125,7 @@ def test_greedy_actions_are_the_most_probable_ones() -> None:
     each = [log_probs(policy, torch.from_numpy(obs), a) for a in actions.T]
     expected = torch.stack(each).argmax(0) - 1
     assert expected.min() < expected.max()
-    assert policy.actor("greedy")(obs, np.zeros(50)).tolist() == expected.tolist()
+    assert policy.actor("greedy").act(obs, np.zeros(50)).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -162,7 +165,7 @@ def test_an_action_of_probability_zero_is_never_drawn(u: float, impossible: floa
 def test_draws_follow_the_log_probabilities() -> None:
     policy = policy_for(spaces.Discrete(1), spaces.Discrete(5, start=2), hidden_sizes=[4])
     obs = np.zeros(4000, np.int64)
-    actions = policy.actor("sampled")(obs, np.random.default_rng(0).random(4000))
+    actions = policy.actor("sampled").act(obs, np.random.default_rng(0).random(4000))
     of_each = log_probs(policy, torch.zeros(5, dtype=torch.int64), torch.arange(2, 7))
     expected = of_each.detach().double().exp().numpy() * 4000
     chi_square = ((np.bincount(actions - 2, minlength=5) - expected) ** 2 / expected).sum()

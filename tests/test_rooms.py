@@ -16,7 +16,7 @@ FLOORS = (
     ("errors",),
     ("config", "randomness", "records"),
     ("estimators", "optimizers", "signals", "shipped"),
-    ("policies",),
+    ("policies", "descent"),
     ("sampling",),
     ("agent", "evaluation"),
     ("training",),

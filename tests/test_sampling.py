@@ -11,13 +11,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import Array, Counting, config
+from helpers import Array, Counting, config, mapped
 
 from pgcli.agent import PolicyGradient
 from pgcli.config.schema import Config
 from pgcli.errors import EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.evaluation import evaluate
+from pgcli.policies.distributions import Softmax
+from pgcli.policies.policy import Actor
 from pgcli.randomness import Purpose, derived_seed, generator
 from pgcli.sampling import rollout
 from pgcli.sampling.environments import Environments, NativeEnvironments, SingleEnvironments, make, make_environments
@@ -43,7 +45,7 @@ def collect(settings: Config, iteration: int = 0, chunks: Chunks | None = None) 
 
 
 def columns(batch: Trajectories, wanted: slice | list[int]) -> Trajectories:
-    return Trajectories(**{name: value[:, wanted] for name, value in vars(batch).items()})
+    return mapped(batch, lambda _, x: x[:, wanted])
 
 
 def same(a: Trajectories, b: Trajectories) -> bool:
@@ -55,6 +57,10 @@ def same(a: Trajectories, b: Trajectories) -> bool:
         return [batch.lengths, batch.obs[reached], *(values[batch.mask] for values in steps)]
 
     return all(map(torch.equal, contents(a), contents(b)))
+
+
+def without_padding(single: Trajectories) -> Trajectories:
+    return mapped(single, lambda name, x: x[: int(single.lengths) + (name == "obs")])
 
 
 def seeds(settings: Config, iteration: int, count: int) -> list[int]:
@@ -244,11 +250,12 @@ def test_an_endless_episode_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_noise_is_never_used_twice() -> None:
     steps, seen = 3 * rollout.NOISE_ROWS, []
 
-    def actor(obs: Array, uniforms: Array) -> Array:
+    def act(obs: Array, uniforms: Array) -> Array:
         seen.append(uniforms.copy())
         return np.zeros(4, int)
 
     envs = make_environments(counting(kwargs={"fault": "endless"}).env, 4)
+    actor = Actor(act, Softmax(3).noise, lambda actions: actions)
     transitions = rollout.play(envs, actor, [1, 2, 3, 4], np.random.default_rng(0), steps, lambda: None)
     assert len(list(transitions)) == steps
     assert len(np.unique(seen)) == 4 * steps
@@ -271,7 +278,7 @@ def test_a_check_that_raises_ends_the_rollout_before_the_step() -> None:
 def test_actions_follow_the_noise_of_their_chunk() -> None:
     settings = counting(episodes=8)
     chunks = Chunks(settings.env)
-    actor = agent_for(settings, chunks).policy.actor("sampled")
+    actor = agent_for(settings, chunks).policy.actor("sampled").act
     batch = collect(settings, 7)
     for start in (0, 4):
         part = columns(batch, slice(start, start + 4))
@@ -341,7 +348,7 @@ def test_a_wrapper_that_cannot_be_used_is_named(wrapper: Any) -> None:
 def test_chunks_side_by_side_are_padded_to_the_longest() -> None:
     batch = collect(counting(episodes=10))
     singles = [columns(batch, [n]) for n in range(10)]
-    short = [Trajectories(**{k: v[: int(s.lengths) + (k == "obs")] for k, v in vars(s).items()}) for s in singles]
+    short = [without_padding(single) for single in singles]
     joined = pad_columns(short)
     assert joined.mask.shape == batch.mask.shape
     assert same(joined, batch)

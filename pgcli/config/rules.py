@@ -19,14 +19,16 @@ class Violation(NamedTuple):
 def violations(config: Config) -> Iterator[Violation]:
     """Yield every combination of keys that has no meaning or could only disappoint."""
     algorithm, rollout, env = config.algorithm, config.rollout, config.env
-    if rollout.steps is not None:
-        yield Violation(
-            ("rollout.steps",),
-            "segments need a value function to complete their returns, which this version does not have",
-            "collect whole episodes: `rollout: {episodes: 64}`",
-        )
     if rollout.episodes is None and rollout.steps is None:
         yield Violation(("rollout.episodes", "rollout.steps"), "nothing is collected", "set `rollout.episodes`")
+    if rollout.steps is not None:
+        yield from _of_segments(config, rollout.steps)
+    if algorithm.returns == "lambda_return" and not config.has_value:
+        yield Violation(
+            ("algorithm.returns", "algorithm.baseline"),
+            "the λ-return mixes in the values of the states on its way, and without a value function there are none",
+            "use `baseline: value`, or `returns: reward_to_go`",
+        )
     if algorithm.baseline == "mean" and rollout.episodes == 1:
         yield Violation(
             ("algorithm.baseline", "rollout.episodes"),
@@ -45,17 +47,8 @@ def violations(config: Config) -> Iterator[Violation]:
             "`returns: total` is already the exact gradient of the discounted return; weighing it by γ^t is wrong",
             "leave discount_weighting out, or use `returns: reward_to_go`",
         )
-    for key, value in (
-        ("update_epochs", algorithm.update_epochs),
-        ("num_minibatches", algorithm.num_minibatches),
-    ):
-        if value > 1:
-            yield Violation(
-                (f"algorithm.{key}", "algorithm.objective"),
-                "after its first step the policy is no longer the one that acted, and objective policy_gradient "
-                "does not correct for that",
-                f"set `{key}: 1`",
-            )
+    yield from _of_corrections(config)
+    yield from _of_shared_trunks(config)
     groups = algorithm.baseline == "group"
     if groups and algorithm.group_size is None:
         yield Violation(
@@ -114,5 +107,122 @@ def violations(config: Config) -> Iterator[Violation]:
             "without `evaluation.every` nothing is evaluated before the end",
             "set `evaluation.every`",
         )
+    if algorithm.group_mean != "whole" and not groups:
+        yield Violation(
+            ("algorithm.group_mean", "algorithm.baseline"),
+            "only `baseline: group` has groups",
+            "leave group_mean out, or use `baseline: group`",
+        )
     if config.sampling.workers > 0:
         yield Violation(("sampling.workers",), "this version collects in its own process only", "set `workers: 0`")
+
+
+def _of_segments(config: Config, steps: int) -> Iterator[Violation]:
+    """Yield what cannot be asked of segments, which are not trajectories from a start state."""
+    algorithm, rollout, env = config.algorithm, config.rollout, config.env
+    if rollout.episodes is not None:
+        yield Violation(
+            ("rollout.steps", "rollout.episodes"),
+            "an iteration collects either segments or whole episodes",
+            "set `episodes: null` for segments, or leave steps out",
+        )
+        return
+    if not config.has_value:
+        yield Violation(
+            ("rollout.steps", "algorithm.baseline"),
+            "a segment ends amid its episodes, and without a value function nothing stands for their rest",
+            "use `baseline: value`, or collect whole episodes: `rollout: {episodes: 64}`",
+        )
+    if algorithm.returns == "total":
+        yield Violation(
+            ("rollout.steps", "algorithm.returns"),
+            "a segment does not hold the total return of its episodes",
+            "use `returns: lambda_return`",
+        )
+    if algorithm.discount_weighting:
+        yield Violation(
+            ("rollout.steps", "algorithm.discount_weighting"),
+            "the row of a segment is not the time t since the start of its episode",
+            "leave discount_weighting out, or collect whole episodes",
+        )
+    if algorithm.average != "steps":
+        yield Violation(
+            ("rollout.steps", "algorithm.average"),
+            "the columns of a segment are not trajectories, so there is no mean over them",
+            "use `average: steps`",
+        )
+    if rollout.horizon is not None:
+        yield Violation(
+            ("rollout.steps", "rollout.horizon"),
+            "segments are cut by their own length",
+            "leave horizon out, or set `env.max_episode_steps`",
+        )
+    if algorithm.reuse > 1:
+        yield Violation(
+            ("rollout.steps", "algorithm.reuse"),
+            "on resume the data of earlier iterations are collected again, which takes whole episodes",
+            "set `reuse: 1`, or collect whole episodes",
+        )
+    if env.vectorization == "native":
+        yield Violation(
+            ("rollout.steps", "env.vectorization"),
+            "a native vector environment resets its columns by itself and unseeded, and segments need a seed for each",
+            "use `vectorization: sync` or `auto`",
+        )
+    if algorithm.num_minibatches > steps * env.num_envs:
+        yield Violation(
+            ("algorithm.num_minibatches", "rollout.steps"),
+            f"there are more minibatches than the {steps * env.num_envs} steps of the batch",
+            "use fewer",
+        )
+
+
+def _of_corrections(config: Config) -> Iterator[Violation]:
+    """Yield what learns from another policy's data, or speaks of it, without a ratio that corrects for that."""
+    algorithm = config.algorithm
+    if algorithm.objective == "policy_gradient":
+        for key, neutral in (("update_epochs", 1), ("num_minibatches", 1), ("reuse", 1)):
+            if getattr(algorithm, key) > neutral:
+                yield Violation(
+                    (f"algorithm.{key}", "algorithm.objective"),
+                    "after its first step the policy is no longer the one that acted, and objective policy_gradient "
+                    "does not correct for that",
+                    f"set `{key}: {neutral}`, or use `objective: clip` or `importance_sampling`",
+                )
+        if algorithm.kl_coef > 0 or algorithm.target_kl is not None:
+            key = "kl_coef" if algorithm.kl_coef > 0 else "target_kl"
+            yield Violation(
+                (f"algorithm.{key}", "algorithm.objective"),
+                "objective policy_gradient takes one step from the policy that acted, where KL and its gradient are 0",
+                f"leave {key} out, or use `objective: clip` or `importance_sampling`",
+            )
+    for key, given in (
+        ("importance_bound", algorithm.importance_bound is not None),
+        ("self_normalize", algorithm.self_normalize),
+    ):
+        if given and algorithm.objective != "importance_sampling":
+            yield Violation(
+                (f"algorithm.{key}", "algorithm.objective"),
+                "only `objective: importance_sampling` has weights of this kind",
+                f"leave {key} out, or use `objective: importance_sampling`",
+            )
+
+
+def _of_shared_trunks(config: Config) -> Iterator[Violation]:
+    """Yield what a value function that is one more output of the policy network cannot have of its own."""
+    value = config.value
+    if not (config.has_value and value.shared_trunk):
+        return
+    if not config.policy.hidden_sizes:
+        yield Violation(
+            ("value.shared_trunk", "policy.hidden_sizes"),
+            "a policy without hidden layers has no trunk to share",
+            "leave shared_trunk out, or give the policy hidden layers",
+        )
+    for key in ("hidden_sizes", "learning_rate", "update_epochs"):
+        if getattr(value, key) is not None:
+            yield Violation(
+                ("value.shared_trunk", f"value.{key}"),
+                "the value function that shares the policy's trunk learns with it, in the same steps",
+                f"leave {key} out, or shared_trunk",
+            )

@@ -74,34 +74,58 @@ class RolloutConfig(Section):
     """What is collected in one iteration."""
 
     episodes: Count | None = Field(64, description="Whole episodes per iteration; any number.")
-    steps: Count | None = Field(None, description="Segments of so many rows per environment, instead of episodes.")
+    steps: Count | None = Field(
+        None, description="With `episodes: null`: segments of so many rows of num_envs environments that go on."
+    )
     horizon: Count | None = Field(None, description="Cut episodes after so many steps; null: never.")
 
 
-class PolicyConfig(Section):
-    """The policy network: logits of a softmax over the actions."""
+Sizes = Annotated[list[Annotated[Whole, Field(ge=1, le=65536)]], Field(max_length=32)]
+Schedule = Literal["constant", "linear", "cosine"]
 
-    hidden_sizes: list[Annotated[Whole, Field(ge=1, le=65536)]] = Field(
-        [64, 64], max_length=32, description="Units of each hidden layer; [] is a linear policy."
-    )
+
+class PolicyConfig(Section):
+    """The policy network and the distribution whose parameters it computes."""
+
+    hidden_sizes: Sizes = Field([64, 64], description="Units of each hidden layer; [] is a linear policy.")
     activation: Literal["tanh", "relu", "elu", "identity"] = Field(
         "tanh", description="Nonlinearity after each hidden layer."
+    )
+    init: Literal["uniform", "orthogonal"] = Field(
+        "uniform",
+        description="Weights at the start; uniform: in ±1/√fan_in, torch's; orthogonal: with gain √2, 0.01 for the "
+        "policy's last layer and 1 for the value's, and no biases.",
+    )
+    distribution: Literal["auto", "softmax", "gaussian", "tanh_gaussian", "bernoulli"] = Field(
+        "auto",
+        description="Over actions; auto: softmax for Discrete and MultiDiscrete, gaussian for Box, bernoulli for "
+        "MultiBinary; tanh_gaussian: squashed into the bounds of a Box.",
+    )
+    initial_standard_deviation: float = Field(
+        1.0, gt=0, le=1e6, description="σ of a gaussian at the start; it is learned, the same in every state."
+    )
+    normalize_obs: bool = Field(
+        False, description="Observations minus their running mean, over their standard deviation, clipped to ±10."
     )
 
 
 class AlgorithmConfig(Section):
     """How trajectories become a gradient; the defaults are reward-to-go REINFORCE with a mean baseline."""
 
-    returns: Literal["total", "reward_to_go"] = Field(
-        "reward_to_go", description="total: R(τ) for every step; reward_to_go: G_t, the rewards from t on."
+    returns: Literal["total", "reward_to_go", "lambda_return"] = Field(
+        "reward_to_go",
+        description="total: R(τ) for every step; reward_to_go: G_t, the rewards from t on; lambda_return: G_t mixed "
+        "with the values on its way (GAE, once V is subtracted).",
     )
-    baseline: Literal["none", "mean", "leave_one_out", "group"] = Field(
+    baseline: Literal["none", "mean", "leave_one_out", "group", "value"] = Field(
         "mean",
         description="Subtracted from the returns; mean: over the trajectories that run at t; leave_one_out: over the "
-        "others of them; group: over the group_size columns that share a start state.",
+        "others of them; group: over the group_size columns that share a start state; value: V(s), learned.",
     )
-    objective: Literal["policy_gradient"] = Field(
-        "policy_gradient", description="policy_gradient: the mean of log π times the advantage."
+    objective: Literal["policy_gradient", "importance_sampling", "clip"] = Field(
+        "policy_gradient",
+        description="policy_gradient: log π times the advantage; importance_sampling: weighed by ρ = π/μ for data of "
+        "another policy μ; clip: the smaller of ρA and its value with ρ clipped (PPO).",
     )
     gamma: float = Field(0.99, ge=0, le=1, description="Discount γ per environment step.")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of lambda_return; has no effect on other returns.")
@@ -122,13 +146,32 @@ class AlgorithmConfig(Section):
     group_size: Count | None = Field(
         None, description="Columns that share a reset seed, and so a start state; for baseline group."
     )
+    group_mean: Literal["whole", "leave_one_out"] = Field(
+        "whole", description="Of baseline group; whole: the own column included (GRPO); leave_one_out: the others."
+    )
+    reuse: Annotated[Whole, Field(ge=1, le=1000)] = Field(
+        1, description="Learn from the data of so many last iterations; needs importance_sampling or clip."
+    )
     update_epochs: Count = Field(1, description="Passes over the batch per update.")
     num_minibatches: Count = Field(1, description="Parts of the batch, one optimizer step each, per epoch.")
     clip_range: float = Field(0.2, gt=0, description="ε of objective clip; has no effect on other objectives.")
+    clip_range_schedule: Schedule = Field(
+        "constant", description="How ε goes on with the share of the budget that is used; linear, cosine: to 0."
+    )
+    importance_bound: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Truncate the weights ρ of importance_sampling here; null: never."
+    )
+    self_normalize: bool = Field(
+        False, description="Divide the weights ρ of importance_sampling by their mean over the batch."
+    )
     entropy_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
+    entropy_coef_schedule: Schedule = Field(
+        "constant", description="How entropy_coef goes on with the budget that is used; linear, cosine: to 0."
+    )
+    kl_coef: float = Field(0.0, ge=0, description="Weight of a penalty on KL(μ‖π), μ the policy that acted.")
     value_coef: float = Field(0.5, ge=0, description="Weight of the value loss; has no effect without one.")
     target_kl: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Stop an update's epochs at this KL divergence; has no effect on one epoch."
+        None, description="Stop an update's passes once KL(μ‖π) is above this; has no effect on one step."
     )
 
 
@@ -137,12 +180,31 @@ class OptimizerConfig(Section):
 
     name: Literal["adam", "sgd", "rmsprop"] = Field("adam", description="The rule; sgd is plain ascent θ + α g.")
     learning_rate: float = Field(0.001, gt=0, description="Step size α at the start.")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
+    schedule: Schedule = Field(
         "constant",
         description="How α goes on with the share of the budget that is used; linear, cosine: to 0.",
     )
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Scale gradients of a larger Euclidean norm down to it; null: never."
+        None, description="Scale a network's gradient of a larger Euclidean norm down to it; null: never."
+    )
+
+
+class ValueConfig(Section):
+    """The value function V, for baseline value; without it, none of these has an effect."""
+
+    hidden_sizes: Sizes | None = Field(None, description="Units of each hidden layer; null: those of the policy.")
+    shared_trunk: bool = Field(False, description="V is one more output of the policy network, not one of its own.")
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Step size of V's network at the start; null: that of the optimizer."
+    )
+    update_epochs: Count | None = Field(
+        None, description="Passes over the batch per update of V's network; null: as many as of the policy."
+    )
+    clip_range: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Keep V within this of what it was before the update, in the loss; null: no clipping."
+    )
+    normalize_returns: bool = Field(
+        False, description="Rewards over the running standard deviation of the discounted return."
     )
 
 
@@ -215,6 +277,7 @@ class Config(Section):
         default_factory=AlgorithmConfig, description="How trajectories become a gradient."
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="How a gradient becomes a step.")
+    value: ValueConfig = Field(default_factory=ValueConfig, description="The value function, if one is learned.")
     sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="Who collects.")
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="How long.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="How the policy is measured.")
@@ -224,3 +287,8 @@ class Config(Section):
     def group_size(self) -> int:
         """Columns that share a reset seed: 1 where there are no groups."""
         return self.algorithm.group_size or 1
+
+    @property
+    def has_value(self) -> bool:
+        """Whether a value function is learned."""
+        return self.algorithm.baseline == "value"

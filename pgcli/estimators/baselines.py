@@ -36,13 +36,15 @@ def leave_one_out_baseline(returns: Tensor, mask: Tensor) -> Tensor:
     return torch.where(others > 0, (own.sum(1, keepdim=True) - own) / others.clamp(min=1), 0)
 
 
-def group_baseline(returns: Tensor, mask: Tensor, group_size: int) -> Tensor:
-    """Compute the `mean_baseline` within each group of `group_size` neighbouring columns, which share a start state.
+def group_baseline(returns: Tensor, mask: Tensor, group_size: int, leave_one_out: bool = False) -> Tensor:
+    """Compute the baseline within each group of `group_size` neighbouring columns, which share a start state.
 
-    A sample of the value of that state, the own trajectory included, so the gradient shrinks by 1 - 1/N_t of the group.
+    A sample of the value of that state. With the own trajectory included, as in GRPO, the gradient shrinks by
+    1 - 1/N_t of the group; with `leave_one_out` it keeps its expectation.
 
     Args: as `mean_baseline`; group_size divides N. Returns: [T, N], in reward units.
-    Source: Shao et al. (2024), section 4.1.1.
+    Source: Shao et al. (2024), section 4.1.1; Kool et al. (2019).
     """
+    baseline = leave_one_out_baseline if leave_one_out else mean_baseline
     shape = (len(returns) * returns.shape[1] // group_size, group_size)  # a row is a group at one step
-    return mean_baseline(returns.reshape(shape), mask.reshape(shape)).expand(shape).reshape(returns.shape)
+    return baseline(returns.reshape(shape), mask.reshape(shape)).expand(shape).reshape(returns.shape)

@@ -39,6 +39,73 @@ def policy_gradient_loss(log_probs: Tensor, advantages: Tensor, weights: Tensor)
     return -(weights * advantages * log_probs).sum()
 
 
+def importance_sampling_loss(
+    log_probs: Tensor,
+    log_ratios: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    bound: float | None = None,
+    self_normalize: bool = False,
+) -> Tensor:
+    """Compute -Σ w ρ̄ A log π(a|s), whose gradient is minus Σ w ρ̄ A ∇log π(a|s), with ρ = π/μ a constant.
+
+    ρ̄ = min(ρ, bound), then over Σ w ρ̄ / Σ w if `self_normalize`. Without either, E_μ[ρ A ∇log π] is E_π[A ∇log π]
+    at each step, for the states of μ. A bound is biased towards μ, self-normalising of order 1/M; both lessen variance.
+
+    Args: all [M], over the valid steps; log_ratios log π - log μ in nats; advantages in reward units, no gradient.
+    Returns: a scalar, in reward units.
+    Source: Owen (2013), chapter 9; Espeholt et al. (2018), section 4, on the bound.
+    """
+    ratios = log_ratios.detach().exp().clamp(max=bound)
+    if self_normalize:
+        ratios = ratios * weights.sum() / (weights * ratios).sum()
+    return policy_gradient_loss(log_probs, ratios * advantages, weights)
+
+
+def clip_loss(log_ratios: Tensor, advantages: Tensor, weights: Tensor, clip_range: float) -> Tensor:
+    """Compute -Σ w min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) with ρ = π/μ and ε = `clip_range`.
+
+    At ρ = 1 its gradient is that of `policy_gradient_loss`. It is 0 where A > 0 and ρ > 1 + ε, or A < 0 and ρ < 1 - ε.
+
+    Args: as `importance_sampling_loss`. Returns: a scalar, in reward units. Source: Schulman et al. (2017), eq. 7.
+    """
+    ratios = log_ratios.exp()
+    clipped = ratios.clamp(1 - clip_range, 1 + clip_range)
+    return -(weights * torch.minimum(ratios * advantages, clipped * advantages)).sum()
+
+
+def kl_estimates(log_ratios: Tensor) -> Tensor:
+    """Compute k3 = ρ - 1 - ln ρ ≥ 0 of each step, with ρ = π/μ; its mean over actions of μ is KL(μ‖π) exactly.
+
+    Args: log_ratios, [M], in nats. Returns: [M], in nats. Source: Schulman (2020), "Approximating KL divergence".
+    """
+    return torch.expm1(log_ratios) - log_ratios
+
+
+def value_loss(
+    values: Tensor, targets: Tensor, old_values: Tensor | None = None, clip_range: float | None = None
+) -> Tensor:
+    """Compute the mean of (V - G)²; with `clip_range`, the larger of it and its value with V kept near what it was.
+
+    Args: all [M], over the valid steps, in reward units; targets and old_values without gradient.
+    Returns: a scalar, in squared reward units. Source: Huang et al. (2022), detail 9, on the clip.
+    """
+    errors = (values - targets).square()
+    if clip_range is not None and old_values is not None:
+        near = old_values + (values - old_values).clamp(-clip_range, clip_range)
+        errors = torch.maximum(errors, (near - targets).square())
+    return errors.mean()
+
+
+def explained_variance(values: Tensor, targets: Tensor) -> float | None:
+    """Compute 1 - Var[G - V] / Var[G], the share of the returns' variance that V foresees; None if they have none.
+
+    Args: [M], in reward units. Returns: at most 1; below 0 if V is worse than a constant.
+    """
+    variance = float(targets.var(correction=0))
+    return 1 - float((targets - values).var(correction=0)) / variance if variance > 0 else None
+
+
 def standardized(advantages: Tensor, floor: float = 0.0) -> Tensor:
     """Compute (A - mean A) / max(σ, floor), with the population standard deviation σ of the batch.
 
@@ -52,15 +119,17 @@ def standardized(advantages: Tensor, floor: float = 0.0) -> Tensor:
     return centred / centred.square().mean().sqrt().clamp(min=max(floor, torch.finfo(centred.dtype).tiny))
 
 
-def group_standardized(advantages: Tensor, group_size: int, floor: float = 0.0) -> Tensor:
+def group_standardized(advantages: Tensor, group_size: int, floor: float = 0.0) -> tuple[Tensor, int]:
     """Compute A / max(σ, floor), with the population standard deviation σ of A over each group of columns.
 
-    For advantages that are one number per trajectory, and 0 on average within a group. Equal returns give 0, never
-    0/0. It weighs groups by 1/σ, which changes the direction of the gradient: biased by design.
+    For advantages that are one number per trajectory. Groups of equal returns give 0, never 0/0, and are counted.
+    It weighs groups by 1/σ, which changes the direction of the gradient: biased by design.
 
-    Args: advantages, [T, N], in reward units; floor, in their unit. Returns: [T, N], without a unit.
+    Args: advantages, [T, N], in reward units; floor, in their unit, is what rounding alone may leave of σ.
+    Returns: [T, N], without a unit, and how many groups have no variance.
     Source: Shao et al. (2024), section 4.1.2; on the bias, Liu et al. (2025).
     """
-    deviations = advantages[0].reshape(-1, group_size).square().mean(1).sqrt()
+    deviations = advantages[0].reshape(-1, group_size).std(1, correction=0)
+    without = int((deviations <= floor).sum())
     deviations = deviations.clamp(min=max(floor, torch.finfo(advantages.dtype).tiny))
-    return advantages / deviations.repeat_interleave(group_size)
+    return advantages / deviations.repeat_interleave(group_size), without

@@ -43,18 +43,35 @@ def lambda_returns(rewards: Tensor, discounts: Tensor, next_values: Tensor, lamb
     return returns
 
 
-def reward_to_go(rewards: Tensor, gamma: float, terminated: Tensor) -> Tensor:
-    """Compute G_t = Σ_{l ≥ t} γ^(l-t) r_l, the discounted rewards from step t on.
+def trajectory_returns(
+    rewards: Tensor, gamma: float, lam: float, terminated: Tensor, cut: Tensor, next_values: Tensor
+) -> Tensor:
+    """Compute the λ-returns of trajectories: γ_t = 0 where `terminated`, λ_t = 0 where `cut`, γ and λ elsewhere.
+
+    So what goes on unseen is worth v(s_t+1), and what has terminated is worth nothing. λ = 1 is the reward-to-go.
 
     Args:
         rewards: [T, N], in reward units, 0 on masked rows.
         gamma: discount γ in [0, 1].
+        lam: λ in [0, 1].
         terminated: bool [T, N].
+        cut: bool [T, N], the last row of each trajectory that goes on unseen.
+        next_values: v(s_t+1), [T, N], in reward units; 0 where there is no value function.
 
-    Returns: [T, N], in reward units. Source: Williams (1992); Sutton et al. (2000).
+    Returns: [T, N], in reward units. Source: as `lambda_returns`; Pardo et al. (2018) on time limits.
     """
     discounts = torch.where(terminated, 0.0, torch.full_like(rewards, gamma))
-    return lambda_returns(rewards, discounts, torch.zeros_like(rewards), torch.ones_like(rewards))
+    lambdas = torch.where(cut, 0.0, torch.full_like(rewards, lam))
+    return lambda_returns(rewards, discounts, next_values, lambdas)
+
+
+def reward_to_go(rewards: Tensor, gamma: float, terminated: Tensor) -> Tensor:
+    """Compute G_t = Σ_{l ≥ t} γ^(l-t) r_l, the discounted rewards that were seen from step t on.
+
+    Args and returns: as `trajectory_returns`. Source: Williams (1992); Sutton et al. (2000).
+    """
+    nothing = torch.zeros_like(rewards)
+    return trajectory_returns(rewards, gamma, 1.0, terminated, torch.zeros_like(terminated), nothing)
 
 
 def total_return(rewards: Tensor, gamma: float, terminated: Tensor) -> Tensor:

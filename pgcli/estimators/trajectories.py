@@ -10,13 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Trajectories:
-    """T steps of N trajectories, one column each, padded after its end.
+    """T steps of N columns: a trajectory each, padded after its end; or segments, one masked row between episodes.
 
     A row t of a column is the transition from `obs[t]` to `obs[t + 1]`; `mask` is False where there is none.
     What stands in masked places is arbitrary, except that rewards are 0 there.
 
-    Shapes: obs [T + 1, N, …]; actions [T, N, …]; rewards, terminated, truncated, mask [T, N].
-    Rewards are in reward units and float64, as environments give them.
+    Shapes: obs [T + 1, N, …]; actions [T, N, …]; rewards, terminated, truncated, mask, behavior_log_probs [T, N].
+    Rewards are in reward units and float64, as environments give them. behavior_log_probs are log μ(a|s) of the
+    policy μ that acted, in nats, where an objective needs them.
     """
 
     obs: Tensor
@@ -25,6 +26,7 @@ class Trajectories:
     terminated: Tensor
     truncated: Tensor
     mask: Tensor
+    behavior_log_probs: Tensor | None = None
 
     @property
     def num_steps(self) -> int:
@@ -35,6 +37,17 @@ class Trajectories:
     def lengths(self) -> Tensor:
         """Steps of each trajectory, [N]."""
         return self.mask.sum(0)
+
+    @property
+    def cut(self) -> Tensor:
+        """The last rows of what goes on unseen: at a time limit, a horizon, the end of a segment. bool [T, N]."""
+        return self.mask & ~self.terminated & ~torch.cat((self.mask[1:], torch.zeros_like(self.mask[:1])))
+
+    @property
+    def reached(self) -> Tensor:
+        """The states that were seen: the first or the second of a valid row. bool [T + 1, N]."""
+        none = torch.zeros_like(self.mask[:1])
+        return torch.cat((self.mask, none)) | torch.cat((none, self.mask))
 
     def ended(self) -> list[str]:
         """Say of each trajectory how it ended: terminated, truncated by the environment, or cut at the horizon."""
@@ -68,6 +81,7 @@ def pad_columns(parts: list[Trajectories]) -> Trajectories:
         terminated=join("terminated", steps),
         truncated=join("truncated", steps),
         mask=join("mask", steps),
+        behavior_log_probs=None if parts[0].behavior_log_probs is None else join("behavior_log_probs", steps),
     )
 
 

@@ -1,45 +1,300 @@
-"""Distributions over actions: sampling in numpy while acting, log-probabilities in torch for the update."""
+"""Distributions over actions: sampling in numpy while acting, log-probabilities in torch for the update.
+
+Each maps the outputs of a network, `[N, size]`, to a distribution. Actions are what was drawn; the environment is
+given `for_environment(actions)`, of its own shape, type and bounds.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from itertools import accumulate
+from typing import Any, Literal
 
 import numpy as np
+import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+
+from pgcli.errors import EnvironmentFailure, UsageError
 
 Array = NDArray[Any]
+Name = Literal["auto", "softmax", "gaussian", "tanh_gaussian", "bernoulli"]
 
 
-class Softmax:
+class Distribution(nn.Module):
+    """What all of them have: `size` outputs of the network, and random numbers to draw with."""
+
+    size: int
+
+    def noise(self, generator: np.random.Generator, rows: int, columns: int) -> Array:
+        """Draw the random numbers of `rows` steps of `columns` environments, [rows, columns, …]: uniform in [0, 1)."""
+        return generator.random((rows, columns))
+
+    def sample(self, outputs: Array, noise: Array) -> Array:
+        """Draw actions [N, …] with one row of `noise`."""
+        raise NotImplementedError
+
+    def mode(self, outputs: Array) -> Array:
+        """Give the most probable actions [N, …]."""
+        raise NotImplementedError
+
+    def log_probs(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """Compute log π(a|s) [M] of `actions` [M, …] from `outputs` [M, size], in nats."""
+        raise NotImplementedError
+
+    def entropy(self, outputs: Tensor) -> Tensor:
+        """Compute -E[log π(a|s)] [M], in nats."""
+        raise NotImplementedError
+
+    def for_environment(self, actions: Array) -> Array:
+        """Give actions as the environment takes them."""
+        return actions
+
+    def report(self, actions: Tensor) -> dict[str, float]:
+        """Say what a row of metrics.csv should know of the actions [M, …] of an iteration."""
+        return {}
+
+
+class Softmax(Distribution):
     """π(a|s) = exp(h(s,a)) / Σ_a' exp(h(s,a')) over `size` actions numbered from `start`.
 
     Source: Sutton & Barto (2018), section 13.1.
     """
 
     def __init__(self, size: int, start: int = 0) -> None:
+        super().__init__()
         self.size = size
         self.start = start
 
-    def sample(self, logits: Array, uniforms: Array) -> Array:
-        """Draw actions [N] by inverting the distribution function at `uniforms` [N] in [0, 1).
+    def sample(self, outputs: Array, noise: Array) -> Array:
+        """Draw actions [N] by inverting the distribution function at `noise` [N], uniform in [0, 1).
 
         In float64, where u < 1 gives u Σ exp(h) < Σ exp(h): an action of probability 0 is never drawn.
         """
-        cumulative = np.exp(logits - logits.max(1, keepdims=True)).cumsum(1, dtype=np.float64)
-        chosen: Array = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(1)
+        cumulative = np.exp(outputs - outputs.max(1, keepdims=True)).cumsum(1, dtype=np.float64)
+        chosen: Array = (cumulative <= noise[:, None] * cumulative[:, -1:]).sum(1)
         return chosen + self.start
 
-    def mode(self, logits: Array) -> Array:
+    def mode(self, outputs: Array) -> Array:
         """Give the most probable actions [N]."""
-        chosen: Array = logits.argmax(1)
+        chosen: Array = outputs.argmax(1)
         return chosen + self.start
 
-    def log_probs(self, logits: Tensor, actions: Tensor) -> Tensor:
-        """Compute log π(a|s) [M] of `actions` [M] from `logits` [M, size], in nats."""
-        return logits.log_softmax(1).gather(1, (actions - self.start)[:, None]).squeeze(1)
+    def log_probs(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """Compute log π(a|s) [M] of `actions` [M] from logits [M, size], in nats."""
+        return outputs.log_softmax(1).gather(1, (actions - self.start)[:, None]).squeeze(1)
 
-    def entropy(self, logits: Tensor) -> Tensor:
+    def entropy(self, outputs: Tensor) -> Tensor:
         """Compute -Σ_a π log π [M], in nats."""
-        log_probs = logits.log_softmax(1)
+        log_probs = outputs.log_softmax(1)
         return -(log_probs.exp() * log_probs).sum(1)
+
+
+class Factorised(Distribution):
+    """Π_i π_i(a_i|s): one softmax per entry of a MultiDiscrete action, independent given the state."""
+
+    def __init__(self, space: spaces.MultiDiscrete) -> None:
+        super().__init__()
+        self.shape = space.shape
+        sizes = [int(n) for n in space.nvec.ravel()]
+        self.factors = [Softmax(n, int(start)) for n, start in zip(sizes, np.ravel(space.start), strict=True)]
+        self.size = sum(sizes)
+        self.slices = [slice(end - n, end) for n, end in zip(sizes, accumulate(sizes), strict=True)]
+
+    def noise(self, generator: np.random.Generator, rows: int, columns: int) -> Array:
+        """Draw one uniform number per entry, [rows, columns, entries]."""
+        return generator.random((rows, columns, len(self.factors)))
+
+    def sample(self, outputs: Array, noise: Array) -> Array:
+        """Draw actions [N, entries], each entry from its own softmax."""
+        parts = zip(self.factors, self.slices, noise.T, strict=True)
+        return np.stack([factor.sample(outputs[:, part], u) for factor, part, u in parts], 1)
+
+    def mode(self, outputs: Array) -> Array:
+        """Give the most probable actions [N, entries]: the most probable entries, for they are independent."""
+        parts = zip(self.factors, self.slices, strict=True)
+        return np.stack([factor.mode(outputs[:, part]) for factor, part in parts], 1)
+
+    def log_probs(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """Compute Σ_i log π_i(a_i|s) [M], in nats."""
+        parts = zip(self.factors, self.slices, actions.unbind(1), strict=True)
+        return torch.stack([factor.log_probs(outputs[:, part], entry) for factor, part, entry in parts]).sum(0)
+
+    def entropy(self, outputs: Tensor) -> Tensor:
+        """Compute the sum of the entropies of the factors [M], in nats."""
+        parts = zip(self.factors, self.slices, strict=True)
+        return torch.stack([factor.entropy(outputs[:, part]) for factor, part in parts]).sum(0)
+
+    def for_environment(self, actions: Array) -> Array:
+        """Give actions the shape of the space."""
+        return actions.reshape(len(actions), *self.shape)
+
+
+class Bernoulli(Distribution):
+    """Π_i p_i^a_i (1 - p_i)^(1 - a_i) with p_i = σ(h_i(s)): independent bits of a MultiBinary action."""
+
+    def __init__(self, space: spaces.MultiBinary) -> None:
+        super().__init__()
+        self.shape, self.dtype = space.shape, space.dtype
+        self.size = math.prod(space.shape)
+
+    def noise(self, generator: np.random.Generator, rows: int, columns: int) -> Array:
+        """Draw one uniform number per bit, [rows, columns, bits]."""
+        return generator.random((rows, columns, self.size))
+
+    def sample(self, outputs: Array, noise: Array) -> Array:
+        """Draw actions [N, bits]: 1 where u < p, that is u (1 + exp(-h)) < 1."""
+        drawn: Array = noise * (1 + np.exp(-np.clip(outputs.astype(np.float64), -700, 700))) < 1
+        return drawn.astype(np.int8)
+
+    def mode(self, outputs: Array) -> Array:
+        """Give the most probable actions [N, bits]."""
+        likely: Array = outputs > 0
+        return likely.astype(np.int8)
+
+    def log_probs(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """Compute Σ_i log σ(±h_i) [M], in nats."""
+        signs = 2 * actions.to(outputs.dtype) - 1
+        return nn.functional.logsigmoid(signs * outputs).sum(1)
+
+    def entropy(self, outputs: Tensor) -> Tensor:
+        """Compute Σ_i [-p log p - (1 - p) log(1 - p)] [M], in nats."""
+        p = outputs.sigmoid()
+        return -(p * nn.functional.logsigmoid(outputs) + (1 - p) * nn.functional.logsigmoid(-outputs)).sum(1)
+
+    def for_environment(self, actions: Array) -> Array:
+        """Give actions the shape and type of the space."""
+        return actions.reshape(len(actions), *self.shape).astype(self.dtype, copy=False)
+
+
+class Gaussian(Distribution):
+    """N(μ(s), diag σ²) over the entries of a Box, with one learned σ per entry, the same in every state.
+
+    Log-probabilities are those of the action as drawn. Clipping to the bounds is the environment's affair: it happens
+    on the way there, and its rate is reported. Source: Williams (1992), section 6; Huang et al. (2022), details 31-34.
+    """
+
+    def __init__(self, space: spaces.Box, standard_deviation: float) -> None:
+        super().__init__()
+        self.shape, self.dtype = space.shape, space.dtype
+        self.size = math.prod(space.shape)
+        self.low, self.high = (bound.ravel().astype(np.float64) for bound in (space.low, space.high))
+        self.log_standard_deviation = nn.Parameter(torch.full((self.size,), math.log(standard_deviation)))
+
+    def noise(self, generator: np.random.Generator, rows: int, columns: int) -> Array:
+        """Draw one standard normal number per entry, [rows, columns, entries]."""
+        return generator.standard_normal((rows, columns, self.size))
+
+    def sample(self, outputs: Array, noise: Array) -> Array:
+        """Draw actions [N, entries]: μ + σ z, not clipped."""
+        drawn: Array = outputs + np.exp(self.log_standard_deviation.detach().numpy()) * noise
+        return drawn.astype(outputs.dtype)
+
+    def mode(self, outputs: Array) -> Array:
+        """Give the most probable actions [N, entries]: μ."""
+        return outputs
+
+    def log_probs(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """Compute -Σ_i [(a_i - μ_i)² / 2σ_i² + log σ_i + log √2π] [M], in nats (densities)."""
+        z = (actions - outputs) * (-self.log_standard_deviation).exp()
+        return -(z.square() / 2 + self.log_standard_deviation + math.log(2 * math.pi) / 2).sum(1)
+
+    def entropy(self, outputs: Tensor) -> Tensor:
+        """Compute Σ_i log(σ_i √2πe) [M], in nats: the same in every state."""
+        entropy = (self.log_standard_deviation + math.log(2 * math.pi * math.e) / 2).sum()
+        return entropy.expand(len(outputs))
+
+    def for_environment(self, actions: Array) -> Array:
+        """Clip actions to the bounds, and give them the shape and type of the space."""
+        return self._in_space(np.clip(actions, self.low, self.high))
+
+    def report(self, actions: Tensor) -> dict[str, float]:
+        """Give the mean σ and the share of entries that were clipped."""
+        low, high = torch.from_numpy(self.low), torch.from_numpy(self.high)
+        outside = (actions < low) | (actions > high)
+        return self._spread() | {"action_clip_fraction": float(outside.double().mean())}
+
+    def _spread(self) -> dict[str, float]:
+        return {"action_standard_deviation": float(self.log_standard_deviation.detach().exp().mean())}
+
+    def _in_space(self, actions: Array) -> Array:
+        return actions.reshape(len(actions), *self.shape).astype(self.dtype, copy=False)
+
+
+class TanhGaussian(Gaussian):
+    """A Gaussian u, squashed into the bounds of a Box: a = low + (high - low) (1 + tanh u) / 2.
+
+    Actions are kept as u, so nothing is ever inverted; log π(a|s) = log N(u) - Σ_i log |da_i/du_i|.
+    Source: Haarnoja et al. (2018), appendix C.
+    """
+
+    def __init__(self, space: spaces.Box, standard_deviation: float) -> None:
+        super().__init__(space, standard_deviation)
+        if not space.is_bounded():
+            raise UsageError(
+                f"policy.distribution: tanh_gaussian needs bounds, and {space} lacks some", "use `gaussian`"
+            )
+        self.log_scale = float(np.log((self.high - self.low) / 2).sum())
+        nodes, weights = np.polynomial.hermite_e.hermegauss(64)
+        self._nodes = torch.from_numpy(nodes)
+        self._weights = torch.from_numpy(weights / weights.sum())
+
+    def log_probs(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """Compute log N(u) - Σ_i log[(high_i - low_i)/2 · (1 - tanh² u_i)] [M], in nats (densities of a)."""
+        return super().log_probs(outputs, actions) - _log_slope(actions).sum(1) - self.log_scale
+
+    def entropy(self, outputs: Tensor) -> Tensor:
+        """Compute the entropy of u plus E[Σ_i log |da_i/du_i|] [M], in nats: by Gauss-Hermite quadrature."""
+        nodes, weights = self._nodes.to(outputs.dtype), self._weights.to(outputs.dtype)
+        u = outputs[..., None] + self.log_standard_deviation.exp()[:, None] * nodes
+        return super().entropy(outputs) + (_log_slope(u) * weights).sum((1, 2)) + self.log_scale
+
+    def for_environment(self, actions: Array) -> Array:
+        """Squash actions into the bounds."""
+        return self._in_space(self.low + (self.high - self.low) * (1 + np.tanh(actions.astype(np.float64))) / 2)
+
+    def report(self, actions: Tensor) -> dict[str, float]:
+        """Give the mean σ of u; nothing is clipped."""
+        return self._spread()
+
+
+def _log_slope(u: Tensor) -> Tensor:
+    """Compute log(1 - tanh² u) = 2 (log 2 - u - softplus(-2u)), which is exact where tanh u is 1 in floating point."""
+    return 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))
+
+
+_FITTING = {
+    spaces.Discrete: ("softmax",),
+    spaces.MultiDiscrete: ("softmax",),
+    spaces.MultiBinary: ("bernoulli",),
+    spaces.Box: ("gaussian", "tanh_gaussian"),
+}
+
+
+def make_distribution(space: spaces.Space[Any], name: Name, standard_deviation: float) -> Distribution:
+    """Build the distribution called `name` over the actions of `space`; auto: the usual one.
+
+    Raises: EnvironmentFailure for a space that none fits; UsageError for a name that does not fit it.
+    """
+    fitting = next((names for kind, names in _FITTING.items() if isinstance(space, kind)), ())
+    whole = isinstance(space, spaces.Box) and not np.issubdtype(space.dtype, np.floating)
+    if not fitting or whole:
+        raise EnvironmentFailure(
+            f"action space {space} is not supported; Discrete, MultiDiscrete, MultiBinary and Box of real numbers are"
+        )
+    if name != "auto" and name not in fitting:
+        raise UsageError(
+            f"policy.distribution: {name} is not over the action space {space}",
+            f"use {' or '.join(f'`{fit}`' for fit in ('auto', *fitting))}",
+        )
+    match space:
+        case spaces.Discrete():
+            return Softmax(int(space.n), int(space.start))
+        case spaces.MultiDiscrete():
+            return Factorised(space)
+        case spaces.MultiBinary():
+            return Bernoulli(space)
+        case spaces.Box():
+            return (TanhGaussian if name == "tanh_gaussian" else Gaussian)(space, standard_deviation)
+    raise AssertionError(space)

@@ -54,6 +54,17 @@ def mlp(sizes: list[int], activation: Activation) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+def orthogonal(network: nn.Sequential, last_gain: float) -> None:
+    """Start from orthogonal weights of gain √2, the last layer's of `last_gain`, and no biases.
+
+    Source: Saxe et al. (2014); the gains are those of Huang et al. (2022), detail 2.
+    """
+    layers = [module for module in network if isinstance(module, nn.Linear)]
+    for layer in layers:
+        nn.init.orthogonal_(layer.weight, last_gain if layer is layers[-1] else math.sqrt(2))
+        nn.init.zeros_(layer.bias)
+
+
 def numpy_forward(network: nn.Sequential) -> Forward:
     """Give the forward pass of `network` in numpy, on its parameters' own memory: `[N, in] → [N, out]`."""
     steps: list[Forward] = []

@@ -1,26 +1,36 @@
-"""The policy π: an encoder, a network, a distribution."""
+"""The policy π: an encoder, a normaliser, a network, a distribution; and the value function V beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pgcli.config.schema import PolicyConfig
-from pgcli.errors import EnvironmentFailure
-from pgcli.policies.distributions import Softmax
-from pgcli.policies.networks import Encoder, mlp, numpy_forward
+from pgcli.config.schema import PolicyConfig, ValueConfig
+from pgcli.policies.distributions import make_distribution
+from pgcli.policies.networks import Encoder, mlp, numpy_forward, orthogonal
+from pgcli.policies.normalizers import Normalizer
 
 Array = NDArray[Any]
 Mode = Literal["sampled", "greedy"]
-Actor = Callable[[Array, Array], Array]
+
+
+@dataclass(frozen=True)
+class Actor:
+    """How a policy acts: functions on numpy arrays that follow its parameters as they change."""
+
+    act: Callable[[Array, Array], Array]  # obs [N, …], one row of noise → actions [N, …], as drawn
+    noise: Callable[[np.random.Generator, int, int], Array]  # generator, rows, columns → [rows, columns, …]
+    for_environment: Callable[[Array], Array]  # actions as drawn → as the environment takes them
 
 
 class Policy(nn.Module):
-    """A softmax policy over an MLP, for Discrete actions and Box or Discrete observations."""
+    """A distribution over actions whose parameters an MLP computes from the observation."""
 
     def __init__(
         self,
@@ -29,24 +39,62 @@ class Policy(nn.Module):
         config: PolicyConfig,
     ) -> None:
         super().__init__()
-        if not isinstance(action_space, spaces.Discrete):
-            raise EnvironmentFailure(f"action space {action_space} is not supported; Discrete is")
         self.observation_space = observation_space
         self.encoder = Encoder(observation_space)
-        self.distribution = Softmax(int(action_space.n), int(action_space.start))
-        sizes = [self.encoder.size, *config.hidden_sizes, self.distribution.size]
-        self.network = mlp(sizes, config.activation)
+        self.distribution = make_distribution(action_space, config.distribution, config.initial_standard_deviation)
+        self.normalizer = Normalizer(self.encoder.size) if config.normalize_obs else None
+        self.network = mlp([self.encoder.size, *config.hidden_sizes, self.distribution.size], config.activation)
+        if config.init == "orthogonal":
+            orthogonal(self.network, last_gain=0.01)
+
+    def encode(self, obs: Tensor) -> Tensor:
+        """Encode and normalise observations [M, …] to [M, features]."""
+        encoded = self.encoder.in_torch(obs, next(self.network.parameters()).dtype)
+        return encoded if self.normalizer is None else self.normalizer(encoded)
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Compute the distribution's parameters (logits [M, A]) from observations [M, …]."""
-        dtype = next(self.network.parameters()).dtype
-        logits: Tensor = self.network(self.encoder.in_torch(obs, dtype))
-        return logits
+        """Compute the distribution's parameters [M, size] from observations [M, …]."""
+        outputs: Tensor = self.network(self.encode(obs))
+        return outputs
 
     def actor(self, mode: Mode) -> Actor:
-        """Give the function (obs [N, …], uniforms [N]) → actions [N]; it follows the parameters as they change."""
-        forward, encode = numpy_forward(self.network), self.encoder.in_numpy
+        """Give the way to act in `mode`."""
+        forward, encode, normalizer = numpy_forward(self.network), self.encoder.in_numpy, self.normalizer
         sample, most_probable = self.distribution.sample, self.distribution.mode
-        if mode == "greedy":
-            return lambda obs, uniforms: most_probable(forward(encode(obs)))
-        return lambda obs, uniforms: sample(forward(encode(obs)), uniforms)
+
+        def outputs(obs: Array) -> Array:
+            return forward(encode(obs) if normalizer is None else normalizer.in_numpy(encode(obs)))
+
+        def act(obs: Array, noise: Array) -> Array:
+            return sample(outputs(obs), noise) if mode == "sampled" else most_probable(outputs(obs))
+
+        return Actor(act, self.distribution.noise, self.distribution.for_environment)
+
+
+class ValueFunction(nn.Module):
+    """V(s): a network of its own, or one more output of the policy's; on the policy's normalised observations."""
+
+    def __init__(self, policy: Policy, config: ValueConfig, policy_config: PolicyConfig) -> None:
+        super().__init__()
+        hidden_sizes = policy_config.hidden_sizes if config.hidden_sizes is None else config.hidden_sizes
+        self.shared = config.shared_trunk
+        sizes = [hidden_sizes[-1]] if self.shared else [policy.encoder.size, *hidden_sizes]
+        self.network = mlp([*sizes, 1], policy_config.activation)
+        if policy_config.init == "orthogonal":
+            orthogonal(self.network, last_gain=1.0)
+
+    def forward(self, policy: Policy, obs: Tensor) -> Tensor:
+        """Compute V [M] from observations [M, …], in the unit of the rewards that it learns from."""
+        features = policy.encode(obs)
+        values: Tensor = self.network(policy.network[:-1](features) if self.shared else features)
+        return values.squeeze(1)
+
+
+def parameters_of(policy: Policy, value: ValueFunction | None) -> dict[str, Tensor]:
+    """Name every tensor of a policy and a value function, statistics included: `policy.network.0.weight`, …"""
+    modules: dict[str, nn.Module] = {"policy": policy} | ({} if value is None else {"value": value})
+    return {
+        f"{name}.{key}": tensor.detach()
+        for name, module in modules.items()
+        for key, tensor in (*module.named_parameters(), *module.named_buffers())
+    }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pgcli.config import Config
 from pgcli.config.schema import DEFAULT_ITERATIONS
-from pgcli.records import Evaluation, Iteration, Record, Sample
+from pgcli.records import Evaluation, Iteration, Notice, Record, Sample, Update
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -40,15 +40,20 @@ class View:
     started: float = field(default_factory=time.perf_counter)
     first_progress: float | None = None
     iteration: Iteration | None = None
+    returns: Sample | None = None  # of the last iteration in which episodes ended
     last: Evaluation | None = None
     best: Evaluation | None = None
     history: list[float] = field(default_factory=list)
     steps: int = 0
     closed: bool = False
+    notices: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # collect, update, evaluate
 
     def add(self, record: Record) -> None:
         """Take note of a record."""
+        if isinstance(record, Notice):
+            self.notices.append(record.text)
+            return
         if isinstance(record, Evaluation):
             self.last = record
             self.seconds[2] += record.seconds
@@ -58,8 +63,10 @@ class View:
         if self.first_progress is None:
             self.first_progress = record.progress
         self.iteration = record
-        self.history.append(record.returns.mean)
-        self.steps += sum(episode.length for episode in record.episodes)
+        if record.returns is not None:
+            self.returns = record.returns
+            self.history.append(record.returns.mean)
+        self.steps += record.steps
         self.seconds[0] += record.timing.collect
         self.seconds[1] += record.timing.update
 
@@ -149,6 +156,9 @@ class PlainDisplay:
         """Print the record's line if it is time for one."""
         view = self._views[run]
         view.add(record)
+        if isinstance(record, Notice):
+            self._print()  # what was to come first
+            self._printed = float("-inf")
         seed = f"seed {view.config.seed}  " if len(self._views) > 1 else ""
         self._pending = seed + _plain_line(record, view)
         if time.perf_counter() - self._printed >= PLAIN_INTERVAL:
@@ -168,16 +178,34 @@ class PlainDisplay:
         self._pending, self._printed = "", time.perf_counter()
 
 
+def _returns(view: View) -> str:
+    """Write the returns of the last iteration in which episodes ended."""
+    return mean_and_error(view.returns) if view.returns else "no episode has ended yet"
+
+
+def _details(update: Update) -> list[str]:
+    """Write what an update has to tell, the most telling first."""
+    parts = [f"entropy {update.entropy:.3f}", f"gradient norm {update.grad_norm:.3g}"]
+    if update.approx_kl is not None:
+        parts.append(f"KL {update.approx_kl:.2g}")
+    if update.clip_fraction is not None:
+        parts.append(f"clipped {update.clip_fraction:.0%}".replace("%", " %"))
+    if update.explained_variance is not None:
+        parts.append(f"explained variance {update.explained_variance:.2f}")
+    return parts
+
+
 def _plain_line(record: Record, view: View) -> str:
+    if isinstance(record, Notice):
+        return f"note: {record.text}"
     if isinstance(record, Evaluation):
         return (
             f"evaluation at iteration {record.iteration}: return {mean_and_error(record.returns)} "
             f"({record.returns.n} episodes, {record.mode})"
         )
     return (
-        f"iteration {view.count}  env steps {record.env_steps:,}  return {mean_and_error(record.returns)}  "
-        f"entropy {record.update.entropy:.3f}  gradient norm {record.update.grad_norm:.3g}  "
-        f"{view.steps_per_second:,.0f} steps/s"
+        f"iteration {view.count}  env steps {record.env_steps:,}  return {_returns(view)}  "
+        f"{'  '.join(_details(record.update))}  {view.steps_per_second:,.0f} steps/s"
     )
 
 
@@ -228,7 +256,10 @@ def _panel(view: View, width: int, levels: str) -> Table:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(no_wrap=True, overflow="ellipsis")
     title = Text(config.name, style="bold")
-    title.append(f"  {config.env.id} · {algorithm.returns} · baseline {algorithm.baseline}", style="not bold dim")
+    parts = [config.env.id, algorithm.returns, f"baseline {algorithm.baseline}"]
+    if algorithm.objective != "policy_gradient":
+        parts.append(algorithm.objective)
+    title.append(f"  {' · '.join(parts)}", style="not bold dim")
     grid.add_row(f"seed {config.seed}", title)
 
     bar = Table.grid(padding=(0, 2))
@@ -240,7 +271,7 @@ def _panel(view: View, width: int, levels: str) -> Table:
     )
     grid.add_row("iteration", bar)
     if record is not None:
-        text = Text(f"{mean_and_error(record.returns):<17}", style="bold cyan")
+        text = Text(f"{_returns(view):<17}", style="bold cyan")
         text.append(sparkline(view.history, width - 36, levels), style="not bold cyan")
         grid.add_row("return", text)
     if view.last is not None and view.best is not None:
@@ -251,9 +282,10 @@ def _panel(view: View, width: int, levels: str) -> Table:
         )
         grid.add_row("evaluation", text)
     if record is not None:
-        update = record.update
-        grid.add_row("update", f"entropy {update.entropy:.3f} · gradient norm {update.grad_norm:.3g}")
+        grid.add_row("update", " · ".join(_details(record.update)))
         grid.add_row("env steps", f"{record.env_steps:,} · {view.steps_per_second:,.0f}/s · {view.split}")
+    for notice in view.notices:
+        grid.add_row("note", notice)
     return grid
 
 
@@ -263,7 +295,7 @@ def _list(views: Sequence[View], width: int, levels: str) -> Table:
 
     grid = Table.grid(padding=(0, 2))
     for view in views:
-        returns = mean_and_error(view.iteration.returns) if view.iteration else "waiting"
+        returns = mean_and_error(view.returns) if view.returns else "running" if view.iteration else "waiting"
         evaluation = f"evaluation {mean_and_error(view.last.returns)}" if view.last else ""
         grid.add_row(
             Text(f"seed {view.config.seed}", style="dim"),

@@ -61,7 +61,7 @@ def _frames(agent: Agent, mode: Mode, seed: int, horizon: int | None, episode: E
     """Play the episode and give its frames, the one after the reset first."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame must not look for a screen
     config = agent.config.env
-    noise = generator(seed, Purpose.VIDEO)
+    random = generator(seed, Purpose.VIDEO)
     actor = agent.policy.actor(mode)
     try:
         with closing(make(config, render_mode="rgb_array")) as env:
@@ -70,8 +70,8 @@ def _frames(agent: Agent, mode: Mode, seed: int, horizon: int | None, episode: E
             yield _picture(env.render(), config.id)
             over = False
             while not over and episode.length != horizon:
-                action = actor(np.asarray(obs)[None], noise.random(1))[0]
-                obs, reward, terminated, truncated, _ = env.step(action)
+                drawn = actor.act(np.asarray(obs)[None], actor.noise(random, 1, 1)[0])
+                obs, reward, terminated, truncated, _ = env.step(actor.for_environment(drawn)[0])
                 over = bool(terminated or truncated)
                 episode.episode_return += float(reward)
                 episode.length += 1

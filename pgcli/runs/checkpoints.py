@@ -39,6 +39,16 @@ class Checkpoint:
     counters: dict[str, int]
     tensors: dict[str, Tensor]
 
+    @property
+    def agent(self) -> dict[str, Tensor]:
+        """The tensors that evaluation needs, and training too."""
+        return {name: tensor for name, tensor in self.tensors.items() if not name.startswith("sampler.")}
+
+    @property
+    def sampler(self) -> dict[str, Tensor]:
+        """The tensors that only training needs: where its environments are."""
+        return {name: tensor for name, tensor in self.tensors.items() if name.startswith("sampler.")}
+
 
 def file_name(iteration: int) -> str:
     """Give the file name of the state after `iteration` updates."""
@@ -133,9 +143,8 @@ def digest_of(path: Path) -> str:
     return _sha256(_read(path))
 
 
-def check_tensors(checkpoint: Checkpoint, expected: dict[str, Tensor], name: str) -> None:
-    """Raise CheckpointError unless the checkpoint holds exactly the `expected` names, shapes and types."""
-    found = checkpoint.tensors
+def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], name: str) -> None:
+    """Raise CheckpointError unless a checkpoint's tensors have exactly the `expected` names, shapes and types."""
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or extra:
         raise CheckpointError(

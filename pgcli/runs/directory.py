@@ -21,7 +21,8 @@ from pgcli.runs.files import Table, cut_table, read_json, write_json, write_whol
 METRICS = (
     "iteration,env_steps,episodes,return_mean,return_standard_error,return_standard_deviation,return_min,"
     "return_max,length_mean,discounted_return_mean,policy_loss,value_loss,entropy,approx_kl,clip_fraction,"
-    "effective_sample_size,explained_variance,grad_norm,learning_rate"
+    "effective_sample_size,explained_variance,grad_norm,learning_rate,update_epochs,clip_range,entropy_coef,"
+    "zero_variance_groups,return_scale,action_standard_deviation,action_clip_fraction"
 ).split(",")
 TIMING = "iteration,elapsed_seconds,collect_seconds,update_seconds,evaluate_seconds,steps_per_second".split(",")
 EVALUATIONS = (
@@ -102,32 +103,30 @@ class RunDirectory:
 
     def add_iteration(self, record: Iteration) -> None:
         """Append an iteration to metrics.csv, timing.csv and episodes.csv."""
-        returns, update, timing = record.returns, record.update, record.timing
+        returns, timing = record.returns, record.timing
         values = {
             "iteration": record.iteration,
             "env_steps": record.env_steps,
             "episodes": record.episode_count,
-            "return_mean": returns.mean,
-            "return_standard_error": returns.standard_error,
-            "return_standard_deviation": returns.standard_deviation,
-            "return_min": returns.min,
-            "return_max": returns.max,
             "length_mean": record.length_mean,
             "discounted_return_mean": record.discounted_return_mean,
-            "policy_loss": update.policy_loss,
-            "entropy": update.entropy,
-            "grad_norm": update.grad_norm,
-            "learning_rate": update.learning_rate,
-        }
+        } | vars(record.update)
+        if returns is not None:
+            values |= {
+                "return_mean": returns.mean,
+                "return_standard_error": returns.standard_error,
+                "return_standard_deviation": returns.standard_deviation,
+                "return_min": returns.min,
+                "return_max": returns.max,
+            }
         self._tables["episodes"].append(
             [
                 (record.iteration, e.episode, e.episode_return, e.discounted_return, e.length, e.ended)
                 for e in record.episodes
             ]
         )
-        steps = sum(episode.length for episode in record.episodes)
         parts = (timing.collect, timing.update, timing.evaluate)
-        rate = steps / max(timing.collect + timing.update, 1e-9)
+        rate = record.steps / max(timing.collect + timing.update, 1e-9)
         self._tables["timing"].append([(record.iteration, timing.elapsed, *parts, rate)])
         self._tables["metrics"].append([[values.get(column) for column in METRICS]])
 

@@ -103,12 +103,20 @@ class SingleEnvironments:
         self._seeds = seeds
         space = self.observation_space
         obs: Array = np.empty((len(self._envs), *(space.shape or ())), space.dtype)
-        for column, (env, seed) in enumerate(zip(self._envs, seeds, strict=True)):
-            try:
-                first, _ = env.reset(seed=seed)
-                obs[column] = self._checked(first)
-            except Exception as error:
-                raise self._failure("reset", column, error) from error
+        for column in range(len(self._envs)):
+            self._start(column, obs)
+        self._obs = obs
+        return obs
+
+    def restart(self, seeds: dict[int, int]) -> Array:
+        """Start a new episode in some columns, each with its seed: obs [N, …] of all."""
+        obs = self._obs.copy()
+        for column, seed in seeds.items():
+            if self._rebuild:
+                self._envs[column].close()
+                self._envs[column] = make(self._config)
+            self._seeds = [*self._seeds[:column], seed, *self._seeds[column + 1 :]]
+            self._start(column, obs)
         self._obs = obs
         return obs
 
@@ -132,6 +140,13 @@ class SingleEnvironments:
         """Free what the simulators hold."""
         for env in self._envs:
             env.close()
+
+    def _start(self, column: int, obs: Array) -> None:
+        try:
+            first, _ = self._envs[column].reset(seed=self._seeds[column])
+            obs[column] = self._checked(first)
+        except Exception as error:
+            raise self._failure("reset", column, error) from error
 
     def _checked(self, obs: Any) -> Any:  # noqa: ANN401 - whatever the environment gives
         """Refuse an observation of another shape, which numpy would stretch to fit."""

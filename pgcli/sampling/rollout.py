@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pgcli.config.schema import Config, EnvConfig
 from pgcli.errors import EnvironmentFailure
+from pgcli.estimators.returns import total_return
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Actor, Policy
 from pgcli.randomness import Purpose, derived_seed, generator
@@ -18,7 +19,23 @@ from pgcli.sampling.environments import Environments, make_environments
 
 Array = NDArray[Any]
 MAX_EPISODE_STEPS = 100_000  # a guard against episodes without end, not a time limit
-NOISE_ROWS = 64  # uniform numbers are drawn for so many steps at a time
+NOISE_ROWS = 64  # random numbers are drawn for so many steps at a time
+
+
+class Ended(NamedTuple):
+    """An episode that ended, or was cut at the horizon: returns in reward units, length in steps."""
+
+    episode_return: float
+    discounted_return: float
+    length: int
+    how: str  # terminated | truncated | horizon
+
+
+class Rollout(NamedTuple):
+    """What one iteration collected, and the episodes that ended in it."""
+
+    trajectories: Trajectories
+    episodes: list[Ended]
 
 
 class Transition(NamedTuple):
@@ -37,7 +54,7 @@ def play(
     envs: Environments,
     actor: Actor,
     seeds: Sequence[int],
-    noise: np.random.Generator,
+    generator: np.random.Generator,
     horizon: int | None,
     check: Callable[[], None],
 ) -> Iterator[Transition]:
@@ -50,9 +67,9 @@ def play(
     for t in range(MAX_EPISODE_STEPS if horizon is None else horizon):
         check()
         if t % NOISE_ROWS == 0:
-            uniforms = noise.random((NOISE_ROWS, len(seeds)))
-        actions = actor(obs, uniforms[t % NOISE_ROWS])
-        next_obs, rewards, terminated, truncated = envs.step(actions, running)
+            noise = actor.noise(generator, NOISE_ROWS, len(seeds))
+        actions = actor.act(obs, noise[t % NOISE_ROWS])
+        next_obs, rewards, terminated, truncated = envs.step(actor.for_environment(actions), running)
         yield Transition(obs, actions, rewards, terminated, truncated, running, next_obs)
         over = terminated | truncated
         if over.any():
@@ -124,18 +141,29 @@ def collect_episodes(
     parts = []
     for columns, envs in chunks.split(config.rollout.episodes):
         seeds = [derived_seed(config.seed, Purpose.RESET, iteration, n // config.group_size) for n in columns]
-        noise = generator(config.seed, Purpose.ACT, iteration, columns.start)
-        part = to_trajectories(list(play(envs, actor, seeds, noise, config.rollout.horizon, check)))
-        _check_finite(part, config.env.id, seeds)
+        random = generator(config.seed, Purpose.ACT, iteration, columns.start)
+        part = to_trajectories(list(play(envs, actor, seeds, random, config.rollout.horizon, check)))
+        check_finite(part, config.env.id, [seeds] * len(part.mask))
         parts.append(part)
     return pad_columns(parts)
 
 
-def _check_finite(trajectories: Trajectories, env_id: str, seeds: Sequence[int]) -> None:
-    reached = torch.cat((torch.ones_like(trajectories.mask[:1]), trajectories.mask))  # obs[0] is that of the reset
+def ended_episodes(trajectories: Trajectories, gamma: float) -> list[Ended]:
+    """Describe each trajectory of whole episodes."""
+    rewards = trajectories.rewards
+    discounted = total_return(rewards, gamma, trajectories.terminated)[0]
+    columns = (rewards.sum(0).tolist(), discounted.tolist(), trajectories.lengths.tolist(), trajectories.ended())
+    return [Ended(*row) for row in zip(*columns, strict=True)]
+
+
+def check_finite(trajectories: Trajectories, env_id: str, seeds: Sequence[Sequence[int]]) -> None:
+    """Raise EnvironmentFailure for a reward or an observation that is not finite.
+
+    `seeds[t][n]` is the reset seed of the episode in row t of column n.
+    """
     for name, values, valid, first in (
         ("reward", trajectories.rewards, trajectories.mask, 0),
-        ("observation", trajectories.obs, reached, -1),
+        ("observation", trajectories.obs, trajectories.reached, -1),
     ):
         finite = torch.isfinite(values).flatten(2).all(2) if values.dim() > 2 else torch.isfinite(values)
         wrong = (~finite & valid).nonzero()
@@ -143,5 +171,5 @@ def _check_finite(trajectories: Trajectories, env_id: str, seeds: Sequence[int])
             t, column = (wrong[0] + torch.tensor([first, 0])).tolist()
             when = "at the reset" if t < 0 else f"in step {t}"
             raise EnvironmentFailure(
-                f"{env_id} gave a non-finite {name} {when} of the episode with reset seed {seeds[column]}"
+                f"{env_id} gave a non-finite {name} {when} of the episode with reset seed {seeds[max(t, 0)][column]}"
             )

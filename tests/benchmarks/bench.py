@@ -21,6 +21,7 @@ from pgcli.config.schema import Config
 from pgcli.randomness import Purpose, derived_seed
 from pgcli.records import Iteration
 from pgcli.sampling.rollout import Chunks, collect_episodes
+from pgcli.sampling.samplers import make_sampler
 from pgcli.training import Counters, train
 
 PYTHON = sys.executable
@@ -114,7 +115,11 @@ def throughput() -> None:
         chunks = Chunks(config.env)
         envs = chunks.environments(64)
         agent = PolicyGradient(envs.observation_space, envs.action_space, config)
-        records = [r for r in train(config, agent, chunks, Counters()) if isinstance(r, Iteration)]
+        records = [
+            r
+            for r in train(config, agent, chunks, make_sampler(config, chunks), Counters())
+            if isinstance(r, Iteration)
+        ]
         spent = sum(record.timing.collect + record.timing.update for record in records)
         rates.append([a2c_rate, records[-1].env_steps / spent])
     theirs, ours = (statistics.median(column) for column in zip(*rates, strict=True))
@@ -129,7 +134,7 @@ def parts() -> None:
     chunks = Chunks(config.env)
     envs = chunks.environments(64)
     agent = PolicyGradient(envs.observation_space, envs.action_space, config)
-    for _ in train(config, agent, chunks, Counters()):
+    for _ in train(config, agent, chunks, make_sampler(config, chunks), Counters()):
         pass
     trajectories = collect_episodes(config, chunks, agent.policy, 0, lambda: None)
     steps, actions, obs = len(trajectories.mask), trajectories.actions.numpy(), trajectories.obs.numpy()
@@ -144,14 +149,14 @@ def parts() -> None:
 
     def forward() -> None:
         for t in range(steps):
-            actor(obs[t], noise)
+            actor.act(obs[t], noise)
 
     def update() -> None:
-        agent.update(trajectories, 0.0)
+        agent.update(trajectories)
 
     def iteration() -> None:
         agent.load_state_dict(state)  # the same rollout every time
-        agent.update(collect_episodes(config, chunks, agent.policy, 0, lambda: None), 0.0)
+        agent.update(collect_episodes(config, chunks, agent.policy, 0, lambda: None))
 
     whole, *alone = alternate(21, iteration, environment, forward, update)
     detail = ", ".join(

@@ -1,0 +1,93 @@
+"""From a batch to new parameters: epochs, minibatches, and one step of an optimizer for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgcli.errors import Diverged
+from pgcli.optimizers import Optimizer
+
+Terms = dict[str, Tensor]  # the `loss` to descend, and what to report, all scalars: means over a batch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """M steps to learn from, first axis M: all valid ones of an update, or `share` of them."""
+
+    obs: Tensor
+    actions: Tensor
+    advantages: Tensor
+    weights: Tensor
+    returns: Tensor
+    values: Tensor  # before the update
+    behavior_log_probs: Tensor | None  # None: the policy is the one that acted
+    share: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.advantages)
+
+    def rows(self, chosen: Tensor) -> Batch:
+        """Give some of the steps, weighed so that their loss estimates that of the batch without bias."""
+        share = len(chosen) / len(self)
+        taken: dict[str, Any] = {name: x[chosen] for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **taken | {"weights": taken["weights"] / share, "share": share * self.share})
+
+
+def minibatches(
+    batch: Batch, epochs: int, count: int, shuffler: Callable[[int], np.random.Generator], on_policy: bool
+) -> Iterator[tuple[int, Batch]]:
+    """Give (epoch, part of the batch) for each step of an update: in every epoch each step of the batch once.
+
+    `shuffler(epoch)` orders them. With `on_policy`, the first part comes without behavior_log_probs: its policy is
+    the one that acted, and its ratios are exactly 1, whatever a batch of another shape does to the last bit.
+    """
+    count = min(count, len(batch))
+    first = on_policy
+    for epoch in range(epochs):
+        order = None if count == 1 else torch.from_numpy(shuffler(epoch).permutation(len(batch)))
+        for rows in (None,) if order is None else order.tensor_split(count):
+            part = batch if rows is None else batch.rows(rows)
+            yield epoch, replace(part, behavior_log_probs=None) if first else part
+            first = False
+
+
+def descend(
+    optimizer: Optimizer,
+    parts: Iterator[tuple[int, Batch]],
+    terms_of: Callable[[Batch], Terms],
+    learning_rate: float,
+    max_grad_norm: float | None = None,
+    target_kl: float | None = None,
+) -> dict[str, float]:
+    """Step once for each part; end before a step, but the first, that would start from an approx_kl above `target_kl`.
+
+    Returns: the means of the terms and of the norm of the gradient over the last epoch, and how many epochs there were.
+    Raises: Diverged, before the step, if a term or the norm of the gradient is not finite.
+    """
+    sums: dict[str, float] = {}
+    weight, last = 0.0, -1
+    for epoch, part in parts:
+        terms = terms_of(part)
+        if target_kl is not None and last >= 0 and terms["approx_kl"] > target_kl:
+            break
+        gradients = list(torch.autograd.grad(terms["loss"], optimizer.parameters))
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+        values = {name: term.item() for name, term in (terms | {"grad_norm": norm}).items()}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise Diverged(f"{name} is {value}", "lower optimizer.learning_rate, or set max_grad_norm")
+        if max_grad_norm is not None and norm > max_grad_norm:
+            gradients = [gradient * (max_grad_norm / norm) for gradient in gradients]
+        optimizer.step(gradients, learning_rate)
+        if epoch != last:
+            sums, weight, last = dict.fromkeys(values, 0.0), 0.0, epoch
+        sums = {name: sums[name] + part.share * value for name, value in values.items()}
+        weight += part.share
+    return {name: total / weight for name, total in sums.items()} | {"update_epochs": last + 1}

@@ -1,0 +1,87 @@
+"""Running statistics, part of the state: saved in every checkpoint, changed between iterations only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Array = NDArray[Any]
+EPSILON = 1e-8  # added to variances
+CLIP = 10.0  # standard deviations
+
+
+class RunningMoments(nn.Module):
+    """Count, mean and variance of all rows ever added, in float64, as if they had been one batch.
+
+    Source: Chan, Golub & LeVeque (1979), the pairwise update.
+    """
+
+    count: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("variance", torch.ones(size, dtype=torch.float64))
+
+    def add(self, rows: Tensor) -> None:
+        """Take in rows [M, size]; none change nothing."""
+        if not len(rows):
+            return
+        rows = rows.double()
+        count = self.count + len(rows)
+        mean, variance = rows.mean(0), rows.var(0, correction=0)
+        shift, share = mean - self.mean, len(rows) / count
+        spread = (1 - share) * self.variance + share * variance + share * (1 - share) * shift.square()
+        self.variance.copy_(spread if self.count > 0 else variance)
+        self.mean.copy_(self.mean + share * shift)
+        self.count.copy_(count)
+
+
+class Normalizer(RunningMoments):
+    """x ↦ (x - mean) / √(variance + 10⁻⁸), clipped to ±10; the identity, but for the clip, before any row was added."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [M, size] in torch."""
+        scaled = (x - self.mean) / (self.variance + EPSILON).sqrt()
+        return scaled.clamp(-CLIP, CLIP).to(x.dtype)
+
+    def in_numpy(self, x: Array) -> Array:
+        """Normalise [N, size] in numpy, on the statistics' own memory."""
+        scaled = (x - self.mean.numpy()) / np.sqrt(self.variance.numpy() + EPSILON)
+        clipped: Array = np.clip(scaled, -CLIP, CLIP)
+        return clipped.astype(x.dtype)
+
+
+class ReturnScale(RunningMoments):
+    """The standard deviation of the discounted return so far, R_t = r_t + γ R_{t-1}, of each of `columns` environments.
+
+    R goes on from one segment to the next, and starts at 0 with every episode.
+    """
+
+    carried: Tensor
+
+    def __init__(self, columns: int) -> None:
+        super().__init__(1)
+        self.register_buffer("carried", torch.zeros(columns, dtype=torch.float64))
+
+    def add_rewards(self, rewards: Tensor, mask: Tensor, gamma: float) -> None:
+        """Take in the rewards [T, N] of the valid rows."""
+        running, rows = self.carried if len(self.carried) else torch.zeros(rewards.shape[1], dtype=torch.float64), []
+        for r, valid in zip(rewards.double().unbind(), mask.unbind(), strict=True):
+            running = torch.where(valid, r + gamma * running, 0.0)  # a masked row stands between two episodes
+            rows.append(running)
+        self.add(torch.stack(rows)[mask][:, None])
+        if len(self.carried):
+            self.carried.copy_(running)
+
+    @property
+    def scale(self) -> float:
+        """The number that rewards are divided by."""
+        return float((self.variance + EPSILON).sqrt())

@@ -1,0 +1,267 @@
+"""Two ways to fill Trajectories: whole episodes, and segments of environments that go on across iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pgcli.config.schema import Config
+from pgcli.errors import CheckpointError
+from pgcli.estimators.trajectories import Trajectories, pad_columns
+from pgcli.policies.policy import Policy
+from pgcli.randomness import Purpose, derived_seed, generator
+from pgcli.sampling.environments import SingleEnvironments
+from pgcli.sampling.rollout import (
+    NOISE_ROWS,
+    Chunks,
+    Ended,
+    Rollout,
+    Transition,
+    check_finite,
+    collect_episodes,
+    ended_episodes,
+    to_trajectories,
+)
+
+Array = NDArray[Any]
+Check = Callable[[], None]
+
+
+class Sampler(Protocol):
+    """Collects, and knows what a resumed run needs to go on collecting."""
+
+    def collect(self, policy: Policy, iteration: int, check: Check) -> Rollout:
+        """Collect for one iteration; `check` is called before every step, and what it raises leaves the state alone.
+
+        Raises: EnvironmentFailure.
+        """
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Give the state after the last iteration, as tensors named `sampler.…`."""
+
+    def load_state_dict(self, tensors: dict[str, Tensor], policy: Policy) -> int:
+        """Put back what `state_dict` gave; say how many environments could not be brought back to where they were.
+
+        Raises: CheckpointError for tensors that are no state of this sampler; EnvironmentFailure.
+        """
+
+    def close(self) -> None:
+        """Free what the simulators hold."""
+
+
+def make_sampler(config: Config, chunks: Chunks) -> Sampler:
+    """Build the sampler that `rollout` asks for."""
+    return Episodes(config, chunks) if config.rollout.steps is None else Segments(config)
+
+
+class Episodes:
+    """Whole episodes: each iteration a pure function of the policy, so there is no state."""
+
+    def __init__(self, config: Config, chunks: Chunks) -> None:
+        self._config, self._chunks = config, chunks
+
+    def collect(self, policy: Policy, iteration: int, check: Check) -> Rollout:
+        """Collect `rollout.episodes` episodes."""
+        trajectories = collect_episodes(self._config, self._chunks, policy, iteration, check)
+        return Rollout(trajectories, ended_episodes(trajectories, self._config.algorithm.gamma))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Give nothing."""
+        return {}
+
+    def load_state_dict(self, tensors: dict[str, Tensor], policy: Policy) -> int:
+        """Accept nothing."""
+        if tensors:
+            raise CheckpointError(f"{sorted(tensors)[0]} is in the checkpoint, and whole episodes have no state")
+        return 0
+
+    def close(self) -> None:
+        """Do nothing: the chunks are their owner's."""
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where N environments are: what it takes to bring them there again."""
+
+    episode: Array  # number of the episode, [N]
+    over: Array  # bool [N]: it has ended, and the next row is the masked one that resets
+    obs: Array  # [N, …]
+    actions: list[Array]  # as drawn, since the reset: N arrays [L_n, …]
+    returns: Array  # reward units, since the reset, [N]
+    discounted: Array  # [N]
+
+    @property
+    def lengths(self) -> Array:
+        return np.array([len(one) for one in self.actions])
+
+
+class Segments:
+    """`rollout.steps` rows of `env.num_envs` environments that go on, each reset with a seed of its own.
+
+    Layout: the true last observation of an episode stands at obs[t + 1], then one masked row, which resets.
+    The state is the number of each environment's episode and its actions since the reset; they are played again on
+    resume, and the observation that is reached must be the same to the bit.
+    """
+
+    def __init__(self, config: Config) -> None:
+        assert config.rollout.steps is not None
+        self._config, self._steps = config, config.rollout.steps
+        width, count = config.env.chunk_size or config.env.num_envs, config.env.num_envs
+        self._chunks = [range(start, min(start + width, count)) for start in range(0, count, width)]
+        self._environments = [SingleEnvironments(config.env, len(chunk)) for chunk in self._chunks]
+        self._states: list[_Columns] | None = None  # after the last iteration, one per chunk
+
+    def collect(self, policy: Policy, iteration: int, check: Check) -> Rollout:
+        """Go on for `rollout.steps` rows."""
+        states = self._states or [self._begin(*one) for one in zip(self._chunks, self._environments, strict=True)]
+        parts, episodes, after = [], [], []
+        for chunk, envs, state in zip(self._chunks, self._environments, states, strict=True):
+            trajectories, ended, then = self._go_on(chunk, envs, state, policy, iteration, check)
+            parts.append(trajectories)
+            episodes += ended
+            after.append(then)
+        self._states = after
+        return Rollout(pad_columns(parts), episodes)
+
+    def _begin(self, chunk: range, envs: SingleEnvironments) -> _Columns:
+        n = len(chunk)
+        obs = envs.reset([self._seed(column, 0) for column in chunk])
+        return _Columns(np.zeros(n, int), np.zeros(n, bool), obs, [np.empty(0)] * n, np.zeros(n), np.zeros(n))
+
+    def _seed(self, column: int, episode: int) -> int:
+        return derived_seed(self._config.seed, Purpose.RESET, column, episode)
+
+    def _go_on(
+        self, chunk: range, envs: SingleEnvironments, state: _Columns, policy: Policy, iteration: int, check: Check
+    ) -> tuple[Trajectories, list[Ended], _Columns]:
+        actor, gamma = policy.actor("sampled"), self._config.algorithm.gamma
+        random = generator(self._config.seed, Purpose.ACT, iteration, chunk.start)
+        episode, obs, running = state.episode.copy(), state.obs, ~state.over
+        returns, discounted, lengths = state.returns.copy(), state.discounted.copy(), state.lengths
+        resets = np.full(len(chunk), -1)  # the last row of each column that reset
+        seeds = [self._seed(*one) for one in zip(chunk, episode.tolist(), strict=True)]
+        rows, seeds_of_rows, ended = [], [], list[Ended]()
+        for t in range(self._steps):
+            check()
+            if t % NOISE_ROWS == 0:
+                noise = actor.noise(random, NOISE_ROWS, len(chunk))
+            actions = actor.act(obs, noise[t % NOISE_ROWS])
+            next_obs, rewards, terminated, truncated = envs.step(actor.for_environment(actions), running)
+            returns += rewards
+            discounted += gamma**lengths * rewards
+            lengths = lengths + running
+            over = terminated | truncated
+            if not running.all():
+                fresh = np.flatnonzero(~running).tolist()
+                for column in fresh:
+                    episode[column] += 1
+                    resets[column] = t
+                    seeds[column] = self._seed(chunk[column], int(episode[column]))
+                next_obs = envs.restart({column: seeds[column] for column in fresh})
+            for column in np.flatnonzero(over).tolist():
+                how = "terminated" if terminated[column] else "truncated"
+                ended.append(Ended(float(returns[column]), float(discounted[column]), int(lengths[column]), how))
+                returns[column] = discounted[column] = lengths[column] = 0
+            rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))
+            seeds_of_rows.append(list(seeds))
+            obs, running = next_obs, ~over
+        trajectories = to_trajectories(rows)
+        check_finite(trajectories, self._config.env.id, seeds_of_rows)
+        drawn = trajectories.actions.numpy()
+        since = [
+            drawn[:0, n]
+            if not running[n]
+            else drawn[reset + 1 :, n]
+            if reset >= 0 or not len(old)
+            else np.concatenate((old, drawn[:, n]))
+            for n, (reset, old) in enumerate(zip(resets.tolist(), state.actions, strict=True))
+        ]
+        return trajectories, ended, _Columns(episode, ~running, obs, since, returns, discounted)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Give episodes, actions since the reset, and where they led."""
+        if self._states is None:
+            return {}
+        actions = [one for state in self._states for one in state.actions]
+        padded = np.zeros((max(map(len, actions)), len(actions), *actions[0].shape[1:]), actions[0].dtype)
+        for column, one in enumerate(actions):
+            padded[: len(one), column] = one
+        joined = {
+            name: np.concatenate([getattr(state, name) for state in self._states])
+            for name in ("episode", "over", "obs", "lengths", "returns", "discounted")
+        }
+        return {f"sampler.{name}": torch.from_numpy(array) for name, array in (joined | {"actions": padded}).items()}
+
+    def load_state_dict(self, tensors: dict[str, Tensor], policy: Policy) -> int:
+        """Play the actions again, and compare; a column that does not come back starts a new episode."""
+        if not tensors:
+            return 0
+        arrays = {name.removeprefix("sampler."): tensor.numpy() for name, tensor in tensors.items()}
+        self._check_shapes(arrays)
+        states, lost = [], 0
+        for chunk, envs in zip(self._chunks, self._environments, strict=True):
+            part = {name: array[chunk.start : chunk.stop] for name, array in arrays.items() if name != "actions"}
+            actions, lengths = arrays["actions"][:, chunk.start : chunk.stop], part.pop("lengths")
+            came_back = self._replay(chunk, envs, part, actions, lengths, policy) | part["over"]
+            lost += int((~came_back).sum())
+            since = [
+                actions[: length if back else 0, n]
+                for n, (length, back) in enumerate(zip(lengths.tolist(), came_back.tolist(), strict=True))
+            ]
+            nothing = {name: np.where(came_back, part[name], 0) for name in ("returns", "discounted")}
+            states.append(_Columns(part["episode"], part["over"] | ~came_back, part["obs"], since, **nothing))
+        self._states = states
+        return lost
+
+    def _replay(
+        self,
+        chunk: range,
+        envs: SingleEnvironments,
+        part: dict[str, Array],
+        actions: Array,
+        lengths: Array,
+        policy: Policy,
+    ) -> Array:
+        """Execute the actions since the reset; say of each column whether it reached the observation that it should."""
+        actor = policy.actor("sampled")
+        obs = envs.reset([self._seed(*one) for one in zip(chunk, part["episode"].tolist(), strict=True)])
+        alive = ~part["over"]
+        for t, row in enumerate(actions):
+            running = (t < lengths) & alive
+            if not running.any():
+                break
+            obs, _, terminated, truncated = envs.step(actor.for_environment(row), running)
+            alive &= ~(terminated | truncated)
+        same = [obs[n].tobytes() == part["obs"][n].tobytes() for n in range(len(chunk))]
+        reached: Array = alive & np.array(same)
+        return reached
+
+    def _check_shapes(self, arrays: dict[str, Array]) -> None:
+        space, n = self._environments[0].observation_space, self._config.env.num_envs
+        steps = len(arrays["actions"]) if "actions" in arrays and arrays["actions"].ndim > 1 else 0
+        expected: dict[str, tuple[tuple[int, ...], Any]] = {
+            "episode": ((n,), np.int64),
+            "over": ((n,), np.bool_),
+            "obs": ((n, *(space.shape or ())), space.dtype),
+            "lengths": ((n,), np.int64),
+            "returns": ((n,), np.float64),
+            "discounted": ((n,), np.float64),
+        }
+        fits = arrays.keys() == expected.keys() | {"actions"} and all(
+            arrays[name].shape == shape and arrays[name].dtype == dtype for name, (shape, dtype) in expected.items()
+        )
+        if not fits or arrays["actions"].shape[1:2] != (n,) or (arrays["lengths"] < 0).any():
+            raise CheckpointError("the state of the environments in the checkpoint does not fit its config")
+        if (arrays["lengths"] > steps).any() or (arrays["episode"] < 0).any():
+            raise CheckpointError("the state of the environments in the checkpoint contradicts itself")
+
+    def close(self) -> None:
+        """Free what the simulators hold."""
+        for envs in self._environments:
+            envs.close()
