@@ -82,15 +82,14 @@ def load(path: Path) -> Checkpoint:
 
 def decode(content: bytes, name: str) -> Checkpoint:
     """Verify the bytes of a checkpoint called `name`, and give what they hold."""
-    looks_like = next((what for start, what in _LOOKS_LIKE if content.startswith(start)), None)
-    if looks_like:
-        raise CheckpointError(f"{name}: not a pgcli checkpoint; it looks like {looks_like}")
     try:
         header, body = _split(content)
         metadata = json.loads(header.pop("__metadata__")["pgcli"])
         found_format, digest = metadata["format"], metadata.pop("metadata_sha256")
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise CheckpointError(f"{name}: not a pgcli checkpoint, or cut short") from None
+        # only now: a safetensors file begins with a length, which may begin with any byte
+        looks_like = next((f"; it looks like {what}" for start, what in _LOOKS_LIKE if content.startswith(start)), "")
+        raise CheckpointError(f"{name}: not a pgcli checkpoint{looks_like or ', or cut short'}") from None
     if found_format != FORMAT:
         raise CheckpointError(f"{name}: has format {found_format}, and this version of pgcli reads {FORMAT}")
     if _sha256(_canonical(metadata)) != digest:
