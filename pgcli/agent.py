@@ -16,7 +16,7 @@ from torch import Tensor
 from pgcli.config.schema import Config
 from pgcli.descent import Batch, Terms, descend, minibatches
 from pgcli.errors import Diverged
-from pgcli.estimators.baselines import group_baseline, leave_one_out_baseline, mean_baseline
+from pgcli.estimators.baselines import group_baseline, leave_one_out_baseline, mean_baseline, optimal_baseline
 from pgcli.estimators.objectives import (
     clip_loss,
     explained_variance,
@@ -28,7 +28,7 @@ from pgcli.estimators.objectives import (
     step_weights,
     value_loss,
 )
-from pgcli.estimators.returns import trajectory_returns
+from pgcli.estimators.returns import trajectory_returns, vtrace_returns
 from pgcli.estimators.trajectories import Trajectories, from_steps, pad_columns
 from pgcli.optimizers import Optimizer, scheduled
 from pgcli.policies.normalizers import ReturnScale
@@ -76,7 +76,8 @@ class PolicyGradient:
         values = self.values(trajectories)
         rewards = trajectories.rewards / (self.return_scale.scale if self.return_scale else 1.0)
         lam = algorithm.gae_lambda if algorithm.returns == "lambda_return" else 1.0
-        to_go = trajectory_returns(rewards, algorithm.gamma, lam, trajectories.terminated, trajectories.cut, values[1:])
+        ends = (trajectories.terminated, trajectories.cut)
+        to_go = trajectory_returns(rewards, algorithm.gamma, lam, *ends, values[1:])
         match algorithm.returns:
             case "total":
                 returns = to_go[:1].expand_as(to_go)
@@ -84,6 +85,10 @@ class PolicyGradient:
             case "reward_to_go" | "lambda_return":
                 returns = to_go
                 peers = mask  # a number per step, over those that run at t
+            case "vtrace":
+                ratios = self.ratios(trajectories)
+                to_go, returns = vtrace_returns(rewards, algorithm.gamma, algorithm.gae_lambda, *ends, values, ratios)
+                peers = mask
             case _:
                 assert_never(algorithm.returns)
         match algorithm.baseline:
@@ -93,6 +98,8 @@ class PolicyGradient:
                 baseline = mean_baseline(returns, peers)
             case "leave_one_out":
                 baseline = leave_one_out_baseline(returns, peers)
+            case "optimal":
+                baseline = optimal_baseline(returns[0], self.squared_scores(trajectories)).expand_as(returns)
             case "group":
                 leave_one_out = algorithm.group_mean == "leave_one_out"
                 baseline = group_baseline(returns, peers, self.config.group_size, leave_one_out)
@@ -110,6 +117,22 @@ class PolicyGradient:
             return torch.zeros(reached.shape, dtype=trajectories.rewards.dtype)
         values = self.value(self.policy, trajectories.obs[reached])
         return from_steps(values.to(trajectories.rewards.dtype), reached)
+
+    def ratios(self, trajectories: Trajectories) -> Tensor:
+        """Compute π/μ [T, N], 1 on masked rows and for data that come without behavior_log_probs: those are of π."""
+        behavior = trajectories.behavior_log_probs
+        if behavior is None:
+            return torch.ones_like(trajectories.rewards)
+        return (self.log_probs(self.policy, trajectories) - behavior).exp().to(trajectories.rewards.dtype)
+
+    def squared_scores(self, trajectories: Trajectories) -> Tensor:
+        """Compute |Σ_t ∇log π(a_t|s_t)|² of each trajectory, [N]."""
+        mask = trajectories.mask
+        outputs = self.policy(trajectories.obs[:-1][mask])
+        log_probs = from_steps(self.policy.distribution.log_probs(outputs, trajectories.actions[mask]), mask).sum(0)
+        each = torch.eye(len(log_probs), dtype=log_probs.dtype)
+        scores = torch.autograd.grad(log_probs, list(self.policy.parameters()), each, is_grads_batched=True)
+        return torch.stack([score.flatten(1).square().sum(1) for score in scores]).sum(0).to(trajectories.rewards.dtype)
 
     @torch.no_grad()
     def log_probs(self, policy: Policy, trajectories: Trajectories) -> Tensor:

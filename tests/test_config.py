@@ -281,7 +281,7 @@ def test_the_json_schema_explains_every_key_to_an_editor() -> None:
     algorithm = schema["$defs"]["AlgorithmConfig"]
     assert algorithm["additionalProperties"] is False
     assert algorithm["properties"]["gamma"]["maximum"] == 1
-    assert algorithm["properties"]["returns"]["enum"] == ["total", "reward_to_go", "lambda_return"]
+    assert algorithm["properties"]["returns"]["enum"] == ["total", "reward_to_go", "lambda_return", "vtrace"]
     kinds = schema["$defs"]["EnvConfig"]["properties"]["wrappers"]["items"]["anyOf"]
     assert kinds == [{"type": "string"}, {"$ref": "#/$defs/WrapperConfig"}]
 

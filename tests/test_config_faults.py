@@ -122,7 +122,7 @@ TYPES = [
     ("policy: {hidden_sizes: [64, null]}", "1:29: `policy.hidden_sizes[1]` should be a whole number, got null", "["),
     ("policy: {activation: tanhh}", "should be 'tanh', 'relu', 'elu' or 'identity', got 'tanhh'", "mean `tanh`?"),
     ("policy: {activation: ReLU}", "should be 'tanh', 'relu', 'elu' or 'identity', got 'ReLU'", "mean `relu`?"),
-    ("algorithm: {baseline: null}", "'leave_one_out', 'group' or 'value', got null", "did you mean `none`?"),
+    ("algorithm: {baseline: null}", "'group' or 'value', got null", "did you mean `none`?"),
     (
         "env: CartPole-v1",
         "1:1: `env` should be a section with keys of its own, got 'CartPole-v1'",

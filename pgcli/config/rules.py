@@ -23,10 +23,10 @@ def violations(config: Config) -> Iterator[Violation]:
         yield Violation(("rollout.episodes", "rollout.steps"), "nothing is collected", "set `rollout.episodes`")
     if rollout.steps is not None:
         yield from _of_segments(config, rollout.steps)
-    if algorithm.returns == "lambda_return" and not config.has_value:
+    if algorithm.returns in ("lambda_return", "vtrace") and not config.has_value:
         yield Violation(
             ("algorithm.returns", "algorithm.baseline"),
-            "the λ-return mixes in the values of the states on its way, and without a value function there are none",
+            f"`{algorithm.returns}` mixes in the values of states, and without a value function there are none",
             "use `baseline: value`, or `returns: reward_to_go`",
         )
     if algorithm.baseline == "mean" and rollout.episodes == 1:
@@ -35,11 +35,23 @@ def violations(config: Config) -> Iterator[Violation]:
             "the mean over one trajectory is that trajectory: every advantage would be zero",
             "collect more episodes, or use `baseline: none`",
         )
-    if algorithm.baseline == "leave_one_out" and rollout.episodes == 1:
+    if algorithm.baseline in ("leave_one_out", "optimal") and rollout.episodes == 1:
         yield Violation(
             ("algorithm.baseline", "rollout.episodes"),
             "with one trajectory there are no others to compare it with",
             "collect more episodes, or use `baseline: none`",
+        )
+    if algorithm.baseline == "optimal" and algorithm.returns != "total":
+        yield Violation(
+            ("algorithm.baseline", "algorithm.returns"),
+            "the constant of least variance is that of R(τ) times the score of the whole trajectory",
+            "use `returns: total`, or `baseline: leave_one_out`",
+        )
+    if algorithm.returns == "vtrace" and algorithm.objective == "policy_gradient":
+        yield Violation(
+            ("algorithm.returns", "algorithm.objective"),
+            "it corrects the returns for data of another policy, and objective policy_gradient has no such data",
+            "use `objective: importance_sampling`, or `returns: lambda_return`",
         )
     if algorithm.returns == "total" and algorithm.discount_weighting:
         yield Violation(

@@ -96,13 +96,16 @@ class PolicyConfig(Section):
         description="Weights at the start; uniform: in ±1/√fan_in, torch's; orthogonal: with gain √2, 0.01 for the "
         "policy's last layer and 1 for the value's, and no biases.",
     )
-    distribution: Literal["auto", "softmax", "gaussian", "tanh_gaussian", "bernoulli"] = Field(
-        "auto",
-        description="Over actions; auto: softmax for Discrete and MultiDiscrete, gaussian for Box, bernoulli for "
-        "MultiBinary; tanh_gaussian: squashed into the bounds of a Box.",
+    distribution: Literal["auto", "softmax", "gaussian", "tanh_gaussian", "state_dependent_gaussian", "bernoulli"] = (
+        Field(
+            "auto",
+            description="Over actions; auto: softmax for Discrete and MultiDiscrete, gaussian for Box, bernoulli for "
+            "MultiBinary; tanh_gaussian: squashed into the bounds of a Box; state_dependent_gaussian: noise that is a "
+            "function of the state for up to 64 steps (gSDE).",
+        )
     )
     initial_standard_deviation: float = Field(
-        1.0, gt=0, le=1e6, description="σ of a gaussian at the start; it is learned, the same in every state."
+        1.0, gt=0, le=1e6, description="σ of a gaussian at the start; it is learned."
     )
     normalize_obs: bool = Field(
         False, description="Observations minus their running mean, over their standard deviation, clipped to ±10."
@@ -112,15 +115,16 @@ class PolicyConfig(Section):
 class AlgorithmConfig(Section):
     """How trajectories become a gradient; the defaults are reward-to-go REINFORCE with a mean baseline."""
 
-    returns: Literal["total", "reward_to_go", "lambda_return"] = Field(
+    returns: Literal["total", "reward_to_go", "lambda_return", "vtrace"] = Field(
         "reward_to_go",
         description="total: R(τ) for every step; reward_to_go: G_t, the rewards from t on; lambda_return: G_t mixed "
-        "with the values on its way (GAE, once V is subtracted).",
+        "with the values on its way (GAE, once V is subtracted); vtrace: that, corrected for data of another policy.",
     )
-    baseline: Literal["none", "mean", "leave_one_out", "group", "value"] = Field(
+    baseline: Literal["none", "mean", "leave_one_out", "optimal", "group", "value"] = Field(
         "mean",
         description="Subtracted from the returns; mean: over the trajectories that run at t; leave_one_out: over the "
-        "others of them; group: over the group_size columns that share a start state; value: V(s), learned.",
+        "others of them; optimal: the constant of least variance, from the others; group: over the group_size columns "
+        "that share a start state; value: V(s), learned.",
     )
     objective: Literal["policy_gradient", "importance_sampling", "clip"] = Field(
         "policy_gradient",

@@ -36,6 +36,23 @@ def leave_one_out_baseline(returns: Tensor, mask: Tensor) -> Tensor:
     return torch.where(others > 0, (own.sum(1, keepdim=True) - own) / others.clamp(min=1), 0)
 
 
+def optimal_baseline(returns: Tensor, squared_scores: Tensor) -> Tensor:
+    """Compute b_n = Σ_{m ≠ n} R_m |s_m|² / Σ_{m ≠ n} |s_m|², with s = Σ_t ∇log π(a_t|s_t) of each trajectory.
+
+    b* = E[R |s|²] / E[|s|²] is the constant whose gradient estimate (R - b) s has the least variance (the trace of its
+    covariance). Estimated from the other trajectories, it keeps the gradient's expectation exactly. 0 for a lone one.
+
+    Args:
+        returns: R(τ), [N], in reward units.
+        squared_scores: |s|², [N].
+
+    Returns: [N], in reward units. Source: Weaver & Tao (2001); Greensmith et al. (2004), theorem 13.
+    """
+    others = squared_scores.sum() - squared_scores
+    weighted = returns * squared_scores
+    return torch.where(others > 0, (weighted.sum() - weighted) / others, 0)
+
+
 def group_baseline(returns: Tensor, mask: Tensor, group_size: int, leave_one_out: bool = False) -> Tensor:
     """Compute the baseline within each group of `group_size` neighbouring columns, which share a start state.
 

@@ -65,6 +65,35 @@ def trajectory_returns(
     return lambda_returns(rewards, discounts, next_values, lambdas)
 
 
+def vtrace_returns(
+    rewards: Tensor, gamma: float, lam: float, terminated: Tensor, cut: Tensor, values: Tensor, ratios: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute v_t = V_t + ρ̄_t δ_t + γ_t c_t (v_t+1 - V_t+1), δ_t = r_t + γ_t V_t+1 - V_t, and q_t = r_t + γ_t v_t+1.
+
+    With ρ̄ = min(1, π/μ) and c = λ ρ̄, v is what V should say of the policy π, from data of μ; v_t+1 is V_t+1 where a
+    trajectory is `cut`. q - V, weighed by ρ̄, is the advantage. On data of its own, v is the λ-return.
+
+    Args:
+        rewards: as the other arguments up to `cut` in `trajectory_returns`.
+        gamma: discount γ.
+        lam: λ.
+        terminated: bool [T, N].
+        cut: bool [T, N].
+        values: V, [T + 1, N], in reward units; 0 where no state was reached.
+        ratios: π/μ, [T, N].
+
+    Returns: v and q, both [T, N], in reward units. Source: Espeholt et al. (2018), eq. 1 and section 4.2.
+    """
+    bounded = ratios.clamp(max=1)
+    discounts = torch.where(terminated, 0.0, torch.full_like(rewards, gamma))
+    bootstrap = torch.where(discounts == 0, 0, discounts * values[1:])
+    errors = bounded * (rewards + bootstrap - values[:-1])
+    corrections = lambda_returns(errors, discounts, torch.zeros_like(rewards), torch.where(cut, 0.0, lam * bounded))
+    following = torch.cat((corrections[1:], torch.zeros_like(corrections[:1])))
+    following = torch.where(cut | terminated, 0, discounts * following)
+    return values[:-1] + corrections, rewards + bootstrap + following
+
+
 def reward_to_go(rewards: Tensor, gamma: float, terminated: Tensor) -> Tensor:
     """Compute G_t = Σ_{l ≥ t} γ^(l-t) r_l, the discounted rewards that were seen from step t on.
 

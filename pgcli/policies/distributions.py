@@ -19,13 +19,17 @@ from torch import Tensor, nn
 from pgcli.errors import EnvironmentFailure, UsageError
 
 Array = NDArray[Any]
-Name = Literal["auto", "softmax", "gaussian", "tanh_gaussian", "bernoulli"]
+Name = Literal["auto", "softmax", "gaussian", "tanh_gaussian", "state_dependent_gaussian", "bernoulli"]
 
 
 class Distribution(nn.Module):
-    """What all of them have: `size` outputs of the network, and random numbers to draw with."""
+    """What all of them have: `size` outputs of the network, and random numbers to draw with.
+
+    Where `sees_features` is set, the network's last hidden layer follows its outputs: [N, size + features].
+    """
 
     size: int
+    sees_features = False
 
     def noise(self, generator: np.random.Generator, rows: int, columns: int) -> Array:
         """Draw the random numbers of `rows` steps of `columns` environments, [rows, columns, …]: uniform in [0, 1)."""
@@ -259,6 +263,57 @@ class TanhGaussian(Gaussian):
         return self._spread()
 
 
+class StateDependentGaussian(Gaussian):
+    """a = μ(s) + θᵀφ(s), θ_ij ~ N(0, σ_ij²), φ the last hidden layer: a Gaussian of variance Σ_i φ_i² σ_ij² (gSDE).
+
+    θ is kept for up to 64 steps, so exploration is a function of the state and does not shake. The log-probability is
+    that of the action alone. σ_ij starts at σ/√features. Source: Raffin et al. (2022), section 3.
+    """
+
+    sees_features = True
+
+    def __init__(self, space: spaces.Box, standard_deviation: float, features: int) -> None:
+        super().__init__(space, standard_deviation)
+        start = math.log(standard_deviation / math.sqrt(features))
+        self.log_standard_deviation = nn.Parameter(torch.full((features, self.size), start))
+
+    def noise(self, generator: np.random.Generator, rows: int, columns: int) -> Array:
+        """Draw one standard normal matrix per column, the same in all rows, [rows, columns, features, entries]."""
+        return np.broadcast_to(generator.standard_normal((columns, *self._shape)), (rows, columns, *self._shape))
+
+    def sample(self, outputs: Array, noise: Array) -> Array:
+        """Draw actions [N, entries]: μ + θᵀφ, not clipped."""
+        theta = np.exp(self.log_standard_deviation.detach().numpy()) * noise
+        drawn: Array = outputs[:, : self.size] + np.einsum("nf,nfd->nd", outputs[:, self.size :], theta)
+        return drawn.astype(outputs.dtype)
+
+    def mode(self, outputs: Array) -> Array:
+        """Give the most probable actions [N, entries]: μ."""
+        return outputs[:, : self.size]
+
+    def log_probs(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """Compute the Gaussian log-density [M], in nats."""
+        variance = self._variance(outputs)
+        errors = (actions - outputs[:, : self.size]).square() / variance
+        return -((errors + variance.log() + math.log(2 * math.pi)) / 2).sum(1)
+
+    def entropy(self, outputs: Tensor) -> Tensor:
+        """Compute Σ_j log(√(Σ_i φ_i² σ_ij²) √2πe) [M], in nats."""
+        return ((self._variance(outputs).log() + math.log(2 * math.pi * math.e)) / 2).sum(1)
+
+    def _variance(self, outputs: Tensor) -> Tensor:
+        variance: Tensor = outputs[:, self.size :].square() @ (2 * self.log_standard_deviation).exp()
+        return variance + 1e-6  # where all features are 0
+
+    def _spread(self) -> dict[str, float]:
+        sigma = self.log_standard_deviation.detach().exp().square().sum(0).sqrt()  # where every φ_i is 1
+        return {"action_standard_deviation": float(sigma.mean())}
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return tuple(self.log_standard_deviation.shape)
+
+
 def _log_slope(u: Tensor) -> Tensor:
     """Compute log(1 - tanh² u) = 2 (log 2 - u - softplus(-2u)), which is exact where tanh u is 1 in floating point."""
     return 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))
@@ -268,12 +323,14 @@ _FITTING = {
     spaces.Discrete: ("softmax",),
     spaces.MultiDiscrete: ("softmax",),
     spaces.MultiBinary: ("bernoulli",),
-    spaces.Box: ("gaussian", "tanh_gaussian"),
+    spaces.Box: ("gaussian", "tanh_gaussian", "state_dependent_gaussian"),
 }
 
 
-def make_distribution(space: spaces.Space[Any], name: Name, standard_deviation: float) -> Distribution:
+def make_distribution(space: spaces.Space[Any], name: Name, standard_deviation: float, features: int) -> Distribution:
     """Build the distribution called `name` over the actions of `space`; auto: the usual one.
+
+    `features` is the size of the last hidden layer.
 
     Raises: EnvironmentFailure for a space that none fits; UsageError for a name that does not fit it.
     """
@@ -295,6 +352,10 @@ def make_distribution(space: spaces.Space[Any], name: Name, standard_deviation: 
             return Factorised(space)
         case spaces.MultiBinary():
             return Bernoulli(space)
+        case spaces.Box() if name == "tanh_gaussian":
+            return TanhGaussian(space, standard_deviation)
+        case spaces.Box() if name == "state_dependent_gaussian":
+            return StateDependentGaussian(space, standard_deviation, features)
         case spaces.Box():
-            return (TanhGaussian if name == "tanh_gaussian" else Gaussian)(space, standard_deviation)
+            return Gaussian(space, standard_deviation)
     raise AssertionError(space)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -41,9 +42,12 @@ class Policy(nn.Module):
         super().__init__()
         self.observation_space = observation_space
         self.encoder = Encoder(observation_space)
-        self.distribution = make_distribution(action_space, config.distribution, config.initial_standard_deviation)
+        sizes = [self.encoder.size, *config.hidden_sizes]
+        self.distribution = make_distribution(
+            action_space, config.distribution, config.initial_standard_deviation, features=sizes[-1]
+        )
         self.normalizer = Normalizer(self.encoder.size) if config.normalize_obs else None
-        self.network = mlp([self.encoder.size, *config.hidden_sizes, self.distribution.size], config.activation)
+        self.network = mlp([*sizes, self.distribution.size], config.activation)
         if config.init == "orthogonal":
             orthogonal(self.network, last_gain=0.01)
 
@@ -53,17 +57,21 @@ class Policy(nn.Module):
         return encoded if self.normalizer is None else self.normalizer(encoded)
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Compute the distribution's parameters [M, size] from observations [M, …]."""
-        outputs: Tensor = self.network(self.encode(obs))
-        return outputs
+        """Compute what the distribution is made of, [M, size], from observations [M, …]; with features, if it sees them."""
+        features: Tensor = self.network[:-1](self.encode(obs))
+        outputs: Tensor = self.network[-1](features)
+        return torch.cat((outputs, features), 1) if self.distribution.sees_features else outputs
 
     def actor(self, mode: Mode) -> Actor:
         """Give the way to act in `mode`."""
-        forward, encode, normalizer = numpy_forward(self.network), self.encoder.in_numpy, self.normalizer
+        trunk, head = numpy_forward(nn.Sequential(*self.network[:-1])), numpy_forward(nn.Sequential(self.network[-1]))
+        encode, normalizer = self.encoder.in_numpy, self.normalizer
         sample, most_probable = self.distribution.sample, self.distribution.mode
+        sees_features = self.distribution.sees_features
 
         def outputs(obs: Array) -> Array:
-            return forward(encode(obs) if normalizer is None else normalizer.in_numpy(encode(obs)))
+            features = trunk(encode(obs) if normalizer is None else normalizer.in_numpy(encode(obs)))
+            return np.concatenate((head(features), features), 1) if sees_features else head(features)
 
         def act(obs: Array, noise: Array) -> Array:
             return sample(outputs(obs), noise) if mode == "sampled" else most_probable(outputs(obs))
