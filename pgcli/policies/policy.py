@@ -57,14 +57,15 @@ class Policy(nn.Module):
         return encoded if self.normalizer is None else self.normalizer(encoded)
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Compute what the distribution is made of, [M, size], from observations [M, …]; with features, if it sees them."""
+        """Compute what the distribution is made of [M, …] from observations [M, …]."""
         features: Tensor = self.network[:-1](self.encode(obs))
         outputs: Tensor = self.network[-1](features)
         return torch.cat((outputs, features), 1) if self.distribution.sees_features else outputs
 
     def actor(self, mode: Mode) -> Actor:
         """Give the way to act in `mode`."""
-        trunk, head = numpy_forward(nn.Sequential(*self.network[:-1])), numpy_forward(nn.Sequential(self.network[-1]))
+        *hidden, last = self.network
+        trunk, head = numpy_forward(nn.Sequential(*hidden)), numpy_forward(nn.Sequential(last))
         encode, normalizer = self.encoder.in_numpy, self.normalizer
         sample, most_probable = self.distribution.sample, self.distribution.mode
         sees_features = self.distribution.sees_features
