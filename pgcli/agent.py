@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
@@ -180,7 +181,7 @@ class PolicyGradient:
             case "policy_gradient":
                 policy_loss = policy_gradient_loss(log_probs, batch.advantages, batch.weights)
             case "importance_sampling":
-                bound, self_normalize = algorithm.importance_bound, algorithm.self_normalize
+                bound, self_normalize = algorithm.importance_bound or math.inf, algorithm.self_normalize
                 policy_loss = importance_sampling_loss(
                     log_probs, log_ratios, batch.advantages, batch.weights, bound, self_normalize
                 )

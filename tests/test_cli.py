@@ -113,9 +113,29 @@ def test_another_seed_is_another_run(finished: Path, tmp_path: Path) -> None:
     assert all(ours[name] != theirs[name] for name in ours)
 
 
+SEGMENTS = [
+    "rollout={episodes: null, steps: 9}",
+    "algorithm={returns: lambda_return, baseline: value, objective: clip, update_epochs: 2, num_minibatches: 2, "
+    "clip_range_schedule: linear, entropy_coef: 0.01, entropy_coef_schedule: cosine}",
+    "optimizer={schedule: linear, learning_rate: 0.003}",
+    "value={normalize_returns: true}",
+]
+
+
 @pytest.mark.parametrize(
     ("number", "env"),
     [
+        (signal.SIGKILL, [*SEGMENTS, "policy={normalize_obs: true, hidden_sizes: [8]}", "env.id=Pendulum-v1"]),
+        (signal.SIGINT, [*SEGMENTS, "policy={init: orthogonal, hidden_sizes: [8]}", "env.id=LunarLander-v3"]),
+        (
+            signal.SIGTERM,
+            [
+                "algorithm={objective: importance_sampling, reuse: 3, update_epochs: 2, importance_bound: 2}",
+                "policy={normalize_obs: true, distribution: state_dependent_gaussian, hidden_sizes: [8]}",
+                "env.id=InvertedPendulum-v5",
+            ],
+        ),
+        (signal.SIGKILL, ["algorithm={returns: vtrace, baseline: value, objective: importance_sampling, reuse: 2}"]),
         (signal.SIGINT, ["env.vectorization=native"]),
         (signal.SIGTERM, ["env.vectorization=sync"]),
         (signal.SIGKILL, ["env.id=FrozenLake-v1", "algorithm.baseline=group", "algorithm.group_size=5"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -44,7 +45,7 @@ def importance_sampling_loss(
     log_ratios: Tensor,
     advantages: Tensor,
     weights: Tensor,
-    bound: float | None = None,
+    bound: float = math.inf,
     self_normalize: bool = False,
 ) -> Tensor:
     """Compute -Σ w ρ̄ A log π(a|s), whose gradient is minus Σ w ρ̄ A ∇log π(a|s), with ρ = π/μ a constant.

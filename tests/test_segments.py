@@ -1,0 +1,290 @@
+"""Segments in worlds that know their episodes; and environments that are brought back to where they were."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from helpers import Array, Counting, config, mapped
+
+from pgcli.agent import PolicyGradient
+from pgcli.config.schema import Config
+from pgcli.errors import CheckpointError, EnvironmentFailure
+from pgcli.estimators.trajectories import Trajectories
+from pgcli.randomness import Purpose, derived_seed
+from pgcli.sampling.environments import make
+from pgcli.sampling.samplers import Segments
+
+STEPS = 5
+
+
+def segments(env_id: str = "Counting-v0", num_envs: int = 3, steps: int = STEPS, **env: Any) -> Config:
+    return config(
+        env={"id": env_id, "num_envs": num_envs} | env,
+        rollout={"episodes": None, "steps": steps},
+        algorithm={"baseline": "value", "returns": "lambda_return"},
+        policy={"hidden_sizes": [4]},
+    )
+
+
+def policy_for(settings: Config) -> Any:
+    with make(settings.env) as env:
+        return PolicyGradient(env.observation_space, env.action_space, settings).policy
+
+
+def collect(sampler: Segments, policy: Any, iterations: range) -> list[Any]:
+    return [sampler.collect(policy, iteration, lambda: None) for iteration in iterations]
+
+
+def joined(rollouts: list[Any]) -> Trajectories:
+    """Put segments one after the other; the last observation of one is the first of the next."""
+    parts = [rollout.trajectories for rollout in rollouts]
+    for before, after in pairwise(parts):
+        assert torch.equal(before.obs[-1], after.obs[0])
+    return mapped(
+        parts[0],
+        lambda name, _: torch.cat([getattr(p, name)[:-1] if name == "obs" else getattr(p, name) for p in parts]),
+    )
+
+
+def same(a: list[Any], b: list[Any]) -> bool:
+    return all(
+        x.episodes == y.episodes and torch.equal(getattr(x.trajectories, name), getattr(y.trajectories, name))
+        for x, y in zip(a, b, strict=True)
+        for name in ("obs", "actions", "rewards", "terminated", "truncated", "mask")
+    )
+
+
+def test_episodes_go_on_across_segments_with_one_masked_row_between_them() -> None:
+    settings = segments()
+    rollouts = collect(Segments(settings), policy_for(settings), range(8))
+    stream = joined(rollouts)
+    for column in range(3):
+        row, episode = 0, 0
+        while row < 8 * STEPS:
+            k, length, end = Counting.facts(derived_seed(0, Purpose.RESET, column, episode))
+            for t in range(min(length, 8 * STEPS - row)):
+                assert stream.obs[row + t, column].tolist() == [k, t]
+                assert stream.rewards[row + t, column] == t + 1
+                assert stream.mask[row + t, column]
+                assert stream.terminated[row + t, column] == (end == "terminated" and t == length - 1)
+                assert stream.truncated[row + t, column] == (end == "truncated" and t == length - 1)
+            row += length
+            if row < 8 * STEPS:
+                assert stream.obs[row, column].tolist() == [k, length], "the true last observation"
+                assert not stream.mask[row, column]
+                assert stream.rewards[row, column] == 0
+            row, episode = row + 1, episode + 1
+
+
+def test_what_goes_on_unseen_is_cut_at_time_limits_and_at_the_end_of_a_segment() -> None:
+    settings = segments(num_envs=20)
+    for rollout in collect(Segments(settings), policy_for(settings), range(4)):
+        batch = rollout.trajectories
+        assert batch.cut.any()
+        assert batch.terminated.any()
+        runs = batch.mask & ~batch.terminated & ~batch.truncated
+        assert torch.equal(batch.cut[:-1], batch.truncated[:-1])
+        assert torch.equal(batch.cut[-1], runs[-1] | batch.truncated[-1])
+
+
+def test_an_episode_is_told_in_the_segment_where_it_ends_with_all_of_its_return() -> None:
+    settings = segments()
+    rollouts = collect(Segments(settings), policy_for(settings), range(8))
+    told = [ended for rollout in rollouts for ended in rollout.episodes]
+    expected = []
+    for column in range(3):
+        row, episode = 0, 0
+        while True:
+            _, length, end = Counting.facts(derived_seed(0, Purpose.RESET, column, episode))
+            if row + length > 8 * STEPS:
+                break
+            discounted = sum((t + 1) * 0.99**t for t in range(length))
+            expected.append((length * (length + 1) / 2, pytest.approx(discounted), length, end))
+            row, episode = row + length + 1, episode + 1
+    assert len(told) == len(expected)
+    for one in expected:
+        assert one in told
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize(
+    ("env_id", "policy"),
+    [
+        ("Counting-v0", {}),
+        ("CartPole-v1", {}),
+        ("FrozenLake-v1", {}),
+        ("Pendulum-v1", {"distribution": "state_dependent_gaussian"}),
+        ("LunarLander-v3", {}),
+        ("BipedalWalker-v3", {}),  # it remembers past episodes: a fresh instance each
+        ("InvertedPendulum-v5", {"distribution": "tanh_gaussian"}),
+        ("Hopper-v5", {"normalize_obs": True}),
+    ],
+)
+def test_a_restored_sampler_goes_on_bit_for_bit(env_id: str, policy: dict[str, Any], chunk_size: int | None) -> None:
+    settings = segments(env_id, steps=12, chunk_size=chunk_size, max_episode_steps=40)
+    settings = settings.model_copy(update={"policy": config(policy={"hidden_sizes": [4]} | policy).policy})
+    acts, sampler = policy_for(settings), Segments(settings)
+    collect(sampler, acts, range(5))
+    saved = {name: tensor.clone() for name, tensor in sampler.state_dict().items()}
+    whole = collect(sampler, acts, range(5, 9))
+    restored = Segments(settings)
+    assert restored.load_state_dict(saved, acts) == 0
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in restored.state_dict().items())
+    assert same(collect(restored, acts, range(5, 9)), whole)
+    assert any(ended for rollout in whole for ended in rollout.episodes)
+
+
+def test_before_the_first_segment_there_is_no_state() -> None:
+    settings = segments()
+    sampler = Segments(settings)
+    assert sampler.state_dict() == {}
+    assert Segments(settings).load_state_dict({}, policy_for(settings)) == 0
+
+
+class Restless(Counting):
+    """Counts its resets in all instances, and shows them: it never comes back to where it was."""
+
+    resets_so_far: ClassVar[int] = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Array, dict[str, Any]]:
+        obs, info = super().reset(seed=seed)
+        Restless.resets_so_far += 1
+        self.k = Restless.resets_so_far % 1000
+        self.buffer[0] = self.k
+        return obs, info
+
+
+gym.register("Restless-v0", entry_point="test_segments:Restless")
+
+
+def test_an_environment_that_does_not_repeat_itself_is_counted_and_starts_anew() -> None:
+    settings = segments("Restless-v0")
+    acts, sampler = policy_for(settings), Segments(settings)
+    collect(sampler, acts, range(4))
+    saved = sampler.state_dict()
+    running = int((~saved["sampler.over"]).sum())
+    assert running
+    restored = Segments(settings)
+    assert restored.load_state_dict(saved, acts) == running
+    assert restored.state_dict()["sampler.over"].all()
+    first = restored.collect(acts, 4, lambda: None).trajectories
+    assert not first.mask[0].any(), "the first row resets"
+    assert first.obs[1, :, 1].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"obs": torch.zeros(2, 2)},
+        {"obs": torch.zeros(3, 2, dtype=torch.float64)},
+        {"episode": torch.tensor([0, -1, 0])},
+        {"lengths": torch.tensor([0, 0, 10**9])},
+        {"lengths": torch.tensor([0, 0, -1])},
+        {"actions": torch.zeros(4)},
+        {"more": torch.zeros(3)},
+    ],
+    ids=lambda damage: next(iter(damage)),
+)
+def test_a_state_that_does_not_fit_is_refused(damage: dict[str, torch.Tensor]) -> None:
+    settings = segments()
+    acts, sampler = policy_for(settings), Segments(settings)
+    collect(sampler, acts, range(2))
+    state = sampler.state_dict() | {f"sampler.{name}": tensor for name, tensor in damage.items()}
+    with pytest.raises(CheckpointError, match="state of the environments"):
+        Segments(settings).load_state_dict(state, acts)
+
+
+def test_what_a_check_raises_leaves_the_state_of_the_last_iteration() -> None:
+    settings = segments()
+    acts, sampler = policy_for(settings), Segments(settings)
+    collect(sampler, acts, range(3))
+    before = {name: tensor.clone() for name, tensor in sampler.state_dict().items()}
+    calls = iter([None, None])
+
+    def check() -> None:
+        if next(calls, "over"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sampler.collect(acts, 3, check)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in sampler.state_dict().items())
+
+
+def test_a_fault_in_a_later_episode_names_the_seed_of_that_episode() -> None:
+    settings = segments(num_envs=1, steps=40, kwargs={"fault": "inf reward", "at": 6})
+    sampler = Segments(settings)
+    facts = [derived_seed(0, Purpose.RESET, 0, episode) for episode in range(40)]
+    longest = next(seed for seed in facts if Counting.facts(seed)[1] == 7)
+    assert longest != facts[0]
+    with pytest.raises(EnvironmentFailure, match=str(longest)):
+        collect(sampler, policy_for(settings), range(10))
+
+
+class Pairs(gym.Env[Array, Any]):
+    """Takes any action space, holds every action against it, and pays for what it got."""
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        self.observation_space = spaces.Box(-1, 1, (2,), np.float32)
+        self.action_space = space
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Array, dict[str, Any]]:
+        self.t = 0
+        self.obs = np.random.default_rng(seed).uniform(-1, 1, 2).astype(np.float32)
+        return self.obs, {}
+
+    def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        self.t += 1
+        return self.obs, float(np.sum(action)), self.t == 4, False, {}
+
+
+gym.register("Pairs-v0", entry_point="test_segments:Pairs")
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(3, start=-1),
+        spaces.MultiDiscrete([2, 3, 4]),
+        spaces.MultiDiscrete(np.array([[2, 3], [4, 2]])),
+        spaces.MultiDiscrete([2, 3], start=[5, -1]),
+        spaces.MultiBinary(5),
+        spaces.MultiBinary((2, 3)),
+        spaces.Box(-1, 1, (3,), np.float32),
+        spaces.Box(-0.1, np.array([[0.1, 2], [3, 0.5]]), (2, 2), np.float64),
+        spaces.Box(-np.inf, np.array([0.5, np.inf], np.float32), (2,), np.float32),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("steps", [None, 6])
+def test_every_action_space_gets_actions_of_its_own_and_learns(space: spaces.Space[Any], steps: int | None) -> None:
+    from pgcli.sampling.rollout import Chunks
+    from pgcli.sampling.samplers import make_sampler
+
+    settings = config(
+        env={"id": "Pairs-v0", "num_envs": 4, "kwargs": {"space": space}},
+        rollout={"episodes": None, "steps": steps} if steps else {"episodes": 6},
+        algorithm={
+            "baseline": "value",
+            "objective": "clip",
+            "update_epochs": 3,
+            "num_minibatches": 2,
+            "entropy_coef": 0.01,
+        },
+        policy={"hidden_sizes": [4]},
+    )
+    with make(settings.env) as env:
+        agent = PolicyGradient(env.observation_space, env.action_space, settings)
+    sampler = make_sampler(settings, Chunks(settings.env))
+    before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
+    for iteration in range(3):
+        update = agent.update(sampler.collect(agent.policy, iteration, lambda: None).trajectories, iteration)
+        assert update.value_loss is not None
+        assert np.isfinite([update.policy_loss, update.entropy, update.grad_norm, update.value_loss]).all()
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in agent.state_dict().items())
