@@ -13,7 +13,7 @@ from gymnasium import spaces
 from helpers import Array, config, log_probs
 
 from pgcli.agent import PolicyGradient
-from pgcli.errors import EnvironmentFailure
+from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.policies.distributions import Softmax
 from pgcli.policies.networks import Encoder, mlp, numpy_forward
 from pgcli.policies.policy import Policy
@@ -36,7 +36,7 @@ SPACES: list[spaces.Space[Any]] = [
 def policy_for(space: spaces.Space[Any], actions: spaces.Space[Any] | None = None, **settings: Any) -> Policy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Policy(space, actions or spaces.Discrete(3), config(policy=settings).policy)
+        return Policy(space, spaces.Discrete(3) if actions is None else actions, config(policy=settings).policy)
 
 
 def samples(space: spaces.Space[Any], count: int = 11) -> Array:
@@ -232,3 +232,69 @@ def test_cartpole_gets_the_logits_of_its_own_shape() -> None:
         policy = policy_for(env.observation_space, env.action_space)
         obs, _ = env.reset(seed=0)
     assert policy(torch.from_numpy(obs)[None]).shape == (1, 2)
+
+
+ACTIONS: list[tuple[spaces.Space[Any], dict[str, Any]]] = [
+    (spaces.Discrete(3), {}),
+    (spaces.MultiDiscrete([2, 3, 4]), {}),
+    (spaces.MultiDiscrete(np.array([[2, 3], [4, 2]])), {}),
+    (spaces.MultiBinary((2, 2)), {}),
+    (spaces.Box(-2, 2, (3,)), {}),
+    (spaces.Box(-2, 2, (2, 2)), {"distribution": "tanh_gaussian"}),
+    (spaces.Box(-2, 2, (3,)), {"distribution": "state_dependent_gaussian"}),
+    (spaces.Box(-2, 2, (3,)), {"distribution": "state_dependent_gaussian", "hidden_sizes": []}),
+]
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(("space", "settings"), ACTIONS, ids=lambda value: str(value))
+def test_acting_and_learning_share_every_distribution(
+    space: spaces.Space[Any], settings: dict[str, Any], normalize: bool
+) -> None:
+    """Greedy actions are most probable ones: no sampled action of the same state has a larger density."""
+    policy = policy_for(spaces.Box(-5, 5, (4,)), space, **{"hidden_sizes": [8], "normalize_obs": normalize} | settings)
+    obs = np.repeat(samples(spaces.Box(-5, 5, (4,)), 4), 200, axis=0)
+    if policy.normalizer is not None:
+        policy.normalizer.add(torch.from_numpy(obs))
+    sampled, greedy = policy.actor("sampled"), policy.actor("greedy")
+    noise = sampled.noise(np.random.default_rng(0), 1, len(obs))[0]
+    drawn, best = sampled.act(obs, noise), greedy.act(obs, noise)
+    torch_obs = torch.from_numpy(obs)
+    of_drawn, of_best = (log_probs(policy, torch_obs, torch.from_numpy(x)).detach() for x in (drawn, best))
+    if settings.get("distribution") != "tanh_gaussian":  # whose greedy action is that of the unsquashed mode
+        assert (of_best >= of_drawn - 1e-4).all()
+    entropy = policy.distribution.entropy(policy(torch_obs)).detach()
+    error = of_drawn.std() / math.sqrt(len(obs))
+    assert abs((-of_drawn - entropy).mean()) < 4 * error, "the mean of -log π is the entropy"
+    assert all(space.contains(action) for action in sampled.for_environment(drawn))
+    assert all(space.contains(action) for action in greedy.for_environment(best))
+
+
+def test_noise_of_state_dependent_exploration_stays_for_a_block_of_rows() -> None:
+    policy = policy_for(spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (1,)), distribution="state_dependent_gaussian")
+    actor = policy.actor("sampled")
+    noise = actor.noise(np.random.default_rng(0), 64, 3)
+    obs = np.ones((3, 2), np.float32)
+    assert (actor.act(obs, noise[0]) == actor.act(obs, noise[63])).all()
+    assert len(np.unique(actor.act(obs, noise[0]))) == 3, "each column has its own"
+
+
+def test_an_action_outside_its_bounds_is_clipped_on_its_way_and_counted() -> None:
+    from pgcli.policies.distributions import Gaussian
+
+    gaussian = Gaussian(spaces.Box(np.array([-1, 0], np.float32), np.array([1, np.inf], np.float32)), 1.0)
+    actions = np.array([[-3, 5], [0.5, -2], [1, 0]], np.float32)
+    assert gaussian.for_environment(actions).tolist() == [[-1, 5], [0.5, 0], [1, 0]]
+    assert gaussian.report(torch.from_numpy(actions))["action_clip_fraction"] == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize("distribution", ["gaussian", "bernoulli", "tanh_gaussian", "state_dependent_gaussian"])
+def test_a_distribution_that_does_not_fit_the_actions_is_refused(distribution: str) -> None:
+    with pytest.raises(UsageError, match=f"{distribution} is not over the action space Discrete") as error:
+        policy_for(SPACES[0], spaces.Discrete(2), distribution=distribution)
+    assert "`auto`" in error.value.hint
+
+
+def test_a_squashed_gaussian_needs_bounds() -> None:
+    with pytest.raises(UsageError, match="tanh_gaussian needs bounds"):
+        policy_for(SPACES[0], spaces.Box(0, np.inf, (2,)), distribution="tanh_gaussian")
