@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench results clean
 
 demo: $(INSTALLED) ## train CartPole, evaluate it, draw its curve, film it
 	rm -rf runs/demo
@@ -31,6 +31,9 @@ format: $(INSTALLED) ## mend what ruff can mend
 bench: $(INSTALLED) ## speed, as ratios in one run, against Stable-Baselines3; minutes
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python tests/benchmarks/bench.py
+
+results: $(INSTALLED) ## docs/results.md: train every config with a table over ten seeds; hours
+	$(BIN)/python tests/benchmarks/results.py
 
 clean: ## remove what these commands made, runs aside
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

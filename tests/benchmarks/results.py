@@ -1,17 +1,80 @@
-"""What the shipped configs reach: train each over seeds and evaluate the final policy on fresh episodes.
+"""What the shipped configs reach: train each over seeds, evaluate the final policy, write docs/results.
 
-`python tests/benchmarks/results.py cartpole tutorial --seeds 0-9` prints a table in Markdown.
+`make results` measures every config that has a table, which takes hours; `python tests/benchmarks/results.py
+cartpole/ppo pendulum/a2c --seeds 0-9` only some. Every number is in docs/results.csv, a row per config and seed;
+docs/results.md is written from it alone (`results.py --render` does no more than that).
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import numpy as np
+
+from pgcli.config import load_config, shipped_configs
+from pgcli.report.statistics import bootstrap_interval
+
+ROOT = Path(__file__).parent.parent.parent
+DATA, PAGE = ROOT / "docs/results.csv", ROOT / "docs/results.md"
+COLUMNS = "config,seed,env_steps,sampled,sampled_standard_error,greedy,greedy_standard_error".split(",")
+EPISODES = 100
+TEST_SEED = 1000  # of the evaluation episodes
+
+# Environment, what others published about it, and what counts as solved; the sources stand at the foot of the page.
+TABLES = {
+    "cartpole": (
+        "CartPole-v1",
+        475,
+        "Solved at 475 (Gymnasium's reward threshold), at most 500. Published: PPO 500 at 100 k and A2C 500 at 500 k "
+        "steps [zoo]; PPO 490 ± 6 at 500 k [CleanRL].",
+    ),
+    "frozen-lake": (
+        "FrozenLake-v1",
+        0.70,
+        "Solved at 0.70; the optimal policy has 0.74. Published: nothing comparable.",
+    ),
+    "acrobot": (
+        "Acrobot-v1",
+        -85,
+        "Gymnasium's threshold is -100. Published: A2C -83 ± 17 at 500 k and PPO -74 ± 18 at 1 M steps [zoo]; "
+        "PPO -86 ± 1 at 500 k [CleanRL].",
+    ),
+    "pendulum": (
+        "Pendulum-v1",
+        -200,
+        "No threshold. Published: PPO -172 ± 104 at 100 k and A2C -163 ± 103 at 1 M steps, both with gSDE [zoo]; "
+        "PPO -1142 ± 136 at 8 M with the settings of MuJoCo [CleanRL].",
+    ),
+    "mountain-car-continuous": (
+        "MountainCarContinuous-v0",
+        90,
+        "Solved at 90. Published: A2C 91.2 ± 0.3 at 100 k and PPO 88.3 ± 2.6 at 20 k steps, both with gSDE [zoo].",
+    ),
+    "inverted-pendulum": (
+        "InvertedPendulum-v5",
+        950,
+        "Solved at 950, at most 1000. Published, on older versions: REINFORCE 999 ± 2 at 3 M, the best evaluation of "
+        "each run [Tianshou]; REINFORCE about 600 after 5,000 episodes [Gymnasium's tutorial].",
+    ),
+    "lunar-lander": (
+        "LunarLander-v3",
+        240,
+        "Solved at 200. Published, on v2: PPO 242 ± 32 at 1 M and A2C 156 ± 80 at 200 k steps [zoo].",
+    ),
+}
+SOURCES = """\
+- **zoo**: rl-baselines3-zoo, `benchmark.md`: one trained agent each, greedy, mean ± standard deviation over episodes.
+- **CleanRL**: `docs/benchmark/ppo.md` (3 seeds) and `docs/rl-algorithms/rpo.md` (10 seeds), mean ± standard deviation
+  over seeds.
+- **Tianshou**: `examples/mujoco/README.md`, 10 seeds, mean ± standard deviation.
+- **Gymnasium's tutorial**: `mujoco_reinforce.py`, 5 seeds, read off its figure.
+"""
 
 
 def pgcli(*words: str) -> str:
@@ -19,27 +82,107 @@ def pgcli(*words: str) -> str:
     return subprocess.run([sys.executable, "-m", "pgcli", *words], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def measure(config: str, seeds: str, folder: str) -> str:
-    """Give the table row of one config."""
+def measure(config: str, seeds: str, folder: str) -> list[dict[str, str]]:
+    """Train one config over seeds, and evaluate each final policy."""
     runs = pgcli("train", config, "--seeds", seeds, "--jobs", "2", "--quiet", "--run-dir", f"{folder}/{config}").split()
-    row = []
-    for mode in ("sampled", "greedy"):
-        found = [json.loads(pgcli("eval", run, "--json", "--mode", mode, "--seed", "1000")) for run in runs]
-        means = np.array([one["mean_return"] for one in found])
-        row.append(f"{means.mean():.0f} ({means.min():.0f} to {means.max():.0f})")
-    steps = [one["env_steps"] for one in found]
-    return (
-        f"| {config} | {len(runs)} | {' | '.join(row)} | {np.median(steps):,.0f} ({min(steps):,} to {max(steps):,}) |"
+    rows = []
+    for run in runs:
+        row = {"config": config, "seed": run.rpartition("-")[2]}
+        for mode in ("sampled", "greedy"):
+            shown = pgcli("eval", run, "--json", "--mode", mode, "--episodes", str(EPISODES), "--seed", str(TEST_SEED))
+            found = json.loads(shown)
+            row["env_steps"] = str(found["env_steps"])
+            row[mode] = f"{found['mean_return']:.6g}"
+            row[f"{mode}_standard_error"] = f"{found['standard_error']:.4g}"
+        rows.append(row)
+    return rows
+
+
+def read() -> list[dict[str, str]]:
+    """Read what was measured so far."""
+    if not DATA.exists():
+        return []
+    with DATA.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(rows: list[dict[str, str]]) -> None:
+    """Write the measurements, in the order of the tables."""
+    order = list(shipped_configs())
+    with DATA.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: (order.index(row["config"]), int(row["seed"]))))
+
+
+def number(value: float) -> str:
+    """Write a return: one decimal, or three where it is a success rate."""
+    return f"{value:.3f}" if abs(value) < 2 else f"{value:.1f}"
+
+
+def interval(values: list[float]) -> str:
+    """Write the interquartile mean with its 95 % bootstrap interval over seeds."""
+    samples = np.array([values])
+    middle = np.sort(samples[0])[len(values) // 4 : len(values) - len(values) // 4].mean()
+    if len(values) == 1:
+        return number(middle)
+    low, high = bootstrap_interval(samples, "iqm")
+    return f"{number(middle)} [{number(low[0])}, {number(high[0])}]"
+
+
+def summary(rows: list[dict[str, str]], target: float) -> str:
+    """Write the row of one config."""
+    sampled, greedy = ([float(row[mode]) for row in rows] for mode in ("sampled", "greedy"))
+    steps = [int(row["env_steps"]) for row in rows]
+    reached = sum(value >= target for value in sampled)
+    cells = (
+        f"`{rows[0]['config']}`",
+        f"{np.median(steps):,.0f}",
+        str(len(rows)),
+        interval(sampled),
+        f"{number(min(sampled))} to {number(max(sampled))}",
+        f"{reached} of {len(rows)}",
+        interval(greedy),
     )
+    return f"| {' | '.join(cells)} |"
+
+
+def render(rows: list[dict[str, str]]) -> str:
+    """Write the page."""
+    page = [
+        "# What the shipped configs reach",
+        "",
+        "Written by `make results` from [results.csv](results.csv), which has every seed. Each row: the **final** policy",
+        f"of each seed, sampled, over {EPISODES} fresh episodes, undiscounted, to the environment's own time limit; over",
+        "seeds the interquartile mean (IQM) with its 95 % percentile bootstrap interval, the lowest and the highest seed,",
+        "and how many reach the target. Greedy: the same policies with their most probable actions. Hyper-parameters were",
+        "chosen on other seeds than these. No best checkpoint, no best seed. Gymnasium 1.4.",
+    ]
+    for folder, (env_id, target, published) in TABLES.items():
+        configs = [name for name in shipped_configs() if name.startswith(f"{folder}/")]
+        measured = [[row for row in rows if row["config"] == name] for name in configs]
+        if not any(measured):
+            continue
+        page += ["", f"## {env_id}", "", f"Target {number(target)}. {published}", ""]
+        page += [
+            "| config | env steps | seeds | sampled: IQM [95 %] | over seeds | reach the target | greedy: IQM [95 %] |",
+            "|---|--:|--:|--:|--:|--:|--:|",
+        ]
+        page += [summary(one, target) for one in measured if one]
+    return "\n".join([*page, "", "## Sources", "", SOURCES])
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("configs", nargs="+")
+    parser.add_argument("configs", nargs="*")
     parser.add_argument("--seeds", default="0-9")
+    parser.add_argument("--render", action="store_true")
     arguments = parser.parse_args()
-    print("| config | seeds | sampled: mean over seeds (range) | greedy | env steps: median (range) |")
-    print("|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.configs:
-            print(measure(name, arguments.seeds, folder), flush=True)
+    tables = [name for name in shipped_configs() if name.partition("/")[0] in TABLES and "/" in name]
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in [] if arguments.render else arguments.configs or tables:
+            load_config(name)
+            new = measure(name, arguments.seeds, temporary)
+            write([row for row in read() if row["config"] != name] + new)
+            print(summary(new, TABLES[name.partition("/")[0]][1]), flush=True)
+    PAGE.write_text(render(read()))
