@@ -68,6 +68,14 @@ TABLES = {
         "Solved at 200. Published, on v2: PPO 242 ± 32 at 1 M and A2C 156 ± 80 at 200 k steps [zoo].",
     ),
 }
+HEAD = f"""\
+# What the shipped configs reach
+
+Written by `make results` from [results.csv](results.csv), which has every seed. Each row: the **final** policy of each
+seed, sampled, over {EPISODES} fresh episodes, undiscounted, to the environment's own time limit; over seeds the
+interquartile mean (IQM) with its 95 % percentile bootstrap interval, the lowest and the highest seed, and how many
+reach the target. Greedy: the same policies with their most probable actions. Hyper-parameters were chosen on other
+seeds than these. No best checkpoint, no best seed. Gymnasium 1.4."""
 SOURCES = """\
 - **zoo**: rl-baselines3-zoo, `benchmark.md`: one trained agent each, greedy, mean ± standard deviation over episodes.
 - **CleanRL**: `docs/benchmark/ppo.md` (3 seeds) and `docs/rl-algorithms/rpo.md` (10 seeds), mean ± standard deviation
@@ -149,15 +157,7 @@ def summary(rows: list[dict[str, str]], target: float) -> str:
 
 def render(rows: list[dict[str, str]]) -> str:
     """Write the page."""
-    page = [
-        "# What the shipped configs reach",
-        "",
-        "Written by `make results` from [results.csv](results.csv), which has every seed. Each row: the **final** policy",
-        f"of each seed, sampled, over {EPISODES} fresh episodes, undiscounted, to the environment's own time limit; over",
-        "seeds the interquartile mean (IQM) with its 95 % percentile bootstrap interval, the lowest and the highest seed,",
-        "and how many reach the target. Greedy: the same policies with their most probable actions. Hyper-parameters were",
-        "chosen on other seeds than these. No best checkpoint, no best seed. Gymnasium 1.4.",
-    ]
+    page = [HEAD]
     for folder, (env_id, target, published) in TABLES.items():
         configs = [name for name in shipped_configs() if name.startswith(f"{folder}/")]
         measured = [[row for row in rows if row["config"] == name] for name in configs]
