@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any, ClassVar
 
@@ -59,6 +60,18 @@ def trajectories(*episodes: Episode) -> Trajectories:
         terminated=t == lengths - 1,
         truncated=torch.zeros(len(t), len(episodes), dtype=torch.bool),
         mask=t < lengths,
+    )
+
+
+def random_batch(dtype: torch.dtype = torch.float64) -> Trajectories:
+    """Four trajectories of lengths 5, 3, 1, 4 with random observations, actions and rewards."""
+    draw = torch.Generator().manual_seed(5)
+    batch = trajectories(*([(0, 0.0)] * length for length in (5, 3, 1, 4)))
+    return replace(
+        batch,
+        obs=torch.randn(6, 4, 3, dtype=torch.float64, generator=draw).to(dtype),
+        actions=torch.randint(4, (5, 4), generator=draw),
+        rewards=torch.randn(5, 4, dtype=torch.float64, generator=draw) * batch.mask,
     )
 
 

@@ -12,7 +12,20 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import Array, World, ascent, bandit, chain, config, log_probs, mapped, moments, softmax_agent, trajectories
+from helpers import (
+    Array,
+    World,
+    ascent,
+    bandit,
+    chain,
+    config,
+    log_probs,
+    mapped,
+    moments,
+    random_batch,
+    softmax_agent,
+    trajectories,
+)
 from torch import Tensor
 
 from pgcli.agent import PolicyGradient
@@ -34,18 +47,6 @@ def mlp_agent(activation: str = "tanh", dtype: torch.dtype = torch.float64, **al
     agent = PolicyGradient(spaces.Box(-9, 9, (3,)), spaces.Discrete(4), settings)
     agent.policy.to(dtype)
     return agent
-
-
-def random_batch() -> Trajectories:
-    """Four trajectories of lengths 5, 3, 1, 4 with random observations, actions and rewards."""
-    draw = torch.Generator().manual_seed(5)
-    batch = trajectories(*([(0, 0.0)] * length for length in (5, 3, 1, 4)))
-    return replace(
-        batch,
-        obs=torch.randn(6, 4, 3, dtype=torch.float64, generator=draw),
-        actions=torch.randint(4, (5, 4), generator=draw),
-        rewards=torch.randn(5, 4, dtype=torch.float64, generator=draw) * batch.mask,
-    )
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,180 @@
+"""Updates of several steps: what stops them, what learns by itself and what together, and what a reuse remembers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from helpers import config, random_batch
+from torch import Tensor
+
+from pgcli.agent import PolicyGradient
+from pgcli.errors import Diverged
+from pgcli.sampling.rollout import Chunks, collect_episodes
+
+CLIP: dict[str, Any] = {"objective": "clip", "baseline": "value", "update_epochs": 4, "num_minibatches": 3}
+BATCH = random_batch(dtype=torch.float32)
+
+
+def agent_with(algorithm: dict[str, Any], **sections: Any) -> PolicyGradient:
+    settings = config(**{"policy": {"hidden_sizes": [6]}} | sections, algorithm=algorithm)
+    return PolicyGradient(spaces.Box(-9, 9, (3,)), spaces.Discrete(4), settings)
+
+
+def state(agent: PolicyGradient, prefix: str) -> Tensor:
+    return torch.cat([x.flatten() for name, x in agent.state_dict().items() if name.startswith(prefix)]).clone()
+
+
+def test_target_kl_ends_an_update_before_a_step_from_too_far_away() -> None:
+    fast = {"learning_rate": 0.1}
+    free = agent_with(CLIP | {"update_epochs": 10}, optimizer=fast).update(BATCH)
+    bound = agent_with(CLIP | {"update_epochs": 10, "target_kl": 0.02}, optimizer=fast)
+    update = bound.update(BATCH)
+    assert free.update_epochs == 10
+    assert update.update_epochs < 10
+    assert free.approx_kl is not None
+    assert update.approx_kl is not None
+    assert update.approx_kl <= 0.02 < free.approx_kl
+
+
+def test_target_kl_never_keeps_an_update_from_its_first_step() -> None:
+    agent = agent_with(CLIP | {"target_kl": 1e-12})
+    before = state(agent, "policy.")
+    assert agent.update(BATCH).update_epochs == 1
+    assert not torch.equal(state(agent, "policy."), before)
+
+
+def test_target_kl_leaves_the_value_functions_own_passes_alone() -> None:
+    stopped, free = agent_with(CLIP | {"target_kl": 1e-12}), agent_with(CLIP)
+    assert stopped.update(BATCH).value_loss == free.update(BATCH).value_loss
+    assert torch.equal(state(stopped, "value."), state(free, "value."))
+
+
+def test_a_value_function_with_a_network_of_its_own_learns_beside_the_policy() -> None:
+    plain, eager = agent_with(CLIP), agent_with(CLIP, value={"learning_rate": 0.02, "update_epochs": 9})
+    a, b = plain.update(BATCH), eager.update(BATCH)
+    assert torch.equal(state(plain, "policy."), state(eager, "policy.")), "V is fixed while the policy learns"
+    assert not torch.equal(state(plain, "value."), state(eager, "value."))
+    assert a.value_loss is not None
+    assert b.value_loss is not None
+    assert b.value_loss < a.value_loss
+
+
+def test_a_gradient_above_the_limit_is_scaled_down_in_each_network_by_itself() -> None:
+    sections: dict[str, Any] = {"optimizer": {"name": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.01}}
+    agent = agent_with({"baseline": "value"}, **sections)
+    before = state(agent, "policy."), state(agent, "value.")
+    agent.update(BATCH)
+    for prefix, old in zip(("policy.", "value."), before, strict=True):
+        assert (state(agent, prefix) - old).norm().item() == pytest.approx(0.01, rel=1e-4)
+
+
+def test_a_shared_trunk_descends_the_sum_of_both_losses_at_once() -> None:
+    algorithm = {"baseline": "value", "value_coef": 0.25}
+    sgd = {"name": "sgd", "learning_rate": 0.5}
+    agent = agent_with(algorithm, optimizer=sgd, value={"shared_trunk": True})
+    assert agent.value is not None
+    batch, _ = agent.batch(BATCH)
+    parameters = [*agent.policy.parameters(), *agent.value.parameters()]
+    policy = torch.autograd.grad(agent.policy_terms(batch)["policy_loss"], parameters, allow_unused=True)
+    value = torch.autograd.grad(agent.value_terms(batch)["value_loss"], parameters, allow_unused=True)
+    expected = [
+        p.detach() - 0.5 * sum((x for x in (a, None if b is None else 0.25 * b) if x is not None), torch.zeros(()))
+        for p, a, b in zip(parameters, policy, value, strict=True)
+    ]
+    update = agent.update(BATCH)
+    assert update.value_loss == pytest.approx(
+        agent_with(algorithm, value={"shared_trunk": True}).update(BATCH).value_loss
+    )
+    for parameter, wanted in zip(parameters, expected, strict=True):
+        np.testing.assert_allclose(parameter.detach(), wanted, rtol=1e-4, atol=1e-6)
+    heads = [name for name in agent.state_dict() if name.startswith("value.")]
+    assert heads == ["value.network.0.weight", "value.network.0.bias"], "one more output, no network"
+
+
+@pytest.mark.parametrize(("progress", "share"), [(0.0, 1.0), (0.25, 0.75), (1.0, 0.0)])
+def test_clip_range_and_entropy_bonus_follow_the_budget(progress: float, share: float) -> None:
+    schedules = {"clip_range_schedule": "linear", "entropy_coef_schedule": "linear", "entropy_coef": 0.3}
+    update = agent_with(CLIP | {"clip_range": 0.4} | schedules).update(BATCH, progress=progress)
+    assert update.clip_range == pytest.approx(0.4 * share)
+    assert update.entropy_coef == pytest.approx(0.3 * share)
+
+
+def test_the_scheduled_bonus_is_the_one_that_acts() -> None:
+    bonus = {"baseline": "mean", "entropy_coef": 0.5, "entropy_coef_schedule": "linear"}
+    half, constant = agent_with(bonus), agent_with({"baseline": "mean", "entropy_coef": 0.25})
+    half.update(BATCH, progress=0.5)
+    constant.update(BATCH, progress=0.5)
+    assert torch.equal(state(half, "policy."), state(constant, "policy."))
+
+
+def test_minibatches_depend_on_the_iteration_and_on_nothing_else() -> None:
+    agents = [agent_with(CLIP) for _ in range(3)]
+    for agent, iteration in zip(agents, (4, 4, 5), strict=True):
+        agent.update(BATCH, iteration)
+    a, b, c = (state(agent, "policy.") for agent in agents)
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_what_does_not_apply_is_left_out() -> None:
+    plain = agent_with({"baseline": "mean"}).update(BATCH)
+    assert plain.value_loss is plain.approx_kl is plain.clip_fraction is plain.effective_sample_size is None
+    assert plain.explained_variance is plain.clip_range is plain.zero_variance_groups is plain.return_scale is None
+    grpo = {"returns": "total", "baseline": "group", "group_size": 2, "standardize": "group", "objective": "clip"}
+    assert agent_with(grpo).update(BATCH).zero_variance_groups == 0
+    weighed = agent_with({"baseline": "mean", "objective": "importance_sampling"}).update(BATCH)
+    assert weighed.approx_kl == 0
+    assert weighed.clip_fraction is None
+
+
+def test_a_step_that_throws_the_value_function_off_is_told() -> None:
+    agent = agent_with({"baseline": "value"}, optimizer={"name": "sgd"}, value={"learning_rate": 1e38})
+    with pytest.raises(Diverged, match=r"value\.network"):
+        agent.update(replace(BATCH, rewards=1e6 * BATCH.rewards))
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_what_a_reuse_remembers_can_be_collected_again_to_the_bit(normalize: bool) -> None:
+    settings = config(
+        env={"id": "CartPole-v1", "num_envs": 4},
+        rollout={"episodes": 6},
+        policy={"hidden_sizes": [4], "normalize_obs": normalize},
+        algorithm={"objective": "importance_sampling", "reuse": 3, "update_epochs": 2, "num_minibatches": 2},
+        optimizer={"learning_rate": 0.05},
+    )
+    chunks = Chunks(settings.env)
+    one = chunks.environments(1)
+    agent, again = (PolicyGradient(one.observation_space, one.action_space, settings) for _ in range(2))
+    for iteration in range(5):
+        batch = collect_episodes(settings, chunks, agent.policy, iteration, lambda: None)
+        steps = batch.num_steps + sum(past.num_steps for past in agent.past_trajectories)
+        update = agent.update(batch, iteration)
+        assert len(agent.past_trajectories) == min(iteration + 1, 2)
+        assert update.effective_sample_size is not None
+        assert batch.num_steps / 2 < update.effective_sample_size < steps
+    again.load_state_dict({name: tensor.clone() for name, tensor in agent.state_dict().items()})
+    again.recall(5, lambda policy, k: collect_episodes(settings, chunks, policy, k, lambda: None))
+    for ours, theirs in zip(agent.past_trajectories, again.past_trajectories, strict=True):
+        for name, tensor in vars(ours).items():
+            assert torch.equal(tensor, getattr(theirs, name)), name
+    batch = collect_episodes(settings, chunks, agent.policy, 5, lambda: None)
+    assert agent.update(batch, 5) == again.update(batch, 5)
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in agent.state_dict().items())
+
+
+@pytest.mark.parametrize("made", [0, 1])
+def test_early_in_a_run_less_is_remembered(made: int) -> None:
+    agent = agent_with({"objective": "clip", "reuse": 4})
+    asked: list[int] = []
+
+    def collect(policy: Any, iteration: int) -> Any:
+        asked.append(iteration)
+        return BATCH
+
+    agent.recall(made, collect)
+    assert asked == list(range(made))
