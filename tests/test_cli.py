@@ -518,3 +518,26 @@ def test_a_missing_ffmpeg_is_named_with_its_command(
         film(load(finished), tmp_path / "film.mp4", "sampled", 0, 3)
     assert 'pip install "pgcli[video]"' in error.value.hint
     assert not list(tmp_path.iterdir())
+
+
+def test_resume_says_which_environments_do_not_repeat_themselves(tmp_path: Path) -> None:
+    run = ["env.id=test_segments:Restless-v0", "env.max_episode_steps=7", *SEGMENTS, "training.iterations=4"]
+    path = {"PYTHONPATH": str(Path(__file__).parent)}
+    pgcli("train", "cartpole", *TINY, *run, "--run-dir", "run", cwd=tmp_path, **path)
+    done = pgcli("resume", "run", "training.iterations=6", cwd=tmp_path, **path)
+    assert "of 4 environments do not repeat themselves" in done.stderr
+    assert json.loads((tmp_path / "run/run.json").read_text())["exact"] is False
+    assert [int(row["iteration"]) for row in rows(tmp_path / "run/metrics.csv")] == list(range(6))
+
+
+def test_a_segment_in_which_no_episode_ends_leaves_returns_empty(tmp_path: Path) -> None:
+    run = ["env.id=Pendulum-v1", *SEGMENTS, "training.iterations=3"]
+    done = pgcli("train", "cartpole", *TINY, *run, "--run-dir", "run", cwd=tmp_path)
+    assert "nan" not in done.stderr
+    for row in rows(tmp_path / "run/metrics.csv"):
+        assert row["return_mean"] == row["length_mean"] == row["return_standard_error"] == ""
+        assert int(row["episodes"]) == 0
+        assert float(row["value_loss"]) > 0
+        assert float(row["approx_kl"]) >= 0
+    assert [int(row["env_steps"]) for row in rows(tmp_path / "run/metrics.csv")] == [36, 72, 108]
+    assert rows(tmp_path / "run/episodes.csv") == []

@@ -193,13 +193,14 @@ def _of_corrections(config: Config) -> Iterator[Violation]:
     """Yield what learns from another policy's data, or speaks of it, without a ratio that corrects for that."""
     algorithm = config.algorithm
     if algorithm.objective == "policy_gradient":
-        for key, neutral in (("update_epochs", 1), ("num_minibatches", 1), ("reuse", 1)):
-            if getattr(algorithm, key) > neutral:
+        later = "after its first step the policy is no longer the one that acted"
+        earlier = "the data of earlier iterations are those of other policies"
+        for key, why in (("update_epochs", later), ("num_minibatches", later), ("reuse", earlier)):
+            if getattr(algorithm, key) > 1:
                 yield Violation(
                     (f"algorithm.{key}", "algorithm.objective"),
-                    "after its first step the policy is no longer the one that acted, and objective policy_gradient "
-                    "does not correct for that",
-                    f"set `{key}: {neutral}`, or use `objective: clip` or `importance_sampling`",
+                    f"{why}, and objective policy_gradient does not correct for that",
+                    f"set `{key}: 1`, or use `objective: clip` or `importance_sampling`",
                 )
         if algorithm.kl_coef > 0 or algorithm.target_kl is not None:
             key = "kl_coef" if algorithm.kl_coef > 0 else "target_kl"
