@@ -83,8 +83,9 @@ def descend(
         for name, value in values.items():
             if not math.isfinite(value):
                 raise Diverged(f"{name} is {value}", "lower optimizer.learning_rate, or set max_grad_norm")
-        if max_grad_norm is not None and norm > max_grad_norm:
-            gradients = [gradient * (max_grad_norm / norm) for gradient in gradients]
+        if max_grad_norm is not None and values["grad_norm"] > max_grad_norm:
+            scale = max_grad_norm / values["grad_norm"]
+            gradients = [gradient * scale for gradient in gradients]
         optimizer.step(gradients, learning_rate)
         if epoch != last:
             sums, weight, last = dict.fromkeys(values, 0.0), 0.0, epoch
