@@ -124,7 +124,8 @@ class PolicyGradient:
         behavior = trajectories.behavior_log_probs
         if behavior is None:
             return torch.ones_like(trajectories.rewards)
-        return (self.log_probs(self.policy, trajectories) - behavior).exp().to(trajectories.rewards.dtype)
+        log_ratios = torch.where(trajectories.mask, self.log_probs(self.policy, trajectories) - behavior, 0)
+        return log_ratios.exp().to(trajectories.rewards.dtype)
 
     def squared_scores(self, trajectories: Trajectories) -> Tensor:
         """Compute |Σ_t ∇log π(a_t|s_t)|² of each trajectory, [N]."""
