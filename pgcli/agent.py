@@ -30,8 +30,9 @@ from pgcli.estimators.objectives import (
     value_loss,
 )
 from pgcli.estimators.returns import trajectory_returns, vtrace_returns
-from pgcli.estimators.trajectories import Trajectories, from_steps, pad_columns
+from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.optimizers import Optimizer, scheduled
+from pgcli.policies.along import log_probs_along, ratios_along, squared_scores_along, values_along
 from pgcli.policies.normalizers import ReturnScale
 from pgcli.policies.policy import Policy, ValueFunction, parameters_of
 from pgcli.randomness import Purpose, derived_seed, generator
@@ -74,7 +75,7 @@ class PolicyGradient:
     def estimate(self, trajectories: Trajectories) -> Estimate:
         """Compute returns minus baseline. Where a trajectory is cut, V stands for what was not seen."""
         algorithm, mask = self.config.algorithm, trajectories.mask
-        values = self.values(trajectories)
+        values = values_along(self.policy, self.value, trajectories)
         rewards = trajectories.rewards / (self.return_scale.scale if self.return_scale else 1.0)
         lam = algorithm.gae_lambda if algorithm.returns == "lambda_return" else 1.0
         ends = (trajectories.terminated, trajectories.cut)
@@ -87,7 +88,7 @@ class PolicyGradient:
                 returns = to_go
                 peers = mask  # a number per step, over those that run at t
             case "vtrace":
-                ratios = self.ratios(trajectories)
+                ratios = ratios_along(self.policy, trajectories)
                 to_go, returns = vtrace_returns(rewards, algorithm.gamma, algorithm.gae_lambda, *ends, values, ratios)
                 peers = mask
             case _:
@@ -100,7 +101,9 @@ class PolicyGradient:
             case "leave_one_out":
                 baseline = leave_one_out_baseline(returns, peers)
             case "optimal":
-                baseline = optimal_baseline(returns[0], self.squared_scores(trajectories)).expand_as(returns)
+                baseline = optimal_baseline(returns[0], squared_scores_along(self.policy, trajectories)).expand_as(
+                    returns
+                )
             case "group":
                 leave_one_out = algorithm.group_mean == "leave_one_out"
                 baseline = group_baseline(returns, peers, self.config.group_size, leave_one_out)
@@ -109,39 +112,6 @@ class PolicyGradient:
             case _:
                 assert_never(algorithm.baseline)
         return Estimate(returns - baseline, to_go, values)
-
-    @torch.no_grad()
-    def values(self, trajectories: Trajectories) -> Tensor:
-        """Compute V [T + 1, N] of the states that were reached; 0 elsewhere, and without a value function."""
-        reached = trajectories.reached
-        if self.value is None:
-            return torch.zeros(reached.shape, dtype=trajectories.rewards.dtype)
-        values = self.value(self.policy, trajectories.obs[reached])
-        return from_steps(values.to(trajectories.rewards.dtype), reached)
-
-    def ratios(self, trajectories: Trajectories) -> Tensor:
-        """Compute π/μ [T, N], 1 on masked rows and for data that come without behavior_log_probs: those are of π."""
-        behavior = trajectories.behavior_log_probs
-        if behavior is None:
-            return torch.ones_like(trajectories.rewards)
-        log_ratios = torch.where(trajectories.mask, self.log_probs(self.policy, trajectories) - behavior, 0)
-        return log_ratios.exp().to(trajectories.rewards.dtype)
-
-    def squared_scores(self, trajectories: Trajectories) -> Tensor:
-        """Compute |Σ_t ∇log π(a_t|s_t)|² of each trajectory, [N]."""
-        mask = trajectories.mask
-        outputs = self.policy(trajectories.obs[:-1][mask])
-        log_probs = from_steps(self.policy.distribution.log_probs(outputs, trajectories.actions[mask]), mask).sum(0)
-        each = torch.eye(len(log_probs), dtype=log_probs.dtype)
-        scores = torch.autograd.grad(log_probs, list(self.policy.parameters()), each, is_grads_batched=True)
-        return torch.stack([score.flatten(1).square().sum(1) for score in scores]).sum(0).to(trajectories.rewards.dtype)
-
-    @torch.no_grad()
-    def log_probs(self, policy: Policy, trajectories: Trajectories) -> Tensor:
-        """Compute log π(a|s) [T, N] of what was done, 0 on masked rows."""
-        mask = trajectories.mask
-        outputs = policy(trajectories.obs[:-1][mask])
-        return from_steps(policy.distribution.log_probs(outputs, trajectories.actions[mask]), mask)
 
     def batch(self, trajectories: Trajectories) -> tuple[Batch, dict[str, Any]]:
         """Standardise and weigh the advantages, and lay the valid steps out in a row; say what is worth a column."""
@@ -236,7 +206,7 @@ class PolicyGradient:
             self.return_scale.add_rewards(trajectories.rewards, trajectories.mask, algorithm.gamma)
         one_step = algorithm.update_epochs == algorithm.num_minibatches == algorithm.reuse == 1
         if algorithm.objective != "policy_gradient" and not one_step:
-            trajectories = replace(trajectories, behavior_log_probs=self.log_probs(self.policy, trajectories))
+            trajectories = _acted_by(self.policy, trajectories)
         batch, report = self.batch(pad_columns([trajectories, *self.past_trajectories]))
         acted = deepcopy(self.policy) if self.past else None
         joint = self.value is not None and self.value_optimizer is None
@@ -300,7 +270,7 @@ class PolicyGradient:
     def _keep(self, policy: Policy, trajectories: Trajectories) -> None:
         """Keep what `policy` collected for the next updates."""
         if trajectories.behavior_log_probs is None:
-            trajectories = replace(trajectories, behavior_log_probs=self.log_probs(policy, trajectories))
+            trajectories = _acted_by(policy, trajectories)
         self.past_trajectories = [trajectories, *self.past_trajectories][: len(self.past)]
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -326,3 +296,9 @@ class PolicyGradient:
         for prefix, optimizer in (("optimizer", self.optimizer), ("value_optimizer", self.value_optimizer)):
             for step in optimizer.steps if optimizer else ():  # one count, kept once for each parameter
                 step.copy_(tensors[f"{prefix}.step"])
+
+
+def _acted_by(policy: Policy, trajectories: Trajectories) -> Trajectories:
+    """Give trajectories with the log-probabilities of the policy that collected them."""
+    with torch.no_grad():
+        return replace(trajectories, behavior_log_probs=log_probs_along(policy, trajectories))

@@ -522,9 +522,9 @@ def test_a_missing_ffmpeg_is_named_with_its_command(
 
 def test_resume_says_which_environments_do_not_repeat_themselves(tmp_path: Path) -> None:
     run = ["env.id=test_segments:Restless-v0", "env.max_episode_steps=7", *SEGMENTS, "training.iterations=4"]
-    path = {"PYTHONPATH": str(Path(__file__).parent)}
-    pgcli("train", "cartpole", *TINY, *run, "--run-dir", "run", cwd=tmp_path, **path)
-    done = pgcli("resume", "run", "training.iterations=6", cwd=tmp_path, **path)
+    path = str(Path(__file__).parent)
+    pgcli("train", "cartpole", *TINY, *run, "--run-dir", "run", cwd=tmp_path, PYTHONPATH=path)
+    done = pgcli("resume", "run", "training.iterations=6", cwd=tmp_path, PYTHONPATH=path)
     assert "of 4 environments do not repeat themselves" in done.stderr
     assert json.loads((tmp_path / "run/run.json").read_text())["exact"] is False
     assert [int(row["iteration"]) for row in rows(tmp_path / "run/metrics.csv")] == list(range(6))

