@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
@@ -49,8 +50,15 @@ def _run_here(request: Request, number: int, watch: Watch, stop: StopOnSignal) -
         return run_experiment(request, lambda record: watch(record, number), stop.check)
     except Interrupted:
         raise
-    except PgcliError as error:
+    except Exception as error:
+        return _failure(error)
+
+
+def _failure(error: Exception) -> Failure:
+    """Tell a user's mistake in its own words, and a bug by its traceback."""
+    if isinstance(error, PgcliError):
         return Failure(error.exit_code, str(error))
+    return Failure(1, "".join(traceback.format_exception(error)))
 
 
 def _run_in_processes(requests: Sequence[Request], jobs: int, watch: Watch, stop: StopOnSignal) -> list[Result]:
@@ -123,7 +131,7 @@ def _child(request: Request, connection: Connection) -> None:
     try:
         with StopOnSignal((signal.SIGTERM,)) as stop:
             result = run_experiment(request, watch, stop.check)
-    except PgcliError as error:
-        result = Failure(error.exit_code, str(error))
+    except Exception as error:
+        result = _failure(error)
     with contextlib.suppress(OSError):  # nobody is left to tell
         connection.send(result)

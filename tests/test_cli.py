@@ -541,3 +541,27 @@ def test_a_segment_in_which_no_episode_ends_leaves_returns_empty(tmp_path: Path)
         assert float(row["approx_kl"]) >= 0
     assert [int(row["env_steps"]) for row in rows(tmp_path / "run/metrics.csv")] == [36, 72, 108]
     assert rows(tmp_path / "run/episodes.csv") == []
+
+
+def test_a_bug_in_one_run_does_not_keep_the_others_from_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pgcli import jobs
+    from pgcli.config import Config
+    from pgcli.experiment import Outcome, Request
+
+    def run(request: Request, *others: object) -> Outcome:
+        if request.config.seed == 0:
+            raise ZeroDivisionError("a bug")
+        return Outcome(request.path, "used up its budget", None, None, 0.0)
+
+    monkeypatch.setattr(jobs, "run_experiment", run)
+    requests = [Request(Config(seed=seed), Path(f"seed-{seed}"), []) for seed in (0, 1)]
+    first, second = jobs.run_all(requests, 1, lambda record, number: None)
+    assert isinstance(first, jobs.Failure)
+    assert first.exit_code == 1
+    assert "ZeroDivisionError: a bug" in first.text
+    assert isinstance(second, Outcome)
+
+
+def test_eval_of_a_folder_of_runs_names_one_of_them(finished: Path) -> None:
+    done = pgcli("eval", finished.parent, cwd=finished.parent, code=4)
+    assert f"hint: name one of its runs: {finished}" in done.stderr

@@ -231,7 +231,9 @@ def find_checkpoint(path: Path, which: str = "latest") -> Path:
     if which == "latest" and files and not (folder / "latest.json").exists():
         return files[-1]  # the pointer is a help, and each checkpoint proves itself
     if not (folder / f"{which}.json").exists():
-        raise CheckpointError(f"{path}: has no checkpoint", "name a run directory that `pgcli train` made")
+        runs = sorted(run.name for run in path.iterdir() if is_run(run))
+        hint = f"name one of its runs: {path / runs[0]}" if runs else "name a run directory that `pgcli train` made"
+        raise CheckpointError(f"{path}: has no checkpoint", hint)
     return checkpoints.follow(folder / f"{which}.json")
 
 
