@@ -32,7 +32,7 @@ bench: $(INSTALLED) ## speed, as ratios in one run, against Stable-Baselines3; m
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python tests/benchmarks/bench.py
 
-results: $(INSTALLED) ## docs/results.md: train every config with a table over ten seeds; hours
+results: $(INSTALLED) ## docs/results.md: train every shipped config over ten seeds; hours
 	$(BIN)/python tests/benchmarks/results.py
 
 clean: ## remove what these commands made, runs aside

@@ -16,8 +16,9 @@ def test_the_wheel_trains_and_has_the_shipped_configs_inside(tmp_path: Path) -> 
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    shipped = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
-    assert sorted(path.name for path in (tmp_path / "site/pgcli/configs").glob("*.yaml")) == shipped
+    shipped = sorted(str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml"))
+    inside = tmp_path / "site/pgcli/configs"
+    assert sorted(str(path.relative_to(inside)) for path in inside.rglob("*.yaml")) == shipped
     done = subprocess.run(
         [sys.executable, "-c", "import pgcli.__main__ as m, pgcli; print(pgcli.__file__); m.main()", "init", "--list"],
         cwd=tmp_path / "site",

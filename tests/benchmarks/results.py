@@ -1,6 +1,6 @@
 """What the shipped configs reach: train each over seeds, evaluate the final policy, write docs/results.
 
-`make results` measures every config that has a table, which takes hours; `python tests/benchmarks/results.py
+`make results` measures every config, which takes hours; `python tests/benchmarks/results.py
 cartpole/ppo pendulum/a2c --seeds 0-9` only some. Every number is in docs/results.csv, a row per config and seed;
 docs/results.md is written from it alone (`results.py --render` does no more than that).
 """
@@ -26,44 +26,34 @@ COLUMNS = "config,seed,env_steps,sampled,sampled_standard_error,greedy,greedy_st
 EPISODES = 100
 TEST_SEED = 1000  # of the evaluation episodes
 
-# Environment, what others published about it, and what counts as solved; the sources stand at the foot of the page.
-TABLES = {
-    "cartpole": (
-        "CartPole-v1",
+# What counts as good, and what others published about it; the sources stand at the foot of the page.
+TARGETS = {
+    "CartPole-v1": (
         475,
-        "Solved at 475 (Gymnasium's reward threshold), at most 500. Published: PPO 500 at 100 k and A2C 500 at 500 k "
-        "steps [zoo]; PPO 490 ± 6 at 500 k [CleanRL].",
+        "Solved at 475 (Gymnasium's reward threshold), at most 500; the tutorial's target is 100. Published: PPO 500 "
+        "at 100 k and A2C 500 at 500 k steps [zoo]; PPO 490 ± 6 at 500 k [CleanRL].",
     ),
-    "frozen-lake": (
-        "FrozenLake-v1",
-        0.70,
-        "Solved at 0.70; the optimal policy has 0.74. Published: nothing comparable.",
-    ),
-    "acrobot": (
-        "Acrobot-v1",
+    "FrozenLake-v1": (0.70, "Solved at 0.70; the optimal policy has 0.74. Published: nothing comparable."),
+    "Acrobot-v1": (
         -85,
         "Gymnasium's threshold is -100. Published: A2C -83 ± 17 at 500 k and PPO -74 ± 18 at 1 M steps [zoo]; "
         "PPO -86 ± 1 at 500 k [CleanRL].",
     ),
-    "pendulum": (
-        "Pendulum-v1",
+    "Pendulum-v1": (
         -200,
         "No threshold. Published: PPO -172 ± 104 at 100 k and A2C -163 ± 103 at 1 M steps, both with gSDE [zoo]; "
         "PPO -1142 ± 136 at 8 M with the settings of MuJoCo [CleanRL].",
     ),
-    "mountain-car-continuous": (
-        "MountainCarContinuous-v0",
+    "MountainCarContinuous-v0": (
         90,
         "Solved at 90. Published: A2C 91.2 ± 0.3 at 100 k and PPO 88.3 ± 2.6 at 20 k steps, both with gSDE [zoo].",
     ),
-    "inverted-pendulum": (
-        "InvertedPendulum-v5",
+    "InvertedPendulum-v5": (
         950,
         "Solved at 950, at most 1000. Published, on older versions: REINFORCE 999 ± 2 at 3 M, the best evaluation of "
         "each run [Tianshou]; REINFORCE about 600 after 5,000 episodes [Gymnasium's tutorial].",
     ),
-    "lunar-lander": (
-        "LunarLander-v3",
+    "LunarLander-v3": (
         240,
         "Solved at 200. Published, on v2: PPO 242 ± 32 at 1 M and A2C 156 ± 80 at 200 k steps [zoo].",
     ),
@@ -158,8 +148,8 @@ def summary(rows: list[dict[str, str]], target: float) -> str:
 def render(rows: list[dict[str, str]]) -> str:
     """Write the page."""
     page = [HEAD]
-    for folder, (env_id, target, published) in TABLES.items():
-        configs = [name for name in shipped_configs() if name.startswith(f"{folder}/")]
+    for env_id, (target, published) in TARGETS.items():
+        configs = [name for name in shipped_configs() if load_config(name).env.id == env_id]
         measured = [[row for row in rows if row["config"] == name] for name in configs]
         if not any(measured):
             continue
@@ -178,11 +168,9 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", default="0-9")
     parser.add_argument("--render", action="store_true")
     arguments = parser.parse_args()
-    tables = [name for name in shipped_configs() if name.partition("/")[0] in TABLES and "/" in name]
     with tempfile.TemporaryDirectory() as temporary:
-        for name in [] if arguments.render else arguments.configs or tables:
-            load_config(name)
+        for name in [] if arguments.render else arguments.configs or shipped_configs():
             new = measure(name, arguments.seeds, temporary)
             write([row for row in read() if row["config"] != name] + new)
-            print(summary(new, TABLES[name.partition("/")[0]][1]), flush=True)
+            print(summary(new, TARGETS[load_config(name).env.id][0]), flush=True)
     PAGE.write_text(render(read()))
