@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,13 @@ def test_the_readme_names_every_command_and_every_shipped_config() -> None:
         assert f"pgcli {command}" in readme
     for name in shipped_configs():
         assert f"`{name}`" in readme
+    for name in re.findall(r"`([a-z-]+/[a-z_]+)`", readme):
+        assert name in shipped_configs()
+
+
+def test_the_page_of_results_says_what_was_measured() -> None:
+    """The page is written from the numbers of every seed alone, and every shipped config has some."""
+    results = runpy.run_path(str(ROOT / "tests/benchmarks/results.py"))
+    rows = results["read"]()
+    assert results["PAGE"].read_text() == results["render"](rows)
+    assert {row["config"] for row in rows} == set(shipped_configs())
