@@ -80,7 +80,7 @@ def descend(
         gradients = list(torch.autograd.grad(terms["loss"], optimizer.parameters))
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
         values = {name: term.item() for name, term in (terms | {"grad_norm": norm}).items()}
-        for name, value in values.items():
+        for name, value in sorted(values.items(), key=lambda item: item[0] == "loss"):  # a part of the sum says more
             if not math.isfinite(value):
                 raise Diverged(f"{name} is {value}", "lower optimizer.learning_rate, or set max_grad_norm")
         if max_grad_norm is not None and values["grad_norm"] > max_grad_norm:
