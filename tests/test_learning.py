@@ -1,0 +1,34 @@
+"""Shipped configs learn what they are shipped for: one seed each, the final policy; docs/results.md has ten."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "untrained", "learned"),
+    [
+        ("cartpole/reinforce", 60, 400),
+        ("cartpole/rloo", 60, 400),
+        ("cartpole/grpo", 60, 400),
+        ("cartpole/importance_sampling", 60, 400),
+        ("cartpole/ppo", 60, 400),
+        ("frozen-lake/reinforce", 0.1, 0.55),
+        ("inverted-pendulum/reinforce", 100, 900),
+        ("mountain-car-continuous/ppo", 80, 88),
+        ("pendulum/ppo", -900, -300),
+    ],
+)
+def test_a_shipped_config_learns(config: str, untrained: float, learned: float, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pgcli", "train", config, "seed=11", "evaluation.every=null", "--run-dir", "run"]
+    subprocess.run([*command, "--quiet"], cwd=tmp_path, check=True, capture_output=True)
+    with (tmp_path / "run/evaluations.csv").open(newline="") as file:
+        first, last = (float(row["return_mean"]) for row in csv.DictReader(file))
+    assert first < untrained
+    assert last > learned
