@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pgcli.errors import CheckpointError, RunInUse
+from pgcli.errors import CheckpointError, RunDirectoryError, RunInUse
 from pgcli.runs import checkpoints
 from pgcli.runs.checkpoints import Checkpoint, decode, follow, load, save
 from pgcli.runs.files import Table, cut_table, write_whole
@@ -164,3 +164,11 @@ def test_a_checkpoint_may_begin_with_the_byte_of_a_pickle(tmp_path: Path) -> Non
             assert load(path).config == {"name": "x" * padding}
             return
     raise AssertionError("no length was tried that begins with 0x80")
+
+
+def test_a_table_of_other_columns_is_not_written_on(tmp_path: Path) -> None:
+    Table(tmp_path / "t.csv", ["iteration", "x"]).close()
+    Table(tmp_path / "t.csv", ["iteration", "x"]).close()
+    with pytest.raises(RunDirectoryError, match="other columns"):
+        Table(tmp_path / "t.csv", ["iteration", "x", "y"])
+    assert (tmp_path / "t.csv").read_text() == "iteration,x\n"

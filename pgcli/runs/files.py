@@ -91,13 +91,22 @@ Cell = str | int | float | None
 
 
 class Table:
-    """A CSV file whose first column is the iteration, in order. Floats are written so that they read back exactly."""
+    """A CSV file whose first column is the iteration, in order. Floats are written so that they read back exactly.
+
+    Raises: RunDirectoryError if the file is there and has other columns.
+    """
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path = path
         self._file = open(path, "ab")  # noqa: SIM115 - open for the whole run
         if self._file.tell() == 0:
             self.append([columns])
+        elif _first_line(path) != ",".join(columns):
+            self.close()
+            raise RunDirectoryError(
+                f"{path}: has other columns than this version of pgcli writes",
+                "go on with the version that began the run, or train into another --run-dir",
+            )
 
     def append(self, rows: Iterable[Sequence[Cell]]) -> None:
         """Add rows; they are in the hands of the operating system when this returns."""
@@ -115,6 +124,11 @@ class Table:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _first_line(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.readline().decode(errors="replace").rstrip("\n")
 
 
 def cut_table(path: Path, iteration: int) -> int:
