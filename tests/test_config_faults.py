@@ -84,7 +84,7 @@ TYPES = [
         (
             f"optimizer: {{learning_rate: {text}}}",
             f"1:13: `optimizer.learning_rate` should be a number, got '{text}'",
-            "numbers are written like 0.99, 1e-3 or 200, without quotes",
+            "numbers are written like 0.99, 1e-3 or 200, without quotes or underscores",
         )
         for text in ("yes", "on", "1_000", "1:30", "017", "0o17", "0x1F", "1e", "1.2.3", "2001-01-01", "--1", "1e-3x")
     ),
@@ -96,7 +96,7 @@ TYPES = [
             ("null", "null", "The default is 0."),
             ("1_000", "'1_000'", "whole numbers are written like 200 or 1e6"),
             ("1:30", "'1:30'", "whole numbers are written like 200 or 1e6"),
-            ("'3'", "'3'", "whole numbers are written like 200 or 1e6, without quotes"),
+            ("'3'", "'3'", "whole numbers are written like 200 or 1e6, without quotes or underscores"),
         )
     ),
     ("seed: " + "9" * 5000, "1:1: `seed` should be a finite number, got .inf", "The default is 0."),

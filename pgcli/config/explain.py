@@ -60,8 +60,8 @@ _LIMITS = {
 }
 _WRITTEN = {
     "bool_type": "write true or false",
-    "float_type": "numbers are written like 0.99, 1e-3 or 200, without quotes",
-    "int_type": "whole numbers are written like 200 or 1e6, without quotes",
+    "float_type": "numbers are written like 0.99, 1e-3 or 200, without quotes or underscores",
+    "int_type": "whole numbers are written like 200 or 1e6, without quotes or underscores",
 }
 
 
