@@ -70,13 +70,18 @@ class PolicyGradient:
         self.past = [deepcopy(self.policy) for _ in range(config.algorithm.reuse - 1)]  # newest first
         self.past_trajectories: list[Trajectories] = []  # what they collected, newest first
 
+    @property
+    def reward_scale(self) -> float:
+        """What rewards are divided by: 1, or the standard deviation of their discounted sum so far."""
+        return 1.0 if self.return_scale is None else self.return_scale.scale
+
     # ------------------------------------------------------------------------------------------ from data to a batch
 
     def estimate(self, trajectories: Trajectories) -> Estimate:
         """Compute returns minus baseline. Where a trajectory is cut, V stands for what was not seen."""
         algorithm, mask = self.config.algorithm, trajectories.mask
         values = values_along(self.policy, self.value, trajectories)
-        rewards = trajectories.rewards / (self.return_scale.scale if self.return_scale else 1.0)
+        rewards = trajectories.rewards / self.reward_scale
         lam = algorithm.gae_lambda if algorithm.returns == "lambda_return" else 1.0
         ends = (trajectories.terminated, trajectories.cut)
         to_go = trajectory_returns(rewards, algorithm.gamma, lam, *ends, values[1:])
@@ -101,9 +106,8 @@ class PolicyGradient:
             case "leave_one_out":
                 baseline = leave_one_out_baseline(returns, peers)
             case "optimal":
-                baseline = optimal_baseline(returns[0], squared_scores_along(self.policy, trajectories)).expand_as(
-                    returns
-                )
+                squares = squared_scores_along(self.policy, trajectories)
+                baseline = optimal_baseline(returns[0], squares).expand_as(returns)
             case "group":
                 leave_one_out = algorithm.group_mean == "leave_one_out"
                 baseline = group_baseline(returns, peers, self.config.group_size, leave_one_out)
@@ -118,8 +122,7 @@ class PolicyGradient:
         algorithm, mask = self.config.algorithm, trajectories.mask
         estimate, report = self.estimate(trajectories), dict[str, Any]()
         advantages = estimate.advantages
-        scale = self.return_scale.scale if self.return_scale else 1.0
-        largest = float(trajectories.rewards.abs().sum(0).max()) / scale + float(estimate.values.abs().max())
+        largest = float(trajectories.rewards.abs().sum(0).max() / self.reward_scale + estimate.values.abs().max())
         floor = 1e-8 * largest  # no return is larger: below this it is rounding
         if algorithm.standardize == "group":
             advantages, report["zero_variance_groups"] = group_standardized(advantages, self.config.group_size, floor)
@@ -256,7 +259,7 @@ class PolicyGradient:
         if algorithm.entropy_coef > 0:
             report["entropy_coef"] = scheduled(algorithm.entropy_coef, algorithm.entropy_coef_schedule, progress)
         if self.return_scale is not None:
-            report["return_scale"] = self.return_scale.scale
+            report["return_scale"] = self.reward_scale
         return Update(**{field.name: report[field.name] for field in fields(Update) if field.name in report})
 
     # ------------------------------------------------------------------------------------------------------- the state

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pgcli.errors import CheckpointError, RunDirectoryError, RunInUse
 from pgcli.runs import checkpoints
 from pgcli.runs.checkpoints import Checkpoint, decode, follow, load, save
-from pgcli.runs.files import Table, cut_table, write_whole
+from pgcli.runs.files import Table, check_columns, cut_table, write_whole
 from pgcli.runs.lock import lock
 
 STATE = Checkpoint(
@@ -166,9 +166,12 @@ def test_a_checkpoint_may_begin_with_the_byte_of_a_pickle(tmp_path: Path) -> Non
     raise AssertionError("no length was tried that begins with 0x80")
 
 
-def test_a_table_of_other_columns_is_not_written_on(tmp_path: Path) -> None:
-    Table(tmp_path / "t.csv", ["iteration", "x"]).close()
-    Table(tmp_path / "t.csv", ["iteration", "x"]).close()
+def test_a_table_of_other_columns_is_told_and_half_a_header_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    check_columns(path, ["iteration", "x"])
+    Table(path, ["iteration", "x"]).close()
+    check_columns(path, ["iteration", "x"])
     with pytest.raises(RunDirectoryError, match="other columns"):
-        Table(tmp_path / "t.csv", ["iteration", "x", "y"])
-    assert (tmp_path / "t.csv").read_text() == "iteration,x\n"
+        check_columns(path, ["iteration", "x", "y"])
+    path.write_text("iterat")
+    check_columns(path, ["iteration", "x"])

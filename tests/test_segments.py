@@ -222,8 +222,33 @@ def test_a_fault_in_a_later_episode_names_the_seed_of_that_episode() -> None:
     facts = [derived_seed(0, Purpose.RESET, 0, episode) for episode in range(40)]
     longest = next(seed for seed in facts if Counting.facts(seed)[1] == 7)
     assert longest != facts[0]
-    with pytest.raises(EnvironmentFailure, match=str(longest)):
+    with pytest.raises(
+        EnvironmentFailure, match=f"non-finite reward in step 6 of the episode with reset seed {longest}$"
+    ):
         collect(sampler, policy_for(settings), range(10))
+
+
+class Poisoned(Counting):
+    """Shows nan at the reset with one seed."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.poison = seed
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Array, dict[str, Any]]:
+        obs, info = super().reset(seed=seed)
+        return (np.full(2, np.nan, np.float32) if seed == self.poison else obs), info
+
+
+gym.register("Poisoned-v0", entry_point="test_segments:Poisoned")
+
+
+@pytest.mark.parametrize("episode", [0, 1, 4])
+def test_a_fault_at_a_later_reset_is_told_as_one(episode: int) -> None:
+    seed = derived_seed(0, Purpose.RESET, 1, episode)
+    settings = segments("Poisoned-v0", kwargs={"seed": seed})
+    with pytest.raises(EnvironmentFailure, match=f"observation at the reset of the episode with reset seed {seed}$"):
+        collect(Segments(settings), policy_for(segments()), range(20))
 
 
 class Pairs(gym.Env[Array, Any]):

@@ -58,9 +58,11 @@ class Policy(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """Compute what the distribution is made of [M, …] from observations [M, …]."""
-        features: Tensor = self.network[:-1](self.encode(obs))
-        outputs: Tensor = self.network[-1](features)
-        return torch.cat((outputs, features), 1) if self.distribution.sees_features else outputs
+        outputs: Tensor = self.encode(obs)
+        if not self.distribution.sees_features:
+            return self.network(outputs)  # type: ignore[no-any-return]
+        features = self.network[:-1](outputs)
+        return torch.cat((self.network[-1](features), features), 1)
 
     def actor(self, mode: Mode) -> Actor:
         """Give the way to act in `mode`."""

@@ -183,16 +183,21 @@ def _returns(view: View) -> str:
     return mean_and_error(view.returns) if view.returns else "no episode has ended yet"
 
 
-def _details(update: Update) -> list[str]:
-    """Write what an update has to tell, the most telling first."""
+def _of_policy(update: Update) -> list[str]:
+    """Write what an update did to the policy, the most telling first."""
     parts = [f"entropy {update.entropy:.3f}", f"gradient norm {update.grad_norm:.3g}"]
     if update.approx_kl is not None:
         parts.append(f"KL {update.approx_kl:.2g}")
     if update.clip_fraction is not None:
         parts.append(f"clipped {update.clip_fraction:.0%}".replace("%", " %"))
-    if update.explained_variance is not None:
-        parts.append(f"explained variance {update.explained_variance:.2f}")
     return parts
+
+
+def _of_value(update: Update) -> list[str]:
+    """Write how good the value function is."""
+    share = update.explained_variance
+    known = [] if share is None else [f"explained variance {share:.2f}"]
+    return known if update.value_loss is None else [*known, f"loss {update.value_loss:.3g}"]
 
 
 def _plain_line(record: Record, view: View) -> str:
@@ -205,7 +210,7 @@ def _plain_line(record: Record, view: View) -> str:
         )
     return (
         f"iteration {view.count}  env steps {record.env_steps:,}  return {_returns(view)}  "
-        f"{'  '.join(_details(record.update))}  {view.steps_per_second:,.0f} steps/s"
+        f"{'  '.join(_of_policy(record.update) + _of_value(record.update)[:1])}  {view.steps_per_second:,.0f} steps/s"
     )
 
 
@@ -282,7 +287,9 @@ def _panel(view: View, width: int, levels: str) -> Table:
         )
         grid.add_row("evaluation", text)
     if record is not None:
-        grid.add_row("update", " · ".join(_details(record.update)))
+        grid.add_row("update", " · ".join(_of_policy(record.update)))
+        if record.update.value_loss is not None:
+            grid.add_row("value", " · ".join(_of_value(record.update)))
         grid.add_row("env steps", f"{record.env_steps:,} · {view.steps_per_second:,.0f}/s · {view.split}")
     for notice in view.notices:
         grid.add_row("note", notice)

@@ -16,7 +16,7 @@ from pgcli.config import Config, to_yaml
 from pgcli.errors import CheckpointError, RunDirectoryError, UsageError
 from pgcli.records import Evaluation, Iteration
 from pgcli.runs import checkpoints
-from pgcli.runs.files import Table, cut_table, read_json, write_json, write_whole
+from pgcli.runs.files import Table, check_columns, cut_table, read_json, write_json, write_whole
 
 METRICS = (
     "iteration,env_steps,episodes,return_mean,return_standard_error,return_standard_deviation,return_min,"
@@ -68,9 +68,11 @@ class RunDirectory:
     ) -> None:
         """Cut the run back to the state after `counters["iteration"]` updates and make ready to go on.
 
-        Raises: RunDirectoryError if the tables do not reach that far.
+        Raises: RunDirectoryError if the tables have other columns or do not reach that far.
         """
         iteration = counters["iteration"]
+        for name, columns in TABLES.items():
+            check_columns(self.path / f"{name}.csv", columns)
         rows = self.cut(iteration)
         expected = {"metrics": iteration, "episodes": counters["episodes"], "evaluations": min(iteration, 1)}
         for name, least in expected.items():

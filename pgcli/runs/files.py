@@ -91,22 +91,13 @@ Cell = str | int | float | None
 
 
 class Table:
-    """A CSV file whose first column is the iteration, in order. Floats are written so that they read back exactly.
-
-    Raises: RunDirectoryError if the file is there and has other columns.
-    """
+    """A CSV file whose first column is the iteration, in order. Floats are written so that they read back exactly."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path = path
         self._file = open(path, "ab")  # noqa: SIM115 - open for the whole run
         if self._file.tell() == 0:
             self.append([columns])
-        elif _first_line(path) != ",".join(columns):
-            self.close()
-            raise RunDirectoryError(
-                f"{path}: has other columns than this version of pgcli writes",
-                "go on with the version that began the run, or train into another --run-dir",
-            )
 
     def append(self, rows: Iterable[Sequence[Cell]]) -> None:
         """Add rows; they are in the hands of the operating system when this returns."""
@@ -126,9 +117,17 @@ class Table:
         self._file.close()
 
 
-def _first_line(path: Path) -> str:
+def check_columns(path: Path, columns: Sequence[str]) -> None:
+    """Raise RunDirectoryError if a table is there, begins with a whole line, and that line names other columns."""
+    if not path.exists():
+        return
     with path.open("rb") as file:
-        return file.readline().decode(errors="replace").rstrip("\n")
+        line = file.readline()
+    if line.endswith(b"\n") and line.decode(errors="replace") != f"{','.join(columns)}\n":
+        raise RunDirectoryError(
+            f"{path}: has other columns than this version of pgcli writes",
+            "go on with the version that began the run, or train into another --run-dir",
+        )
 
 
 def cut_table(path: Path, iteration: int) -> int:

@@ -92,7 +92,7 @@ class SingleEnvironments:
         self._envs = [make(config) for _ in range(num_envs)]
         self.observation_space = self._envs[0].observation_space
         self.action_space = self._envs[0].action_space
-        self._seeds: Sequence[int] = ()
+        self._seeds: list[int] = []
         self._obs: Array = np.zeros(())
 
     def reset(self, seeds: Sequence[int]) -> Array:
@@ -100,7 +100,7 @@ class SingleEnvironments:
         if self._rebuild and self._seeds:
             self.close()
             self._envs = [make(self._config) for _ in self._envs]
-        self._seeds = seeds
+        self._seeds = list(seeds)
         space = self.observation_space
         obs: Array = np.empty((len(self._envs), *(space.shape or ())), space.dtype)
         for column in range(len(self._envs)):
@@ -110,12 +110,12 @@ class SingleEnvironments:
 
     def restart(self, seeds: dict[int, int]) -> Array:
         """Start a new episode in some columns, each with its seed: obs [N, …] of all."""
-        obs = self._obs.copy()
+        obs, self._seeds = self._obs.copy(), list(self._seeds)
         for column, seed in seeds.items():
             if self._rebuild:
                 self._envs[column].close()
                 self._envs[column] = make(self._config)
-            self._seeds = [*self._seeds[:column], seed, *self._seeds[column + 1 :]]
+            self._seeds[column] = seed
             self._start(column, obs)
         self._obs = obs
         return obs

@@ -19,6 +19,7 @@ from pgcli.sampling.environments import Environments, make_environments
 
 Array = NDArray[Any]
 MAX_EPISODE_STEPS = 100_000  # a guard against episodes without end, not a time limit
+Place = Callable[[int, int], tuple[int, int]]
 NOISE_ROWS = 64  # random numbers are drawn for so many steps at a time
 
 
@@ -143,9 +144,13 @@ def collect_episodes(
         seeds = [derived_seed(config.seed, Purpose.RESET, iteration, n // config.group_size) for n in columns]
         random = generator(config.seed, Purpose.ACT, iteration, columns.start)
         part = to_trajectories(list(play(envs, actor, seeds, random, config.rollout.horizon, check)))
-        check_finite(part, config.env.id, [seeds] * len(part.mask))
+        check_finite(part, config.env.id, _from_the_reset(seeds))
         parts.append(part)
     return pad_columns(parts)
+
+
+def _from_the_reset(seeds: Sequence[int]) -> Place:
+    return lambda t, column: (t, seeds[column])
 
 
 def ended_episodes(trajectories: Trajectories, gamma: float) -> list[Ended]:
@@ -156,10 +161,10 @@ def ended_episodes(trajectories: Trajectories, gamma: float) -> list[Ended]:
     return [Ended(*row) for row in zip(*columns, strict=True)]
 
 
-def check_finite(trajectories: Trajectories, env_id: str, seeds: Sequence[Sequence[int]]) -> None:
+def check_finite(trajectories: Trajectories, env_id: str, place: Place) -> None:
     """Raise EnvironmentFailure for a reward or an observation that is not finite.
 
-    `seeds[t][n]` is the reset seed of the episode in row t of column n.
+    `place(t, n)` gives the step of its episode that row t of column n is, -1 for the reset, and the reset seed.
     """
     for name, values, valid, first in (
         ("reward", trajectories.rewards, trajectories.mask, 0),
@@ -169,7 +174,6 @@ def check_finite(trajectories: Trajectories, env_id: str, seeds: Sequence[Sequen
         wrong = (~finite & valid).nonzero()
         if len(wrong):
             t, column = (wrong[0] + torch.tensor([first, 0])).tolist()
-            when = "at the reset" if t < 0 else f"in step {t}"
-            raise EnvironmentFailure(
-                f"{env_id} gave a non-finite {name} {when} of the episode with reset seed {seeds[max(t, 0)][column]}"
-            )
+            step, seed = place(t, column)
+            when = "at the reset" if step < 0 else f"in step {step}"
+            raise EnvironmentFailure(f"{env_id} gave a non-finite {name} {when} of the episode with reset seed {seed}")

@@ -145,8 +145,7 @@ class Segments:
         episode, obs, running = state.episode.copy(), state.obs, ~state.over
         returns, discounted, lengths = state.returns.copy(), state.discounted.copy(), state.lengths
         resets = np.full(len(chunk), -1)  # the last row of each column that reset
-        seeds = [self._seed(*one) for one in zip(chunk, episode.tolist(), strict=True)]
-        rows, seeds_of_rows, ended = [], [], list[Ended]()
+        rows, ended = [], list[Ended]()
         for t in range(self._steps):
             check()
             if t % NOISE_ROWS == 0:
@@ -158,21 +157,24 @@ class Segments:
             lengths = lengths + running
             over = terminated | truncated
             if not running.all():
+                episode += ~running
+                resets[~running] = t
                 fresh = np.flatnonzero(~running).tolist()
-                for column in fresh:
-                    episode[column] += 1
-                    resets[column] = t
-                    seeds[column] = self._seed(chunk[column], int(episode[column]))
-                next_obs = envs.restart({column: seeds[column] for column in fresh})
+                next_obs = envs.restart({n: self._seed(chunk[n], int(episode[n])) for n in fresh})
             for column in np.flatnonzero(over).tolist():
                 how = "terminated" if terminated[column] else "truncated"
                 ended.append(Ended(float(returns[column]), float(discounted[column]), int(lengths[column]), how))
                 returns[column] = discounted[column] = lengths[column] = 0
             rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))
-            seeds_of_rows.append(list(seeds))
             obs, running = next_obs, ~over
         trajectories = to_trajectories(rows)
-        check_finite(trajectories, self._config.env.id, seeds_of_rows)
+
+        def place(t: int, column: int) -> tuple[int, int]:
+            before = (~trajectories.mask[: t + 1, column]).nonzero().flatten().tolist()  # the rows that reset
+            step = t - before[-1] - 1 if before else t + int(state.lengths[column])
+            return step, self._seed(chunk[column], int(state.episode[column]) + len(before))
+
+        check_finite(trajectories, self._config.env.id, place)
         drawn = trajectories.actions.numpy()
         since = [
             drawn[:0, n]
