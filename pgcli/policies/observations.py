@@ -45,12 +45,12 @@ class Layout:
     def __init__(self, space: spaces.Space[Any]) -> None:
         self.space = space
         self.leaves, total = list[Leaf](), 0
-        for path, leaf in _walk(space, ()):
-            size = math.prod(leaf.shape)
+        for path, leaf in _walk(space, (), []):
+            size = math.prod(_shape(leaf))
             self.leaves.append(Leaf(path, leaf, slice(total, total + size)))
             total += size
         self.nested = not isinstance(space, Plain)
-        self.shape: tuple[int, ...] = (total,) if self.nested else self.leaves[0].space.shape
+        self.shape = (total,) if self.nested else _shape(self.leaves[0].space)
         self.dtype: np.dtype[Any] = (
             np.result_type(*(_smallest_type(leaf.space) for leaf in self.leaves))
             if self.nested
@@ -73,29 +73,36 @@ class Layout:
                 except (KeyError, IndexError, TypeError):
                     raise ValueError(f"there is no {leaf.name}") from None
             array = _fitting(part, leaf, batch)
-            parts.append(array.reshape(*array.shape[: int(batch)], math.prod(leaf.space.shape)))
+            parts.append(array.reshape(*array.shape[: int(batch)], leaf.numbers.stop - leaf.numbers.start))
         return np.concatenate(parts, axis=-1, dtype=self.dtype, casting="unsafe")  # each value fits: see _smallest_type
 
 
-def _walk(space: spaces.Space[Any], path: tuple[Key, ...]) -> Iterator[tuple[tuple[Key, ...], Plain]]:
+def _walk(
+    space: spaces.Space[Any], path: tuple[Key, ...], siblings: list[Key]
+) -> Iterator[tuple[tuple[Key, ...], Plain]]:
     match space:
         case spaces.Box() | spaces.Discrete() | spaces.MultiDiscrete() | spaces.MultiBinary():
             yield path, space
         case spaces.Dict():
             for key, child in space.spaces.items():
-                yield from _walk(child, (*path, key))
+                yield from _walk(child, (*path, key), [other for other in space.spaces if other != key])
         case spaces.Tuple():
             for number, child in enumerate(space.spaces):
-                yield from _walk(child, (*path, number))
+                yield from _walk(child, (*path, number), [])
         case _:
             kind, at = type(space).__name__, f" at {list(path)}" if path else ""
             raise EnvironmentFailure(
                 f"the observation space is a {kind}{at}, and no network here reads one; "
                 "Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple of these are read",
-                f"leave it out with {{name: FilterObservation, kwargs: {{filter_keys: [the others]}}}} under env.wrappers"
-                if len(path) == 1 and isinstance(path[0], str)
+                "leave it out: {name: FilterObservation, kwargs: {filter_keys: ["
+                f"{', '.join(map(str, siblings))}]}}}} under env.wrappers"
+                if len(path) == 1 and siblings
                 else "turn it into numbers with a wrapper of your own: `module:Class` under env.wrappers",
             )
+
+
+def _shape(space: Plain) -> tuple[int, ...]:
+    return space.shape or ()
 
 
 def _smallest_type(space: Plain) -> np.dtype[Any]:
@@ -111,9 +118,9 @@ def _smallest_type(space: Plain) -> np.dtype[Any]:
 
 def _fitting(value: Any, leaf: Leaf, batch: bool) -> Array:  # noqa: ANN401 - whatever the environment gives
     """Give a leaf as an array of its space's type, in which it must have the same values."""
-    array, space = np.asarray(value), leaf.space
-    if array.shape[int(batch) :] != space.shape or array.ndim != len(space.shape) + batch:
-        raise ValueError(f"an {leaf.name} of shape {array.shape} in a space of {space.shape}")
+    array, space, shape = np.asarray(value), leaf.space, _shape(leaf.space)
+    if array.shape[int(batch) :] != shape or array.ndim != len(shape) + batch:
+        raise ValueError(f"an {leaf.name} of shape {array.shape} in a space of {shape}")
     if array.dtype == space.dtype:
         return array
     fitting = array.astype(space.dtype) if array.dtype.kind in "biuf" else array
