@@ -15,7 +15,8 @@ from helpers import Array, config, log_probs
 from pgcli.agent import PolicyGradient
 from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.policies.distributions import Softmax
-from pgcli.policies.networks import Encoder, mlp, numpy_forward
+from pgcli.policies.networks import mlp, numpy_forward
+from pgcli.policies.observations import Encoder
 from pgcli.policies.policy import Policy
 
 LAST = 1 - 2**-53  # the largest uniform number that numpy draws

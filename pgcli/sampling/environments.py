@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pgcli.config.schema import EnvConfig, WrapperConfig
 from pgcli.errors import EnvironmentFailure, UsageError
+from pgcli.policies.observations import Layout
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -92,6 +93,7 @@ class SingleEnvironments:
         self._envs = [make(config) for _ in range(num_envs)]
         self.observation_space = self._envs[0].observation_space
         self.action_space = self._envs[0].action_space
+        self._layout = Layout(self.observation_space)
         self._seeds: list[int] = []
         self._obs: Array = np.zeros(())
 
@@ -101,8 +103,7 @@ class SingleEnvironments:
             self.close()
             self._envs = [make(self._config) for _ in self._envs]
         self._seeds = list(seeds)
-        space = self.observation_space
-        obs: Array = np.empty((len(self._envs), *(space.shape or ())), space.dtype)
+        obs = np.empty((len(self._envs), *self._layout.shape), self._layout.dtype)
         for column in range(len(self._envs)):
             self._start(column, obs)
         self._obs = obs
@@ -130,7 +131,7 @@ class SingleEnvironments:
                 following, rewards[column], terminated[column], truncated[column], _ = self._envs[column].step(
                     actions[column]
                 )
-                obs[column] = self._checked(following)
+                obs[column] = self._layout.pack(following)
             except Exception as error:
                 raise self._failure(f"step with action {actions[column]}", column, error) from error
         self._obs = obs
@@ -144,15 +145,9 @@ class SingleEnvironments:
     def _start(self, column: int, obs: Array) -> None:
         try:
             first, _ = self._envs[column].reset(seed=self._seeds[column])
-            obs[column] = self._checked(first)
+            obs[column] = self._layout.pack(first)
         except Exception as error:
             raise self._failure("reset", column, error) from error
-
-    def _checked(self, obs: Any) -> Any:  # noqa: ANN401 - whatever the environment gives
-        """Refuse an observation of another shape, which numpy would stretch to fit."""
-        if np.shape(obs) != self.observation_space.shape:
-            raise ValueError(f"an observation of shape {np.shape(obs)} in a space of {self.observation_space.shape}")
-        return obs
 
     def _failure(self, what: str, column: int, error: Exception) -> EnvironmentFailure:
         return EnvironmentFailure(
