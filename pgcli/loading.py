@@ -9,9 +9,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pgcli.agent import PolicyGradient
-from pgcli.config import Config, config_from_data
+from pgcli.config import Config
 from pgcli.config.schema import EnvConfig, WrapperConfig
-from pgcli.errors import CheckpointError, ConfigError, EnvironmentFailure
+from pgcli.errors import EnvironmentFailure
 from pgcli.policies.policy import Mode, Policy
 from pgcli.randomness import Purpose, generator
 from pgcli.runs import checkpoints
@@ -65,10 +65,7 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
     """
     path = find_checkpoint(Path(run_or_checkpoint), which)
     checkpoint = checkpoints.load(path)
-    try:
-        config = config_from_data(checkpoint.config, str(path))
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: its config is not one of this version: {error.message}") from None
+    config = checkpoint.read_config(str(path))
     if not trust:
         _refuse_foreign_modules(config.env, path)
     with closing(make(config.env)) as env:

@@ -64,7 +64,7 @@ OBSERVATIONS: dict[str, tuple[spaces.Space[Any], Any]] = {
     "discrete": (spaces.Discrete(4), lambda w, r: w),
     "discrete from -2": (spaces.Discrete(4, start=-2), lambda w, r: np.int64(w - 2)),
     "multi-discrete": (
-        spaces.MultiDiscrete([[5, 2], [2, 3]]),
+        spaces.MultiDiscrete(np.array([[5, 2], [2, 3]])),
         lambda w, r: np.array([[r.integers(5), w // 2], [w % 2, 1]]),
     ),
     "multi-binary": (spaces.MultiBinary((2, 2)), lambda w, r: np.array([_bits(w), r.integers(0, 2, 2, np.int8)])),
@@ -100,7 +100,7 @@ ACTIONS: dict[str, tuple[spaces.Space[Any], Any]] = {
     "discrete from -2": (spaces.Discrete(4, start=-2), lambda a, w: float(a + 2 != w)),
     "multi-discrete": (spaces.MultiDiscrete([2, 2]), lambda a, w: float(np.abs(a - _bits(w)).sum())),
     "2-d multi-discrete from 3": (
-        spaces.MultiDiscrete([[2], [2]], start=np.array([[3], [3]])),
+        spaces.MultiDiscrete(np.array([[2], [2]]), start=np.array([[3], [3]])),
         lambda a, w: float(np.abs(a.ravel() - 3 - _bits(w)).sum()),
     ),
     "multi-binary": (spaces.MultiBinary(2), lambda a, w: float(np.abs(a - _bits(w)).sum())),

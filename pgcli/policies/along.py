@@ -87,8 +87,7 @@ def ratios_along(policy: Policy, trajectories: Trajectories) -> Tensor:
 def squared_scores_along(policy: Policy, trajectories: Trajectories) -> Tensor:
     """Compute |Σ_t ∇log π(a_t|s_t)|² of each trajectory, [N], with one backward pass for each."""
     log_probs = log_probs_along(policy, trajectories).sum(0)
-    squares = []
-    for one in log_probs:
-        scores = torch.autograd.grad(one, list(policy.parameters()), retain_graph=True)
-        squares.append(torch.stack([score.square().sum() for score in scores]).sum())
-    return torch.stack(squares).to(trajectories.rewards.dtype)
+    each = torch.eye(len(log_probs), dtype=log_probs.dtype)
+    scores = torch.autograd.grad(log_probs, list(policy.parameters()), each, is_grads_batched=True)
+    squares = torch.stack([score.flatten(1).square().sum(1) for score in scores])
+    return squares.sum(0).to(trajectories.rewards.dtype)

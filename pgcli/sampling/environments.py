@@ -94,6 +94,7 @@ class SingleEnvironments:
         self.observation_space = self._envs[0].observation_space
         self.action_space = self._envs[0].action_space
         self._layout = Layout(self.observation_space)
+        self._keeps_arrays = isinstance(self.action_space, spaces.Box)  # an entry of a row of 0-d arrays is a number
         self._seeds: list[int] = []
         self._obs: Array = np.zeros(())
 
@@ -127,10 +128,9 @@ class SingleEnvironments:
         obs, rewards = self._obs.copy(), np.zeros(n)
         terminated, truncated = np.zeros(n, bool), np.zeros(n, bool)
         for column in np.flatnonzero(running).tolist():
+            action = actions[column, ...] if self._keeps_arrays else actions[column]
             try:
-                following, rewards[column], terminated[column], truncated[column], _ = self._envs[column].step(
-                    actions[column]
-                )
+                following, rewards[column], terminated[column], truncated[column], _ = self._envs[column].step(action)
                 obs[column] = self._layout.pack(following)
             except Exception as error:
                 raise self._failure(f"step with action {actions[column]}", column, error) from error
