@@ -149,10 +149,10 @@ class PolicyGradient:
 
     # -------------------------------------------------------------------------------------- from a batch to a gradient
 
-    def policy_terms(self, batch: Batch, progress: float = 0.0) -> Terms:
+    def policy_terms(self, batch: Batch, progress: float = 0.0, trunk: Tensor | None = None) -> Terms:
         """Compute the policy's loss on a batch; without behavior_log_probs, the policy itself is the one that acted."""
         algorithm, distribution = self.config.algorithm, self.policy.distribution
-        outputs = self.policy(batch.obs, batch.windows)
+        outputs = self.policy(batch.obs, batch.windows, trunk)
         log_probs = distribution.log_probs(outputs, batch.actions)
         behavior = log_probs.detach() if batch.behavior_log_probs is None else batch.behavior_log_probs
         log_ratios = log_probs - behavior
@@ -184,16 +184,17 @@ class PolicyGradient:
                 terms["clip_fraction"] = ((ratios - 1).abs() > clip_range).to(ratios.dtype).mean()
         return terms
 
-    def value_terms(self, batch: Batch) -> Terms:
+    def value_terms(self, batch: Batch, trunk: Tensor | None = None) -> Terms:
         """Compute the value function's loss on a batch."""
         assert self.value is not None
-        values = self.value(self.policy, batch.obs, batch.windows)
+        values = self.value(self.policy, batch.obs, batch.windows, trunk)
         loss = value_loss(values, batch.returns, batch.values, self.config.value.clip_range)
         return {"loss": self.config.algorithm.value_coef * loss, "value_loss": loss}
 
     def joint_terms(self, batch: Batch, progress: float) -> Terms:
         """Add both losses, for a trunk that they share."""
-        policy, value = self.policy_terms(batch, progress), self.value_terms(batch)
+        trunk = self.policy.trunk(batch.obs, batch.windows)
+        policy, value = self.policy_terms(batch, progress, trunk), self.value_terms(batch, trunk)
         return policy | value | {"loss": policy["loss"] + value["loss"]}
 
     def gradient(self, trajectories: Trajectories) -> tuple[list[Tensor], Tensor, Tensor]:

@@ -254,7 +254,8 @@ class _Picture:
         image = x.reshape(len(x), *self.held)
         if self.channels_last:
             image = image.permute(0, 1, 4, 2, 3)
-        return image.reshape(len(x), *self.shape).to(dtype) / self.divisor
+        image = image.reshape(len(x), *self.shape).to(dtype) / self.divisor
+        return image.contiguous(memory_format=torch.channels_last)  # convolutions are a third faster so
 
 
 def _largest(space: spaces.Box) -> float:

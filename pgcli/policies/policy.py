@@ -106,9 +106,9 @@ class Policy(nn.Module):
         hidden: Tensor = self.network[:-1](self.remember(self.read(obs), windows))
         return hidden
 
-    def forward(self, obs: Tensor, windows: Windows | None = None) -> Tensor:
-        """Compute what the distribution is made of [M, …] from observations [M, …]."""
-        features = self.trunk(obs, windows)
+    def forward(self, obs: Tensor, windows: Windows | None = None, trunk: Tensor | None = None) -> Tensor:
+        """Compute what the distribution is made of [M, …] from observations [M, …]; `trunk`, if it is known already."""
+        features = self.trunk(obs, windows) if trunk is None else trunk
         outputs: Tensor = self.network[-1](features)
         if self.masked:
             outputs = outputs.masked_fill(~self.encoder.permitted(obs), FORBIDDEN)
@@ -184,10 +184,15 @@ class ValueFunction(nn.Module):
         if policy_config.init == "orthogonal":
             orthogonal(self.network, last_gain=1.0)
 
-    def forward(self, policy: Policy, obs: Tensor, windows: Windows | None = None) -> Tensor:
-        """Compute V [M] from observations [M, …], in the unit of the rewards that it learns from."""
+    def forward(
+        self, policy: Policy, obs: Tensor, windows: Windows | None = None, trunk: Tensor | None = None
+    ) -> Tensor:
+        """Compute V [M] from observations [M, …], in the unit of the rewards that it learns from.
+
+        `trunk` is what the policy's last hidden layer gives, if it is known already and shared.
+        """
         if self.shared:
-            features = policy.trunk(obs, windows)
+            features = policy.trunk(obs, windows) if trunk is None else trunk
         else:
             features = policy.read(obs, self.images)
             if policy.memory is not None:
