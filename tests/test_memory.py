@@ -296,3 +296,23 @@ def test_padded_episodes_of_different_lengths_are_windows_of_their_own() -> None
     assert windows is not None
     assert windows.lengths.tolist() == [4, 2, 3]
     assert rows.tolist() == [0, 3, 6, 9, 1, 4, 2, 5, 8]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_while_acting_memory_starts_anew_with_every_episode(kind: str) -> None:
+    settings = config(
+        env={"id": "tasks:Identity-v0", "num_envs": 2},
+        rollout={"episodes": None, "steps": 11},
+        algorithm={"baseline": "value", "returns": "lambda_return"},
+        policy={"memory": kind, "memory_size": 6},
+    )
+    chunks = Chunks(settings.env)
+    envs = chunks.environments(2)
+    policy = PolicyGradient(envs.observation_space, envs.action_space, settings).policy
+    sampler, actor = Segments(settings), policy.actor("sampled")
+    memory = actor.start(2)
+    for iteration in range(3):
+        batch = sampler.collect(policy, iteration, lambda: None).trajectories
+        for obs, mask in zip(batch.obs[:-1].numpy(), batch.mask.numpy(), strict=True):
+            memory = np.where(mask[:, None], actor.respond(obs, np.zeros(2), memory)[1], 0)
+        assert (sampler.state_dict()["sampler.memory"].numpy() == memory).all()

@@ -110,6 +110,7 @@ def test_a_nested_observation_is_one_row_that_holds_every_value_exactly() -> Non
         ({"a": spaces.Box(0, 255, (4, 4), np.uint8), "b": spaces.Discrete(300)}, np.uint16),
         ({"a": spaces.Box(0, 255, (4, 4), np.uint8), "b": spaces.Box(0, 1, (1,))}, np.float32),
         ({"a": spaces.MultiBinary(3), "b": spaces.MultiDiscrete([3, 4])}, np.uint8),
+        ({"a": spaces.MultiBinary(3), "b": spaces.MultiDiscrete([3, 257])}, np.uint16),
         ({"a": spaces.Box(-9, 9, (1,), np.int64), "b": spaces.Box(0, 1, (1,))}, np.float64),
     ],
     ids=str,
