@@ -113,9 +113,11 @@ def train(
         raise UsageError("--seeds and seed=… contradict each other")
     configs = [base] if seeds is None else [override(base, [f"seed={seed}"]) for seed in _seeds(seeds)]
 
-    from pgcli.sampling.environments import spec
+    from pgcli.sampling.registry import spec
+    from pgcli.streams import results_only
 
-    spec(base.env)  # an unknown environment is told before torch is imported
+    with results_only():
+        spec(base.env)  # an unknown environment is told before torch is imported
 
     from pgcli.experiment import Request, check_request
 
@@ -163,12 +165,14 @@ def _seeds(text: str) -> list[int]:
 def _train(requests: list[Request], jobs: int, quiet: bool) -> None:
     from pgcli.jobs import Failure, run_all
     from pgcli.report.display import make_display
+    from pgcli.streams import results_only
 
-    display = make_display([request.config for request in requests], quiet)
-    try:
-        results = run_all(requests, jobs, display.show)
-    finally:
-        display.close()
+    with results_only():
+        display = make_display([request.config for request in requests], quiet)
+        try:
+            results = run_all(requests, jobs, display.show)
+        finally:
+            display.close()
     for result in results:
         if isinstance(result, Failure):
             typer.echo(result.text, err=True)
@@ -220,18 +224,21 @@ def eval(
     """Measure a trained policy on fresh episodes, and film it."""
     from pgcli.assessment import assess, table
     from pgcli.loading import load
+    from pgcli.streams import results_only
 
-    agent = load(checkpoint, which, trust=trust)
-    result = assess(agent, episodes, mode.value, gamma, horizon, seed)
-    if video is not None:
-        from pgcli.report.video import film
+    film_path = video and video.absolute()  # an environment may leave this folder
+    with results_only():
+        agent = load(checkpoint, which, trust=trust)
+        result = assess(agent, episodes, mode.value, gamma, horizon, seed)
+        if film_path is not None:
+            from pgcli.report.video import film
 
-        episode = film(agent, video, mode.value, seed, horizon)
-        result |= {
-            "video": str(video),
-            "video_return": episode.episode_return,
-            "video_length": episode.length,
-        }
+            episode = film(agent, film_path, mode.value, seed, horizon)
+            result |= {
+                "video": str(video),
+                "video_return": episode.episode_return,
+                "video_length": episode.length,
+            }
     typer.echo(json.dumps(result, allow_nan=False) if as_json else table(result))
 
 

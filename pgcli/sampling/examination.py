@@ -1,0 +1,215 @@
+"""The start check: one reset and one step of an instance that is thrown away, before anything is built on it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import find_highest_version
+from numpy.typing import NDArray
+
+from pgcli.config.schema import EnvConfig
+from pgcli.errors import EnvironmentFailure
+from pgcli.policies.observations import ACTION_MASK, Layout
+from pgcli.sampling.faults import Broken, flag, is_fault, number, told
+from pgcli.sampling.masks import MaskColumns, MaskedObservation, choices, read_mask
+from pgcli.sampling.registry import build, spec
+
+MAX_EPISODE_STEPS = 100_000  # a guard against episodes without end, not a time limit
+START_SEED = 0
+_RESET = "begin with `def reset(self, *, seed=None, options=None)` and `super().reset(seed=seed)`; return obs, {}"
+_STEP = "return obs, reward, terminated, truncated, info from step"
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a throwaway instance showed, and what the user should know of it."""
+
+    observation_space: spaces.Space[Any]  # as the environment has it: without the mask that pgcli adds
+    action_space: spaces.Space[Any]
+    adds_mask: bool  # its info has an `action_mask`, which its observation has not
+    time_limit: int | None
+    notices: tuple[str, ...]
+
+
+_examined: dict[str, Examination] = {}
+
+
+def examine(config: EnvConfig) -> Examination:
+    """Hold an environment against Gymnasium's contract, once per process and config.
+
+    Raises: EnvironmentFailure for what would break a run; UsageError for an argument that it does not take.
+    """
+    parts = {"id", "kwargs", "wrappers", "max_episode_steps"}
+    key = json.dumps(config.model_dump(include=parts, warnings=False), sort_keys=True, default=repr)
+    if key not in _examined:
+        _examined[key] = _examine(config)
+    return _examined[key]
+
+
+def make(config: EnvConfig, render_mode: str | None = None) -> gym.Env[Any, Any]:
+    """Build one environment as the policy meets it: examined, with its wrappers, its action mask observed.
+
+    Raises: EnvironmentFailure, UsageError.
+    """
+    env = build(config, render_mode)
+    return MaskedObservation(env) if examine(config).adds_mask else env
+
+
+def time_limit(config: EnvConfig, env: gym.Env[Any, Any]) -> int | None:
+    """Give the steps after which an episode of `env` is cut, if it says so."""
+    limits = list[int]()
+    layer = env
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, gym.wrappers.TimeLimit):
+            limits.append(int(layer._max_episode_steps))  # it has no public name
+        layer = layer.env
+    arguments = spec(config).kwargs | config.kwargs
+    frames = arguments.get("max_num_frames_per_episode")  # Atari counts frames, of which a step skips some
+    if isinstance(frames, int):
+        skipped = arguments.get("frameskip", 1)
+        limits.append(frames // (skipped if isinstance(skipped, int) else 1))
+    return min(limits, default=None)
+
+
+def _examine(config: EnvConfig) -> Examination:
+    env = build(config)
+    doing, hint = "", ""
+
+    def told_here(what: str, mend: str = "") -> NoReturn:
+        raise EnvironmentFailure(f"{config.id} {what} at the {doing} of the start check", mend or hint)
+
+    try:
+        doing = "spaces"
+        spaces_ = [_space(env, name) for name in ("observation_space", "action_space")]
+        observation_space, action_space = spaces_
+        layout = Layout(observation_space)
+        doing, hint = "reset", _RESET
+        first = env.reset(seed=START_SEED)
+        if not (isinstance(first, tuple) and len(first) == 2 and isinstance(first[1], dict)):
+            told_here(f"gave {_kind(first)} instead of (obs, info)")
+        obs, info = first
+        outside = _outside(layout, obs)
+        has_mask = ACTION_MASK in info and bool(choices(action_space))
+        in_obs = isinstance(observation_space, spaces.Dict) and ACTION_MASK in observation_space.spaces
+        MaskColumns(layout, action_space)
+        mask = read_mask(info, action_space) if has_mask else None
+        doing, hint = "step", _STEP
+        result = env.step(_action(action_space, mask))
+        if not (isinstance(result, tuple) and len(result) == 5 and isinstance(result[4], dict)):
+            told_here(f"gave {_kind(result)} instead of (obs, reward, terminated, truncated, info)")
+        obs, reward, terminated, truncated, _ = result
+        outside = outside or _outside(layout, obs)
+        if not math.isfinite(number(reward)):
+            raise Broken(f"a non-finite reward: {reward}", "a reward is a finite number")
+        for name, value in (("terminated", terminated), ("truncated", truncated)):
+            flag(value, name)
+        limit = time_limit(config, env)
+        doing, hint = "close", ""
+        env.close()
+    except Broken as error:
+        told_here(f"gave {error}", error.hint)
+    except EnvironmentFailure:
+        raise
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        _explain(config, doing, error)
+    notices = [_outdated(config), f"{config.id} gave {outside}; nothing is clipped" if outside else ""]
+    if limit is None:
+        notices.append(
+            f"{config.id} has no time limit: an episode of {MAX_EPISODE_STEPS:,} steps would stop the run; "
+            "env.max_episode_steps sets one"
+        )
+    adds_mask = has_mask and not in_obs
+    return Examination(observation_space, action_space, adds_mask, limit, tuple(filter(None, notices)))
+
+
+def _space(env: gym.Env[Any, Any], name: str) -> spaces.Space[Any]:
+    space = getattr(env, name, None)
+    if not isinstance(space, spaces.Space):
+        raise Broken(
+            "no " + name if space is None else f"a {name} of type {type(space).__name__}",
+            f"set self.{name} in its constructor to a space of gymnasium.spaces",
+        )
+    return space
+
+
+def packed(layout: Layout, obs: Any, *, batch: bool = False) -> NDArray[Any]:  # noqa: ANN401 - as it comes
+    """Give an observation as its layout holds it; raise Broken if it does not fit its space."""
+    try:
+        return layout.pack(obs, batch=batch)
+    except ValueError as error:
+        raise Broken(str(error), "make it what observation_space says") from error
+
+
+def _outside(layout: Layout, obs: Any) -> str:  # noqa: ANN401 - whatever the environment gives
+    """Say of an observation which part leaves the bounds of its space, if one does; raise Broken if it is not in it."""
+    row = packed(layout, obs)
+    if row.dtype.kind == "f" and not np.isfinite(row).all():
+        raise Broken("a non-finite observation", "every number of it is to be finite")
+    for leaf in layout.leaves:
+        part = row[leaf.numbers].reshape(leaf.space.shape or ()) if layout.nested else row
+        if (bad := beyond(leaf.space, part)) is not None:
+            if not isinstance(leaf.space, spaces.Box):
+                raise Broken(f"an {leaf.name} of {bad} in {leaf.space}", "make it what observation_space says")
+            return f"an {leaf.name} of {bad:g} outside the bounds of its space"
+    return ""
+
+
+def beyond(space: spaces.Space[Any], values: NDArray[Any]) -> Any:  # noqa: ANN401 - a number of the space
+    """Give a value that is outside the bounds of `space`, or None."""
+    match space:
+        case spaces.Box():
+            low, high = space.low, space.high
+        case spaces.Discrete():
+            low, high = np.asarray(space.start), np.asarray(space.start + space.n - 1)
+        case spaces.MultiDiscrete():
+            low, high = space.start, space.start + space.nvec - 1
+        case _:
+            low, high = np.asarray(0), np.asarray(1)
+    outside = values[(values < low) | (values > high)]
+    return outside.flat[0] if outside.size else None
+
+
+def _action(space: spaces.Space[Any], mask: NDArray[Any] | None) -> Any:  # noqa: ANN401 - as the space has it
+    """Draw an action, a permitted one where there is a mask; always the same one."""
+    space.seed(START_SEED)
+    if mask is None:
+        return space.sample()
+    if not mask.any():
+        raise Broken("an action mask that permits nothing", "after a reset there must be something to do")
+    parts = np.split(mask, np.cumsum(choices(space))[:-1])
+    first = np.array([int(part.argmax()) for part in parts])
+    if isinstance(space, spaces.Discrete):
+        return np.int64(first[0] + space.start)
+    assert isinstance(space, spaces.MultiDiscrete)
+    return (first.reshape(space.nvec.shape) + space.start).astype(space.dtype)
+
+
+def _kind(result: Any) -> str:  # noqa: ANN401 - whatever the environment gives
+    return f"{len(result)} values" if isinstance(result, tuple) else f"one {type(result).__name__}"
+
+
+def _explain(config: EnvConfig, doing: str, error: BaseException) -> NoReturn:
+    """Tell what an environment raised, and of `gym`'s old ways what has become of them."""
+    words = str(error)
+    if doing == "reset" and "unexpected keyword argument" in words:
+        raise EnvironmentFailure(f"{config.id}: its reset takes no seed or no options", _RESET) from error
+    if doing == "step" and isinstance(error, ValueError) and "(expected 5, got 4)" in words:
+        message = f"{config.id}: its step gives 4 values, as those of `gym` did, and Gymnasium's gives 5"
+        raise EnvironmentFailure(message, _STEP) from error
+    raise EnvironmentFailure(f"{config.id} raised {told(error)} at the {doing} of the start check") from error
+
+
+def _outdated(config: EnvConfig) -> str:
+    found = spec(config)
+    newest = None if found.version is None else find_highest_version(found.namespace, found.name)
+    if newest is None or newest <= (found.version or 0):
+        return ""
+    return f"{found.id} is out of date: there is a v{newest}"
