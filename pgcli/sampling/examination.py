@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pgcli.config.schema import EnvConfig
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import ACTION_MASK, Layout
-from pgcli.sampling.faults import Broken, flag, is_fault, number, told
+from pgcli.sampling.faults import Broken, flag, is_fault, number, told, words
 from pgcli.sampling.masks import MaskColumns, MaskedObservation, choices, read_mask
 from pgcli.sampling.registry import build, spec
 
@@ -63,59 +63,49 @@ def make(config: EnvConfig, render_mode: str | None = None) -> gym.Env[Any, Any]
 
 def time_limit(config: EnvConfig, env: gym.Env[Any, Any]) -> int | None:
     """Give the steps after which an episode of `env` is cut, if it says so."""
-    limits = list[int]()
-    layer = env
+    arguments = spec(config).kwargs | config.kwargs
+    skipped = arguments.get("frameskip", 1)
+    frames_per_step = skipped if isinstance(skipped, int) else 1
+    limits, layer = list[int](), env
     while isinstance(layer, gym.Wrapper):
         if isinstance(layer, gym.wrappers.TimeLimit):
             limits.append(int(layer._max_episode_steps))  # it has no public name
+        elif isinstance(layer, gym.wrappers.AtariPreprocessing):
+            frames_per_step *= layer.frame_skip
         layer = layer.env
-    arguments = spec(config).kwargs | config.kwargs
-    frames = arguments.get("max_num_frames_per_episode")  # Atari counts frames, of which a step skips some
-    if isinstance(frames, int):
-        skipped = arguments.get("frameskip", 1)
-        limits.append(frames // (skipped if isinstance(skipped, int) else 1))
+    if isinstance(frames := arguments.get("max_num_frames_per_episode"), int):  # Atari counts frames
+        limits.append(frames // frames_per_step)
     return min(limits, default=None)
 
 
 def _examine(config: EnvConfig) -> Examination:
-    env = build(config)
-    doing, hint = "", ""
-
-    def told_here(what: str, mend: str = "") -> NoReturn:
-        raise EnvironmentFailure(f"{config.id} {what} at the {doing} of the start check", mend or hint)
-
+    env, doing = build(config), "reset"
     try:
-        doing = "spaces"
-        spaces_ = [_space(env, name) for name in ("observation_space", "action_space")]
-        observation_space, action_space = spaces_
+        observation_space, action_space = (_space(config, env, name) for name in ("observation_space", "action_space"))
         layout = Layout(observation_space)
-        doing, hint = "reset", _RESET
+        MaskColumns(layout, action_space)
         first = env.reset(seed=START_SEED)
         if not (isinstance(first, tuple) and len(first) == 2 and isinstance(first[1], dict)):
-            told_here(f"gave {_kind(first)} instead of (obs, info)")
+            raise Broken(f"{_kind(first)} instead of (obs, info)", _RESET)
         obs, info = first
         outside = _outside(layout, obs)
         has_mask = ACTION_MASK in info and bool(choices(action_space))
-        in_obs = isinstance(observation_space, spaces.Dict) and ACTION_MASK in observation_space.spaces
-        MaskColumns(layout, action_space)
         mask = read_mask(info, action_space) if has_mask else None
-        doing, hint = "step", _STEP
+        doing = "step"
         result = env.step(_action(action_space, mask))
         if not (isinstance(result, tuple) and len(result) == 5 and isinstance(result[4], dict)):
-            told_here(f"gave {_kind(result)} instead of (obs, reward, terminated, truncated, info)")
+            raise Broken(f"{_kind(result)} instead of (obs, reward, terminated, truncated, info)", _STEP)
         obs, reward, terminated, truncated, _ = result
         outside = outside or _outside(layout, obs)
         if not math.isfinite(number(reward)):
             raise Broken(f"a non-finite reward: {reward}", "a reward is a finite number")
-        for name, value in (("terminated", terminated), ("truncated", truncated)):
-            flag(value, name)
+        flag(terminated, "terminated")
+        flag(truncated, "truncated")
         limit = time_limit(config, env)
-        doing, hint = "close", ""
+        doing = "close"
         env.close()
     except Broken as error:
-        told_here(f"gave {error}", error.hint)
-    except EnvironmentFailure:
-        raise
+        raise EnvironmentFailure(f"{config.id} gave {error} at the {doing} of the start check", error.hint) from error
     except BaseException as error:
         if not is_fault(error):
             raise
@@ -126,17 +116,17 @@ def _examine(config: EnvConfig) -> Examination:
             f"{config.id} has no time limit: an episode of {MAX_EPISODE_STEPS:,} steps would stop the run; "
             "env.max_episode_steps sets one"
         )
+    in_obs = isinstance(observation_space, spaces.Dict) and ACTION_MASK in observation_space.spaces
     adds_mask = has_mask and not in_obs
     return Examination(observation_space, action_space, adds_mask, limit, tuple(filter(None, notices)))
 
 
-def _space(env: gym.Env[Any, Any], name: str) -> spaces.Space[Any]:
+def _space(config: EnvConfig, env: gym.Env[Any, Any], name: str) -> spaces.Space[Any]:
     space = getattr(env, name, None)
     if not isinstance(space, spaces.Space):
-        raise Broken(
-            "no " + name if space is None else f"a {name} of type {type(space).__name__}",
-            f"set self.{name} in its constructor to a space of gymnasium.spaces",
-        )
+        what = "has no" if space is None else f"has a {type(space).__name__} for its"
+        hint = f"set self.{name} in its constructor to a space of gymnasium.spaces"
+        raise EnvironmentFailure(f"{config.id} {what} {name}", hint)
     return space
 
 
@@ -198,10 +188,10 @@ def _kind(result: Any) -> str:  # noqa: ANN401 - whatever the environment gives
 
 def _explain(config: EnvConfig, doing: str, error: BaseException) -> NoReturn:
     """Tell what an environment raised, and of `gym`'s old ways what has become of them."""
-    words = str(error)
-    if doing == "reset" and "unexpected keyword argument" in words:
+    said = words(error)
+    if doing == "reset" and "unexpected keyword argument" in said:
         raise EnvironmentFailure(f"{config.id}: its reset takes no seed or no options", _RESET) from error
-    if doing == "step" and isinstance(error, ValueError) and "(expected 5, got 4)" in words:
+    if doing == "step" and isinstance(error, ValueError) and "(expected 5, got 4)" in said:
         message = f"{config.id}: its step gives 4 values, as those of `gym` did, and Gymnasium's gives 5"
         raise EnvironmentFailure(message, _STEP) from error
     raise EnvironmentFailure(f"{config.id} raised {told(error)} at the {doing} of the start check") from error

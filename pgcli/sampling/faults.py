@@ -40,8 +40,8 @@ def is_fault(error: BaseException) -> bool:
 
 def told(error: BaseException) -> str:
     """Tell an exception in one line: its kind, its words, and the line of the user's code that it came from."""
-    words, place = _words(error), where(error)
-    return type(error).__name__ + (f": {words}" if words else "") + (f" ({place})" if place else "")
+    said, place = words(error), where(error)
+    return type(error).__name__ + (f": {said}" if said else "") + (f" ({place})" if place else "")
 
 
 def where(error: BaseException) -> str:
@@ -52,14 +52,13 @@ def where(error: BaseException) -> str:
     return f"{_relative(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
 
 
-def _words(error: BaseException) -> str:
-    if isinstance(error, SyntaxError):
-        return str(error.msg)
+def words(error: BaseException) -> str:
+    """Give an exception's own words, in one line that is not too long."""
     try:
-        words = " ".join(str(error).split())
-    except Exception:  # an exception that cannot even be told
+        said = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+    except Exception:  # there are some that cannot be told
         return ""
-    return words if len(words) <= _LONGEST else f"{words[:_LONGEST]} …"
+    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]} …"
 
 
 def _is_users(file: str) -> bool:

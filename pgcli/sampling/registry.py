@@ -19,14 +19,14 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator, parse_env_id
 
 from pgcli.config.schema import EnvConfig, WrapperConfig
 from pgcli.errors import EnvironmentFailure, UsageError
-from pgcli.sampling.faults import is_fault, told, where
+from pgcli.sampling.faults import is_fault, told, where, words
 
 HERE = str(Path.cwd())  # before an environment can go elsewhere
 _ATARI = "ALE"  # the namespace of the package that is imported without being asked
 _EXTRAS = ("box2d", "mujoco", "atari")  # of pgcli, named as Gymnasium names its own
 _INSTALL_ATARI = 'pip install "pgcli[atari]"'
 _OLD_GYM = (
-    'it was written for `gym`, which Gymnasium follows: pip install "shimmy[gym-v26]", then '
+    'its class must derive from gymnasium.Env; one for `gym` runs by `pip install "shimmy[gym-v26]"` and '
     "env: {id: GymV26Environment-v0, kwargs: {env_id: …}}"
 )
 
@@ -137,10 +137,8 @@ def _is_environment(found: Any) -> bool:  # noqa: ANN401 - an attribute of a mod
 def _unknown(env_id: str, name: str, module: ModuleType | None) -> EnvironmentFailure:
     """Tell a name that nothing has, with the nearest one."""
     prefix = env_id.removesuffix(name)
-    if (found := getattr(module, name, None)) is not None:
-        if any(base.__module__.partition(".")[0] == "gym" for base in getattr(found, "__mro__", ())):
-            return EnvironmentFailure(f"{env_id} is no gymnasium.Env", _OLD_GYM)
-        return EnvironmentFailure(f"{env_id} is no class of gymnasium.Env", "name a class, or a registered id")
+    if module is not None and hasattr(module, name):
+        return EnvironmentFailure(f"{env_id} is no gymnasium.Env", _OLD_GYM)
     classes = [key for key, value in vars(module).items() if _is_environment(value)] if module else []
     try:
         namespace, bare, _ = parse_env_id(name)
@@ -161,9 +159,11 @@ def _unknown(env_id: str, name: str, module: ModuleType | None) -> EnvironmentFa
             hint or f"`module:{name}` imports the module that registers it",
         )
     hint = _near(name, [*classes, *gym.registry], prefix)
-    own = f"; its classes of gymnasium.Env: {', '.join(classes)}" if classes else ""
     if module:
-        return EnvironmentFailure(f"`{module.__name__}` has no environment `{name}`", (hint or "see there") + own)
+        own = (
+            f"its classes of gymnasium.Env: {', '.join(classes[:8])}" if classes else "it has no class of gymnasium.Env"
+        )
+        return EnvironmentFailure(f"`{module.__name__}` has no environment `{name}`", hint or own)
     return EnvironmentFailure(
         f"no environment `{name}` is registered",
         hint or f"one of another package or of a file goes by `module:{name}` or `module:Class`",
@@ -181,11 +181,8 @@ def _refuse(config: EnvConfig, found: EnvSpec, error: BaseException) -> NoReturn
     """Tell in one sentence why an environment cannot be built."""
     if not is_fault(error):
         raise error
-    if isinstance(error, gym.error.DependencyNotInstalled):
+    if isinstance(error, gym.error.DependencyNotInstalled | ImportError):
         raise _missing(config.id, error) from error
-    if isinstance(error, ModuleNotFoundError):
-        message = f"{config.id}: there is no module `{error.name}`"
-        raise EnvironmentFailure(message, _extra_of(error) or "install the package that has it") from error
     if isinstance(error, TypeError):
         if "must inherit from the gymnasium.Env class" in str(error) or "Gym is incompatible" in str(error):
             raise EnvironmentFailure(f"{config.id} builds no gymnasium.Env", _OLD_GYM) from error
@@ -215,9 +212,9 @@ def _arguments(name: str, constructor: Any) -> str:  # noqa: ANN401 - a class, a
 def _missing(name: str, error: BaseException) -> EnvironmentFailure:
     """Tell what is not installed, with the command that does it."""
     commands = re.findall("`(pip install [^`]+)`", str(error))
-    words = re.split(r",|\btherefore\b", str(error))[0].strip()
+    what = words(error) if isinstance(error, ImportError) else re.split(r",|\btherefore\b", words(error))[0].strip()
     hint = _extra_of(error) or (commands[-1] if commands else "install the package that has it")
-    return EnvironmentFailure(f"{name}: {words}", hint)
+    return EnvironmentFailure(f"{name}: {what}", hint)
 
 
 def _extra_of(error: BaseException) -> str:
@@ -225,6 +222,8 @@ def _extra_of(error: BaseException) -> str:
     text = str(error).lower()
     if "opencv" in text or "'cv2'" in text:
         return _INSTALL_ATARI if "atari" in text else "pip install opencv-python-headless"
+    if "'jax'" in text:
+        return 'pip install "gymnasium[jax]"'
     extras = [one for one in _EXTRAS if one in text]
     return f'pip install "pgcli[{extras[0]}]"' if extras else ""
 
@@ -250,7 +249,7 @@ def _wrapped(env: gym.Env[Any, Any], wrapper: WrapperConfig) -> tuple[gym.Env[An
         except BaseException as error:
             if not is_fault(error):
                 raise
-            if isinstance(error, gym.error.DependencyNotInstalled | ModuleNotFoundError):
+            if isinstance(error, gym.error.DependencyNotInstalled | ImportError):
                 raise _missing(f"wrapper {wrapper.name}", error) from error
             raise EnvironmentFailure(f"wrapper {wrapper.name}: {told(error)}", "see its kwargs") from error
     unknown = re.search("unexpected keyword argument '(.+?)'", str(first))
