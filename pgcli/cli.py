@@ -61,6 +61,9 @@ class Axis(StrEnum):
     seconds = "seconds"
 
 
+Config = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config (`pgcli init --list`).")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Config keys to change, like algorithm.gamma=0.9."),
@@ -86,10 +89,7 @@ def _main(
 
 @app.command()
 def train(
-    config: Annotated[
-        str,
-        typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config (`pgcli init --list`)."),
-    ],
+    config: Config,
     overrides: Overrides = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="Where to write; runs/NAME/seed-SEED if left out.", show_default=False)
@@ -243,6 +243,25 @@ def eval(
 
 
 @app.command()
+def doctor(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Examine a config and its environment before a long run; writes nothing."""
+    from pgcli.config import load_config
+
+    loaded = load_config(config, overrides or [])
+
+    from pgcli.doctor import diagnose, table
+    from pgcli.streams import results_only
+
+    with results_only():
+        result = diagnose(loaded)
+    typer.echo(json.dumps(result, allow_nan=False) if as_json else table(result))
+
+
+@app.command()
 def plot(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run directories, or folders of them.")],
     x: Annotated[Axis, typer.Option("-x", help="What to count.")] = Axis.env_steps,
@@ -272,10 +291,10 @@ def init(
 ) -> None:
     """List and copy the shipped configs."""
     from pgcli import shipped
-    from pgcli.config import Config
+    from pgcli.config.schema import Config as Schema
 
     if schema:
-        typer.echo(json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(Schema.model_json_schema(), indent=2, ensure_ascii=False))
     elif list_ or name is None:
         typer.echo(shipped.describe())
     else:

@@ -87,8 +87,8 @@ def run_experiment(
 def _run(request: Request, watch: Callable[[Record], None], check: Callable[[], None]) -> Outcome:
     config, path = request.config, request.path
     with storage(path), ExitStack() as resources:
-        chunks = resources.enter_context(_released(Chunks(_environments(config))))
-        agent = _build(config, chunks)  # before anything is written
+        chunks = resources.enter_context(_released(Chunks(environments_of(config))))
+        agent = build_agent(config, chunks)  # before anything is written
         sampler = resources.enter_context(_released(make_sampler(config, chunks)))
         for notice in examine(config.env).notices:
             watch(Notice(notice))
@@ -149,12 +149,13 @@ def check_request(request: Request) -> None:
         )
 
 
-def _environments(config: Config) -> EnvConfig:
-    """Step groups one by one: the columns of a native vector environment cannot share a reset seed."""
+def environments_of(config: Config) -> EnvConfig:
+    """Give the environments of a run. Groups are stepped one by one: native columns cannot share a reset seed."""
     return config.env.model_copy(update={"vectorization": "sync"}) if config.group_size > 1 else config.env
 
 
-def _build(config: Config, chunks: Chunks) -> PolicyGradient:
+def build_agent(config: Config, chunks: Chunks) -> PolicyGradient:
+    """Build the policy, and the rule that improves it, for the environments of `chunks`."""
     envs = chunks.environments(min(config.rollout.episodes or chunks.width, chunks.width))
     return PolicyGradient(envs.observation_space, envs.action_space, config)
 

@@ -21,7 +21,7 @@ from pgcli.sampling.masks import MaskColumns
 from pgcli.sampling.registry import build_native, spec
 from pgcli.sampling.reproduction import reproduction
 
-__all__ = ["Environments", "NativeEnvironments", "SingleEnvironments", "Step", "make", "make_environments"]
+__all__ = ["Environments", "NativeEnvironments", "SingleEnvironments", "Step", "make", "make_environments", "rebuilds"]
 
 Array = NDArray[Any]
 
@@ -114,7 +114,7 @@ class SingleEnvironments:
 
     def __init__(self, config: EnvConfig, num_envs: int) -> None:
         self._config = config
-        self._rebuild = config.id in REMEMBERS_PAST_EPISODES if config.rebuild == "auto" else config.rebuild
+        self._rebuild = rebuilds(config)
         self._envs = [make(config) for _ in range(num_envs)]
         self.observation_space = self._envs[0].observation_space
         self.action_space = self._envs[0].action_space
@@ -265,6 +265,11 @@ def make_environments(config: EnvConfig, num_envs: int) -> Environments:
             return native
         native.close()  # another environment than its single form
     return SingleEnvironments(config, num_envs)
+
+
+def rebuilds(config: EnvConfig) -> bool:
+    """Say whether every episode is given a fresh instance."""
+    return spec(config).id in REMEMBERS_PAST_EPISODES if config.rebuild == "auto" else config.rebuild
 
 
 def _takes_native(config: EnvConfig) -> bool:

@@ -17,7 +17,7 @@ from pgcli.config.schema import EnvConfig
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import ACTION_MASK, Layout
 from pgcli.sampling.faults import Broken, flag, is_fault, number, told, words
-from pgcli.sampling.masks import MaskColumns, MaskedObservation, choices, read_mask
+from pgcli.sampling.masks import MaskColumns, MaskedObservation, choices, draw, read_mask
 from pgcli.sampling.registry import build, spec
 
 MAX_EPISODE_STEPS = 100_000  # a guard against episodes without end, not a time limit
@@ -34,7 +34,17 @@ class Examination:
     action_space: spaces.Space[Any]
     adds_mask: bool  # its info has an `action_mask`, which its observation has not
     time_limit: int | None
-    notices: tuple[str, ...]
+    oddities: tuple[str, ...]
+    env_id: str
+
+    @property
+    def notices(self) -> list[str]:
+        """What a user should know before a run."""
+        guard = (
+            f"{self.env_id} has no time limit: an episode of {MAX_EPISODE_STEPS:,} steps would stop the run; "
+            "env.max_episode_steps sets one"
+        )
+        return [*self.oddities, *([guard] if self.time_limit is None else [])]
 
 
 _examined: dict[str, Examination] = {}
@@ -92,7 +102,9 @@ def _examine(config: EnvConfig) -> Examination:
         has_mask = ACTION_MASK in info and bool(choices(action_space))
         mask = read_mask(info, action_space) if has_mask else None
         doing = "step"
-        result = env.step(_action(action_space, mask))
+        if mask is not None and not mask.any():
+            raise Broken("an action mask that permits nothing", "after a reset there must be something to do")
+        result = env.step(draw(action_space, mask, np.random.default_rng(START_SEED)))
         if not (isinstance(result, tuple) and len(result) == 5 and isinstance(result[4], dict)):
             raise Broken(f"{_kind(result)} instead of (obs, reward, terminated, truncated, info)", _STEP)
         obs, reward, terminated, truncated, _ = result
@@ -110,15 +122,11 @@ def _examine(config: EnvConfig) -> Examination:
         if not is_fault(error):
             raise
         _explain(config, doing, error)
-    notices = [_outdated(config), f"{config.id} gave {outside}; nothing is clipped" if outside else ""]
-    if limit is None:
-        notices.append(
-            f"{config.id} has no time limit: an episode of {MAX_EPISODE_STEPS:,} steps would stop the run; "
-            "env.max_episode_steps sets one"
-        )
+    oddities = (_outdated(config), f"{config.id} gave {outside}; nothing is clipped" if outside else "")
     in_obs = isinstance(observation_space, spaces.Dict) and ACTION_MASK in observation_space.spaces
     adds_mask = has_mask and not in_obs
-    return Examination(observation_space, action_space, adds_mask, limit, tuple(filter(None, notices)))
+    told_of = tuple(filter(None, oddities))
+    return Examination(observation_space, action_space, adds_mask, limit, told_of, config.id)
 
 
 def _space(config: EnvConfig, env: gym.Env[Any, Any], name: str) -> spaces.Space[Any]:
@@ -165,21 +173,6 @@ def beyond(space: spaces.Space[Any], values: NDArray[Any]) -> Any:  # noqa: ANN4
             low, high = np.asarray(0), np.asarray(1)
     outside = values[(values < low) | (values > high)]
     return outside.flat[0] if outside.size else None
-
-
-def _action(space: spaces.Space[Any], mask: NDArray[Any] | None) -> Any:  # noqa: ANN401 - as the space has it
-    """Draw an action, a permitted one where there is a mask; always the same one."""
-    space.seed(START_SEED)
-    if mask is None:
-        return space.sample()
-    if not mask.any():
-        raise Broken("an action mask that permits nothing", "after a reset there must be something to do")
-    parts = np.split(mask, np.cumsum(choices(space))[:-1])
-    first = np.array([int(part.argmax()) for part in parts])
-    if isinstance(space, spaces.Discrete):
-        return np.int64(first[0] + space.start)
-    assert isinstance(space, spaces.MultiDiscrete)
-    return (first.reshape(space.nvec.shape) + space.start).astype(space.dtype)
 
 
 def _kind(result: Any) -> str:  # noqa: ANN401 - whatever the environment gives

@@ -40,6 +40,19 @@ def read_mask(info: dict[str, Any], action_space: spaces.Space[Any]) -> Array:
     return row.astype(np.int8)
 
 
+def draw(action_space: spaces.Space[Any], mask: Array | None, random: np.random.Generator) -> Any:  # noqa: ANN401
+    """Draw an action as the environment takes it, of those that the row `mask` permits."""
+    if mask is None:
+        action_space.seed(int(random.integers(2**31)))
+        return action_space.sample()
+    parts = np.split(mask, np.cumsum(choices(action_space))[:-1])
+    drawn = np.array([random.choice(np.flatnonzero(part)) for part in parts])
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return (drawn.reshape(action_space.nvec.shape) + action_space.start).astype(action_space.dtype)
+    assert isinstance(action_space, spaces.Discrete)
+    return drawn[0] + action_space.start
+
+
 class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
     """Shows `info["action_mask"]` as an entry of the observation, which is made a Dict if it is none."""
 
@@ -76,10 +89,12 @@ class MaskColumns:
     """
 
     def __init__(self, layout: Layout, action_space: spaces.Space[Any]) -> None:
+        self.numbers: slice | None = None
         self._parts: list[slice] = []
         masks = [leaf.numbers for leaf in layout.leaves if leaf.path == (ACTION_MASK,)]
         if not masks or not choices(action_space):
             return
+        self.numbers = masks[0]
         start, size = masks[0].start, masks[0].stop - masks[0].start
         if size != sum(choices(action_space)):
             raise Broken(f"an action mask of {size} entries for {sum(choices(action_space))} actions")
