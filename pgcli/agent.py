@@ -32,7 +32,7 @@ from pgcli.estimators.objectives import (
 from pgcli.estimators.returns import trajectory_returns, vtrace_returns
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.optimizers import Optimizer, scheduled
-from pgcli.policies.along import log_probs_along, ratios_along, squared_scores_along, values_along
+from pgcli.policies.along import log_probs_along, ratios_along, squared_scores_along, steps_along, values_along
 from pgcli.policies.normalizers import ReturnScale
 from pgcli.policies.policy import Policy, ValueFunction, parameters_of
 from pgcli.randomness import Purpose, derived_seed, generator
@@ -126,28 +126,33 @@ class PolicyGradient:
         floor = 1e-8 * largest  # no return is larger: below this it is rounding
         if algorithm.standardize == "group":
             advantages, report["zero_variance_groups"] = group_standardized(advantages, self.config.group_size, floor)
-        advantages = advantages[mask]
+        rows, windows = steps_along(self.policy, trajectories, cut=self.config.policy.backpropagation_steps)
+
+        def taken(x: Tensor) -> Tensor:
+            return x.flatten(0, 1)[rows]
+
+        advantages = taken(advantages)
         if algorithm.standardize == "batch":
             advantages = standardized(advantages, floor)
-        weights = step_weights(mask, algorithm.average)[mask]
+        weights = taken(step_weights(mask, algorithm.average))
         if algorithm.discount_weighting:
-            t = torch.arange(len(mask), dtype=weights.dtype)[:, None].expand_as(mask)
-            weights = weights * algorithm.gamma ** t[mask]
-        returns, values = estimate.returns[mask], estimate.values[:-1][mask]
+            weights = weights * algorithm.gamma ** (rows // mask.shape[1]).to(weights.dtype)
+        returns, values = taken(estimate.returns), taken(estimate.values[:-1])
         if self.value is not None:
             report["explained_variance"] = explained_variance(values, returns)
-        actions, behavior = trajectories.actions[mask], trajectories.behavior_log_probs
+        actions, behavior = taken(trajectories.actions), trajectories.behavior_log_probs
         report |= self.policy.distribution.report(actions)
         dtype = next(self.policy.network.parameters()).dtype
         real = (advantages.to(dtype), weights.to(dtype), returns.to(dtype), values.to(dtype))
-        return Batch(trajectories.obs[:-1][mask], actions, *real, None if behavior is None else behavior[mask]), report
+        obs, log_probs = taken(trajectories.obs[:-1]), None if behavior is None else taken(behavior)
+        return Batch(obs, actions, *real, log_probs, windows), report
 
     # -------------------------------------------------------------------------------------- from a batch to a gradient
 
-    def policy_terms(self, batch: Batch, progress: float = 0.0) -> Terms:
+    def policy_terms(self, batch: Batch, progress: float = 0.0, trunk: Tensor | None = None) -> Terms:
         """Compute the policy's loss on a batch; without behavior_log_probs, the policy itself is the one that acted."""
         algorithm, distribution = self.config.algorithm, self.policy.distribution
-        outputs = self.policy(batch.obs)
+        outputs = self.policy(batch.obs, batch.windows, trunk)
         log_probs = distribution.log_probs(outputs, batch.actions)
         behavior = log_probs.detach() if batch.behavior_log_probs is None else batch.behavior_log_probs
         log_ratios = log_probs - behavior
@@ -179,16 +184,17 @@ class PolicyGradient:
                 terms["clip_fraction"] = ((ratios - 1).abs() > clip_range).to(ratios.dtype).mean()
         return terms
 
-    def value_terms(self, batch: Batch) -> Terms:
+    def value_terms(self, batch: Batch, trunk: Tensor | None = None) -> Terms:
         """Compute the value function's loss on a batch."""
         assert self.value is not None
-        values = self.value(self.policy, batch.obs)
+        values = self.value(self.policy, batch.obs, batch.windows, trunk)
         loss = value_loss(values, batch.returns, batch.values, self.config.value.clip_range)
         return {"loss": self.config.algorithm.value_coef * loss, "value_loss": loss}
 
     def joint_terms(self, batch: Batch, progress: float) -> Terms:
         """Add both losses, for a trunk that they share."""
-        policy, value = self.policy_terms(batch, progress), self.value_terms(batch)
+        trunk = self.policy.trunk(batch.obs, batch.windows)
+        policy, value = self.policy_terms(batch, progress, trunk), self.value_terms(batch, trunk)
         return policy | value | {"loss": policy["loss"] + value["loss"]}
 
     def gradient(self, trajectories: Trajectories) -> tuple[list[Tensor], Tensor, Tensor]:

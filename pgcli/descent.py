@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pgcli.errors import Diverged
 from pgcli.optimizers import Optimizer
+from pgcli.policies.memory import Windows
 
 Terms = dict[str, Tensor]  # the `loss` to descend, and what to report, all scalars: means over a batch
 
@@ -28,32 +29,39 @@ class Batch:
     returns: Tensor
     values: Tensor  # before the update
     behavior_log_probs: Tensor | None  # None: the policy is the one that acted
+    windows: Windows | None = None  # of a policy with memory: which of the steps follow each other
     share: float = 1.0
 
     def __len__(self) -> int:
         return len(self.advantages)
 
-    def rows(self, chosen: Tensor) -> Batch:
-        """Give some of the steps, weighed so that their loss estimates that of the batch without bias."""
-        share = len(chosen) / len(self)
-        taken: dict[str, Any] = {name: x[chosen] for name, x in vars(self).items() if isinstance(x, Tensor)}
-        return replace(self, **taken | {"weights": taken["weights"] / share, "share": share * self.share})
+    @property
+    def parts(self) -> int:
+        """What can be taken apart: steps, or the windows of a policy with memory."""
+        return len(self) if self.windows is None else len(self.windows.lengths)
+
+    def take(self, chosen: Tensor) -> Batch:
+        """Give some of the parts, weighed so that their loss estimates that of the batch without bias."""
+        rows, windows = (chosen, None) if self.windows is None else self.windows.take(chosen)
+        taken: dict[str, Any] = {name: x[rows] for name, x in vars(self).items() if isinstance(x, Tensor)}
+        taken["weights"] = taken["weights"] / (len(chosen) / self.parts)
+        return replace(self, **taken, windows=windows, share=len(rows) / len(self) * self.share)
 
 
 def minibatches(
     batch: Batch, epochs: int, count: int, shuffler: Callable[[int], np.random.Generator], on_policy: bool
 ) -> Iterator[tuple[int, Batch]]:
-    """Give (epoch, part of the batch) for each step of an update: in every epoch each step of the batch once.
+    """Give (epoch, minibatch) for each step of an update: in every epoch each part of the batch once.
 
     `shuffler(epoch)` orders them. With `on_policy`, the first part comes without behavior_log_probs: its policy is
     the one that acted, and its ratios are exactly 1, whatever a batch of another shape does to the last bit.
     """
-    count = min(count, len(batch))
+    count = min(count, batch.parts)
     first = on_policy
     for epoch in range(epochs):
-        order = None if count == 1 else torch.from_numpy(shuffler(epoch).permutation(len(batch)))
+        order = None if count == 1 else torch.from_numpy(shuffler(epoch).permutation(batch.parts))
         for rows in (None,) if order is None else order.tensor_split(count):
-            part = batch if rows is None else batch.rows(rows)
+            part = batch if rows is None else batch.take(rows)
             yield epoch, replace(part, behavior_log_probs=None) if first else part
             first = False
 

@@ -124,7 +124,7 @@ def diagnose(config: Config) -> dict[str, Any]:
         "env": config.env.id,
         "observation": [_described(leaf.name, leaf.space) for leaf in layout.leaves],
         "action": _described("action", action_space),
-        "action_mask": MaskColumns(layout, action_space).numbers is not None,
+        "action_mask": agent.policy.masked,
         "time_limit": found.time_limit,
         "reward_threshold": registered.reward_threshold,
         "vectorization": "native" if native else "sync",
@@ -417,19 +417,13 @@ def table(result: dict[str, Any]) -> str:
         ("acts", _line(result["action"]) + (", with a mask" if result["action_mask"] else "")),
         ("episodes", "no time limit" if limit is None else f"at most {limit:,} steps"),
         ("solved at", "not registered" if threshold is None else f"a return of {threshold:g}"),
-        (
-            "steps",
-            f"{result['num_envs']:,} environments {how}; one alone {result['env_steps_per_second']:,.0f} steps/s",
-        ),
+        ("steps", f"{result['num_envs']:,} environments {how}; one: {result['env_steps_per_second']:,.0f} steps/s"),
         ("policy", f"{result['policy_parameters']:,} parameters: {parts}"),
         ("value", "none" if value is None else f"{value:,} parameters"),
         ("iteration", f"{batch}; {_optimizer(result['optimizer_steps_per_iteration'], minibatch)}"),
         ("", f"collect {_seconds(result['collect_seconds'])} · update {_seconds(update) if update else 'unknown'}"),
-        (
-            "run",
-            f"{result['iterations']:,} iterations: about {_seconds(result['run_seconds'])} at the pace of this one,",
-        ),
-        ("", f"{_seconds(result['evaluate_seconds'])} of it evaluation; about {_bytes(result['run_bytes'])} on disk"),
+        ("run", f"{result['iterations']:,} iterations: about {_seconds(result['run_seconds'])} at this one's pace,"),
+        ("", f"{evaluating} of it evaluation; about {written} on disk"),
     ]
     lines = [result["env"]]
     for name, text in rows:

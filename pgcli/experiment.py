@@ -89,9 +89,11 @@ def _run(request: Request, watch: Callable[[Record], None], check: Callable[[], 
     with storage(path), ExitStack() as resources:
         chunks = resources.enter_context(_released(Chunks(environments_of(config))))
         agent = build_agent(config, chunks)  # before anything is written
-        sampler = resources.enter_context(_released(make_sampler(config, chunks)))
         for notice in examine(config.env).notices:
             watch(Notice(notice))
+        if agent.policy.masked:
+            watch(Notice("actions are masked, by action_mask; `policy.action_mask: none` ignores it"))
+        sampler = resources.enter_context(_released(make_sampler(config, chunks)))
         if is_run(path) and request.overwrite:
             with lock(path):
                 move_aside(path)
@@ -99,12 +101,12 @@ def _run(request: Request, watch: Callable[[Record], None], check: Callable[[], 
         with lock(path), closing(RunDirectory(path)) as directory:
             if directory.is_new:
                 if is_run(path):
-                    _changes(config, to_data(stored_config(path)), path)
+                    _changes(config, stored_config(path), path)
                 directory.start(config, request.command, spec(config.env).reward_threshold)
                 return _train(config, directory, agent, chunks, sampler, Counters(), watch, check)
             file = find_checkpoint(path)
             checkpoint = checkpoints.load(file)
-            changes = _changes(config, checkpoint.config, path)
+            changes = _changes(config, checkpoint.read_config(str(file)), path)
             if directory.status.get("status") == "finished" and not changes:
                 return Outcome(path, "already finished", None, None, 0.0)
             checkpoints.check_tensors(checkpoint.agent, agent.state_dict(), str(file))
@@ -236,9 +238,9 @@ def stored_config(path: Path) -> Config:
     return load_config(str(path / "config.yaml"))
 
 
-def _changes(config: Config, stored: dict[str, Any], path: Path) -> list[str]:
+def _changes(config: Config, stored: Config, path: Path) -> list[str]:
     """List what `config` changes in the run of `path`, as `key=value`; raise RunDirectoryError for what may not."""
-    before, after = dict(_flat(stored)), dict(_flat(to_data(config)))
+    before, after = dict(_flat(to_data(stored))), dict(_flat(to_data(config)))
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
     refused = [key for key in changed if not key.startswith(CHANGEABLE)]
     if refused:

@@ -6,13 +6,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pgcli.agent import PolicyGradient
-from pgcli.config import Config, config_from_data
+from pgcli.config import Config
 from pgcli.config.schema import EnvConfig, WrapperConfig
-from pgcli.errors import CheckpointError, ConfigError, EnvironmentFailure
+from pgcli.errors import EnvironmentFailure
 from pgcli.policies.policy import Mode, Policy
 from pgcli.randomness import Purpose, generator
 from pgcli.runs import checkpoints
@@ -29,19 +28,26 @@ class Agent:
         self.counters = counters
         self.path = path
         self._generator = generator(seed, Purpose.TEST_ACT)
+        self._memory: NDArray[Any] | None = None
+
+    def reset(self) -> None:
+        """Forget the episode so far: a policy with memory is about to begin another."""
+        self._memory = None
 
     def act(self, obs: Any, mode: Mode = "sampled") -> Any:  # noqa: ANN401 - as the environment's spaces have it
-        """Give an action for one observation, or actions [N] for observations [N, …]."""
-        batch = np.asarray(obs)
-        single = batch.shape == self.policy.observation_space.shape
-        if single:
-            batch = batch[None]
-        if batch.shape[1:] != self.policy.observation_space.shape:
-            raise ValueError(
-                f"observations of shape {np.shape(obs)}, and one has {self.policy.observation_space.shape}"
-            )
+        """Give an action for one observation, or actions [N] for N of them, batched as Gymnasium's vectors do.
+
+        A policy with memory remembers from call to call; `reset` begins an episode.
+        Raises: ValueError for what is no observation of the policy's space.
+        """
+        layout = self.policy.encoder.layout
+        try:
+            batch, single = layout.pack(obs)[None], True
+        except ValueError:
+            batch, single = layout.pack(obs, batch=True), False
         actor = self.policy.actor(mode)
-        drawn = actor.act(batch, actor.noise(self._generator, 1, len(batch))[0])
+        memory = actor.start(len(batch)) if self._memory is None else self._memory
+        drawn, self._memory = actor.respond(batch, actor.noise(self._generator, 1, len(batch))[0], memory)
         actions: NDArray[Any] = actor.for_environment(drawn)
         return actions[0] if single else actions
 
@@ -59,10 +65,7 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
     """
     path = find_checkpoint(Path(run_or_checkpoint), which)
     checkpoint = checkpoints.load(path)
-    try:
-        config = config_from_data(checkpoint.config, str(path))
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: its config is not one of this version: {error.message}") from None
+    config = checkpoint.read_config(str(path))
     if not trust:
         _refuse_foreign_modules(config.env, path)
     with closing(make(config.env)) as env:

@@ -334,7 +334,6 @@ def test_a_loaded_agent_acts_in_a_notebook(finished: Path) -> None:
         (["train", "cartpole", "env.id=Cartpol-v1"], 3, "CartPole"),
         (["train", "cartpole", "env.id=no_such_module:X-v0"], 3, "no_such_module"),
         (["train", "cartpole", "env.kwargs.nonsense=1", "env.vectorization=sync"], 2, "`nonsense`"),
-        (["train", "cartpole", "env.id=Blackjack-v1"], 3, "Tuple"),
         (["train", "cartpole", "--seeds", "3-"], 2, "--seeds"),
         (["train", "cartpole", "--seeds", ""], 2, "--seeds"),
         (["train", "cartpole", "--seeds", "0-1", "seed=3"], 2, "contradict"),

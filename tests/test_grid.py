@@ -392,13 +392,6 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
         )
         for key, value in (("learning_rate", "0.1"), ("update_epochs", "3"), ("hidden_sizes", "[8]"))
     ),
-    (
-        ("algorithm.baseline=value", "value.shared_trunk=true", "policy.hidden_sizes=[]"),
-        "value.shared_trunk policy.hidden_sizes",
-        "no trunk",
-        "hidden layers",
-        ("policy.hidden_sizes=[8]",),
-    ),
 ]
 
 

@@ -250,12 +250,12 @@ def test_an_endless_episode_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_noise_is_never_used_twice() -> None:
     steps, seen = 3 * rollout.NOISE_ROWS, []
 
-    def act(obs: Array, uniforms: Array) -> Array:
+    def respond(obs: Array, uniforms: Array, memory: Array) -> tuple[Array, Array]:
         seen.append(uniforms.copy())
-        return np.zeros(4, int)
+        return np.zeros(4, int), memory
 
     envs = make_environments(counting(kwargs={"fault": "endless"}).env, 4)
-    actor = Actor(act, Softmax(3).noise, lambda actions: actions)
+    actor = Actor(respond, Softmax(3).noise, lambda actions: actions)
     transitions = rollout.play(envs, actor, [1, 2, 3, 4], np.random.default_rng(0), steps, lambda: None)
     assert len(list(transitions)) == steps
     assert len(np.unique(seen)) == 4 * steps

@@ -155,6 +155,12 @@ def violations(config: Config) -> Iterator[Violation]:
             "only `baseline: group` has groups",
             "leave group_mean out, or use `baseline: group`",
         )
+    if config.policy.backpropagation_steps is not None and config.policy.memory == "none":
+        yield Violation(
+            ("policy.backpropagation_steps", "policy.memory"),
+            "a policy without memory has nothing to go back through",
+            "leave backpropagation_steps out, or use `memory: gru`",
+        )
     if config.sampling.workers > 0:
         yield Violation(("sampling.workers",), "this version collects in its own process only", "set `workers: 0`")
 
@@ -256,12 +262,6 @@ def _of_shared_trunks(config: Config) -> Iterator[Violation]:
     value = config.value
     if not (config.has_value and value.shared_trunk):
         return
-    if not config.policy.hidden_sizes:
-        yield Violation(
-            ("value.shared_trunk", "policy.hidden_sizes"),
-            "a policy without hidden layers has no trunk to share",
-            "leave shared_trunk out, or give the policy hidden layers",
-        )
     for key in ("hidden_sizes", "learning_rate", "update_epochs"):
         if getattr(value, key) is not None:
             yield Violation(

@@ -108,7 +108,26 @@ class PolicyConfig(Section):
         1.0, gt=0, le=1e6, description="σ of a gaussian at the start; it is learned."
     )
     normalize_obs: bool = Field(
-        False, description="Observations minus their running mean, over their standard deviation, clipped to ±10."
+        False,
+        description="Observations minus their running mean, over their standard deviation, clipped to ±10; images are "
+        "not: theirs are divided by the largest value.",
+    )
+    image_network: Literal["auto", "nature", "small", "none"] = Field(
+        "auto",
+        description="What reads the images of an observation, before the hidden layers; nature: three convolutions, "
+        "for sides of 36 pixels or more; small: two of 3 × 3; auto: nature where it fits; none: images are flattened.",
+    )
+    memory: Literal["none", "gru", "lstm"] = Field(
+        "none", description="A recurrent layer before the hidden ones, which remembers the episode so far."
+    )
+    memory_size: Annotated[Whole, Field(ge=1, le=65536)] = Field(64, description="Units of the recurrent layer.")
+    backpropagation_steps: Count | None = Field(
+        None, description="Gradients go so many steps back through the memory; null: to the start of the trajectory."
+    )
+    action_mask: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto: actions that info or a Dict observation forbid by an `action_mask` have probability 0; "
+        "none: the mask is ignored.",
     )
 
 

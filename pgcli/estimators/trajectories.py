@@ -17,7 +17,8 @@ class Trajectories:
 
     Shapes: obs [T + 1, N, …]; actions [T, N, …]; rewards, terminated, truncated, mask, behavior_log_probs [T, N].
     Rewards are in reward units and float64, as environments give them. behavior_log_probs are log μ(a|s) of the
-    policy μ that acted, in nats, where an objective needs them.
+    policy μ that acted, in nats, where an objective needs them. memory [N, …] is what a recurrent policy remembered
+    before row 0; None: nothing, every column begins an episode.
     """
 
     obs: Tensor
@@ -27,6 +28,7 @@ class Trajectories:
     truncated: Tensor
     mask: Tensor
     behavior_log_probs: Tensor | None = None
+    memory: Tensor | None = None
 
     @property
     def num_steps(self) -> int:
@@ -82,9 +84,12 @@ def pad_columns(parts: list[Trajectories]) -> Trajectories:
         truncated=join("truncated", steps),
         mask=join("mask", steps),
         behavior_log_probs=None if parts[0].behavior_log_probs is None else join("behavior_log_probs", steps),
+        memory=None
+        if parts[0].memory is None
+        else torch.cat([part.memory for part in parts if part.memory is not None]),
     )
 
 
-def from_steps(steps: Tensor, mask: Tensor) -> Tensor:
-    """Put the values [M] of the valid steps back in their places, 0 elsewhere: [T, N]."""
-    return torch.zeros(mask.shape, dtype=steps.dtype).masked_scatter(mask, steps)
+def from_steps(steps: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
+    """Put the values [M] of steps back in their places, row t N + n of `shape` = [T, N] for each, 0 elsewhere."""
+    return torch.zeros(shape.numel(), dtype=steps.dtype).index_copy(0, rows, steps).view(shape)

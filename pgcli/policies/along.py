@@ -6,23 +6,72 @@ import torch
 from torch import Tensor
 
 from pgcli.estimators.trajectories import Trajectories, from_steps
+from pgcli.policies.memory import Windows, ranges
 from pgcli.policies.policy import Policy, ValueFunction
+
+
+def steps_along(
+    policy: Policy, trajectories: Trajectories, *, cut: int | None = None, values: bool = False
+) -> tuple[Tensor, Windows | None]:
+    """List the valid steps in an order that `policy` can go through: rows t N + n [M]; and their windows.
+
+    A policy without memory takes them as they stand. One with memory takes each episode's run of steps as a window;
+    `cut` ends windows after so many steps, each starting from what the policy remembers there. With `values`, the
+    state after a run belongs to it, and cuts none.
+    """
+    mask = trajectories.reached if values else trajectories.mask
+    if policy.memory is None:
+        return mask.flatten().nonzero().squeeze(1), None
+    valid, columns = trajectories.mask, trajectories.mask.shape[1]
+    before, after = torch.zeros_like(valid), torch.zeros_like(valid)
+    before[1:], after[:-1] = valid[:-1], valid[1:]
+    column, start = (valid & ~before).T.nonzero().unbind(1)  # one column after the other, as the ends are
+    lengths = (valid & ~after).T.nonzero()[:, 1] - start + 1 + int(values)
+    memory = torch.zeros(len(start), policy.memory.state_size)
+    if trajectories.memory is not None:
+        memory = torch.where((start == 0)[:, None], trajectories.memory[column], memory)
+    rows = ranges(start, lengths) * columns + column.repeat_interleave(lengths)
+    windows = Windows(lengths, memory)
+    if cut is None or int(lengths.max()) <= cut:
+        return rows, windows
+    return rows, _cut(policy, trajectories.obs.flatten(0, 1)[rows], windows, cut)
+
+
+@torch.no_grad()
+def _cut(policy: Policy, obs: Tensor, windows: Windows, cut: int) -> Windows:
+    """Cut windows after every `cut` steps, and run the policy to what it remembers there."""
+    assert policy.memory is not None
+    x, starts = policy.read(obs), windows.lengths.cumsum(0) - windows.lengths
+    counts = (windows.lengths - 1) // cut + 1
+    firsts = counts.cumsum(0) - counts
+    memory = windows.memory.to(x.dtype).repeat_interleave(counts, 0)
+    for number in range(1, int(counts.max())):
+        longer = (counts > number).nonzero().squeeze(1)
+        rows = starts[longer] + (number - 1) * cut + torch.arange(cut)[:, None]
+        _, after = policy.memory.run(x[rows], memory[firsts[longer] + number - 1])
+        memory[firsts[longer] + number] = after
+    lengths = torch.full((len(memory),), cut)
+    lengths[firsts + counts - 1] = windows.lengths - (counts - 1) * cut
+    return Windows(lengths, memory)
 
 
 @torch.no_grad()
 def values_along(policy: Policy, value: ValueFunction | None, trajectories: Trajectories) -> Tensor:
     """Compute V [T + 1, N] of the states that were reached; 0 elsewhere, and without a value function."""
-    reached, dtype = trajectories.reached, trajectories.rewards.dtype
+    shape, dtype = trajectories.reached.shape, trajectories.rewards.dtype
     if value is None:
-        return torch.zeros(reached.shape, dtype=dtype)
-    return from_steps(value(policy, trajectories.obs[reached]).to(dtype), reached)
+        return torch.zeros(shape, dtype=dtype)
+    rows, windows = steps_along(policy, trajectories, values=True)
+    values = value(policy, trajectories.obs.flatten(0, 1)[rows], windows)
+    return from_steps(values.to(dtype), rows, shape)
 
 
 def log_probs_along(policy: Policy, trajectories: Trajectories) -> Tensor:
     """Compute log π(a|s) [T, N] of what was done, in nats; 0 on masked rows."""
-    mask = trajectories.mask
-    outputs = policy(trajectories.obs[:-1][mask])
-    return from_steps(policy.distribution.log_probs(outputs, trajectories.actions[mask]), mask)
+    rows, windows = steps_along(policy, trajectories)
+    outputs = policy(trajectories.obs.flatten(0, 1)[rows], windows)
+    log_probs = policy.distribution.log_probs(outputs, trajectories.actions.flatten(0, 1)[rows])
+    return from_steps(log_probs, rows, trajectories.mask.shape)
 
 
 @torch.no_grad()

@@ -12,16 +12,15 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from gymnasium import spaces
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from pgcli.errors import EnvironmentFailure
+from pgcli.errors import UsageError
 
 Activation = Literal["tanh", "relu", "elu", "identity"]
 Array = NDArray[Any]
 Forward = Callable[[Array], Array]
+NATURE_SIDE = 36  # pixels: the smallest that its three layers leave something of
 
 _MODULES: dict[Activation, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -59,10 +58,11 @@ def orthogonal(network: nn.Sequential, last_gain: float) -> None:
 
     Source: Saxe et al. (2014); the gains are those of Huang et al. (2022), detail 2.
     """
-    layers = [module for module in network if isinstance(module, nn.Linear)]
+    layers = [module for module in network if isinstance(module, nn.Linear | nn.Conv2d)]
     for layer in layers:
         nn.init.orthogonal_(layer.weight, last_gain if layer is layers[-1] else math.sqrt(2))
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def numpy_forward(network: nn.Sequential) -> Forward:
@@ -91,34 +91,34 @@ def _linear(weight: Array, bias: Array) -> Forward:
     return apply
 
 
-class Encoder:
-    """Turns observations as the environment gives them into vectors of `size` numbers.
+def image_network(shape: tuple[int, int, int], kind: Literal["auto", "nature", "small"]) -> nn.Sequential:
+    """Build a convolutional network from images `[M, channels, height, width]` to features `[M, 512 or 128]`.
 
-    Box: flattened. Discrete: one-hot.
+    nature: three layers for sides of 36 pixels or more, that of Mnih et al. (2015). small: two layers of 3 × 3.
+    auto: nature where it fits.
+
+    Raises: UsageError for an image that is smaller than that.
     """
+    channels, *sides = shape
+    fits = min(sides) >= NATURE_SIDE
+    if kind == "nature" and not fits:
+        raise UsageError(
+            f"policy.image_network: nature needs sides of {NATURE_SIDE} pixels, and an image has {min(sides)}",
+            "use `small`, or the wrapper ResizeObservation",
+        )
+    if kind == "nature" or (kind == "auto" and fits):
+        layers, features = [(32, 8, 4), (64, 4, 2), (64, 3, 1)], 512  # channels, size, stride
+    else:
+        layers, features = [(16, 3, 1), (32, 3, 1)], 128
+    modules: list[nn.Module] = []
+    for filters, size, stride in layers:
+        modules += [nn.Conv2d(channels, filters, size, stride), nn.ReLU()]
+        channels, sides = filters, [(side - size) // stride + 1 for side in sides]
+    return nn.Sequential(*modules, nn.Flatten(), nn.Linear(channels * math.prod(sides), features), nn.ReLU())
 
-    def __init__(self, space: spaces.Space[Any]) -> None:
-        match space:
-            case spaces.Box():
-                self.size, self.start = math.prod(space.shape), None
-            case spaces.Discrete():
-                self.size, self.start = int(space.n), int(space.start)
-            case _:
-                raise EnvironmentFailure(
-                    f"observation space {space} is not supported; Box and Discrete are",
-                    "the wrapper `FlattenObservation` under env.wrappers makes a Box of many spaces",
-                )
 
-    def in_torch(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        """Encode `[M, …]` to `[M, size]`."""
-        if self.start is None:
-            return obs.reshape(len(obs), self.size).to(dtype)
-        return nn.functional.one_hot(obs.long() - self.start, self.size).to(dtype)
-
-    def in_numpy(self, obs: Array) -> Array:
-        """Encode `[N, …]` to `[N, size]`."""
-        if self.start is None:
-            return obs.reshape(len(obs), self.size).astype(np.float32, copy=False)
-        encoded = np.zeros((len(obs), self.size), np.float32)
-        encoded[np.arange(len(obs)), obs - self.start] = 1
-        return encoded
+def width_of(networks: nn.ModuleList) -> int:
+    """Count the features that image networks give."""
+    return sum(
+        layer.out_features for network in networks for layer in network.modules() if isinstance(layer, nn.Linear)
+    )

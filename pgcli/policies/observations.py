@@ -1,4 +1,4 @@
-"""What observations are made of: the leaves of a space, and the one array that holds them all."""
+"""What observations are made of, the one array that holds them, and how a policy reads it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pgcli.errors import EnvironmentFailure
 
@@ -121,11 +123,142 @@ def _fitting(value: Any, leaf: Leaf, batch: bool) -> Array:  # noqa: ANN401 - wh
     array, space, shape = np.asarray(value), leaf.space, _shape(leaf.space)
     if array.shape[int(batch) :] != shape or array.ndim != len(shape) + batch:
         raise ValueError(f"an {leaf.name} of shape {array.shape} in a space of {shape}")
-    if array.dtype == space.dtype:
+    if array.dtype == space.dtype and isinstance(space, spaces.Box):
         return array
     fitting = array.astype(space.dtype) if array.dtype.kind in "biuf" else array
     if fitting.dtype != space.dtype or not (
         np.can_cast(array.dtype, space.dtype, "same_kind") or np.array_equal(fitting, array)
     ):
         raise ValueError(f"an {leaf.name} of type {array.dtype} in a space of {space.dtype}")
+    if not isinstance(space, spaces.Box) and not space.contains(fitting if fitting.ndim else fitting[()]) and not batch:
+        raise ValueError(f"an {leaf.name} of {array.tolist()} in {space}")
     return fitting
+
+
+# -------------------------------------------------------------------------------------------------- what a policy reads
+
+SMALLEST_SIDE = 5  # of what is taken for an image, in pixels
+
+
+class Encoder:
+    """Reads arrays of observations: `size` numbers, images `[channels, height, width]`, the action mask.
+
+    Numbers: Discrete and MultiDiscrete one-hot, MultiBinary and Box flattened. Images: Boxes of rank 3 or 4, and of
+    bytes also of rank 2, with sides of 5 pixels or more, unless `images` is False. Bytes are divided by their largest
+    value, and so are other images with bounds beyond 1.
+    """
+
+    def __init__(self, space: spaces.Space[Any], *, images: bool = True) -> None:
+        self.layout = Layout(space)
+        masked = isinstance(space, spaces.Dict) and len(space.spaces) > 1
+        self._mask = next((leaf.numbers for leaf in self.layout.leaves if masked and leaf.path == (ACTION_MASK,)), None)
+        read = [leaf for leaf in self.layout.leaves if leaf.numbers != self._mask]
+        pictures = [_Picture.of(leaf) if images else None for leaf in read]
+        self._numbers = [_Numbers(leaf) for leaf, picture in zip(read, pictures, strict=True) if picture is None]
+        self._pictures = [picture for picture in pictures if picture is not None]
+        self.size = sum(part.size for part in self._numbers)
+        self.images = [picture.shape for picture in self._pictures]
+        self.actions = None if self._mask is None else self._mask.stop - self._mask.start
+
+    def in_torch(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """Give the numbers of `[M, …]`, `[M, size]`."""
+        rows = obs.reshape(len(obs), -1)
+        parts = [part.in_torch(rows[:, part.leaf.numbers], dtype) for part in self._numbers]
+        return parts[0] if len(parts) == 1 else torch.cat([rows.new_zeros(len(rows), 0, dtype=dtype), *parts], 1)
+
+    def in_numpy(self, obs: Array) -> Array:
+        """Give the numbers of `[N, …]`, `[N, size]`."""
+        rows = obs.reshape(len(obs), -1)
+        parts = [part.in_numpy(rows[:, part.leaf.numbers]) for part in self._numbers]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros((len(rows), 0), np.float32), *parts], 1)
+
+    def pictures(self, obs: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        """Give the images of `[M, …]`, each `[M, channels, height, width]`."""
+        rows = obs.reshape(len(obs), -1)
+        return [picture.in_torch(rows[:, picture.leaf.numbers], dtype) for picture in self._pictures]
+
+    def permitted(self, obs: Tensor) -> Tensor:
+        """Give the action masks of `[M, …]`: bool `[M, actions]`."""
+        return obs[:, self._mask] != 0
+
+    def permitted_in_numpy(self, obs: Array) -> Array:
+        """Give the action masks of `[N, …]`: bool `[N, actions]`."""
+        permitted: Array = obs[:, self._mask] != 0
+        return permitted
+
+
+class _Numbers:
+    """One leaf as numbers, the same in torch and in numpy."""
+
+    def __init__(self, leaf: Leaf) -> None:
+        self.leaf, space = leaf, leaf.space
+        self.size = leaf.numbers.stop - leaf.numbers.start
+        self.divisor = _largest(space) if isinstance(space, spaces.Box) and space.dtype == np.uint8 else 1.0
+        self.first: Array | None = None  # the number of each entry's first place in a one-hot row
+        if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+            counts = np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec)
+            self.size = int(counts.sum())
+            self.first = np.cumsum(counts) - counts - np.ravel(space.start)
+
+    def in_torch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.first is None:
+            return x.to(dtype) if self.divisor == 1 else x.to(dtype) / self.divisor
+        places = x.long() + torch.from_numpy(self.first)
+        return torch.zeros(len(x), self.size, dtype=dtype).scatter_(1, places, 1)
+
+    def in_numpy(self, x: Array) -> Array:
+        if self.first is None:
+            numbers = x.astype(np.float32, copy=False)
+            return numbers if self.divisor == 1 else numbers / np.float32(self.divisor)
+        encoded = np.zeros((len(x), self.size), np.float32)
+        np.put_along_axis(encoded, x.astype(np.int64, copy=False) + self.first, 1, 1)
+        return encoded
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """One leaf as an image: stacked frames become channels, and channels come first."""
+
+    leaf: Leaf
+    held: tuple[int, ...]  # frames × the axes of a frame
+    channels_last: bool
+    divisor: float
+
+    @staticmethod
+    def of(leaf: Leaf) -> _Picture | None:
+        """Find out whether a leaf is an image, and where its channels are.
+
+        Height and width are the two sides that are equal; otherwise the channels are the shorter end.
+        """
+        space, shape = leaf.space, _shape(leaf.space)
+        if (
+            not isinstance(space, spaces.Box)
+            or not 2 <= len(shape) <= 4
+            or (len(shape) == 2 and space.dtype != np.uint8)
+        ):
+            return None
+        frames, frame = (shape[0], shape[1:]) if len(shape) == 4 else (1, shape if len(shape) == 3 else (1, *shape))
+        first, middle, last = frame
+        channels_last = first == middle if (first == middle) != (middle == last) else last < first
+        sides = frame[:2] if channels_last else frame[1:]
+        if min(sides) < SMALLEST_SIDE:
+            return None
+        return _Picture(leaf, (frames, *frame), channels_last, _largest(space))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        frames, first, middle, last = self.held
+        return (frames * last, first, middle) if self.channels_last else (frames * first, middle, last)
+
+    def in_torch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        image = x.reshape(len(x), *self.held)
+        if self.channels_last:
+            image = image.permute(0, 1, 4, 2, 3)
+        image = image.reshape(len(x), *self.shape).to(dtype) / self.divisor
+        return image.contiguous(memory_format=torch.channels_last)  # convolutions are a third faster so
+
+
+def _largest(space: spaces.Box) -> float:
+    """Give the largest size of a number within the bounds, 1 if it is smaller, or if there are none."""
+    bound = float(max(abs(space.low.min(initial=0)), abs(space.high.max(initial=0))))
+    return bound if 1 < bound < math.inf else 1.0

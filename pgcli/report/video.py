@@ -64,16 +64,16 @@ def _frames(agent: Agent, mode: Mode, seed: int, horizon: int | None, episode: E
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame must not look for a screen
     config = agent.config.env
     random = generator(seed, Purpose.VIDEO)
-    actor = agent.policy.actor(mode)
+    actor, layout = agent.policy.actor(mode), agent.policy.encoder.layout
     try:
         with closing(make(config, render_mode="rgb_array")) as env:
             episode.fps = float(env.metadata.get("render_fps") or DEFAULT_FPS)
             layout = Layout(env.observation_space)
             obs, _ = env.reset(seed=derived_seed(seed, Purpose.VIDEO))
             yield _picture(env.render(), config.id)
-            over = False
+            over, memory = False, actor.start(1)
             while not over and episode.length != horizon:
-                drawn = actor.act(layout.pack(obs)[None], actor.noise(random, 1, 1)[0])
+                drawn, memory = actor.respond(layout.pack(obs)[None], actor.noise(random, 1, 1)[0], memory)
                 obs, reward, terminated, truncated, _ = env.step(actor.for_environment(drawn)[0])
                 over = bool(terminated or truncated)
                 episode.episode_return += float(reward)

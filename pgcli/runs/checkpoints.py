@@ -17,7 +17,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from pgcli.errors import CheckpointError
+from pgcli.config import Config, config_from_data
+from pgcli.errors import CheckpointError, ConfigError
 from pgcli.runs.files import read_json, write_json, write_whole
 
 FORMAT = 1
@@ -38,6 +39,13 @@ class Checkpoint:
     config: dict[str, Any]
     counters: dict[str, int]
     tensors: dict[str, Tensor]
+
+    def read_config(self, name: str) -> Config:
+        """Validate the config, with the defaults of this version for what an earlier one did not have."""
+        try:
+            return config_from_data(self.config, name)
+        except ConfigError as error:
+            raise CheckpointError(f"{name}: its config is not one of this version: {error.message}") from None
 
     @property
     def agent(self) -> dict[str, Tensor]:

@@ -121,6 +121,7 @@ class SingleEnvironments:
         self.layout = Layout(self.observation_space)
         self._counts = [leaf for leaf in self.layout.leaves if not isinstance(leaf.space, spaces.Box)]
         self._mask = MaskColumns(self.layout, self.action_space)
+        self._keeps_arrays = isinstance(self.action_space, spaces.Box)  # an entry of a row of 0-d arrays is a number
         self._seeds: list[int] = []
         self._obs: Array = np.zeros(())
         self._history: list[tuple[Array, Array]] = []  # actions and who was running, for the reproduction of a fault
@@ -163,8 +164,9 @@ class SingleEnvironments:
         self._history.append((actions, running))
         given = actions.copy()  # an environment may write into its action
         for column in np.flatnonzero(running).tolist():
+            action = given[column, ...] if self._keeps_arrays else given[column]
             try:
-                result = envs[column].step(given[column])
+                result = envs[column].step(action)
                 if type(result) is not tuple or len(result) != 5:
                     raise Broken("something else than (obs, reward, terminated, truncated, info)")
                 following, reward, ended, cut, _ = result
@@ -242,7 +244,11 @@ class SingleEnvironments:
         when = f"in step {len(actions) - 1} with action {_shown(actions[-1])}" if doing == "step" else f"at the {doing}"
         whose = "" if seed is None else f" of the episode with reset seed {seed}"
         message = f"{env_id} {what} {when}{whose}"
-        program = "" if seed is None else reproduction(self._config, seed, actions, message, doing == "close")
+        program = (
+            ""
+            if seed is None
+            else reproduction(self._config, seed, actions, message, self._keeps_arrays, doing == "close")
+        )
         hint = error.hint if isinstance(error, Broken) else ""
         raise EnvironmentFailure(message, hint, seed, program) from error
 

@@ -17,7 +17,7 @@ from pgcli.config.schema import EnvConfig
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import ACTION_MASK, Layout
 from pgcli.sampling.faults import Broken, flag, is_fault, number, told, words
-from pgcli.sampling.masks import MaskColumns, MaskedObservation, choices, draw, read_mask
+from pgcli.sampling.masks import MaskedObservation, choices, draw, read_mask
 from pgcli.sampling.registry import build, spec
 
 MAX_EPISODE_STEPS = 100_000  # a guard against episodes without end, not a time limit
@@ -93,7 +93,6 @@ def _examine(config: EnvConfig) -> Examination:
     try:
         observation_space, action_space = (_space(config, env, name) for name in ("observation_space", "action_space"))
         layout = Layout(observation_space)
-        MaskColumns(layout, action_space)
         first = env.reset(seed=START_SEED)
         if not (isinstance(first, tuple) and len(first) == 2 and isinstance(first[1], dict)):
             raise Broken(f"{_kind(first)} instead of (obs, info)", _RESET)

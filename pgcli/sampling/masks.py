@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import gymnasium as gym
@@ -83,24 +84,14 @@ class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class MaskColumns:
-    """Where the action mask stands in packed observations `[N, …]`, if there is one.
-
-    Raises: Broken if its size is not that of the action space.
-    """
+    """Where a mask of the actions stands in packed observations `[N, …]`, if there is one that fits them."""
 
     def __init__(self, layout: Layout, action_space: spaces.Space[Any]) -> None:
-        self.numbers: slice | None = None
-        self._parts: list[slice] = []
         masks = [leaf.numbers for leaf in layout.leaves if leaf.path == (ACTION_MASK,)]
-        if not masks or not choices(action_space):
-            return
-        self.numbers = masks[0]
-        start, size = masks[0].start, masks[0].stop - masks[0].start
-        if size != sum(choices(action_space)):
-            raise Broken(f"an action mask of {size} entries for {sum(choices(action_space))} actions")
-        for n in choices(action_space):
-            self._parts.append(slice(start, start + n))
-            start += n
+        ends = np.cumsum([masks[0].start if masks else 0, *choices(action_space)]).tolist()
+        fits = len(masks) == 1 and len(ends) > 1 and ends[-1] == masks[0].stop
+        self.numbers = masks[0] if fits else None
+        self._parts = [slice(*part) for part in pairwise(ends)] if fits else []
 
     def permits(self, obs: Array) -> Array | None:
         """Say of each row whether every part of an action has a choice left; None without a mask."""

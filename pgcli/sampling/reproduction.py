@@ -27,7 +27,8 @@ actions = array({actions}, dtype="{dtype}")
 step = "the reset"
 try:
     result = env.reset(seed={seed})
-    for number, action in enumerate(actions):
+    for number in range(len(actions)):
+        action = actions[{entry}]
         step = f"step {{number}} with action {{action}}"
         result = env.step(action)
     print(f"{{step}} gave {{result}}")
@@ -41,7 +42,9 @@ _CLOSING = """\
 """
 
 
-def reproduction(config: EnvConfig, seed: int, actions: NDArray[Any], message: str, closes: bool) -> str:
+def reproduction(
+    config: EnvConfig, seed: int, actions: NDArray[Any], message: str, keeps_arrays: bool, closes: bool
+) -> str:
     """Write the program: the environment with its arguments and wrappers, the reset, and the very actions."""
     modules, lines = set[str](), [f"env = {_make(config)}"]
     wrappers = [entry if isinstance(entry, WrapperConfig) else WrapperConfig(name=entry) for entry in config.wrappers]
@@ -58,6 +61,7 @@ def reproduction(config: EnvConfig, seed: int, actions: NDArray[Any], message: s
         build="\n".join(lines),
         actions=actions.tolist(),
         dtype=actions.dtype,
+        entry="number, ..." if keeps_arrays else "number",
         seed=seed,
         closing=_CLOSING if closes else "",
     )

@@ -63,12 +63,12 @@ def play(
     `check` is called before every step; what it raises ends the rollout (a signal, say).
     """
     obs = envs.reset(seeds)
-    running = np.ones(len(seeds), bool)
+    running, memory = np.ones(len(seeds), bool), actor.start(len(seeds))
     for t in range(MAX_EPISODE_STEPS if horizon is None else horizon):
         check()
         if t % NOISE_ROWS == 0:
             noise = actor.noise(generator, NOISE_ROWS, len(seeds))
-        actions = actor.act(obs, noise[t % NOISE_ROWS])
+        actions, memory = actor.respond(obs, noise[t % NOISE_ROWS], memory)
         next_obs, rewards, terminated, truncated = envs.step(actor.for_environment(actions), running)
         yield Transition(obs, actions, rewards, terminated, truncated, running, next_obs)
         over = terminated | truncated

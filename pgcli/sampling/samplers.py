@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -96,6 +96,7 @@ class _Columns:
     actions: list[Array]  # as drawn, since the reset: N arrays [L_n, …]
     returns: Array  # reward units, since the reset, [N]
     discounted: Array  # [N]
+    memory: Array  # what the policy remembers, [N, state_size]
 
     @property
     def lengths(self) -> Array:
@@ -120,7 +121,9 @@ class Segments:
 
     def collect(self, policy: Policy, iteration: int, check: Check) -> Rollout:
         """Go on for `rollout.steps` rows."""
-        states = self._states or [self._begin(*one) for one in zip(self._chunks, self._environments, strict=True)]
+        states = self._states or [
+            self._begin(chunk, envs, policy) for chunk, envs in zip(self._chunks, self._environments, strict=True)
+        ]
         parts, episodes, after = [], [], []
         for chunk, envs, state in zip(self._chunks, self._environments, states, strict=True):
             trajectories, ended, then = self._go_on(chunk, envs, state, policy, iteration, check)
@@ -130,10 +133,10 @@ class Segments:
         self._states = after
         return Rollout(pad_columns(parts), episodes)
 
-    def _begin(self, chunk: range, envs: SingleEnvironments) -> _Columns:
-        n = len(chunk)
+    def _begin(self, chunk: range, envs: SingleEnvironments, policy: Policy) -> _Columns:
+        n, nothing = len(chunk), policy.actor("sampled").start(len(chunk))
         obs = envs.reset([self._seed(column, 0) for column in chunk])
-        return _Columns(np.zeros(n, int), np.zeros(n, bool), obs, [np.empty(0)] * n, np.zeros(n), np.zeros(n))
+        return _Columns(np.zeros(n, int), np.zeros(n, bool), obs, [np.empty(0)] * n, np.zeros(n), np.zeros(n), nothing)
 
     def _seed(self, column: int, episode: int) -> int:
         return derived_seed(self._config.seed, Purpose.RESET, column, episode)
@@ -144,6 +147,7 @@ class Segments:
         actor, gamma = policy.actor("sampled"), self._config.algorithm.gamma
         random = generator(self._config.seed, Purpose.ACT, iteration, chunk.start)
         episode, obs, running = state.episode.copy(), state.obs, ~state.over
+        memory = state.memory
         returns, discounted, lengths = state.returns.copy(), state.discounted.copy(), state.lengths
         resets = np.full(len(chunk), -1)  # the last row of each column that reset
         rows, ended = [], list[Ended]()
@@ -151,7 +155,7 @@ class Segments:
             check()
             if t % NOISE_ROWS == 0:
                 noise = actor.noise(random, NOISE_ROWS, len(chunk))
-            actions = actor.act(obs, noise[t % NOISE_ROWS])
+            actions, memory = actor.respond(obs, noise[t % NOISE_ROWS], memory)
             next_obs, rewards, terminated, truncated = envs.step(actor.for_environment(actions), running)
             returns += rewards
             discounted += gamma**lengths * rewards
@@ -160,6 +164,7 @@ class Segments:
             if not running.all():
                 episode += ~running
                 resets[~running] = t
+                memory = np.where(running[:, None], memory, 0)
                 fresh = np.flatnonzero(~running).tolist()
                 next_obs = envs.restart({n: self._seed(chunk[n], int(episode[n])) for n in fresh})
             for column in np.flatnonzero(over).tolist():
@@ -170,7 +175,8 @@ class Segments:
             obs, running = next_obs, ~over
         if lengths.max() > MAX_EPISODE_STEPS:
             raise endless()
-        trajectories = to_trajectories(rows)
+        before = torch.from_numpy(state.memory) if actor.state_size else None
+        trajectories = replace(to_trajectories(rows), memory=before)
         drawn = trajectories.actions.numpy()
         since = [
             drawn[:0, n]
@@ -180,7 +186,7 @@ class Segments:
             else np.concatenate((old, drawn[:, n]))
             for n, (reset, old) in enumerate(zip(resets.tolist(), state.actions, strict=True))
         ]
-        return trajectories, ended, _Columns(episode, ~running, obs, since, returns, discounted)
+        return trajectories, ended, _Columns(episode, ~running, obs, since, returns, discounted, memory)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Give episodes, actions since the reset, and where they led."""
@@ -192,8 +198,10 @@ class Segments:
             padded[: len(one), column] = one
         joined = {
             name: np.concatenate([getattr(state, name) for state in self._states])
-            for name in ("episode", "over", "obs", "lengths", "returns", "discounted")
+            for name in ("episode", "over", "obs", "lengths", "returns", "discounted", "memory")
         }
+        if not joined["memory"].size:
+            del joined["memory"]
         return {f"sampler.{name}": torch.from_numpy(array) for name, array in (joined | {"actions": padded}).items()}
 
     def load_state_dict(self, tensors: dict[str, Tensor], policy: Policy) -> int:
@@ -201,7 +209,9 @@ class Segments:
         if not tensors:
             return 0
         arrays = {name.removeprefix("sampler."): tensor.numpy() for name, tensor in tensors.items()}
-        self._check_shapes(arrays)
+        nothing = policy.actor("sampled").start(self._config.env.num_envs)
+        self._check_shapes(arrays, nothing)
+        arrays = {"memory": nothing} | arrays
         states, lost = [], 0
         for chunk, envs in zip(self._chunks, self._environments, strict=True):
             part = {name: array[chunk.start : chunk.stop] for name, array in arrays.items() if name != "actions"}
@@ -212,8 +222,9 @@ class Segments:
                 actions[: length if back else 0, n]
                 for n, (length, back) in enumerate(zip(lengths.tolist(), came_back.tolist(), strict=True))
             ]
-            nothing = {name: np.where(came_back, part[name], 0) for name in ("returns", "discounted")}
-            states.append(_Columns(part["episode"], part["over"] | ~came_back, part["obs"], since, **nothing))
+            sums = [np.where(came_back, part[name], 0) for name in ("returns", "discounted")]
+            over = part["over"] | ~came_back
+            states.append(_Columns(part["episode"], over, part["obs"], since, sums[0], sums[1], part["memory"]))
         self._states = states
         return lost
 
@@ -240,7 +251,7 @@ class Segments:
         reached: Array = alive & np.array(same)
         return reached
 
-    def _check_shapes(self, arrays: dict[str, Array]) -> None:
+    def _check_shapes(self, arrays: dict[str, Array], memory: Array) -> None:
         layout, n = self._environments[0].layout, self._config.env.num_envs
         steps = len(arrays["actions"]) if "actions" in arrays and arrays["actions"].ndim > 1 else 0
         expected: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -251,6 +262,8 @@ class Segments:
             "returns": ((n,), np.float64),
             "discounted": ((n,), np.float64),
         }
+        if memory.size:
+            expected["memory"] = (memory.shape, memory.dtype)
         fits = arrays.keys() == expected.keys() | {"actions"} and all(
             arrays[name].shape == shape and arrays[name].dtype == dtype for name, (shape, dtype) in expected.items()
         )

@@ -1,0 +1,318 @@
+"""Policies with memory: what they say of a trajectory is what they said while acting, and its gradient is exact."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from helpers import config, trajectories
+from test_spaces import returns
+from torch import Tensor, nn
+
+from pgcli.agent import PolicyGradient
+from pgcli.estimators.trajectories import Trajectories
+from pgcli.policies.along import log_probs_along, steps_along, values_along
+from pgcli.policies.memory import Memory, Windows, ranges
+from pgcli.sampling.rollout import Chunks, collect_episodes
+from pgcli.sampling.samplers import Segments
+
+KINDS = ["gru", "lstm"]
+
+
+def agent_for(kind: str, cut: int | None = None, shared: bool = True, **sections: Any) -> PolicyGradient:
+    settings = config(
+        algorithm={"baseline": "value", "returns": "lambda_return"} | sections.pop("algorithm", {}),
+        value={"shared_trunk": shared},
+        policy={"memory": kind, "memory_size": 5, "hidden_sizes": [4], "backpropagation_steps": cut},
+        **sections,
+    )
+    return PolicyGradient(spaces.Box(-1, 1, (3,)), spaces.Discrete(3), settings)
+
+
+def doubled(agent: PolicyGradient) -> PolicyGradient:
+    agent.policy.double()
+    assert agent.value is not None
+    agent.value.double()
+    return agent
+
+
+def segment(agent: PolicyGradient) -> Trajectories:
+    """Three columns of seven rows, with episodes that begin before, within, and at the end; and random memories."""
+    draw = torch.Generator().manual_seed(3)
+    mask = torch.tensor([[1, 1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1], [0, 1, 0, 1, 1, 1, 0]], dtype=torch.bool).T
+    assert agent.policy.memory is not None
+    memory = torch.randn(3, agent.policy.memory.state_size, dtype=torch.float64, generator=draw)
+    return Trajectories(
+        obs=torch.randn(8, 3, 3, dtype=torch.float64, generator=draw),
+        actions=torch.randint(3, (7, 3), generator=draw),
+        rewards=torch.randn(7, 3, dtype=torch.float64, generator=draw) * mask,
+        terminated=torch.zeros(7, 3, dtype=torch.bool),
+        truncated=torch.zeros(7, 3, dtype=torch.bool),
+        mask=mask,
+        memory=memory,
+    )
+
+
+def step_by_step(agent: PolicyGradient, batch: Trajectories, cut: int | None = None) -> tuple[Tensor, Tensor]:
+    """Compute log π(a|s) [T, N] and V [T + 1, N] with torch's own cells, one step of one column at a time."""
+    policy, value = agent.policy, agent.value
+    assert policy.memory is not None
+    assert value is not None
+    gru = policy.memory.parts == 1
+    cell = (nn.GRUCell if gru else nn.LSTMCell)(3, 5, dtype=torch.float64)
+    cell_parameters: dict[str, Tensor] = dict(
+        zip(dict(cell.named_parameters()), policy.memory.core.parameters(), strict=True)
+    )
+    steps, columns = batch.mask.shape
+    log_probs = torch.zeros(steps, columns, dtype=torch.float64)
+    values = torch.zeros(steps + 1, columns, dtype=torch.float64)
+
+    def look(x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        start = state if gru else tuple(state.chunk(2, -1))
+        after = torch.func.functional_call(cell, cell_parameters, (x[None], start))
+        return (after, after) if gru else (after[0], torch.cat(after, -1))
+
+    for n in range(columns):
+        state, age = torch.zeros(1, policy.memory.state_size, dtype=torch.float64), 0
+        if batch.memory is not None and batch.mask[0, n]:
+            state = batch.memory[n][None]
+        for t in range(steps):
+            if not batch.mask[t, n]:
+                state, age = torch.zeros_like(state), 0
+                continue
+            if cut is not None and age and age % cut == 0:
+                state = state.detach()
+            h, state = look(batch.obs[t, n], state)
+            age += 1
+            features = policy.network[:-1](h)
+            log_probs[t, n] = policy.network[-1](features).log_softmax(1)[0, batch.actions[t, n]]
+            values[t, n] = value.network(features)[0, 0]
+            if t + 1 == steps or not batch.mask[t + 1, n]:
+                h, _ = look(batch.obs[t + 1, n], state)
+                values[t + 1, n] = value.network(policy.network[:-1](h))[0, 0]
+    return log_probs, values
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_probabilities_and_values_are_those_of_going_step_by_step(kind: str) -> None:
+    agent = doubled(agent_for(kind))
+    batch = segment(agent)
+    log_probs, values = step_by_step(agent, batch)
+    torch.testing.assert_close(log_probs_along(agent.policy, batch), log_probs, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(values_along(agent.policy, agent.value, batch), values, rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(log_probs_along(agent.policy, replace(batch, memory=None)), log_probs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cut", [1, 2, 3, 4, 7, 100, None])
+def test_the_gradient_goes_back_through_so_many_steps_and_no_more(kind: str, cut: int | None) -> None:
+    agent = doubled(agent_for(kind, cut))
+    batch = segment(agent)
+    taken, _ = agent.batch(batch)
+    weights = torch.randn(len(taken), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    rows, _ = steps_along(agent.policy, batch, cut=cut)
+    log_probs = agent.policy.distribution.log_probs(agent.policy(taken.obs, taken.windows), taken.actions)
+    ours = torch.autograd.grad((weights * log_probs).sum(), list(agent.policy.parameters()))
+    expected, _ = step_by_step(agent, batch, cut)
+    theirs = torch.autograd.grad((weights * expected.flatten()[rows]).sum(), list(agent.policy.parameters()))
+    for name, one, other in zip(dict(agent.policy.named_parameters()), ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11, msg=name)
+
+
+def test_a_shorter_way_back_is_another_gradient() -> None:
+    gradients = []
+    for cut in (None, 2):
+        agent = doubled(agent_for("gru", cut))
+        gradients.append(torch.cat([g.flatten() for g in agent.gradient(segment(agent))[0]]))
+    assert not torch.allclose(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_update_says_of_an_action_what_was_said_when_it_was_drawn(kind: str) -> None:
+    """Noise that is inverted: the action drawn at u is the one whose cumulative probability holds u."""
+    settings = config(
+        env={"id": "tasks:Identity-v0", "num_envs": 16, "kwargs": {"observation": "tuple"}},
+        rollout={"episodes": 16},
+        policy={"memory": kind, "memory_size": 8, "hidden_sizes": [8]},
+    )
+    chunks = Chunks(settings.env)
+    envs = chunks.environments(16)
+    agent = PolicyGradient(envs.observation_space, envs.action_space, settings)
+    with torch.no_grad():
+        for parameter in agent.policy.parameters():
+            parameter.mul_(3)  # a policy that is far from uniform, and depends on what came before
+    batch = collect_episodes(settings, chunks, agent.policy, 0, lambda: None)
+    actor = agent.policy.actor("sampled")
+    memory, acted = actor.start(16), []
+    for t in range(len(batch.mask)):
+        probabilities = []
+        for u in np.linspace(0, 1, 200, endpoint=False):
+            actions, after = actor.respond(batch.obs[t].numpy(), np.full(16, u), memory)
+            probabilities.append(actions == batch.actions[t].numpy())
+        acted.append(np.mean(probabilities, 0))
+        memory = after
+    said = log_probs_along(agent.policy, batch).detach().exp().numpy()
+    np.testing.assert_allclose(np.stack(acted), said, atol=0.006)
+    assert said.std() > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numpy_steps_as_torch_does(kind: Literal["gru", "lstm"]) -> None:
+    torch.manual_seed(0)
+    memory = Memory(kind, 4, 6)
+    x, state = torch.randn(9, 5, 4), torch.randn(5, memory.state_size)
+    expected, last = memory.run(x, state)
+    step, now = memory.in_numpy(), state.numpy()
+    for t in range(9):
+        outputs, now = step(x[t].numpy(), now)
+        np.testing.assert_allclose(outputs, expected[t].detach(), atol=1e-6)
+    np.testing.assert_allclose(now, last.detach(), atol=1e-6)
+    with np.errstate(all="raise"):
+        step(np.full((1, 4), -1e4, np.float32), now[:1])
+
+
+def test_windows_are_taken_whole() -> None:
+    windows = Windows(torch.tensor([3, 1, 2]), torch.arange(3.0)[:, None])
+    rows, taken = windows.take(torch.tensor([2, 0]))
+    assert rows.tolist() == [4, 5, 0, 1, 2]
+    assert taken.lengths.tolist() == [2, 3]
+    assert taken.memory.flatten().tolist() == [2, 0]
+    assert ranges(torch.tensor([7, 0]), torch.tensor([2, 3])).tolist() == [7, 8, 0, 1, 2]
+
+
+def test_the_minibatches_of_an_epoch_hold_every_step_once_and_sum_to_the_batch() -> None:
+    from pgcli.descent import minibatches
+
+    agent = doubled(agent_for("lstm", cut=2, algorithm={"average": "steps"}))
+    batch, _ = agent.batch(segment(agent))
+    whole = torch.autograd.grad(agent.policy_terms(batch)["policy_loss"], list(agent.policy.parameters()))
+    parts = [part for _, part in minibatches(batch, 1, 3, lambda epoch: np.random.default_rng(epoch), on_policy=False)]
+    assert sum(map(len, parts)) == len(batch) == 17
+    sums = [torch.zeros_like(g) for g in whole]
+    for part in parts:
+        assert part.windows is not None
+        share = part.parts / batch.parts
+        gradients = torch.autograd.grad(agent.policy_terms(part)["policy_loss"], list(agent.policy.parameters()))
+        sums = [total + share * g for total, g in zip(sums, gradients, strict=True)]
+    for one, other in zip(sums, whole, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("learner", ["episodes", "segments, shared trunk", "segments, own network", "reuse"])
+def test_what_was_shown_long_ago_is_remembered(kind: str, learner: str) -> None:
+    whole = learner in ("episodes", "reuse")
+    clip = {"objective": "clip", "update_epochs": 4, "num_minibatches": 2 if whole else 4}
+    value = {"returns": "lambda_return", "baseline": "value"}
+    algorithm: dict[str, Any] = {"episodes": {}, "reuse": clip | {"reuse": 2}}.get(learner, clip | value)
+    _, after = returns(
+        seed=1,
+        env={"id": "tasks:Recall-v0", "num_envs": 32 if whole else 16, "kwargs": {"delay": 5}},
+        rollout={"episodes": 32} if whole else {"episodes": None, "steps": 24},
+        algorithm=algorithm,
+        value={"shared_trunk": learner == "segments, shared trunk"},
+        policy={"memory": kind, "memory_size": 16, "hidden_sizes": [16], "backpropagation_steps": 8},
+        optimizer={"learning_rate": 0.02 if whole else 0.01},
+        training={"iterations": 40},
+        evaluation={"every": None},
+    )
+    assert after > 0.95
+
+
+def test_without_memory_it_cannot_be() -> None:
+    _, after = returns(
+        env={"id": "tasks:Recall-v0", "num_envs": 32, "kwargs": {"delay": 5}},
+        rollout={"episodes": 32},
+        policy={"hidden_sizes": [16]},
+        optimizer={"learning_rate": 0.02},
+        training={"iterations": 40},
+        evaluation={"every": None},
+    )
+    assert after < 0.75
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_a_restored_sampler_remembers_too(kind: str, chunk_size: int | None) -> None:
+    settings = config(
+        env={"id": "tasks:Identity-v0", "num_envs": 3, "chunk_size": chunk_size},
+        rollout={"episodes": None, "steps": 5},
+        algorithm={"baseline": "value", "returns": "lambda_return"},
+        policy={"memory": kind, "memory_size": 6},
+    )
+    chunks = Chunks(settings.env)
+    envs = chunks.environments(3)
+    policy = PolicyGradient(envs.observation_space, envs.action_space, settings).policy
+    one, other = Segments(settings), Segments(settings)
+    for iteration in range(3):
+        one.collect(policy, iteration, lambda: None)
+    state = {name: tensor.clone() for name, tensor in one.state_dict().items()}
+    assert state["sampler.memory"].abs().max() > 0
+    assert other.load_state_dict(state, policy) == 0
+    for iteration in range(3, 6):
+        ours = one.collect(policy, iteration, lambda: None).trajectories
+        theirs = other.collect(policy, iteration, lambda: None).trajectories
+        assert ours.memory is not None
+        assert theirs.memory is not None
+        assert torch.equal(ours.memory, theirs.memory)
+        assert torch.equal(ours.actions, theirs.actions)
+
+
+def test_memory_is_empty_at_the_start_of_every_episode() -> None:
+    """In segments, the first action of an episode is that of a policy that remembers nothing."""
+    settings = config(
+        env={"id": "tasks:Identity-v0", "num_envs": 2},
+        rollout={"episodes": None, "steps": 30},
+        algorithm={"baseline": "value", "returns": "lambda_return"},
+        policy={"memory": "gru", "memory_size": 6},
+    )
+    chunks = Chunks(settings.env)
+    envs = chunks.environments(2)
+    policy = PolicyGradient(envs.observation_space, envs.action_space, settings).policy
+    batch = Segments(settings).collect(policy, 0, lambda: None).trajectories
+    rows, windows = steps_along(policy, batch)
+    assert windows is not None
+    assert windows.lengths.tolist() == [8, 8, 8, 3] * 2, "episodes of eight steps, a masked row between them"
+    assert windows.memory.abs().max() == 0
+    acted = policy(batch.obs.flatten(0, 1)[rows], windows).detach()
+    seen: dict[tuple[Any, ...], Tensor] = {}
+    for start in (windows.lengths.cumsum(0) - windows.lengths).tolist():
+        first = (int(batch.obs.flatten(0, 1)[rows][start]),)
+        torch.testing.assert_close(seen.setdefault(first, acted[start]), acted[start])
+
+
+def test_padded_episodes_of_different_lengths_are_windows_of_their_own() -> None:
+    agent = agent_for("gru")
+    batch = trajectories([(0, 1.0)] * 3, [(1, 1.0)], [(2, 1.0)] * 2)
+    batch = replace(batch, obs=torch.randn(4, 3, 3))
+    _, windows = steps_along(agent.policy, batch)
+    assert windows is not None
+    assert windows.lengths.tolist() == [3, 1, 2]
+    rows, windows = steps_along(agent.policy, batch, values=True)
+    assert windows is not None
+    assert windows.lengths.tolist() == [4, 2, 3]
+    assert rows.tolist() == [0, 3, 6, 9, 1, 4, 2, 5, 8]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_while_acting_memory_starts_anew_with_every_episode(kind: str) -> None:
+    settings = config(
+        env={"id": "tasks:Identity-v0", "num_envs": 2},
+        rollout={"episodes": None, "steps": 11},
+        algorithm={"baseline": "value", "returns": "lambda_return"},
+        policy={"memory": kind, "memory_size": 6},
+    )
+    chunks = Chunks(settings.env)
+    envs = chunks.environments(2)
+    policy = PolicyGradient(envs.observation_space, envs.action_space, settings).policy
+    sampler, actor = Segments(settings), policy.actor("sampled")
+    memory = actor.start(2)
+    for iteration in range(3):
+        batch = sampler.collect(policy, iteration, lambda: None).trajectories
+        for obs, mask in zip(batch.obs[:-1].numpy(), batch.mask.numpy(), strict=True):
+            memory = np.where(mask[:, None], actor.respond(obs, np.zeros(2), memory)[1], 0)
+        assert (sampler.state_dict()["sampler.memory"].numpy() == memory).all()

@@ -1,0 +1,382 @@
+"""Any observation is read, any action is drawn, and what is forbidden never happens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from helpers import Array, config
+from tasks import ACTIONS, EPISODE_STEPS, OBSERVATIONS
+
+from pgcli.agent import PolicyGradient
+from pgcli.errors import EnvironmentFailure, UsageError
+from pgcli.policies.observations import Encoder, Layout
+from pgcli.policies.policy import Policy
+from pgcli.records import Evaluation
+from pgcli.sampling.rollout import Chunks
+from pgcli.sampling.samplers import make_sampler
+from pgcli.training import Counters, train
+
+NESTED = spaces.Dict(
+    {
+        "image": spaces.Box(0, 255, (6, 5, 3), np.uint8),
+        "pair": spaces.Tuple((spaces.Discrete(5, start=-2), spaces.MultiDiscrete(np.array([[2, 3]])))),
+        "bits": spaces.MultiBinary((2, 2)),
+        "inner": spaces.Dict({"x": spaces.Box(-np.inf, np.inf, (2, 2)), "y": spaces.Box(0, np.inf, (), np.float64)}),
+    }
+)
+
+
+def returns(**sections: Any) -> list[float]:
+    """Train, and give the mean return of every evaluation."""
+    settings = config(**sections)
+    chunks = Chunks(settings.env)
+    envs = chunks.environments(settings.env.num_envs)
+    agent = PolicyGradient(envs.observation_space, envs.action_space, settings)
+    records = train(settings, agent, chunks, make_sampler(settings, chunks), Counters())
+    return [record.returns.mean for record in records if isinstance(record, Evaluation)]
+
+
+def identity(iterations: int, learning_rate: float, **kwargs: str) -> list[float]:
+    return returns(
+        env={"id": "tasks:Identity-v0", "num_envs": 32, "kwargs": kwargs},
+        rollout={"episodes": 32},
+        policy={"hidden_sizes": [32], "initial_standard_deviation": 0.5},
+        algorithm={"gamma": 0},
+        optimizer={"learning_rate": learning_rate},
+        training={"iterations": iterations},
+        evaluation={"every": None},
+    )
+
+
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+def test_what_an_observation_of_any_space_shows_is_learned(observation: str) -> None:
+    before, after = identity(30, 0.01, observation=observation)
+    assert before < 3 < 5 < after <= EPISODE_STEPS
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_what_an_action_of_any_space_should_be_is_learned(action: str) -> None:
+    before, after = identity(60, 0.02, action=action)
+    assert before < 3 < 5 < after <= EPISODE_STEPS
+
+
+def test_segments_carry_nested_observations_too() -> None:
+    before, after = returns(
+        env={"id": "tasks:Identity-v0", "num_envs": 8, "kwargs": {"observation": "image in a dict"}},
+        rollout={"episodes": None, "steps": 32},
+        policy={"hidden_sizes": []},
+        algorithm={
+            "returns": "lambda_return",
+            "baseline": "value",
+            "gamma": 0,
+            "objective": "clip",
+            "update_epochs": 4,
+        },
+        value={"shared_trunk": True},
+        optimizer={"learning_rate": 0.003},
+        training={"iterations": 30},
+        evaluation={"every": None},
+    )
+    assert before < 3 < 5 < after
+
+
+# ------------------------------------------------------------------------------------------------------------- layouts
+
+
+def test_a_nested_observation_is_one_row_that_holds_every_value_exactly() -> None:
+    NESTED.seed(0)
+    obs, layout = NESTED.sample(), Layout(NESTED)
+    row = layout.pack(obs)
+    assert layout.shape == row.shape == (90 + 1 + 2 + 4 + 4 + 1,)
+    assert layout.dtype == row.dtype == np.float64
+    by_path = {leaf.path: row[leaf.numbers] for leaf in layout.leaves}
+    assert by_path["image",].tolist() == obs["image"].ravel().tolist()
+    assert by_path["pair", 0].tolist() == [obs["pair"][0]]
+    assert by_path["pair", 1].tolist() == obs["pair"][1].ravel().tolist()
+    assert by_path["bits",].tolist() == obs["bits"].ravel().tolist()
+    assert by_path["inner", "x"].tolist() == obs["inner"]["x"].ravel().tolist()
+    assert by_path["inner", "y"].tolist() == [obs["inner"]["y"]]
+
+
+@pytest.mark.parametrize(
+    ("space", "dtype"),
+    [
+        ({"a": spaces.Box(0, 255, (4, 4), np.uint8), "b": spaces.Discrete(200)}, np.uint8),
+        ({"a": spaces.Box(0, 255, (4, 4), np.uint8), "b": spaces.Discrete(300)}, np.uint16),
+        ({"a": spaces.Box(0, 255, (4, 4), np.uint8), "b": spaces.Box(0, 1, (1,))}, np.float32),
+        ({"a": spaces.MultiBinary(3), "b": spaces.MultiDiscrete([3, 4])}, np.uint8),
+        ({"a": spaces.MultiBinary(3), "b": spaces.MultiDiscrete([3, 257])}, np.uint16),
+        ({"a": spaces.Box(-9, 9, (1,), np.int64), "b": spaces.Box(0, 1, (1,))}, np.float64),
+    ],
+    ids=str,
+)
+def test_a_row_is_of_the_smallest_type_that_holds_its_leaves(space: dict[str, Any], dtype: type) -> None:
+    assert Layout(spaces.Dict(space)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("space", "obs", "message"),
+    [
+        (spaces.Box(-1, 1, (2,)), np.zeros(3, np.float32), r"shape \(3,\) in a space of \(2,\)"),
+        (spaces.Box(-1, 1, (2,)), np.zeros((1, 2), np.float32), r"shape \(1, 2\)"),
+        (spaces.Box(-1, 1, (2,)), ["a", "b"], "type <U1"),
+        (spaces.Box(-9, 9, (2,), np.int64), [0.5, 1.0], "type float64 in a space of int64"),
+        (spaces.Discrete(3), 3, "of 3 in Discrete"),
+        (spaces.Discrete(3, start=1), 0, "of 0 in Discrete"),
+        (spaces.MultiBinary(2), [0, 2], r"of \[0, 2\] in MultiBinary"),
+        (spaces.MultiDiscrete([2, 2]), [0, 2], "in MultiDiscrete"),
+        (spaces.Dict({"a": spaces.Discrete(2)}), {"b": 0}, r"no observation\['a'\]"),
+        (spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2))), (0,), r"no observation\[1\]"),
+        (spaces.Dict({"a": spaces.Tuple((spaces.Discrete(2),))}), {"a": (2,)}, r"observation\['a'\]\[0\] of 2"),
+    ],
+    ids=str,
+)
+def test_an_observation_that_is_not_in_its_space_is_told(space: spaces.Space[Any], obs: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Layout(space).pack(obs)
+
+
+def test_values_of_another_type_are_welcome_where_they_are_the_same() -> None:
+    layout = Layout(spaces.Box(-9, 9, (2,), np.int16))
+    for obs in ([1, 2], (1.0, 2.0), np.array([1, 2], np.int64), np.array([True, False])):
+        packed = layout.pack(obs)
+        assert packed.dtype == np.int16
+        assert packed.tolist() == list(obs)
+    assert Layout(spaces.Box(-9, 9, (1,))).pack(np.array([0.1])).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("space", "kind", "hint"),
+    [
+        (spaces.Text(4), "Text", "module:Class"),
+        (spaces.Sequence(spaces.Discrete(2)), "Sequence", "module:Class"),
+        (spaces.Graph(spaces.Box(0, 1, (2,)), None), "Graph", "module:Class"),
+        (
+            spaces.Dict({"image": spaces.Box(0, 1, (3,)), "mission": spaces.Text(9), "way": spaces.Discrete(4)}),
+            r"Text at \['mission'\]",
+            "FilterObservation, kwargs: {filter_keys: [image, way]}",
+        ),
+    ],
+    ids=str,
+)
+def test_what_no_network_reads_is_refused_by_name_with_a_wrapper(space: Any, kind: str, hint: str) -> None:
+    with pytest.raises(EnvironmentFailure, match=kind) as refusal:
+        Layout(space)
+    assert hint in refusal.value.hint
+
+
+# ------------------------------------------------------------------------------------------------ what a policy reads
+
+
+def policy_for(space: spaces.Space[Any], actions: spaces.Space[Any], **settings: Any) -> Policy:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Policy(space, actions, config(policy=settings).policy)
+
+
+def test_numbers_are_encoded_as_gymnasium_flattens_them_nested_or_not() -> None:
+    space = spaces.Dict({key: child for key, child in NESTED.spaces.items() if key != "image"})
+    space.seed(1)
+    drawn = [space.sample() for _ in range(20)]
+    obs, encoder = np.stack([Layout(space).pack(one) for one in drawn]), Encoder(space)
+    expected = np.stack([np.asarray(spaces.flatten(space, one)) for one in drawn]).astype(np.float32)
+    np.testing.assert_array_equal(encoder.in_numpy(obs), expected)
+    np.testing.assert_array_equal(encoder.in_torch(torch.from_numpy(obs), torch.float32), expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "image"),
+    [
+        ((84, 84, 3), np.uint8, (3, 84, 84)),
+        ((4, 84, 84), np.uint8, (4, 84, 84)),
+        ((84, 84, 1), np.uint8, (1, 84, 84)),
+        ((210, 160, 3), np.uint8, (3, 210, 160)),
+        ((3, 210, 160), np.uint8, (3, 210, 160)),
+        ((10, 10, 16), np.bool_, (16, 10, 10)),
+        ((7, 7, 3), np.uint8, (3, 7, 7)),
+        ((7, 11, 11), np.float32, (7, 11, 11)),
+        ((4, 84, 84, 3), np.uint8, (12, 84, 84)),
+        ((4, 3, 84, 80), np.uint8, (12, 84, 80)),
+        ((84, 84), np.uint8, (1, 84, 84)),
+        ((5, 5), np.float32, None),
+        ((3, 4, 4), np.uint8, None),
+        ((128,), np.uint8, None),
+    ],
+    ids=str,
+)
+def test_images_are_told_from_tables_and_their_channels_are_found(
+    shape: tuple[int, ...], dtype: type, image: tuple[int, ...] | None
+) -> None:
+    encoder = Encoder(spaces.Box(0, 1 if dtype is not np.uint8 else 255, shape, dtype))
+    assert encoder.images == ([] if image is None else [image])
+    assert encoder.size == (np.prod(shape) if image is None else 0)
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_pixels_of_every_frame_and_channel_land_in_a_channel_of_their_own(last: bool) -> None:
+    shape = (2, 6, 8, 3) if last else (2, 3, 6, 8)
+    picture = np.zeros(shape, np.uint8)
+    picture[(1, 4, 7, 2) if last else (1, 2, 4, 7)] = 255
+    (seen,) = Encoder(spaces.Box(0, 255, shape, np.uint8)).pictures(torch.from_numpy(picture)[None], torch.float32)
+    assert seen.shape == (1, 6, 6, 8)
+    assert seen.nonzero().tolist() == [[0, 1 * 3 + 2, 4, 7]]
+    assert seen.max() == 1, "bytes are divided by 255"
+
+
+@pytest.mark.parametrize(("high", "largest"), [(255, 1.0), (1, 1.0), (0.5, 0.5), (np.inf, 300.0)])
+def test_an_image_is_scaled_by_bounds_beyond_one(high: float, largest: float) -> None:
+    space = spaces.Box(0, high, (1, 6, 6))
+    obs = torch.full((1, 1, 6, 6), min(high, 300.0))
+    assert Encoder(space).pictures(obs, torch.float32)[0].max() == pytest.approx(largest)
+
+
+def test_bytes_that_are_no_image_are_divided_by_their_bound() -> None:
+    space, obs = spaces.Box(0, 255, (128,), np.uint8), np.full((1, 128), 51, np.uint8)
+    assert Encoder(space).in_numpy(obs)[0, 0] == Encoder(space).in_torch(torch.from_numpy(obs), torch.float32)[0, 0]
+    assert Encoder(space).in_numpy(obs)[0, 0] == np.float32(0.2)
+
+
+def test_images_are_flattened_if_no_network_should_read_them() -> None:
+    policy = policy_for(spaces.Box(0, 255, (6, 6, 3), np.uint8), spaces.Discrete(2), image_network="none")
+    assert policy.encoder.size == 108
+    assert not len(policy.images)
+
+
+def test_each_size_gets_its_image_network() -> None:
+    def layers(side: int, **settings: Any) -> list[tuple[int, ...]]:
+        policy = policy_for(spaces.Box(0, 255, (side, side, 4), np.uint8), spaces.Discrete(2), **settings)
+        return [tuple(parameter.shape) for name, parameter in policy.images.named_parameters() if "weight" in name]
+
+    nature = [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 64 * 7 * 7)]
+    assert layers(84) == layers(84, image_network="nature") == nature
+    assert layers(36)[-1] == (512, 64)
+    assert layers(35) == layers(35, image_network="small") == [(16, 4, 3, 3), (32, 16, 3, 3), (128, 32 * 31 * 31)]
+    assert layers(5)[-1] == (128, 32)
+    with pytest.raises(UsageError, match="36 pixels"):
+        layers(35, image_network="nature")
+
+
+@pytest.mark.parametrize("memory", ["none", "gru", "lstm"])
+@pytest.mark.parametrize("normalize_obs", [False, True])
+def test_acting_and_learning_see_the_same_in_a_nested_observation(memory: str, normalize_obs: bool) -> None:
+    policy = policy_for(NESTED, spaces.Box(-1, 1, (3,)), memory=memory, normalize_obs=normalize_obs, memory_size=7)
+    NESTED.seed(2)
+    obs = np.stack([policy.encoder.layout.pack(NESTED.sample()) for _ in range(6)])
+    if policy.normalizer is not None:
+        policy.normalizer.add(policy.encoder.in_torch(torch.from_numpy(obs), torch.float64))
+    acted = policy.actor("greedy").act(obs, np.zeros((6, 3)))
+    windows = None if policy.memory is None else _beginnings(policy, 6)
+    learned = policy(torch.from_numpy(obs), windows).detach()
+    np.testing.assert_allclose(acted, learned, rtol=1e-4, atol=1e-5)
+    assert len(np.unique(acted)) == acted.size, "every observation is told from the others"
+
+
+def _beginnings(policy: Policy, count: int) -> Any:
+    from pgcli.policies.memory import Windows
+
+    assert policy.memory is not None
+    return Windows(torch.ones(count, dtype=torch.long), torch.zeros(count, policy.memory.state_size))
+
+
+def test_a_value_function_of_its_own_has_image_networks_of_its_own() -> None:
+    for shared in (False, True):
+        settings = config(algorithm={"baseline": "value"}, value={"shared_trunk": shared}, policy={"hidden_sizes": []})
+        agent = PolicyGradient(spaces.Box(0, 255, (6, 6, 3), np.uint8), spaces.Discrete(2), settings)
+        assert agent.value is not None
+        names = {name for name, _ in agent.value.named_parameters()}
+        assert any(name.startswith("images.0") for name in names) is not shared
+        assert agent.value(agent.policy, torch.zeros(4, 6, 6, 3, dtype=torch.uint8)).shape == (4,)
+
+
+def test_a_linear_policy_has_no_trunk_to_share() -> None:
+    settings = config(algorithm={"baseline": "value"}, value={"shared_trunk": True}, policy={"hidden_sizes": []})
+    with pytest.raises(UsageError, match="no trunk") as refusal:
+        PolicyGradient(spaces.Box(-1, 1, (2,)), spaces.Discrete(2), settings)
+    assert "hidden layers" in refusal.value.hint
+
+
+# --------------------------------------------------------------------------------------------------------------- masks
+
+
+def masked_policy(actions: spaces.Space[Any], entries: int, **settings: Any) -> Policy:
+    space = spaces.Dict({"action_mask": spaces.MultiBinary(entries), "x": spaces.Box(-1, 1, (2,))})
+    return policy_for(space, actions, hidden_sizes=[8], **settings)
+
+
+def rows(policy: Policy, *masks: list[int]) -> Array:
+    return np.stack([policy.encoder.layout.pack({"action_mask": mask, "x": np.zeros(2, np.float32)}) for mask in masks])
+
+
+def test_a_mask_holds_in_sampling_log_probability_and_entropy() -> None:
+    policy, free = masked_policy(spaces.Discrete(4), 4), masked_policy(spaces.Discrete(4), 4, action_mask="none")
+    free.load_state_dict(policy.state_dict())
+    obs = rows(policy, [1, 0, 1, 0])
+    with torch.no_grad():
+        logits = free(torch.from_numpy(obs))[0].double()
+        outputs = policy(torch.from_numpy(obs)).repeat(4, 1)
+        log_probs = policy.distribution.log_probs(outputs, torch.arange(4)).double()
+        entropy = float(policy.distribution.entropy(outputs)[0])
+    p = logits[[0, 2]].softmax(0)
+    assert log_probs[[0, 2]].tolist() == pytest.approx(p.log().tolist(), abs=1e-6)
+    assert log_probs[[1, 3]].exp().tolist() == [0, 0]
+    assert entropy == pytest.approx(-float((p * p.log()).sum()), abs=1e-6)
+    u = (np.arange(1000) + 0.5) / 1000
+    drawn = policy.actor("sampled").act(np.repeat(obs, 1000, 0), u)
+    assert (np.bincount(drawn, minlength=4) / 1000).tolist() == pytest.approx(
+        [float(p[0]), 0, float(p[1]), 0], abs=2e-3
+    )
+    assert policy.actor("greedy").act(obs, u[:1]).tolist() == [2 * int(p[1] > p[0])]
+
+
+def test_a_forbidden_action_gets_no_gradient() -> None:
+    policy = masked_policy(spaces.Discrete(4), 4)
+    outputs = policy(torch.from_numpy(rows(policy, [1, 0, 1, 0])))
+    loss = policy.distribution.log_probs(outputs, torch.tensor([2])) + policy.distribution.entropy(outputs)
+    bias = list(policy.parameters())[-1]
+    (gradient,) = torch.autograd.grad(loss.sum(), [bias])
+    assert torch.isfinite(gradient).all()
+    assert gradient[[1, 3]].tolist() == [0, 0]
+    assert gradient[[0, 2]].abs().min() > 0
+
+
+def test_each_factor_of_a_multi_discrete_action_has_its_part_of_the_mask() -> None:
+    policy = masked_policy(spaces.MultiDiscrete([3, 2]), 5)
+    drawn = policy.actor("sampled").act(rows(policy, *[[0, 0, 1, 1, 0]] * 50), np.random.default_rng(0).random((50, 2)))
+    assert (drawn == [2, 0]).all()
+
+
+def test_a_mask_is_no_observation_and_can_be_ignored() -> None:
+    policy = masked_policy(spaces.Discrete(4), 4)
+    assert policy.encoder.size == 2
+    assert not masked_policy(spaces.Discrete(4), 4, action_mask="none").masked
+    for actions, entries in ((spaces.Discrete(4), 5), (spaces.MultiBinary(4), 4), (spaces.Box(-1, 1, (4,)), 4)):
+        with pytest.raises(UsageError, match="mask") as refusal:
+            masked_policy(actions, entries)
+        assert "policy.action_mask: none" in refusal.value.hint
+        masked_policy(actions, entries, action_mask="none")
+
+
+@pytest.mark.parametrize("memory", ["none", "gru"])
+@pytest.mark.parametrize("factors", [1, 2])
+def test_masked_actions_are_learned_and_never_forbidden(factors: int, memory: str) -> None:
+    before, after = returns(
+        env={"id": "tasks:Masked-v0", "num_envs": 32, "kwargs": {"where": "obs", "factors": factors}},
+        rollout={"episodes": 32},
+        policy={"hidden_sizes": [], "memory": memory, "memory_size": 4},
+        algorithm={"gamma": 0},
+        optimizer={"learning_rate": 0.1},
+        training={"iterations": 40},
+        evaluation={"every": None},
+    )
+    assert before < 3.5 < 5 < after
+
+
+def test_taxi_is_played_within_its_mask() -> None:
+    with gym.make("Taxi-v4") as env:
+        _, info = env.reset(seed=0)
+        assert set(np.unique(info["action_mask"])) == {0, 1}
