@@ -57,7 +57,9 @@ def _warn(message: Warning | str, *place: object) -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
+    from pgcli.signals import Stopped
+
+    raise Stopped(128 + number)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,9 @@ class Axis(StrEnum):
     seconds = "seconds"
 
 
+Config = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config (`pgcli init --list`).")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Config keys to change, like algorithm.gamma=0.9."),
@@ -86,10 +89,7 @@ def _main(
 
 @app.command()
 def train(
-    config: Annotated[
-        str,
-        typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config (`pgcli init --list`)."),
-    ],
+    config: Config,
     overrides: Overrides = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="Where to write; runs/NAME/seed-SEED if left out.", show_default=False)
@@ -113,9 +113,11 @@ def train(
         raise UsageError("--seeds and seed=… contradict each other")
     configs = [base] if seeds is None else [override(base, [f"seed={seed}"]) for seed in _seeds(seeds)]
 
-    from pgcli.sampling.environments import spec
+    from pgcli.sampling.registry import spec
+    from pgcli.streams import results_only
 
-    spec(base.env)  # an unknown environment is told before torch is imported
+    with results_only():
+        spec(base.env)  # an unknown environment is told before torch is imported
 
     from pgcli.experiment import Request, check_request
 
@@ -163,12 +165,14 @@ def _seeds(text: str) -> list[int]:
 def _train(requests: list[Request], jobs: int, quiet: bool) -> None:
     from pgcli.jobs import Failure, run_all
     from pgcli.report.display import make_display
+    from pgcli.streams import results_only
 
-    display = make_display([request.config for request in requests], quiet)
-    try:
-        results = run_all(requests, jobs, display.show)
-    finally:
-        display.close()
+    with results_only():
+        display = make_display([request.config for request in requests], quiet)
+        try:
+            results = run_all(requests, jobs, display.show)
+        finally:
+            display.close()
     for result in results:
         if isinstance(result, Failure):
             typer.echo(result.text, err=True)
@@ -220,18 +224,40 @@ def eval(
     """Measure a trained policy on fresh episodes, and film it."""
     from pgcli.assessment import assess, table
     from pgcli.loading import load
+    from pgcli.streams import results_only
 
-    agent = load(checkpoint, which, trust=trust)
-    result = assess(agent, episodes, mode.value, gamma, horizon, seed)
-    if video is not None:
-        from pgcli.report.video import film
+    film_path = video and video.absolute()  # an environment may leave this folder
+    with results_only():
+        agent = load(checkpoint, which, trust=trust)
+        result = assess(agent, episodes, mode.value, gamma, horizon, seed)
+        if film_path is not None:
+            from pgcli.report.video import film
 
-        episode = film(agent, video, mode.value, seed, horizon)
-        result |= {
-            "video": str(video),
-            "video_return": episode.episode_return,
-            "video_length": episode.length,
-        }
+            episode = film(agent, film_path, mode.value, seed, horizon)
+            result |= {
+                "video": str(video),
+                "video_return": episode.episode_return,
+                "video_length": episode.length,
+            }
+    typer.echo(json.dumps(result, allow_nan=False) if as_json else table(result))
+
+
+@app.command()
+def doctor(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Examine a config and its environment before a long run; writes nothing."""
+    from pgcli.config import load_config
+
+    loaded = load_config(config, overrides or [])
+
+    from pgcli.doctor import diagnose, table
+    from pgcli.streams import results_only
+
+    with results_only():
+        result = diagnose(loaded)
     typer.echo(json.dumps(result, allow_nan=False) if as_json else table(result))
 
 
@@ -265,10 +291,10 @@ def init(
 ) -> None:
     """List and copy the shipped configs."""
     from pgcli import shipped
-    from pgcli.config import Config
+    from pgcli.config.schema import Config as Schema
 
     if schema:
-        typer.echo(json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(Schema.model_json_schema(), indent=2, ensure_ascii=False))
     elif list_ or name is None:
         typer.echo(shipped.describe())
     else:

@@ -62,9 +62,17 @@ class ConfigError(PgcliError):
 
 
 class EnvironmentFailure(PgcliError):
-    """The environment is unknown, cannot be built, or broke its contract."""
+    """The environment is unknown, cannot be built, or broke its contract.
+
+    A fault in an episode has the episode's reset `seed`, and a `reproduction`: a program in which it happens again.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, hint: str = "", seed: int | None = None, reproduction: str = "") -> None:
+        super().__init__(message, hint)
+        self.seed = seed
+        self.reproduction = reproduction
 
 
 class RunDirectoryError(PgcliError):

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from pgcli.agent import PolicyGradient
 from pgcli.config import Config, load_config, to_data
 from pgcli.config.schema import EnvConfig
-from pgcli.errors import Diverged, Interrupted, PgcliError, RunDirectoryError
+from pgcli.errors import Diverged, EnvironmentFailure, Interrupted, PgcliError, RunDirectoryError
 from pgcli.records import Evaluation, Iteration, Notice, Record
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import RunDirectory, elapsed_seconds, find_checkpoint, is_run, move_aside
 from pgcli.runs.files import storage
 from pgcli.runs.lock import lock
-from pgcli.sampling.environments import spec
+from pgcli.sampling.examination import examine
+from pgcli.sampling.registry import spec
 from pgcli.sampling.rollout import Chunks
 from pgcli.sampling.samplers import Sampler, make_sampler
 from pgcli.training import Counters, train
@@ -27,6 +28,16 @@ from pgcli.training import Counters, train
 CHANGEABLE = ("training.", "optimizer.", "evaluation.", "checkpoint.", "sampling.")
 BUDGETS = ("training.iterations", "training.env_steps", "training.seconds")
 HARMLESS = (*BUDGETS, "evaluation.every", "evaluation.stop_at_return", "checkpoint.", "sampling.")
+
+
+class Closeable(Protocol):
+    """Something that holds simulators."""
+
+    def close(self) -> None:
+        """Free what they hold."""
+
+
+T = TypeVar("T", bound=Closeable)
 
 
 @dataclass(frozen=True)
@@ -42,13 +53,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks of one run."""
+    """What a user asks of one run. Its folder is where `path` was when it was asked: environments may go elsewhere."""
 
     config: Config
     path: Path
     command: list[str]
     resume: bool = False
     overwrite: bool = False
+    folder: Path = field(default_factory=Path.cwd)
 
 
 def run_experiment(
@@ -62,13 +74,26 @@ def run_experiment(
     Raises: RunDirectoryError, RunInUse, EnvironmentFailure, Diverged, Interrupted.
     """
     check_request(request)
+    path = request.folder / request.path
+    try:
+        outcome = _run(replace(request, path=path), watch, check)
+    except PgcliError as error:
+        error.message = error.message.replace(str(path), str(request.path))
+        error.hint = error.hint.replace(str(path), str(request.path))
+        raise
+    return replace(outcome, path=request.path)
+
+
+def _run(request: Request, watch: Callable[[Record], None], check: Callable[[], None]) -> Outcome:
     config, path = request.config, request.path
     with storage(path), ExitStack() as resources:
-        chunks = resources.enter_context(closing(Chunks(_environments(config))))
-        agent = _build(config, chunks)  # before anything is written
+        chunks = resources.enter_context(_released(Chunks(environments_of(config))))
+        agent = build_agent(config, chunks)  # before anything is written
+        for notice in examine(config.env).notices:
+            watch(Notice(notice))
         if agent.policy.masked:
             watch(Notice("actions are masked, by action_mask; `policy.action_mask: none` ignores it"))
-        sampler = resources.enter_context(closing(make_sampler(config, chunks)))
+        sampler = resources.enter_context(_released(make_sampler(config, chunks)))
         if is_run(path) and request.overwrite:
             with lock(path):
                 move_aside(path)
@@ -96,6 +121,22 @@ def run_experiment(
             return _train(config, directory, agent, chunks, sampler, counters, watch, check)
 
 
+@contextmanager
+def _released(resource: T) -> Iterator[T]:
+    """Close `resource` at the end; a fault in closing does not hide how it came to the end."""
+    try:
+        yield resource
+    except BaseException:
+        with suppress(EnvironmentFailure):
+            resource.close()
+        raise
+    try:
+        resource.close()
+    except EnvironmentFailure as fault:
+        fault.hint = "the run had finished, and all of it is saved"
+        raise
+
+
 def check_request(request: Request) -> None:
     """Raise RunDirectoryError if the run directory cannot be used as asked."""
     path = request.path
@@ -110,12 +151,13 @@ def check_request(request: Request) -> None:
         )
 
 
-def _environments(config: Config) -> EnvConfig:
-    """Step groups one by one: the columns of a native vector environment cannot share a reset seed."""
+def environments_of(config: Config) -> EnvConfig:
+    """Give the environments of a run. Groups are stepped one by one: native columns cannot share a reset seed."""
     return config.env.model_copy(update={"vectorization": "sync"}) if config.group_size > 1 else config.env
 
 
-def _build(config: Config, chunks: Chunks) -> PolicyGradient:
+def build_agent(config: Config, chunks: Chunks) -> PolicyGradient:
+    """Build the policy, and the rule that improves it, for the environments of `chunks`."""
     envs = chunks.environments(min(config.rollout.episodes or chunks.width, chunks.width))
     return PolicyGradient(envs.observation_space, envs.action_space, config)
 
@@ -168,6 +210,15 @@ def _train(
     except Diverged as error:
         directory.set_status("diverged", iteration=counters.iteration, reason=error.message)
         raise Diverged(f"{error.message} in iteration {counters.iteration} of {directory.path}", error.hint) from None
+    except EnvironmentFailure as fault:
+        save()
+        directory.set_status("failed", iteration=counters.iteration, reason=fault.message)
+        if fault.reproduction:
+            file = directory.add_reproduction(f"episode-{fault.seed}", fault.reproduction)
+            mended = f"`pgcli resume {shlex.quote(str(directory.path))}` goes on once it is mended"
+            fault.message += f"; {file} repeats it"
+            fault.hint = f"{fault.hint}; {mended}" if fault.hint else mended
+        raise
     except BaseException as error:
         reason = error.message if isinstance(error, PgcliError) else f"{type(error).__name__}: {error}"
         directory.set_status("failed", iteration=counters.iteration, reason=reason)

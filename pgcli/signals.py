@@ -14,6 +14,10 @@ STOP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") i
 _SHOW_CURSOR = "\x1b[?25h"
 
 
+class Stopped(SystemExit):
+    """A signal ends a command that has nothing to save."""
+
+
 class StopOnSignal:
     """Within this context, a signal to stop makes the next `check()` raise Interrupted; a second one exits at once.
 

@@ -15,14 +15,14 @@ PACKAGE = Path(__file__).parent.parent / "pgcli"
 FLOORS = (
     ("errors",),
     ("config", "randomness", "records"),
-    ("estimators", "optimizers", "signals", "shipped"),
+    ("estimators", "optimizers", "signals", "shipped", "streams"),
     ("policies",),
     ("sampling", "descent"),
     ("agent", "evaluation"),
     ("training",),
     ("runs",),
     ("loading", "experiment"),
-    ("assessment", "jobs", "report"),
+    ("assessment", "doctor", "jobs", "report"),
     ("cli",),
     ("__main__",),
 )

@@ -194,22 +194,22 @@ def test_arrays_handed_out_are_not_written_again() -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("crash", r"raised RuntimeError in step with action [012] of the episode with reset seed (\d+): the motor is"),
-        ("inf reward", r"gave a non-finite reward in step 1 of the episode with reset seed (\d+)"),
-        ("nan obs", r"gave a non-finite observation in step 1 of the episode with reset seed (\d+)"),
-        ("nan reset", r"gave a non-finite observation at the reset of the episode with reset seed (\d+)"),
-        ("narrow obs", r"raised ValueError in step .* reset seed (\d+): an observation of shape \(1,\)"),
+        ("crash", r"raised RuntimeError: the motor is on fire \(.*helpers.py:\d+\)"),
+        ("inf reward", r"gave a non-finite reward"),
+        ("nan obs", r"gave a non-finite observation"),
+        ("narrow obs", r"gave an observation of shape \(1,\) in a space of \(2,\)"),
     ],
 )
 def test_a_fault_names_the_environment_and_the_reset_seed(fault: str, message: str) -> None:
     settings = counting(episodes=4, kwargs={"fault": fault}).model_copy(update={"seed": 2})
     with pytest.raises(EnvironmentFailure) as failure:
         collect(settings)
-    found = re.search("Counting-v0 " + message, failure.value.message)
+    place = r" in step 1 with action [012] of the episode with reset seed (\d+)"
+    found = re.search("Counting-v0 " + message + place, failure.value.message)
     assert found
     first, second, *_ = seeds(settings, 0, 4)
     assert Counting.facts(first)[1] == 1  # over before its faulty step
-    assert int(found[1]) == (first if fault == "nan reset" else second)
+    assert int(found[1]) == failure.value.seed == second
 
 
 def test_a_fault_in_a_later_chunk_names_its_own_seed() -> None:
@@ -332,8 +332,6 @@ def test_wrappers_are_applied_innermost_first() -> None:
     "wrapper",
     [
         "Nonsense",
-        "nowhere:Nonsense",
-        {"name": "FrameStackObservation", "kwargs": {"deep": 3}},
         pytest.param(  # Counting has no time limit to be aware of
             "TimeAwareObservation",
         ),

@@ -223,7 +223,8 @@ def test_a_fault_in_a_later_episode_names_the_seed_of_that_episode() -> None:
     longest = next(seed for seed in facts if Counting.facts(seed)[1] == 7)
     assert longest != facts[0]
     with pytest.raises(
-        EnvironmentFailure, match=f"non-finite reward in step 6 of the episode with reset seed {longest}$"
+        EnvironmentFailure,
+        match=rf"non-finite reward in step 6 with action \d of the episode with reset seed {longest}$",
     ):
         collect(sampler, policy_for(settings), range(10))
 

@@ -16,6 +16,31 @@ class Violation(NamedTuple):
     mend: str
 
 
+# Gymnasium's wrappers that a run cannot have: the reason and the mend.
+_NO_WRAPPERS = {
+    "NormalizeObservation": (
+        "its running statistics are in no checkpoint, and evaluation would change them",
+        "use `policy.normalize_obs: true`",
+    ),
+    "NormalizeReward": (
+        "its running statistics are in no checkpoint, and returns would no longer be those of the environment",
+        "use `value.normalize_returns: true`",
+    ),
+    "Autoreset": ("it hides where an episode ends, and resets without a seed", "leave it out"),
+    "RecordEpisodeStatistics": ("every return and length is in episodes.csv already", "leave it out"),
+    "RecordVideo": ("training takes no pictures", "leave it out, and film with `pgcli eval RUN_DIR --video FILE.gif`"),
+    "HumanRendering": (
+        "training shows no pictures",
+        "leave it out, and film with `pgcli eval RUN_DIR --video FILE.gif`",
+    ),
+    "RenderCollection": ("it keeps every picture in memory", "leave it out"),
+    **dict.fromkeys(
+        ("TransformAction", "TransformObservation", "TransformReward"),
+        ("it wants a function, and YAML holds none", "write a wrapper of your own, and name it as `module:Class`"),
+    ),
+}
+
+
 def violations(config: Config) -> Iterator[Violation]:
     """Yield every combination of keys that has no meaning or could only disappoint."""
     algorithm, rollout, env = config.algorithm, config.rollout, config.env
@@ -101,6 +126,11 @@ def violations(config: Config) -> Iterator[Violation]:
     for name, mend in (("max_episode_steps", "set `env.max_episode_steps`"), ("render_mode", "leave it out")):
         if name in env.kwargs:
             yield Violation((f"env.kwargs.{name}",), "pgcli gives this argument to Gymnasium itself", mend)
+    for wrapper in env.wrappers:
+        module, _, name = wrapper.name.rpartition(":")
+        if name in _NO_WRAPPERS and module in ("", "gymnasium.wrappers"):
+            reason, mend = _NO_WRAPPERS[name]
+            yield Violation(("env.wrappers",), f"{name}: {reason}", mend)
     if env.vectorization == "native" and env.wrappers:
         yield Violation(
             ("env.vectorization", "env.wrappers"),

@@ -16,10 +16,12 @@ from PIL.GifImagePlugin import getdata, getheader
 
 from pgcli.errors import EnvironmentFailure, PgcliError, UsageError
 from pgcli.loading import Agent
+from pgcli.policies.observations import Layout
 from pgcli.policies.policy import Mode
 from pgcli.randomness import Purpose, derived_seed, generator
 from pgcli.runs.files import storage
 from pgcli.sampling.environments import make
+from pgcli.sampling.faults import is_fault, told
 
 Frame = NDArray[np.uint8]  # [height, width, 3]
 DEFAULT_FPS = 30.0  # for environments that do not say
@@ -66,6 +68,7 @@ def _frames(agent: Agent, mode: Mode, seed: int, horizon: int | None, episode: E
     try:
         with closing(make(config, render_mode="rgb_array")) as env:
             episode.fps = float(env.metadata.get("render_fps") or DEFAULT_FPS)
+            layout = Layout(env.observation_space)
             obs, _ = env.reset(seed=derived_seed(seed, Purpose.VIDEO))
             yield _picture(env.render(), config.id)
             over, memory = False, actor.start(1)
@@ -76,10 +79,12 @@ def _frames(agent: Agent, mode: Mode, seed: int, horizon: int | None, episode: E
                 episode.episode_return += float(reward)
                 episode.length += 1
                 yield _picture(env.render(), config.id)
-    except (PgcliError, OSError):
+    except OSError:
         raise
-    except Exception as error:
-        raise EnvironmentFailure(f"{config.id} cannot be filmed: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        raise EnvironmentFailure(f"{config.id} cannot be filmed: {told(error)}") from error
 
 
 def _picture(rendered: Any, env_id: str) -> Frame:  # noqa: ANN401 - whatever the environment renders

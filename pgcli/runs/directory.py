@@ -157,6 +157,13 @@ class RunDirectory:
             checkpoints.point(self.checkpoints / "best.json", path, checkpoints.digest_of(path))
         self._delete_old(path, keep, every)
 
+    def add_reproduction(self, name: str, program: str) -> Path:
+        """Write a program in which a fault of the environment happens again, and say where."""
+        folder = self.path / "crash"
+        folder.mkdir(exist_ok=True)
+        write_whole(folder / f"{name}.py", program.encode())
+        return folder / f"{name}.py"
+
     def set_status(self, status: str, **more: object) -> None:
         """Write status.json."""
         write_json(self.path / "status.json", {"status": status, **more})

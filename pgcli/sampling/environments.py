@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import re
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn, Protocol
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from pgcli.config.schema import EnvConfig, WrapperConfig
+from pgcli.config.schema import EnvConfig
 from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.policies.observations import Layout
+from pgcli.sampling.examination import beyond, examine, make, packed
+from pgcli.sampling.faults import FLAGS, NUMBERS, Broken, flag, is_fault, number, told
+from pgcli.sampling.masks import MaskColumns
+from pgcli.sampling.registry import build_native, spec
+from pgcli.sampling.reproduction import reproduction
+
+__all__ = ["Environments", "NativeEnvironments", "SingleEnvironments", "Step", "make", "make_environments", "rebuilds"]
 
 Array = NDArray[Any]
-T = TypeVar("T")
 
 # Measured: an episode of a used instance differs from that of a fresh one, with the same seed and actions.
 REMEMBERS_PAST_EPISODES = ("BipedalWalker-v3", "BipedalWalkerHardcore-v3", "CarRacing-v3")
@@ -28,17 +32,22 @@ REMEMBERS_PAST_EPISODES = ("BipedalWalker-v3", "BipedalWalkerHardcore-v3", "CarR
 class Step(NamedTuple):
     """What one step of all columns gave; arbitrary for columns that were not running."""
 
-    obs: Array  # [N, …]
+    obs: Array  # [N, …], packed as the layout says
     rewards: Array  # [N]
     terminated: Array  # bool [N]
     truncated: Array  # bool [N]
 
 
 class Environments(Protocol):
-    """N environments side by side. Arrays that it hands out are never written again."""
+    """N environments side by side. Arrays that it hands out are never written again.
+
+    Whatever an environment raises, and whatever it gives that is not finite or does not fit its spaces, is told as an
+    EnvironmentFailure.
+    """
 
     observation_space: spaces.Space[Any]
     action_space: spaces.Space[Any]
+    layout: Layout
 
     def reset(self, seeds: Sequence[int]) -> Array:
         """Start an episode in every column: obs [N, …]."""
@@ -54,34 +63,50 @@ class NativeEnvironments:
     """An environment's own vector form. Its columns share one generator, seeded with the first column's seed."""
 
     def __init__(self, config: EnvConfig, num_envs: int) -> None:
-        limit: dict[str, Any] = (
-            {} if config.max_episode_steps is None else {"max_episode_steps": config.max_episode_steps}
-        )
-        self._envs = _guarded(
-            config,
-            lambda: gym.make_vec(
-                config.id,
-                num_envs,
-                vectorization_mode="vector_entry_point",
-                **limit,
-                **config.kwargs,
-            ),
-        )
+        self._config = config
+        self._envs = build_native(config, num_envs)
         self.observation_space = self._envs.single_observation_space
         self.action_space = self._envs.single_action_space
+        self.layout = Layout(self.observation_space)
+        self._seed, self._steps = 0, 0
 
     def reset(self, seeds: Sequence[int]) -> Array:
         """Start an episode in every column."""
-        obs: Array = self._envs.reset(seed=seeds[0])[0]
+        self._seed, self._steps = seeds[0], 0
+        try:
+            obs = packed(self.layout, self._envs.reset(seed=seeds[0])[0], batch=True).copy()
+            if not _finite(obs):
+                raise Broken("a non-finite observation")
+        except BaseException as error:
+            self._blame("at the reset", error)
         return obs
 
     def step(self, actions: Array, running: Array) -> Step:
         """Act in every column; those that are over go on unseen."""
-        return Step(*self._envs.step(actions)[:4])
+        try:
+            obs, *others, _ = self._envs.step(actions.copy())
+            step = Step(packed(self.layout, obs, batch=True).copy(), *map(np.array, others))
+            for what, values in (("reward", step.rewards), ("observation", step.obs)):
+                if not (_finite(values) or _finite(values[running])):
+                    raise Broken(f"a non-finite {what}")
+        except BaseException as error:
+            self._blame(f"in step {self._steps}", error)
+        self._steps += 1
+        return step
 
     def close(self) -> None:
         """Free what the simulator holds."""
-        self._envs.close()
+        try:
+            self._envs.close()
+        except BaseException as error:
+            self._blame("at the close", error)
+
+    def _blame(self, doing: str, error: BaseException) -> NoReturn:
+        if not is_fault(error):
+            raise error
+        what = f"gave {error}" if isinstance(error, Broken) else f"raised {told(error)}"
+        message = f"the vector form of {self._config.id} {what} {doing} of the episodes with reset seed {self._seed}"
+        raise EnvironmentFailure(message, "env.vectorization=sync tells which episode it is") from error
 
 
 class SingleEnvironments:
@@ -89,14 +114,18 @@ class SingleEnvironments:
 
     def __init__(self, config: EnvConfig, num_envs: int) -> None:
         self._config = config
-        self._rebuild = config.id in REMEMBERS_PAST_EPISODES if config.rebuild == "auto" else config.rebuild
+        self._rebuild = rebuilds(config)
         self._envs = [make(config) for _ in range(num_envs)]
         self.observation_space = self._envs[0].observation_space
         self.action_space = self._envs[0].action_space
-        self._layout = Layout(self.observation_space)
+        self.layout = Layout(self.observation_space)
+        self._counts = [leaf for leaf in self.layout.leaves if not isinstance(leaf.space, spaces.Box)]
+        self._mask = MaskColumns(self.layout, self.action_space)
         self._keeps_arrays = isinstance(self.action_space, spaces.Box)  # an entry of a row of 0-d arrays is a number
         self._seeds: list[int] = []
         self._obs: Array = np.zeros(())
+        self._history: list[tuple[Array, Array]] = []  # actions and who was running, for the reproduction of a fault
+        self._starts = [0] * num_envs  # where in it each column's episode begins
 
     def reset(self, seeds: Sequence[int]) -> Array:
         """Start an episode in every column, in a fresh instance where the environment remembers."""
@@ -104,9 +133,11 @@ class SingleEnvironments:
             self.close()
             self._envs = [make(self._config) for _ in self._envs]
         self._seeds = list(seeds)
-        obs = np.empty((len(self._envs), *self._layout.shape), self._layout.dtype)
+        self._history, self._starts = [], [0] * len(self._envs)
+        obs: Array = np.empty((len(self._envs), *self.layout.shape), self.layout.dtype)
         for column in range(len(self._envs)):
             self._start(column, obs)
+        self._check("reset", obs, np.ones(len(obs), bool))
         self._obs = obs
         return obs
 
@@ -115,138 +146,157 @@ class SingleEnvironments:
         obs, self._seeds = self._obs.copy(), list(self._seeds)
         for column, seed in seeds.items():
             if self._rebuild:
-                self._envs[column].close()
+                self._close(column)
                 self._envs[column] = make(self._config)
-            self._seeds[column] = seed
+            self._seeds[column], self._starts[column] = seed, len(self._history)
             self._start(column, obs)
+        self._check("reset", obs, np.isin(np.arange(len(obs)), list(seeds)))
         self._obs = obs
+        self._forget()
         return obs
 
     def step(self, actions: Array, running: Array) -> Step:
         """Act in the columns that are running."""
-        n = len(self._envs)
+        n, envs = len(self._envs), self._envs
+        shape, dtype = (None if self.layout.nested else self.layout.shape), self.layout.dtype
         obs, rewards = self._obs.copy(), np.zeros(n)
         terminated, truncated = np.zeros(n, bool), np.zeros(n, bool)
+        self._history.append((actions, running))
+        given = actions.copy()  # an environment may write into its action
         for column in np.flatnonzero(running).tolist():
-            action = actions[column, ...] if self._keeps_arrays else actions[column]
+            action = given[column, ...] if self._keeps_arrays else given[column]
             try:
-                following, rewards[column], terminated[column], truncated[column], _ = self._envs[column].step(action)
-                obs[column] = self._layout.pack(following)
-            except Exception as error:
-                raise self._failure(f"step with action {actions[column]}", column, error) from error
+                result = envs[column].step(action)
+                if type(result) is not tuple or len(result) != 5:
+                    raise Broken("something else than (obs, reward, terminated, truncated, info)")
+                following, reward, ended, cut, _ = result
+                rewards[column] = reward if type(reward) in NUMBERS else number(reward)
+                terminated[column] = ended if type(ended) in FLAGS else flag(ended, "terminated")
+                truncated[column] = cut if type(cut) in FLAGS else flag(cut, "truncated")
+                plain = type(following) is np.ndarray and following.shape == shape and following.dtype == dtype
+                obs[column] = following if plain else packed(self.layout, following)
+            except BaseException as error:
+                self._blame("step", column, error)
+        if not _finite(rewards):
+            self._blame("step", int(np.flatnonzero(~np.isfinite(rewards))[0]), Broken("a non-finite reward"))
+        self._check("step", obs, running & ~(terminated | truncated))
         self._obs = obs
         return Step(obs, rewards, terminated, truncated)
 
     def close(self) -> None:
-        """Free what the simulators hold."""
-        for env in self._envs:
-            env.close()
+        """Free what the simulators hold: all of them, also if one cannot be closed."""
+        failure: EnvironmentFailure | None = None
+        for column in range(len(self._envs)):
+            try:
+                self._close(column)
+            except EnvironmentFailure as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     def _start(self, column: int, obs: Array) -> None:
         try:
-            first, _ = self._envs[column].reset(seed=self._seeds[column])
-            obs[column] = self._layout.pack(first)
-        except Exception as error:
-            raise self._failure("reset", column, error) from error
+            result = self._envs[column].reset(seed=self._seeds[column])
+            if type(result) is not tuple or len(result) != 2:
+                raise Broken("something else than (obs, info)")
+            obs[column] = packed(self.layout, result[0])
+        except BaseException as error:
+            self._blame("reset", column, error)
 
-    def _failure(self, what: str, column: int, error: Exception) -> EnvironmentFailure:
-        return EnvironmentFailure(
-            f"{self._config.id} raised {type(error).__name__} in {what} of the episode with "
-            f"reset seed {self._seeds[column]}: {error}"
+    def _check(self, doing: str, obs: Array, on: Array) -> None:
+        """Refuse numbers that are not finite, counts out of range, and masks without a choice where columns go `on`."""
+        if not _finite(obs):
+            wrong = ~np.isfinite(obs).reshape(len(obs), -1).all(1)
+            self._blame(doing, int(np.flatnonzero(wrong)[0]), Broken("a non-finite observation"))
+        for leaf in self._counts:
+            part = obs[:, leaf.numbers].reshape(-1, *(leaf.space.shape or ())) if self.layout.nested else obs
+            if beyond(leaf.space, part) is not None:
+                column = next(n for n, row in enumerate(part) if beyond(leaf.space, row) is not None)
+                self._blame(doing, column, Broken(f"an {leaf.name} of {part[column]} in {leaf.space}"))
+        permitted = self._mask.permits(obs)
+        if permitted is not None and not permitted.all():
+            for column in np.flatnonzero(~permitted).tolist():
+                if on[column]:
+                    self._blame(doing, column, Broken("an action mask that permits nothing"))
+                self._mask.permit_all(obs[column])
+
+    def _forget(self) -> None:
+        """Drop the history that no running episode needs, now and then."""
+        oldest = min(self._starts)
+        if oldest > 1000:
+            del self._history[:oldest]
+            self._starts = [start - oldest for start in self._starts]
+
+    def _close(self, column: int) -> None:
+        try:
+            self._envs[column].close()
+        except BaseException as error:
+            self._blame("close", column, error)
+
+    def _blame(self, doing: str, column: int, error: BaseException) -> NoReturn:
+        """Tell where a fault happened, and write down what led to it."""
+        if not is_fault(error):
+            raise error
+        env_id, seed = self._config.id, self._seeds[column] if self._seeds else None
+        since = self._history[self._starts[column] :]
+        actions = np.array([actions[column] for actions, running in since if running[column]])
+        what = f"gave {error}" if isinstance(error, Broken) else f"raised {told(error)}"
+        when = f"in step {len(actions) - 1} with action {_shown(actions[-1])}" if doing == "step" else f"at the {doing}"
+        whose = "" if seed is None else f" of the episode with reset seed {seed}"
+        message = f"{env_id} {what} {when}{whose}"
+        program = (
+            ""
+            if seed is None
+            else reproduction(self._config, seed, actions, message, self._keeps_arrays, doing == "close")
         )
+        hint = error.hint if isinstance(error, Broken) else ""
+        raise EnvironmentFailure(message, hint, seed, program) from error
 
 
 def make_environments(config: EnvConfig, num_envs: int) -> Environments:
-    """Build `num_envs` environments side by side, in the vector form that the config asks for."""
-    native = config.vectorization == "native" or (config.vectorization == "auto" and _takes_native(config))
-    return NativeEnvironments(config, num_envs) if native else SingleEnvironments(config, num_envs)
+    """Build `num_envs` environments side by side, in the vector form that the config asks for.
 
-
-def make(config: EnvConfig, render_mode: str | None = None) -> gym.Env[Any, Any]:
-    """Build one environment with its wrappers.
-
-    Raises: EnvironmentFailure, with what would mend it.
+    Raises: EnvironmentFailure, UsageError.
     """
-    rendering = {} if render_mode is None else {"render_mode": render_mode}
-    env: gym.Env[Any, Any] = _guarded(
-        config,
-        lambda: gym.make(
-            config.id,
-            max_episode_steps=config.max_episode_steps,
-            disable_env_checker=True,
-            **rendering,
-            **config.kwargs,
-        ),
-    )
-    for entry in config.wrappers:
-        wrapper = entry if isinstance(entry, WrapperConfig) else WrapperConfig(name=entry)
-        try:
-            env = _wrapper_class(wrapper.name)(env, **wrapper.kwargs)
-        except EnvironmentFailure:
-            raise
-        except Exception as error:
-            raise EnvironmentFailure(f"wrapper {wrapper.name}: {error}", "see its kwargs") from error
-    return env
+    found = examine(config)
+    if config.vectorization == "native":
+        if found.adds_mask:
+            raise UsageError(
+                f"env.vectorization: the vector form of {config.id} shows no action mask", "use `sync` or `auto`"
+            )
+        return NativeEnvironments(config, num_envs)
+    if config.vectorization == "auto" and not found.adds_mask and _takes_native(config):
+        native = NativeEnvironments(config, num_envs)
+        if (native.observation_space, native.action_space) == (found.observation_space, found.action_space):
+            return native
+        native.close()  # another environment than its single form
+    return SingleEnvironments(config, num_envs)
 
 
-def spec(config: EnvConfig) -> gym.envs.registration.EnvSpec:
-    """Look up what Gymnasium's registry says of the environment, without building it.
-
-    Raises: EnvironmentFailure, with what would mend it.
-    """
-    module, _, name = config.id.rpartition(":")
-
-    def look_up() -> gym.envs.registration.EnvSpec:
-        if module:
-            importlib.import_module(module)
-        return gym.spec(name)
-
-    return _guarded(config, look_up)
+def rebuilds(config: EnvConfig) -> bool:
+    """Say whether every episode is given a fresh instance."""
+    return spec(config).id in REMEMBERS_PAST_EPISODES if config.rebuild == "auto" else config.rebuild
 
 
 def _takes_native(config: EnvConfig) -> bool:
-    found = spec(config)
-    if found.vector_entry_point is None or config.wrappers or config.rebuild is True:
+    entry = spec(config).vector_entry_point
+    if entry is None or config.wrappers or config.rebuild is True:
         return False
-    entry = found.vector_entry_point
-    load = gym.envs.registration.load_env_creator
-    creator = _guarded(config, lambda: load(entry)) if isinstance(entry, str) else entry
-    metadata = getattr(creator, "metadata", {})
-    return metadata.get("autoreset_mode") is AutoresetMode.NEXT_STEP
-
-
-def _wrapper_class(name: str) -> Callable[..., gym.Env[Any, Any]]:
-    module, _, attribute = name.rpartition(":")
     try:
-        found: Callable[..., gym.Env[Any, Any]] = getattr(
-            importlib.import_module(module or "gymnasium.wrappers"), attribute
-        )
-    except (ImportError, AttributeError) as error:
-        hint = "Gymnasium's wrappers go by their name, others as `module:Class`"
-        raise EnvironmentFailure(f"wrapper `{name}` not found: {error}", hint) from error
-    return found
+        creator = load_env_creator(entry) if isinstance(entry, str) else entry
+    except ImportError:  # what the vector form needs may be missing
+        return False
+    return getattr(creator, "metadata", {}).get("autoreset_mode") is AutoresetMode.NEXT_STEP
 
 
-def _guarded(config: EnvConfig, build: Callable[[], T]) -> T:
-    """Build something of Gymnasium's, and tell a user's mistake in one sentence."""
-    try:
-        return build()
-    except gym.error.DependencyNotInstalled as error:
-        commands = re.findall("`(pip install [^`]+)`", str(error))
-        missing = str(error).partition(",")[0]
-        hint = commands[-1] if commands else 'pip install "gymnasium[all]"'
-        raise EnvironmentFailure(f"{config.id}: {missing}", hint) from error
-    except gym.error.Error as error:
-        message, _, hint = str(error).partition(" Did you mean: ")
-        close = difflib.get_close_matches(config.id, gym.registry, n=1)
-        hint = hint or (f"`{close[0]}`?" if close else "")
-        raise EnvironmentFailure(message, f"did you mean {hint}" if hint else "") from error
-    except ModuleNotFoundError as error:
-        raise EnvironmentFailure(f"{config.id}: {error}", "install the package that has it") from error
-    except TypeError as error:
-        unknown = re.search("unexpected keyword argument '(.+?)'", str(error))
-        if unknown:
-            raise UsageError(f"env.kwargs: {config.id} takes no `{unknown[1]}`", "see its documentation") from error
-        raise EnvironmentFailure(f"{config.id} cannot be built: {error}") from error
-    except Exception as error:
-        raise EnvironmentFailure(f"{config.id} cannot be built: {type(error).__name__}: {error}") from error
+def _finite(values: Array) -> bool:
+    """Say whether all are finite. A sum of squares that is finite shows it, in a quarter of the time."""
+    if values.dtype.kind != "f":
+        return True
+    flat = values.ravel()
+    return math.isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())
+
+
+def _shown(action: Any) -> str:  # noqa: ANN401 - as the space has it
+    text = " ".join(str(action).split())
+    return text if len(text) <= 80 else f"{text[:80]} …"

@@ -16,10 +16,9 @@ from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Actor, Policy
 from pgcli.randomness import Purpose, derived_seed, generator
 from pgcli.sampling.environments import Environments, make_environments
+from pgcli.sampling.examination import MAX_EPISODE_STEPS
 
 Array = NDArray[Any]
-MAX_EPISODE_STEPS = 100_000  # a guard against episodes without end, not a time limit
-Place = Callable[[int, int], tuple[int, int]]
 NOISE_ROWS = 64  # random numbers are drawn for so many steps at a time
 
 
@@ -79,10 +78,15 @@ def play(
                 return
         obs = next_obs
     if horizon is None:
-        raise EnvironmentFailure(
-            f"an episode has not ended after {MAX_EPISODE_STEPS} steps",
-            "set env.max_episode_steps; rollout.horizon cuts training only",
-        )
+        raise endless()
+
+
+def endless() -> EnvironmentFailure:
+    """Tell an episode that the guard stops."""
+    return EnvironmentFailure(
+        f"an episode has not ended after {MAX_EPISODE_STEPS} steps",
+        "set env.max_episode_steps; rollout.horizon cuts training only",
+    )
 
 
 def to_trajectories(transitions: Sequence[Transition]) -> Trajectories:
@@ -135,7 +139,7 @@ def collect_episodes(
 ) -> Trajectories:
     """Collect `rollout.episodes` whole episodes, one column each. A pure function of (policy, iteration).
 
-    Raises: EnvironmentFailure if a reward or an observation is not finite.
+    Raises: EnvironmentFailure.
     """
     assert config.rollout.episodes is not None
     actor = policy.actor("sampled")
@@ -143,14 +147,8 @@ def collect_episodes(
     for columns, envs in chunks.split(config.rollout.episodes):
         seeds = [derived_seed(config.seed, Purpose.RESET, iteration, n // config.group_size) for n in columns]
         random = generator(config.seed, Purpose.ACT, iteration, columns.start)
-        part = to_trajectories(list(play(envs, actor, seeds, random, config.rollout.horizon, check)))
-        check_finite(part, config.env.id, _from_the_reset(seeds))
-        parts.append(part)
+        parts.append(to_trajectories(list(play(envs, actor, seeds, random, config.rollout.horizon, check))))
     return pad_columns(parts)
-
-
-def _from_the_reset(seeds: Sequence[int]) -> Place:
-    return lambda t, column: (t, seeds[column])
 
 
 def ended_episodes(trajectories: Trajectories, gamma: float) -> list[Ended]:
@@ -159,21 +157,3 @@ def ended_episodes(trajectories: Trajectories, gamma: float) -> list[Ended]:
     discounted = total_return(rewards, gamma, trajectories.terminated)[0]
     columns = (rewards.sum(0).tolist(), discounted.tolist(), trajectories.lengths.tolist(), trajectories.ended())
     return [Ended(*row) for row in zip(*columns, strict=True)]
-
-
-def check_finite(trajectories: Trajectories, env_id: str, place: Place) -> None:
-    """Raise EnvironmentFailure for a reward or an observation that is not finite.
-
-    `place(t, n)` gives the step of its episode that row t of column n is, -1 for the reset, and the reset seed.
-    """
-    for name, values, valid, first in (
-        ("reward", trajectories.rewards, trajectories.mask, 0),
-        ("observation", trajectories.obs, trajectories.reached, -1),
-    ):
-        finite = torch.isfinite(values).flatten(2).all(2) if values.dim() > 2 else torch.isfinite(values)
-        wrong = (~finite & valid).nonzero()
-        if len(wrong):
-            t, column = (wrong[0] + torch.tensor([first, 0])).tolist()
-            step, seed = place(t, column)
-            when = "at the reset" if step < 0 else f"in step {step}"
-            raise EnvironmentFailure(f"{env_id} gave a non-finite {name} {when} of the episode with reset seed {seed}")

@@ -14,19 +14,19 @@ from torch import Tensor
 from pgcli.config.schema import Config
 from pgcli.errors import CheckpointError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
-from pgcli.policies.observations import Layout
 from pgcli.policies.policy import Policy
 from pgcli.randomness import Purpose, derived_seed, generator
 from pgcli.sampling.environments import SingleEnvironments
+from pgcli.sampling.examination import MAX_EPISODE_STEPS
 from pgcli.sampling.rollout import (
     NOISE_ROWS,
     Chunks,
     Ended,
     Rollout,
     Transition,
-    check_finite,
     collect_episodes,
     ended_episodes,
+    endless,
     to_trajectories,
 )
 
@@ -173,15 +173,10 @@ class Segments:
                 returns[column] = discounted[column] = lengths[column] = 0
             rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))
             obs, running = next_obs, ~over
+        if lengths.max() > MAX_EPISODE_STEPS:
+            raise endless()
         before = torch.from_numpy(state.memory) if actor.state_size else None
         trajectories = replace(to_trajectories(rows), memory=before)
-
-        def place(t: int, column: int) -> tuple[int, int]:
-            before = (~trajectories.mask[: t + 1, column]).nonzero().flatten().tolist()  # the rows that reset
-            step = t - before[-1] - 1 if before else t + int(state.lengths[column])
-            return step, self._seed(chunk[column], int(state.episode[column]) + len(before))
-
-        check_finite(trajectories, self._config.env.id, place)
         drawn = trajectories.actions.numpy()
         since = [
             drawn[:0, n]
@@ -257,7 +252,7 @@ class Segments:
         return reached
 
     def _check_shapes(self, arrays: dict[str, Array], memory: Array) -> None:
-        layout, n = Layout(self._environments[0].observation_space), self._config.env.num_envs
+        layout, n = self._environments[0].layout, self._config.env.num_envs
         steps = len(arrays["actions"]) if "actions" in arrays and arrays["actions"].ndim > 1 else 0
         expected: dict[str, tuple[tuple[int, ...], Any]] = {
             "episode": ((n,), np.int64),

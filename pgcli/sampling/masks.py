@@ -1,0 +1,105 @@
+"""Action masks: which actions an environment permits, made a part of what the policy observes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from pgcli.policies.observations import ACTION_MASK, Layout
+from pgcli.sampling.faults import Broken
+
+Array = NDArray[Any]
+
+
+def choices(action_space: spaces.Space[Any]) -> list[int]:
+    """Count what there is to choose from, for each part of an action; nothing where no mask could say."""
+    match action_space:
+        case spaces.Discrete():
+            return [int(action_space.n)]
+        case spaces.MultiDiscrete():
+            return [int(n) for n in action_space.nvec.flat]
+    return []
+
+
+def read_mask(info: dict[str, Any], action_space: spaces.Space[Any]) -> Array:
+    """Read `info["action_mask"]`, an array or a tuple of arrays, as one row of zeros and ones.
+
+    Raises: Broken.
+    """
+    mask, size = info.get(ACTION_MASK), sum(choices(action_space))
+    if mask is None:
+        raise Broken("no action mask", "an environment that masks actions puts `action_mask` into every info")
+    parts = [np.asarray(part).ravel() for part in mask] if isinstance(mask, tuple) else [np.asarray(mask).ravel()]
+    row = np.concatenate(parts)
+    if row.shape != (size,) or row.dtype.kind not in "biu":
+        raise Broken(f"an action mask of {len(row)} entries ({row.dtype}) for {size} actions")
+    return row.astype(np.int8)
+
+
+def draw(action_space: spaces.Space[Any], mask: Array | None, random: np.random.Generator) -> Any:  # noqa: ANN401
+    """Draw an action as the environment takes it, of those that the row `mask` permits."""
+    if mask is None:
+        action_space.seed(int(random.integers(2**31)))
+        return action_space.sample()
+    parts = np.split(mask, np.cumsum(choices(action_space))[:-1])
+    drawn = np.array([random.choice(np.flatnonzero(part)) for part in parts])
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return (drawn.reshape(action_space.nvec.shape) + action_space.start).astype(action_space.dtype)
+    assert isinstance(action_space, spaces.Discrete)
+    return drawn[0] + action_space.start
+
+
+class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
+    """Shows `info["action_mask"]` as an entry of the observation, which is made a Dict if it is none."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        inner = env.observation_space
+        self._is_dict = isinstance(inner, spaces.Dict)
+        entries = dict(inner.spaces) if isinstance(inner, spaces.Dict) else {"observation": inner}
+        mask = spaces.MultiBinary(sum(choices(env.action_space)))
+        self.observation_space = spaces.Dict(entries | {ACTION_MASK: mask})
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        return self._masked(obs, read_mask(info, self.action_space)), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:  # noqa: ANN401 - as the space has it
+        """Act."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        if (terminated or truncated) and ACTION_MASK not in info:  # there is nothing left to choose
+            mask = np.ones(sum(choices(self.action_space)), np.int8)
+        else:
+            mask = read_mask(info, self.action_space)
+        return self._masked(obs, mask), reward, terminated, truncated, info
+
+    def _masked(self, obs: Any, mask: Array) -> dict[str, Any]:  # noqa: ANN401 - whatever the environment gives
+        return {**(obs if self._is_dict else {"observation": obs}), ACTION_MASK: mask}
+
+
+class MaskColumns:
+    """Where a mask of the actions stands in packed observations `[N, …]`, if there is one that fits them."""
+
+    def __init__(self, layout: Layout, action_space: spaces.Space[Any]) -> None:
+        masks = [leaf.numbers for leaf in layout.leaves if leaf.path == (ACTION_MASK,)]
+        ends = np.cumsum([masks[0].start if masks else 0, *choices(action_space)]).tolist()
+        fits = len(masks) == 1 and len(ends) > 1 and ends[-1] == masks[0].stop
+        self.numbers = masks[0] if fits else None
+        self._parts = [slice(*part) for part in pairwise(ends)] if fits else []
+
+    def permits(self, obs: Array) -> Array | None:
+        """Say of each row whether every part of an action has a choice left; None without a mask."""
+        if not self._parts:
+            return None
+        return np.all([obs[:, part].any(1) for part in self._parts], axis=0)  # type: ignore[no-any-return]
+
+    def permit_all(self, row: Array) -> None:
+        """Let a row that nobody acts on permit everything, in place."""
+        for part in self._parts:
+            row[part] = 1

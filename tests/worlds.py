@@ -1,0 +1,250 @@
+"""Environments that keep Gymnasium's contract in all but one point, and a few that only look odd."""
+
+from __future__ import annotations
+
+import os
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from helpers import Array
+
+Result = tuple[Any, Any, Any, Any, Any]
+
+
+class TwoWords(Exception):
+    """Cannot be made of one message, as some libraries' exceptions cannot."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(what, why)
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def raises(error: BaseException) -> Any:
+    raise error
+
+
+REWARDS: dict[str, Any] = {
+    "none reward": None,
+    "text reward": "1.0",
+    "decimal reward": Decimal(1),
+    "vector reward": np.ones(3),
+    "nan reward": float("nan"),
+    "infinite reward": np.float32("inf"),
+}
+OBSERVATIONS: dict[str, Any] = {
+    "wide obs": np.zeros(3, np.float32),
+    "text obs": "left",
+    "no obs": None,
+    "nan obs": np.array([np.nan, 0], np.float32),
+    "complex obs": np.zeros(2, complex),
+    "far obs": np.array([0, 7], np.float32),
+}
+ERRORS: dict[str, BaseException] = {
+    "error": RuntimeError("the motor is on fire"),
+    "exit": SystemExit(3),
+    "interrupt": KeyboardInterrupt(),
+    "two words": TwoWords("the motor", "heat"),
+    "unspeakable": Unspeakable(),
+}
+FLAGS: dict[str, Any] = {"none flag": None, "text flag": "yes", "two flags": np.zeros(2, bool)}
+ODD: dict[str, Any] = {"integer": 1, "array": np.array([1.0]), "fraction": Fraction(1, 1), "bool": True}
+
+
+class World(gym.Env[Array, np.int64]):
+    """Shows (place, t) and pays 1 for 20 steps. Its `fault` comes in step `at` of an episode, at its reset, or so."""
+
+    def __init__(self, fault: str = "", at: int = 0, odd: str = "", length: int = 20, resets: int = 0) -> None:
+        self.observation_space = spaces.Box(-1, 1, (2,), np.float32)
+        self.action_space = spaces.Discrete(3)
+        self.fault, self.at, self.odd, self.length, self.good_resets = fault, at, odd, length, resets
+        self.steps = 0
+        if fault == "no space":
+            del self.action_space
+        if fault == "class for space":
+            self.observation_space = spaces.Box  # type: ignore[assignment]
+        if fault.startswith("build "):
+            raises(ERRORS[fault.removeprefix("build ")])
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.t, self.place = 0, np.float32(self.np_random.uniform(-1, 1))
+        obs: Any = np.array([self.place, 0], np.float32)
+        self.good_resets -= 1
+        if self.fault.startswith("reset ") and self.good_resets < 0:
+            what = self.fault.removeprefix("reset ")
+            if what == "old":
+                return obs
+            obs = OBSERVATIONS[what] if what in OBSERVATIONS else raises(ERRORS[what])
+        return obs, {}
+
+    def step(self, action: np.int64) -> Any:
+        faulty = self.t == self.at
+        self.t += 1
+        self.steps += 1
+        obs: Any = np.array([self.place, self.t / self.length], np.float32)
+        reward = ODD.get(self.odd, 1.0)
+        over: Any = {"integer": 0, "array": np.array([False])}.get(self.odd, False)
+        if self.t >= self.length:
+            over = {"integer": 1, "array": np.array([True])}.get(self.odd, True)
+        if faulty and self.fault in ERRORS:
+            raises(ERRORS[self.fault])
+        if faulty and self.fault == "old step":
+            return obs, reward, over, {}
+        if faulty:
+            obs, reward = OBSERVATIONS.get(self.fault, obs), REWARDS.get(self.fault, reward)
+            over = FLAGS.get(self.fault, over)
+        return obs, reward, over, False, {}
+
+    def close(self) -> None:
+        if self.fault == "close" and self.steps >= self.at:
+            raise RuntimeError("the door is stuck")
+
+
+class Old(World):
+    """Takes no seed, as environments for `gym` did."""
+
+    def reset(self) -> Any:  # type: ignore[override]
+        return super().reset()
+
+
+class Nothing:
+    """Is no environment at all."""
+
+
+class Room(gym.Env[np.int64, np.int64]):
+    """Four places in a row; says that it is in one that there is not, in step `at`."""
+
+    def __init__(self, at: int | None = None) -> None:
+        self.observation_space, self.action_space, self.at = spaces.Discrete(4, start=1), spaces.Discrete(2), at
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.int64, dict[str, Any]]:
+        self.t = 0
+        return np.int64(1), {}
+
+    def step(self, action: np.int64) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        return np.int64(0 if self.t - 1 == self.at else 4), 0.0, self.t == 9, False, {}
+
+
+class Masked(World):
+    """Permits the actions of `mask` in every state, and says so in every info but the last one's."""
+
+    def __init__(self, mask: Any = (1, 0, 1), space: Any = None, at: int | None = None, then: Any = (0, 0, 0)) -> None:
+        super().__init__(length=5)
+        self.mask, self.then, self.at_step = mask, then, at
+        self.action_space = space or spaces.Discrete(3)
+
+    def info(self) -> dict[str, Any]:
+        mask = self.then if self.at_step is not None and self.t > self.at_step else self.mask
+        return {"action_mask": tuple(map(np.array, mask)) if isinstance(mask[0], tuple | list) else np.array(mask)}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        obs, _ = super().reset(seed=seed)
+        return obs, self.info()
+
+    def step(self, action: Any) -> Any:
+        *result, _ = super().step(action)
+        return *result, {} if result[2] else self.info()
+
+
+class Wanderer(World):
+    """Goes into another folder, talks, and changes what is the whole process's."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        import random
+
+        Path("elsewhere").mkdir(exist_ok=True)
+        os.chdir("elsewhere")
+        os.umask(0o077)
+        print("hello from the constructor")
+        os.write(1, b"hello from C\n")
+        random.seed(0)
+        np.random.seed(0)
+
+    def step(self, action: np.int64) -> Any:
+        print("step")
+        return super().step(action)
+
+
+class Stubborn(World):
+    """Ignores its seeds."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=7)
+
+
+class Mindful(World):
+    """Shows how many resets it has had: a used instance is not a fresh one."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        (obs, info), self.had = super().reset(seed=seed), getattr(self, "had", 0) + 1
+        return obs + np.float32(0.01 * (self.had - 1)), info
+
+
+class Moody(World):
+    """Draws from a generator that nobody seeds."""
+
+    draws: ClassVar[np.random.Generator] = np.random.default_rng()
+
+    def step(self, action: np.int64) -> Any:
+        obs, _, *rest = super().step(action)
+        return obs, float(self.draws.uniform()), *rest
+
+
+class Continuous(World):
+    """Wants actions far from ±1, and gives large numbers in one buffer."""
+
+    def __init__(self, buffered: bool = True) -> None:
+        super().__init__()
+        self.action_space = spaces.Box(0, 500, (2,), np.float32)  # type: ignore[assignment]
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.buffer, self.buffered = np.zeros(2, np.float32), buffered
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        obs, info = super().reset(seed=seed)
+        return self.shown(obs), info
+
+    def step(self, action: Any) -> Any:
+        action *= 0  # it may write into what it is given
+        obs, *rest = super().step(action)
+        return self.shown(obs), *rest
+
+    def shown(self, obs: Array) -> Array:
+        self.buffer[:] = 3000 * obs
+        return self.buffer if self.buffered else self.buffer.copy()
+
+
+class Doubled(gym.RewardWrapper[Any, Any]):
+    """Multiplies rewards; a wrapper from a module."""
+
+    def __init__(self, env: gym.Env[Any, Any], factor: float = 2.0) -> None:
+        super().__init__(env)
+        self.factor = factor
+
+    def reward(self, reward: Any) -> Any:
+        return self.factor * reward
+
+
+def halved(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    return Doubled(env, 0.5)
+
+
+def useless(env: gym.Env[Any, Any]) -> None:
+    return None
+
+
+gym.register("World-v0", entry_point="worlds:World", max_episode_steps=1000)
+gym.register("World-v2", entry_point="worlds:World", max_episode_steps=1000)
+for name in ("Nothing", "Old", "Room", "Masked", "Wanderer", "Stubborn", "Mindful", "Moody", "Continuous"):
+    gym.register(f"{name}-v0", entry_point=f"worlds:{name}", max_episode_steps=1000)
+gym.register("Endless-v0", entry_point="worlds:World")
