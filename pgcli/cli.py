@@ -253,10 +253,14 @@ def doctor(
 
     loaded = load_config(config, overrides or [])
 
-    from pgcli.doctor import diagnose, table
+    from pgcli.sampling.registry import spec
     from pgcli.streams import results_only
 
     with results_only():
+        spec(loaded.env)  # an unknown environment is told before torch is imported
+
+        from pgcli.doctor import diagnose, table
+
         result = diagnose(loaded)
     typer.echo(json.dumps(result, allow_nan=False) if as_json else table(result))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +13,9 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from helpers import Array
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
 
 Result = tuple[Any, Any, Any, Any, Any]
 
@@ -156,6 +160,36 @@ class Masked(World):
         return *result, {} if result[2] else self.info()
 
 
+class MaskedPairs(Masked):
+    """Masks the two parts of its actions."""
+
+    def __init__(self) -> None:
+        super().__init__(mask=((1, 0), (0, 1, 1)), space=spaces.MultiDiscrete([2, 3]))
+
+
+class Shown(World):
+    """Shows its mask itself, which permits nothing after step `at`."""
+
+    def __init__(self, at: int | None = None) -> None:
+        super().__init__()
+        self.closed_at = at
+        self.observation_space = spaces.Dict(  # type: ignore[assignment]
+            {"place": spaces.Box(-1, 1, (2,), np.float32), "action_mask": spaces.MultiBinary(3)}
+        )
+
+    def shown(self, obs: Array) -> dict[str, Array]:
+        closed = self.closed_at is not None and self.t > self.closed_at
+        return {"place": obs, "action_mask": np.full(3, not closed, np.int8)}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        obs, info = super().reset(seed=seed)
+        return self.shown(obs), info | {"action_mask": np.ones(3, np.int8)}
+
+    def step(self, action: np.int64) -> Any:
+        obs, *rest = super().step(action)
+        return self.shown(obs), *rest
+
+
 class Wanderer(World):
     """Goes into another folder, talks, and changes what is the whole process's."""
 
@@ -224,6 +258,47 @@ class Continuous(World):
         return self.buffer if self.buffered else self.buffer.copy()
 
 
+def digest(actions: Array) -> str:
+    return hashlib.sha256(np.ascontiguousarray(actions).tobytes()).hexdigest()[:16]
+
+
+class Tracing(World):
+    """Says in its fault, in step `at`, which actions it was given until then."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.end, self.action_space = at, spaces.Box(-1, 1, (2,), np.float32)  # type: ignore[assignment]
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.given = list[Array]()
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> Any:
+        self.given.append(action.copy())
+        if self.t == self.end:
+            raise RuntimeError(digest(np.array(self.given)))
+        return super().step(action)
+
+
+class Fragile(World):
+    """Breaks in one episode of a hundred, until it is mended."""
+
+    def step(self, action: np.int64) -> Any:
+        if self.t == 7 and self.place > 0.98 and "MENDED" not in os.environ:
+            raise RuntimeError("the floor gives way")
+        return super().step(action)
+
+
+class Slow(World):
+    """Leaves a trace once its episodes are long, and takes its time then."""
+
+    def step(self, action: np.int64) -> Any:
+        if self.steps > 2000:
+            Path("stepping").touch()
+            time.sleep(0.01)
+        return super().step(action)
+
+
 class Doubled(gym.RewardWrapper[Any, Any]):
     """Multiplies rewards; a wrapper from a module."""
 
@@ -233,6 +308,10 @@ class Doubled(gym.RewardWrapper[Any, Any]):
 
     def reward(self, reward: Any) -> Any:
         return self.factor * reward
+
+
+def thousandfold(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    return Doubled(env, 1000)
 
 
 def halved(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:

@@ -235,7 +235,7 @@ def _wrapped(env: gym.Env[Any, Any], wrapper: WrapperConfig) -> tuple[gym.Env[An
     """
     wrap = _wrapper(wrapper.name)
     first: Exception | None = None
-    for form in (lambda x: x, tuple, np.asarray):
+    for form in (list, tuple, _array):
         arguments = {key: _formed(value, form) for key, value in wrapper.kwargs.items()}
         try:
             wrapped = wrap(env, **arguments)
@@ -258,6 +258,12 @@ def _wrapped(env: gym.Env[Any, Any], wrapper: WrapperConfig) -> tuple[gym.Env[An
         raise UsageError(message, _arguments(unknown[1], wrap)) from first
     assert first is not None
     raise EnvironmentFailure(f"wrapper {wrapper.name}: {told(first)}", "see its kwargs") from first
+
+
+def _array(numbers: list[Any]) -> np.ndarray[Any, Any]:
+    """Give real numbers as those of a Box, which are float32 nearly everywhere."""
+    array = np.asarray(numbers)
+    return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
 def _formed(value: Any, form: Callable[[Any], Any]) -> Any:  # noqa: ANN401 - plain data

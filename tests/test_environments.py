@@ -1,0 +1,693 @@
+"""Environments of strangers: found by name, examined at the start, their faults told with what led to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import worlds
+from gymnasium import spaces
+from helpers import config
+from test_cli import TINY, pgcli, rows
+
+from pgcli.config import config_from_data
+from pgcli.config.schema import EnvConfig
+from pgcli.errors import ConfigError, EnvironmentFailure, PgcliError, UsageError
+from pgcli.sampling import examination, registry
+from pgcli.sampling.environments import (
+    Environments,
+    NativeEnvironments,
+    SingleEnvironments,
+    Step,
+    make,
+    make_environments,
+)
+from pgcli.sampling.examination import examine
+from pgcli.sampling.registry import spec
+
+TESTS = str(Path(__file__).parent)
+PATHS = os.pathsep.join(filter(None, (TESTS, os.environ.get("PYTHONPATH"))))
+ON = np.ones(2, bool)
+
+
+def act(envs: Environments, actions: Any) -> list[Step]:
+    """Act in all columns, row by row."""
+    return [envs.step(np.asarray(row), np.ones(len(row), bool)) for row in actions]
+
+
+def env_config(env_id: str = "World-v0", *wrappers: Any, **kwargs: Any) -> EnvConfig:
+    return config(env={"id": env_id, "kwargs": kwargs, "wrappers": list(wrappers)}).env
+
+
+@pytest.fixture(autouse=True)
+def _anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "_examined", {})
+
+
+@pytest.fixture
+def _signals_only_set_a_flag() -> Any:
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def failure(settings: EnvConfig, kind: type[PgcliError] = EnvironmentFailure) -> str:
+    """Give the two lines that a user sees."""
+    with pytest.raises(kind) as caught:
+        make_environments(settings, 2)
+    assert type(caught.value) is kind
+    assert len(str(caught.value).splitlines()) <= 2
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------------ by name
+
+NAMES: list[tuple[str, tuple[str, ...]]] = [
+    ("CartPole-v7", ("`v0`, `v1`", "did you mean `CartPole-v1`?")),
+    ("CartPole", ("did you mean `CartPole-v1`?",)),
+    ("cartpole-v1", ("no environment `cartpole-v1`", "did you mean `CartPole-v1`?")),
+    ("Cartpol-v1", ("did you mean `CartPole-v1`?",)),
+    ("Xyzzyxyzzy-v0", ("no environment `Xyzzyxyzzy-v0`", "`module:Xyzzyxyzzy-v0`")),
+    ("AEL/Pong-v5", ("namespace `AEL`", "did you mean `ALE/Pong-v5`?")),
+    ("tabullar/Blackjack-v0", ("namespace `tabullar`", "did you mean `tabular/Blackjack-v0`?")),
+    ("Strange/Pong-v5", ("namespace `Strange`", "`module:Strange/Pong-v5`")),
+    ("no_such_module:X-v0", ("no module `no_such_module`", "install")),
+    ("wrlds:World", ("no module `wrlds`", "did you mean `worlds`?")),
+    ("worlds.py:World", ("no module `worlds.py`", "did you mean `worlds`?")),
+    ("worlds:Wrld", ("`worlds` has no environment `Wrld`", "did you mean `worlds:World`?")),
+    ("worlds:World-v1", ("`v0`, `v2`", "did you mean `worlds:World-v2`?")),
+    ("worlds:Nothing", ("no gymnasium.Env", "shimmy")),
+    ("worlds:Qqqqqqqq", ("its classes of gymnasium.Env: World, Old, Room",)),
+    ("json:Foo", ("`json` has no environment `Foo`", "no class of gymnasium.Env")),
+    ("Nothing-v0", ("no gymnasium.Env", "shimmy")),
+]
+
+
+@pytest.mark.parametrize(("env_id", "words"), NAMES, ids=[name for name, _ in NAMES])
+def test_a_name_that_nothing_has_is_told_with_the_nearest_one(env_id: str, words: tuple[str, ...]) -> None:
+    message = failure(env_config(env_id))
+    assert all(word in message for word in words), message
+
+
+def test_a_class_that_is_not_registered_is_an_environment() -> None:
+    with make(env_config("worlds:World", length=3)) as env:
+        assert isinstance(env.unwrapped, worlds.World)
+        assert env.unwrapped.length == 3
+    limited = config(env={"id": "worlds:World", "max_episode_steps": 4}).env
+    assert examine(limited).time_limit == 4
+    assert examine(env_config("worlds:World-v0")).time_limit == 1000
+
+
+KWARGS: list[tuple[EnvConfig, type[PgcliError], tuple[str, ...]]] = [
+    (env_config("LunarLander-v3", continous=True), UsageError, ("no `continous`", "did you mean `continuous`?")),
+    (env_config("worlds:World", falt=1), UsageError, ("no `falt`", "did you mean `fault`?")),
+    (env_config("CartPole-v1", zzz=1), UsageError, ("no `zzz`", "it takes sutton_barto_reward")),
+    (env_config("Old-v0", "FlattenObservations"), EnvironmentFailure, ("did you mean `FlattenObservation`?",)),
+    (env_config("World-v0", "flattenobservation"), EnvironmentFailure, ("did you mean `FlattenObservation`?",)),
+    (env_config("World-v0", "importlib"), EnvironmentFailure, ("wrapper `importlib` not found",)),
+    (env_config("World-v0", "utils"), EnvironmentFailure, ("wrapper `utils` not found",)),
+    (env_config("World-v0", "nowhere:Doubled"), EnvironmentFailure, ("no module `nowhere`",)),
+    (env_config("World-v0", "worlds:Dubled"), EnvironmentFailure, ("did you mean `worlds:Doubled`?",)),
+    (env_config("World-v0", "worlds:REWARDS"), EnvironmentFailure, ("wrapper `worlds:REWARDS` not found",)),
+    (env_config("World-v0", "worlds:useless"), EnvironmentFailure, ("worlds:useless gave no gymnasium.Env",)),
+    (
+        env_config("World-v0", {"name": "worlds:Doubled", "kwargs": {"facor": 3}}),
+        UsageError,
+        ("worlds:Doubled takes no `facor`", "did you mean `factor`?"),
+    ),
+    (
+        env_config("World-v0", {"name": "FrameStackObservation", "kwargs": {"stak_size": 3}}),
+        UsageError,
+        ("takes no `stak_size`", "did you mean `stack_size`?"),
+    ),
+    (env_config("World-v0", "FrameStackObservation"), EnvironmentFailure, ("wrapper FrameStackObservation", "'stack_")),
+    (env_config("World-v0", "GrayscaleObservation"), EnvironmentFailure, ("wrapper GrayscaleObservation", "image")),
+]
+
+
+@pytest.mark.parametrize(("settings", "kind", "words"), KWARGS, ids=[words[-1] for *_, words in KWARGS])
+def test_an_argument_or_wrapper_that_there_is_not_is_told_with_the_nearest_one(
+    settings: EnvConfig, kind: type[PgcliError], words: tuple[str, ...]
+) -> None:
+    message = failure(settings, kind)
+    assert all(word in message for word in words), message
+
+
+MISSING = [
+    ('Box2D is not installed, run `pip install swig` then `pip install "gymnasium[box2d]"`', "pgcli[box2d]"),
+    ('MuJoCo is not installed, run `pip install "gymnasium[mujoco]"`', "pgcli[mujoco]"),
+    ('opencv-python package not installed, run `pip install "x"` to get dependencies for atari', "pgcli[atari]"),
+    ('opencv (cv2) is not installed, run `pip install "gymnasium[other]"`', "pip install opencv-python-headless"),
+    ('MoviePy is not installed, run `pip install "gymnasium[other]"`', 'pip install "gymnasium[other]"'),
+]
+
+
+@pytest.mark.parametrize(("said", "command"), MISSING, ids=[command for _, command in MISSING])
+def test_what_is_not_installed_is_told_with_its_command(said: str, command: str) -> None:
+    def build() -> gym.Env[Any, Any]:
+        raise gym.error.DependencyNotInstalled(said)
+
+    gym.register("Bare-v0", entry_point=build)  # type: ignore[arg-type]  # Gymnasium names too few kinds
+    try:
+        message = failure(env_config("Bare-v0"))
+    finally:
+        del gym.registry["Bare-v0"]
+    what, hint = message.splitlines()
+    assert said.split(",")[0].split(" to get")[0].split(" package")[0] in what
+    assert "pip install" not in what
+    assert hint.startswith("hint: pip install ")
+    assert command in hint
+
+
+def test_atari_is_imported_by_itself_or_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ale_py", None)  # as if it were not installed
+    for name in [name for name in gym.registry if name.startswith("ALE/")]:
+        monkeypatch.delitem(gym.registry, name)
+    message = failure(env_config("ALE/Pong-v5"))
+    assert "`ale_py` is not installed" in message
+    assert 'hint: pip install "pgcli[atari]"' in message
+    assert spec(env_config("CartPole-v1")).id == "CartPole-v1", "nobody else misses it"
+
+
+MODULES = {
+    "def f(:\n": ("broken.py:1", "SyntaxError"),
+    "import numpy\nimport no_such_thing\n": ("needs `no_such_thing`", "broken.py:2"),
+    "from numpy import no_such_thing\n": ("ImportError", "broken.py:1"),
+    "x = 1\nraise ValueError('not today')\n": ("ValueError: not today", "broken.py:2"),
+    "import sys\n\nsys.exit('bye')\n": ("leaves Python", "broken.py:3", "__main__"),
+}
+
+
+@pytest.mark.parametrize("text", MODULES, ids=range(len(MODULES)))
+def test_a_module_that_cannot_be_imported_is_told_with_its_line(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.py").write_text(text)
+    monkeypatch.setattr(registry, "HERE", str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    for settings in (env_config("broken:Env"), env_config("World-v0", "broken:Wrapper")):
+        message = failure(settings)
+        assert "`broken" in message
+        assert all(words in message for words in MODULES[text]), message
+
+
+def test_modules_of_the_current_folder_come_last(tmp_path: Path) -> None:
+    """They are found, and no name there hides one that is installed."""
+    for name in ("mine", "colorsys"):
+        (tmp_path / f"{name}.py").write_text("WHERE = 'here'\n")
+    program = (
+        "import os, sys; sys.path = [p for p in sys.path if p not in ('', os.getcwd())]\n"
+        "from pgcli.sampling.registry import import_module\n"
+        "print(import_module('mine', 'x').WHERE, hasattr(import_module('colorsys', 'x'), 'WHERE'))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "here False\n"
+
+
+# ------------------------------------------------------------------------------------------------------------ wrappers
+
+
+class Picture(worlds.World):
+    """Shows a picture, so that wrappers have something to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(0, 255, (8, 6, 3), np.uint8)
+        self.action_space = spaces.Box(-2, 2, (2,), np.float32)  # type: ignore[assignment]
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros((8, 6, 3), np.uint8), {}
+
+    def step(self, action: Any) -> Any:
+        self.given = action
+        return np.zeros((8, 6, 3), np.uint8), 1.0, False, False, {}
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "shape"),
+    [
+        ({"name": "ReshapeObservation", "kwargs": {"shape": [8, 18]}}, (8, 18)),
+        ({"name": "RescaleAction", "kwargs": {"min_action": [-1, -0.5], "max_action": [1, 0.5]}}, (8, 6, 3)),
+        (
+            {"name": "StickyAction", "kwargs": {"repeat_action_probability": 0.1, "repeat_action_duration": [2, 3]}},
+            (8, 6, 3),
+        ),
+        ({"name": "DiscretizeAction", "kwargs": {"bins": [3, 4]}}, (8, 6, 3)),
+        ({"name": "DtypeObservation", "kwargs": {"dtype": "float32"}}, (8, 6, 3)),
+        ({"name": "gymnasium.wrappers:FrameStackObservation", "kwargs": {"stack_size": 2}}, (2, 8, 6, 3)),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else None,
+)
+def test_lists_of_yaml_reach_wrappers_that_want_tuples_or_arrays(wrapper: Any, shape: tuple[int, ...]) -> None:
+    envs = make_environments(env_config("test_environments:Picture", wrapper), 1)
+    assert envs.reset([0]).shape == (1, *shape)
+    if wrapper["name"] == "RescaleAction":
+        assert isinstance(envs, SingleEnvironments)
+        envs.step(np.array([[1, -0.5]], np.float32), np.ones(1, bool))
+        assert envs._envs[0].get_wrapper_attr("given").tolist() == [2, -2]
+
+
+def test_a_wrapper_of_a_module_may_be_a_class_or_a_function() -> None:
+    doubled = {"name": "worlds:Doubled", "kwargs": {"factor": 6}}
+    envs = make_environments(env_config("World-v0", doubled, "worlds:halved"), 1)
+    envs.reset([0])
+    assert envs.step(np.zeros(1, int), np.ones(1, bool)).rewards.tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("name", "mend"),
+    [
+        ("NormalizeObservation", "policy.normalize_obs: true"),
+        ("gymnasium.wrappers:NormalizeReward", "value.normalize_returns: true"),
+        ("RecordVideo", "pgcli eval"),
+        ("RecordEpisodeStatistics", "leave it out"),
+        ("Autoreset", "leave it out"),
+        ("HumanRendering", "pgcli eval"),
+        ("RenderCollection", "leave it out"),
+        ("TransformReward", "module:Class"),
+    ],
+)
+def test_a_wrapper_that_a_run_cannot_have_is_refused_with_what_does_its_work(name: str, mend: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_from_data({"env": {"wrappers": ["FlattenObservation", name]}}, "c.yaml")
+    (problem,) = caught.value.problems
+    assert f"`env.wrappers`: {name.rpartition(':')[2]}: " in problem.message
+    assert mend in problem.hint
+    config_from_data({"env": {"wrappers": [f"mine:{name.rpartition(':')[2]}"]}}, "c.yaml")
+
+
+def test_pictures_can_be_observations() -> None:
+    with make(env_config("CartPole-v1", "AddRenderObservation")) as env:
+        assert env.observation_space.shape == (400, 600, 3)
+
+
+# ------------------------------------------------------------------------------------------------- at the start, later
+
+START: dict[str, tuple[str, ...]] = {
+    "wide obs": ("gave an observation of shape (3,) in a space of (2,)",),
+    "text obs": ("gave an observation of shape () in a space of (2,)",),
+    "no obs": ("gave an observation of shape () in a space of (2,)",),
+    "nan obs": ("gave a non-finite observation",),
+    "complex obs": ("gave an observation of type complex128 in a space of float32",),
+    "none reward": ("gave a reward that is no number: None",),
+    "text reward": ("gave a reward that is no number: '1.0'",),
+    "decimal reward": ("gave a reward that is no number: Decimal('1')",),
+    "vector reward": ("gave a reward of shape (3,)", "mo_gymnasium.wrappers:LinearReward"),
+    "nan reward": ("gave a non-finite reward",),
+    "infinite reward": ("gave a non-finite reward",),
+    "none flag": ("gave a `terminated` that is neither true nor false: None",),
+    "text flag": ("gave a `terminated` that is neither true nor false: 'yes'",),
+    "two flags": ("gave a `terminated` that is neither true nor false",),
+    "error": ("raised RuntimeError: the motor is on fire (", "worlds.py:"),
+    "exit": ("raised SystemExit: 3",),
+    "interrupt": ("raised KeyboardInterrupt",),
+    "two words": ("raised TwoWords: ('the motor', 'heat')",),
+    "unspeakable": ("raised Unspeakable",),
+}
+ONLY_AT_THE_START: dict[str, tuple[str, ...]] = {
+    "old step": ("its step gives 4 values", "return obs, reward, terminated, truncated, info"),
+    "reset old": ("gave one ndarray instead of (obs, info) at the reset", "return obs, {}"),
+    "reset wide obs": ("of shape (3,) in a space of (2,) at the reset",),
+    "reset error": ("raised RuntimeError: the motor is on fire", "at the reset"),
+    "close": ("raised RuntimeError: the door is stuck", "at the close"),
+    "no space": ("has no action_space", "set self.action_space"),
+    "class for space": ("has a type for its observation_space",),
+    "build error": ("cannot be built: RuntimeError: the motor is on fire",),
+    "build exit": ("cannot be built: SystemExit: 3",),
+    "build interrupt": ("cannot be built: KeyboardInterrupt",),
+    "build two words": ("cannot be built: TwoWords",),
+}
+
+
+@pytest.mark.usefixtures("_signals_only_set_a_flag")
+@pytest.mark.parametrize("fault", [*START, *ONLY_AT_THE_START])
+def test_what_would_break_a_run_is_found_before_it_begins(fault: str) -> None:
+    message = failure(env_config(fault=fault))
+    assert "World-v0" in message
+    assert all(words in message for words in (START | ONLY_AT_THE_START)[fault]), message
+
+
+def test_an_environment_of_gym_that_takes_no_seed_is_told_what_reset_is() -> None:
+    message = failure(env_config("Old-v0"))
+    assert "its reset takes no seed" in message
+    assert "super().reset(seed=seed)" in message
+
+
+@pytest.mark.usefixtures("_signals_only_set_a_flag")
+@pytest.mark.parametrize("fault", START)
+def test_a_fault_in_an_episode_is_told_with_its_seed_step_and_action(fault: str) -> None:
+    envs = make_environments(env_config(fault=fault, at=4), 2)
+    envs.reset([11, 12])
+    with pytest.raises(EnvironmentFailure) as caught:
+        act(envs, [[t % 3, 2] for t in range(6)])
+    message = str(caught.value)
+    assert "in step 4 with action 1 of the episode with reset seed 11" in message
+    assert START[fault][0] in message
+    assert caught.value.seed == 11
+    assert "array([0, 1, 2, 0, 1]" in caught.value.reproduction
+
+
+def test_a_real_interrupt_is_not_taken_for_a_fault() -> None:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    envs = make_environments(env_config(fault="interrupt", at=2), 2)
+    envs.reset([1, 2])
+    with pytest.raises(KeyboardInterrupt):
+        act(envs, np.zeros((4, 2), int))
+
+
+@pytest.mark.parametrize("odd", worlds.ODD)
+def test_rewards_and_flags_that_only_look_odd_are_read(odd: str) -> None:
+    envs = make_environments(env_config(odd=odd, length=3), 2)
+    envs.reset([1, 2])
+    steps = [envs.step(np.zeros(2, int), ON) for _ in range(3)]
+    assert [step.rewards.tolist() for step in steps] == [[1, 1]] * 3
+    assert [step.terminated.tolist() for step in steps] == [[False] * 2, [False] * 2, [True] * 2]
+
+
+def test_counts_out_of_their_range_are_a_fault() -> None:
+    assert "gave an observation of 0 in Discrete(4, start=1) at the step" in failure(env_config("Room-v0", at=0))
+    envs = make_environments(env_config("Room-v0", at=2), 2)
+    envs.reset([1, 2])
+    with pytest.raises(EnvironmentFailure, match=r"of 0 in Discrete\(4, start=1\) in step 2 with action 1"):
+        act(envs, np.ones((4, 2), int))
+
+
+def test_notices_tell_of_limits_bounds_and_versions() -> None:
+    assert examine(env_config("worlds:World-v2")).notices == []
+    (endless,) = examine(env_config("Endless-v0")).notices
+    assert "100,000" in endless
+    assert "env.max_episode_steps" in endless
+    limited = config(env={"id": "Endless-v0", "wrappers": [{"name": "TimeLimit", "kwargs": {"max_episode_steps": 9}}]})
+    assert examine(limited.env).notices == []
+    assert examine(limited.env).time_limit == 9
+    old, far = examine(env_config("World-v0", fault="far obs")).notices
+    assert old == "World-v0 is out of date: there is a v2"
+    assert far == "World-v0 gave an observation of 7 outside the bounds of its space; nothing is clipped"
+
+
+def test_the_start_check_is_made_once_per_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[EnvConfig] = []
+    monkeypatch.setattr(examination, "_examine", built.append)
+    for env in ({}, {"num_envs": 3}, {"vectorization": "sync", "rebuild": True}, {"kwargs": {"length": 3}}, {}):
+        examine(config(env={"id": "World-v0"} | env).env)
+    assert [settings.kwargs for settings in built] == [{}, {"length": 3}]
+
+
+def test_the_instance_of_the_start_check_is_no_instance_of_the_run() -> None:
+    first = make_environments(env_config("Mindful-v0"), 1).reset([3])
+    assert first[0, 0] == np.float32(np.random.Generator(np.random.PCG64(np.random.SeedSequence(3))).uniform(-1, 1))
+
+
+def test_an_environment_may_write_into_its_actions_and_reuse_its_buffer() -> None:
+    envs = make_environments(env_config("Continuous-v0"), 2)
+    first = envs.reset([1, 2])
+    actions, kept = np.full((2, 2), 7, np.float32), first.copy()
+    second = envs.step(actions, ON).obs
+    assert (actions == 7).all()
+    assert (first == kept).all()
+    assert (second != first).any()
+
+
+# ------------------------------------------------------------------------------------------------------- reproduction
+
+
+def reproduced(error: EnvironmentFailure, folder: Path) -> subprocess.CompletedProcess[str]:
+    (folder / "again.py").write_text(error.reproduction)
+    for word in error.reproduction.splitlines():
+        assert TESTS not in word or word.startswith("#"), "a path of this machine"
+    return subprocess.run(
+        [sys.executable, "again.py"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": PATHS},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_reproduction_does_exactly_what_was_done(tmp_path: Path) -> None:
+    """Its actions are those given to the bit, its wrappers and arguments too; so its world ends where ours did."""
+    rescale = {"name": "RescaleAction", "kwargs": {"min_action": [-1, -1], "max_action": [1, 1]}}
+    envs = make_environments(env_config("worlds:Tracing", rescale, at=5), 2)
+    envs.reset([8, 9])
+    given = np.random.default_rng(0).uniform(-1, 1, (7, 2, 2)).astype(np.float32)
+    with pytest.raises(
+        EnvironmentFailure, match=r"in step 5 with action \[.*\] of the episode with reset seed 8"
+    ) as caught:
+        act(envs, given)
+    done = reproduced(caught.value, tmp_path)
+    assert done.returncode == 1
+    assert f"RuntimeError: {worlds.digest(given[:6, 0])}" in done.stderr
+    assert worlds.digest(given[:6, 0]) in caught.value.message, "the same numbers in the run and in the reproduction"
+    assert done.stdout.startswith("step 5 with action [")
+
+
+def test_a_reproduction_shows_what_is_no_exception(tmp_path: Path) -> None:
+    envs = make_environments(config(env={"id": "worlds:World-v0", "kwargs": {"fault": "nan reward", "at": 2}}).env, 1)
+    envs.reset([5])
+    with pytest.raises(EnvironmentFailure) as caught:
+        act(envs, np.ones((3, 1), int))
+    done = reproduced(caught.value, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "step 2 with action 1 gave (array(" in done.stdout
+    assert "nan" in done.stdout
+
+
+def test_a_reproduction_begins_with_the_reset_of_its_own_episode(tmp_path: Path) -> None:
+    """In segments, where columns restart one by one, and the history before is dropped."""
+    envs = SingleEnvironments(env_config("worlds:World", fault="exit", at=3, length=3), 2)
+    envs.reset([100, 200])
+    running = ON
+    for seed in range(1, 400):  # episodes of three steps, never a fourth
+        for _ in range(3):
+            over = envs.step(np.zeros(2, int), running)
+        assert over.terminated.all()
+        envs.restart({0: seed, 1: 1000 + seed})
+    assert len(envs._history) <= 1010, "memory is bounded"
+    envs._envs[1].set_wrapper_attr("length", 9)  # its episode goes on into its fault
+    for action in (2, 1, 0):
+        envs.step(np.array([0, action]), running)
+    envs.restart({0: 7})
+    with pytest.raises(EnvironmentFailure) as caught:
+        envs.step(np.array([1, 2]), ON)
+    assert caught.value.seed == 1399
+    assert "SystemExit: 3" in caught.value.message
+    assert "array([2, 1, 0, 2]" in caught.value.reproduction
+    done = reproduced(caught.value, tmp_path)
+    assert done.returncode == 3
+    assert done.stdout == "step 3 with action 2 raised SystemExit(3)\n"
+
+
+# -------------------------------------------------------------------------------------------------------- action masks
+
+
+def test_a_mask_in_the_info_becomes_a_part_of_the_observation() -> None:
+    envs = make_environments(env_config("Masked-v0"), 2)
+    assert envs.observation_space == spaces.Dict(
+        {"observation": spaces.Box(-1, 1, (2,), np.float32), "action_mask": spaces.MultiBinary(3)}
+    )
+    obs = envs.reset([1, 2])
+    assert obs.shape == (2, 5)
+    assert obs.dtype == np.float32
+    assert obs[:, :3].tolist() == [[1, 0, 1]] * 2
+    for _ in range(5):
+        step = envs.step(np.zeros(2, int), ON)
+    assert step.terminated.all()
+    assert step.obs[:, :3].tolist() == [[1, 1, 1]] * 2, "at the end there is no mask, and nothing is left to choose"
+
+
+def test_a_mask_of_several_choices_is_one_row() -> None:
+    env_id = "worlds:MaskedPairs"
+    envs = make_environments(env_config(env_id), 1)
+    assert envs.reset([1])[0, :5].tolist() == [1, 0, 0, 1, 1]
+
+
+def test_a_dict_that_shows_its_mask_is_left_as_it_is() -> None:
+    settings = env_config("worlds:Shown")
+    assert not examine(settings).adds_mask
+    assert set(make(settings).observation_space.spaces) == {"action_mask", "place"}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"mask": [1, 0]}, "an action mask of 2 entries (int64) for 3 actions at the reset"),
+        ({"mask": [0, 0, 0]}, "an action mask that permits nothing"),
+        ({"mask": [0.5, 0, 1]}, "an action mask of 3 entries (float64) for 3 actions"),
+        ({"at": 2}, "an action mask that permits nothing in step 2 with action 0"),
+        ({"at": 2, "then": [1, 1]}, "an action mask of 2 entries (int64) for 3 actions in step 2 with action 0"),
+    ],
+)
+def test_a_mask_that_fits_nothing_or_permits_nothing_is_a_fault(kwargs: dict[str, Any], words: str) -> None:
+
+    def run() -> None:
+        envs = make_environments(env_config("Masked-v0", **kwargs), 2)
+        envs.reset([1, 2])
+        act(envs, np.zeros((4, 2), int))
+
+    with pytest.raises(EnvironmentFailure) as caught:
+        run()
+    assert words in caught.value.message
+
+
+def test_masks_and_other_parts_are_checked_also_where_the_environment_shows_them_itself() -> None:
+    envs = make_environments(env_config("worlds:Shown", at=1), 2)
+    envs.reset([1, 2])
+    with pytest.raises(EnvironmentFailure, match="permits nothing in step 1 with action 2 of the episode with reset"):
+        act(envs, np.full((4, 2), 2))
+
+
+def test_native_forms_are_taken_only_where_they_are_the_same_environment() -> None:
+    assert isinstance(make_environments(env_config("CartPole-v1"), 2), NativeEnvironments)
+    assert isinstance(make_environments(env_config("CartPole-v1", "FlattenObservation"), 2), SingleEnvironments)
+
+
+class Ill(gym.vector.VectorEnv[Any, Any, Any]):
+    """A vector form that falls ill in step 3, in the last column."""
+
+    metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012 - as Gymnasium has it
+
+    def __init__(self, num_envs: int, fault: str = "", **kwargs: Any) -> None:
+        self.num_envs, self.fault = num_envs, fault
+        self.single_observation_space = spaces.Box(-1, 1, (2,), np.float32)
+        self.single_action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        self.t, self.obs = 0, np.zeros((self.num_envs, 2), np.float32)
+        return self.obs, {}
+
+    def step(self, actions: Any) -> Any:
+        if self.t == 3:
+            if self.fault == "error":
+                raise RuntimeError("the motor is on fire")
+            self.obs[-1] = np.nan
+        self.t += 1
+        self.obs[:-1] += 0.01
+        nothing = np.zeros(self.num_envs, bool)
+        return self.obs, np.ones(self.num_envs), nothing, nothing, {}
+
+
+gym.register("Ill-v0", entry_point="worlds:World", vector_entry_point="test_environments:Ill", max_episode_steps=99)
+
+
+@pytest.mark.parametrize("fault", ["", "error"])
+def test_a_fault_of_a_vector_form_is_told_where_the_column_runs(fault: str) -> None:
+    envs = make_environments(env_config("Ill-v0", fault=fault, at=99), 3)
+    assert isinstance(envs, NativeEnvironments)
+    first = envs.reset([4, 5, 6])
+    running = np.array([True, True, False])
+    seen = [envs.step(np.zeros(3, int), running).obs for _ in range(3)]
+    assert first.max() == 0, "arrays handed out are not written again"
+    assert seen[0].max() < seen[2].max()
+    if not fault:
+        envs.step(np.zeros(3, int), running)  # nobody looks at the column that is over
+        envs.reset([4, 5, 6])
+        for _ in range(3):
+            envs.step(np.zeros(3, int), np.ones(3, bool))
+    with pytest.raises(EnvironmentFailure, match="in step 3 of the episodes with reset seed 4") as caught:
+        envs.step(np.zeros(3, int), np.ones(3, bool))
+    assert ("the motor is on fire" if fault else "a non-finite observation") in caught.value.message
+
+
+# --------------------------------------------------------------------------------------------------- the command line
+
+
+def test_a_fault_ends_a_run_with_exit_3_a_reproduction_and_a_good_checkpoint(tmp_path: Path) -> None:
+    world = ["env.id=worlds:Fragile", "env.max_episode_steps=50", "training.iterations=50", "checkpoint.every=null"]
+    done = pgcli("train", "cartpole", *TINY, *world, "--run-dir", "run", cwd=tmp_path, code=3, PYTHONPATH=PATHS)
+    (program,) = (tmp_path / "run/crash").iterdir()
+    seed = program.stem.removeprefix("episode-")
+    assert f"of the episode with reset seed {seed}; run/crash/{program.name} repeats it" in done.stderr
+    assert "hint: `pgcli resume run` goes on once it is mended" in done.stderr
+    assert str(tmp_path) not in done.stderr
+    assert done.stdout == ""
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert status["status"] == "failed"
+    assert status["iteration"] == len(rows(tmp_path / "run/metrics.csv")) > 0
+    again = subprocess.run(
+        [sys.executable, f"run/crash/{program.name}"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": PATHS},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 1
+    assert "RuntimeError: the floor gives way" in again.stderr
+    result = json.loads(
+        pgcli("eval", "run", "--json", "--trust", "--horizon", 1, cwd=tmp_path, PYTHONPATH=PATHS).stdout
+    )
+    assert result["iteration"] == status["iteration"], "what was learned before the fault is saved"
+    pgcli("resume", "run", cwd=tmp_path, PYTHONPATH=PATHS, MENDED="yes")
+    assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "finished"
+
+
+def test_a_fault_in_the_close_does_not_hide_a_run_that_had_ended(tmp_path: Path) -> None:
+    world = ["env.id=worlds:World-v2", "env.kwargs={fault: close, at: 30}"]
+    done = pgcli("train", "cartpole", *TINY, *world, "--run-dir", "run", cwd=tmp_path, code=3, PYTHONPATH=PATHS)
+    assert "raised RuntimeError: the door is stuck" in done.stderr
+    assert "the run had finished, and all of it is saved" in done.stderr
+    assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "finished"
+    assert len(rows(tmp_path / "run/metrics.csv")) == 6
+
+
+def test_an_environment_that_talks_and_wanders_leaves_stdout_and_the_run_alone(tmp_path: Path) -> None:
+    talk = ["env.id=wander:Wanderer", "env.max_episode_steps=20"]
+    (tmp_path / "wander.py").write_text("from worlds import Wanderer\nprint('hello from the module')\n")
+    command = ["train", "cartpole", *TINY, *talk, "training.iterations=2", "--seeds", "0-1"]
+    done = pgcli(*command, cwd=tmp_path, PYTHONPATH=PATHS)
+    assert done.stdout.split() == ["runs/cartpole/seed-0", "runs/cartpole/seed-1"]
+    for words in ("hello from the module", "hello from the constructor", "hello from C", "step"):
+        assert words in done.stderr
+    for seed in (0, 1):
+        assert len(rows(tmp_path / f"runs/cartpole/seed-{seed}/metrics.csv")) == 2
+    options = ["--json", "--trust", "--episodes", 2, "--horizon", 3]
+    result = pgcli("eval", "runs/cartpole/seed-0", *options, cwd=tmp_path, PYTHONPATH=PATHS).stdout
+    assert json.loads(result)["episodes"] == 2
+
+
+def test_a_class_in_the_current_folder_trains_in_processes_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from worlds import World\n\nclass Mine(World):\n    '''Mine.'''\n")
+    command = ["train", "cartpole", *TINY, "env.id=mine:Mine", "training.iterations=2", "--seeds", "0,1", "--jobs", "2"]
+    done = pgcli(*command, cwd=tmp_path, PYTHONPATH=PATHS)
+    assert len(done.stdout.split()) == 2
+    assert "mine:Mine has no time limit" in done.stderr
+    refused = pgcli("eval", "runs/cartpole/seed-0", cwd=tmp_path, code=3, PYTHONPATH=PATHS)
+    assert "--trust" in refused.stderr
+
+
+def test_a_run_of_segments_stops_at_an_episode_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_segments import collect, policy_for, segments
+
+    from pgcli.sampling import samplers
+
+    monkeypatch.setattr(samplers, "MAX_EPISODE_STEPS", 30)
+    settings = segments("Endless-v0", kwargs={"length": 1000})
+    with pytest.raises(EnvironmentFailure, match="not ended") as caught:
+        collect(samplers.Segments(settings), policy_for(settings), range(20))
+    assert "env.max_episode_steps" in caught.value.hint
+
+
+def test_ctrl_c_in_an_environment_is_no_fault_of_its_own(tmp_path: Path) -> None:
+    pgcli("train", "cartpole", *TINY, "env.id=worlds:Slow", "--run-dir", "run", cwd=tmp_path, PYTHONPATH=PATHS)
+    command = [sys.executable, "-m", "pgcli", "eval", "run", "--trust", "--episodes", "100000"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": PATHS}, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "stepping").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr == ""
