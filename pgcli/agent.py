@@ -243,9 +243,8 @@ class PolicyGradient:
             found = descend(self.value_optimizer, epochs, self.value_terms, own, optimizer.max_grad_norm)
             report["value_loss"] = found["value_loss"]
         self._check_parameters()
-        if self.policy.normalizer is not None:
-            seen = trajectories.obs[:-1][trajectories.mask]
-            self.policy.normalizer.add(self.policy.encoder.in_torch(seen, torch.float64))
+        if self.config.policy.normalize_obs:
+            self.policy.add_statistics(trajectories.obs[:-1][trajectories.mask])
         if acted is not None:
             self.past = [acted, *self.past[:-1]]
             self._keep(acted, trajectories)

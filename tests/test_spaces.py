@@ -267,13 +267,28 @@ def test_acting_and_learning_see_the_same_in_a_nested_observation(memory: str, n
     policy = policy_for(NESTED, spaces.Box(-1, 1, (3,)), memory=memory, normalize_obs=normalize_obs, memory_size=7)
     NESTED.seed(2)
     obs = np.stack([policy.encoder.layout.pack(NESTED.sample()) for _ in range(6)])
-    if policy.normalizer is not None:
-        policy.normalizer.add(policy.encoder.in_torch(torch.from_numpy(obs), torch.float64))
+    if normalize_obs:
+        policy.add_statistics(torch.from_numpy(obs))
     acted = policy.actor("greedy").act(obs, np.zeros((6, 3)))
     windows = None if policy.memory is None else _beginnings(policy, 6)
     learned = policy(torch.from_numpy(obs), windows).detach()
     np.testing.assert_allclose(acted, learned, rtol=1e-4, atol=1e-5)
     assert len(np.unique(acted)) == acted.size, "every observation is told from the others"
+
+
+def test_images_are_normalised_by_channel() -> None:
+    space = spaces.Box(0, 255, (6, 5, 2), np.uint8)
+    policy = policy_for(space, spaces.Discrete(2), normalize_obs=True)
+    obs = np.random.default_rng(0).integers((0, 100), (11, 120), (300, 6, 5, 2), np.uint8)
+    before = policy.actor("greedy").act(obs[:1], np.zeros(1))
+    policy.add_statistics(torch.from_numpy(obs))
+    (seen,) = policy.pictures(torch.from_numpy(obs), torch.float64)
+    (plain,) = policy.encoder.pictures(torch.from_numpy(obs), torch.float64)
+    mean, deviation = plain.mean((0, 2, 3), keepdim=True), plain.std((0, 2, 3), correction=0, keepdim=True)
+    torch.testing.assert_close(seen, (plain - mean) / deviation, rtol=1e-3, atol=1e-3)
+    assert before.shape == (1,)
+    names = {name for name, _ in policy.named_buffers()}
+    assert {"image_normalizers.0.mean", "image_normalizers.0.variance"} <= names, "a part of every checkpoint"
 
 
 def _beginnings(policy: Policy, count: int) -> Any:

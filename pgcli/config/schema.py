@@ -109,8 +109,8 @@ class PolicyConfig(Section):
     )
     normalize_obs: bool = Field(
         False,
-        description="Observations minus their running mean, over their standard deviation, clipped to ±10; images are "
-        "not: theirs are divided by the largest value.",
+        description="Observations minus their running mean, over their standard deviation, clipped to ±10; images by "
+        "channel.",
     )
     image_network: Literal["auto", "nature", "small", "none"] = Field(
         "auto",

@@ -22,6 +22,7 @@ from pgcli.policies.observations import Encoder
 
 Array = NDArray[Any]
 Mode = Literal["sampled", "greedy"]
+STATISTICS_ROWS = 256  # images whose pixels are taken in at a time
 FORBIDDEN = -1e8  # the logit of an action that is not permitted: exp of it is 0, and 0 times it too
 
 
@@ -68,6 +69,8 @@ class Policy(nn.Module):
             action_space, config.distribution, config.initial_standard_deviation, features=sizes[-1]
         )
         self.normalizer = Normalizer(self.encoder.size) if config.normalize_obs and self.encoder.size else None
+        channels = [image[0] for image in self.encoder.images if config.normalize_obs]
+        self.image_normalizers = nn.ModuleList(map(Normalizer, channels))
         self.network = mlp([*sizes, self.distribution.size], config.activation)
         if config.init == "orthogonal":
             orthogonal(self.network, last_gain=0.01)
@@ -90,8 +93,25 @@ class Policy(nn.Module):
         numbers, networks = self.encode(obs), self.images if images is None else images
         if not len(networks):
             return numbers
-        pictures = self.encoder.pictures(obs, numbers.dtype)
+        pictures = self.pictures(obs, numbers.dtype)
         return torch.cat([numbers, *(see(x) for see, x in zip(networks, pictures, strict=True))], 1)
+
+    def pictures(self, obs: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        """Give the images of observations [M, …], each [M, channels, height, width], normalised by channel."""
+        pictures = self.encoder.pictures(obs, dtype)
+        if not len(self.image_normalizers):
+            return pictures
+        pairs = zip(self.image_normalizers, pictures, strict=True)
+        return [normalize(x.movedim(1, -1)).movedim(-1, 1) for normalize, x in pairs]
+
+    def add_statistics(self, obs: Tensor) -> None:
+        """Take observations [M, …] into the normalisers."""
+        if self.normalizer is not None:
+            self.normalizer.add(self.encoder.in_torch(obs, torch.float64))
+        for part in torch.split(obs, STATISTICS_ROWS) if len(self.image_normalizers) else ():
+            for normalizer, x in zip(self.image_normalizers, self.encoder.pictures(part, torch.float64), strict=True):
+                assert isinstance(normalizer, Normalizer)
+                normalizer.add(x.movedim(1, -1).flatten(0, 2))
 
     def remember(self, read: Tensor, windows: Windows | None) -> Tensor:
         """Add what a policy with memory knows of the episode so far; without memory, only what it reads now."""
@@ -125,7 +145,7 @@ class Policy(nn.Module):
 
         @torch.no_grad()
         def seen(obs: Array) -> list[Array]:
-            pictures = encoder.pictures(torch.from_numpy(obs), torch.float32)
+            pictures = self.pictures(torch.from_numpy(obs), torch.float32)
             return [see(x).numpy() for see, x in zip(images, pictures, strict=True)]
 
         def respond(obs: Array, noise: Array, memory: Array) -> tuple[Array, Array]:
