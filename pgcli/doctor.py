@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from pgcli.agent import PolicyGradient
 from pgcli.config.schema import DEFAULT_ITERATIONS, Config, EnvConfig
 from pgcli.errors import EnvironmentFailure
 from pgcli.experiment import build_agent, environments_of
-from pgcli.policies.observations import Layout, Leaf
+from pgcli.policies.observations import Layout, is_image
 from pgcli.sampling.environments import NativeEnvironments, SingleEnvironments, make, rebuilds
 from pgcli.sampling.examination import MAX_EPISODE_STEPS, examine
 from pgcli.sampling.faults import is_fault, told
@@ -81,12 +81,12 @@ class Repeats:
 
 @dataclass(frozen=True)
 class Speed:
-    """How long one iteration took; None for what took too long to be seen whole."""
+    """How long one iteration took, or a part of one that would have taken too long."""
 
     steps: int  # collected
     episodes: int  # that ended
     collect: float  # seconds
-    update: float | None
+    update: float
     whole: bool
 
 
@@ -182,12 +182,8 @@ def _real_numbers(layout: Layout) -> list[slice]:
     return [
         leaf.numbers if layout.nested else slice(None)
         for leaf in layout.leaves
-        if isinstance(leaf.space, spaces.Box) and not _is_image(leaf)
+        if isinstance(leaf.space, spaces.Box) and leaf.space.dtype != np.uint8 and not is_image(leaf)
     ]
-
-
-def _is_image(leaf: Leaf) -> bool:
-    return leaf.space.dtype == np.uint8 and len(leaf.space.shape or ()) in (2, 3)
 
 
 def _play(envs: SingleEnvironments, seed: int, actions: list[Array] | None = None) -> Episode:
@@ -252,7 +248,10 @@ def _share(layout: Layout, one: Any, other: Any) -> bool:  # noqa: ANN401 - as t
 
 
 def _iteration(config: Config, chunks: Chunks, agent: PolicyGradient) -> tuple[Speed, int]:
-    """Collect and update once, as a run would; also give the bytes of what the sampler would keep in a checkpoint."""
+    """Collect and update once, as a run would; also give the bytes of what the sampler would keep in a checkpoint.
+
+    What would take too long is done with fewer steps of each environment.
+    """
     begin = time.perf_counter()
     rows = 0
 
@@ -262,28 +261,36 @@ def _iteration(config: Config, chunks: Chunks, agent: PolicyGradient) -> tuple[S
             raise _TooLong
         rows += 1
 
+    try:
+        return _once(config, chunks, agent, check, whole=True)
+    except _TooLong:
+        fewer = {"steps" if config.rollout.steps else "horizon": max(rows // 2, 1)}
+        part = config.model_copy(update={"rollout": config.rollout.model_copy(update=fewer)})
+        return _once(part, chunks, agent, lambda: None, whole=False)
+
+
+def _once(
+    config: Config, chunks: Chunks, agent: PolicyGradient, check: Callable[[], None], whole: bool
+) -> tuple[Speed, int]:
     with closing(make_sampler(config, chunks)) as sampler:
-        try:
-            rollout: Rollout = sampler.collect(agent.policy, 0, check)
-        except _TooLong:
-            return Speed(rows * min(chunks.width, config.env.num_envs), 0, COLLECTING_SECONDS, None, whole=False), 0
+        begin = time.perf_counter()
+        rollout: Rollout = sampler.collect(agent.policy, 0, check)
         collected = time.perf_counter()
         agent.update(rollout.trajectories, 0)
         updated = time.perf_counter()
         kept = sum(x.numel() * x.element_size() for x in sampler.state_dict().values())
-    speed = Speed(
-        rollout.trajectories.num_steps, len(rollout.episodes), collected - begin, updated - collected, whole=True
-    )
-    return speed, kept
+    steps = rollout.trajectories.num_steps
+    return Speed(steps, len(rollout.episodes), collected - begin, updated - collected, whole), kept
 
 
 def _estimate(config: Config, agent: PolicyGradient, speed: Speed, kept: int, random_length: float) -> dict[str, Any]:
     """Reckon from one iteration how long the run takes and how much it writes."""
     rollout, algorithm, budget = config.rollout, config.algorithm, config.training
-    steps = rollout.steps * config.env.num_envs if rollout.steps else speed.steps
-    length = speed.steps / speed.episodes if speed.episodes and not rollout.steps else random_length
-    per_step = speed.collect / max(speed.steps, 1)
-    seconds = per_step * steps + (speed.update or 0.0)
+    length = speed.steps / speed.episodes if speed.episodes and speed.whole and not rollout.steps else random_length
+    reckoned = rollout.steps * config.env.num_envs if rollout.steps else (rollout.episodes or 1) * length
+    steps = round(speed.steps if speed.whole else reckoned)
+    per_step, updating = speed.collect / max(speed.steps, 1), speed.update * steps / max(speed.steps, 1)
+    seconds = per_step * steps + updating
     budgets = ((budget.iterations, 1), (budget.env_steps, max(steps, 1)), (budget.seconds, max(seconds, 1e-9)))
     iterations = min((math.ceil(total / each) for total, each in budgets if total), default=DEFAULT_ITERATIONS)
     every = config.evaluation.every
@@ -300,7 +307,7 @@ def _estimate(config: Config, agent: PolicyGradient, speed: Speed, kept: int, ra
         "minibatch_steps": batch // algorithm.num_minibatches if speed.whole or rollout.steps else None,
         "optimizer_steps_per_iteration": algorithm.update_epochs * algorithm.num_minibatches,
         "collect_seconds": per_step * steps,
-        "update_seconds": speed.update,
+        "update_seconds": updating,
         "measured_whole": speed.whole,
         "evaluate_seconds": evaluating,
         "run_seconds": iterations * seconds + evaluating,
@@ -351,9 +358,9 @@ def _of_numbers(
     if repeats.largest_obs > LARGE and not config.policy.normalize_obs:
         text = f"observations reach {repeats.largest_obs:.4g}, and a network learns best from numbers around 1"
         yield Finding("note", text, "policy.normalize_obs=true")
-    convolutions = any(isinstance(module, torch.nn.Conv2d) for module in agent.policy.modules())
-    if any(_is_image(leaf) for leaf in layout.leaves) and not convolutions:
-        yield Finding("warning", "an image is read number by number: the policy has no convolutions")
+    if any(map(is_image, layout.leaves)) and not len(agent.policy.images):
+        text = "an image is read number by number: the policy has no convolutions"
+        yield Finding("warning", text, "policy.image_network=auto")
     if config.has_value and repeats.largest_reward > LARGE_REWARD and not config.value.normalize_returns:
         text = f"rewards reach {repeats.largest_reward:.4g}, and so do the errors of the value function"
         yield Finding("note", text, "value.normalize_returns=true")
@@ -377,7 +384,7 @@ def _of_actions(space: spaces.Box, deviation: float) -> Iterator[Finding]:
 
 def _of_cost(config: Config, estimate: dict[str, Any]) -> Iterator[Finding]:
     if not estimate["measured_whole"]:
-        text = f"an iteration collects for longer than {COLLECTING_SECONDS:g} s: its time is reckoned, not measured"
+        text = f"an iteration collects for longer than {COLLECTING_SECONDS:g} s: reckoned from a part of one"
         yield Finding("note", text)
     share = estimate["evaluate_seconds"] / max(estimate["run_seconds"], 1e-9)
     if share > 0.5 and config.evaluation.every:
@@ -393,7 +400,7 @@ def _described(name: str, space: spaces.Space[Any]) -> dict[str, Any]:
     known: dict[str, Any] = {"name": name, "kind": type(space).__name__, "shape": list(space.shape or ())}
     match space:
         case spaces.Box():
-            low, high = float(space.low.min(initial=np.inf)), float(space.high.max(initial=-np.inf))
+            low, high = min(map(float, space.low.flat)), max(map(float, space.high.flat))
             known["low"], known["high"] = (x if math.isfinite(x) else None for x in (low, high))
         case spaces.Discrete():
             known["n"], known["start"] = int(space.n), int(space.start)
@@ -409,7 +416,6 @@ def table(result: dict[str, Any]) -> str:
     steps, minibatch = result["steps_per_iteration"], result["minibatch_steps"]
     batch = "unknown" if steps is None else f"{steps:,} steps"
     batch += f" of {result['episodes_per_iteration']:,} episodes" if result["episodes_per_iteration"] else ""
-    update = result["update_seconds"]
     how = "in their own vector form" if result["vectorization"] == "native" else "one by one"
     evaluating, written = _seconds(result["evaluate_seconds"]), _bytes(result["run_bytes"])
     rows = [
@@ -421,7 +427,7 @@ def table(result: dict[str, Any]) -> str:
         ("policy", f"{result['policy_parameters']:,} parameters: {parts}"),
         ("value", "none" if value is None else f"{value:,} parameters"),
         ("iteration", f"{batch}; {_optimizer(result['optimizer_steps_per_iteration'], minibatch)}"),
-        ("", f"collect {_seconds(result['collect_seconds'])} · update {_seconds(update) if update else 'unknown'}"),
+        ("", f"collect {_seconds(result['collect_seconds'])} · update {_seconds(result['update_seconds'])}"),
         ("run", f"{result['iterations']:,} iterations: about {_seconds(result['run_seconds'])} at this one's pace,"),
         ("", f"{evaluating} of it evaluation; about {written} on disk"),
     ]

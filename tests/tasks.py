@@ -135,7 +135,7 @@ class Recall(gym.Env[Array, np.int64]):
         return np.zeros(2, np.float32), float(over and action == self.cue), over, False, {}
 
 
-class Masked(gym.Env[Any, Any]):
+class Permitted(gym.Env[Any, Any]):
     """Pays 1 for the highest action that is permitted, which changes at every step; a forbidden one is an error."""
 
     def __init__(self, where: str = "info", factors: int = 1) -> None:
@@ -168,4 +168,4 @@ class Masked(gym.Env[Any, Any]):
 
 gym.register("Identity-v0", entry_point="tasks:Identity")
 gym.register("Recall-v0", entry_point="tasks:Recall")
-gym.register("Masked-v0", entry_point="tasks:Masked")
+gym.register("Permitted-v0", entry_point="tasks:Permitted")

@@ -196,6 +196,7 @@ def test_the_minibatches_of_an_epoch_hold_every_step_once_and_sum_to_the_batch()
     for part in parts:
         assert part.windows is not None
         share = part.parts / batch.parts
+        assert part.share == len(part) / len(batch), "its weight in what is reported"
         gradients = torch.autograd.grad(agent.policy_terms(part)["policy_loss"], list(agent.policy.parameters()))
         sums = [total + share * g for total, g in zip(sums, gradients, strict=True)]
     for one, other in zip(sums, whole, strict=True):

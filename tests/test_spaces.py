@@ -365,7 +365,7 @@ def test_a_mask_is_no_observation_and_can_be_ignored() -> None:
 @pytest.mark.parametrize("factors", [1, 2])
 def test_masked_actions_are_learned_and_never_forbidden(factors: int, memory: str) -> None:
     before, after = returns(
-        env={"id": "tasks:Masked-v0", "num_envs": 32, "kwargs": {"where": "obs", "factors": factors}},
+        env={"id": "tasks:Permitted-v0", "num_envs": 32, "kwargs": {"where": "obs", "factors": factors}},
         rollout={"episodes": 32},
         policy={"hidden_sizes": [], "memory": memory, "memory_size": 4},
         algorithm={"gamma": 0},

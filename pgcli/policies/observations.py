@@ -215,6 +215,11 @@ class _Numbers:
         return encoded
 
 
+def is_image(leaf: Leaf) -> bool:
+    """Say whether a leaf is taken for an image."""
+    return _Picture.of(leaf) is not None
+
+
 @dataclass(frozen=True)
 class _Picture:
     """One leaf as an image: stacked frames become channels, and channels come first."""

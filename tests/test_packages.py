@@ -1,0 +1,91 @@
+"""Other people's packages, through the real command line: trained, resumed to the byte, evaluated, examined."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from test_cli import contents, pgcli
+
+from pgcli.config import Config, to_data
+
+SMALL = ["training.iterations=2", "evaluation.episodes=2", "evaluation.every=null", "--quiet"]
+SEGMENTS = ["rollout={episodes: null, steps: 16}", "algorithm={returns: lambda_return, baseline: value}"]
+EPISODES = ["rollout.episodes=2"]
+IMAGE = "env.wrappers=[{name: FilterObservation, kwargs: {filter_keys: [image, direction]}}]"
+ATARI = [
+    "env.kwargs={frameskip: 1}",
+    "env.wrappers=[{name: AtariPreprocessing, kwargs: {noop_max: 4}}, "
+    "{name: ResizeObservation, kwargs: {shape: [36, 36]}}, {name: FrameStackObservation, kwargs: {stack_size: 2}}]",
+    "env.max_episode_steps=40",
+]
+
+# What a stranger's environment brings: spaces, types of rewards, no render mode, no time limit, its own namespace.
+STRANGERS = {
+    "a Dict with a text left out": ["minigrid:MiniGrid-DoorKey-5x5-v0", IMAGE, *SEGMENTS],
+    "a wrapper of the package": [
+        "minigrid:MiniGrid-Empty-5x5-v0",
+        "env.wrappers=['minigrid.wrappers:ImgObsWrapper']",
+        *EPISODES,
+    ],
+    "a Tuple, with memory": ["popgym:popgym-AutoencodeEasy-v0", "policy.memory=lstm", *SEGMENTS],
+    "counts observed": ["popgym:popgym-ConcentrationEasy-v0", "policy.memory=gru", *EPISODES],
+    "counts chosen": ["popgym:popgym-BattleshipEasy-v0", *SEGMENTS],
+    "goals in float64": ["highway_env:parking-v0", "policy.normalize_obs=true", "rollout.horizon=20", *EPISODES],
+    "a table that is no image": ["highway_env:highway-fast-v0", "rollout.horizon=5", *EPISODES],
+    "Atari without naming its package": ["ALE/Pong-v5", *ATARI, *SEGMENTS],
+}
+
+
+def train(folder: Path, env_id: str, *settings: str) -> Path:
+    """Train into `folder`, and give it."""
+    config = folder.parent / f"{folder.name}.yaml"
+    config.write_text(yaml.safe_dump({"name": "run", "env": {"id": env_id, "num_envs": 2}}))
+    pgcli("train", config, *settings, "--run-dir", folder, cwd=folder.parent)
+    return folder
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_strangers_environment_is_trained_and_resumed_to_the_byte(name: str, tmp_path: Path) -> None:
+    env_id, *settings = STRANGERS[name]
+    whole = train(tmp_path / "whole", env_id, *settings, *SMALL)
+    parts = train(tmp_path / "parts", env_id, *settings, *SMALL, "training.iterations=1")
+    pgcli("resume", parts, "training.iterations=2", "--quiet", cwd=tmp_path)
+    before, after = contents(whole), contents(parts)
+    for file in ("metrics.csv", "episodes.csv", "iteration-000002.safetensors"):
+        assert before[file] == after[file], file
+    assert json.loads((parts / "run.json").read_text())["exact"] is True
+
+
+def test_a_strangers_module_is_imported_for_an_evaluation_only_if_it_is_trusted(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", *STRANGERS["a Dict with a text left out"], *SMALL)
+    refused = pgcli("eval", run, cwd=tmp_path, code=3)
+    assert "minigrid" in refused.stderr
+    assert "--trust" in refused.stderr
+    shown = pgcli("eval", run, "--trust", "--episodes", "2", "--json", "--video", "agent.gif", cwd=tmp_path)
+    assert json.loads(shown.stdout)["episodes"] == 2
+    assert (tmp_path / "agent.gif").read_bytes().startswith(b"GIF89a")
+
+
+def test_atari_is_no_strangers_module(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", *STRANGERS["Atari without naming its package"], *SMALL)
+    assert json.loads(pgcli("eval", run, "--episodes", "1", "--json", cwd=tmp_path).stdout)["mean_length"] == 10, (
+        "of four frames"
+    )
+
+
+def test_what_a_text_leaves_to_be_read_is_named(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump({"env": {"id": "minigrid:MiniGrid-Empty-5x5-v0"}}))
+    refused = pgcli("train", config, cwd=tmp_path, code=3)
+    assert "MissionSpace at ['mission']" in refused.stderr
+    assert "filter_keys: [direction, image]" in refused.stderr
+
+
+def test_a_config_of_a_stranger_says_all_of_it(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", *STRANGERS["Atari without naming its package"], *SMALL)
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    assert stored["env"]["wrappers"][1] == {"name": "ResizeObservation", "kwargs": {"shape": [36, 36]}}
+    assert stored.keys() == to_data(Config()).keys()
