@@ -566,6 +566,11 @@ def test_at_the_end_a_mask_may_permit_nothing_and_is_never_used() -> None:
 def test_native_forms_are_taken_only_where_they_are_the_same_environment() -> None:
     assert isinstance(make_environments(env_config("CartPole-v1"), 2), NativeEnvironments)
     assert isinstance(make_environments(env_config("CartPole-v1", "FlattenObservation"), 2), SingleEnvironments)
+    assert isinstance(make_environments(env_config("Other-v0"), 2), SingleEnvironments), (
+        "its vector form has other spaces"
+    )
+    masked = config(env={"id": "Masked-v0", "vectorization": "native"}).env
+    assert "shows no action mask" in failure(masked, UsageError)
 
 
 class Ill(gym.vector.VectorEnv[Any, Any, Any]):
@@ -593,6 +598,7 @@ class Ill(gym.vector.VectorEnv[Any, Any, Any]):
         return self.obs, np.ones(self.num_envs), nothing, nothing, {}
 
 
+gym.register("Other-v0", entry_point="worlds:Room", vector_entry_point="test_environments:Ill", max_episode_steps=99)
 gym.register("Ill-v0", entry_point="worlds:World", vector_entry_point="test_environments:Ill", max_episode_steps=99)
 
 
