@@ -25,12 +25,8 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def settings(env_id: str, **sections: Any) -> Config:
     env = {"id": env_id, "num_envs": 4} | sections.pop("env", {})
-    small: dict[str, Any] = {
-        "rollout": {"episodes": 6},
-        "policy": {"hidden_sizes": [8]},
-        "training": {"iterations": 20},
-    }
-    small["evaluation"] = {"every": None, "episodes": 5}
+    small: dict[str, Any] = {"rollout": {"episodes": 6}, "policy": {"hidden_sizes": [8]}}
+    small |= {"training": {"iterations": 20}, "evaluation": {"every": None, "episodes": 5}}
     return config(env=env, **(small | sections))
 
 

@@ -309,6 +309,7 @@ START: dict[str, tuple[str, ...]] = {
     "none flag": ("gave a `terminated` that is neither true nor false: None",),
     "text flag": ("gave a `terminated` that is neither true nor false: 'yes'",),
     "two flags": ("gave a `terminated` that is neither true nor false",),
+    "seven flag": ("gave a `terminated` that is neither true nor false: 7",),
     "error": ("raised RuntimeError: the motor is on fire (", "worlds.py:"),
     "exit": ("raised SystemExit: 3",),
     "interrupt": ("raised KeyboardInterrupt",),
@@ -326,7 +327,7 @@ ONLY_AT_THE_START: dict[str, tuple[str, ...]] = {
     "build error": ("cannot be built: RuntimeError: the motor is on fire",),
     "build exit": ("cannot be built: SystemExit: 3",),
     "build interrupt": ("cannot be built: KeyboardInterrupt",),
-    "build two words": ("cannot be built: TwoWords",),
+    "build two words": ("cannot be built: TwoWords: ('the motor', 'heat') (",),
 }
 
 
@@ -375,11 +376,12 @@ def test_rewards_and_flags_that_only_look_odd_are_read(odd: str) -> None:
     assert [step.terminated.tolist() for step in steps] == [[False] * 2, [False] * 2, [True] * 2]
 
 
-def test_counts_out_of_their_range_are_a_fault() -> None:
-    assert "gave an observation of 0 in Discrete(4, start=1) at the step" in failure(env_config("Room-v0", at=0))
-    envs = make_environments(env_config("Room-v0", at=2), 2)
+@pytest.mark.parametrize("pair", [False, True])
+def test_counts_out_of_their_range_are_a_fault(pair: bool) -> None:
+    assert "gave an observation of " in failure(env_config("Room-v0", at=0, pair=pair))
+    envs = make_environments(env_config("Room-v0", at=2, pair=pair), 2)
     envs.reset([1, 2])
-    with pytest.raises(EnvironmentFailure, match=r"of 0 in Discrete\(4, start=1\) in step 2 with action 1"):
+    with pytest.raises(EnvironmentFailure, match=r"of (0|\[0, 0\]) in \w*Discrete\(.*\) in step 2 with action 1"):
         act(envs, np.ones((4, 2), int))
 
 
@@ -438,8 +440,9 @@ def reproduced(error: EnvironmentFailure, folder: Path) -> subprocess.CompletedP
 
 def test_a_reproduction_does_exactly_what_was_done(tmp_path: Path) -> None:
     """Its actions are those given to the bit, its wrappers and arguments too; so its world ends where ours did."""
-    rescale = {"name": "RescaleAction", "kwargs": {"min_action": [-1, -1], "max_action": [1, 1]}}
-    envs = make_environments(env_config("worlds:Tracing", rescale, at=5), 2)
+    rescale = {"name": "RescaleAction", "kwargs": {"min_action": [-3, -3], "max_action": [3, 3]}}
+    env = {"id": "worlds:Tracing", "kwargs": {"at": 5}, "wrappers": [rescale], "max_episode_steps": 50}
+    envs = make_environments(config(env=env).env, 2)
     envs.reset([8, 9])
     given = np.random.default_rng(0).uniform(-1, 1, (7, 2, 2)).astype(np.float32)
     with pytest.raises(
@@ -448,8 +451,10 @@ def test_a_reproduction_does_exactly_what_was_done(tmp_path: Path) -> None:
         act(envs, given)
     done = reproduced(caught.value, tmp_path)
     assert done.returncode == 1
-    assert f"RuntimeError: {worlds.digest(given[:6, 0])}" in done.stderr
-    assert worlds.digest(given[:6, 0]) in caught.value.message, "the same numbers in the run and in the reproduction"
+    assert "max_episode_steps" in caught.value.reproduction
+    digest = caught.value.message.split("RuntimeError: ")[1][:16]
+    assert digest == worlds.digest(given[:6, 0] / np.float32(3)), "what the environment was given in the run"
+    assert f"RuntimeError: {digest}" in done.stderr, "and what it is given again"
     assert done.stdout.startswith("step 5 with action [")
 
 
@@ -478,6 +483,7 @@ def test_a_reproduction_begins_with_the_reset_of_its_own_episode(tmp_path: Path)
     envs._envs[1].set_wrapper_attr("length", 9)  # its episode goes on into its fault
     for action in (2, 1, 0):
         envs.step(np.array([0, action]), running)
+        envs.step(np.array([1, 1]), ~ON)  # who is not running is not given its action
     envs.restart({0: 7})
     with pytest.raises(EnvironmentFailure) as caught:
         envs.step(np.array([1, 2]), ON)
@@ -548,9 +554,23 @@ def test_masks_and_other_parts_are_checked_also_where_the_environment_shows_them
         act(envs, np.full((4, 2), 2))
 
 
+def test_at_the_end_a_mask_may_permit_nothing_and_is_never_used() -> None:
+    envs = make_environments(env_config("worlds:Shown", at=19), 2)
+    envs.reset([1, 2])
+    mask = next(leaf.numbers for leaf in envs.layout.leaves if leaf.path == ("action_mask",))
+    *_, last = act(envs, np.zeros((20, 2), int))
+    assert last.terminated.all()
+    assert (last.obs[:, mask] == 1).all()
+
+
 def test_native_forms_are_taken_only_where_they_are_the_same_environment() -> None:
     assert isinstance(make_environments(env_config("CartPole-v1"), 2), NativeEnvironments)
     assert isinstance(make_environments(env_config("CartPole-v1", "FlattenObservation"), 2), SingleEnvironments)
+    assert isinstance(make_environments(env_config("Other-v0"), 2), SingleEnvironments), (
+        "its vector form has other spaces"
+    )
+    masked = config(env={"id": "Masked-v0", "vectorization": "native"}).env
+    assert "shows no action mask" in failure(masked, UsageError)
 
 
 class Ill(gym.vector.VectorEnv[Any, Any, Any]):
@@ -578,6 +598,7 @@ class Ill(gym.vector.VectorEnv[Any, Any, Any]):
         return self.obs, np.ones(self.num_envs), nothing, nothing, {}
 
 
+gym.register("Other-v0", entry_point="worlds:Room", vector_entry_point="test_environments:Ill", max_episode_steps=99)
 gym.register("Ill-v0", entry_point="worlds:World", vector_entry_point="test_environments:Ill", max_episode_steps=99)
 
 

@@ -71,6 +71,7 @@ def test_estimators_import_nothing_of_pgcli_but_themselves() -> None:
         ["init", "--schema"],
         ["train", "no-such-config"],
         ["train", "cartpole", "algorithm.gama=1"],
+        ["doctor", "cartpole", "algorithm.gama=1"],
     ],
     ids=" ".join,
 )

@@ -20,7 +20,7 @@ Array = NDArray[Any]
 Result = tuple[Any, Any, Any, Any, Any]
 
 
-class TwoWords(Exception):
+class TwoWords(TypeError):
     """Cannot be made of one message, as some libraries' exceptions cannot."""
 
     def __init__(self, what: str, why: str) -> None:
@@ -59,7 +59,7 @@ ERRORS: dict[str, BaseException] = {
     "two words": TwoWords("the motor", "heat"),
     "unspeakable": Unspeakable(),
 }
-FLAGS: dict[str, Any] = {"none flag": None, "text flag": "yes", "two flags": np.zeros(2, bool)}
+FLAGS: dict[str, Any] = {"none flag": None, "text flag": "yes", "two flags": np.zeros(2, bool), "seven flag": 7}
 ODD: dict[str, Any] = {"integer": 1, "array": np.array([1.0]), "fraction": Fraction(1, 1), "bool": True}
 
 
@@ -124,19 +124,25 @@ class Nothing:
     """Is no environment at all."""
 
 
-class Room(gym.Env[np.int64, np.int64]):
-    """Four places in a row; says that it is in one that there is not, in step `at`."""
+class Room(gym.Env[Any, np.int64]):
+    """Four places in a row, or a pair of them; says that it is in one that there is not, in step `at`."""
 
-    def __init__(self, at: int | None = None) -> None:
-        self.observation_space, self.action_space, self.at = spaces.Discrete(4, start=1), spaces.Discrete(2), at
+    def __init__(self, at: int | None = None, pair: bool = False) -> None:
+        self.observation_space: spaces.Space[Any] = spaces.Discrete(4, start=1)
+        if pair:
+            self.observation_space = spaces.MultiDiscrete([4, 4], start=[1, 1])
+        self.action_space, self.at, self.pair = spaces.Discrete(2), at, pair
 
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.int64, dict[str, Any]]:
+    def shown(self, place: int) -> Any:
+        return np.full(2, place) if self.pair else np.int64(place)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         self.t = 0
-        return np.int64(1), {}
+        return self.shown(1), {}
 
-    def step(self, action: np.int64) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.t += 1
-        return np.int64(0 if self.t - 1 == self.at else 4), 0.0, self.t == 9, False, {}
+        return self.shown(0 if self.t - 1 == self.at else 4), 0.0, self.t == 9, False, {}
 
 
 class Masked(World):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pgcli.config.schema import EnvConfig
 from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.policies.observations import Layout
-from pgcli.sampling.examination import beyond, examine, make, packed
+from pgcli.sampling.examination import examine, make, packed
 from pgcli.sampling.faults import FLAGS, NUMBERS, Broken, flag, is_fault, number, told
 from pgcli.sampling.masks import MaskColumns
 from pgcli.sampling.registry import build_native, spec
@@ -119,7 +119,7 @@ class SingleEnvironments:
         self.observation_space = self._envs[0].observation_space
         self.action_space = self._envs[0].action_space
         self.layout = Layout(self.observation_space)
-        self._counts = [leaf for leaf in self.layout.leaves if not isinstance(leaf.space, spaces.Box)]
+        self._box_shape = self.layout.shape if isinstance(self.observation_space, spaces.Box) else None
         self._mask = MaskColumns(self.layout, self.action_space)
         self._keeps_arrays = isinstance(self.action_space, spaces.Box)  # an entry of a row of 0-d arrays is a number
         self._seeds: list[int] = []
@@ -158,7 +158,7 @@ class SingleEnvironments:
     def step(self, actions: Array, running: Array) -> Step:
         """Act in the columns that are running."""
         n, envs = len(self._envs), self._envs
-        shape, dtype = (None if self.layout.nested else self.layout.shape), self.layout.dtype
+        shape, dtype = self._box_shape, self.layout.dtype
         obs, rewards = self._obs.copy(), np.zeros(n)
         terminated, truncated = np.zeros(n, bool), np.zeros(n, bool)
         self._history.append((actions, running))
@@ -204,15 +204,10 @@ class SingleEnvironments:
             self._blame("reset", column, error)
 
     def _check(self, doing: str, obs: Array, on: Array) -> None:
-        """Refuse numbers that are not finite, counts out of range, and masks without a choice where columns go `on`."""
+        """Refuse numbers that are not finite, and masks without a choice in the columns that go `on`."""
         if not _finite(obs):
             wrong = ~np.isfinite(obs).reshape(len(obs), -1).all(1)
             self._blame(doing, int(np.flatnonzero(wrong)[0]), Broken("a non-finite observation"))
-        for leaf in self._counts:
-            part = obs[:, leaf.numbers].reshape(-1, *(leaf.space.shape or ())) if self.layout.nested else obs
-            if beyond(leaf.space, part) is not None:
-                column = next(n for n, row in enumerate(part) if beyond(leaf.space, row) is not None)
-                self._blame(doing, column, Broken(f"an {leaf.name} of {part[column]} in {leaf.space}"))
         permitted = self._mask.permits(obs)
         if permitted is not None and not permitted.all():
             for column in np.flatnonzero(~permitted).tolist():

@@ -152,26 +152,9 @@ def _outside(layout: Layout, obs: Any) -> str:  # noqa: ANN401 - whatever the en
         raise Broken("a non-finite observation", "every number of it is to be finite")
     for leaf in layout.leaves:
         part = row[leaf.numbers].reshape(leaf.space.shape or ()) if layout.nested else row
-        if (bad := beyond(leaf.space, part)) is not None:
-            if not isinstance(leaf.space, spaces.Box):
-                raise Broken(f"an {leaf.name} of {bad} in {leaf.space}", "make it what observation_space says")
-            return f"an {leaf.name} of {bad:g} outside the bounds of its space"
+        if isinstance(leaf.space, spaces.Box) and (out := (part < leaf.space.low) | (part > leaf.space.high)).any():
+            return f"an {leaf.name} of {part[out].flat[0]:g} outside the bounds of its space"
     return ""
-
-
-def beyond(space: spaces.Space[Any], values: NDArray[Any]) -> Any:  # noqa: ANN401 - a number of the space
-    """Give a value that is outside the bounds of `space`, or None."""
-    match space:
-        case spaces.Box():
-            low, high = space.low, space.high
-        case spaces.Discrete():
-            low, high = np.asarray(space.start), np.asarray(space.start + space.n - 1)
-        case spaces.MultiDiscrete():
-            low, high = space.start, space.start + space.nvec - 1
-        case _:
-            low, high = np.asarray(0), np.asarray(1)
-    outside = values[(values < low) | (values > high)]
-    return outside.flat[0] if outside.size else None
 
 
 def _kind(result: Any) -> str:  # noqa: ANN401 - whatever the environment gives

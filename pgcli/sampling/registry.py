@@ -184,10 +184,10 @@ def _refuse(config: EnvConfig, found: EnvSpec, error: BaseException) -> NoReturn
     if isinstance(error, gym.error.DependencyNotInstalled | ImportError):
         raise _missing(config.id, error) from error
     if isinstance(error, TypeError):
-        if "must inherit from the gymnasium.Env class" in str(error) or "Gym is incompatible" in str(error):
+        if "must inherit from the gymnasium.Env class" in words(error) or "Gym is incompatible" in words(error):
             raise EnvironmentFailure(f"{config.id} builds no gymnasium.Env", _OLD_GYM) from error
         error = error.__cause__ or error.__context__ or error  # Gymnasium adds its own words
-        unknown = re.search("unexpected keyword argument '(.+?)'", str(error))
+        unknown = re.search("unexpected keyword argument '(.+?)'", words(error))
         if unknown and unknown[1] in config.kwargs:
             raise UsageError(
                 f"env.kwargs: {config.id} takes no `{unknown[1]}`", _arguments(unknown[1], found.entry_point)
@@ -213,7 +213,8 @@ def _missing(name: str, error: BaseException) -> EnvironmentFailure:
     """Tell what is not installed, with the command that does it."""
     commands = re.findall("`(pip install [^`]+)`", str(error))
     what = words(error) if isinstance(error, ImportError) else re.split(r",|\btherefore\b", words(error))[0].strip()
-    hint = _extra_of(error) or (commands[-1] if commands else "install the package that has it")
+    absent = not isinstance(error, ImportError) or isinstance(error, ModuleNotFoundError)
+    hint = _extra_of(error) or (commands[-1] if commands else "install the package that has it" if absent else "")
     return EnvironmentFailure(f"{name}: {what}", hint)
 
 
@@ -252,11 +253,11 @@ def _wrapped(env: gym.Env[Any, Any], wrapper: WrapperConfig) -> tuple[gym.Env[An
             if isinstance(error, gym.error.DependencyNotInstalled | ImportError):
                 raise _missing(f"wrapper {wrapper.name}", error) from error
             raise EnvironmentFailure(f"wrapper {wrapper.name}: {told(error)}", "see its kwargs") from error
-    unknown = re.search("unexpected keyword argument '(.+?)'", str(first))
+    assert first is not None
+    unknown = re.search("unexpected keyword argument '(.+?)'", words(first))
     if unknown and unknown[1] in wrapper.kwargs:
         message = f"env.wrappers: wrapper {wrapper.name} takes no `{unknown[1]}`"
         raise UsageError(message, _arguments(unknown[1], wrap)) from first
-    assert first is not None
     raise EnvironmentFailure(f"wrapper {wrapper.name}: {told(first)}", "see its kwargs") from first
 
 
