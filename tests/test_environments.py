@@ -519,6 +519,16 @@ def test_a_mask_of_several_choices_is_one_row() -> None:
     assert envs.reset([1])[0, :5].tolist() == [1, 0, 0, 1, 1]
 
 
+def test_an_environment_can_be_asked_for_its_mask_and_takes_the_seeds_that_it_can() -> None:
+    settings = env_config("worlds:Asked")
+    envs = make_environments(settings, 1)
+    assert envs.reset([2**62 + 5])[0, :3].tolist() == [0, 1, 0]
+    assert envs.step(np.ones(1, int), np.ones(1, bool)).obs[0, :3].tolist() == [1, 1, 0]
+    found = examine(settings)
+    assert found.seed(2**62 + 5) == 5
+    assert examine(env_config("CartPole-v1")).seed(2**62 + 5) == 2**62 + 5
+
+
 def test_a_dict_that_shows_its_mask_is_left_as_it_is() -> None:
     settings = env_config("worlds:Shown")
     assert not examine(settings).adds_mask

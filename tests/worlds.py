@@ -166,6 +166,18 @@ class Masked(World):
         return *result, {} if result[2] else self.info()
 
 
+class Asked(World):
+    """Says what it permits when it is asked, in another type than most; its generator takes seeds of 32 bits."""
+
+    def action_masks(self) -> Array:
+        return np.array([self.t % 2, 1, 0], np.float64)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        assert seed is not None
+        self.seeds = np.random.RandomState(seed)
+        return super().reset(seed=seed)
+
+
 class MaskedPairs(Masked):
     """Masks the two parts of its actions."""
 

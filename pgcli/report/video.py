@@ -20,7 +20,7 @@ from pgcli.policies.observations import Layout
 from pgcli.policies.policy import Mode
 from pgcli.randomness import Purpose, derived_seed, generator
 from pgcli.runs.files import storage
-from pgcli.sampling.environments import make
+from pgcli.sampling.examination import examine, make
 from pgcli.sampling.faults import is_fault, told
 
 Frame = NDArray[np.uint8]  # [height, width, 3]
@@ -69,7 +69,7 @@ def _frames(agent: Agent, mode: Mode, seed: int, horizon: int | None, episode: E
         with closing(make(config, render_mode="rgb_array")) as env:
             episode.fps = float(env.metadata.get("render_fps") or DEFAULT_FPS)
             layout = Layout(env.observation_space)
-            obs, _ = env.reset(seed=derived_seed(seed, Purpose.VIDEO))
+            obs, _ = env.reset(seed=examine(config).seed(derived_seed(seed, Purpose.VIDEO)))
             yield _picture(env.render(), config.id)
             over, memory = False, actor.start(1)
             while not over and episode.length != horizon:

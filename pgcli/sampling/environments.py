@@ -114,7 +114,7 @@ class SingleEnvironments:
 
     def __init__(self, config: EnvConfig, num_envs: int) -> None:
         self._config = config
-        self._rebuild = rebuilds(config)
+        self._found, self._rebuild = examine(config), rebuilds(config)
         self._envs = [make(config) for _ in range(num_envs)]
         self.observation_space = self._envs[0].observation_space
         self.action_space = self._envs[0].action_space
@@ -132,7 +132,7 @@ class SingleEnvironments:
         if self._rebuild and self._seeds:
             self.close()
             self._envs = [make(self._config) for _ in self._envs]
-        self._seeds = list(seeds)
+        self._seeds = [self._found.seed(seed) for seed in seeds]
         self._history, self._starts = [], [0] * len(self._envs)
         obs: Array = np.empty((len(self._envs), *self.layout.shape), self.layout.dtype)
         for column in range(len(self._envs)):
@@ -148,7 +148,7 @@ class SingleEnvironments:
             if self._rebuild:
                 self._close(column)
                 self._envs[column] = make(self._config)
-            self._seeds[column], self._starts[column] = seed, len(self._history)
+            self._seeds[column], self._starts[column] = self._found.seed(seed), len(self._history)
             self._start(column, obs)
         self._check("reset", obs, np.isin(np.arange(len(obs)), list(seeds)))
         self._obs = obs

@@ -17,11 +17,11 @@ from pgcli.config.schema import EnvConfig
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import ACTION_MASK, Layout
 from pgcli.sampling.faults import Broken, flag, is_fault, number, told, words
-from pgcli.sampling.masks import MaskedObservation, choices, draw, read_mask
+from pgcli.sampling.masks import MaskedObservation, choices, draw, read_mask, shown_mask
 from pgcli.sampling.registry import build, spec
 
 MAX_EPISODE_STEPS = 100_000  # a guard against episodes without end, not a time limit
-START_SEED = 0
+SEED_BITS, NARROW_BITS = 63, 31  # of the seeds of resets
 _RESET = "begin with `def reset(self, *, seed=None, options=None)` and `super().reset(seed=seed)`; return obs, {}"
 _STEP = "return obs, reward, terminated, truncated, info from step"
 
@@ -32,10 +32,15 @@ class Examination:
 
     observation_space: spaces.Space[Any]  # as the environment has it: without the mask that pgcli adds
     action_space: spaces.Space[Any]
-    adds_mask: bool  # its info has an `action_mask`, which its observation has not
+    adds_mask: bool  # it says what it permits, and not in its observation
     time_limit: int | None
     oddities: tuple[str, ...]
     env_id: str
+    seed_bits: int
+
+    def seed(self, derived: int) -> int:
+        """Give the part of a derived seed that the environment takes."""
+        return derived & ((1 << self.seed_bits) - 1)
 
     @property
     def notices(self) -> list[str]:
@@ -93,17 +98,17 @@ def _examine(config: EnvConfig) -> Examination:
     try:
         observation_space, action_space = (_space(config, env, name) for name in ("observation_space", "action_space"))
         layout = Layout(observation_space)
-        first = env.reset(seed=START_SEED)
+        first, seed_bits = _reset(env)
         if not (isinstance(first, tuple) and len(first) == 2 and isinstance(first[1], dict)):
             raise Broken(f"{_kind(first)} instead of (obs, info)", _RESET)
         obs, info = first
         outside = _outside(layout, obs)
-        has_mask = ACTION_MASK in info and bool(choices(action_space))
-        mask = read_mask(info, action_space) if has_mask else None
+        shown = shown_mask(env, info) if choices(action_space) else None
+        mask = None if shown is None else read_mask(shown, action_space)
         doing = "step"
         if mask is not None and not mask.any():
             raise Broken("an action mask that permits nothing", "after a reset there must be something to do")
-        result = env.step(draw(action_space, mask, np.random.default_rng(START_SEED)))
+        result = env.step(draw(action_space, mask, np.random.default_rng(0)))
         if not (isinstance(result, tuple) and len(result) == 5 and isinstance(result[4], dict)):
             raise Broken(f"{_kind(result)} instead of (obs, reward, terminated, truncated, info)", _STEP)
         obs, reward, terminated, truncated, _ = result
@@ -123,9 +128,17 @@ def _examine(config: EnvConfig) -> Examination:
         _explain(config, doing, error)
     oddities = (_outdated(config), f"{config.id} gave {outside}; nothing is clipped" if outside else "")
     in_obs = isinstance(observation_space, spaces.Dict) and ACTION_MASK in observation_space.spaces
-    adds_mask = has_mask and not in_obs
+    adds_mask = mask is not None and not in_obs
     told_of = tuple(filter(None, oddities))
-    return Examination(observation_space, action_space, adds_mask, limit, told_of, config.id)
+    return Examination(observation_space, action_space, adds_mask, limit, told_of, config.id, seed_bits)
+
+
+def _reset(env: gym.Env[Any, Any]) -> tuple[Any, int]:
+    """Reset with a seed of 63 bits or, where the environment's generator takes no such seed, of 31; say which."""
+    try:
+        return env.reset(seed=2**SEED_BITS - 1), SEED_BITS
+    except Exception:
+        return env.reset(seed=2**NARROW_BITS - 1), NARROW_BITS  # a fault that has other reasons comes again
 
 
 def _space(config: EnvConfig, env: gym.Env[Any, Any], name: str) -> spaces.Space[Any]:

@@ -14,6 +14,7 @@ from pgcli.policies.observations import ACTION_MASK, Layout
 from pgcli.sampling.faults import Broken
 
 Array = NDArray[Any]
+METHOD = "action_masks"  # of environments that say what they permit when they are asked
 
 
 def choices(action_space: spaces.Space[Any]) -> list[int]:
@@ -26,17 +27,24 @@ def choices(action_space: spaces.Space[Any]) -> list[int]:
     return []
 
 
-def read_mask(info: dict[str, Any], action_space: spaces.Space[Any]) -> Array:
-    """Read `info["action_mask"]`, an array or a tuple of arrays, as one row of zeros and ones.
+def shown_mask(env: gym.Env[Any, Any], info: dict[str, Any]) -> Any:  # noqa: ANN401 - as the environment gives it
+    """Give `info["action_mask"]`, or what a method `action_masks` of the environment says; None without either."""
+    if ACTION_MASK in info:
+        return info[ACTION_MASK]
+    return env.get_wrapper_attr(METHOD)() if env.has_wrapper_attr(METHOD) else None
+
+
+def read_mask(mask: Any, action_space: spaces.Space[Any]) -> Array:  # noqa: ANN401 - as the environment gives it
+    """Read a mask, an array or a tuple of arrays, as one row of zeros and ones.
 
     Raises: Broken.
     """
-    mask, size = info.get(ACTION_MASK), sum(choices(action_space))
+    size = sum(choices(action_space))
     if mask is None:
         raise Broken("no action mask", "an environment that masks actions puts `action_mask` into every info")
     parts = [np.asarray(part).ravel() for part in mask] if isinstance(mask, tuple) else [np.asarray(mask).ravel()]
     row = np.concatenate(parts)
-    if row.shape != (size,) or row.dtype.kind not in "biu":
+    if row.shape != (size,) or row.dtype.kind not in "biuf" or not np.isin(row, (0, 1)).all():
         raise Broken(f"an action mask of {len(row)} entries ({row.dtype}) for {size} actions")
     return row.astype(np.int8)
 
@@ -55,7 +63,7 @@ def draw(action_space: spaces.Space[Any], mask: Array | None, random: np.random.
 
 
 class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
-    """Shows `info["action_mask"]` as an entry of the observation, which is made a Dict if it is none."""
+    """Shows the action mask as an entry of the observation, which is made a Dict if it is none."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -68,16 +76,15 @@ class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode."""
         obs, info = self.env.reset(seed=seed, options=options)
-        return self._masked(obs, read_mask(info, self.action_space)), info
+        return self._masked(obs, read_mask(shown_mask(self.env, info), self.action_space)), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:  # noqa: ANN401 - as the space has it
         """Act."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        if (terminated or truncated) and ACTION_MASK not in info:  # there is nothing left to choose
-            mask = np.ones(sum(choices(self.action_space)), np.int8)
-        else:
-            mask = read_mask(info, self.action_space)
-        return self._masked(obs, mask), reward, terminated, truncated, info
+        shown = shown_mask(self.env, info)
+        if (terminated or truncated) and shown is None:  # there is nothing left to choose
+            shown = np.ones(sum(choices(self.action_space)), np.int8)
+        return self._masked(obs, read_mask(shown, self.action_space)), reward, terminated, truncated, info
 
     def _masked(self, obs: Any, mask: Array) -> dict[str, Any]:  # noqa: ANN401 - whatever the environment gives
         return {**(obs if self._is_dict else {"observation": obs}), ACTION_MASK: mask}
