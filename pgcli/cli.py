@@ -191,12 +191,12 @@ def _train(requests: list[Request], jobs: int, quiet: bool) -> None:
 
 
 def _summary(outcome: Outcome) -> str:
-    from pgcli.report.display import duration, mean_and_error
+    from pgcli.report.display import duration, mean_and_error, short
 
     last = outcome.last
     if last is None:
         return f"{outcome.path}: {outcome.reason}\n  `pgcli resume` with a larger training.iterations extends it"
-    best = "" if outcome.best is None else f"; best {outcome.best[0]:.1f} at iteration {outcome.best[1]}"
+    best = "" if outcome.best is None else f"; best {short(outcome.best[0])} at iteration {outcome.best[1]}"
     return (
         f"{outcome.path}: {outcome.reason}\n"
         f"  {last.iteration} iterations, {last.env_steps:,} env steps, {duration(outcome.seconds)}\n"

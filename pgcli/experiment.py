@@ -92,7 +92,7 @@ def _run(request: Request, watch: Callable[[Record], None], check: Callable[[], 
         for notice in examine(config.env).notices:
             watch(Notice(notice))
         if agent.policy.masked:
-            watch(Notice("actions are masked, by action_mask; `policy.action_mask: none` ignores it"))
+            watch(Notice("actions are masked; `policy.action_mask: none` ignores the mask"))
         sampler = resources.enter_context(_released(make_sampler(config, chunks)))
         if is_run(path) and request.overwrite:
             with lock(path):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL = 1.0  # seconds between plain lines
 LIVE_INTERVAL = 0.1  # seconds between refreshes, at least
+LABEL_WIDTH = len("evaluation")
 LIVE_SHARE = 0.01  # of the run time that refreshing may take, at most
 
 
@@ -103,10 +104,17 @@ class View:
         return f"{made}/{limit}" if limit else f"{made}"
 
 
-def mean_and_error(sample: Sample, digits: int = 1) -> str:
-    """Write `mean ± standard error`, or the mean alone where one value has no error."""
+def mean_and_error(sample: Sample) -> str:
+    """Write `mean ± standard error`, or the mean alone where one value has no error; small ones with three decimals."""
+    small = abs(sample.mean) < 10 and (sample.standard_error or 1.0) < 0.1
+    digits = 3 if small else 1
     error = "" if sample.standard_error is None else f" ± {sample.standard_error:.{digits}f}"
     return f"{sample.mean:.{digits}f}{error}"
+
+
+def short(value: float) -> str:
+    """Write a return alone."""
+    return f"{value:.3f}" if abs(value) < 2 else f"{value:.1f}"
 
 
 def sparkline(values: Sequence[float], width: int, levels: str = "▁▂▃▄▅▆▇█") -> str:
@@ -246,6 +254,8 @@ class LiveDisplay:
         levels = " .:-=+*#" if options.ascii_only else "▁▂▃▄▅▆▇█"
         if len(self._views) == 1:
             yield _panel(self._views[0], options.max_width, levels)
+            if self._views[0].notices:
+                yield _notes(self._views[0])
         else:
             yield _list(self._views, options.max_width, levels)
 
@@ -258,7 +268,7 @@ def _panel(view: View, width: int, levels: str) -> Table:
     config, record = view.config, view.iteration
     algorithm = config.algorithm
     grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(style="dim", no_wrap=True, min_width=LABEL_WIDTH)
     grid.add_column(no_wrap=True, overflow="ellipsis")
     title = Text(config.name, style="bold")
     parts = [config.env.id, algorithm.returns, f"baseline {algorithm.baseline}"]
@@ -282,7 +292,7 @@ def _panel(view: View, width: int, levels: str) -> Table:
     if view.last is not None and view.best is not None:
         text = Text(f"{mean_and_error(view.last.returns):<17}", style="bold green")
         text.append(
-            f"at {view.last.iteration} · best {view.best.returns.mean:.1f} at {view.best.iteration}",
+            f"at {view.last.iteration} · best {short(view.best.returns.mean)} at {view.best.iteration}",
             style="not bold green",
         )
         grid.add_row("evaluation", text)
@@ -291,6 +301,16 @@ def _panel(view: View, width: int, levels: str) -> Table:
         if record.update.value_loss is not None:
             grid.add_row("value", " · ".join(_of_value(record.update)))
         grid.add_row("env steps", f"{record.env_steps:,} · {view.steps_per_second:,.0f}/s · {view.split}")
+    return grid
+
+
+def _notes(view: View) -> Table:
+    """Give each notice as many lines as it needs."""
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True, min_width=LABEL_WIDTH)
+    grid.add_column(overflow="fold")
     for notice in view.notices:
         grid.add_row("note", notice)
     return grid
