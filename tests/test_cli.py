@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pgcli.config import load_config
+from pgcli.runs import checkpoints
 
 TINY = [
     "rollout.episodes=6",
@@ -186,6 +188,21 @@ def test_resuming_a_finished_run_says_so_and_touches_nothing(finished: Path) -> 
     done = pgcli("resume", finished, cwd=finished.parent)
     assert "already finished" in done.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_run_of_a_version_without_some_keys_goes_on(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    path = checkpoints.follow(run / "checkpoints/latest.json")
+    found = checkpoints.load(path)
+    older = {key: value for key, value in found.config["policy"].items() if key not in ("memory", "action_mask")}
+    path.unlink()
+    checkpoints.save(path.parent, replace(found, config=found.config | {"policy": older}))
+    (run / "config.yaml").write_text(
+        "".join(line for line in (run / "config.yaml").read_text().splitlines(True) if "memory: " not in line)
+    )
+    pgcli("resume", "run", "training.iterations=7", "--quiet", cwd=tmp_path)
+    assert json.loads((run / "run.json").read_text())["exact"] is True
+    assert checkpoints.load(checkpoints.follow(run / "checkpoints/latest.json")).config["policy"]["memory"] == "none"
 
 
 def test_resume_refuses_what_a_run_keeps_for_life_and_marks_what_it_may_change(tmp_path: Path) -> None:

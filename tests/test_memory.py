@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from pgcli.agent import PolicyGradient
 from pgcli.estimators.trajectories import Trajectories
+from pgcli.loading import Agent
 from pgcli.policies.along import log_probs_along, steps_along, values_along
 from pgcli.policies.memory import Memory, Windows, ranges
 from pgcli.sampling.rollout import Chunks, collect_episodes
@@ -317,3 +319,23 @@ def test_while_acting_memory_starts_anew_with_every_episode(kind: str) -> None:
         for obs, mask in zip(batch.obs[:-1].numpy(), batch.mask.numpy(), strict=True):
             memory = np.where(mask[:, None], actor.respond(obs, np.zeros(2), memory)[1], 0)
         assert (sampler.state_dict()["sampler.memory"].numpy() == memory).all()
+
+
+def test_an_agent_in_a_notebook_remembers_until_it_is_reset() -> None:
+    settings = config(policy={"memory": "lstm", "memory_size": 6})
+    space = spaces.Dict({"x": spaces.Box(-1, 1, (2,)), "n": spaces.Discrete(3)})
+    policy = PolicyGradient(space, spaces.Box(-1, 1, (4,)), settings).policy
+    agent = Agent(policy, settings, {}, Path("nowhere"), seed=0)
+    one = {"x": np.array([0.1, -0.2], np.float32), "n": 1}
+    several = {"x": np.array([[0.1, -0.2], [0.3, 0.4]], np.float32), "n": np.array([1, 2])}
+    first, second = agent.act(one, "greedy"), agent.act(one, "greedy")
+    assert first.shape == (4,)
+    assert not np.allclose(first, second)
+    agent.reset()
+    assert np.array_equal(agent.act(one, "greedy"), first)
+    agent.reset()
+    both = agent.act(several, "greedy")
+    assert both.shape == (2, 4)
+    np.testing.assert_allclose(both[0], first, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"no observation\['n'\]"):
+        agent.act({"x": one["x"]})

@@ -26,7 +26,11 @@ __all__ = ["Environments", "NativeEnvironments", "SingleEnvironments", "Step", "
 Array = NDArray[Any]
 
 # Measured: an episode of a used instance differs from that of a fresh one, with the same seed and actions.
-REMEMBERS_PAST_EPISODES = ("BipedalWalker-v3", "BipedalWalkerHardcore-v3", "CarRacing-v3")
+REMEMBERS_PAST_EPISODES = (
+    *("BipedalWalker-v3", "BipedalWalkerHardcore-v3", "CarRacing-v3"),
+    *("AntBulletEnv-v0", "HalfCheetahBulletEnv-v0", "HopperBulletEnv-v0", "Walker2DBulletEnv-v0"),
+    *("MinAtar/Breakout-v0", "MinAtar/Breakout-v1", "PandaPickAndPlace-v3", "PandaPush-v3"),
+)
 
 
 class Step(NamedTuple):
