@@ -103,8 +103,10 @@ def _examine(config: EnvConfig) -> Examination:
             raise Broken(f"{_kind(first)} instead of (obs, info)", _RESET)
         obs, info = first
         outside = _outside(layout, obs)
-        shown = shown_mask(env, info) if choices(action_space) else None
-        mask = None if shown is None else read_mask(shown, action_space)
+        in_obs = isinstance(observation_space, spaces.Dict) and ACTION_MASK in observation_space.spaces
+        shown = obs[ACTION_MASK] if in_obs else shown_mask(env, info)
+        fits = bool(choices(action_space)) and not (in_obs and np.size(shown) != sum(choices(action_space)))
+        mask = read_mask(shown, action_space) if fits and shown is not None else None
         doing = "step"
         if mask is not None and not mask.any():
             raise Broken("an action mask that permits nothing", "after a reset there must be something to do")
@@ -127,7 +129,6 @@ def _examine(config: EnvConfig) -> Examination:
             raise
         _explain(config, doing, error)
     oddities = (_outdated(config), f"{config.id} gave {outside}; nothing is clipped" if outside else "")
-    in_obs = isinstance(observation_space, spaces.Dict) and ACTION_MASK in observation_space.spaces
     adds_mask = mask is not None and not in_obs
     told_of = tuple(filter(None, oddities))
     return Examination(observation_space, action_space, adds_mask, limit, told_of, config.id, seed_bits)
