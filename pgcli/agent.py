@@ -205,11 +205,26 @@ class PolicyGradient:
 
     # ------------------------------------------------------------------------------------- from gradients to parameters
 
-    def update(self, trajectories: Trajectories, iteration: int = 0, progress: float = 0.0) -> Update:
+    def update(
+        self,
+        trajectories: Trajectories,
+        iteration: int = 0,
+        progress: float = 0.0,
+        check: Callable[[], None] = lambda: None,
+    ) -> Update:
         """Learn from what `iteration` collected. `progress` in [0, 1] is the share of the budget that is used.
 
+        `check` is called before every step of the optimizer. Whatever is raised leaves the state of before the update.
         Raises: Diverged if anything is not finite: before the step, which is then not taken, or after it.
         """
+        before = {key: tensor.clone() for key, tensor in self.state_dict().items()}
+        try:
+            return self._update(trajectories, iteration, progress, check)
+        except BaseException:
+            self.load_state_dict(before)
+            raise
+
+    def _update(self, trajectories: Trajectories, iteration: int, progress: float, check: Callable[[], None]) -> Update:
         algorithm, optimizer = self.config.algorithm, self.config.optimizer
         if self.return_scale is not None:
             self.return_scale.add_rewards(trajectories.rewards, trajectories.mask, algorithm.gamma)
@@ -236,11 +251,12 @@ class PolicyGradient:
             rate,
             optimizer.max_grad_norm,
             algorithm.target_kl,
+            check,
         )
         if self.value_optimizer is not None:
             epochs = parts(Purpose.VALUE_MINIBATCH, self.config.value.update_epochs or algorithm.update_epochs)
             own = scheduled(self.config.value.learning_rate or optimizer.learning_rate, optimizer.schedule, progress)
-            found = descend(self.value_optimizer, epochs, self.value_terms, own, optimizer.max_grad_norm)
+            found = descend(self.value_optimizer, epochs, self.value_terms, own, optimizer.max_grad_norm, check=check)
             report["value_loss"] = found["value_loss"]
         self._check_parameters()
         if self.config.policy.normalize_obs:

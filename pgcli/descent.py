@@ -73,15 +73,18 @@ def descend(
     learning_rate: float,
     max_grad_norm: float | None = None,
     target_kl: float | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Step once for each part; end before a step, but the first, that would start from an approx_kl above `target_kl`.
 
+    `check` is called before every step; what it raises ends the update amid its steps.
     Returns: the means of the terms and of the norm of the gradient over the last epoch, and how many epochs there were.
     Raises: Diverged, before the step, if a term or the norm of the gradient is not finite.
     """
     sums: dict[str, float] = {}
     weight, last = 0.0, -1
     for epoch, part in parts:
+        check()
         terms = terms_of(part)
         if target_kl is not None and last >= 0 and terms["approx_kl"] > target_kl:
             break

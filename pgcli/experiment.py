@@ -208,6 +208,7 @@ def _train(
         interruption.hint = f"`pgcli resume {shlex.quote(str(directory.path))}` goes on"
         raise
     except Diverged as error:
+        save()
         directory.set_status("diverged", iteration=counters.iteration, reason=error.message)
         raise Diverged(f"{error.message} in iteration {counters.iteration} of {directory.path}", error.hint) from None
     except EnvironmentFailure as fault:

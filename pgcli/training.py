@@ -50,7 +50,7 @@ def train(
     """Train `agent` from `counters` to the end of the budget, and yield what happens.
 
     At every yield the agent and the counters are the state after the last completed iteration. `check` is called
-    before every environment step; what it raises leaves them so.
+    before every step, of an environment or of an optimizer; what it raises leaves them so.
     """
     torch.set_num_threads(config.training.threads)
     agent.recall(counters.iteration, lambda policy, iteration: sampler.collect(policy, iteration, check).trajectories)
@@ -71,7 +71,11 @@ def train(
         rollout = sampler.collect(agent.policy, counters.iteration, check)
         collected = time.perf_counter()
         progress = min(counters.progress(config.training), 1.0)
-        update = agent.update(rollout.trajectories, counters.iteration, progress)
+        try:
+            update = agent.update(rollout.trajectories, counters.iteration, progress, check)
+        except BaseException:
+            sampler.take_back()
+            raise
         now = time.perf_counter()
         counters.iteration += 1
         counters.env_steps += rollout.trajectories.num_steps

@@ -176,6 +176,32 @@ def test_a_run_that_was_stopped_and_resumed_has_the_bytes_of_one_that_was_not(
     assert json.loads((tmp_path / "cut/run.json").read_text())["exact"] is True
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP])
+def test_a_signal_amid_a_long_update_stops_it_within_two_seconds_and_nothing_is_lost(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    long = [
+        *("cartpole/ppo", "rollout.steps=32", "training.iterations=2", "training.env_steps=null"),
+        *("algorithm.update_epochs=150", "algorithm.num_minibatches=32", "algorithm.target_kl=null"),
+        *("evaluation.episodes=2", "evaluation.every=null", "evaluation.stop_at_return=null"),
+    ]
+    pgcli("train", *long, "--run-dir", "whole", cwd=tmp_path)
+    command = [sys.executable, "-m", "pgcli", "train", *long, "--run-dir", "cut"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "cut/metrics.csv"
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 1):
+        time.sleep(0.005)
+    time.sleep(0.5)  # collecting takes less, and updating more
+    process.send_signal(number)
+    begin = time.monotonic()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, stderr
+    assert time.monotonic() - begin < 2
+    assert len(rows(metrics)) == 1
+    pgcli("resume", "cut", cwd=tmp_path)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
 def test_a_finished_run_is_extended_to_the_bytes_of_one_long_run(finished: Path, tmp_path: Path) -> None:
     pgcli("train", "cartpole", *TINY, "training.iterations=3", "--run-dir", "run", cwd=tmp_path)
     pgcli("resume", "run", "training.iterations=6", cwd=tmp_path)
@@ -379,6 +405,8 @@ def test_a_diverging_run_stops_with_the_last_good_checkpoint(tmp_path: Path) -> 
     assert "error:" in done.stderr
     assert "iteration" in done.stderr
     assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "diverged"
+    latest = json.loads((tmp_path / "run/checkpoints/latest.json").read_text())
+    assert latest["iteration"] == len(rows(tmp_path / "run/metrics.csv")), "that of the last completed iteration"
     pgcli("eval", "run", "--episodes", 1, cwd=tmp_path)
 
 

@@ -216,6 +216,20 @@ def test_what_a_check_raises_leaves_the_state_of_the_last_iteration() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in sampler.state_dict().items())
 
 
+def test_what_was_collected_for_an_update_that_is_not_completed_can_be_taken_back() -> None:
+    settings = segments()
+    acts, sampler = policy_for(settings), Segments(settings)
+    sampler.collect(acts, 0, lambda: None)
+    sampler.take_back()
+    assert sampler.state_dict() == {}
+    collect(sampler, acts, range(3))
+    before = {name: tensor.clone() for name, tensor in sampler.state_dict().items()}
+    sampler.collect(acts, 3, lambda: None)
+    assert not torch.equal(sampler.state_dict()["sampler.obs"], before["sampler.obs"])
+    sampler.take_back()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in sampler.state_dict().items())
+
+
 def test_a_fault_in_a_later_episode_names_the_seed_of_that_episode() -> None:
     settings = segments(num_envs=1, steps=40, kwargs={"fault": "inf reward", "at": 6})
     sampler = Segments(settings)

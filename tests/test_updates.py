@@ -138,6 +138,37 @@ def test_a_step_that_throws_the_value_function_off_is_told() -> None:
         agent.update(replace(BATCH, rewards=1e6 * BATCH.rewards))
 
 
+def whole_state(agent: PolicyGradient) -> dict[str, list[float]]:
+    return {name: x.flatten().tolist() for name, x in agent.state_dict().items()}
+
+
+@pytest.mark.parametrize("after", [0, 3, 15], ids="steps of the optimizers: {}".format)
+def test_an_update_that_is_stopped_amid_its_steps_leaves_the_state_of_before(after: int) -> None:
+    agent = agent_with(CLIP, policy={"normalize_obs": True}, value={"normalize_returns": True})
+    agent.update(BATCH)
+    before, calls = whole_state(agent), iter(range(after))
+
+    def check() -> None:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        agent.update(BATCH, 1, check=check)
+    assert whole_state(agent) == before
+    whole = agent_with(CLIP, policy={"normalize_obs": True}, value={"normalize_returns": True})
+    whole.update(BATCH)
+    assert agent.update(BATCH, 1) == whole.update(BATCH, 1)
+    assert whole_state(agent) == whole_state(whole)
+
+
+def test_an_update_that_diverges_amid_its_steps_leaves_the_state_of_before() -> None:
+    agent = agent_with(CLIP, optimizer={"name": "sgd", "learning_rate": 1e30})
+    before = whole_state(agent)
+    with pytest.raises(Diverged):
+        agent.update(BATCH)
+    assert whole_state(agent) == before
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 def test_what_a_reuse_remembers_can_be_collected_again_to_the_bit(normalize: bool) -> None:
     settings = config(

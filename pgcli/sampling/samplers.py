@@ -43,6 +43,9 @@ class Sampler(Protocol):
         Raises: EnvironmentFailure.
         """
 
+    def take_back(self) -> None:
+        """Let the state be that of before the last `collect`, whose iteration will not be completed."""
+
     def state_dict(self) -> dict[str, Tensor]:
         """Give the state after the last iteration, as tensors named `sampler.…`."""
 
@@ -71,6 +74,9 @@ class Episodes:
         """Collect `rollout.episodes` episodes."""
         trajectories = collect_episodes(self._config, self._chunks, policy, iteration, check)
         return Rollout(trajectories, ended_episodes(trajectories, self._config.algorithm.gamma))
+
+    def take_back(self) -> None:
+        """Do nothing."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Give nothing."""
@@ -118,6 +124,7 @@ class Segments:
         self._chunks = [range(start, min(start + width, count)) for start in range(0, count, width)]
         self._environments = [SingleEnvironments(config.env, len(chunk)) for chunk in self._chunks]
         self._states: list[_Columns] | None = None  # after the last iteration, one per chunk
+        self._before: list[_Columns] | None = None  # after the one before it
 
     def collect(self, policy: Policy, iteration: int, check: Check) -> Rollout:
         """Go on for `rollout.steps` rows."""
@@ -130,8 +137,12 @@ class Segments:
             parts.append(trajectories)
             episodes += ended
             after.append(then)
-        self._states = after
+        self._before, self._states = self._states, after
         return Rollout(pad_columns(parts), episodes)
+
+    def take_back(self) -> None:
+        """Let the state be that of before the last `collect`; the simulators have gone on, and are of no use then."""
+        self._states = self._before
 
     def _begin(self, chunk: range, envs: SingleEnvironments, policy: Policy) -> _Columns:
         n, nothing = len(chunk), policy.actor("sampled").start(len(chunk))
