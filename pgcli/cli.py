@@ -5,6 +5,7 @@ stdout carries the result, stderr everything else.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
@@ -70,6 +71,20 @@ Overrides = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")]
 Which = Annotated[str, typer.Option(help="Of a run directory: latest, best, or an iteration's number.")]
+
+
+def _show(result: object, if_closed: int = 128 + 13) -> None:
+    """Print a result to stdout; leave with SIGPIPE's exit code, or another, if nobody reads it."""
+    try:
+        typer.echo(result)
+    except BrokenPipeError:
+        raise typer.Exit(if_closed) from None
+
+
+def _tell(text: str) -> None:
+    """Print to stderr, if anybody reads it."""
+    with contextlib.suppress(OSError):
+        typer.echo(text, err=True)
 
 
 def _version(wanted: bool) -> None:
@@ -175,16 +190,16 @@ def _train(requests: list[Request], jobs: int, quiet: bool) -> None:
             display.close()
     for result in results:
         if isinstance(result, Failure):
-            typer.echo(result.text, err=True)
+            _tell(result.text)
         elif not quiet:
-            typer.echo(_summary(result), err=True)
+            _tell(_summary(result))
     done = [result.path for result in results if not isinstance(result, Failure)]
     if done and not quiet:
         path = shlex.quote(str(done[0] if len(done) == 1 else done[0].parent))
         agent = shlex.quote(str(done[0]))
-        typer.echo(f"next:\n  pgcli plot {path}\n  pgcli eval {agent} --video agent.gif", err=True)
+        _tell(f"next:\n  pgcli plot {path}\n  pgcli eval {agent} --video agent.gif")
     for one in done:
-        typer.echo(one)
+        _show(one, if_closed=0)  # the training is done, and safe
     failures = [result for result in results if isinstance(result, Failure)]
     if failures:
         raise typer.Exit(failures[0].exit_code)
@@ -239,7 +254,7 @@ def eval(
                 "video_return": episode.episode_return,
                 "video_length": episode.length,
             }
-    typer.echo(json.dumps(result, allow_nan=False) if as_json else table(result))
+    _show(json.dumps(result, allow_nan=False) if as_json else table(result))
 
 
 @app.command()
@@ -262,7 +277,7 @@ def doctor(
         from pgcli.doctor import diagnose, table
 
         result = diagnose(loaded)
-    typer.echo(json.dumps(result, allow_nan=False) if as_json else table(result))
+    _show(json.dumps(result, allow_nan=False) if as_json else table(result))
 
 
 @app.command()
@@ -283,7 +298,7 @@ def plot(
     """Draw learning curves with honest intervals."""
     from pgcli.report.curves import plot as draw
 
-    typer.echo(draw(run_dirs, x.value, y, stat.value, band.value, smooth, output))
+    _show(draw(run_dirs, x.value, y, stat.value, band.value, smooth, output))
 
 
 @app.command()
@@ -298,8 +313,8 @@ def init(
     from pgcli.config.schema import Config as Schema
 
     if schema:
-        typer.echo(json.dumps(Schema.model_json_schema(), indent=2, ensure_ascii=False))
+        _show(json.dumps(Schema.model_json_schema(), indent=2, ensure_ascii=False))
     elif list_ or name is None:
-        typer.echo(shipped.describe())
+        _show(shipped.describe())
     else:
-        typer.echo(shipped.copy(name, dest))
+        _show(shipped.copy(name, dest))

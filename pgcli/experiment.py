@@ -67,16 +67,18 @@ def run_experiment(
     request: Request,
     watch: Callable[[Record], None] = lambda record: None,
     check: Callable[[], None] = lambda: None,
+    asked_to_save: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Train into the run directory `request.path`; with `resume`, go on where a run there stopped.
 
-    `watch` is shown every record; `check` is called before every environment step and may raise Interrupted.
+    `watch` is shown every record; `check` is called before every step and may raise Interrupted; `asked_to_save`
+    after every iteration, and may ask for a checkpoint besides those of the cadence.
     Raises: RunDirectoryError, RunInUse, EnvironmentFailure, Diverged, Interrupted.
     """
     check_request(request)
     path = request.folder / request.path
     try:
-        outcome = _run(replace(request, path=path), watch, check)
+        outcome = _run(replace(request, path=path), watch, check, asked_to_save)
     except PgcliError as error:
         error.message = error.message.replace(str(path), str(request.path))
         error.hint = error.hint.replace(str(path), str(request.path))
@@ -84,7 +86,12 @@ def run_experiment(
     return replace(outcome, path=request.path)
 
 
-def _run(request: Request, watch: Callable[[Record], None], check: Callable[[], None]) -> Outcome:
+def _run(
+    request: Request,
+    watch: Callable[[Record], None],
+    check: Callable[[], None],
+    asked_to_save: Callable[[], bool],
+) -> Outcome:
     config, path = request.config, request.path
     with storage(path), ExitStack() as resources:
         chunks = resources.enter_context(_released(Chunks(environments_of(config))))
@@ -103,7 +110,7 @@ def _run(request: Request, watch: Callable[[Record], None], check: Callable[[], 
                 if is_run(path):
                     _changes(config, stored_config(path), path)
                 directory.start(config, request.command, spec(config.env).reward_threshold)
-                return _train(config, directory, agent, chunks, sampler, Counters(), watch, check)
+                return _train(config, directory, agent, chunks, sampler, Counters(), watch, check, asked_to_save)
             file = find_checkpoint(path)
             checkpoint = checkpoints.load(file)
             changes = _changes(config, checkpoint.read_config(str(file)), path)
@@ -118,7 +125,7 @@ def _run(request: Request, watch: Callable[[Record], None], check: Callable[[], 
             directory.restart(config, request.command, changes, exact, checkpoint.counters)
             seconds = elapsed_seconds(path, checkpoint.counters["iteration"])
             counters = Counters(**checkpoint.counters, seconds=seconds)
-            return _train(config, directory, agent, chunks, sampler, counters, watch, check)
+            return _train(config, directory, agent, chunks, sampler, counters, watch, check, asked_to_save)
 
 
 @contextmanager
@@ -171,6 +178,7 @@ def _train(
     counters: Counters,
     watch: Callable[[Record], None],
     check: Callable[[], None],
+    asked_to_save: Callable[[], bool],
 ) -> Outcome:
     """Consume the records of the loop: rows, checkpoints, status."""
     every, keep = config.checkpoint.every, config.checkpoint.keep
@@ -192,7 +200,7 @@ def _train(
         for record in train(config, agent, chunks, sampler, counters, check):
             if isinstance(record, Iteration):
                 directory.add_iteration(record)
-                if every is not None and counters.iteration % every == 0:
+                if asked_to_save() or (every is not None and counters.iteration % every == 0):
                     save()
             elif isinstance(record, Evaluation):
                 last = record

@@ -47,7 +47,7 @@ def run_all(requests: Sequence[Request], jobs: int, watch: Watch) -> list[Result
 
 def _run_here(request: Request, number: int, watch: Watch, stop: StopOnSignal) -> Result:
     try:
-        return run_experiment(request, lambda record: watch(record, number), stop.check)
+        return run_experiment(request, lambda record: watch(record, number), stop.check, stop.asked_to_save)
     except Interrupted:
         raise
     except Exception as error:
@@ -89,6 +89,10 @@ def _run_in_processes(requests: Sequence[Request], jobs: int, watch: Watch, stop
                 results[number] = message
             else:
                 watch(message, number)
+        if stop.asked_to_save():
+            for _, process in running.values():
+                if process.pid is not None:
+                    os.kill(process.pid, signal.SIGUSR1)
         if interruption is None:
             try:
                 stop.check()
@@ -130,7 +134,7 @@ def _child(request: Request, connection: Connection) -> None:
     result: Result
     try:
         with StopOnSignal((signal.SIGTERM,)) as stop:
-            result = run_experiment(request, watch, stop.check)
+            result = run_experiment(request, watch, stop.check, stop.asked_to_save)
     except Exception as error:
         result = _failure(error)
     with contextlib.suppress(OSError):  # nobody is left to tell

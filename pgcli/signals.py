@@ -1,4 +1,4 @@
-"""Signals: asked to stop, a run stops between two environment steps, at its last completed iteration."""
+"""Signals: asked to stop, a run stops between two steps, at its last completed iteration; asked to save, it saves."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from types import FrameType, TracebackType
 from pgcli.errors import Interrupted
 
 STOP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+SAVE = getattr(signal, "SIGUSR1", None)
 _SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -21,17 +22,20 @@ class Stopped(SystemExit):
 class StopOnSignal:
     """Within this context, a signal to stop makes the next `check()` raise Interrupted; a second one exits at once.
 
-    The handler only takes a note, so no state is ever half changed.
+    SIGUSR1 asks for a checkpoint. The handlers only take a note, so no state is ever half changed.
     """
 
     def __init__(self, signals: Sequence[int] = STOP) -> None:
         self._signals = signals
         self._received: int | None = None
+        self._save = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopOnSignal:
         for number in self._signals:
             self._before[number] = signal.signal(number, self._note)
+        if SAVE is not None:
+            self._before[SAVE] = signal.signal(SAVE, self._note_save)
         return self
 
     def __exit__(
@@ -44,6 +48,14 @@ class StopOnSignal:
         """Raise Interrupted if a signal to stop has come."""
         if self._received is not None:
             raise Interrupted(self._received)
+
+    def asked_to_save(self) -> bool:
+        """Say whether a checkpoint was asked for since the last call."""
+        asked, self._save = self._save, False
+        return asked
+
+    def _note_save(self, number: int, frame: FrameType | None) -> None:
+        self._save = True
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None:

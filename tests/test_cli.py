@@ -202,6 +202,28 @@ def test_a_signal_amid_a_long_update_stops_it_within_two_seconds_and_nothing_is_
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("seeds", [[], ["--seeds", "0-1", "--jobs", "2"]], ids=["one run", "two at a time"])
+def test_a_checkpoint_can_be_asked_for_and_training_goes_on(seeds: list[str], tmp_path: Path) -> None:
+    never = ["training.iterations=400", "checkpoint.every=null", "evaluation.every=null", "env.max_episode_steps=30"]
+    command = [sys.executable, "-m", "pgcli", "train", "cartpole", *TINY, *never, *seeds, "--run-dir", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    folders = [tmp_path / "run" / name for name in (("seed-0", "seed-1") if seeds else ("",))]
+    metrics = [folder / "metrics.csv" for folder in folders]
+    while process.poll() is None and not all(m.exists() and len(m.read_bytes().splitlines()) > 3 for m in metrics):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGUSR1)
+    saved: set[Path] = set()
+    while process.poll() is None and len(saved) < len(folders):
+        for folder in folders:
+            names = [path for path in (folder / "checkpoints").glob("iteration-*") if "000000" not in path.name]
+            saved |= {folder} if names and "iteration-000400" not in names[0].name else set()
+        time.sleep(0.002)
+    assert len(saved) == len(folders)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert all(len(rows(m)) == 400 for m in metrics)
+
+
 def test_a_finished_run_is_extended_to_the_bytes_of_one_long_run(finished: Path, tmp_path: Path) -> None:
     pgcli("train", "cartpole", *TINY, "training.iterations=3", "--run-dir", "run", cwd=tmp_path)
     pgcli("resume", "run", "training.iterations=6", cwd=tmp_path)
@@ -428,8 +450,12 @@ def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
 def test_a_closed_pipe_or_a_full_stdout_does_not_stop_training(tmp_path: Path) -> None:
     quoted = " ".join(f"'{word}'" for word in TINY)
     train = f"{sys.executable} -m pgcli train cartpole {quoted} --run-dir"
-    shell = f"set -o pipefail; {train} a 2>&1 | true; {train} b > /dev/full; {train} c >&- 2>&-; true"
+    status = "echo ${PIPESTATUS[0]} >> codes"
+    evaluate = f"{sys.executable} -m pgcli eval a --episodes 1"
+    shell = f"{train} a 2>&1 | head -1; {status}; {train} b > /dev/full; {status}; {train} c >&- 2>&-; {status}; "
+    shell += f"{evaluate} | true; {status}"
     subprocess.run(["bash", "-c", shell], cwd=tmp_path, check=True, timeout=120, capture_output=True)
+    assert (tmp_path / "codes").read_text().split() == ["0", "1", "0", "141"], "a full disk is told, a reader may leave"
     for run in "abc":
         assert json.loads((tmp_path / run / "status.json").read_text())["status"] == "finished"
 
