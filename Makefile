@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check format bench results clean
+.PHONY: demo test soak check format bench results clean
 
 demo: $(INSTALLED) ## train CartPole, evaluate it, draw its curve, film it
 	rm -rf runs/demo
@@ -18,6 +18,9 @@ demo: $(INSTALLED) ## train CartPole, evaluate it, draw its curve, film it
 
 test: $(INSTALLED) ## every test, in parallel
 	$(BIN)/pytest -n auto --dist worksteal
+
+soak: $(INSTALLED) ## kill runs at 200 random instants, resume them, compare their bytes; minutes
+	$(BIN)/python tests/kills.py 200
 
 check: $(INSTALLED) ## format, lint, types
 	$(BIN)/ruff format --check .
