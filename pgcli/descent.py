@@ -15,6 +15,7 @@ from pgcli.errors import Diverged
 from pgcli.optimizers import Optimizer
 from pgcli.policies.memory import Windows
 
+_MEND = "lower optimizer.learning_rate, or set max_grad_norm; if it is so from the start, rewards may be too large"
 Terms = dict[str, Tensor]  # the `loss` to descend, and what to report, all scalars: means over a batch
 
 
@@ -93,7 +94,7 @@ def descend(
         values = {name: term.item() for name, term in (terms | {"grad_norm": norm}).items()}
         for name, value in sorted(values.items(), key=lambda item: item[0] == "loss"):  # a part of the sum says more
             if not math.isfinite(value):
-                raise Diverged(f"{name} is {value}", "lower optimizer.learning_rate, or set max_grad_norm")
+                raise Diverged(f"{name} is {value}", _MEND)
         if max_grad_norm is not None and values["grad_norm"] > max_grad_norm:
             scale = max_grad_norm / values["grad_norm"]
             gradients = [gradient * scale for gradient in gradients]

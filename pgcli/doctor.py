@@ -400,7 +400,8 @@ def _described(name: str, space: spaces.Space[Any]) -> dict[str, Any]:
     known: dict[str, Any] = {"name": name, "kind": type(space).__name__, "shape": list(space.shape or ())}
     match space:
         case spaces.Box():
-            low, high = min(map(float, space.low.flat)), max(map(float, space.high.flat))
+            low = min(map(float, space.low.flat), default=math.inf)
+            high = max(map(float, space.high.flat), default=math.inf)
             known["low"], known["high"] = (x if math.isfinite(x) else None for x in (low, high))
         case spaces.Discrete():
             known["n"], known["start"] = int(space.n), int(space.start)

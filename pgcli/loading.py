@@ -6,12 +6,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from pgcli.agent import PolicyGradient
 from pgcli.config import Config
 from pgcli.config.schema import EnvConfig, WrapperConfig
 from pgcli.errors import EnvironmentFailure
+from pgcli.policies.observations import ACTION_MASK
 from pgcli.policies.policy import Mode, Policy
 from pgcli.randomness import Purpose, generator
 from pgcli.runs import checkpoints
@@ -34,22 +36,43 @@ class Agent:
         """Forget the episode so far: a policy with memory is about to begin another."""
         self._memory = None
 
-    def act(self, obs: Any, mode: Mode = "sampled") -> Any:  # noqa: ANN401 - as the environment's spaces have it
+    def act(self, obs: Any, mode: Mode = "sampled", action_mask: Any = None) -> Any:  # noqa: ANN401
         """Give an action for one observation, or actions [N] for N of them, batched as Gymnasium's vectors do.
 
+        `action_mask` is what the environment permits, where it says so beside the observation: `info["action_mask"]`.
         A policy with memory remembers from call to call; `reset` begins an episode.
         Raises: ValueError for what is no observation of the policy's space.
         """
-        layout = self.policy.encoder.layout
-        try:
-            batch, single = layout.pack(obs)[None], True
-        except ValueError:
-            batch, single = layout.pack(obs, batch=True), False
+        if action_mask is not None:
+            obs = {**(obs if isinstance(obs, dict) else {"observation": obs}), ACTION_MASK: action_mask}
+        batch, single = self._packed(obs)
+        if batch.dtype.kind == "f" and not np.isfinite(batch).all():
+            raise ValueError("an observation that is not finite")
         actor = self.policy.actor(mode)
         memory = actor.start(len(batch)) if self._memory is None else self._memory
+        if len(memory) != len(batch):
+            raise ValueError(
+                f"{len(batch)} observations, and {len(memory)} episodes are remembered: reset() forgets them"
+            )
         drawn, self._memory = actor.respond(batch, actor.noise(self._generator, 1, len(batch))[0], memory)
         actions: NDArray[Any] = actor.for_environment(drawn)
+        if not actor.state_size:
+            self._memory = None
         return actions[0] if single else actions
+
+    def _packed(self, obs: Any) -> tuple[NDArray[Any], bool]:  # noqa: ANN401 - as the spaces have it
+        """Give observations as the policy reads them, and whether it is one alone."""
+        layout = self.policy.encoder.layout
+        masked = any(leaf.path == (ACTION_MASK,) for leaf in layout.leaves)
+        if masked and not (isinstance(obs, dict) and ACTION_MASK in obs):
+            raise ValueError('the policy acts under a mask: act(obs, action_mask=info["action_mask"])')
+        try:
+            return layout.pack(obs)[None], True
+        except ValueError as error:
+            try:
+                return layout.pack(obs, batch=True), False
+            except ValueError:
+                raise error from None
 
 
 def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0, trust: bool = False) -> Agent:
@@ -80,8 +103,9 @@ def _refuse_foreign_modules(config: EnvConfig, path: Path) -> None:
     wrappers = [entry.name if isinstance(entry, WrapperConfig) else entry for entry in config.wrappers]
     for name in (config.id, *wrappers):
         module, colon, _ = name.rpartition(":")
-        if colon and module.partition(".")[0] != "gymnasium":
+        own = module == "gymnasium.wrappers" if name in wrappers else module.partition(".")[0] == "gymnasium"
+        if colon and not own:
             raise EnvironmentFailure(
-                f"{path} wants the module `{module}` imported, which Gymnasium does not ship",
-                "--trust imports it, which runs its code",
+                f"{path} wants the module `{module}` imported, which Gymnasium does not ship, or not for this",
+                "--trust imports it, and so does trust=True in Python, which runs its code",
             )

@@ -538,11 +538,11 @@ def test_a_dict_that_shows_its_mask_is_left_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [
-        ({"mask": [1, 0]}, "an action mask of 2 entries (int64) for 3 actions at the reset"),
+        ({"mask": [1, 0]}, "an action mask of 2 entries for 3 actions at the reset"),
         ({"mask": [0, 0, 0]}, "an action mask that permits nothing"),
-        ({"mask": [0.5, 0, 1]}, "an action mask of 3 entries (float64) for 3 actions"),
+        ({"mask": [0.5, 0, 1]}, "an action mask with entries other than 0 and 1: [0.5, 0.0, 1.0]"),
         ({"at": 2}, "an action mask that permits nothing in step 2 with action 0"),
-        ({"at": 2, "then": [1, 1]}, "an action mask of 2 entries (int64) for 3 actions in step 2 with action 0"),
+        ({"at": 2, "then": [1, 1]}, "an action mask of 2 entries for 3 actions in step 2 with action 0"),
     ],
 )
 def test_a_mask_that_fits_nothing_or_permits_nothing_is_a_fault(kwargs: dict[str, Any], words: str) -> None:

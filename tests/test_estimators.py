@@ -357,6 +357,7 @@ def test_equal_advantages_standardise_to_exactly_zero(value: float, count: int) 
 
 
 def test_standardised_advantages_have_mean_zero_and_population_deviation_one() -> None:
+    assert standardized(torch.tensor([1e300, 0.0], dtype=torch.float64)).isnan().all(), "no signal that vanishes unseen"
     assert standardized(torch.tensor([2.0, 2.0, 5.0, 5.0, 1.0, 6.0])).tolist() == pytest.approx(
         [(x - 3.5) / math.sqrt(21.5 / 6) for x in (2, 2, 5, 5, 1, 6)]
     )

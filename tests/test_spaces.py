@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -14,6 +15,7 @@ from tasks import ACTIONS, EPISODE_STEPS, OBSERVATIONS
 
 from pgcli.agent import PolicyGradient
 from pgcli.errors import EnvironmentFailure, UsageError
+from pgcli.loading import Agent
 from pgcli.policies.observations import Encoder, Layout
 from pgcli.policies.policy import Policy
 from pgcli.records import Evaluation
@@ -395,3 +397,46 @@ def test_taxi_is_played_within_its_mask() -> None:
     with gym.make("Taxi-v4") as env:
         _, info = env.reset(seed=0)
         assert set(np.unique(info["action_mask"])) == {0, 1}
+
+
+def test_an_agent_in_a_notebook_is_told_of_what_the_environment_permits() -> None:
+    space = spaces.Dict({"observation": spaces.Discrete(5), "action_mask": spaces.MultiBinary(3)})
+    settings = config()
+    agent = Agent(PolicyGradient(space, spaces.Discrete(3), settings).policy, settings, {}, Path("nowhere"), seed=0)
+    assert {int(agent.act(2, action_mask=[0, 1, 0])) for _ in range(20)} == {1}
+    with pytest.raises(ValueError, match="action_mask=info"):
+        agent.act(2)
+
+
+def test_an_agent_in_a_notebook_refuses_what_is_no_observation() -> None:
+    settings = config(policy={"memory": "gru"})
+    policy = PolicyGradient(spaces.Box(-9, 9, (2,)), spaces.Discrete(3), settings).policy
+    agent = Agent(policy, settings, {}, Path("nowhere"), seed=0)
+    for obs, message in ((np.full(2, np.nan), "finite"), (np.zeros(3), r"shape \(3,\)"), ("text", "shape")):
+        with pytest.raises(ValueError, match=message):
+            agent.act(obs)
+    agent.act(np.zeros(2))
+    with pytest.raises(ValueError, match="reset"):
+        agent.act(np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("space", "actions", "settings", "message"),
+    [
+        (spaces.Box(0, 1, (0,)), spaces.Discrete(2), {"memory": "gru"}, "nothing to remember"),
+        (spaces.Box(0, 1, (4, 4, 3)), spaces.Discrete(2), {"image_network": "small"}, "reads images"),
+        (spaces.Discrete(2), spaces.Box(1, 1, (2,)), {"distribution": "tanh_gaussian"}, "no.* room|has none"),
+    ],
+    ids=str,
+)
+def test_a_policy_that_the_spaces_leave_nothing_to_do_is_refused(
+    space: spaces.Space[Any], actions: spaces.Space[Any], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        policy_for(space, actions, **settings)
+
+
+@pytest.mark.parametrize("space", [spaces.Dict({}), spaces.Tuple(())], ids=str)
+def test_an_observation_of_no_parts_is_refused(space: spaces.Space[Any]) -> None:
+    with pytest.raises(EnvironmentFailure, match="no parts"):
+        Layout(space)

@@ -110,14 +110,16 @@ def explained_variance(values: Tensor, targets: Tensor) -> float | None:
 def standardized(advantages: Tensor, floor: float = 0.0) -> Tensor:
     """Compute (A - mean A) / max(σ, floor), with the population standard deviation σ of the batch.
 
-    Equal advantages become 0, never 0/0. `floor` is what rounding alone may leave of them: advantages that a
-    baseline has cancelled are noise, and must not be blown up. Not unbiased: a random factor on the gradient.
+    Equal advantages become 0, never 0/0; a σ beyond the largest number makes them nan, not 0. `floor` is what rounding
+    alone may leave of them: advantages that a baseline has cancelled are noise, and must not be blown up. Not unbiased:
+    a random factor on the gradient.
 
     Args: advantages, [M], over the valid steps; floor, in their unit. Returns: [M], without a unit.
     """
     shifted = advantages - advantages[:1]  # equal advantages are 0 from here on, without rounding
     centred = shifted - shifted.mean()
-    return centred / centred.square().mean().sqrt().clamp(min=max(floor, torch.finfo(centred.dtype).tiny))
+    deviation = centred.square().mean().sqrt().clamp(min=max(floor, torch.finfo(centred.dtype).tiny))
+    return centred / torch.where(deviation.isinf(), torch.nan, deviation)
 
 
 def group_standardized(advantages: Tensor, group_size: int, floor: float = 0.0) -> tuple[Tensor, int]:
@@ -133,4 +135,5 @@ def group_standardized(advantages: Tensor, group_size: int, floor: float = 0.0) 
     deviations = advantages[0].reshape(-1, group_size).std(1, correction=0)
     without = int((deviations <= floor).sum())
     deviations = deviations.clamp(min=max(floor, torch.finfo(advantages.dtype).tiny))
+    deviations = torch.where(deviations.isinf(), torch.nan, deviations)  # beyond the largest number: nan, not 0
     return advantages / deviations.repeat_interleave(group_size), without

@@ -239,6 +239,11 @@ class TanhGaussian(Gaussian):
             raise UsageError(
                 f"policy.distribution: tanh_gaussian needs bounds, and {space} lacks some", "use `gaussian`"
             )
+        if not (self.low < self.high).all():
+            raise UsageError(
+                f"policy.distribution: tanh_gaussian needs room between its bounds, and {space} has none",
+                "use `gaussian`",
+            )
         self.log_scale = float(np.log((self.high - self.low) / 2).sum())
         nodes, weights = np.polynomial.hermite_e.hermegauss(64)
         self._nodes = torch.from_numpy(nodes)
@@ -341,7 +346,9 @@ def make_distribution(space: spaces.Space[Any], name: Name, standard_deviation: 
     whole = isinstance(space, spaces.Box) and not np.issubdtype(space.dtype, np.floating)
     if not fitting or whole:
         raise EnvironmentFailure(
-            f"action space {space} is not supported; Discrete, MultiDiscrete, MultiBinary and Box of real numbers are"
+            f"action space {space} is not supported; Discrete, MultiDiscrete, MultiBinary and Box of real numbers are",
+            "a wrapper of your own, `module:Class` under env.wrappers, can offer "
+            + ("a MultiDiscrete in the place of whole numbers" if whole else "one of these, and translate"),
         )
     if name != "auto" and name not in fitting:
         raise UsageError(

@@ -52,6 +52,10 @@ class Layout:
             self.leaves.append(Leaf(path, leaf, slice(total, total + size)))
             total += size
         self.nested = not isinstance(space, Plain)
+        if not self.leaves:
+            raise EnvironmentFailure(
+                f"the observation space {space} has no parts", "a Box of shape [0] is one of nothing"
+            )
         self.shape = (total,) if self.nested else _shape(self.leaves[0].space)
         self.dtype: np.dtype[Any] = (
             np.result_type(*(_smallest_type(leaf.space) for leaf in self.leaves))

@@ -62,6 +62,13 @@ class Policy(nn.Module):
         self.encoder = Encoder(observation_space, images=config.image_network != "none")
         self.images = image_networks(self.encoder, config)
         size = self.encoder.size + width_of(self.images)
+        if config.image_network in ("nature", "small") and not self.encoder.images:
+            message = f"policy.image_network: {config.image_network} reads images, and {observation_space} has none"
+            raise UsageError(message, "leave it out; sides of 5 pixels or more make an image")
+        if config.memory != "none" and not size:
+            raise UsageError(
+                "policy.memory: there is nothing to remember, for nothing is observed", "use `memory: none`"
+            )
         self.memory = None if config.memory == "none" else Memory(config.memory, size, config.memory_size)
         sizes = [size if self.memory is None else self.memory.size, *config.hidden_sizes]
         self.features = sizes[-1]

@@ -106,7 +106,7 @@ class View:
 
 def mean_and_error(sample: Sample) -> str:
     """Write `mean ± standard error`, or the mean alone where one value has no error; small ones with three decimals."""
-    small = abs(sample.mean) < 10 and (sample.standard_error or 1.0) < 0.1
+    small = abs(sample.mean) < 10 and sample.standard_error is not None and sample.standard_error < 0.1
     digits = 3 if small else 1
     error = "" if sample.standard_error is None else f" ± {sample.standard_error:.{digits}f}"
     return f"{sample.mean:.{digits}f}{error}"

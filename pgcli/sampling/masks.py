@@ -44,8 +44,10 @@ def read_mask(mask: Any, action_space: spaces.Space[Any]) -> Array:  # noqa: ANN
         raise Broken("no action mask", "an environment that masks actions puts `action_mask` into every info")
     parts = [np.asarray(part).ravel() for part in mask] if isinstance(mask, tuple) else [np.asarray(mask).ravel()]
     row = np.concatenate(parts)
-    if row.shape != (size,) or row.dtype.kind not in "biuf" or not np.isin(row, (0, 1)).all():
-        raise Broken(f"an action mask of {len(row)} entries ({row.dtype}) for {size} actions")
+    if row.shape != (size,):
+        raise Broken(f"an action mask of {len(row)} entries for {size} actions", "there is one for each action")
+    if row.dtype.kind not in "biuf" or not np.isin(row, (0, 1)).all():
+        raise Broken(f"an action mask with entries other than 0 and 1: {row.tolist()}", "1 permits, 0 forbids")
     return row.astype(np.int8)
 
 

@@ -93,6 +93,8 @@ def import_module(name: str, wanted_by: str) -> ModuleType:
     if HERE not in sys.path:
         sys.path.append(HERE)
     try:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ModuleNotFoundError(name=name)  # a path, say
         return importlib.import_module(name)
     except BaseException as error:
         if not is_fault(error):
@@ -100,7 +102,7 @@ def import_module(name: str, wanted_by: str) -> ModuleType:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         at = f" ({where(error)})" if where(error) else ""
         if missing and (name == missing or name.startswith(f"{missing}.") or missing.startswith(f"{name}.")):
-            hint = _near(name.removesuffix(".py"), (one.name for one in pkgutil.iter_modules())) or (
+            hint = _near(name.removeprefix("./").removesuffix(".py"), (one.name for one in pkgutil.iter_modules())) or (
                 "install the package that has it, or go to the folder of its file"
             )
             message = f"{wanted_by}: there is no module `{name}`, neither installed nor in the current folder"
@@ -187,7 +189,15 @@ def _refuse(config: EnvConfig, found: EnvSpec, error: BaseException) -> NoReturn
         if "must inherit from the gymnasium.Env class" in words(error) or "Gym is incompatible" in words(error):
             raise EnvironmentFailure(f"{config.id} builds no gymnasium.Env", _OLD_GYM) from error
         error = error.__cause__ or error.__context__ or error  # Gymnasium adds its own words
+        needed = re.search("missing .* argument.*?: '(.+?)'", words(error))
+        if needed:
+            raise UsageError(f"env.kwargs: {config.id} needs `{needed[1]}`", f"set `env.kwargs.{needed[1]}`") from error
         unknown = re.search("unexpected keyword argument '(.+?)'", words(error))
+        if unknown and unknown[1] == "render_mode":
+            message = f"{config.id} cannot be filmed: its constructor takes no render_mode"
+            raise EnvironmentFailure(
+                message, "give it one, and let render() return pictures for `rgb_array`"
+            ) from error
         if unknown and unknown[1] in config.kwargs:
             raise UsageError(
                 f"env.kwargs: {config.id} takes no `{unknown[1]}`", _arguments(unknown[1], found.entry_point)
