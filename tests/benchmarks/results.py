@@ -107,6 +107,11 @@ TARGETS: dict[str, tuple[float | None, str]] = {
         "2288 ± 572 [CleanRL] and 3479 ± 822 [zoo]; REINFORCE 412 ± 52 at 3 M [Tianshou]; VPG, with a learned critic, "
         "about 290 at 1 M [Spinning Up].",
     ),
+    "ALE/Pong-v5": (
+        None,
+        "From -21 to 21; a tenth of the published steps. Published, on frames of 84 × 84: PPO 20.4 ± "
+        "0.2 [CleanRL] and 21.0 ± 0.1 [zoo] after 10 M steps.",
+    ),
     "minigrid:MiniGrid-DoorKey-5x5-v0": (
         0.9,
         "A success after n of 250 steps is worth 1 - 0.9 n / 250. Published: nothing comparable.",
