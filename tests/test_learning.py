@@ -23,11 +23,16 @@ import pytest
         ("inverted-pendulum/reinforce", 100, 900),
         ("mountain-car-continuous/ppo", 80, 88),
         ("pendulum/ppo", -900, -300),
+        ("cliff-walking/ppo", -300, -40),
+        ("taxi/ppo training.env_steps=1e5", -150, 3),
+        ("minigrid/ppo training.env_steps=8e4", 0.3, 0.8),
+        ("repeat-previous/gru training.env_steps=1e5", -0.3, 0.3),
     ],
 )
 def test_a_shipped_config_learns(config: str, untrained: float, learned: float, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pgcli", "train", config, "seed=11", "evaluation.every=null", "--run-dir", "run"]
-    subprocess.run([*command, "--quiet"], cwd=tmp_path, check=True, capture_output=True)
+    settings = ["seed=11", "evaluation.every=null", "--run-dir", "run", "--quiet"]
+    command = [sys.executable, "-m", "pgcli", "train", *config.split(), *settings]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     with (tmp_path / "run/evaluations.csv").open(newline="") as file:
         first, last = (float(row["return_mean"]) for row in csv.DictReader(file))
     assert first < untrained
