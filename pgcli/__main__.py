@@ -59,7 +59,7 @@ def _warn(message: Warning | str, *place: object) -> None:
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
     from pgcli.signals import Stopped
 
-    raise Stopped(128 + number)
+    raise Stopped.by(number)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType, TracebackType
+from typing import ClassVar
 
 from pgcli.errors import Interrupted
 
@@ -17,6 +18,14 @@ _SHOW_CURSOR = "\x1b[?25h"
 
 class Stopped(SystemExit):
     """A signal ends a command that has nothing to save."""
+
+    came: ClassVar[int | None] = None  # a library's bare `except:` may swallow the exception, but not this
+
+    @classmethod
+    def by(cls, number: int) -> Stopped:
+        """Give the exception, and remember the signal."""
+        cls.came = number
+        return cls(128 + number)
 
 
 class StopOnSignal:
@@ -32,6 +41,7 @@ class StopOnSignal:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopOnSignal:
+        self._received = Stopped.came
         for number in self._signals:
             self._before[number] = signal.signal(number, self._note)
         if SAVE is not None:

@@ -560,6 +560,16 @@ def test_an_interrupt_while_jobs_start_leaves_no_traceback(tmp_path: Path, secon
     assert "Traceback" not in stderr
 
 
+def test_an_interrupt_that_an_import_swallows_still_stops_the_run(tmp_path: Path) -> None:
+    (tmp_path / "swallows.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept:\n    pass\n"
+        "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\n"
+        "gymnasium.register('Swallows-v0', CartPoleEnv, max_episode_steps=50)\n"
+    )
+    done = pgcli("train", "cartpole", *TINY, "env.id=swallows:Swallows-v0", cwd=tmp_path, code=130)
+    assert "interrupted by SIGINT" in done.stderr
+
+
 def test_a_run_ends_with_the_iteration_that_uses_up_its_env_steps(tmp_path: Path) -> None:
     budget = ["training.iterations=null", "training.env_steps=500"]
     pgcli("train", "cartpole", *TINY, *budget, "--run-dir", "run", cwd=tmp_path)
