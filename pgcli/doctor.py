@@ -105,7 +105,9 @@ def diagnose(config: Config) -> dict[str, Any]:
         layout, action_space = Layout(env.observation_space), env.action_space
     with closing(Chunks(environments_of(config))) as chunks:
         agent = build_agent(config, chunks)
-        native = isinstance(chunks.environments(min(config.rollout.episodes or chunks.width, chunks.width)), _NATIVE)
+        native = isinstance(
+            chunks.environments(min(config.rollout.episodes or chunks.width, chunks.width)), NativeEnvironments
+        )
         repeats = _repeats(config.env)
         steps_per_second, buffered = _raw(config.env)
         speed, sampler_bytes = _iteration(config, chunks, agent)
@@ -138,9 +140,6 @@ def diagnose(config: Config) -> dict[str, Any]:
         **estimate,
         "findings": [asdict(finding) for finding in findings],
     }
-
-
-_NATIVE = NativeEnvironments
 
 
 # ------------------------------------------------------------------------------------------------------- measurements
@@ -239,9 +238,7 @@ def _raw(config: EnvConfig) -> tuple[float, bool]:
 def _share(layout: Layout, one: Any, other: Any) -> bool:  # noqa: ANN401 - as the environment gives them
     """Say whether two observations lie in the same memory."""
     for leaf in layout.leaves:
-        a, b = one, other
-        for key in leaf.path:
-            a, b = a[key], b[key]
+        a, b = leaf.of(one), leaf.of(other)
         if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.may_share_memory(a, b):
             return True
     return False

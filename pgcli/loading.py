@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pgcli.agent import PolicyGradient
 from pgcli.config import Config
-from pgcli.config.schema import EnvConfig, WrapperConfig
+from pgcli.config.schema import EnvConfig
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import ACTION_MASK
 from pgcli.policies.policy import Mode, Policy
@@ -63,8 +63,7 @@ class Agent:
     def _packed(self, obs: Any) -> tuple[NDArray[Any], bool]:  # noqa: ANN401 - as the spaces have it
         """Give observations as the policy reads them, and whether it is one alone."""
         layout = self.policy.encoder.layout
-        masked = any(leaf.path == (ACTION_MASK,) for leaf in layout.leaves)
-        if masked and not (isinstance(obs, dict) and ACTION_MASK in obs):
+        if layout.action_mask and not (isinstance(obs, dict) and ACTION_MASK in obs):
             raise ValueError('the policy acts under a mask: act(obs, action_mask=info["action_mask"])')
         try:
             return layout.pack(obs)[None], True
@@ -100,7 +99,7 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
 
 def _refuse_foreign_modules(config: EnvConfig, path: Path) -> None:
     """A checkpoint is data, and the modules it names are not: importing them runs their code."""
-    wrappers = [entry.name if isinstance(entry, WrapperConfig) else entry for entry in config.wrappers]
+    wrappers = [wrapper.name for wrapper in config.wrappers]
     for name in (config.id, *wrappers):
         module, colon, _ = name.rpartition(":")
         own = module == "gymnasium.wrappers" if name in wrappers else module.partition(".")[0] == "gymnasium"

@@ -15,10 +15,12 @@ from test_spaces import returns
 from torch import Tensor, nn
 
 from pgcli.agent import PolicyGradient
+from pgcli.config.schema import Config
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.loading import Agent
 from pgcli.policies.along import log_probs_along, steps_along, values_along
 from pgcli.policies.memory import Memory, Windows, ranges
+from pgcli.policies.policy import Policy
 from pgcli.sampling.rollout import Chunks, collect_episodes
 from pgcli.sampling.samplers import Segments
 
@@ -33,6 +35,11 @@ def agent_for(kind: str, cut: int | None = None, shared: bool = True, **sections
         **sections,
     )
     return PolicyGradient(spaces.Box(-1, 1, (3,)), spaces.Discrete(3), settings)
+
+
+def policy_for(settings: Config) -> Policy:
+    envs = Chunks(settings.env).environments(1)
+    return PolicyGradient(envs.observation_space, envs.action_space, settings).policy
 
 
 def doubled(agent: PolicyGradient) -> PolicyGradient:
@@ -247,9 +254,7 @@ def test_a_restored_sampler_remembers_too(kind: str, chunk_size: int | None) -> 
         algorithm={"baseline": "value", "returns": "lambda_return"},
         policy={"memory": kind, "memory_size": 6},
     )
-    chunks = Chunks(settings.env)
-    envs = chunks.environments(3)
-    policy = PolicyGradient(envs.observation_space, envs.action_space, settings).policy
+    policy = policy_for(settings)
     one, other = Segments(settings), Segments(settings)
     for iteration in range(3):
         one.collect(policy, iteration, lambda: None)
@@ -273,9 +278,7 @@ def test_memory_is_empty_at_the_start_of_every_episode() -> None:
         algorithm={"baseline": "value", "returns": "lambda_return"},
         policy={"memory": "gru", "memory_size": 6},
     )
-    chunks = Chunks(settings.env)
-    envs = chunks.environments(2)
-    policy = PolicyGradient(envs.observation_space, envs.action_space, settings).policy
+    policy = policy_for(settings)
     batch = Segments(settings).collect(policy, 0, lambda: None).trajectories
     rows, windows = steps_along(policy, batch)
     assert windows is not None
@@ -309,9 +312,7 @@ def test_while_acting_memory_starts_anew_with_every_episode(kind: str) -> None:
         algorithm={"baseline": "value", "returns": "lambda_return"},
         policy={"memory": kind, "memory_size": 6},
     )
-    chunks = Chunks(settings.env)
-    envs = chunks.environments(2)
-    policy = PolicyGradient(envs.observation_space, envs.action_space, settings).policy
+    policy = policy_for(settings)
     sampler, actor = Segments(settings), policy.actor("sampled")
     memory = actor.start(2)
     for iteration in range(3):

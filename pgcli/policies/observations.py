@@ -34,6 +34,15 @@ class Leaf:
         """Say which part this is, for messages."""
         return f"observation[{']['.join(map(repr, self.path))}]" if self.path else "observation"
 
+    def of(self, obs: Any) -> Any:  # noqa: ANN401 - whatever the environment gives
+        """Take this part out of an observation; raise ValueError if it is not there."""
+        try:
+            for key in self.path:
+                obs = obs[key]
+        except (KeyError, IndexError, TypeError):
+            raise ValueError(f"there is no {self.name}") from None
+        return obs
+
 
 class Layout:
     """How an observation of `space` is held: as it is, or the leaves of a Dict or Tuple in one row of numbers.
@@ -63,6 +72,11 @@ class Layout:
             else np.dtype(self.leaves[0].space.dtype)
         )
 
+    @property
+    def action_mask(self) -> slice | None:
+        """Say where the action mask stands, if there is one."""
+        return next((leaf.numbers for leaf in self.leaves if leaf.path == (ACTION_MASK,)), None)
+
     def pack(self, obs: Any, *, batch: bool = False) -> Array:  # noqa: ANN401 - whatever the environment gives
         """Give an observation as an array `[*shape]`; a `batch`, each leaf with N in front, as `[N, *shape]`.
 
@@ -72,13 +86,7 @@ class Layout:
             return _fitting(obs, self.leaves[0], batch)
         parts = []
         for leaf in self.leaves:
-            part = obs
-            for key in leaf.path:
-                try:
-                    part = part[key]
-                except (KeyError, IndexError, TypeError):
-                    raise ValueError(f"there is no {leaf.name}") from None
-            array = _fitting(part, leaf, batch)
+            array = _fitting(leaf.of(obs), leaf, batch)
             parts.append(array.reshape(*array.shape[: int(batch)], leaf.numbers.stop - leaf.numbers.start))
         return np.concatenate(parts, axis=-1, dtype=self.dtype, casting="unsafe")  # each value fits: see _smallest_type
 
@@ -154,8 +162,7 @@ class Encoder:
 
     def __init__(self, space: spaces.Space[Any], *, images: bool = True) -> None:
         self.layout = Layout(space)
-        masked = isinstance(space, spaces.Dict) and len(space.spaces) > 1
-        self._mask = next((leaf.numbers for leaf in self.layout.leaves if masked and leaf.path == (ACTION_MASK,)), None)
+        self._mask = self.layout.action_mask if len(self.layout.leaves) > 1 else None
         read = [leaf for leaf in self.layout.leaves if leaf.numbers != self._mask]
         pictures = [_Picture.of(leaf) if images else None for leaf in read]
         self._numbers = [_Numbers(leaf) for leaf, picture in zip(read, pictures, strict=True) if picture is None]
@@ -181,14 +188,9 @@ class Encoder:
         rows = obs.reshape(len(obs), -1)
         return [picture.in_torch(rows[:, picture.leaf.numbers], dtype) for picture in self._pictures]
 
-    def permitted(self, obs: Tensor) -> Tensor:
+    def permitted(self, obs: Any) -> Any:  # noqa: ANN401 - a tensor or an array, and so is what it gives
         """Give the action masks of `[M, …]`: bool `[M, actions]`."""
         return obs[:, self._mask] != 0
-
-    def permitted_in_numpy(self, obs: Array) -> Array:
-        """Give the action masks of `[N, …]`: bool `[N, actions]`."""
-        permitted: Array = obs[:, self._mask] != 0
-        return permitted
 
 
 class _Numbers:

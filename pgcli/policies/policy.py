@@ -166,7 +166,7 @@ class Policy(nn.Module):
             features = trunk(x)
             outputs = head(features)
             if masked:
-                outputs = np.where(encoder.permitted_in_numpy(obs), outputs, np.float32(FORBIDDEN))
+                outputs = np.where(encoder.permitted(obs), outputs, np.float32(FORBIDDEN))
             if sees_features:
                 outputs = np.concatenate((outputs, features), 1)
             return (sample(outputs, noise) if mode == "sampled" else most_probable(outputs)), memory

@@ -96,10 +96,10 @@ class MaskColumns:
     """Where a mask of the actions stands in packed observations `[N, …]`, if there is one that fits them."""
 
     def __init__(self, layout: Layout, action_space: spaces.Space[Any]) -> None:
-        masks = [leaf.numbers for leaf in layout.leaves if leaf.path == (ACTION_MASK,)]
-        ends = np.cumsum([masks[0].start if masks else 0, *choices(action_space)]).tolist()
-        fits = len(masks) == 1 and len(ends) > 1 and ends[-1] == masks[0].stop
-        self.numbers = masks[0] if fits else None
+        mask = layout.action_mask
+        ends = np.cumsum([mask.start if mask else 0, *choices(action_space)]).tolist()
+        fits = mask is not None and len(ends) > 1 and ends[-1] == mask.stop
+        self.numbers = mask if fits else None
         self._parts = [slice(*part) for part in pairwise(ends)] if fits else []
 
     def permits(self, obs: Array) -> Array | None:

@@ -54,7 +54,7 @@ def build(
     Raises: EnvironmentFailure or UsageError, with what would mend it.
     """
     found = spec(config)
-    wrappers = [entry if isinstance(entry, WrapperConfig) else WrapperConfig(name=entry) for entry in config.wrappers]
+    wrappers = config.wrappers
     if render_mode is None and any(wrapper.name.endswith("AddRenderObservation") for wrapper in wrappers):
         render_mode = "rgb_array"
     rendering = {} if render_mode is None else {"render_mode": render_mode}

@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pgcli.config.schema import EnvConfig, WrapperConfig
+from pgcli.config.schema import EnvConfig
 from pgcli.errors import PgcliError
 from pgcli.sampling.registry import build, spec
 
@@ -47,8 +47,7 @@ def reproduction(
 ) -> str:
     """Write the program: the environment with its arguments and wrappers, the reset, and the very actions."""
     modules, lines = set[str](), [f"env = {_make(config)}"]
-    wrappers = [entry if isinstance(entry, WrapperConfig) else WrapperConfig(name=entry) for entry in config.wrappers]
-    for wrapper, arguments in zip(wrappers, _arguments(config, wrappers), strict=True):
+    for wrapper, arguments in zip(config.wrappers, _arguments(config), strict=True):
         module, _, name = wrapper.name.rpartition(":")
         modules.add(module or "gymnasium.wrappers")
         lines.append(f"env = {module or 'gymnasium.wrappers'}.{name}(env{_keywords(arguments)})")
@@ -82,12 +81,12 @@ def _keywords(arguments: dict[str, Any]) -> str:
     return f", **{arguments!r}" if arguments else ""
 
 
-def _arguments(config: EnvConfig, wrappers: list[WrapperConfig]) -> list[dict[str, Any]]:
+def _arguments(config: EnvConfig) -> list[dict[str, Any]]:
     """Give the arguments that the wrappers took; if they cannot be built once more, those of the config."""
     used: list[dict[str, Any]] = []
     try:
-        if wrappers:
+        if config.wrappers:
             build(config, used=used)
     except PgcliError:
         pass
-    return used if len(used) == len(wrappers) else [wrapper.kwargs for wrapper in wrappers]
+    return used if len(used) == len(config.wrappers) else [wrapper.kwargs for wrapper in config.wrappers]
