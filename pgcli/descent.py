@@ -44,7 +44,9 @@ class Batch:
     def take(self, chosen: Tensor) -> Batch:
         """Give some of the parts, weighed so that their loss estimates that of the batch without bias."""
         rows, windows = (chosen, None) if self.windows is None else self.windows.take(chosen)
-        taken: dict[str, Any] = {name: x[rows] for name, x in vars(self).items() if isinstance(x, Tensor)}
+        taken: dict[str, Any] = {
+            name: x.index_select(0, rows) for name, x in vars(self).items() if isinstance(x, Tensor)
+        }
         taken["weights"] = taken["weights"] / (len(chosen) / self.parts)
         return replace(self, **taken, windows=windows, share=len(rows) / len(self) * self.share)
 

@@ -256,6 +256,7 @@ def test_each_size_gets_its_image_network() -> None:
 
     nature = [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 64 * 7 * 7)]
     assert layers(84) == layers(84, image_network="nature") == nature
+    assert layers(84, image_network="small") == [(16, 4, 8, 8), (32, 16, 4, 4), (256, 32 * 9 * 9)]
     assert layers(36)[-1] == (512, 64)
     assert layers(35) == layers(35, image_network="small") == [(16, 4, 3, 3), (32, 16, 3, 3), (128, 32 * 31 * 31)]
     assert layers(5)[-1] == (128, 32)

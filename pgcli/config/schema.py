@@ -115,7 +115,8 @@ class PolicyConfig(Section):
     image_network: Literal["auto", "nature", "small", "none"] = Field(
         "auto",
         description="What reads the images of an observation, before the hidden layers; nature: three convolutions, "
-        "for sides of 36 pixels or more; small: two of 3 × 3; auto: nature where it fits; none: images are flattened.",
+        "for sides of 36 pixels or more; small: two, at a third of the cost; auto: nature where it fits; "
+        "none: images are flattened.",
     )
     memory: Literal["none", "gru", "lstm"] = Field(
         "none", description="A recurrent layer before the hidden ones, which remembers the episode so far."

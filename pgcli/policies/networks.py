@@ -92,12 +92,12 @@ def _linear(weight: Array, bias: Array) -> Forward:
 
 
 def image_network(shape: tuple[int, int, int], kind: Literal["auto", "nature", "small"]) -> nn.Sequential:
-    """Build a convolutional network from images `[M, channels, height, width]` to features `[M, 512 or 128]`.
+    """Build a convolutional network from images `[M, channels, height, width]` to features `[M, 512 | 256 | 128]`.
 
-    nature: three layers for sides of 36 pixels or more, that of Mnih et al. (2015). small: two layers of 3 × 3.
-    auto: nature where it fits.
+    nature: that of Mnih et al. (2015), for sides of 36 pixels or more. small: for such sides that of Mnih et al.
+    (2013), at a third of the cost; below them two layers of 3 × 3. auto: nature where it fits.
 
-    Raises: UsageError for an image that is smaller than that.
+    Raises: UsageError for nature and an image that is smaller than that.
     """
     channels, *sides = shape
     fits = min(sides) >= NATURE_SIDE
@@ -106,10 +106,12 @@ def image_network(shape: tuple[int, int, int], kind: Literal["auto", "nature", "
             f"policy.image_network: nature needs sides of {NATURE_SIDE} pixels, and an image has {min(sides)}",
             "use `small`, or the wrapper ResizeObservation",
         )
-    if kind == "nature" or (kind == "auto" and fits):
-        layers, features = [(32, 8, 4), (64, 4, 2), (64, 3, 1)], 512  # channels, size, stride
+    if not fits:
+        layers, features = [(16, 3, 1), (32, 3, 1)], 128  # channels, size, stride
+    elif kind == "small":
+        layers, features = [(16, 8, 4), (32, 4, 2)], 256
     else:
-        layers, features = [(16, 3, 1), (32, 3, 1)], 128
+        layers, features = [(32, 8, 4), (64, 4, 2), (64, 3, 1)], 512
     modules: list[nn.Module] = []
     for filters, size, stride in layers:
         modules += [nn.Conv2d(channels, filters, size, stride), nn.ReLU()]

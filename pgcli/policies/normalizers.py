@@ -52,6 +52,11 @@ class Normalizer(RunningMoments):
         scaled = (x - self.mean) / (self.variance + EPSILON).sqrt()
         return scaled.clamp(-CLIP, CLIP).to(x.dtype)
 
+    def of_images_(self, x: Tensor) -> Tensor:
+        """Normalise the channels of [M, size, height, width] in place, in the type of x, for the sake of speed."""
+        mean, deviation = self.mean[:, None, None], (self.variance[:, None, None] + EPSILON).sqrt()
+        return x.sub_(mean.to(x.dtype)).mul_((1 / deviation).to(x.dtype)).clamp_(-CLIP, CLIP)
+
     def in_numpy(self, x: Array) -> Array:
         """Normalise [N, size] in numpy, on the statistics' own memory."""
         scaled = (x - self.mean.numpy()) / np.sqrt(self.variance.numpy() + EPSILON)

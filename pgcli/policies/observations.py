@@ -265,8 +265,10 @@ class _Picture:
         image = x.reshape(len(x), *self.held)
         if self.channels_last:
             image = image.permute(0, 1, 4, 2, 3)
-        image = image.reshape(len(x), *self.shape).to(dtype) / self.divisor
-        return image.contiguous(memory_format=torch.channels_last)  # convolutions are a third faster so
+        # Convolutions are a third faster with channels last; bytes are moved there before they become floats.
+        # What is given is a copy, so that it can be scaled in place: fresh memory costs more than the arithmetic.
+        image = image.reshape(len(x), *self.shape).contiguous(memory_format=torch.channels_last).to(dtype, copy=True)
+        return image if self.divisor == 1 else image.div_(self.divisor)
 
 
 def _largest(space: spaces.Box) -> float:

@@ -108,8 +108,11 @@ class Policy(nn.Module):
         pictures = self.encoder.pictures(obs, dtype)
         if not len(self.image_normalizers):
             return pictures
-        pairs = zip(self.image_normalizers, pictures, strict=True)
-        return [normalize(x.movedim(1, -1)).movedim(-1, 1) for normalize, x in pairs]
+        scaled = []
+        for normalizer, x in zip(self.image_normalizers, pictures, strict=True):
+            assert isinstance(normalizer, Normalizer)
+            scaled.append(normalizer.of_images_(x))
+        return scaled
 
     def add_statistics(self, obs: Tensor) -> None:
         """Take observations [M, …] into the normalisers."""
