@@ -362,13 +362,6 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
         ("algorithm.reuse=1",),
     ),
     (
-        (*OF_SEGMENTS, "env.vectorization=native"),
-        "rollout.steps env.vectorization",
-        "unseeded",
-        "sync",
-        ("env.vectorization=sync",),
-    ),
-    (
         (*OF_SEGMENTS, "algorithm.objective=clip", "algorithm.num_minibatches=513"),
         "num_minibatches rollout.steps",
         "than the 512 steps",

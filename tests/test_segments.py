@@ -14,10 +14,16 @@ from helpers import Array, Counting, config, mapped
 
 from pgcli.agent import PolicyGradient
 from pgcli.config.schema import Config
-from pgcli.errors import CheckpointError, EnvironmentFailure
+from pgcli.errors import CheckpointError, EnvironmentFailure, UsageError
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.randomness import Purpose, derived_seed
-from pgcli.sampling.environments import make
+from pgcli.sampling.environments import (
+    NativeEnvironments,
+    SingleEnvironments,
+    make,
+    make_environments,
+    make_lasting,
+)
 from pgcli.sampling.samplers import Segments
 
 STEPS = 5
@@ -117,7 +123,8 @@ def test_an_episode_is_told_in_the_segment_where_it_ends_with_all_of_its_return(
     ("env_id", "policy"),
     [
         ("Counting-v0", {}),
-        ("CartPole-v1", {}),
+        ("CartPole-v1", {}),  # in its native form
+        ("CartPole-v1 one by one", {}),
         ("FrozenLake-v1", {}),
         ("Pendulum-v1", {"distribution": "state_dependent_gaussian"}),
         ("LunarLander-v3", {}),
@@ -127,7 +134,9 @@ def test_an_episode_is_told_in_the_segment_where_it_ends_with_all_of_its_return(
     ],
 )
 def test_a_restored_sampler_goes_on_bit_for_bit(env_id: str, policy: dict[str, Any], chunk_size: int | None) -> None:
-    settings = segments(env_id, steps=12, chunk_size=chunk_size, max_episode_steps=40)
+    name, _, one_by_one = env_id.partition(" ")
+    how = "sync" if one_by_one else "auto"
+    settings = segments(name, steps=12, chunk_size=chunk_size, max_episode_steps=40, vectorization=how)
     settings = settings.model_copy(update={"policy": config(policy={"hidden_sizes": [4]} | policy).policy})
     acts, sampler = policy_for(settings), Segments(settings)
     collect(sampler, acts, range(5))
@@ -138,6 +147,109 @@ def test_a_restored_sampler_goes_on_bit_for_bit(env_id: str, policy: dict[str, A
     assert all(torch.equal(tensor, saved[name]) for name, tensor in restored.state_dict().items())
     assert same(collect(restored, acts, range(5, 9)), whole)
     assert any(ended for rollout in whole for ended in rollout.episodes)
+    assert ("sampler.0.prev_done" in saved) == (env_id == "CartPole-v1")
+
+
+def test_a_native_form_goes_on_with_the_true_last_observation_and_one_masked_row() -> None:
+    settings = segments("CartPole-v1", num_envs=20, steps=64, max_episode_steps=30, vectorization="native")
+    acts, sampler = policy_for(settings), Segments(settings)
+    rollouts = collect(sampler, acts, range(3))
+    whole = joined(rollouts)
+    single = make(settings.env)
+    single.reset(seed=0)
+    hows = set()
+    for column in range(20):
+        start = 0
+        for t in range(len(whole.rewards) - 1):
+            if not whole.mask[t, column]:
+                assert t == start, "it stands right behind an episode"
+                assert whole.rewards[t, column] == 0
+                assert whole.obs[t + 1, column].abs().max() <= 0.05, "it resets"
+                start = t + 1
+                continue
+            single.unwrapped.state = whole.obs[t, column].double().numpy()  # type: ignore[attr-defined]
+            single.unwrapped.steps_beyond_terminated = None  # type: ignore[attr-defined]
+            obs, reward, terminated, _, _ = single.unwrapped.step(int(whole.actions[t, column]))
+            assert torch.from_numpy(obs).allclose(whole.obs[t + 1, column], atol=1e-5)
+            assert whole.rewards[t, column] == reward
+            assert bool(whole.terminated[t, column]) == terminated
+            assert bool(whole.truncated[t, column]) == (t - start == 29)
+            if whole.terminated[t, column] or whole.truncated[t, column]:
+                start = t + 1
+                hows.add(bool(whole.terminated[t, column]))
+    assert hows == {True, False}
+    ended = [one for rollout in rollouts for one in rollout.episodes]
+    assert len(ended) == int((whole.terminated | whole.truncated).sum())
+    assert all(one.episode_return == one.length <= 30 for one in ended)
+    assert torch.equal(whole.mask[1:], ~(whole.terminated | whole.truncated)[:-1])
+
+
+def test_the_columns_of_native_segments_start_anew_from_the_iteration() -> None:
+    """What follows depends on (policy, state, iteration) only: not on how many resets there were before."""
+    settings = segments("CartPole-v1", num_envs=4, steps=40)
+    acts, sampler = policy_for(settings), Segments(settings)
+    collect(sampler, acts, range(2))
+    saved = sampler.state_dict()
+    whole = collect(sampler, acts, range(2, 4))
+    restored = Segments(settings)
+    collect(restored, acts, range(5))
+    restored.load_state_dict(saved, acts)
+    assert same(collect(restored, acts, range(2, 4)), whole)
+    other = Segments(settings)
+    other.load_state_dict(saved, acts)
+    assert not same(collect(other, acts, range(3, 4)), whole[:1])
+
+
+class Forgetful(gym.vector.VectorEnv[Any, Any, Any]):
+    """A vector form whose clock is no array."""
+
+    metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012 - as Gymnasium has it
+
+    def __init__(self, num_envs: int, max_episode_steps: int = 99) -> None:
+        self.num_envs = num_envs
+        with make(segments().env) as single:
+            self.single_observation_space, self.single_action_space = single.observation_space, single.action_space
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.t = int(self.np_random.integers(9))
+        return np.full((self.num_envs, 2), self.t, np.float32), {}
+
+    def step(self, actions: Any) -> Any:
+        self.t = (self.t + 1) % 10
+        nothing = np.zeros(self.num_envs, bool)
+        return np.full((self.num_envs, 2), self.t, np.float32), np.ones(self.num_envs), nothing, nothing, {}
+
+
+gym.register(
+    "Forgetful-v0",
+    entry_point="test_segments:Counting",
+    vector_entry_point="test_segments:Forgetful",
+    max_episode_steps=99,
+)
+
+
+def test_a_native_form_that_keeps_more_than_arrays_goes_on_one_by_one() -> None:
+    assert isinstance(make_environments(segments("Forgetful-v0").env, 2), NativeEnvironments)
+    assert isinstance(make_lasting(segments("Forgetful-v0").env, 2), SingleEnvironments)
+    assert isinstance(make_lasting(segments("CartPole-v1").env, 2), NativeEnvironments)
+    with pytest.raises(UsageError, match="keeps more than arrays"):
+        make_lasting(segments("Forgetful-v0", vectorization="native").env, 2)
+
+
+@pytest.mark.parametrize("name", ["state", "steps", "prev_done"])
+def test_a_native_state_that_does_not_fit_is_refused(name: str) -> None:
+    settings = segments("CartPole-v1")
+    acts, sampler = policy_for(settings), Segments(settings)
+    collect(sampler, acts, range(2))
+    state = sampler.state_dict()
+    for damaged in (
+        {key: tensor for key, tensor in state.items() if key != f"sampler.0.{name}"},
+        state | {f"sampler.0.{name}": torch.zeros(5)},
+        state | {f"sampler.1.{name}": state[f"sampler.0.{name}"]},
+    ):
+        with pytest.raises(CheckpointError, match="state of the environments"):
+            Segments(settings).load_state_dict(damaged, acts)
 
 
 def test_before_the_first_segment_there_is_no_state() -> None:

@@ -211,12 +211,6 @@ def _of_segments(config: Config, steps: int) -> Iterator[Violation]:
             "on resume the data of earlier iterations are collected again, which takes whole episodes",
             "set `reuse: 1`, or collect whole episodes",
         )
-    if env.vectorization == "native":
-        yield Violation(
-            ("rollout.steps", "env.vectorization"),
-            "a native vector environment resets its columns by itself and unseeded, and segments need a seed for each",
-            "use `vectorization: sync` or `auto`",
-        )
     if algorithm.num_minibatches > steps * env.num_envs:
         yield Violation(
             ("algorithm.num_minibatches", "rollout.steps"),

@@ -59,12 +59,18 @@ class Environments(Protocol):
     def step(self, actions: Array, running: Array) -> Step:
         """Act in the columns that are running."""
 
+    def restart(self, seeds: dict[int, int]) -> Array:
+        """Start a new episode in some columns, which were not running in the last step: obs [N, …] of all."""
+
     def close(self) -> None:
         """Free what the simulators hold."""
 
 
 class NativeEnvironments:
-    """An environment's own vector form. Its columns share one generator, seeded with the first column's seed."""
+    """An environment's own vector form. Its columns share one generator, seeded with the first column's seed.
+
+    A column whose episode is over starts another in the next step, by itself. Where it is, is in arrays.
+    """
 
     def __init__(self, config: EnvConfig, num_envs: int) -> None:
         self._config = config
@@ -73,6 +79,7 @@ class NativeEnvironments:
         self.action_space = self._envs.single_action_space
         self.layout = Layout(self.observation_space)
         self._seed, self._steps = 0, 0
+        self._obs: Array = np.zeros(())
 
     def reset(self, seeds: Sequence[int]) -> Array:
         """Start an episode in every column."""
@@ -83,10 +90,26 @@ class NativeEnvironments:
                 raise Broken("a non-finite observation")
         except BaseException as error:
             self._blame("at the reset", error)
+        self._obs = obs
         return obs
 
+    def seed(self, seed: int) -> None:
+        """Let the episodes that start from now on follow from `seed`."""
+        self._seed, self._steps = seed, 0
+        self._envs.np_random = np.random.default_rng(seed)
+
+    def arrays(self) -> dict[str, Array]:
+        """Give copies of its arrays: all of its state, if `is_its_arrays`."""
+        found = sorted(vars(self._envs.unwrapped).items())
+        return {name: x.copy() for name, x in found if isinstance(x, np.ndarray) and x.dtype.kind in "biuf"}
+
+    def put_back(self, arrays: dict[str, Array]) -> None:
+        """Be where `arrays` were taken."""
+        for name, array in arrays.items():
+            setattr(self._envs.unwrapped, name, array.copy())
+
     def step(self, actions: Array, running: Array) -> Step:
-        """Act in every column; those that are over go on unseen."""
+        """Act in every column; those that are over start an episode, or go on unseen."""
         try:
             obs, *others, _ = self._envs.step(actions.copy())
             step = Step(packed(self.layout, obs, batch=True).copy(), *map(np.array, others))
@@ -96,7 +119,12 @@ class NativeEnvironments:
         except BaseException as error:
             self._blame(f"in step {self._steps}", error)
         self._steps += 1
+        self._obs = step.obs
         return step
+
+    def restart(self, seeds: dict[int, int]) -> Array:
+        """Give where the columns are: those that were over have started an episode in the last step."""
+        return self._obs
 
     def close(self) -> None:
         """Free what the simulator holds."""
@@ -270,6 +298,42 @@ def make_environments(config: EnvConfig, num_envs: int) -> Environments:
             return native
         native.close()  # another environment than its single form
     return SingleEnvironments(config, num_envs)
+
+
+def make_lasting(config: EnvConfig, num_envs: int) -> NativeEnvironments | SingleEnvironments:
+    """Build environments that go on from one iteration to the next, and that can be brought back to where they were.
+
+    Raises: EnvironmentFailure, UsageError.
+    """
+    envs = make_environments(config, num_envs)
+    if isinstance(envs, NativeEnvironments):
+        if is_its_arrays(envs, NativeEnvironments(config, num_envs)):
+            return envs
+        envs.close()
+        if config.vectorization == "native":
+            message = f"env.vectorization: the vector form of {config.id} keeps more than arrays, and cannot be resumed"
+            raise UsageError(message, "use `sync` or `auto`, or whole episodes")
+        envs = SingleEnvironments(config, num_envs)
+    assert isinstance(envs, SingleEnvironments)
+    return envs
+
+
+def is_its_arrays(envs: NativeEnvironments, other: NativeEnvironments) -> bool:
+    """Say whether an instance that is given another's arrays and generator goes on as that one does. Closes `other`."""
+    n, rows = len(envs.reset([0])), 16
+    other.reset([1])
+    envs.action_space.seed(0)
+    actions = np.array([[envs.action_space.sample() for _ in range(n)] for _ in range(4 * rows)])
+    everyone = np.ones(n, bool)
+    for row in actions[rows:]:
+        envs.step(row, everyone)
+    other.put_back(envs.arrays())
+    told = []
+    for one in (envs, other):
+        one.seed(2)
+        told.append([b"".join(x.tobytes() for x in one.step(row, everyone)) for row in actions[:rows]])
+    other.close()
+    return told[0] == told[1]
 
 
 def rebuilds(config: EnvConfig) -> bool:

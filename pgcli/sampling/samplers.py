@@ -16,7 +16,7 @@ from pgcli.errors import CheckpointError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Policy
 from pgcli.randomness import Purpose, derived_seed, generator
-from pgcli.sampling.environments import SingleEnvironments
+from pgcli.sampling.environments import NativeEnvironments, SingleEnvironments, make_lasting
 from pgcli.sampling.examination import MAX_EPISODE_STEPS
 from pgcli.sampling.rollout import (
     NOISE_ROWS,
@@ -32,6 +32,7 @@ from pgcli.sampling.rollout import (
 
 Array = NDArray[Any]
 Check = Callable[[], None]
+Lasting = NativeEnvironments | SingleEnvironments
 
 
 class Sampler(Protocol):
@@ -99,22 +100,26 @@ class _Columns:
     episode: Array  # number of the episode, [N]
     over: Array  # bool [N]: it has ended, and the next row is the masked one that resets
     obs: Array  # [N, …]
-    actions: list[Array]  # as drawn, since the reset: N arrays [L_n, …]
+    lengths: Array  # steps since the reset, [N]
     returns: Array  # reward units, since the reset, [N]
     discounted: Array  # [N]
     memory: Array  # what the policy remembers, [N, state_size]
+    way: (
+        list[Array] | dict[str, Array]
+    )  # actions as drawn since the reset: N arrays [L_n, …]; or the simulator's arrays
 
-    @property
-    def lengths(self) -> Array:
-        return np.array([len(one) for one in self.actions])
+
+def _way(envs: Lasting, way: list[Array] | dict[str, Array]) -> list[Array] | dict[str, Array]:
+    return envs.arrays() if isinstance(envs, NativeEnvironments) else way
 
 
 class Segments:
-    """`rollout.steps` rows of `env.num_envs` environments that go on, each reset with a seed of its own.
+    """`rollout.steps` rows of `env.num_envs` environments that go on from one iteration to the next.
 
     Layout: the true last observation of an episode stands at obs[t + 1], then one masked row, which resets.
-    The state is the number of each environment's episode and its actions since the reset; they are played again on
-    resume, and the observation that is reached must be the same to the bit.
+    Single environments are reset with a seed of their own each. Their state is the number of the episode and the
+    actions since the reset; these are played again on resume, and the observation that is reached must be the same
+    to the bit. A native form gets a new generator at every iteration, and its state is in its arrays.
     """
 
     def __init__(self, config: Config) -> None:
@@ -122,7 +127,7 @@ class Segments:
         self._config, self._steps = config, config.rollout.steps
         width, count = config.env.chunk_size or config.env.num_envs, config.env.num_envs
         self._chunks = [range(start, min(start + width, count)) for start in range(0, count, width)]
-        self._environments = [SingleEnvironments(config.env, len(chunk)) for chunk in self._chunks]
+        self._environments = [make_lasting(config.env, len(chunk)) for chunk in self._chunks]
         self._states: list[_Columns] | None = None  # after the last iteration, one per chunk
         self._before: list[_Columns] | None = None  # after the one before it
 
@@ -144,19 +149,22 @@ class Segments:
         """Let the state be that of before the last `collect`; the simulators have gone on, and are of no use then."""
         self._states = self._before
 
-    def _begin(self, chunk: range, envs: SingleEnvironments, policy: Policy) -> _Columns:
+    def _begin(self, chunk: range, envs: Lasting, policy: Policy) -> _Columns:
         n, nothing = len(chunk), policy.actor("sampled").start(len(chunk))
         obs = envs.reset([self._seed(column, 0) for column in chunk])
-        return _Columns(np.zeros(n, int), np.zeros(n, bool), obs, [np.empty(0)] * n, np.zeros(n), np.zeros(n), nothing)
+        counts, way = np.zeros(n, int), _way(envs, [np.empty(0)] * n)
+        return _Columns(counts, np.zeros(n, bool), obs, counts, np.zeros(n), np.zeros(n), nothing, way)
 
     def _seed(self, column: int, episode: int) -> int:
         return derived_seed(self._config.seed, Purpose.RESET, column, episode)
 
     def _go_on(
-        self, chunk: range, envs: SingleEnvironments, state: _Columns, policy: Policy, iteration: int, check: Check
+        self, chunk: range, envs: Lasting, state: _Columns, policy: Policy, iteration: int, check: Check
     ) -> tuple[Trajectories, list[Ended], _Columns]:
         actor, gamma = policy.actor("sampled"), self._config.algorithm.gamma
         random = generator(self._config.seed, Purpose.ACT, iteration, chunk.start)
+        if isinstance(envs, NativeEnvironments):
+            envs.seed(derived_seed(self._config.seed, Purpose.RESET, iteration, chunk.start))
         episode, obs, running = state.episode.copy(), state.obs, ~state.over
         memory = state.memory
         returns, discounted, lengths = state.returns.copy(), state.discounted.copy(), state.lengths
@@ -168,16 +176,17 @@ class Segments:
                 noise = actor.noise(random, NOISE_ROWS, len(chunk))
             actions, memory = actor.respond(obs, noise[t % NOISE_ROWS], memory)
             next_obs, rewards, terminated, truncated = envs.step(actor.for_environment(actions), running)
-            returns += rewards
-            discounted += gamma**lengths * rewards
-            lengths = lengths + running
             over = terminated | truncated
             if not running.all():
+                rewards, over = np.where(running, rewards, 0.0), over & running
                 episode += ~running
                 resets[~running] = t
                 memory = np.where(running[:, None], memory, 0)
                 fresh = np.flatnonzero(~running).tolist()
                 next_obs = envs.restart({n: self._seed(chunk[n], int(episode[n])) for n in fresh})
+            returns += rewards
+            discounted += gamma**lengths * rewards
+            lengths = lengths + running
             for column in np.flatnonzero(over).tolist():
                 how = "terminated" if terminated[column] else "truncated"
                 ended.append(Ended(float(returns[column]), float(discounted[column]), int(lengths[column]), how))
@@ -188,72 +197,78 @@ class Segments:
             raise endless()
         before = torch.from_numpy(state.memory) if actor.state_size else None
         trajectories = replace(to_trajectories(rows), memory=before)
-        drawn = trajectories.actions.numpy()
-        since = [
-            drawn[:0, n]
-            if not running[n]
-            else drawn[reset + 1 :, n]
-            if reset >= 0 or not len(old)
-            else np.concatenate((old, drawn[:, n]))
-            for n, (reset, old) in enumerate(zip(resets.tolist(), state.actions, strict=True))
-        ]
-        return trajectories, ended, _Columns(episode, ~running, obs, since, returns, discounted, memory)
+        way = state.way
+        if isinstance(way, list):
+            drawn = trajectories.actions.numpy()
+            way = [
+                drawn[:0, n]
+                if not running[n]
+                else drawn[reset + 1 :, n]
+                if reset >= 0 or not len(old)
+                else np.concatenate((old, drawn[:, n]))
+                for n, (reset, old) in enumerate(zip(resets.tolist(), way, strict=True))
+            ]
+        then = _Columns(episode, ~running, obs, lengths, returns, discounted, memory, _way(envs, way))
+        return trajectories, ended, then
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Give episodes, actions since the reset, and where they led."""
+        """Give where the environments are, and what it takes to bring them there."""
         if self._states is None:
             return {}
-        actions = [one for state in self._states for one in state.actions]
-        padded = np.zeros((max(map(len, actions)), len(actions), *actions[0].shape[1:]), actions[0].dtype)
-        for column, one in enumerate(actions):
-            padded[: len(one), column] = one
-        joined = {
+        arrays = {
             name: np.concatenate([getattr(state, name) for state in self._states])
             for name in ("episode", "over", "obs", "lengths", "returns", "discounted", "memory")
         }
-        if not joined["memory"].size:
-            del joined["memory"]
-        return {f"sampler.{name}": torch.from_numpy(array) for name, array in (joined | {"actions": padded}).items()}
+        if not arrays["memory"].size:
+            del arrays["memory"]
+        actions = list[Array]()
+        for number, state in enumerate(self._states):
+            if isinstance(state.way, dict):
+                arrays |= {f"{number}.{name}": array for name, array in state.way.items()}
+            else:
+                actions += state.way
+        if actions:
+            padded = np.zeros((max(map(len, actions)), len(actions), *actions[0].shape[1:]), actions[0].dtype)
+            for column, one in enumerate(actions):
+                padded[: len(one), column] = one
+            arrays["actions"] = padded
+        return {f"sampler.{name}": torch.from_numpy(array) for name, array in arrays.items()}
 
     def load_state_dict(self, tensors: dict[str, Tensor], policy: Policy) -> int:
-        """Play the actions again, and compare; a column that does not come back starts a new episode."""
+        """Bring the environments back; a column that does not come back starts a new episode."""
         if not tensors:
             return 0
         arrays = {name.removeprefix("sampler."): tensor.numpy() for name, tensor in tensors.items()}
         nothing = policy.actor("sampled").start(self._config.env.num_envs)
-        self._check_shapes(arrays, nothing)
+        columns = self._check(arrays, nothing)
         arrays = {"memory": nothing} | arrays
         states, lost = [], 0
-        for chunk, envs in zip(self._chunks, self._environments, strict=True):
-            part = {name: array[chunk.start : chunk.stop] for name, array in arrays.items() if name != "actions"}
-            actions, lengths = arrays["actions"][:, chunk.start : chunk.stop], part.pop("lengths")
-            came_back = self._replay(chunk, envs, part, actions, lengths, policy) | part["over"]
+        for number, (chunk, envs) in enumerate(zip(self._chunks, self._environments, strict=True)):
+            part = {name: arrays[name][chunk.start : chunk.stop] for name in columns}
+            if isinstance(envs, NativeEnvironments):
+                way = {name: arrays[f"{number}.{name}"] for name in envs.arrays()}
+                envs.put_back(way)
+                states.append(_Columns(**part, way=way))
+                continue
+            actions = arrays["actions"][:, chunk.start : chunk.stop]
+            came_back = self._replay(chunk, envs, part, actions, policy) | part["over"]
             lost += int((~came_back).sum())
-            since = [
-                actions[: length if back else 0, n]
-                for n, (length, back) in enumerate(zip(lengths.tolist(), came_back.tolist(), strict=True))
-            ]
-            sums = [np.where(came_back, part[name], 0) for name in ("returns", "discounted")]
-            over = part["over"] | ~came_back
-            states.append(_Columns(part["episode"], over, part["obs"], since, sums[0], sums[1], part["memory"]))
+            for name in ("lengths", "returns", "discounted"):
+                part[name] = np.where(came_back, part[name], 0)
+            since = [actions[:length, n] for n, length in enumerate(part["lengths"].tolist())]
+            states.append(_Columns(**part | {"over": part["over"] | ~came_back}, way=since))
         self._states = states
         return lost
 
     def _replay(
-        self,
-        chunk: range,
-        envs: SingleEnvironments,
-        part: dict[str, Array],
-        actions: Array,
-        lengths: Array,
-        policy: Policy,
+        self, chunk: range, envs: SingleEnvironments, part: dict[str, Array], actions: Array, policy: Policy
     ) -> Array:
         """Execute the actions since the reset; say of each column whether it reached the observation that it should."""
         actor = policy.actor("sampled")
         obs = envs.reset([self._seed(*one) for one in zip(chunk, part["episode"].tolist(), strict=True)])
         alive = ~part["over"]
         for t, row in enumerate(actions):
-            running = (t < lengths) & alive
+            running = (t < part["lengths"]) & alive
             if not running.any():
                 break
             obs, _, terminated, truncated = envs.step(actor.for_environment(row), running)
@@ -262,26 +277,31 @@ class Segments:
         reached: Array = alive & np.array(same)
         return reached
 
-    def _check_shapes(self, arrays: dict[str, Array], memory: Array) -> None:
+    def _check(self, arrays: dict[str, Array], memory: Array) -> list[str]:
+        """Raise CheckpointError unless the arrays are a state of these environments; name those of `_Columns`."""
         layout, n = self._environments[0].layout, self._config.env.num_envs
-        steps = len(arrays["actions"]) if "actions" in arrays and arrays["actions"].ndim > 1 else 0
-        expected: dict[str, tuple[tuple[int, ...], Any]] = {
-            "episode": ((n,), np.int64),
-            "over": ((n,), np.bool_),
-            "obs": ((n, *layout.shape), layout.dtype),
-            "lengths": ((n,), np.int64),
-            "returns": ((n,), np.float64),
-            "discounted": ((n,), np.float64),
-        }
-        if memory.size:
-            expected["memory"] = (memory.shape, memory.dtype)
-        fits = arrays.keys() == expected.keys() | {"actions"} and all(
-            arrays[name].shape == shape and arrays[name].dtype == dtype for name, (shape, dtype) in expected.items()
+        counts, sums, obs = np.zeros(n, np.int64), np.zeros(n), np.zeros((n, *layout.shape), layout.dtype)
+        expected = {"episode": counts, "over": np.zeros(n, bool), "obs": obs, "lengths": counts}
+        expected |= {"returns": sums, "discounted": sums, "memory": memory}
+        columns = list(expected)
+        if not memory.size:
+            del expected["memory"]
+        actions = arrays.get("actions", np.zeros((0, n)))
+        for number, envs in enumerate(self._environments):
+            if isinstance(envs, NativeEnvironments):
+                envs.reset([0])
+                expected |= {f"{number}.{name}": array for name, array in envs.arrays().items()}
+            else:
+                expected["actions"] = actions
+        fits = arrays.keys() == expected.keys() and all(
+            arrays[name].shape == like.shape and arrays[name].dtype == like.dtype for name, like in expected.items()
         )
-        if not fits or arrays["actions"].shape[1:2] != (n,) or (arrays["lengths"] < 0).any():
+        if not fits or actions.ndim < 2 or actions.shape[1] != n:
             raise CheckpointError("the state of the environments in the checkpoint does not fit its config")
-        if (arrays["lengths"] > steps).any() or (arrays["episode"] < 0).any():
+        longest = len(actions) if "actions" in expected else MAX_EPISODE_STEPS
+        if not (arrays["lengths"].min() >= 0 and arrays["lengths"].max() <= longest and arrays["episode"].min() >= 0):
             raise CheckpointError("the state of the environments in the checkpoint contradicts itself")
+        return columns
 
     def close(self) -> None:
         """Free what the simulators hold."""
