@@ -281,6 +281,27 @@ def doctor(
 
 
 @app.command()
+def verify(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.")],
+    everything: Annotated[
+        bool, typer.Option("--all", help="Compute every iteration since the oldest kept checkpoint again, not one.")
+    ] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="Import modules that Gymnasium does not ship.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Hold the files of a run against each other, and compute an iteration again."""
+    from pgcli.streams import results_only
+    from pgcli.verification import table
+    from pgcli.verification import verify as examine
+
+    with results_only():
+        result = examine(run_dir, everything=everything, trust=trust)
+    _show(json.dumps(result, allow_nan=False) if as_json else table(result))
+    if not result["passed"]:
+        raise typer.Exit(7)
+
+
+@app.command()
 def plot(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run directories, or folders of them.")],
     x: Annotated[Axis, typer.Option("-x", help="What to count.")] = Axis.env_steps,

@@ -108,12 +108,12 @@ def _run(
         with lock(path), closing(RunDirectory(path)) as directory:
             if directory.is_new:
                 if is_run(path):
-                    _changes(config, stored_config(path), path)
+                    changes_of(config, stored_config(path), path)
                 directory.start(config, request.command, spec(config.env).reward_threshold)
                 return _train(config, directory, agent, chunks, sampler, Counters(), watch, check, asked_to_save)
             file = find_checkpoint(path)
             checkpoint = checkpoints.load(file)
-            changes = _changes(config, checkpoint.read_config(str(file)), path)
+            changes = changes_of(config, checkpoint.read_config(str(file)), path)
             if directory.status.get("status") == "finished" and not changes:
                 return Outcome(path, "already finished", None, None, 0.0)
             checkpoints.check_tensors(checkpoint.agent, agent.state_dict(), str(file))
@@ -121,7 +121,7 @@ def _run(
             lost = sampler.load_state_dict(checkpoint.sampler, agent.policy)
             if lost:
                 watch(Notice(f"{lost} of {config.env.num_envs} environments do not repeat themselves: new episodes"))
-            exact = _is_exact(config, changes) and not lost
+            exact = is_exact(config, changes) and not lost
             directory.restart(config, request.command, changes, exact, checkpoint.counters)
             seconds = elapsed_seconds(path, checkpoint.counters["iteration"])
             counters = Counters(**checkpoint.counters, seconds=seconds)
@@ -247,7 +247,7 @@ def stored_config(path: Path) -> Config:
     return load_config(str(path / "config.yaml"))
 
 
-def _changes(config: Config, stored: Config, path: Path) -> list[str]:
+def changes_of(config: Config, stored: Config, path: Path) -> list[str]:
     """List what `config` changes in the run of `path`, as `key=value`; raise RunDirectoryError for what may not."""
     before, after = dict(_flat(to_data(stored))), dict(_flat(to_data(config)))
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
@@ -260,12 +260,17 @@ def _changes(config: Config, stored: Config, path: Path) -> list[str]:
     return [f"{key}={after.get(key)}" for key in changed]
 
 
-def _is_exact(config: Config, changes: list[str]) -> bool:
+def is_exact(config: Config, changes: list[str]) -> bool:
     """Say whether a run with these changes goes on as if it had had them from the start."""
+    rescheduled = not has_constant_schedules(config) and any(change.startswith(BUDGETS) for change in changes)
+    return all(change.startswith(HARMLESS) for change in changes) and not rescheduled
+
+
+def has_constant_schedules(config: Config) -> bool:
+    """Say whether nothing depends on how much of the budget is used."""
     algorithm = config.algorithm
     schedules = {config.optimizer.schedule, algorithm.clip_range_schedule, algorithm.entropy_coef_schedule}
-    rescheduled = schedules != {"constant"} and any(change.startswith(BUDGETS) for change in changes)
-    return all(change.startswith(HARMLESS) for change in changes) and not rescheduled
+    return schedules == {"constant"}
 
 
 def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - plain data

@@ -89,7 +89,7 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
     checkpoint = checkpoints.load(path)
     config = checkpoint.read_config(str(path))
     if not trust:
-        _refuse_foreign_modules(config.env, path)
+        refuse_foreign_modules(config.env, path)
     with closing(make(config.env)) as env:
         agent = PolicyGradient(env.observation_space, env.action_space, config)
     checkpoints.check_tensors(checkpoint.agent, agent.state_dict(), str(path))
@@ -97,8 +97,8 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
     return Agent(agent.policy, config, checkpoint.counters, path, seed)
 
 
-def _refuse_foreign_modules(config: EnvConfig, path: Path) -> None:
-    """A checkpoint is data, and the modules it names are not: importing them runs their code."""
+def refuse_foreign_modules(config: EnvConfig, path: Path) -> None:
+    """Raise EnvironmentFailure for modules that Gymnasium does not ship: importing them runs their code."""
     wrappers = [wrapper.name for wrapper in config.wrappers]
     for name in (config.id, *wrappers):
         module, colon, _ = name.rpartition(":")

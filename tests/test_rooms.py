@@ -22,7 +22,7 @@ FLOORS = (
     ("training",),
     ("runs",),
     ("loading", "experiment"),
-    ("assessment", "doctor", "jobs", "report"),
+    ("assessment", "doctor", "jobs", "report", "verification"),
     ("cli",),
     ("__main__",),
 )

@@ -16,7 +16,7 @@ from pgcli.config import Config, to_yaml
 from pgcli.errors import CheckpointError, RunDirectoryError, UsageError
 from pgcli.records import Evaluation, Iteration
 from pgcli.runs import checkpoints
-from pgcli.runs.files import Table, check_columns, cut_table, read_json, write_json, write_whole
+from pgcli.runs.files import Cell, Table, check_columns, cut_table, read_json, write_json, write_whole
 
 METRICS = (
     "iteration,env_steps,episodes,return_mean,return_standard_error,return_standard_deviation,return_min,"
@@ -105,43 +105,17 @@ class RunDirectory:
 
     def add_iteration(self, record: Iteration) -> None:
         """Append an iteration to metrics.csv, timing.csv and episodes.csv."""
-        returns, timing = record.returns, record.timing
-        values = {
-            "iteration": record.iteration,
-            "env_steps": record.env_steps,
-            "episodes": record.episode_count,
-            "length_mean": record.length_mean,
-            "discounted_return_mean": record.discounted_return_mean,
-        } | vars(record.update)
-        if returns is not None:
-            values |= {
-                "return_mean": returns.mean,
-                "return_standard_error": returns.standard_error,
-                "return_standard_deviation": returns.standard_deviation,
-                "return_min": returns.min,
-                "return_max": returns.max,
-            }
-        self._tables["episodes"].append(
-            [
-                (record.iteration, e.episode, e.episode_return, e.discounted_return, e.length, e.ended)
-                for e in record.episodes
-            ]
-        )
+        timing = record.timing
+        self._tables["episodes"].append(episode_rows(record))
         parts = (timing.collect, timing.update, timing.evaluate)
         rate = record.steps / max(timing.collect + timing.update, 1e-9)
         self._tables["timing"].append([(record.iteration, timing.elapsed, *parts, rate)])
-        self._tables["metrics"].append([[values.get(column) for column in METRICS]])
+        self._tables["metrics"].append([metrics_row(record)])
 
     def add_evaluation(self, record: Evaluation) -> bool:
         """Append an evaluation to evaluations.csv; say whether it is the best so far."""
-        returns = record.returns
-        row = (
-            *(record.iteration, record.env_steps, record.mode, returns.n),
-            *(returns.mean, returns.standard_error, returns.standard_deviation, record.length_mean),
-            *(returns.median, returns.min, returns.max, record.discounted_return_mean),
-        )
-        self._tables["evaluations"].append([row])
-        return self._judge(returns.mean, record.iteration)
+        self._tables["evaluations"].append([evaluation_row(record)])
+        return self._judge(record.returns.mean, record.iteration)
 
     def save(self, checkpoint: checkpoints.Checkpoint, *, best: bool, keep: int, every: int | None) -> None:
         """Write a checkpoint once the rows that lead to it are safe, then delete those no longer kept."""
@@ -191,6 +165,44 @@ class RunDirectory:
         for path in files:
             if path not in kept:
                 path.unlink()
+
+
+def metrics_row(record: Iteration) -> list[Cell]:
+    """Give the row of metrics.csv of an iteration."""
+    returns = record.returns
+    values: dict[str, Cell] = {
+        "iteration": record.iteration,
+        "env_steps": record.env_steps,
+        "episodes": record.episode_count,
+        "length_mean": record.length_mean,
+        "discounted_return_mean": record.discounted_return_mean,
+    } | vars(record.update)
+    if returns is not None:
+        values |= {
+            "return_mean": returns.mean,
+            "return_standard_error": returns.standard_error,
+            "return_standard_deviation": returns.standard_deviation,
+            "return_min": returns.min,
+            "return_max": returns.max,
+        }
+    return [values.get(column) for column in METRICS]
+
+
+def episode_rows(record: Iteration) -> list[tuple[Cell, ...]]:
+    """Give the rows of episodes.csv of an iteration."""
+    return [
+        (record.iteration, e.episode, e.episode_return, e.discounted_return, e.length, e.ended) for e in record.episodes
+    ]
+
+
+def evaluation_row(record: Evaluation) -> tuple[Cell, ...]:
+    """Give the row of evaluations.csv of an evaluation."""
+    returns = record.returns
+    return (
+        *(record.iteration, record.env_steps, record.mode, returns.n),
+        *(returns.mean, returns.standard_error, returns.standard_deviation, record.length_mean),
+        *(returns.median, returns.min, returns.max, record.discounted_return_mean),
+    )
 
 
 def elapsed_seconds(path: Path, iteration: int) -> float:
@@ -263,10 +275,6 @@ def _config_text(config: Config, path: Path) -> bytes:
 
 
 def _circumstances(config: Config, command: list[str], reward_threshold: float | None) -> dict[str, Any]:
-    import gymnasium
-    import numpy
-    import torch
-
     return {
         "pgcli": __version__,
         "command": command,
@@ -274,18 +282,27 @@ def _circumstances(config: Config, command: list[str], reward_threshold: float |
         "env": config.env.id,
         "reward_threshold": reward_threshold,
         "exact": True,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "gymnasium": gymnasium.__version__,
-            "numpy": numpy.__version__,
-        },
+        "versions": versions(),
         "git_commit": _git_commit(),
         "machine": {
             "system": f"{platform.system()} {platform.release()}",
             "processor": platform.machine(),
             "cores": os.cpu_count(),
         },
+    }
+
+
+def versions() -> dict[str, str]:
+    """Name the versions that the bytes of a run depend on."""
+    import gymnasium
+    import numpy
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gymnasium": gymnasium.__version__,
+        "numpy": numpy.__version__,
     }
 
 

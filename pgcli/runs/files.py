@@ -90,8 +90,17 @@ def read_json(path: Path) -> dict[str, Any]:
 Cell = str | int | float | None
 
 
+def as_csv(rows: Iterable[Sequence[Cell]]) -> str:
+    """Write rows as the lines of a table: floats so that they read back exactly, nothing for None."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(
+        ["" if cell is None else repr(cell) if isinstance(cell, float) else cell for cell in row] for row in rows
+    )
+    return text.getvalue()
+
+
 class Table:
-    """A CSV file whose first column is the iteration, in order. Floats are written so that they read back exactly."""
+    """A CSV file whose first column is the iteration, in order."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path = path
@@ -101,11 +110,7 @@ class Table:
 
     def append(self, rows: Iterable[Sequence[Cell]]) -> None:
         """Add rows; they are in the hands of the operating system when this returns."""
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(
-            ["" if cell is None else repr(cell) if isinstance(cell, float) else cell for cell in row] for row in rows
-        )
-        self._file.write(text.getvalue().encode())
+        self._file.write(as_csv(rows).encode())
         self._file.flush()
 
     def sync(self) -> None:

@@ -1,0 +1,314 @@
+"""What `pgcli verify` reports: a run's files held against each other, and iterations of it computed again."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from torch import Tensor
+
+from pgcli.config import Config, override
+from pgcli.errors import PgcliError, RunDirectoryError
+from pgcli.evaluation import sample
+from pgcli.experiment import (
+    build_agent,
+    changes_of,
+    environments_of,
+    has_constant_schedules,
+    is_exact,
+    stored_config,
+)
+from pgcli.loading import refuse_foreign_modules
+from pgcli.records import Evaluation, Iteration, Notice
+from pgcli.runs import checkpoints
+from pgcli.runs.directory import (
+    TABLES,
+    elapsed_seconds,
+    episode_rows,
+    evaluation_row,
+    is_run,
+    metrics_row,
+    versions,
+)
+from pgcli.runs.files import as_csv, read_json
+from pgcli.runs.lock import lock
+from pgcli.sampling.rollout import Chunks
+from pgcli.sampling.samplers import make_sampler
+from pgcli.training import Counters, train
+
+WIDTH = 80
+Rows = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was held against another."""
+
+    level: Literal["ok", "note", "failed"]
+    text: str
+
+
+class _Failed(Exception):
+    """What a check found wrong."""
+
+
+def verify(path: Path, *, everything: bool = False, trust: bool = False) -> dict[str, Any]:
+    """Verify the run in `path`: the object that `pgcli verify --json` prints. Writes nothing.
+
+    One iteration is computed again from the newest checkpoint that has one after it; with `everything`, all of them
+    from the oldest checkpoint that is kept.
+    Raises: RunDirectoryError if no run is there, RunInUse while it is being written, EnvironmentFailure for modules
+    that Gymnasium does not ship, without `trust`.
+    """
+    if not is_run(path):
+        raise RunDirectoryError(f"{path}: no run is there", "name a run directory that `pgcli train` made")
+    with ExitStack() as held:
+        with suppress(OSError):  # a folder that nobody may write needs no lock
+            held.enter_context(lock(path))
+        config = stored_config(path)
+        if not trust:
+            refuse_foreign_modules(config.env, path)
+        findings: list[Finding] = []
+        tables = _read_tables(path, findings)
+        kept = _read_checkpoints(path, config, findings)
+        _check("tables", findings, _compare_tables(config, tables))
+        _check("checkpoints", findings, _compare_checkpoints(path, kept, tables))
+        _check("status", findings, _compare_status(path, tables))
+        recomputed: list[int] = []
+        if not any(finding.level == "failed" for finding in findings):
+            _check("iterations", findings, _recompute(path, config, kept, tables, everything, recomputed))
+    return {
+        "run": str(path),
+        "passed": not any(finding.level == "failed" for finding in findings),
+        "rows": {name: len(rows) for name, rows in tables.items()},
+        "checkpoints": [checkpoints.iteration_of(file) for file in kept],
+        "recomputed": recomputed,
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Write what was found for people, in 80 columns."""
+    lines = [result["run"]]
+    for finding in result["findings"]:
+        lines += textwrap.wrap(
+            finding["text"], WIDTH, initial_indent=f"{finding['level']:<8}", subsequent_indent=" " * 8
+        )
+    return "\n".join(lines)
+
+
+def _check(name: str, findings: list[Finding], found: Iterator[Finding]) -> None:
+    """Take in what a check finds, to the first thing that is wrong."""
+    try:
+        findings += found
+    except (_Failed, PgcliError) as error:
+        findings.append(Finding("failed", error.message if isinstance(error, PgcliError) else str(error)))
+    except (KeyError, ValueError, TypeError) as error:  # a cell or a field that is no number, or not there
+        findings.append(Finding("failed", f"the {name} hold something unreadable: {error}"))
+
+
+# ------------------------------------------------------------------------------------------------------ what is there
+def _read_tables(path: Path, findings: list[Finding]) -> dict[str, Rows]:
+    tables: dict[str, Rows] = {}
+    for name, columns in TABLES.items():
+        tables[name] = []
+        try:
+            text = (path / f"{name}.csv").read_bytes().decode()
+        except (OSError, UnicodeDecodeError) as error:
+            findings.append(Finding("failed", f"{name}.csv: {getattr(error, 'strerror', None) or 'not UTF-8'}"))
+            continue
+        *lines, rest = text.split("\n")
+        rows = [line.split(",") for line in lines]
+        wrong = next((number for number, row in enumerate(rows, 1) if len(row) != len(columns)), None)
+        if not rows or rows[0] != columns:
+            findings.append(Finding("failed", f"{name}.csv: does not begin with the columns that pgcli writes"))
+        elif wrong is not None:
+            findings.append(Finding("failed", f"{name}.csv: line {wrong} has not {len(columns)} cells"))
+        else:
+            tables[name] = [dict(zip(columns, row, strict=True)) for row in rows[1:]]
+            if rest:
+                findings.append(Finding("note", f"{name}.csv ends with half a line, which a resume cuts off"))
+    return tables
+
+
+def _read_checkpoints(path: Path, config: Config, findings: list[Finding]) -> dict[Path, checkpoints.Checkpoint]:
+    """Load every checkpoint; one that is bad is told, and left out."""
+    kept: dict[Path, checkpoints.Checkpoint] = {}
+    for file in checkpoints.list_checkpoints(path / "checkpoints"):
+        try:
+            checkpoint = checkpoints.load(file)
+            changes_of(config, checkpoint.read_config(str(file)), path)
+        except PgcliError as error:
+            findings.append(Finding("failed", error.message))
+            continue
+        if checkpoint.counters["iteration"] != checkpoints.iteration_of(file):
+            message = f"{file}: is of iteration {checkpoint.counters['iteration']}, and named otherwise"
+            findings.append(Finding("failed", message))
+        kept[file] = checkpoint
+    return kept
+
+
+# ------------------------------------------------------------------------------------------ held against each other
+def _compare_tables(config: Config, tables: dict[str, Rows]) -> Iterator[Finding]:
+    metrics, episodes, evaluations = tables["metrics"], tables["episodes"], tables["evaluations"]
+    for name in ("metrics", "timing"):
+        for number, row in enumerate(tables[name]):
+            if row["iteration"] != str(number):
+                raise _Failed(f"{name}.csv: iteration {row['iteration']} stands where {number} should")
+    ended: dict[int, Rows] = defaultdict(list)
+    for number, row in enumerate(episodes):
+        if row["episode"] != str(number):
+            raise _Failed(f"episodes.csv: episode {row['episode']} stands where {number} should")
+        ended[int(row["iteration"])].append(row)
+    if len(episodes) and int(episodes[-1]["iteration"]) > len(metrics):
+        raise _Failed("episodes.csv: goes further than metrics.csv")
+    steps = count = 0
+    for number, row in enumerate(metrics):
+        told = ended.get(number, [])
+        count += len(told)
+        took = int(row["env_steps"]) - steps
+        steps += took
+        returns = [float(one["return"]) for one in told]
+        mean = repr(sample(returns).mean) if told else ""
+        discounted = repr(fmean(float(one["discounted_return"]) for one in told)) if told else ""
+        if (row["episodes"], row["return_mean"], row["discounted_return_mean"]) != (str(count), mean, discounted):
+            raise _Failed(f"metrics.csv: iteration {number} is not what episodes.csv tells of it")
+        if took <= 0 or (config.rollout.episodes and took != sum(int(one["length"]) for one in told)):
+            raise _Failed(f"metrics.csv: the env_steps of iteration {number} are not those of its episodes")
+    yield Finding("ok", f"{len(metrics):,} iterations and {len(episodes):,} episodes follow each other, and agree")
+    for before, row in pairwise(evaluations):
+        if int(row["iteration"]) <= int(before["iteration"]):
+            raise _Failed(f"evaluations.csv: iteration {row['iteration']} after {before['iteration']}")
+    for row in evaluations:
+        number = int(row["iteration"])
+        if number > len(metrics) or row["env_steps"] != (metrics[number - 1]["env_steps"] if number else "0"):
+            raise _Failed(f"evaluations.csv: the env_steps of iteration {number} are not those of metrics.csv")
+    yield Finding("ok", f"{len(evaluations):,} evaluations stand where metrics.csv has their env_steps")
+
+
+def _compare_checkpoints(
+    path: Path, kept: dict[Path, checkpoints.Checkpoint], tables: dict[str, Rows]
+) -> Iterator[Finding]:
+    metrics, folder = tables["metrics"], path / "checkpoints"
+    if not kept:
+        raise _Failed(f"{folder}: has no checkpoint that can be read")
+    for file, checkpoint in kept.items():
+        counters, number = checkpoint.counters, checkpoint.counters["iteration"]
+        if number > len(metrics):
+            raise _Failed(f"{file}: metrics.csv has {len(metrics)} rows, and it is the state after {number}")
+        row = metrics[number - 1] if number else {"env_steps": "0", "episodes": "0"}
+        if (row["env_steps"], row["episodes"]) != (str(counters["env_steps"]), str(counters["episodes"])):
+            raise _Failed(f"{file}: its env_steps and episodes are not those of metrics.csv")
+    names = ", ".join(str(checkpoints.iteration_of(file)) for file in kept)
+    yield Finding("ok", f"checkpoints {names} prove themselves by their sha256, and their counters agree with the rows")
+    if not (folder / "latest.json").exists():
+        yield Finding("note", "latest.json is missing, which costs nothing: the newest checkpoint is taken")
+    elif checkpoints.follow(folder / "latest.json") != max(kept, key=checkpoints.iteration_of):
+        yield Finding("note", "latest.json points to an older checkpoint than the newest, as after a kill")
+    if (folder / "best.json").exists():
+        best = checkpoints.iteration_of(checkpoints.follow(folder / "best.json"))
+        returns = {int(row["iteration"]): float(row["return_mean"]) for row in tables["evaluations"]}
+        if returns.get(best) != max(returns.values()):
+            yield Finding("note", f"best.json points to iteration {best}, which is not the best of evaluations.csv")
+
+
+def _compare_status(path: Path, tables: dict[str, Rows]) -> Iterator[Finding]:
+    run, status = read_json(path / "run.json"), read_json(path / "status.json")
+    told, number = status.get("status"), status.get("iteration")
+    if told == "running":
+        yield Finding("note", "it was killed, and `pgcli resume` goes on from the newest checkpoint")
+    elif number != len(tables["metrics"]):
+        raise _Failed(f"status.json: {told} after {number} iterations, and metrics.csv has {len(tables['metrics'])}")
+    if not run.get("exact", True):
+        yield Finding("note", "run.json: exact is false, for it was resumed with changes, or not to where it was")
+    for name, here in versions().items():
+        there = run.get("versions", {}).get(name)
+        if there != here:
+            yield Finding("note", f"made with {name} {there}, verified with {here}: last digits may differ")
+
+
+# --------------------------------------------------------------------------------------------------- computed again
+def _recompute(
+    path: Path,
+    config: Config,
+    kept: dict[Path, checkpoints.Checkpoint],
+    tables: dict[str, Rows],
+    everything: bool,
+    recomputed: list[int],
+) -> Iterator[Finding]:
+    resumes = read_json(path / "run.json").get("resumes", [])
+    other = [one["iteration"] for one in resumes if not is_exact(config, one["overrides"])]
+    changed = max(other, default=0)  # since then, config.yaml holds
+    starts = [file for file, one in kept.items() if changed <= one.counters["iteration"] < len(tables["metrics"])]
+    if not starts:
+        yield Finding(
+            "note", "no checkpoint has an iteration after it under the config it has now: none computed again"
+        )
+        return
+    if config.training.seconds is not None:
+        if not has_constant_schedules(config):
+            yield Finding("note", "its schedules follow the clock: no iteration computed again")
+            return
+        config = override(config, ["training.seconds=null", f"training.iterations={len(tables['metrics'])}"])
+    file = min(starts) if everything else max(starts)
+    checkpoint, name = kept[file], file.name
+    first, last = checkpoint.counters["iteration"], len(tables["metrics"])
+    with closing(Chunks(environments_of(config))) as chunks:
+        agent = build_agent(config, chunks)
+        checkpoints.check_tensors(checkpoint.agent, agent.state_dict(), str(file))
+        agent.load_state_dict(checkpoint.agent)
+        with closing(make_sampler(config, chunks)) as sampler:
+            lost = sampler.load_state_dict(checkpoint.sampler, agent.policy)
+            if lost:
+                yield Finding("note", f"{lost} environments do not repeat themselves: no iteration computed again")
+                return
+            counters = Counters(**checkpoint.counters, seconds=elapsed_seconds(path, first))
+            for record in train(config, agent, chunks, sampler, counters):
+                if not isinstance(record, Notice):
+                    _compare(record, tables)
+                if isinstance(record, Iteration):
+                    recomputed.append(record.iteration)
+                    later = path / "checkpoints" / checkpoints.file_name(counters.iteration)
+                    if later in kept:
+                        tensors = agent.state_dict() | sampler.state_dict()
+                        _compare_tensors(later, kept[later].tensors, tensors)
+                    if counters.iteration == (last if everything else first + 1):
+                        break
+    which = f"iteration {first}" if len(recomputed) == 1 else f"iterations {first} to {recomputed[-1]}"
+    yield Finding("ok", f"{which}, computed again from {name}, gave the same bytes")
+
+
+def _compare(record: Iteration | Evaluation, tables: dict[str, Rows]) -> None:
+    """Hold what was computed again against the rows that are there."""
+    if isinstance(record, Evaluation):
+        told = [row for row in tables["evaluations"] if row["iteration"] == str(record.iteration)]
+        pairs = [("evaluations", told, as_csv([evaluation_row(record)] if told else []))]
+    else:
+        number = str(record.iteration)
+        episodes = [row for row in tables["episodes"] if row["iteration"] == number]
+        pairs = [
+            ("metrics", tables["metrics"][record.iteration : record.iteration + 1], as_csv([metrics_row(record)])),
+            ("episodes", episodes, as_csv(episode_rows(record))),
+        ]
+    for name, rows, again in pairs:
+        for row, line in zip(rows, again.splitlines(), strict=True):
+            for (column, cell), found in zip(row.items(), line.split(","), strict=True):
+                if cell != found:
+                    raise _Failed(
+                        f"{name}.csv: iteration {record.iteration} has {column} {cell or 'empty'}, and computed again "
+                        f"it is {found or 'empty'}"
+                    )
+
+
+def _compare_tensors(file: Path, there: dict[str, Tensor], again: dict[str, Tensor]) -> None:
+    checkpoints.check_tensors(there, again, str(file))
+    for name, tensor in again.items():
+        if tensor.contiguous().numpy().tobytes() != there[name].contiguous().numpy().tobytes():
+            raise _Failed(f"{file}: {name} is not what comes out when its iteration is computed again")
