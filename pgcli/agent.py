@@ -15,8 +15,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from pgcli.config.schema import Config
-from pgcli.descent import Batch, Terms, descend, minibatches
-from pgcli.errors import Diverged
+from pgcli.descent import Batch, Named, Terms, check_finite, descend, minibatches
 from pgcli.estimators.baselines import group_baseline, leave_one_out_baseline, mean_baseline, optimal_baseline
 from pgcli.estimators.objectives import (
     clip_loss,
@@ -215,7 +214,7 @@ class PolicyGradient:
         """Learn from what `iteration` collected. `progress` in [0, 1] is the share of the budget that is used.
 
         `check` is called before every step of the optimizer. Whatever is raised leaves the state of before the update.
-        Raises: Diverged if anything is not finite: before the step, which is then not taken, or after it.
+        Raises: Diverged if anything is not finite, and names it: before the step, which is then not taken, or after it.
         """
         before = {key: tensor.clone() for key, tensor in self.state_dict().items()}
         try:
@@ -252,29 +251,52 @@ class PolicyGradient:
             optimizer.max_grad_norm,
             algorithm.target_kl,
             check,
+            partial(self._suspects, self.optimizer),
         )
         if self.value_optimizer is not None:
             epochs = parts(Purpose.VALUE_MINIBATCH, self.config.value.update_epochs or algorithm.update_epochs)
             own = scheduled(self.config.value.learning_rate or optimizer.learning_rate, optimizer.schedule, progress)
-            found = descend(self.value_optimizer, epochs, self.value_terms, own, optimizer.max_grad_norm, check=check)
+            suspects = partial(self._suspects, self.value_optimizer)
+            found = descend(
+                self.value_optimizer,
+                epochs,
+                self.value_terms,
+                own,
+                optimizer.max_grad_norm,
+                check=check,
+                suspects=suspects,
+            )
             report["value_loss"] = found["value_loss"]
-        self._check_parameters()
         if self.config.policy.normalize_obs:
             self.policy.add_statistics(trajectories.obs[:-1][trajectories.mask])
+        self.check_finite()
         if acted is not None:
             self.past = [acted, *self.past[:-1]]
             self._keep(acted, trajectories)
         return self._report(report | {"learning_rate": rate}, len(batch), progress)
 
-    def _check_parameters(self) -> None:
-        for key, tensor in parameters_of(self.policy, self.value).items():
-            if not torch.isfinite(tensor).all():
-                raise Diverged(f"{key} is not finite after the step", "lower optimizer.learning_rate")
+    def check_finite(self) -> None:
+        """Raise Diverged if a tensor of the state is not finite, and name it. Their sums tell that there is none."""
+        state = self.state_dict()
+        if not torch.stack([tensor.sum().double() for tensor in state.values()]).isfinite().all():
+            check_finite(state.items())
+
+    def _suspects(self, optimizer: Optimizer, batch: Batch, gradients: list[Tensor]) -> Named:
+        """Name what a step is made of, causes before what follows from them."""
+        yield from self.state_dict().items()
+        yield from ((name, x) for name, x in vars(batch).items() if isinstance(x, Tensor))
+        with torch.no_grad():
+            outputs = self.policy(batch.obs, batch.windows)
+            yield "log_probs", self.policy.distribution.log_probs(outputs, batch.actions)
+        names = {x.data_ptr(): name for name, x in parameters_of(self.policy, self.value).items()}
+        for parameter, gradient in zip(optimizer.parameters, gradients, strict=True):
+            yield f"the gradient of {names[parameter.data_ptr()]}", gradient
 
     def _report(self, report: dict[str, Any], steps: int, progress: float) -> Update:
         algorithm = self.config.algorithm
         if "ratio" in report:
-            report["effective_sample_size"] = steps * report["ratio"] ** 2 / report["squared_ratio"]
+            squared = report["squared_ratio"]  # 0 where all ratios are too small to be squared
+            report["effective_sample_size"] = steps * report["ratio"] ** 2 / squared if squared > 0 else 0.0
         if algorithm.objective == "clip":
             report["clip_range"] = scheduled(algorithm.clip_range, algorithm.clip_range_schedule, progress)
         if algorithm.entropy_coef > 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from pgcli.errors import Diverged
 from pgcli.optimizers import Optimizer
 from pgcli.policies.memory import Windows
 
-_MEND = "lower optimizer.learning_rate, or set max_grad_norm; if it is so from the start, rewards may be too large"
+Named = Iterable[tuple[str, Tensor]]
 Terms = dict[str, Tensor]  # the `loss` to descend, and what to report, all scalars: means over a batch
 
 
@@ -69,6 +69,13 @@ def minibatches(
             first = False
 
 
+def check_finite(named: Named, then: str = "") -> None:
+    """Raise Diverged with the name of the first tensor that is not finite, and what came of it."""
+    for name, tensor in named:
+        if not torch.isfinite(tensor).all():
+            raise Diverged(f"{name} is not finite{then}")
+
+
 def descend(
     optimizer: Optimizer,
     parts: Iterator[tuple[int, Batch]],
@@ -77,12 +84,14 @@ def descend(
     max_grad_norm: float | None = None,
     target_kl: float | None = None,
     check: Callable[[], None] = lambda: None,
+    suspects: Callable[[Batch, list[Tensor]], Named] = lambda part, gradients: (),
 ) -> dict[str, float]:
     """Step once for each part; end before a step, but the first, that would start from an approx_kl above `target_kl`.
 
     `check` is called before every step; what it raises ends the update amid its steps.
     Returns: the means of the terms and of the norm of the gradient over the last epoch, and how many epochs there were.
-    Raises: Diverged, before the step, if a term or the norm of the gradient is not finite.
+    Raises: Diverged, before the step, if a term or the norm of the gradient is not finite; it names the first of the
+    `suspects` of a part and its gradients that is not, causes before what follows from them.
     """
     sums: dict[str, float] = {}
     weight, last = 0.0, -1
@@ -96,7 +105,8 @@ def descend(
         values = {name: term.item() for name, term in (terms | {"grad_norm": norm}).items()}
         for name, value in sorted(values.items(), key=lambda item: item[0] == "loss"):  # a part of the sum says more
             if not math.isfinite(value):
-                raise Diverged(f"{name} is {value}", _MEND)
+                check_finite(suspects(part, gradients), f", and so {name} is {value}")
+                raise Diverged(f"{name} is {value}")
         if max_grad_norm is not None and values["grad_norm"] > max_grad_norm:
             scale = max_grad_norm / values["grad_norm"]
             gradients = [gradient * scale for gradient in gradients]

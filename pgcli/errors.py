@@ -90,6 +90,12 @@ class Diverged(PgcliError):
 
     exit_code = 5
 
+    def __init__(self, message: str) -> None:
+        hint = (
+            "lower optimizer.learning_rate, or set max_grad_norm; if it is so from the start, rewards may be too large"
+        )
+        super().__init__(message, hint)
+
 
 class RunInUse(PgcliError):
     """Another process holds the run directory."""

@@ -189,6 +189,7 @@ def _train(
             "env_steps": counters.env_steps,
             "episodes": counters.episodes,
         }
+        agent.check_finite()
         tensors = agent.state_dict() | sampler.state_dict()
         checkpoint = checkpoints.Checkpoint(to_data(config), state, tensors)
         directory.save(checkpoint, best=best, keep=keep, every=every)
@@ -215,10 +216,12 @@ def _train(
         interruption.message = f"{directory.path}: {interruption.message} after {counters.iteration} iterations"
         interruption.hint = f"`pgcli resume {shlex.quote(str(directory.path))}` goes on"
         raise
-    except Diverged as error:
-        save()
+    except Diverged as error:  # nothing is saved: what led to it is in the state
         directory.set_status("diverged", iteration=counters.iteration, reason=error.message)
-        raise Diverged(f"{error.message} in iteration {counters.iteration} of {directory.path}", error.hint) from None
+        again = f"pgcli resume {shlex.quote(str(directory.path))} optimizer.learning_rate=…"
+        error.message += f" in iteration {counters.iteration} of {directory.path}"
+        error.hint += f"; `{again}` goes on from the last checkpoint"
+        raise
     except EnvironmentFailure as fault:
         save()
         directory.set_status("failed", iteration=counters.iteration, reason=fault.message)

@@ -13,9 +13,11 @@ from pgcli.agent import PolicyGradient
 from pgcli.config.schema import DEFAULT_ITERATIONS, Config, TrainingConfig
 from pgcli.evaluation import evaluate, sample
 from pgcli.randomness import Purpose
-from pgcli.records import Episode, Evaluation, Iteration, Record, Timing, Update
+from pgcli.records import Episode, Evaluation, Iteration, Notice, Record, Timing, Update
 from pgcli.sampling.rollout import Chunks, Rollout
 from pgcli.sampling.samplers import Sampler
+
+COLLAPSED = 1e-3  # nats: of two actions, the rarer one is taken once in ten thousand steps
 
 
 @dataclass
@@ -56,6 +58,7 @@ def train(
     agent.recall(counters.iteration, lambda policy, iteration: sampler.collect(policy, iteration, check).trajectories)
     started = time.perf_counter() - counters.seconds
     every, target = config.evaluation.every, config.evaluation.stop_at_return
+    explores = agent.policy.distribution.is_discrete
     while True:
         finished = counters.progress(config.training) >= 1
         evaluate_seconds = 0.0
@@ -83,6 +86,12 @@ def train(
         counters.seconds = now - started
         timing = Timing(counters.seconds, collected - begin, now - collected, evaluate_seconds)
         yield _describe(config, rollout, update, counters, timing)
+        if explores and update.entropy < COLLAPSED:
+            explores = False
+            yield Notice(
+                f"the entropy fell to {update.entropy:.1g} nats in iteration {counters.iteration - 1}: the policy "
+                "hardly explores any more; a lower optimizer.learning_rate or an algorithm.entropy_coef helps"
+            )
 
 
 def _evaluate(

@@ -428,8 +428,12 @@ def test_a_diverging_run_stops_with_the_last_good_checkpoint(tmp_path: Path) -> 
     assert "iteration" in done.stderr
     assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "diverged"
     latest = json.loads((tmp_path / "run/checkpoints/latest.json").read_text())
-    assert latest["iteration"] == len(rows(tmp_path / "run/metrics.csv")), "that of the last completed iteration"
+    assert latest["iteration"] % 2 == 0, "one of the cadence: what came after it led to the divergence"
     pgcli("eval", "run", "--episodes", 1, cwd=tmp_path)
+    assert "`pgcli resume run optimizer.learning_rate=…` goes on" in done.stderr
+    pgcli("resume", "run", "optimizer.learning_rate=0.01", cwd=tmp_path)
+    assert [int(row["iteration"]) for row in rows(tmp_path / "run/metrics.csv")] == list(range(6))
+    assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "finished"
 
 
 def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pgcli.errors import EnvironmentFailure, UsageError
+from pgcli.errors import Diverged, EnvironmentFailure, UsageError
 
 Array = NDArray[Any]
 Name = Literal["auto", "softmax", "gaussian", "tanh_gaussian", "state_dependent_gaussian", "bernoulli"]
@@ -26,10 +26,12 @@ class Distribution(nn.Module):
     """What all of them have: `size` outputs of the network, and random numbers to draw with.
 
     Where `sees_features` is set, the network's last hidden layer follows its outputs: [N, size + features].
+    Where `is_discrete` is, the entropy is that of a choice: 0 where nothing is left to chance.
     """
 
     size: int
     sees_features = False
+    is_discrete = True
 
     def noise(self, generator: np.random.Generator, rows: int, columns: int) -> Array:
         """Draw the random numbers of `rows` steps of `columns` environments, [rows, columns, …]: uniform in [0, 1)."""
@@ -179,6 +181,8 @@ class Gaussian(Distribution):
     on the way there, and its rate is reported. Source: Williams (1992), section 6; Huang et al. (2022), details 31-34.
     """
 
+    is_discrete = False
+
     def __init__(self, space: spaces.Box, standard_deviation: float) -> None:
         super().__init__()
         self.shape, self.dtype = space.shape, space.dtype
@@ -223,6 +227,8 @@ class Gaussian(Distribution):
         return {"action_standard_deviation": float(self.log_standard_deviation.detach().exp().mean())}
 
     def _in_space(self, actions: Array) -> Array:
+        if not np.isfinite(actions).all():
+            raise Diverged("an action of the policy is not finite")  # nothing that an environment is to blame for
         return actions.reshape(len(actions), *self.shape).astype(self.dtype, copy=False)
 
 

@@ -1,0 +1,247 @@
+"""Numbers that are not finite, wherever they come from: told by the name of the tensor, and never saved."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gymnasium import spaces
+from helpers import config, random_batch
+
+import pgcli.agent
+import pgcli.experiment
+from pgcli.agent import PolicyGradient
+from pgcli.descent import Batch, minibatches
+from pgcli.errors import Diverged
+from pgcli.experiment import Request, run_experiment
+from pgcli.records import Iteration, Notice, Record
+from pgcli.runs import checkpoints
+
+CLIP: dict[str, Any] = {"objective": "clip", "baseline": "value", "update_epochs": 2, "num_minibatches": 2}
+NORMALIZED: dict[str, Any] = {
+    "policy": {"hidden_sizes": [6], "normalize_obs": True},
+    "value": {"normalize_returns": True},
+    "rollout": {"episodes": None, "steps": 5},
+    "env": {"num_envs": 4},
+}
+BATCH = random_batch(dtype=torch.float32)
+
+
+def agent_with(algorithm: dict[str, Any], action_space: spaces.Space[Any] | None = None, **more: Any) -> PolicyGradient:
+    settings = config(**{"policy": {"hidden_sizes": [6]}} | more, algorithm=algorithm)
+    return PolicyGradient(spaces.Box(-9, 9, (3,)), action_space or spaces.Discrete(4), settings)
+
+
+def copied(agent: PolicyGradient) -> dict[str, list[float]]:
+    return {name: tensor.flatten().tolist() for name, tensor in agent.state_dict().items()}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("name", agent_with(CLIP, **NORMALIZED).state_dict())
+def test_a_tensor_of_the_state_that_is_not_finite_is_found_and_named(name: str, bad: float) -> None:
+    agent = agent_with(CLIP, **NORMALIZED)
+    agent.update(BATCH)
+    agent.state_dict()[name].view(-1)[0] = bad
+    with pytest.raises(Diverged) as told:
+        agent.update(BATCH, 1)
+    module = name.removeprefix("optimizer.").removeprefix("value_").removeprefix("optimizer.").rpartition(".")[0]
+    assert module in told.value.message, "a bad moment of an optimizer shows in the parameter, or is named itself"
+    with pytest.raises(Diverged, match=name.replace(".", r"\.")):
+        agent.check_finite()
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("obs", torch.full_like(BATCH.obs, math.nan)),
+        ("rewards", torch.full_like(BATCH.rewards, math.nan)),
+        ("rewards", torch.full_like(BATCH.rewards, math.inf)),
+        ("rewards", torch.full_like(BATCH.rewards, 1e300)),
+    ],
+)
+def test_data_that_are_not_finite_are_named_and_nothing_is_learned_of_them(name: str, tensor: torch.Tensor) -> None:
+    agent = agent_with(CLIP)
+    agent.update(BATCH)
+    before = copied(agent)
+    with pytest.raises(Diverged, match=f"{'obs' if name == 'obs' else 'advantages'} is not finite, and so policy_loss"):
+        agent.update(replace(BATCH, **{name: tensor}))
+    assert copied(agent) == before
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ({"behavior_log_probs": -math.inf}, "behavior_log_probs is not finite, and so"),
+        ({"advantages": math.inf}, "advantages is not finite, and so"),
+        ({"returns": math.nan}, "returns is not finite, and so value_loss is nan"),
+    ],
+)
+def test_a_part_of_the_batch_that_is_not_finite_is_named(
+    broken: dict[str, float], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = PolicyGradient.batch
+
+    def batch(self: PolicyGradient, *arguments: Any) -> tuple[Batch, dict[str, Any]]:
+        made, report = whole(self, *arguments)
+        bad: dict[str, Any] = {name: torch.full((len(made),), value) for name, value in broken.items()}
+        return replace(made, **bad), report
+
+    monkeypatch.setattr(PolicyGradient, "batch", batch)
+    with pytest.raises(Diverged, match=words):
+        agent_with(CLIP).update(BATCH)
+
+
+def test_an_action_that_the_policy_would_never_take_is_told_by_its_log_probability() -> None:
+    agent = agent_with({"baseline": "mean"}, spaces.Box(-1, 1, (1,)))
+    with torch.no_grad():
+        agent.policy.get_parameter("distribution.log_standard_deviation").fill_(-200)  # as good as deterministic
+    with pytest.raises(Diverged, match="log_probs is not finite, and so policy_loss"):
+        agent.update(replace(BATCH, actions=torch.full((5, 4, 1), 0.5)))
+
+
+def test_a_gradient_that_is_not_finite_is_named_where_the_loss_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = torch.autograd.grad
+
+    def grad(*arguments: Any, **keywords: Any) -> Any:
+        gradients = whole(*arguments, **keywords)
+        gradients[1][0] = math.nan
+        return gradients
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    with pytest.raises(
+        Diverged, match=r"the gradient of policy\.network\.0\.bias is not finite, and so grad_norm is nan"
+    ):
+        agent_with({"baseline": "mean"}).update(BATCH)
+
+
+def test_statistics_that_overflow_are_told_before_they_are_kept() -> None:
+    agent = agent_with({"baseline": "mean"}, policy={"hidden_sizes": [6], "normalize_obs": True})
+    agent.update(BATCH)
+    before = copied(agent)
+    with pytest.raises(Diverged, match=r"policy\.normalizer\.variance"):
+        agent.update(replace(BATCH, obs=1e200 * BATCH.obs.double()))
+    assert copied(agent) == before
+
+
+def test_large_but_finite_parameters_are_no_divergence() -> None:
+    agent = agent_with({"baseline": "mean"})
+    for tensor in agent.state_dict().values():
+        tensor.fill_(3e38)  # their sum is not finite, and each of them is
+    agent.check_finite()
+
+
+@pytest.mark.parametrize(
+    ("log_ratio", "outcome"), [(-100.0, 0.0), (100.0, "is not finite, and so policy_loss is nan"), (-1e4, 0.0)]
+)
+def test_ratios_beyond_the_range_of_floats_are_told_or_count_for_nothing(
+    log_ratio: float, outcome: float | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = minibatches
+
+    def far(batch: Batch, *arguments: Any, **keywords: Any) -> Any:
+        for epoch, part in whole(batch, *arguments, **keywords):
+            log_probs = batch.behavior_log_probs
+            assert log_probs is not None
+            yield epoch, replace(part, behavior_log_probs=log_probs - log_ratio)
+
+    monkeypatch.setattr(pgcli.agent, "minibatches", far)
+    agent = agent_with({"objective": "clip", "baseline": "mean", "update_epochs": 2})
+    if isinstance(outcome, str):
+        with pytest.raises(Diverged, match=outcome):
+            agent.update(BATCH)
+    else:
+        update = agent.update(BATCH)
+        assert update.clip_fraction == 1, "all are clipped"
+        assert update.effective_sample_size == outcome
+        assert math.isfinite(update.policy_loss)
+
+
+@pytest.mark.parametrize(("every", "at", "kept"), [(1, 2, 3), (4, 8, 8)], ids=["before an update", "before a save"])
+def test_a_bad_number_never_reaches_a_checkpoint(every: int, at: int, kept: int, tmp_path: Path) -> None:
+    settings = config(
+        env={"num_envs": 2},
+        rollout={"episodes": 2, "horizon": 5},
+        policy={"hidden_sizes": [4]},
+        training={"iterations": 9},
+        evaluation={"every": None, "episodes": 1},
+        checkpoint={"every": every, "keep": 20},
+    )
+    agents: list[PolicyGradient] = []
+
+    def build(*arguments: Any) -> PolicyGradient:
+        agents.append(PolicyGradient(*arguments))
+        return agents[-1]
+
+    def watch(record: Record) -> None:  # as if the machine's memory had failed
+        if isinstance(record, Iteration) and record.iteration == at:
+            agents[-1].state_dict()["policy.network.0.weight"][0, 0] = math.nan
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pgcli.experiment, "PolicyGradient", build)
+        with pytest.raises(Diverged, match=rf"policy\.network\.0\.weight is not finite.* in iteration {at + 1} of run"):
+            run_experiment(Request(settings, Path("run"), [], folder=tmp_path), watch)
+    files = checkpoints.list_checkpoints(tmp_path / "run/checkpoints")
+    assert checkpoints.iteration_of(files[-1]) == kept
+    for file in files:
+        assert all(torch.isfinite(tensor).all() for tensor in checkpoints.load(file).tensors.values())
+    records: list[Record] = []
+    run_experiment(Request(settings, Path("run"), [], resume=True, folder=tmp_path), records.append)
+    assert [record.iteration for record in records if isinstance(record, Iteration)] == list(range(kept, 9))
+
+
+@pytest.mark.parametrize(
+    ("environment", "rate"),
+    [
+        ("CartPole-v1", "1e6"),
+        ("Pendulum-v1", "1e6"),
+        ("Pendulum-v1 policy.activation=identity", "1e37"),
+        ("Pendulum-v1 policy.distribution=state_dependent_gaussian", "1e6"),
+    ],
+)
+def test_a_rate_that_is_far_too_large_ends_the_run_as_diverged_or_collapsed(
+    environment: str, rate: str, tmp_path: Path
+) -> None:
+    words = [
+        *("train", "cartpole", f"optimizer.learning_rate={rate}", "optimizer.max_grad_norm=null", "--run-dir", "run"),
+        *(f"env.id={environment}".split()),
+        *("rollout.episodes=4", "env.num_envs=4", "env.max_episode_steps=20", "training.iterations=6"),
+        *("evaluation.episodes=2", "evaluation.every=1", "evaluation.stop_at_return=null"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "pgcli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "Traceback" not in done.stderr
+    if environment == "CartPole-v1":
+        assert done.returncode == 0, "logits far apart are finite"
+        assert "note: the entropy fell to" in done.stderr
+    else:
+        assert done.returncode == 5, f"{done.returncode}: {done.stderr}"
+        assert "in iteration" in done.stderr
+        status = json.loads((tmp_path / "run/status.json").read_text())
+        assert status["status"] == "diverged"
+        assert os.listdir(tmp_path / "run/checkpoints")
+
+
+@pytest.mark.parametrize(("rate", "notices"), [(1e6, 1), (1e-3, 0)])
+def test_a_policy_that_stops_exploring_is_told_once(rate: float, notices: int, tmp_path: Path) -> None:
+    settings = config(
+        env={"num_envs": 4},
+        rollout={"episodes": 4},
+        policy={"hidden_sizes": [4]},
+        optimizer={"learning_rate": rate},
+        training={"iterations": 5},
+        evaluation={"every": None, "episodes": 1},
+    )
+    records: list[Record] = []
+    run_experiment(Request(settings, Path("run"), [], folder=tmp_path), records.append)
+    told = [record.text for record in records if isinstance(record, Notice)]
+    assert len(told) == notices
+    assert all("the entropy fell to" in text and "algorithm.entropy_coef" in text for text in told)
