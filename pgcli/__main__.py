@@ -35,25 +35,34 @@ def _run() -> int:
     try:
         app()
     except PgcliError as error:
-        sys.stderr.write(f"{error}\n")
+        _tell(f"{error}\n")
         return error.exit_code
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except OSError as error:  # say, a full disk behind `>`
-        sys.stderr.write(f"error: {error.filename or 'output'}: {error.strerror or error}\n")
+        _tell(f"error: {error.filename or 'output'}: {error.strerror or error}\n")
         return 1
     except Exception:
         import traceback
 
-        traceback.print_exc()
+        _tell(traceback.format_exc())
         return 1
     return 0
+
+
+def _tell(text: str) -> None:
+    """Write to stderr, if it is still there: a terminal may have been closed."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, AttributeError):
+        pass
 
 
 def _warn(message: Warning | str, *place: object) -> None:
     """Write a library's warning as one plain line."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(message)).removeprefix("WARN: ")
-    sys.stderr.write(f"warning: {text}\n")
+    _tell(f"warning: {text}\n")
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

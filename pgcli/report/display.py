@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
@@ -223,7 +223,7 @@ def _plain_line(record: Record, view: View) -> str:
 
 
 class LiveDisplay:
-    """A panel that is drawn again as often as a hundredth of the run time allows."""
+    """A panel that is drawn again as often as a hundredth of the run time allows; a closed terminal ends it alone."""
 
     def __init__(self, configs: Sequence[Config]) -> None:
         from rich.console import Console
@@ -231,15 +231,15 @@ class LiveDisplay:
 
         self._views = [View(config) for config in configs]
         self._live = Live(self, console=Console(stderr=True), auto_refresh=False)
-        self._live.start(refresh=True)
-        self._next = 0.0
+        self._next, self._open = 0.0, True
+        self._draw(lambda: self._live.start(refresh=True))
 
     def show(self, record: Record, run: int = 0) -> None:
         """Take note, and draw if it is time."""
         self._views[run].add(record)
         now = time.perf_counter()
         if now >= self._next:
-            self._live.refresh()
+            self._draw(self._live.refresh)
             cost = time.perf_counter() - now
             self._next = now + max(LIVE_INTERVAL, cost / LIVE_SHARE)
 
@@ -247,8 +247,15 @@ class LiveDisplay:
         """Draw the last state and give the cursor back."""
         for view in self._views:
             view.closed = True
-        self._live.refresh()
-        self._live.stop()
+        self._draw(self._live.refresh)
+        self._draw(self._live.stop)
+
+    def _draw(self, draw: Callable[[], None]) -> None:
+        if self._open:
+            try:
+                draw()
+            except OSError:
+                self._open = False
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         levels = " .:-=+*#" if options.ascii_only else "▁▂▃▄▅▆▇█"

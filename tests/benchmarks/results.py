@@ -109,8 +109,8 @@ TARGETS: dict[str, tuple[float | None, str]] = {
     ),
     "ALE/Pong-v5": (
         None,
-        "From -21 to 21; a tenth of the published steps. Published, on frames of 84 × 84: PPO 20.4 ± "
-        "0.2 [CleanRL] and 21.0 ± 0.1 [zoo] after 10 M steps.",
+        "From -21 to 21; one seed, after a tenth of the published steps. Published: PPO 20.4 ± 0.2 [CleanRL] and "
+        "21.0 ± 0.1 [zoo] after 10 M steps.",
     ),
     "minigrid:MiniGrid-DoorKey-5x5-v0": (
         0.9,
