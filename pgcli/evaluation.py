@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +29,14 @@ class Episodes:
 
 
 def sample(values: Sequence[float] | NDArray[Any]) -> Sample:
-    """Describe a sample: standard deviation with n - 1, standard error = standard deviation / √n."""
+    """Describe a sample: standard deviation with n - 1, standard error = standard deviation / √n.
+
+    One value has no spread: None. Nor have values whose squares are too large for a float.
+    """
     x = np.asarray(values, np.float64)
-    deviation = float(x.std(ddof=1)) if len(x) > 1 else None
+    with np.errstate(over="ignore", invalid="ignore"):
+        spread = float(x.std(ddof=1)) if len(x) > 1 else math.nan
+    deviation = spread if math.isfinite(spread) else None
     return Sample(
         n=len(x),
         mean=float(x.mean()),

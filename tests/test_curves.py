@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pgcli.errors import ConfigError, PgcliError, RunDirectoryError
 from pgcli.report.curves import plot
@@ -174,6 +178,38 @@ def test_a_half_written_table_is_read_as_far_as_it_is_whole(tmp_path: Path) -> N
     with (run / "evaluations.csv").open("ab") as file:
         file.write(b"2,200,sampled,100,30,2.5\n3,300,sampled,100,4\0\0\0\n4,400,samp")
     assert column(drawn([run], tmp_path), "center") == [1, 2, 30]
+
+
+@pytest.mark.parametrize(
+    ("tail", "center"),
+    [
+        (b"\xff\xfe,300,sampled,100,40,2\n", [1, 2, 3]),
+        (b"1,100,sampled,100,20,2.5\n0,0,sampled,100,10,2.5\n", [10, 20, 3]),
+        (b"3,300,sampled,100,40," + b"9" * 3_000_000 + b"\n", [1, 2, 3, 40]),
+        (b"x" * 3_000_000, [1, 2, 3]),
+        (b"3,300,sampled,100,inf,2.5\n4,400,sampled,100,,2.5\n", [1, 2, 3]),
+        (b"3,300\n\n\r\n,,,,,\n", [1, 2, 3]),
+    ],
+    ids=["not UTF-8", "out of order and twice", "a long cell", "a long line", "infinite and empty", "short rows"],
+)
+def test_a_table_with_something_odd_in_it_is_drawn_without_that(
+    tail: bytes, center: list[float], tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", [1, 2, 3])
+    with (run / "evaluations.csv").open("ab") as file:
+        file.write(tail)
+    assert column(drawn([run], tmp_path), "center") == center
+
+
+@given(st.binary(max_size=300) | st.text('0123456789.,-enaif\n\r\0"', max_size=300).map(str.encode), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_whatever_bytes_a_table_holds_it_is_drawn_or_told(noise: bytes, after_header: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run = write_run(Path(folder) / "run", [1, 2])
+        header = (run / "evaluations.csv").read_bytes().splitlines(keepends=True)[0]
+        (run / "evaluations.csv").write_bytes(header + noise if after_header else noise)
+        with contextlib.suppress(PgcliError):
+            assert np.isfinite(column(drawn([run], Path(folder)), "center")).all()
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from typing import Any, Literal
@@ -145,3 +146,9 @@ def test_a_reached_return_ends_the_run() -> None:
     env = {"id": "Counting-v0", "num_envs": 6}
     records, _ = trained(env=env, evaluation={"every": 3, "episodes": 2, "stop_at_return": 0.5})
     assert [type(record) for record in records] == [Evaluation]
+
+
+def test_a_spread_that_is_too_large_for_a_float_is_none_rather_than_infinite() -> None:
+    found = sample([1e200, -1e200])
+    assert (found.mean, found.standard_deviation, found.standard_error) == (0, None, None)
+    json.dumps(vars(found), allow_nan=False)
