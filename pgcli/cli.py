@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -150,6 +149,9 @@ def train(
 def resume(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.")],
     overrides: Overrides = None,
+    which: Annotated[
+        str, typer.Option(help="Go on from: latest, best, or an iteration's number; what came after it is dropped.")
+    ] = "latest",
     quiet: Quiet = False,
 ) -> None:
     """Go on with an interrupted run, or extend a finished one by a larger training.iterations."""
@@ -157,7 +159,7 @@ def resume(
     from pgcli.experiment import Request, stored_config
 
     config = override(stored_config(run_dir), overrides or [])
-    _train([Request(config, run_dir, sys.argv[1:], resume=True)], 1, quiet)
+    _train([Request(config, run_dir, sys.argv[1:], resume=True, which=which)], 1, quiet)
 
 
 def _seeds(text: str) -> list[int]:
@@ -178,6 +180,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _train(requests: list[Request], jobs: int, quiet: bool) -> None:
+    from pgcli.errors import typed
     from pgcli.jobs import Failure, run_all
     from pgcli.report.display import make_display
     from pgcli.streams import results_only
@@ -195,8 +198,7 @@ def _train(requests: list[Request], jobs: int, quiet: bool) -> None:
             _tell(_summary(result))
     done = [result.path for result in results if not isinstance(result, Failure)]
     if done and not quiet:
-        path = shlex.quote(str(done[0] if len(done) == 1 else done[0].parent))
-        agent = shlex.quote(str(done[0]))
+        path, agent = typed(done[0] if len(done) == 1 else done[0].parent), typed(done[0])
         _tell(f"next:\n  pgcli plot {path}\n  pgcli eval {agent} --video agent.gif")
     for one in done:
         _show(one, if_closed=0)  # the training is done, and safe

@@ -12,8 +12,10 @@ PgcliError 1
 
 from __future__ import annotations
 
+import shlex
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class PgcliError(Exception):
@@ -28,6 +30,11 @@ class PgcliError(Exception):
 
     def __str__(self) -> str:
         return f"error: {self.message}" + (f"\nhint: {self.hint}" if self.hint else "")
+
+
+def typed(path: Path) -> str:
+    """Write a path for a hint, so that it can be typed after a command."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 class UsageError(PgcliError):

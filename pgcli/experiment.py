@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -12,11 +12,11 @@ from typing import Any, Protocol, TypeVar
 from pgcli.agent import PolicyGradient
 from pgcli.config import Config, load_config, to_data
 from pgcli.config.schema import EnvConfig
-from pgcli.errors import Diverged, EnvironmentFailure, Interrupted, PgcliError, RunDirectoryError
+from pgcli.errors import Diverged, EnvironmentFailure, Interrupted, PgcliError, RunDirectoryError, typed
 from pgcli.records import Evaluation, Iteration, Notice, Record
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import RunDirectory, elapsed_seconds, find_checkpoint, is_run, move_aside
-from pgcli.runs.files import storage
+from pgcli.runs.files import make_folder, storage
 from pgcli.runs.lock import lock
 from pgcli.sampling.examination import examine
 from pgcli.sampling.registry import spec
@@ -60,6 +60,7 @@ class Request:
     command: list[str]
     resume: bool = False
     overwrite: bool = False
+    which: str = "latest"  # the checkpoint that a resumed run goes on from
     folder: Path = field(default_factory=Path.cwd)
 
 
@@ -80,8 +81,10 @@ def run_experiment(
     try:
         outcome = _run(replace(request, path=path), watch, check, asked_to_save)
     except PgcliError as error:
-        error.message = error.message.replace(str(path), str(request.path))
-        error.hint = error.hint.replace(str(path), str(request.path))
+        name = f"./{request.path}" if str(request.path).startswith("-") else str(request.path)  # typed, it is no option
+        error.message, error.hint = (text.replace(str(path), name) for text in (error.message, error.hint))
+        if not request.path.is_absolute():
+            error.message = error.message.replace(f"{request.folder}/", "")  # a folder above it
         raise
     return replace(outcome, path=request.path)
 
@@ -104,17 +107,17 @@ def _run(
         if is_run(path) and request.overwrite:
             with lock(path):
                 move_aside(path)
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         with lock(path), closing(RunDirectory(path)) as directory:
-            if directory.is_new:
+            if directory.is_new and request.which == "latest":
                 if is_run(path):
                     changes_of(config, stored_config(path), path)
                 directory.start(config, request.command, spec(config.env).reward_threshold)
                 return _train(config, directory, agent, chunks, sampler, Counters(), watch, check, asked_to_save)
-            file = find_checkpoint(path)
+            file = find_checkpoint(path, request.which)
             checkpoint = checkpoints.load(file)
             changes = changes_of(config, checkpoint.read_config(str(file)), path)
-            if directory.status.get("status") == "finished" and not changes:
+            if directory.status.get("status") == "finished" and not changes and request.which == "latest":
                 return Outcome(path, "already finished", None, None, 0.0)
             checkpoints.check_tensors(checkpoint.agent, agent.state_dict(), str(file))
             agent.load_state_dict(checkpoint.agent)
@@ -147,9 +150,11 @@ def _released(resource: T) -> Iterator[T]:
 def check_request(request: Request) -> None:
     """Raise RunDirectoryError if the run directory cannot be used as asked."""
     path = request.path
-    if path.exists() and not path.is_dir():
-        raise RunDirectoryError(f"{path}: is a file, not a folder")
-    if is_run(path) and not (request.resume or request.overwrite):
+    with storage(path):
+        if os.path.lexists(path) and not path.is_dir():
+            raise RunDirectoryError(f"{path}: is {'a file' if path.exists() else 'a link to nothing'}, not a folder")
+        run = is_run(path)
+    if run and not (request.resume or request.overwrite):
         raise RunDirectoryError(
             f"{path}: a run is already there",
             "--overwrite moves it aside and starts anew"
@@ -214,11 +219,11 @@ def _train(
         save()
         directory.set_status("interrupted", iteration=counters.iteration, reason=interruption.message)
         interruption.message = f"{directory.path}: {interruption.message} after {counters.iteration} iterations"
-        interruption.hint = f"`pgcli resume {shlex.quote(str(directory.path))}` goes on"
+        interruption.hint = f"`pgcli resume {typed(directory.path)}` goes on"
         raise
     except Diverged as error:  # nothing is saved: what led to it is in the state
         directory.set_status("diverged", iteration=counters.iteration, reason=error.message)
-        again = f"pgcli resume {shlex.quote(str(directory.path))} optimizer.learning_rate=…"
+        again = f"pgcli resume {typed(directory.path)} optimizer.learning_rate=…"
         error.message += f" in iteration {counters.iteration} of {directory.path}"
         error.hint += f"; `{again}` goes on from the last checkpoint"
         raise
@@ -227,13 +232,14 @@ def _train(
         directory.set_status("failed", iteration=counters.iteration, reason=fault.message)
         if fault.reproduction:
             file = directory.add_reproduction(f"episode-{fault.seed}", fault.reproduction)
-            mended = f"`pgcli resume {shlex.quote(str(directory.path))}` goes on once it is mended"
+            mended = f"`pgcli resume {typed(directory.path)}` goes on once it is mended"
             fault.message += f"; {file} repeats it"
             fault.hint = f"{fault.hint}; {mended}" if fault.hint else mended
         raise
     except BaseException as error:
         reason = error.message if isinstance(error, PgcliError) else f"{type(error).__name__}: {error}"
-        directory.set_status("failed", iteration=counters.iteration, reason=reason)
+        with suppress(OSError):  # of a disk that is full, say, only the first word counts
+            directory.set_status("failed", iteration=counters.iteration, reason=reason)
         raise
     target = config.evaluation.stop_at_return
     solved = last is not None and target is not None and last.returns.mean >= target
@@ -244,7 +250,9 @@ def _train(
 
 def stored_config(path: Path) -> Config:
     """Read the config of the run in `path`."""
-    if not (path / "config.yaml").is_file():
+    with storage(path):
+        there = (path / "config.yaml").is_file()
+    if not there:
         what = "has no config.yaml" if is_run(path) else "no run is there"
         raise RunDirectoryError(f"{path}: {what}", "name a run directory that `pgcli train` made")
     return load_config(str(path / "config.yaml"))

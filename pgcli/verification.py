@@ -148,9 +148,6 @@ def _read_checkpoints(path: Path, config: Config, findings: list[Finding]) -> di
         except PgcliError as error:
             findings.append(Finding("failed", error.message))
             continue
-        if checkpoint.counters["iteration"] != checkpoints.iteration_of(file):
-            message = f"{file}: is of iteration {checkpoint.counters['iteration']}, and named otherwise"
-            findings.append(Finding("failed", message))
         kept[file] = checkpoint
     return kept
 

@@ -82,3 +82,14 @@ def test_the_page_of_results_says_what_was_measured() -> None:
     rows = results["read"]()
     assert results["PAGE"].read_text() == results["render"](rows)
     assert {row["config"] for row in rows} == set(shipped_configs())
+
+
+def test_every_row_of_the_page_on_reliability_names_tests_that_there_are() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.+) \| (.+) \|$", (ROOT / "docs/reliability.md").read_text(), re.MULTILINE)
+    assert [int(number) for number, _, _ in rows] == list(range(1, 82))
+    for number, promise, held in rows:
+        tests = re.findall(r"`(test_\w+\.py)::(test_\w+)`", held)
+        assert promise
+        assert tests or len(held) > 20, f"{number}: neither a test nor a reason"
+        for file, name in tests:
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{number}: {file}::{name}"

@@ -137,7 +137,7 @@ TAMPERED: list[tuple[str, Callable[[Path], object], str]] = [
     ("bytes", lambda path: (path / "metrics.csv").write_bytes(b"\xff\xfe"), "not UTF-8"),
     ("a table", lambda path: (path / "episodes.csv").unlink(), "episodes.csv: No such file"),
     ("a bit of a checkpoint", flipped, "damaged: its tensors do not match"),
-    ("the name of a checkpoint", renamed, "is of iteration 3, and named otherwise"),
+    ("the name of a checkpoint", renamed, "is named after another iteration than the one in it, 3"),
     (
         "status.json",
         lambda path: (path / "status.json").write_text('{"status": "finished", "iteration": 5}'),

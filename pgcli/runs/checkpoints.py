@@ -7,28 +7,40 @@ of the tensors (their names, types, shapes and bytes) and of the rest of that JS
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
+import os
 import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 from torch import Tensor
 
 from pgcli.config import Config, config_from_data
-from pgcli.errors import CheckpointError, ConfigError
-from pgcli.runs.files import read_json, write_json, write_whole
+from pgcli.errors import CheckpointError, ConfigError, RunDirectoryError, typed
+from pgcli.runs.files import open_file, read_json, write_json, write_whole
 
 FORMAT = 1
 MAX_BYTES = 4 * 2**30
-_NAME = re.compile(r"iteration-(\d{6,})\.safetensors")
+MAX_HEADER_BYTES = 2**24
+COUNTERS = {"iteration", "env_steps", "episodes"}
+_NAME = re.compile(r"iteration-([0-9]{6}|[1-9][0-9]{6,17})\.safetensors")
+_BAD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what reading JSON of any shape may raise
+_BYTES = {"BOOL": 1, "F16": 2, "F32": 4, "F64": 8} | {f"{sign}{8 * n}": n for sign in "IU" for n in (1, 2, 4, 8)}
 _LOOKS_LIKE = (
-    (b"PK\x03\x04", "a zip file, such as torch.save and Stable-Baselines3 write"),
-    (b"\x80", "a pickle"),
-    (b"\x89PNG", "a picture"),
-    (b"7z\xbc\xaf", "a 7z archive"),
+    (0, b"PK", "a zip file, such as torch.save and Stable-Baselines3 write"),
+    (0, b"\x80", "a pickle"),
+    (0, b"\x89PNG", "a picture"),
+    (0, b"7z\xbc\xaf", "a 7z archive"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"\x93NUMPY", "an array of NumPy"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS, whose file `git lfs pull` fetches"),
+    (257, b"ustar", "a tar archive, such as early versions of torch.save wrote"),
+    (0, bytes(512), "nothing but zeros, as a disk may leave after a crash"),
+    (8, b"{", "a safetensors file, but not whole or not one of pgcli"),
 )
 
 
@@ -83,32 +95,100 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint and verify it. Nothing in it is ever executed.
 
-    Raises: CheckpointError that names the file and the check it failed.
+    Raises: CheckpointError that names the file and the check it failed, and offers another of the run.
     """
-    return decode(_read(path), str(path))
+    try:
+        return _load(path)
+    except CheckpointError as error:
+        error.hint = error.hint or _offer(path)
+        raise
 
 
 def decode(content: bytes, name: str) -> Checkpoint:
     """Verify the bytes of a checkpoint called `name`, and give what they hold."""
+    return _decode(io.BytesIO(content), len(content), name)
+
+
+def _load(path: Path) -> Checkpoint:
     try:
-        header, body = _split(content)
-        metadata = json.loads(header.pop("__metadata__")["pgcli"])
+        with open_file(path) as file:
+            checkpoint = _decode(file, os.fstat(file.fileno()).st_size, str(path))
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    iteration = checkpoint.counters["iteration"]
+    if _NAME.fullmatch(path.name) and iteration_of(path) != iteration:
+        raise CheckpointError(f"{path}: is named after another iteration than the one in it, {iteration}")
+    return checkpoint
+
+
+def _decode(file: BinaryIO, size: int, name: str) -> Checkpoint:
+    """Read what proves itself: first the header, held against the size of the file, and only then the tensors."""
+    try:
+        header = _read_header(file, size)
+        text = header.pop("__metadata__")
+        metadata = _parse(text["pgcli"])
+        canonical = _canonical(metadata)
         found_format, digest = metadata["format"], metadata.pop("metadata_sha256")
-    except (ValueError, KeyError, TypeError, RecursionError):
-        # only now: a safetensors file begins with a length, which may begin with any byte
-        looks_like = next((f"; it looks like {what}" for start, what in _LOOKS_LIKE if content.startswith(start)), "")
-        raise CheckpointError(f"{name}: not a pgcli checkpoint{looks_like or ', or cut short'}") from None
+        damaged = text != {"pgcli": canonical.decode()} or _sha256(_canonical(metadata)) != digest
+    except _BAD:
+        raise CheckpointError(f"{name}: not a pgcli checkpoint{_looks_like(file, size)}") from None
     if found_format != FORMAT:
         raise CheckpointError(f"{name}: has format {found_format}, and this version of pgcli reads {FORMAT}")
-    if _sha256(_canonical(metadata)) != digest:
+    if damaged:
         raise CheckpointError(f"{name}: damaged: its metadata do not match their sha256")
-    if _tensor_digest(header, body) != metadata["tensors_sha256"]:
+    try:
+        config, counters, tensors_digest = metadata["config"], metadata["counters"], metadata["tensors_sha256"]
+        _check_counters(counters)
+        _check_layout(header, size - file.tell())
+        dict.keys(config)
+    except _BAD as error:
+        raise CheckpointError(f"{name}: damaged: {error}") from None
+    start = file.tell()
+    file.seek(0)
+    content = file.read(size)
+    if _tensor_digest(header, memoryview(content)[start:]) != tensors_digest:
         raise CheckpointError(f"{name}: damaged: its tensors do not match their sha256")
     try:
         tensors = safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{name}: not a valid safetensors file: {error}") from None
-    return Checkpoint(metadata["config"], metadata["counters"], tensors)
+    return Checkpoint(config, counters, tensors)
+
+
+def _check_counters(counters: dict[str, Any]) -> None:
+    if counters.keys() != COUNTERS:
+        raise ValueError(f"its counters are not {', '.join(sorted(COUNTERS))}")
+    if not all(type(count) is int and 0 <= count < 2**63 for count in counters.values()):
+        raise ValueError("its counters are not all counts")
+
+
+def _check_layout(header: dict[str, Any], size: int) -> None:
+    """Raise an error unless the tensors of a header fill the rest of its file, side by side."""
+    end = 0
+    for entry in sorted(header.values(), key=lambda entry: entry["data_offsets"]):
+        begin, stop = entry["data_offsets"]
+        shape, width = entry["shape"], _BYTES.get(entry["dtype"])
+        if entry.keys() != {"dtype", "shape", "data_offsets"} or width is None:
+            raise ValueError(f"a tensor of the unknown type {entry['dtype']}")
+        if any(type(number) is not int or not 0 <= number <= MAX_BYTES for number in (begin, stop, *shape)):
+            raise ValueError("a tensor with an impossible size")
+        if len(shape) > 16 or math.prod(max(n, 1) for n in shape) > MAX_BYTES:
+            raise ValueError("a tensor with an impossible size")
+        if begin != end or stop - begin != math.prod(shape) * width:
+            raise ValueError("its tensors overlap, or leave gaps, or are not as large as they say")
+        end = stop
+    if end != size:
+        raise ValueError(f"its tensors have {end:,} bytes, and the file {'only ' * (size < end)}{size:,} for them")
+
+
+def _looks_like(file: BinaryIO, size: int) -> str:
+    """Say what a file that is no checkpoint may be. Only then: a checkpoint's first byte may be any."""
+    if not size:
+        return ": it is empty"
+    file.seek(0)
+    begin = file.read(512)
+    what = next((what for at, magic, what in _LOOKS_LIKE if begin.startswith(magic[: len(begin)], at)), "")
+    return f"; it looks like {what}" if what else ", or cut short"
 
 
 def point(pointer: Path, target: Path, sha256: str) -> None:
@@ -119,16 +199,36 @@ def point(pointer: Path, target: Path, sha256: str) -> None:
 
 
 def follow(pointer: Path) -> Path:
-    """Give the checkpoint that a pointer file names, once its bytes match the pointer's sha256."""
-    data = read_json(pointer)
-    if not _NAME.fullmatch(str(data.get("file"))):
-        raise CheckpointError(f"{pointer}: names no checkpoint of its folder")
-    path = pointer.parent / str(data["file"])
-    if _sha256(_read(path)) != data.get("sha256"):
-        others = [file for file in list_checkpoints(pointer.parent) if file != path]
-        hint = f"an older one is there: pgcli eval {shlex.quote(str(others[-1]))}" if others else ""
-        raise CheckpointError(f"{path}: damaged: does not match the sha256 in {pointer.name}", hint)
-    return path
+    """Give the checkpoint that a pointer file names, once its bytes match the pointer's sha256.
+
+    Raises: RunDirectoryError that offers another checkpoint of the run.
+    """
+    bad = pointer
+    try:
+        data = read_json(pointer)
+        if not _NAME.fullmatch(str(data.get("file"))):
+            raise CheckpointError(f"{pointer}: names no checkpoint of its folder")
+        bad = pointer.parent / str(data["file"])
+        if digest_of(bad) != data.get("sha256"):
+            raise CheckpointError(f"{bad}: damaged: does not match the sha256 in {pointer.name}")
+    except RunDirectoryError as error:
+        error.hint = _offer(bad)
+        raise
+    return bad
+
+
+def _offer(bad: Path) -> str:
+    """Name the newest whole checkpoint beside a bad one, or beside a bad pointer, and the commands that use it."""
+    for path in reversed(list_checkpoints(bad.parent)):
+        try:
+            _load(path)
+        except CheckpointError:
+            continue
+        if bad.parent.name != "checkpoints":
+            return f"iteration {iteration_of(path)} is whole: `pgcli eval {typed(path)}` measures it"
+        words = f"{typed(bad.parent.parent)} --which {iteration_of(path)}"
+        return f"another is whole: `pgcli resume {words}` goes on from it, `pgcli eval {words}` measures it"
+    return ""
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -147,11 +247,18 @@ def iteration_of(path: Path) -> int:
 
 def digest_of(path: Path) -> str:
     """Compute the sha256 of a file."""
-    return _sha256(_read(path))
+    try:
+        with open_file(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
 
 
 def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], name: str) -> None:
-    """Raise CheckpointError unless a checkpoint's tensors have exactly the `expected` names, shapes and types."""
+    """Raise CheckpointError unless a checkpoint's tensors have the `expected` names, shapes and types, and are numbers.
+
+    Of an optimizer, the mean of a square may have overflowed to infinity.
+    """
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or extra:
         raise CheckpointError(
@@ -163,32 +270,43 @@ def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], name: s
                 f"{name}: {key} is {found[key].dtype} {list(found[key].shape)}, "
                 f"and its config makes it {tensor.dtype} {list(tensor.shape)}"
             )
+        if (found[key].isnan() if "optimizer." in key else ~found[key].isfinite()).any():
+            raise CheckpointError(f"{name}: {key} holds a number that is not finite")
 
 
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from None
-    if len(content) > MAX_BYTES:
-        raise CheckpointError(f"{path}: larger than any pgcli checkpoint")
-    return content
-
-
-def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
+def _split(content: bytes) -> tuple[dict[str, Any], memoryview]:
     """Split a safetensors file into its header and the bytes of its tensors."""
-    size = int.from_bytes(content[:8], "little")
-    if len(content) < 8 + size:
-        raise ValueError("cut short")
-    header = json.loads(content[8 : 8 + size])
+    file = io.BytesIO(content)
+    header = _read_header(file, len(content))
+    return header, memoryview(content)[file.tell() :]
+
+
+def _read_header(file: BinaryIO, size: int) -> dict[str, Any]:
+    """Read the header of a safetensors file, and stand behind it."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(size - 8, MAX_HEADER_BYTES) or size > MAX_BYTES:
+        raise ValueError("cut short, or larger than any checkpoint")
+    header = _parse(file.read(length).decode())
     if not isinstance(header, dict):
         raise ValueError("no header")
-    return header, content[8 + size :]
+    return header
 
 
-def _tensor_digest(header: dict[str, Any], body: bytes) -> str:
-    return _sha256(_canonical(header) + body)
+def _parse(text: str) -> Any:  # noqa: ANN401 - JSON of unknown origin
+    """Parse JSON, without what two readers may read differently: a key twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(data := dict(pairs)) < len(pairs):
+            raise ValueError("a key twice")
+        return data
+
+    return json.loads(text, object_pairs_hook=unique)
+
+
+def _tensor_digest(header: dict[str, Any], body: memoryview) -> str:
+    digest = hashlib.sha256(_canonical(header))
+    digest.update(body)
+    return digest.hexdigest()
 
 
 def _canonical(data: dict[str, Any]) -> bytes:

@@ -16,7 +16,21 @@ from pgcli.config import Config, to_yaml
 from pgcli.errors import CheckpointError, RunDirectoryError, UsageError
 from pgcli.records import Evaluation, Iteration
 from pgcli.runs import checkpoints
-from pgcli.runs.files import Cell, Table, check_columns, cut_table, read_json, write_json, write_whole
+from pgcli.runs.files import (
+    Cell,
+    Table,
+    check_columns,
+    cut_table,
+    make_folder,
+    open_file,
+    read_json,
+    remove_temporary,
+    rows_before,
+    storage,
+    sync_folder,
+    write_json,
+    write_whole,
+)
 
 METRICS = (
     "iteration,env_steps,episodes,return_mean,return_standard_error,return_standard_deviation,return_min,"
@@ -57,8 +71,10 @@ class RunDirectory:
     def start(self, config: Config, command: list[str], reward_threshold: float | None) -> None:
         """Write what a new run begins with."""
         write_whole(self.path / "config.yaml", _config_text(config, self.path))  # first: it says that a run is here
-        self.checkpoints.mkdir(exist_ok=True)
-        self.cut(0)
+        make_folder(self.checkpoints)
+        for name in TABLES:
+            (self.path / f"{name}.csv").unlink(missing_ok=True)  # half a header, or another version's
+        self._remove_temporary()
         write_json(self.path / "run.json", _circumstances(config, command, reward_threshold))
         self.set_status("running")
         self.open_tables()
@@ -68,22 +84,19 @@ class RunDirectory:
     ) -> None:
         """Cut the run back to the state after `counters["iteration"]` updates and make ready to go on.
 
-        Raises: RunDirectoryError if the tables have other columns or do not reach that far.
+        Raises: RunDirectoryError if the tables have other columns or do not hold what led there.
         """
         iteration = counters["iteration"]
-        for name, columns in TABLES.items():
-            check_columns(self.path / f"{name}.csv", columns)
-        rows = self.cut(iteration)
-        expected = {"metrics": iteration, "episodes": counters["episodes"], "evaluations": min(iteration, 1)}
-        for name, least in expected.items():
-            if rows[name] < least:
-                raise RunDirectoryError(
-                    f"{self.path / f'{name}.csv'}: has {rows[name]} whole rows, and the checkpoint needs {least}",
-                    "without them the run cannot go on; --overwrite moves it aside and starts anew",
-                )
-        for path in checkpoints.list_checkpoints(self.checkpoints):
+        self._check_tables(iteration, counters["episodes"])
+        here = self.checkpoints / checkpoints.file_name(iteration)
+        checkpoints.point(self.checkpoints / "latest.json", here, checkpoints.digest_of(here))
+        for path in checkpoints.list_checkpoints(self.checkpoints):  # which nothing points to any more
             if checkpoints.iteration_of(path) > iteration:
                 path.unlink()
+        sync_folder(self.checkpoints)
+        self._remove_temporary()
+        for name in TABLES:
+            cut_table(self.path / f"{name}.csv", iteration)
         run = read_json(self.path / "run.json")
         run["exact"] = bool(run.get("exact", True)) and exact
         run.setdefault("resumes", []).append({"iteration": iteration, "command": command, "overrides": overrides})
@@ -91,17 +104,27 @@ class RunDirectory:
         write_whole(self.path / "config.yaml", _config_text(config, self.path))
         self.set_status("running")
         self.open_tables()
-        for row in _rows(self.path / "evaluations.csv"):
-            self._judge(float(row["return_mean"]), int(row["iteration"]))
+        for number, mean_return in _column(self.path / "evaluations.csv", "return_mean"):
+            self._judge(mean_return, number)
+        self._point_to_best()
 
-    def cut(self, iteration: int) -> dict[str, int]:
-        """Cut every table back to the rows before `iteration`; return how many rows each has left."""
-        return {name: cut_table(self.path / f"{name}.csv", iteration) for name in TABLES}
+    def _check_tables(self, iteration: int, episodes: int) -> None:
+        for name, columns in TABLES.items():
+            path = self.path / f"{name}.csv"
+            check_columns(path, columns)
+            rows, _ = rows_before(path, iteration)
+            expected = {"metrics": iteration, "episodes": episodes}.get(name, rows)
+            if rows != expected or (name == "evaluations" and not rows and iteration):
+                raise RunDirectoryError(
+                    f"{path}: has {rows} whole rows, and the checkpoint needs {expected or 1}",
+                    "without them the run cannot go on; --overwrite moves it aside and starts anew",
+                )
 
     def open_tables(self) -> None:
         """Open the tables for appending."""
         for name, columns in TABLES.items():
             self._tables[name] = Table(self.path / f"{name}.csv", columns)
+        sync_folder(self.path)
 
     def add_iteration(self, record: Iteration) -> None:
         """Append an iteration to metrics.csv, timing.csv and episodes.csv."""
@@ -134,7 +157,7 @@ class RunDirectory:
     def add_reproduction(self, name: str, program: str) -> Path:
         """Write a program in which a fault of the environment happens again, and say where."""
         folder = self.path / "crash"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         write_whole(folder / f"{name}.py", program.encode())
         return folder / f"{name}.py"
 
@@ -152,6 +175,19 @@ class RunDirectory:
             self.best = (mean_return, iteration)
             return True
         return False
+
+    def _point_to_best(self) -> None:
+        """Let best.json name what is there: going on from an earlier checkpoint, a run may lose its best."""
+        best = self.checkpoints / "best.json"
+        path = self.checkpoints / checkpoints.file_name(self.best[1]) if self.best else None
+        if path is None or not path.exists():
+            best.unlink(missing_ok=True)
+        elif not best.exists() or read_json(best).get("file") != path.name:
+            checkpoints.point(best, path, checkpoints.digest_of(path))
+
+    def _remove_temporary(self) -> None:
+        for folder in (self.path, self.checkpoints, self.path / "crash"):
+            remove_temporary(folder)
 
     def _delete_old(self, newest: Path, keep: int, every: int | None) -> None:
         """Keep the newest `keep` of the regular ones, the newest of all, and the best."""
@@ -207,19 +243,20 @@ def evaluation_row(record: Evaluation) -> tuple[Cell, ...]:
 
 def elapsed_seconds(path: Path, iteration: int) -> float:
     """Read from timing.csv how many seconds the first `iteration` iterations took; 0 if it does not say."""
-    rows = _rows(path / "timing.csv")
-    return max((float(row["elapsed_seconds"]) for row in rows if int(row["iteration"]) < iteration), default=0.0)
+    rows = _column(path / "timing.csv", "elapsed_seconds")
+    return max((seconds for number, seconds in rows if number < iteration), default=0.0)
 
 
 def move_aside(path: Path) -> Path:
-    """Rename a run directory to `NAME~1` (`~2`, …); nothing is deleted."""
-    path = path.resolve()
-    if Path.cwd().is_relative_to(path):
+    """Rename a run directory to `NAME~1` (`~2`, …); nothing is deleted. Of a link, the link is renamed."""
+    if Path.cwd().is_relative_to(path.resolve()):
         raise RunDirectoryError(f"{path}: is the folder that you are in", "move it aside from outside")
+    path = path if path.is_symlink() else path.resolve()
     number = 1
-    while (aside := path.with_name(f"{path.name}~{number}")).exists():
+    while os.path.lexists(aside := path.with_name(f"{path.name}~{number}")):
         number += 1
     path.rename(aside)
+    sync_folder(path.parent)
     return aside
 
 
@@ -233,45 +270,58 @@ def find_checkpoint(path: Path, which: str = "latest") -> Path:
 
     Raises: CheckpointError if there is none, or if it is damaged.
     """
-    if path.is_file():
-        if which != "latest":
-            raise UsageError(f"{path}: is one checkpoint; --which chooses among those of a run directory")
-        return path
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such file or run directory")
+    with storage(path):
+        if path.is_dir():
+            return _find_in(path, which)
+        if not path.is_file():
+            what = "neither a file nor a folder" if path.exists() else "no such file or run directory"
+            raise CheckpointError(f"{path}: {what}")
+    if which != "latest":
+        raise UsageError(f"{path}: is one checkpoint; --which chooses among those of a run directory")
+    return path
+
+
+def _find_in(path: Path, which: str) -> Path:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    files = checkpoints.list_checkpoints(folder)
     if which.isdigit():
-        found = folder / checkpoints.file_name(int(which))
-        if not found.exists():
-            kept = [str(checkpoints.iteration_of(file)) for file in checkpoints.list_checkpoints(folder)]
-            raise CheckpointError(f"{path}: keeps no checkpoint of iteration {which}", f"kept: {', '.join(kept)}")
+        kept = {str(checkpoints.iteration_of(file)): file for file in files}
+        if (found := kept.get(which.lstrip("0") or "0")) is None:
+            hint = f"kept: {', '.join(kept)}" if kept else ""
+            raise CheckpointError(f"{path}: keeps no checkpoint of iteration {which}", hint)
         return found
     if which not in ("latest", "best"):
         raise CheckpointError(f"`{which}` is no checkpoint", "use latest, best, or the number of an iteration")
-    files = checkpoints.list_checkpoints(folder)
-    if which == "latest" and files and not (folder / "latest.json").exists():
-        return files[-1]  # the pointer is a help, and each checkpoint proves itself
-    if not (folder / f"{which}.json").exists():
-        runs = sorted(run.name for run in path.iterdir() if is_run(run))
-        hint = f"name one of its runs: {path / runs[0]}" if runs else "name a run directory that `pgcli train` made"
+    if (folder / f"{which}.json").exists():
+        return checkpoints.follow(folder / f"{which}.json")
+    if not files:
+        runs = sorted(run for run in path.iterdir() if is_run(run))
+        hint = f"name one of its runs: {runs[0]}" if runs else "name a run directory that `pgcli train` made"
         raise CheckpointError(f"{path}: has no checkpoint", hint)
-    return checkpoints.follow(folder / f"{which}.json")
+    if which == "best":
+        raise CheckpointError(f"{path}: has no best checkpoint", "--which latest is there")
+    return files[-1]  # the pointer is a help, and each checkpoint proves itself
 
 
 def _has_rows(path: Path) -> bool:
     if not path.exists():
         return False
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return bool(file.readline() and file.readline())
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+def _column(path: Path, column: str) -> list[tuple[int, float]]:
+    """Read a column of a table: (iteration, value) of each row."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [(int(row["iteration"]), float(row[column])) for row in csv.DictReader(file)]
+    except (ValueError, TypeError, KeyError, csv.Error):
+        raise RunDirectoryError(f"{path}: damaged: `{column}` of some row is no number") from None
 
 
 def _config_text(config: Config, path: Path) -> bytes:
-    return f"# pgcli train {path.name}/config.yaml repeats this run\n{to_yaml(config)}".encode()
+    name = f"{path.name}/config.yaml" if path.name.isprintable() else "config.yaml"  # a comment ends with its line
+    return f"# pgcli train {name} repeats this run\n{to_yaml(config)}".encode()
 
 
 def _circumstances(config: Config, command: list[str], reward_threshold: float | None) -> dict[str, Any]:
