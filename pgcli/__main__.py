@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import re
 import signal
 import sys
 import warnings
 from types import FrameType
 from typing import NoReturn
+
+from pgcli.streams import leave
 
 
 def main() -> NoReturn:
@@ -20,12 +20,7 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an ASCII terminal gets `?` for `±`, not a traceback
-    code = _run()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, AttributeError):  # closed by whoever read it
-            stream.flush()
-    # Everything that must last is on disk. Taking torch apart would cost a fifth of what importing it does.
-    os._exit(code)
+    leave(_run())
 
 
 def _run() -> int:

@@ -56,6 +56,7 @@ class PolicyGradient:
 
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], config: Config) -> None:
         self.config = config
+        _settle_torch()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(config.seed, Purpose.INIT))
             self.policy = Policy(observation_space, action_space, config.policy)
@@ -216,6 +217,7 @@ class PolicyGradient:
         `check` is called before every step of the optimizer. Whatever is raised leaves the state of before the update.
         Raises: Diverged if anything is not finite, and names it: before the step, which is then not taken, or after it.
         """
+        _settle_torch()
         before = {key: tensor.clone() for key, tensor in self.state_dict().items()}
         try:
             return self._update(trajectories, iteration, progress, check)
@@ -342,6 +344,12 @@ class PolicyGradient:
         for prefix, optimizer in (("optimizer", self.optimizer), ("value_optimizer", self.value_optimizer)):
             for step in optimizer.steps if optimizer else ():  # one count, kept once for each parameter
                 step.copy_(tensors[f"{prefix}.step"])
+
+
+def _settle_torch() -> None:
+    """Set what torch keeps for the whole process, and an environment that uses it may have set otherwise."""
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
 
 
 def _acted_by(policy: Policy, trajectories: Trajectories) -> Trajectories:

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
-from pgcli.errors import Interrupted, PgcliError
+from pgcli.errors import EnvironmentFailure, Interrupted, PgcliError
 from pgcli.experiment import Outcome, Request, run_experiment
 from pgcli.records import Record
 from pgcli.signals import StopOnSignal
+from pgcli.streams import leave
 
 Watch = Callable[[Record, int], None]
 POLL_SECONDS = 0.2
@@ -82,7 +84,7 @@ def _run_in_processes(requests: Sequence[Request], jobs: int, watch: Watch, stop
                 message = connection.recv()
             except EOFError:
                 process.join()
-                results.setdefault(number, Failure(1, f"error: the process of {requests[number].path} died"))
+                results.setdefault(number, _death(requests[number], process.exitcode or 0))
                 del running[connection]
                 continue
             if isinstance(message, Outcome | Failure):
@@ -105,6 +107,18 @@ def _run_in_processes(requests: Sequence[Request], jobs: int, watch: Watch, stop
         interruption.hint = "the same command with --resume goes on"
         raise interruption
     return [results[number] for number in range(len(requests))]
+
+
+def _death(request: Request, code: int) -> Failure:
+    """Tell how a process ended that could not tell it itself: it was killed, or its environment left Python."""
+    if code < 0:
+        error = PgcliError(f"{request.path}: its process was killed by {signal.Signals(-code).name}")
+        exit_code = 128 - code  # the shell's convention
+    else:
+        error = EnvironmentFailure(f"{request.path}: {request.config.env.id} left Python with exit code {code}")
+        exit_code = error.exit_code
+    error.hint = "the same command with --resume goes on from the last checkpoint"
+    return Failure(exit_code, str(error))
 
 
 def _context() -> ForkServerContext | SpawnContext:
@@ -131,6 +145,7 @@ def _child(request: Request, connection: Connection) -> None:
             raise Interrupted(signal.SIGTERM) from None
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the parent, which passes it on
+    threading.Thread(target=_stop_without_parent, daemon=True).start()
     result: Result
     try:
         with StopOnSignal((signal.SIGTERM,)) as stop:
@@ -139,3 +154,12 @@ def _child(request: Request, connection: Connection) -> None:
         result = _failure(error)
     with contextlib.suppress(OSError):  # nobody is left to tell
         connection.send(result)
+    leave(0)  # a simulator's threads would keep the process, and the parent waiting for its end
+
+
+def _stop_without_parent() -> None:
+    """Wait for the end of the parent, and ask this process to stop then."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -413,6 +413,7 @@ PLACES = [
     ("missing.yaml", "missing.yaml: no such file, and no shipped config of that name", "give the path of a YAML file"),
     ("cartpol", "cartpol: no such file, and no shipped config of that name", "did you mean `cartpole`?"),
     ("cartpole.yml", "cartpole.yml: no such file, and no shipped config of that name", "did you mean `cartpole`?"),
+    ("-", "-: no such file, and no shipped config of that name", "give the path of a YAML file"),
     ("folder", "folder: is a directory", "a config is a YAML file of a page or so"),
     ("", ".: is a directory", "a config is a YAML file of a page or so"),
     ("dangling", "dangling: no such file", "give the path of a YAML file"),
@@ -566,6 +567,25 @@ def test_any_text_is_read_or_refused_at_a_place_that_it_has(text: str) -> None:
 @given(st.binary() | TEXT.map(str.encode))
 def test_any_bytes_are_read_or_refused_with_a_mend(content: bytes) -> None:
     assert all(problem.hint for problem in problems_of(parse, content, "c.yaml"))
+
+
+@FUZZ
+@given(TEXT.map(str.encode) | st.binary() | st.tuples(st.sampled_from(WORDS), TEXT).map(": ".join).map(str.encode))
+def test_any_file_is_a_config_or_refused_with_a_mend_and_soon(content: bytes) -> None:
+    Path("c.yaml").write_bytes(content)
+    start = time.process_time()
+    assert all(problem.message and problem.hint for problem in problems_of(load_config, "c.yaml"))
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["[", "[],", "? ", "- ", "a: ", "a\n", "'", "&a ", "*a ", "!!a ", "# ", "\t", "\r", "--- ", "x: [1, 2]\n", "1"],
+)
+def test_a_file_as_large_as_any_is_refused_soon_whatever_it_repeats(part: str) -> None:
+    start = time.process_time()
+    told(part * (MAX_BYTES // len(part)))
+    assert time.process_time() - start < 5
 
 
 @FUZZ

@@ -17,7 +17,7 @@ import pytest
 import worlds
 from gymnasium import spaces
 from helpers import config
-from test_cli import TINY, pgcli, rows
+from test_cli import TINY, contents, pgcli, rows
 
 from pgcli.config import config_from_data
 from pgcli.config.schema import EnvConfig
@@ -89,6 +89,9 @@ NAMES: list[tuple[str, tuple[str, ...]]] = [
     ("worlds:Qqqqqqqq", ("its classes of gymnasium.Env: World, Old, Room",)),
     ("json:Foo", ("`json` has no environment `Foo`", "no class of gymnasium.Env")),
     ("Nothing-v0", ("no gymnasium.Env", "shimmy")),
+    ("Hopper-v2", ("moved to the gymnasium-robotics project", "did you mean `Hopper-v5`?")),
+    ("HalfCheetah-v3", ("moved to the gymnasium-robotics project", "did you mean `HalfCheetah-v5`?")),
+    (":CartPole-v1", ("there is no module ``", "install")),
 ]
 
 
@@ -424,6 +427,56 @@ def test_an_environment_may_write_into_its_actions_and_reuse_its_buffer() -> Non
     assert (second != first).any()
 
 
+def test_trajectories_are_those_of_an_environment_that_copies_its_observations() -> None:
+    taken = []
+    for kept in (True, False):
+        envs = make_environments(env_config("Continuous-v0", buffered=kept), 2)
+        envs.reset([1, 2])
+        taken.append(act(envs, np.full((4, 2, 2), 7, np.float32)))
+    buffered, copied = taken
+    for one, other in zip(buffered, copied, strict=True):
+        assert one.obs.tobytes() == other.obs.tobytes()
+    assert len({step.obs.tobytes() for step in buffered}) == 4
+
+
+@pytest.mark.parametrize("algorithm", [{"baseline": "leave_one_out"}, {"baseline": "none", "standardize": "batch"}])
+@pytest.mark.parametrize("length", [1, 20])
+@pytest.mark.parametrize("pay", [0.0, 1.0, 1e-30, 1e30, -1e30])
+def test_rewards_of_any_size_in_episodes_of_any_length_leave_every_number_finite(
+    pay: float, length: int, algorithm: dict[str, str]
+) -> None:
+    from test_spaces import trained
+
+    from pgcli.records import Iteration
+
+    standardized = "standardize" in algorithm
+    for same in (True, False) if standardized or abs(pay) <= 1 else (True,):
+        records = trained(
+            env={"id": "worlds:Paying", "num_envs": 4, "kwargs": {"pay": pay, "length": length, "same": same}},
+            rollout={"episodes": 4},
+            policy={"hidden_sizes": [4]},
+            algorithm=algorithm,
+            training={"iterations": 2},
+            evaluation={"every": None, "episodes": 2},
+        )
+        updates = [record.update for record in records if isinstance(record, Iteration)]
+        numbers = [value for update in updates for value in vars(update).values() if value is not None]
+        assert len(updates) == 2
+        assert np.isfinite(numbers).all()
+        if same and (length == 1 or not standardized):
+            # equal returns teach nothing: whole sums to the last bit, others to rounding
+            assert max(update.grad_norm for update in updates) <= (0 if pay in (0, 1) else 1e-14 * length * abs(pay))
+
+
+def test_rewards_too_large_for_a_gradient_in_float32_end_the_run_before_a_step() -> None:
+    from test_spaces import trained
+
+    from pgcli.errors import Diverged
+
+    with pytest.raises(Diverged, match=r"inf|nan|finite"):
+        trained(env={"id": "worlds:Paying", "num_envs": 4, "kwargs": {"pay": 1e30}}, rollout={"episodes": 4})
+
+
 # ------------------------------------------------------------------------------------------------------- reproduction
 
 
@@ -699,6 +752,136 @@ def test_a_class_in_the_current_folder_trains_in_processes_of_its_own(tmp_path: 
     assert "mine:Mine has no time limit" in done.stderr
     refused = pgcli("eval", "runs/cartpole/seed-0", cwd=tmp_path, code=3, PYTHONPATH=PATHS)
     assert "--trust" in refused.stderr
+
+
+LEAVES = [
+    ("_exit", 1, 7, ""),
+    ("_exit", 2, 3, "worlds:Leaving left Python with exit code 7"),
+    ("SIGSEGV", 2, 139, "its process was killed by SIGSEGV"),
+]
+
+
+@pytest.mark.parametrize(("how", "jobs", "code", "words"), LEAVES)
+def test_a_run_whose_process_its_environment_ends_goes_on_to_the_byte(
+    how: str, jobs: int, code: int, words: str, tmp_path: Path
+) -> None:
+    world = ["env.id=worlds:Leaving", f"env.kwargs.how={how}", "env.max_episode_steps=50", "checkpoint.every=1"]
+    several = ["--seeds", "0,1", "--jobs", jobs] if jobs > 1 else []
+    command = ["train", "cartpole", *TINY, *world, *several, "--resume", "--run-dir"]
+    done = pgcli(*command, "run", cwd=tmp_path, code=code, PYTHONPATH=PATHS)
+    assert done.stdout == ""
+    runs = [f"run/seed-{seed}" for seed in (0, 1)] if several else ["run"]
+    for run in runs:
+        status = json.loads((tmp_path / run / "status.json").read_text())
+        assert status == {"status": "running"}, "nobody was left to say otherwise"
+        assert not several or f"error: {run}: {words}\nhint: the same command with --resume goes on" in done.stderr
+        pgcli("plot", run, cwd=tmp_path)
+    pgcli(*command, "run", cwd=tmp_path, PYTHONPATH=PATHS, MENDED="yes")
+    pgcli(*command, "whole", cwd=tmp_path, PYTHONPATH=PATHS, MENDED="yes")
+    for run in runs:
+        assert json.loads((tmp_path / run / "status.json").read_text())["status"] == "finished"
+        assert contents(tmp_path / run) == contents(tmp_path / run.replace("run", "whole"))
+
+
+def test_a_fault_in_a_process_of_its_own_is_told_whatever_its_exception_is_made_of(tmp_path: Path) -> None:
+    world = ["env.id=worlds:World-v2", "env.kwargs={fault: two words, at: 15}"]
+    command = ["train", "cartpole", *TINY, *world, "--seeds", "0,1", "--jobs", "2", "--run-dir", "run"]
+    done = pgcli(*command, cwd=tmp_path, code=3, PYTHONPATH=PATHS)
+    assert done.stderr.count("raised TwoWords: ('the motor', 'heat')") == 2
+
+
+def test_threads_that_a_simulator_leaves_behind_keep_no_run_from_its_end(tmp_path: Path) -> None:
+    world = ["env.id=worlds:Threaded", "training.iterations=2"]
+    for options in ([], ["--seeds", "0-2", "--jobs", "2"]):
+        done = pgcli(
+            "train",
+            "cartpole",
+            *TINY,
+            *world,
+            *options,
+            "--run-dir",
+            f"run{len(options)}",
+            cwd=tmp_path,
+            PYTHONPATH=PATHS,
+        )
+        assert len(done.stdout.split()) == (3 if options else 1)
+
+
+def test_what_an_environment_sets_for_the_whole_process_changes_no_byte(tmp_path: Path) -> None:
+    for name in ("World", "Meddling"):
+        world = [f"env.id=worlds:{name}", "env.max_episode_steps=50", "--run-dir", tmp_path / name]
+        pgcli("train", "cartpole", *TINY, *world, cwd=tmp_path, PYTHONPATH=PATHS)
+    for table in ("metrics", "episodes", "evaluations"):
+        plain, meddled = ((tmp_path / name / f"{table}.csv").read_bytes() for name in ("World", "Meddling"))
+        assert plain == meddled
+
+
+def begun(command: list[Any], folder: Path, sign: str, count: int = 1) -> subprocess.Popen[bytes]:
+    """Start pgcli, its stderr in a file, and wait until it has written what `sign` matches."""
+    with (folder / "stderr").open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pgcli", *map(str, command)],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": PATHS},
+            stderr=stderr,
+        )
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob(sign))) < count and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize("in_step", [False, True])
+def test_a_second_signal_ends_a_run_whose_environment_hangs(in_step: bool, tmp_path: Path) -> None:
+    world = ["env.id=worlds:Stuck", f"env.kwargs.in_step={str(in_step).lower()}", "checkpoint.every=1"]
+    process = begun(["train", "cartpole", *TINY, *world, "--run-dir", "run"], tmp_path, "hanging")
+    try:
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)  # the first one waits for the step to end
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+    finally:
+        process.kill()
+        process.wait()
+    assert "Traceback" not in (tmp_path / "stderr").read_text()
+    assert (tmp_path / "run").exists() is in_step, "a constructor comes before the run directory"
+    if in_step:
+        assert json.loads((tmp_path / "run/checkpoints/latest.json").read_text())["iteration"] >= 0
+
+
+def test_without_their_parent_the_processes_of_jobs_save_and_leave(tmp_path: Path) -> None:
+    world = ["env.id=worlds:World", "rollout.episodes=10000000", "--seeds", "0,1", "--jobs", "2"]  # one long iteration
+    process = begun(["train", "cartpole", *TINY, *world], tmp_path, "runs/*/seed-*/checkpoints/best.json", 2)
+    time.sleep(0.5)  # the evaluation is told, and nothing more is for long
+    locks = [tmp_path / f"runs/cartpole/seed-{seed}/.lock" for seed in (0, 1)]
+    children = [json.loads(lock.read_text())["pid"] for lock in locks]
+    assert process.pid not in children
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(map(alive, children)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    left = [pid for pid in children if alive(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+    for lock in locks:
+        assert json.loads((lock.parent / "status.json").read_text())["status"] == "interrupted"
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_an_outdated_version_is_told_once_per_run(tmp_path: Path) -> None:
+    world = ["env.id=CartPole-v0", "env.vectorization=sync", "training.iterations=1"]
+    done = pgcli("train", "cartpole", *TINY, *world, cwd=tmp_path)
+    assert done.stderr.count("out of date") == 1
 
 
 def test_a_run_of_segments_stops_at_an_episode_without_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.loading import Agent
 from pgcli.policies.observations import Encoder, Layout
 from pgcli.policies.policy import Policy
-from pgcli.records import Evaluation
+from pgcli.records import Evaluation, Record
 from pgcli.sampling.rollout import Chunks
 from pgcli.sampling.samplers import make_sampler
 from pgcli.training import Counters, train
@@ -33,14 +33,18 @@ NESTED = spaces.Dict(
 )
 
 
-def returns(**sections: Any) -> list[float]:
-    """Train, and give the mean return of every evaluation."""
+def trained(**sections: Any) -> list[Record]:
+    """Train, and give every record."""
     settings = config(**sections)
     chunks = Chunks(settings.env)
     envs = chunks.environments(settings.env.num_envs)
     agent = PolicyGradient(envs.observation_space, envs.action_space, settings)
-    records = train(settings, agent, chunks, make_sampler(settings, chunks), Counters())
-    return [record.returns.mean for record in records if isinstance(record, Evaluation)]
+    return list(train(settings, agent, chunks, make_sampler(settings, chunks), Counters()))
+
+
+def returns(**sections: Any) -> list[float]:
+    """Train, and give the mean return of every evaluation."""
+    return [record.returns.mean for record in trained(**sections) if isinstance(record, Evaluation)]
 
 
 def identity(iterations: int, learning_rate: float, **kwargs: str) -> list[float]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import threading
 import time
 from decimal import Decimal
 from fractions import Fraction
@@ -305,6 +307,85 @@ class Fragile(World):
         if self.t == 7 and self.place > 0.98 and "MENDED" not in os.environ:
             raise RuntimeError("the floor gives way")
         return super().step(action)
+
+
+class Leaving(World):
+    """Ends the whole process in step 30 of its instance, by itself or by a signal to it, until it is mended."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def step(self, action: np.int64) -> Any:
+        if self.steps == 30 and "MENDED" not in os.environ:
+            os._exit(7) if self.how == "_exit" else os.kill(os.getpid(), signal.Signals[self.how])
+        return super().step(action)
+
+
+class Threaded(World):
+    """Starts a thread that does not end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        threading.Thread(target=time.sleep, args=(1000,)).start()
+
+
+class Meddling(Wanderer):
+    """Sets for the whole process what others rely on, again and again."""
+
+    def meddle(self) -> None:
+        import locale
+        import warnings
+
+        import torch
+
+        torch.manual_seed(3)
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        np.random.seed(3)
+        np.seterr(all="raise")
+        np.set_printoptions(precision=1)
+        warnings.simplefilter("error")
+        locale.setlocale(locale.LC_ALL, "C")
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.meddle()
+        return super().reset(seed=seed)
+
+    def step(self, action: np.int64) -> Any:
+        self.meddle()
+        return super().step(action)
+
+
+class Stuck(World):
+    """Says that it hangs, and hangs: in its constructor, or in step 30 of its instance."""
+
+    def __init__(self, in_step: bool = False) -> None:
+        super().__init__()
+        self.in_step = in_step
+        self.hang(not in_step)
+
+    def step(self, action: np.int64) -> Any:
+        self.hang(self.in_step and self.steps == 30)
+        return super().step(action)
+
+    def hang(self, now: bool) -> None:
+        if now:
+            Path("hanging").touch()
+        while now:
+            time.sleep(0.01)
+
+
+class Paying(World):
+    """Pays the same for every step, or twice that for action 1."""
+
+    def __init__(self, pay: float, length: int = 20, same: bool = False) -> None:
+        super().__init__(length=length)
+        self.pay, self.same = pay, same
+
+    def step(self, action: np.int64) -> Any:
+        obs, _, *rest = super().step(action)
+        return obs, self.pay * (1 if self.same or action != 1 else 2), *rest
 
 
 class Slow(World):

@@ -94,14 +94,16 @@ def import_module(name: str, wanted_by: str) -> ModuleType:
         sys.path.append(HERE)
     try:
         if not all(part.isidentifier() for part in name.split(".")):
-            raise ModuleNotFoundError(name=name)  # a path, say
+            raise ModuleNotFoundError(name=name)  # a path, say, or nothing
         return importlib.import_module(name)
     except BaseException as error:
         if not is_fault(error):
             raise
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         at = f" ({where(error)})" if where(error) else ""
-        if missing and (name == missing or name.startswith(f"{missing}.") or missing.startswith(f"{name}.")):
+        if missing is not None and (
+            name == missing or name.startswith(f"{missing}.") or missing.startswith(f"{name}.")
+        ):
             hint = _near(name.removeprefix("./").removesuffix(".py"), (one.name for one in pkgutil.iter_modules())) or (
                 "install the package that has it, or go to the folder of its file"
             )
@@ -224,6 +226,9 @@ def _missing(name: str, error: BaseException) -> EnvironmentFailure:
     commands = re.findall("`(pip install [^`]+)`", str(error))
     what = words(error) if isinstance(error, ImportError) else re.split(r",|\btherefore\b", words(error))[0].strip()
     absent = not isinstance(error, ImportError) or isinstance(error, ModuleNotFoundError)
+    if name in gym.registry and "have been moved to" in what:  # Gymnasium's entries for MuJoCo's old versions
+        newest = max(one.version or 0 for one in gym.registry.values() if one.name == gym.registry[name].name)
+        return EnvironmentFailure(f"{name}: {what}", f"did you mean `{name.rpartition('-v')[0]}-v{newest}`?")
     hint = _extra_of(error) or (commands[-1] if commands else "install the package that has it" if absent else "")
     return EnvironmentFailure(f"{name}: {what}", hint)
 
