@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import pickle
+import re
+import tracemalloc
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +20,7 @@ from hypothesis import strategies as st
 
 from pgcli.errors import CheckpointError, RunDirectoryError, RunInUse
 from pgcli.runs import checkpoints
-from pgcli.runs.checkpoints import Checkpoint, decode, follow, load, save
+from pgcli.runs.checkpoints import MAX_BYTES, Checkpoint, decode, follow, load, save
 from pgcli.runs.files import Table, check_columns, cut_table, write_whole
 from pgcli.runs.lock import lock
 
@@ -91,6 +97,102 @@ def test_foreign_files_are_refused_and_nothing_of_theirs_runs(tmp_path: Path) ->
         with pytest.raises(CheckpointError, match=name):
             load(tmp_path / name)
     assert not canary.exists()
+
+
+Json = dict[str, Any]
+
+
+def forged(
+    content: bytes, of_tensors: Json | None = None, of_metadata: Json | None = None, more: Json | None = None
+) -> bytes:
+    """Change the header of a checkpoint, and sign it again as it should be."""
+    length = int.from_bytes(content[:8], "little")
+    header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
+    metadata = json.loads(header.pop("__metadata__")["pgcli"]) | (of_metadata or {})
+    weight = "policy.network.0.weight"
+    header[weight] |= of_tensors or {}
+
+    def canonical(data: Json) -> bytes:
+        return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+    del metadata["metadata_sha256"]
+    metadata["tensors_sha256"] = hashlib.sha256(canonical(header) + body).hexdigest()
+    metadata["metadata_sha256"] = hashlib.sha256(canonical(metadata)).hexdigest()
+    texts = {"pgcli": canonical(metadata).decode()} | (more or {})
+    text = json.dumps({"__metadata__": texts} | header).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+HOSTILE: list[tuple[str, dict[str, Json], str]] = [
+    ("a shape of 10^18", {"of_tensors": {"shape": [10**9, 10**9]}}, "impossible size"),
+    ("a shape below zero", {"of_tensors": {"shape": [-2, -3]}}, "impossible size"),
+    ("a shape that is no number", {"of_tensors": {"shape": ["2", 3]}}, "impossible size"),
+    ("a shape of many axes", {"of_tensors": {"shape": [1] * 1000 + [2, 3]}}, "impossible size"),
+    ("offsets beyond the file", {"of_tensors": {"data_offsets": [4, 2**40]}}, "impossible size"),
+    ("tensors that overlap", {"of_tensors": {"data_offsets": [0, 24]}}, "overlap"),
+    ("a gap", {"of_tensors": {"data_offsets": [8, 28], "shape": [5]}}, "overlap, or leave gaps"),
+    ("a type that there is not", {"of_tensors": {"dtype": "OBJECT"}}, "unknown type OBJECT"),
+    ("a key more", {"of_tensors": {"__reduce__": "os.system"}}, "unknown type"),
+    (
+        "counts below zero",
+        {"of_metadata": {"counters": {"iteration": -1, "env_steps": 0, "episodes": 0}}},
+        "all counts",
+    ),
+    ("half a count", {"of_metadata": {"counters": {"iteration": 0.5, "env_steps": 0, "episodes": 0}}}, "all counts"),
+    ("a counter less", {"of_metadata": {"counters": {"iteration": 7}}}, "counters are not"),
+    ("counters that are none", {"of_metadata": {"counters": [7]}}, "damaged"),
+    ("a config that is none", {"of_metadata": {"config": ["import os"]}}, "damaged"),
+    ("another format", {"of_metadata": {"format": 99}}, "has format 99, and this version of pgcli reads 1"),
+    ("more metadata", {"more": {"command": "rm"}}, "damaged"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), [row[1:] for row in HOSTILE], ids=[row[0] for row in HOSTILE])
+def test_a_checkpoint_that_is_signed_and_contradicts_itself_is_refused_before_it_is_read(
+    change: dict[str, Json], words: str, content: bytes
+) -> None:
+    assert decode(forged(content), "good").counters == STATE.counters
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match=re.escape(words)):
+        decode(forged(content, **change), "forged")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+        b'{"__metadata__": {"pgcli": "{}"}, "__metadata__": {"pgcli": "[]"}}',
+        b"{" + b",".join(b'"%d": 1' % n for n in range(100_000)) + b"}",
+        b'{"__metadata__": {"pgcli": "' + b"\xff" * 1000 + b'"}}',
+        b'{"__metadata__": {"pgcli": "{\\"format\\": NaN}"}}',
+    ],
+    ids=["lists", "objects", "a key twice", "many keys", "not UTF-8", "NaN"],
+)
+def test_a_header_of_any_shape_is_refused_in_a_sentence(header: bytes) -> None:
+    for length in (len(header), 2**40, MAX_BYTES):
+        with pytest.raises(CheckpointError, match="not a pgcli checkpoint"):
+            decode(length.to_bytes(8, "little") + header, "odd")
+
+
+def test_a_file_larger_than_any_checkpoint_and_what_is_no_file_are_refused_at_once(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(2**40)
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    for name in ("sparse", "fifo", "folder"):
+        with pytest.raises(CheckpointError, match=name):
+            load(tmp_path / name)
+
+
+def test_parameters_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    tensors = STATE.tensors | {"policy.network.0.weight": torch.full((2, 3), torch.nan)}
+    back = load(save(tmp_path, replace(STATE, tensors=tensors)))
+    with pytest.raises(CheckpointError, match="holds a number that is not finite"):
+        checkpoints.check_tensors(back.tensors, STATE.tensors, "nan")
 
 
 def test_a_pointer_is_not_believed(tmp_path: Path) -> None:
