@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgcli.errors import EnvironmentFailure
 from pgcli.policies.policy import Mode, Policy
-from pgcli.randomness import Purpose, derived_seed, generator
+from pgcli.randomness import Purpose
 from pgcli.records import Sample
-from pgcli.sampling.rollout import Chunks, play
+from pgcli.sampling.rollout import Chunks, Measure
 
 Array = NDArray[np.float64]
 
@@ -65,19 +64,5 @@ def evaluate(
     `gamma` discounts `discounted_returns`; `horizon` cuts episodes, None leaves the environment's own limit.
     Raises: EnvironmentFailure if a return is not finite.
     """
-    actor = policy.actor(mode)
-    totals: list[Array] = []
-    for columns, envs in chunks.split(episodes):
-        seeds = [derived_seed(seed, purposes[0], *indices, column) for column in columns]
-        random = generator(seed, purposes[1], *indices, columns.start)
-        sums = np.zeros((3, len(columns)))
-        discount = 1.0
-        for transition in play(envs, actor, seeds, random, horizon, check):
-            rewards = np.where(transition.running, transition.rewards, 0.0).astype(np.float64, copy=False)
-            sums += (rewards, discount * rewards, transition.running)
-            discount *= gamma
-        if not np.isfinite(sums).all():
-            worst = seeds[int(np.flatnonzero(~np.isfinite(sums).all(0))[0])]
-            raise EnvironmentFailure(f"non-finite rewards in the evaluation episode with reset seed {worst}")
-        totals.append(sums)
-    return Episodes(*np.concatenate(totals, axis=1))
+    measure = Measure(mode, gamma, horizon, seed, purposes, indices)
+    return Episodes(*np.concatenate(chunks.map(measure, episodes, policy, check), axis=1))

@@ -22,6 +22,7 @@ from pgcli.sampling.examination import examine
 from pgcli.sampling.registry import spec
 from pgcli.sampling.rollout import Chunks
 from pgcli.sampling.samplers import Sampler, make_sampler
+from pgcli.sampling.workers import Workers
 from pgcli.training import Counters, train
 
 # What a resumed run may change; and of that, what leaves the bytes to come as one long run would have written them.
@@ -97,12 +98,16 @@ def _run(
 ) -> Outcome:
     config, path = request.config, request.path
     with storage(path), ExitStack() as resources:
-        chunks = resources.enter_context(_released(Chunks(environments_of(config))))
+        chunks = resources.enter_context(_released(Chunks(environments_of(config), workers_of(config))))
         agent = build_agent(config, chunks)  # before anything is written
         for notice in examine(config.env).notices:
             watch(Notice(notice))
         if agent.policy.masked:
             watch(Notice("actions are masked; `policy.action_mask: none` ignores the mask"))
+        if 0 < (parts := len(chunks.ranges(columns_of(config)))) < config.sampling.workers:
+            watch(
+                Notice(f"{config.sampling.workers} workers share {parts} chunks; a smaller `env.chunk_size` makes more")
+            )
         sampler = resources.enter_context(_released(make_sampler(config, chunks)))
         if is_run(path) and request.overwrite:
             with lock(path):
@@ -168,6 +173,17 @@ def environments_of(config: Config) -> EnvConfig:
     return config.env.model_copy(update={"vectorization": "sync"}) if config.group_size > 1 else config.env
 
 
+def workers_of(config: Config) -> Workers | None:
+    """Give the worker processes that `sampling.workers` asks for; none of them is started yet."""
+    count = config.sampling.workers
+    return Workers(environments_of(config), config.policy, count) if count else None
+
+
+def columns_of(config: Config) -> int:
+    """Count the columns of a rollout."""
+    return config.rollout.episodes or config.env.num_envs
+
+
 def build_agent(config: Config, chunks: Chunks) -> PolicyGradient:
     """Build the policy, and the rule that improves it, for the environments of `chunks`."""
     envs = chunks.environments(min(config.rollout.episodes or chunks.width, chunks.width))
@@ -213,6 +229,8 @@ def _train(
                 if directory.add_evaluation(record):
                     save(best=True)
             watch(record)
+            if isinstance(record, Iteration) and sampler.lost:
+                watch(Notice(f"{sampler.lost} environments did not come back in a new worker: new episodes"))
             check()
         save()
     except Interrupted as interruption:

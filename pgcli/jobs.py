@@ -10,13 +10,12 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
 from pgcli.errors import EnvironmentFailure, Interrupted, PgcliError
 from pgcli.experiment import Outcome, Request, run_experiment
+from pgcli.processes import process_context
 from pgcli.records import Record
 from pgcli.signals import StopOnSignal
 from pgcli.streams import leave
@@ -64,7 +63,7 @@ def _failure(error: Exception) -> Failure:
 
 
 def _run_in_processes(requests: Sequence[Request], jobs: int, watch: Watch, stop: StopOnSignal) -> list[Result]:
-    context = _context()
+    context = process_context()
     waiting = list(enumerate(requests))
     running: dict[Connection, tuple[int, BaseProcess]] = {}
     results: dict[int, Result] = {}
@@ -119,20 +118,6 @@ def _death(request: Request, code: int) -> Failure:
         exit_code = error.exit_code
     error.hint = "the same command with --resume goes on from the last checkpoint"
     return Failure(exit_code, str(error))
-
-
-def _context() -> ForkServerContext | SpawnContext:
-    """Fork from a server that has imported torch once, where the system can."""
-    if os.name != "posix":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pgcli.experiment"])
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server inherits it: Ctrl-C is for the parent
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    return context
 
 
 def _child(request: Request, connection: Connection) -> None:

@@ -229,7 +229,6 @@ COMBINATIONS = [
     ("env: {kwargs: {max_episode_steps: 3}}", "1:16: `env.kwargs.max_episode_steps`: pgcli", "`env.max_episode_steps`"),
     ("env: {kwargs: {render_mode: human}}", "1:16: `env.kwargs.render_mode`: pgcli gives this", "leave it out"),
     ("evaluation: {every: null, stop_at_return: 1}", "1:27: `evaluation.stop_at_return` and", "`evaluation.every`"),
-    ("sampling: {workers: 2}", "1:12: `sampling.workers`: this version collects in its own process", "workers: 0"),
 ]
 
 SYNTAX: list[tuple[str | bytes, str, str]] = [

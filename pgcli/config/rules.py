@@ -161,8 +161,6 @@ def violations(config: Config) -> Iterator[Violation]:
             "a policy without memory has nothing to go back through",
             "leave backpropagation_steps out, or use `memory: gru`",
         )
-    if config.sampling.workers > 0:
-        yield Violation(("sampling.workers",), "this version collects in its own process only", "set `workers: 0`")
 
 
 def _of_segments(config: Config, steps: int) -> Iterator[Violation]:

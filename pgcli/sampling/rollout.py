@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,10 +14,11 @@ from pgcli.config.schema import Config, EnvConfig
 from pgcli.errors import EnvironmentFailure
 from pgcli.estimators.returns import total_return
 from pgcli.estimators.trajectories import Trajectories, pad_columns
-from pgcli.policies.policy import Actor, Policy
+from pgcli.policies.policy import Actor, Mode, Policy
 from pgcli.randomness import Purpose, derived_seed, generator
 from pgcli.sampling.environments import Environments, make_environments
 from pgcli.sampling.examination import MAX_EPISODE_STEPS
+from pgcli.sampling.workers import Workers
 
 Array = NDArray[Any]
 NOISE_ROWS = 64  # random numbers are drawn for so many steps at a time
@@ -108,19 +110,41 @@ def _stacked(rows: Sequence[Array]) -> Array:
     return np.concatenate(rows).reshape(len(rows), *rows[0].shape)
 
 
-class Chunks:
-    """Splits columns into chunks, and keeps the environments of each width."""
+class Play(Protocol):
+    """What is done with one chunk of columns; it can be sent to another process."""
 
-    def __init__(self, config: EnvConfig) -> None:
-        self._config = config
+    @property
+    def mode(self) -> Mode:
+        """How the policy acts."""
+
+    def __call__(self, columns: range, envs: Environments, actor: Actor, check: Callable[[], None]) -> Any:  # noqa: ANN401 - whatever it makes
+        """Do it. A pure function of (policy, columns)."""
+
+
+class Chunks:
+    """Splits columns into chunks, and keeps the environments of each width; with workers, these have their own."""
+
+    def __init__(self, config: EnvConfig, workers: Workers | None = None) -> None:
+        self._config, self.workers = config, workers
         self._environments: dict[int, Environments] = {}
         self.width = config.chunk_size or config.num_envs
 
     def split(self, columns: int) -> Iterator[tuple[range, Environments]]:
         """Give each chunk's columns and the environments to play them in."""
-        for start in range(0, columns, self.width):
-            chunk = range(start, min(start + self.width, columns))
+        for chunk in self.ranges(columns):
             yield chunk, self.environments(len(chunk))
+
+    def ranges(self, columns: int) -> list[range]:
+        """Give each chunk's columns."""
+        return [range(start, min(start + self.width, columns)) for start in range(0, columns, self.width)]
+
+    def map(self, play: Play, columns: int, policy: Policy, check: Callable[[], None]) -> list[Any]:
+        """Do one thing with every chunk, here or in workers: the results in the order of the columns."""
+        if self.workers is not None:
+            chunks = self.ranges(columns)
+            return self.workers.run(policy, len(chunks), lambda n, _: _InWorker(self._config, play, chunks[n]), check)
+        actor = policy.actor(play.mode)
+        return [play(chunk, envs, actor, check) for chunk, envs in self.split(columns)]
 
     def environments(self, width: int) -> Environments:
         """Give `width` environments side by side, the same ones every time."""
@@ -129,9 +153,41 @@ class Chunks:
         return self._environments[width]
 
     def close(self) -> None:
-        """Free what the simulators hold."""
-        for environments in self._environments.values():
-            environments.close()
+        """Free what the simulators hold, and end the workers."""
+        try:
+            for environments in self._environments.values():
+                environments.close()
+        finally:
+            if self.workers is not None:
+                self.workers.close()
+
+
+@dataclass(frozen=True)
+class _InWorker:
+    config: EnvConfig
+    play: Play
+    columns: range
+
+    def __call__(self, kept: dict[Any, Any], policy: Policy, check: Callable[[], None]) -> Any:  # noqa: ANN401 - the play's
+        chunks = kept.setdefault("chunks", Chunks(self.config))
+        envs = chunks.environments(len(self.columns))
+        return self.play(self.columns, envs, policy.actor(self.play.mode), check)
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Collect one whole episode in every column."""
+
+    config: Config
+    iteration: int
+    mode: Mode = "sampled"
+
+    def __call__(self, columns: range, envs: Environments, actor: Actor, check: Callable[[], None]) -> Trajectories:
+        """Collect a chunk."""
+        config, iteration = self.config, self.iteration
+        seeds = [derived_seed(config.seed, Purpose.RESET, iteration, n // config.group_size) for n in columns]
+        random = generator(config.seed, Purpose.ACT, iteration, columns.start)
+        return to_trajectories(list(play(envs, actor, seeds, random, config.rollout.horizon, check)))
 
 
 def collect_episodes(
@@ -142,13 +198,34 @@ def collect_episodes(
     Raises: EnvironmentFailure.
     """
     assert config.rollout.episodes is not None
-    actor = policy.actor("sampled")
-    parts = []
-    for columns, envs in chunks.split(config.rollout.episodes):
-        seeds = [derived_seed(config.seed, Purpose.RESET, iteration, n // config.group_size) for n in columns]
-        random = generator(config.seed, Purpose.ACT, iteration, columns.start)
-        parts.append(to_trajectories(list(play(envs, actor, seeds, random, config.rollout.horizon, check))))
-    return pad_columns(parts)
+    return pad_columns(chunks.map(Collect(config, iteration), config.rollout.episodes, policy, check))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Play one whole episode in every column: undiscounted and discounted returns and lengths, [3, N]."""
+
+    mode: Mode
+    gamma: float
+    horizon: int | None
+    seed: int
+    purposes: tuple[Purpose, Purpose]
+    indices: tuple[int, ...]
+
+    def __call__(self, columns: range, envs: Environments, actor: Actor, check: Callable[[], None]) -> Array:
+        """Measure a chunk. Raises: EnvironmentFailure if a return is not finite."""
+        seeds = [derived_seed(self.seed, self.purposes[0], *self.indices, column) for column in columns]
+        random = generator(self.seed, self.purposes[1], *self.indices, columns.start)
+        sums = np.zeros((3, len(columns)))
+        discount = 1.0
+        for transition in play(envs, actor, seeds, random, self.horizon, check):
+            rewards = np.where(transition.running, transition.rewards, 0.0).astype(np.float64, copy=False)
+            sums += (rewards, discount * rewards, transition.running)
+            discount *= self.gamma
+        if not np.isfinite(sums).all():
+            worst = seeds[int(np.flatnonzero(~np.isfinite(sums).all(0))[0])]
+            raise EnvironmentFailure(f"non-finite rewards in the evaluation episode with reset seed {worst}")
+        return sums
 
 
 def ended_episodes(trajectories: Trajectories, gamma: float) -> list[Ended]:

@@ -29,6 +29,7 @@ from pgcli.sampling.rollout import (
     endless,
     to_trajectories,
 )
+from pgcli.sampling.workers import Workers
 
 Array = NDArray[Any]
 Check = Callable[[], None]
@@ -37,6 +38,9 @@ Lasting = NativeEnvironments | SingleEnvironments
 
 class Sampler(Protocol):
     """Collects, and knows what a resumed run needs to go on collecting."""
+
+    lost: int
+    """Environments that the last `collect` could not bring back in a worker that replaced another."""
 
     def collect(self, policy: Policy, iteration: int, check: Check) -> Rollout:
         """Collect for one iteration; `check` is called before every step, and what it raises leaves the state alone.
@@ -62,11 +66,13 @@ class Sampler(Protocol):
 
 def make_sampler(config: Config, chunks: Chunks) -> Sampler:
     """Build the sampler that `rollout` asks for."""
-    return Episodes(config, chunks) if config.rollout.steps is None else Segments(config)
+    return Episodes(config, chunks) if config.rollout.steps is None else Segments(config, chunks.workers)
 
 
 class Episodes:
     """Whole episodes: each iteration a pure function of the policy, so there is no state."""
+
+    lost = 0
 
     def __init__(self, config: Config, chunks: Chunks) -> None:
         self._config, self._chunks = config, chunks
@@ -113,6 +119,156 @@ def _way(envs: Lasting, way: list[Array] | dict[str, Array]) -> list[Array] | di
     return envs.arrays() if isinstance(envs, NativeEnvironments) else way
 
 
+def _seed(config: Config, column: int, episode: int) -> int:
+    return derived_seed(config.seed, Purpose.RESET, column, episode)
+
+
+def _begin(config: Config, chunk: range, envs: Lasting, policy: Policy) -> _Columns:
+    n, nothing = len(chunk), policy.actor("sampled").start(len(chunk))
+    obs = envs.reset([_seed(config, column, 0) for column in chunk])
+    counts, way = np.zeros(n, int), _way(envs, [np.empty(0)] * n)
+    return _Columns(counts, np.zeros(n, bool), obs, counts, np.zeros(n), np.zeros(n), nothing, way)
+
+
+def _go_on(
+    config: Config, chunk: range, envs: Lasting, state: _Columns, policy: Policy, iteration: int, check: Check
+) -> Segment:
+    actor, gamma = policy.actor("sampled"), config.algorithm.gamma
+    random = generator(config.seed, Purpose.ACT, iteration, chunk.start)
+    if isinstance(envs, NativeEnvironments):
+        envs.seed(derived_seed(config.seed, Purpose.RESET, iteration, chunk.start))
+    episode, obs, running = state.episode.copy(), state.obs, ~state.over
+    memory = state.memory
+    returns, discounted, lengths = state.returns.copy(), state.discounted.copy(), state.lengths
+    resets = np.full(len(chunk), -1)  # the last row of each column that reset
+    rows, ended = [], list[Ended]()
+    for t in range(config.rollout.steps or 0):
+        check()
+        if t % NOISE_ROWS == 0:
+            noise = actor.noise(random, NOISE_ROWS, len(chunk))
+        actions, memory = actor.respond(obs, noise[t % NOISE_ROWS], memory)
+        next_obs, rewards, terminated, truncated = envs.step(actor.for_environment(actions), running)
+        over = terminated | truncated
+        if not running.all():
+            rewards, over = np.where(running, rewards, 0.0), over & running
+            episode += ~running
+            resets[~running] = t
+            memory = np.where(running[:, None], memory, 0)
+            fresh = np.flatnonzero(~running).tolist()
+            next_obs = envs.restart({n: _seed(config, chunk[n], int(episode[n])) for n in fresh})
+        returns += rewards
+        discounted += gamma**lengths * rewards
+        lengths = lengths + running
+        for column in np.flatnonzero(over).tolist():
+            how = "terminated" if terminated[column] else "truncated"
+            ended.append(Ended(float(returns[column]), float(discounted[column]), int(lengths[column]), how))
+            returns[column] = discounted[column] = lengths[column] = 0
+        rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))
+        obs, running = next_obs, ~over
+    if lengths.max() > MAX_EPISODE_STEPS:
+        raise endless()
+    before = torch.from_numpy(state.memory) if actor.state_size else None
+    trajectories = replace(to_trajectories(rows), memory=before)
+    way = state.way
+    if isinstance(way, list):
+        drawn = trajectories.actions.numpy()
+        way = [
+            drawn[:0, n]
+            if not running[n]
+            else drawn[reset + 1 :, n]
+            if reset >= 0 or not len(old)
+            else np.concatenate((old, drawn[:, n]))
+            for n, (reset, old) in enumerate(zip(resets.tolist(), way, strict=True))
+        ]
+    then = _Columns(episode, ~running, obs, lengths, returns, discounted, memory, _way(envs, way))
+    return trajectories, ended, then
+
+
+def _bring_back(
+    config: Config, chunk: range, envs: Lasting, state: _Columns, policy: Policy, check: Check
+) -> tuple[_Columns, int]:
+    """Bring environments to a state; a column that does not come back, of which the number is told, begins anew."""
+    if isinstance(state.way, dict):
+        assert isinstance(envs, NativeEnvironments)
+        envs.reset([0])
+        envs.put_back(state.way)
+        return state, 0
+    came_back = _replay(config, chunk, envs, state, _padded(state.way), policy, check) | state.over
+    lengths, returns, discounted = (np.where(came_back, x, 0) for x in (state.lengths, state.returns, state.discounted))
+    way = [actions[:length] for actions, length in zip(state.way, lengths.tolist(), strict=True)]
+    over = state.over | ~came_back
+    after = replace(state, over=over, lengths=lengths, returns=returns, discounted=discounted, way=way)
+    return after, int((~came_back).sum())
+
+
+def _replay(
+    config: Config, chunk: range, envs: Lasting, state: _Columns, actions: Array, policy: Policy, check: Check
+) -> Array:
+    """Execute the actions since the reset; say of each column whether it reached the observation that it should."""
+    actor = policy.actor("sampled")
+    obs = envs.reset([_seed(config, *one) for one in zip(chunk, state.episode.tolist(), strict=True)])
+    alive = ~state.over
+    for t, row in enumerate(actions):
+        check()
+        running = (t < state.lengths) & alive
+        if not running.any():
+            break
+        obs, _, terminated, truncated = envs.step(actor.for_environment(row), running)
+        alive &= ~(terminated | truncated)
+    same = [obs[n].tobytes() == state.obs[n].tobytes() for n in range(len(chunk))]
+    reached: Array = alive & np.array(same)
+    return reached
+
+
+def _padded(actions: list[Array]) -> Array:
+    padded = np.zeros((max(map(len, actions)), len(actions), *actions[0].shape[1:]), actions[0].dtype)
+    for column, one in enumerate(actions):
+        padded[: len(one), column] = one
+    return padded
+
+
+Segment = tuple[Trajectories, list[Ended], _Columns]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Bring a chunk to `state`, if the worker is not there; and go on, if there is an iteration to do."""
+
+    config: Config
+    chunk: range
+    iteration: int | None
+    state: _Columns | None
+    there: bool
+
+    def __call__(self, kept: dict[Any, Any], policy: Policy, check: Check) -> tuple[Segment | _Columns, int]:
+        config, chunk, lost = self.config, self.chunk, 0
+        if chunk not in kept:
+            kept[chunk] = _Kept(make_lasting(config.env, len(chunk)))
+        mine: _Kept = kept[chunk]
+        if not self.there:
+            if self.state is None:
+                mine.state = _begin(config, chunk, mine.envs, policy)
+            else:
+                mine.state, lost = _bring_back(config, chunk, mine.envs, self.state, policy, check)
+        assert mine.state is not None
+        if self.iteration is None:
+            return mine.state, lost
+        segment = _go_on(config, chunk, mine.envs, mine.state, policy, self.iteration, check)
+        mine.state = segment[2]
+        return segment, lost
+
+
+@dataclass
+class _Kept:
+    """A chunk in its worker."""
+
+    envs: Lasting
+    state: _Columns | None = None
+
+    def close(self) -> None:
+        self.envs.close()
+
+
 class Segments:
     """`rollout.steps` rows of `env.num_envs` environments that go on from one iteration to the next.
 
@@ -122,94 +278,54 @@ class Segments:
     to the bit. A native form gets a new generator at every iteration, and its state is in its arrays.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, workers: Workers | None = None) -> None:
         assert config.rollout.steps is not None
-        self._config, self._steps = config, config.rollout.steps
+        self._config, self._workers, self.lost = config, workers, 0
         width, count = config.env.chunk_size or config.env.num_envs, config.env.num_envs
         self._chunks = [range(start, min(start + width, count)) for start in range(0, count, width)]
-        self._environments = [make_lasting(config.env, len(chunk)) for chunk in self._chunks]
+        if workers is None:
+            self._environments = [make_lasting(config.env, len(chunk)) for chunk in self._chunks]
+        else:  # one of each width, which only shows what a state looks like
+            shown = {width: make_lasting(config.env, width) for width in {len(chunk) for chunk in self._chunks}}
+            self._environments = [shown[len(chunk)] for chunk in self._chunks]
         self._states: list[_Columns] | None = None  # after the last iteration, one per chunk
         self._before: list[_Columns] | None = None  # after the one before it
+        self._at: list[tuple[object, _Columns]] = []  # the worker that has a chunk, and the state in which it has it
 
     def collect(self, policy: Policy, iteration: int, check: Check) -> Rollout:
         """Go on for `rollout.steps` rows."""
-        states = self._states or [
-            self._begin(chunk, envs, policy) for chunk, envs in zip(self._chunks, self._environments, strict=True)
-        ]
-        parts, episodes, after = [], [], []
-        for chunk, envs, state in zip(self._chunks, self._environments, states, strict=True):
-            trajectories, ended, then = self._go_on(chunk, envs, state, policy, iteration, check)
-            parts.append(trajectories)
-            episodes += ended
-            after.append(then)
-        self._before, self._states = self._states, after
-        return Rollout(pad_columns(parts), episodes)
+        config = self._config
+        if self._workers is None:
+            places = zip(self._chunks, self._environments, strict=True)
+            states = self._states or [_begin(config, chunk, envs, policy) for chunk, envs in places]
+            segments = [
+                _go_on(config, chunk, envs, state, policy, iteration, check)
+                for chunk, envs, state in zip(self._chunks, self._environments, states, strict=True)
+            ]
+        else:
+            segments, self.lost = self._in_workers(self._workers, self._states, policy, iteration, check)
+            self._at = [(self._workers.of(n), segment[2]) for n, segment in enumerate(segments)]
+        self._before, self._states = self._states, [then for _, _, then in segments]
+        return Rollout(
+            pad_columns([part for part, _, _ in segments]), [one for _, ended, _ in segments for one in ended]
+        )
+
+    def _in_workers(
+        self, workers: Workers, states: list[_Columns] | None, policy: Policy, iteration: int | None, check: Check
+    ) -> tuple[list[Any], int]:
+        """Let every chunk be in its state, and go on if there is an iteration; count what did not come back."""
+
+        def task(number: int, worker: object) -> _Task:
+            state = None if states is None else states[number]
+            there = bool(self._at) and self._at[number][0] is worker and self._at[number][1] is state
+            return _Task(self._config, self._chunks[number], iteration, None if there else state, there)
+
+        done = workers.run(policy, len(self._chunks), task, check)
+        return [result for result, _ in done], sum(lost for _, lost in done)
 
     def take_back(self) -> None:
         """Let the state be that of before the last `collect`; the simulators have gone on, and are of no use then."""
         self._states = self._before
-
-    def _begin(self, chunk: range, envs: Lasting, policy: Policy) -> _Columns:
-        n, nothing = len(chunk), policy.actor("sampled").start(len(chunk))
-        obs = envs.reset([self._seed(column, 0) for column in chunk])
-        counts, way = np.zeros(n, int), _way(envs, [np.empty(0)] * n)
-        return _Columns(counts, np.zeros(n, bool), obs, counts, np.zeros(n), np.zeros(n), nothing, way)
-
-    def _seed(self, column: int, episode: int) -> int:
-        return derived_seed(self._config.seed, Purpose.RESET, column, episode)
-
-    def _go_on(
-        self, chunk: range, envs: Lasting, state: _Columns, policy: Policy, iteration: int, check: Check
-    ) -> tuple[Trajectories, list[Ended], _Columns]:
-        actor, gamma = policy.actor("sampled"), self._config.algorithm.gamma
-        random = generator(self._config.seed, Purpose.ACT, iteration, chunk.start)
-        if isinstance(envs, NativeEnvironments):
-            envs.seed(derived_seed(self._config.seed, Purpose.RESET, iteration, chunk.start))
-        episode, obs, running = state.episode.copy(), state.obs, ~state.over
-        memory = state.memory
-        returns, discounted, lengths = state.returns.copy(), state.discounted.copy(), state.lengths
-        resets = np.full(len(chunk), -1)  # the last row of each column that reset
-        rows, ended = [], list[Ended]()
-        for t in range(self._steps):
-            check()
-            if t % NOISE_ROWS == 0:
-                noise = actor.noise(random, NOISE_ROWS, len(chunk))
-            actions, memory = actor.respond(obs, noise[t % NOISE_ROWS], memory)
-            next_obs, rewards, terminated, truncated = envs.step(actor.for_environment(actions), running)
-            over = terminated | truncated
-            if not running.all():
-                rewards, over = np.where(running, rewards, 0.0), over & running
-                episode += ~running
-                resets[~running] = t
-                memory = np.where(running[:, None], memory, 0)
-                fresh = np.flatnonzero(~running).tolist()
-                next_obs = envs.restart({n: self._seed(chunk[n], int(episode[n])) for n in fresh})
-            returns += rewards
-            discounted += gamma**lengths * rewards
-            lengths = lengths + running
-            for column in np.flatnonzero(over).tolist():
-                how = "terminated" if terminated[column] else "truncated"
-                ended.append(Ended(float(returns[column]), float(discounted[column]), int(lengths[column]), how))
-                returns[column] = discounted[column] = lengths[column] = 0
-            rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))
-            obs, running = next_obs, ~over
-        if lengths.max() > MAX_EPISODE_STEPS:
-            raise endless()
-        before = torch.from_numpy(state.memory) if actor.state_size else None
-        trajectories = replace(to_trajectories(rows), memory=before)
-        way = state.way
-        if isinstance(way, list):
-            drawn = trajectories.actions.numpy()
-            way = [
-                drawn[:0, n]
-                if not running[n]
-                else drawn[reset + 1 :, n]
-                if reset >= 0 or not len(old)
-                else np.concatenate((old, drawn[:, n]))
-                for n, (reset, old) in enumerate(zip(resets.tolist(), way, strict=True))
-            ]
-        then = _Columns(episode, ~running, obs, lengths, returns, discounted, memory, _way(envs, way))
-        return trajectories, ended, then
 
     def state_dict(self) -> dict[str, Tensor]:
         """Give where the environments are, and what it takes to bring them there."""
@@ -228,10 +344,7 @@ class Segments:
             else:
                 actions += state.way
         if actions:
-            padded = np.zeros((max(map(len, actions)), len(actions), *actions[0].shape[1:]), actions[0].dtype)
-            for column, one in enumerate(actions):
-                padded[: len(one), column] = one
-            arrays["actions"] = padded
+            arrays["actions"] = _padded(actions)
         return {f"sampler.{name}": torch.from_numpy(array) for name, array in arrays.items()}
 
     def load_state_dict(self, tensors: dict[str, Tensor], policy: Policy) -> int:
@@ -242,40 +355,25 @@ class Segments:
         nothing = policy.actor("sampled").start(self._config.env.num_envs)
         columns = self._check(arrays, nothing)
         arrays = {"memory": nothing} | arrays
-        states, lost = [], 0
+        states = []
         for number, (chunk, envs) in enumerate(zip(self._chunks, self._environments, strict=True)):
             part = {name: arrays[name][chunk.start : chunk.stop] for name in columns}
+            way: list[Array] | dict[str, Array]
             if isinstance(envs, NativeEnvironments):
                 way = {name: arrays[f"{number}.{name}"] for name in envs.arrays()}
-                envs.put_back(way)
-                states.append(_Columns(**part, way=way))
-                continue
-            actions = arrays["actions"][:, chunk.start : chunk.stop]
-            came_back = self._replay(chunk, envs, part, actions, policy) | part["over"]
-            lost += int((~came_back).sum())
-            for name in ("lengths", "returns", "discounted"):
-                part[name] = np.where(came_back, part[name], 0)
-            since = [actions[:length, n] for n, length in enumerate(part["lengths"].tolist())]
-            states.append(_Columns(**part | {"over": part["over"] | ~came_back}, way=since))
-        self._states = states
+            else:
+                way = [arrays["actions"][:length, n] for n, length in zip(chunk, part["lengths"].tolist(), strict=True)]
+            states.append(_Columns(**part, way=way))
+        if self._workers is None:
+            self._states, lost = [], 0
+            for chunk, envs, state in zip(self._chunks, self._environments, states, strict=True):
+                there, missing = _bring_back(self._config, chunk, envs, state, policy, lambda: None)
+                self._states.append(there)
+                lost += missing
+            return lost
+        self._states, lost = self._in_workers(self._workers, states, policy, None, lambda: None)
+        self._at = [(self._workers.of(n), state) for n, state in enumerate(self._states)]
         return lost
-
-    def _replay(
-        self, chunk: range, envs: SingleEnvironments, part: dict[str, Array], actions: Array, policy: Policy
-    ) -> Array:
-        """Execute the actions since the reset; say of each column whether it reached the observation that it should."""
-        actor = policy.actor("sampled")
-        obs = envs.reset([self._seed(*one) for one in zip(chunk, part["episode"].tolist(), strict=True)])
-        alive = ~part["over"]
-        for t, row in enumerate(actions):
-            running = (t < part["lengths"]) & alive
-            if not running.any():
-                break
-            obs, _, terminated, truncated = envs.step(actor.for_environment(row), running)
-            alive &= ~(terminated | truncated)
-        same = [obs[n].tobytes() == part["obs"][n].tobytes() for n in range(len(chunk))]
-        reached: Array = alive & np.array(same)
-        return reached
 
     def _check(self, arrays: dict[str, Array], memory: Array) -> list[str]:
         """Raise CheckpointError unless the arrays are a state of these environments; name those of `_Columns`."""
@@ -305,5 +403,5 @@ class Segments:
 
     def close(self) -> None:
         """Free what the simulators hold."""
-        for envs in self._environments:
+        for envs in dict.fromkeys(self._environments):
             envs.close()

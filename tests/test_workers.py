@@ -1,0 +1,178 @@
+"""Worker processes: the same bytes as in this process, whatever happens to a worker."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from helpers import Array, Counting
+from kills import CASES
+
+from pgcli.config import load_config
+from pgcli.errors import EnvironmentFailure, Interrupted
+from pgcli.experiment import Request, run_experiment
+from pgcli.records import Notice, Record
+from pgcli.runs import checkpoints
+from pgcli.sampling import workers
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
+
+
+class Troubled(Counting):
+    """Is killed, stopped or ended in its 20th step, once: while there is no file `once`; raises at every 20th step."""
+
+    steps = 0
+
+    def __init__(self, trouble: str, once: str = "") -> None:
+        super().__init__()
+        self.trouble, self.once = trouble, once
+
+    def step(self, action: np.int64) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        Troubled.steps += 1
+        if Troubled.steps >= 20 and not (self.once and Path(self.once).exists()):
+            if self.once:
+                Path(self.once).touch()
+            match self.trouble:
+                case "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "stop":
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                case "exit":
+                    os._exit(7)
+        return super().step(action)
+
+
+gym.register("Troubled-v0", entry_point="test_workers:Troubled")
+
+SHORT = ("evaluation.episodes=3", "evaluation.every=2", "evaluation.stop_at_return=null", "training.env_steps=null")
+
+
+def run(path: Path, name: str, *overrides: str, resume: bool = False, **how: Any) -> list[Record]:
+    shown: list[Record] = []
+    run_experiment(Request(load_config(name, list(overrides)), path, [], resume), shown.append, **how)
+    return shown
+
+
+def digests(path: Path) -> dict[str, Any]:
+    last = sorted((path / "checkpoints").glob("iteration-*.safetensors"))[-1]
+    found: dict[str, Any] = {
+        name: hashlib.sha256((path / name).read_bytes()).hexdigest()
+        for name in ("metrics.csv", "evaluations.csv", "episodes.csv")
+    }
+    state = checkpoints.load(last)
+    return found | {name: (str(x.dtype), x.numpy().tobytes()) for name, x in state.tensors.items()}
+
+
+THREE = ("env.num_envs=6", "env.chunk_size=2", "training.iterations=3")  # chunks
+
+
+@pytest.mark.parametrize("case", ["native episodes", "segments", "reuse", "a Gaussian, normalised", "memory and a mask"])
+def test_two_workers_give_the_bytes_of_this_process(case: str, tmp_path: Path) -> None:
+    name, *overrides = CASES[case]
+    more = (*THREE, "algorithm.num_minibatches=1") if "segments" in case else THREE
+    run(tmp_path / "0", name, *overrides, *more)
+    run(tmp_path / "2", name, *overrides, *more, "sampling.workers=2")
+    assert digests(tmp_path / "2") == digests(tmp_path / "0")
+
+
+def test_groups_in_one_worker_and_one_chunk_for_three_with_a_notice(tmp_path: Path) -> None:
+    overrides = (*SHORT, "training.iterations=2", "env.max_episode_steps=30")
+    run(tmp_path / "0", "cartpole/grpo", *overrides)
+    run(tmp_path / "1", "cartpole/grpo", *overrides, "sampling.workers=1")
+    shown = run(tmp_path / "3", "cartpole/grpo", *overrides, "sampling.workers=3", "env.num_envs=64")
+    assert digests(tmp_path / "1") == digests(tmp_path / "0")
+    notices = [record.text for record in shown if isinstance(record, Notice)]
+    assert "3 workers share 1 chunks; a smaller `env.chunk_size` makes more" in notices
+
+
+def troubled(trouble: str, once: str, *more: str) -> tuple[str, ...]:
+    kwargs = f"env.kwargs={{trouble: {trouble}, once: '{once}'}}"
+    return ("cartpole", "env.id=test_workers:Troubled-v0", kwargs, *SHORT, *THREE, *more)
+
+
+EPISODES = ("rollout.episodes=6",)
+SEGMENTS = ("rollout.episodes=null", "rollout.steps=9", "algorithm.baseline=value", "algorithm.returns=lambda_return")
+
+
+@pytest.mark.parametrize("rollout", [EPISODES, SEGMENTS], ids=["episodes", "segments"])
+@pytest.mark.parametrize("trouble", ["kill", "stop"])
+def test_a_worker_that_dies_or_hangs_is_replaced_and_nothing_shows(
+    trouble: str, rollout: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = tmp_path / "once"
+    once.touch()
+    run(tmp_path / "0", *troubled(trouble, str(once), *rollout))
+    once.unlink()
+    if trouble == "stop":
+        monkeypatch.setattr(workers, "HANG_SECONDS", 5.0)
+    run(tmp_path / "2", *troubled(trouble, str(once), *rollout, "sampling.workers=2"))
+    assert once.exists()
+    assert digests(tmp_path / "2") == digests(tmp_path / "0")
+
+
+def test_a_chunk_whose_worker_ends_three_times_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFailure, match="worker process of chunk 0 ended itself with exit code 7, 3 times"):
+        run(tmp_path / "run", *troubled("exit", "", *EPISODES, "sampling.workers=1"))
+
+
+def test_a_fault_in_a_worker_is_told_as_in_this_process(tmp_path: Path) -> None:
+    faults = []
+    for count in (0, 2):
+        with pytest.raises(EnvironmentFailure) as caught:
+            run(
+                tmp_path / str(count),
+                *("cartpole", "env.id=helpers:Counting-v0", "env.kwargs={fault: inf reward, at: 3}", *SHORT, *THREE),
+                *("rollout.episodes=6", f"sampling.workers={count}"),
+            )
+        fault = caught.value
+        faults.append((fault.message.replace(f"/{count}/", "/"), fault.hint, fault.seed, fault.reproduction))
+    assert "non-finite reward" in faults[0][0]
+    assert faults[0][3]
+    assert [str(x).replace("/2", "/0") for x in faults[1]] == [str(x).replace("/2", "/0") for x in faults[0]]
+
+
+def test_a_run_is_resumed_with_another_number_of_workers(tmp_path: Path) -> None:
+    name, *overrides = CASES["Box2D"]
+    settings = [*overrides, *THREE, "algorithm.num_minibatches=1"]
+    run(tmp_path / "whole", name, *settings)
+
+    def stop() -> None:
+        if (tmp_path / "cut/metrics.csv").is_file() and (tmp_path / "cut/metrics.csv").read_bytes().count(b"\n") > 2:
+            raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run(tmp_path / "cut", name, *settings, "sampling.workers=1", check=stop)
+    run(tmp_path / "cut", name, *settings, "sampling.workers=2", resume=True)
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+
+
+def children_of(pid: int) -> list[int]:
+    """Name the processes that were started by the fork server of a process."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    servers = {child for child, parent in parents if parent == pid}
+    return [child for child, parent in parents if parent in servers]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ps")
+def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pgcli", "train", "lunar-lander/ppo", "env.chunk_size=8", "sampling.workers=2"]
+    with subprocess.Popen([*command, "--run-dir", str(tmp_path / "run")], stderr=subprocess.DEVNULL) as parent:
+        metrics = tmp_path / "run/metrics.csv"
+        while not (metrics.is_file() and metrics.read_bytes().count(b"\n") > 1):
+            assert parent.poll() is None
+            time.sleep(0.1)
+        found = children_of(parent.pid)
+        parent.kill()
+    time.sleep(2)
+    assert len(found) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in found)
