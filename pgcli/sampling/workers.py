@@ -134,10 +134,8 @@ class Workers:
                 )
         start = head
         for array in arrays:
-            into = np.frombuffer(self._shared.buf, array.dtype, array.size, start)
-            into[:] = array.ravel()
+            _view(self._shared, array.dtype, array.size, start)[:] = array.ravel()
             start += array.nbytes
-            del into
 
     def _ask(self, place: int, count: int, job: Callable[[int, object], Job]) -> _Worker:
         assert self._shared is not None
@@ -218,7 +216,7 @@ class _Worker:
         buffers, start = [], 0
         for size in sizes:
             copy = np.empty(size, np.uint8)
-            copy[:] = np.frombuffer(self._block.buf, np.uint8, size, start)
+            copy[:] = _view(self._block, np.uint8, size, start)
             buffers.append(copy)
             start += size
         return pickle.loads(data, buffers=buffers), failures
@@ -242,7 +240,7 @@ class _Worker:
             _free(self._block)
 
     def _head(self, entry: int) -> int:
-        return int(np.frombuffer(self._shared.buf, np.int64, 1, _HEAD * self._place + 8 * entry)[0])
+        return int(_view(self._shared, np.int64, 1, _HEAD * self._place + 8 * entry)[0])
 
 
 def _reserve(size: int) -> SharedMemory | None:
@@ -258,6 +256,11 @@ def _reserve(size: int) -> SharedMemory | None:
         _free(block)
         return None
     return block
+
+
+def _view(block: SharedMemory, dtype: Any, count: int, start: int) -> NDArray[Any]:  # noqa: ANN401 - a dtype or a type
+    assert block.buf is not None
+    return np.frombuffer(block.buf, dtype, count, start)
 
 
 def _free(block: SharedMemory) -> None:
@@ -295,7 +298,7 @@ def _work(
     os.chdir(folder)
     torch.set_num_threads(1)
     shared = SharedMemory(shared_name)
-    head: NDArray[np.int64] = np.frombuffer(shared.buf, np.int64, 2, _HEAD * place)
+    head: NDArray[np.int64] = _view(shared, np.int64, 2, _HEAD * place)
     head[:] = 0
     policy: Policy | None = None
     block: SharedMemory | None = None
@@ -339,7 +342,7 @@ def _work(
             continue
         start = 0
         for buffer in buffers:
-            block.buf[start : start + len(buffer)] = buffer
+            _view(block, np.uint8, len(buffer), start)[:] = buffer
             start += len(buffer)
         connection.send(("shared", data, sizes, failures))
     failure: Exception | None = None
@@ -376,7 +379,7 @@ def _read(policy: Policy, shared: SharedMemory, start: int) -> None:
     """Take the parameters that the parent wrote."""
     for tensor in parameters_of(policy, None).values():
         array = tensor.numpy()
-        array[...] = np.frombuffer(shared.buf, array.dtype, array.size, start).reshape(array.shape)
+        array[...] = _view(shared, array.dtype, array.size, start).reshape(array.shape)
         start += array.nbytes
 
 
