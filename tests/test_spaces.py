@@ -426,6 +426,24 @@ def test_an_agent_in_a_notebook_refuses_what_is_no_observation() -> None:
 
 
 @pytest.mark.parametrize(
+    "actions",
+    [
+        spaces.Box(0, 5, (2,), np.int64),
+        spaces.Text(3),
+        spaces.Dict({"a": spaces.Discrete(2)}),
+        spaces.Tuple((spaces.Discrete(2),)),
+        spaces.Sequence(spaces.Discrete(2)),
+    ],
+    ids=str,
+)
+def test_actions_that_no_policy_draws_are_refused_with_those_that_it_does(actions: spaces.Space[Any]) -> None:
+    with pytest.raises(EnvironmentFailure, match="is not supported; Discrete, MultiDiscrete, MultiBinary") as refusal:
+        policy_for(spaces.Box(-1, 1, (2,)), actions)
+    assert type(actions).__name__ in refusal.value.message
+    assert "module:Class" in refusal.value.hint
+
+
+@pytest.mark.parametrize(
     ("space", "actions", "settings", "message"),
     [
         (spaces.Box(0, 1, (0,)), spaces.Discrete(2), {"memory": "gru"}, "nothing to remember"),
