@@ -29,17 +29,17 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
 
 
 class Troubled(Counting):
-    """In a worker, is killed, stopped or ended after 20 steps; only once, if there is a file `once` to be made."""
+    """In a worker, is killed, stopped or ended after `after` steps; only once, if there is a file `once` to be made."""
 
     steps = 0
 
-    def __init__(self, trouble: str, once: str = "") -> None:
+    def __init__(self, trouble: str, once: str = "", after: int = 20) -> None:
         super().__init__()
-        self.trouble, self.once = trouble, once
+        self.trouble, self.once, self.after = trouble, once, after
 
     def step(self, action: np.int64) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         Troubled.steps += 1
-        if parent_process() and Troubled.steps >= 20 and not (self.once and Path(self.once).exists()):
+        if parent_process() and Troubled.steps >= self.after and not (self.once and Path(self.once).exists()):
             if self.once:
                 Path(self.once).touch()
             match self.trouble:
@@ -98,7 +98,7 @@ def test_groups_in_one_worker_and_one_chunk_for_three_with_a_notice(tmp_path: Pa
 
 
 def troubled(trouble: str, once: str, *more: str) -> tuple[str, ...]:
-    kwargs = f"env.kwargs={{trouble: {trouble}, once: '{once}'}}"
+    kwargs = f"env.kwargs={{trouble: {trouble}, once: '{once}', after: {70 if SEGMENTS[1] in more else 20}}}"
     return ("cartpole", "env.id=test_workers:Troubled-v0", kwargs, *SHORT, *THREE, *more)
 
 
