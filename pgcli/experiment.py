@@ -221,6 +221,9 @@ def _train(
         save()
         for record in train(config, agent, chunks, sampler, counters, check):
             if isinstance(record, Iteration):
+                if sampler.lost:
+                    directory.mark_inexact()
+                    watch(Notice(f"{sampler.lost} environments did not come back in a new worker: new episodes"))
                 directory.add_iteration(record)
                 if asked_to_save() or (every is not None and counters.iteration % every == 0):
                     save()
@@ -229,8 +232,6 @@ def _train(
                 if directory.add_evaluation(record):
                     save(best=True)
             watch(record)
-            if isinstance(record, Iteration) and sampler.lost:
-                watch(Notice(f"{sampler.lost} environments did not come back in a new worker: new episodes"))
             check()
         save()
     except Interrupted as interruption:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -53,6 +54,17 @@ class Troubled(Counting):
 
 
 gym.register("Troubled-v0", entry_point="test_workers:Troubled")
+
+
+class Personal(Troubled):
+    """Shows the number of its process: in another one it does not come back to where it was."""
+
+    def step(self, action: np.int64) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        obs, *rest = super().step(action)
+        return (obs + np.float32(os.getpid() % 9973)).astype(np.float32), *rest  # type: ignore[return-value]
+
+
+gym.register("Personal-v0", entry_point="test_workers:Personal")
 
 SHORT = ("evaluation.episodes=3", "evaluation.every=2", "evaluation.stop_at_return=null", "training.env_steps=null")
 
@@ -120,6 +132,15 @@ def test_a_worker_that_dies_or_hangs_is_replaced_and_nothing_shows(
     run(tmp_path / "2", *troubled(trouble, str(once), *rollout, "sampling.workers=2"))
     assert once.exists()
     assert digests(tmp_path / "2") == digests(tmp_path / "0")
+
+
+def test_a_run_whose_environments_do_not_come_back_in_a_new_worker_is_marked(tmp_path: Path) -> None:
+    once = tmp_path / "once"
+    words = troubled("kill", str(once), *SEGMENTS, "sampling.workers=2")
+    told = run(tmp_path / "run", *(word.replace("Troubled-v0", "Personal-v0") for word in words))
+    assert once.exists()
+    assert any(isinstance(one, Notice) and "did not come back in a new worker" in one.text for one in told)
+    assert json.loads((tmp_path / "run/run.json").read_text())["exact"] is False
 
 
 def test_a_chunk_whose_worker_ends_three_times_stops_the_run(tmp_path: Path) -> None:

@@ -161,6 +161,10 @@ class RunDirectory:
         write_whole(folder / f"{name}.py", program.encode())
         return folder / f"{name}.py"
 
+    def mark_inexact(self) -> None:
+        """Say in run.json that the run is not what it would have been without an interruption."""
+        write_json(self.path / "run.json", read_json(self.path / "run.json") | {"exact": False})
+
     def set_status(self, status: str, **more: object) -> None:
         """Write status.json."""
         write_json(self.path / "status.json", {"status": status, **more})
