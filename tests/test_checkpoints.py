@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
+import socket
 import tracemalloc
 import zipfile
 from dataclasses import replace
@@ -14,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pgcli.errors import CheckpointError, RunDirectoryError, RunInUse
+from pgcli.errors import CheckpointError, PgcliError, RunDirectoryError, RunInUse
+from pgcli.report.curves import read_table
 from pgcli.runs import checkpoints
 from pgcli.runs.checkpoints import MAX_BYTES, Checkpoint, decode, follow, load, save
+from pgcli.runs.directory import _column, find_checkpoint
 from pgcli.runs.files import Table, check_columns, cut_table, write_whole
 from pgcli.runs.lock import lock
 
@@ -58,10 +64,11 @@ def test_its_bytes_are_a_function_of_the_state_and_its_metadata_one_canonical_ke
 
 def test_one_changed_bit_anywhere_is_found(content: bytes) -> None:
     for position in range(len(content)):
-        damaged = bytearray(content)
-        damaged[position] ^= 1 << position % 8
-        with pytest.raises(CheckpointError):
-            decode(bytes(damaged), "damaged")
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << bit
+            with pytest.raises(CheckpointError):
+                decode(bytes(damaged), "damaged")
 
 
 def test_a_checkpoint_cut_short_anywhere_is_found(content: bytes) -> None:
@@ -278,3 +285,105 @@ def test_a_table_of_other_columns_is_told_and_half_a_header_is_not(tmp_path: Pat
         check_columns(path, ["iteration", "x", "y"])
     path.write_text("iterat")
     check_columns(path, ["iteration", "x"])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"PK\x05\x06" + bytes(18), "a zip file"),
+        (b"\x1f\x8b\x08", "a gzip archive"),
+        (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+        (b"storages".ljust(257, b"\0") + b"ustar\0" + bytes(250), "a tar archive"),
+        (b"\x93NUMPY\x01\0", "an array of NumPy"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (bytes(4096), "nothing but zeros"),
+        (b"", "it is empty"),
+        (b"ab", "or cut short"),
+    ],
+)
+def test_a_foreign_file_is_told_by_what_it_looks_like(content: bytes, words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        decode(content, "it")
+    with pytest.raises(CheckpointError, match="a safetensors file"):
+        decode(safetensors.torch.save({"a": torch.zeros(2)}), "it")
+
+
+def test_a_body_of_another_size_than_its_header_says_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = save(tmp_path, STATE)
+    with path.open("r+b") as file:
+        file.truncate(2**31)  # a hole, which takes no room on the disk
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="its tensors have"):
+        load(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_what_is_no_regular_file_is_told_as_that(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        with pytest.raises(CheckpointError, match="not a regular file"):
+            load(path)
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(tmp_path / "socket"))
+        for path in (tmp_path / "fifo", tmp_path / "socket", Path("/dev/zero")):
+            with pytest.raises(CheckpointError, match="neither a file nor a folder"):
+                find_checkpoint(path)
+
+
+def test_the_mean_square_of_an_optimizer_may_have_overflowed() -> None:
+    found = STATE.tensors | {"optimizer.step": torch.tensor(math.inf)}
+    checkpoints.check_tensors(found, STATE.tensors, "it")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(JSON, JSON, st.dictionaries(st.text(max_size=12), JSON, max_size=2))
+def test_any_metadata_with_the_right_digests_give_a_checkpoint_or_a_sentence(
+    content: bytes, config: Any, counters: Any, entry: Json
+) -> None:
+    for changes in (
+        {"of_metadata": {"config": config}},
+        {"of_metadata": {"counters": counters}},
+        {"of_tensors": entry},
+    ):
+        with contextlib.suppress(UnicodeEncodeError):  # a name that no JSON in UTF-8 has
+            signed = forged(content, **changes)
+            with contextlib.suppress(CheckpointError):
+                decode(signed, "it").read_config("it")
+
+
+ROW = st.text('0123456789,.-+einfa\n\0"\r', max_size=12).map(str.encode) | st.binary(max_size=12)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ROW, max_size=8), st.integers(0, 12))
+def test_any_bytes_in_a_table_are_cut_or_told_and_cutting_again_changes_nothing(
+    tmp_path: Path, lines: list[bytes], iteration: int
+) -> None:
+    path = tmp_path / "any.csv"
+    path.write_bytes(b"iteration,return_mean\n0,1.5\n" + b"\n".join(lines))
+    with contextlib.suppress(RunDirectoryError):
+        rows = cut_table(path, iteration)
+        whole = path.read_bytes()
+        assert (cut_table(path, iteration), path.read_bytes()) == (rows, whole)
+        assert rows == whole.count(b"\n") - 1
+        _column(path, "return_mean")
+    with contextlib.suppress(PgcliError):
+        read_table(path, {"return_mean"})
+
+
+def test_a_damaged_row_among_whole_ones_is_no_place_to_cut(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"iteration,x\n0,1\n1,\0\n2,1\n")
+    with pytest.raises(RunDirectoryError, match="damaged before line 4"):
+        cut_table(path, 3)
+    assert cut_table(path, 1) == 1
+    path.write_bytes(b"iteration,x\n" + b"9" * 5000 + b",1\n")
+    assert cut_table(path, 3) == 0
