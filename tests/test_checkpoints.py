@@ -387,3 +387,10 @@ def test_a_damaged_row_among_whole_ones_is_no_place_to_cut(tmp_path: Path) -> No
     assert cut_table(path, 1) == 1
     path.write_bytes(b"iteration,x\n" + b"9" * 5000 + b",1\n")
     assert cut_table(path, 3) == 0
+
+
+def test_a_header_that_says_a_thing_twice_is_refused_though_the_last_word_is_right(content: bytes) -> None:
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].replace(b'{"__metadata__":', b'{"__metadata__":{"pgcli":"x"},"__metadata__":', 1)
+    with pytest.raises(CheckpointError, match="not a pgcli checkpoint"):
+        decode(len(header).to_bytes(8, "little") + header + content[8 + length :], "twice")
