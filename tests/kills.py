@@ -126,7 +126,8 @@ def kill_in(case: str, path: Path, iteration: int, seconds: float) -> bool:
 CALLS = (
     (os, "fsync"),
     (os, "replace"),
-    (os, "link"),
+    (os, "write"),
+    (os, "ftruncate"),
     (os, "unlink"),
     (os, "chmod"),
     (os, "mkdir"),

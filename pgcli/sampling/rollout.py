@@ -110,6 +110,11 @@ def _stacked(rows: Sequence[Array]) -> Array:
     return np.concatenate(rows).reshape(len(rows), *rows[0].shape)
 
 
+def chunk_ranges(columns: int, width: int) -> list[range]:
+    """Split columns into chunks of `width`; the last may be narrower."""
+    return [range(start, min(start + width, columns)) for start in range(0, columns, width)]
+
+
 class Play(Protocol):
     """What is done with one chunk of columns; it can be sent to another process."""
 
@@ -136,7 +141,7 @@ class Chunks:
 
     def ranges(self, columns: int) -> list[range]:
         """Give each chunk's columns."""
-        return [range(start, min(start + self.width, columns)) for start in range(0, columns, self.width)]
+        return chunk_ranges(columns, self.width)
 
     def map(self, play: Play, columns: int, policy: Policy, check: Callable[[], None]) -> list[Any]:
         """Do one thing with every chunk, here or in workers: the results in the order of the columns."""

@@ -24,6 +24,7 @@ from pgcli.sampling.rollout import (
     Ended,
     Rollout,
     Transition,
+    chunk_ranges,
     collect_episodes,
     ended_episodes,
     endless,
@@ -281,8 +282,7 @@ class Segments:
     def __init__(self, config: Config, workers: Workers | None = None) -> None:
         assert config.rollout.steps is not None
         self._config, self._workers, self.lost = config, workers, 0
-        width, count = config.env.chunk_size or config.env.num_envs, config.env.num_envs
-        self._chunks = [range(start, min(start + width, count)) for start in range(0, count, width)]
+        self._chunks = chunk_ranges(config.env.num_envs, config.env.chunk_size or config.env.num_envs)
         if workers is None:
             self._environments = [make_lasting(config.env, len(chunk)) for chunk in self._chunks]
         else:  # one of each width, which only shows what a state looks like

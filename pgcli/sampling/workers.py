@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
@@ -388,6 +388,3 @@ def _sendable(error: BaseException) -> Exception:
     if isinstance(error, PgcliError):
         return error
     return RuntimeError("in a worker process:\n" + "".join(traceback.format_exception(error)))
-
-
-__all__: Sequence[str] = ["Job", "Workers"]
