@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from pgcli.policies.memory import Windows
 
 Named = Iterable[tuple[str, Tensor]]
 Terms = dict[str, Tensor]  # the `loss` to descend, and what to report, all scalars: means over a batch
+Step = tuple[list[Tensor], Callable[[], Terms]]  # ∂loss/∂θ in the order of the parameters; the terms, if asked for
 
 
 @dataclass(frozen=True)
@@ -31,24 +31,36 @@ class Batch:
     values: Tensor  # before the update
     behavior_log_probs: Tensor | None  # None: the policy is the one that acted
     windows: Windows | None = None  # of a policy with memory: which of the steps follow each other
+    read: Tensor | None = None  # what plain networks read of obs, [M, size], for gradients in closed form
     share: float = 1.0
 
     def __len__(self) -> int:
-        return len(self.advantages)
+        return self.advantages.shape[0]
 
     @property
     def parts(self) -> int:
         """What can be taken apart: steps, or the windows of a policy with memory."""
         return len(self) if self.windows is None else len(self.windows.lengths)
 
-    def take(self, chosen: Tensor) -> Batch:
-        """Give some of the parts, weighed so that their loss estimates that of the batch without bias."""
-        rows, windows = (chosen, None) if self.windows is None else self.windows.take(chosen)
-        taken: dict[str, Any] = {
-            name: x.index_select(0, rows) for name, x in vars(self).items() if isinstance(x, Tensor)
-        }
-        taken["weights"] = taken["weights"] / (len(chosen) / self.parts)
-        return replace(self, **taken, windows=windows, share=len(rows) / len(self) * self.share)
+    def split(self, order: Tensor, count: int) -> Iterator[Batch]:
+        """Give the parts in `order`, in `count` batches, weighed so that the loss of each estimates that of all."""
+        if self.windows is not None:
+            for chosen in order.tensor_split(count):
+                rows, windows = self.windows.take(chosen)
+                yield self._part(len(chosen), windows, {name: x[rows] for name, x in self._tensors().items()})
+            return
+        names, columns = zip(*self._tensors().items(), strict=True)
+        for part in zip(*(x.index_select(0, order).tensor_split(count) for x in columns), strict=True):
+            yield self._part(len(part[0]), None, dict(zip(names, part, strict=True)))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+
+    def _part(self, parts: int, windows: Windows | None, tensors: dict[str, Tensor]) -> Batch:
+        tensors["weights"] = tensors["weights"] * (self.parts / parts)
+        share = tensors["weights"].shape[0] / self.advantages.shape[0] * self.share
+        behavior_log_probs = tensors.pop("behavior_log_probs", None)
+        return Batch(**tensors, behavior_log_probs=behavior_log_probs, windows=windows, share=share)
 
 
 def minibatches(
@@ -62,9 +74,8 @@ def minibatches(
     count = min(count, batch.parts)
     first = on_policy
     for epoch in range(epochs):
-        order = None if count == 1 else torch.from_numpy(shuffler(epoch).permutation(batch.parts))
-        for rows in (None,) if order is None else order.tensor_split(count):
-            part = batch if rows is None else batch.take(rows)
+        whole = (batch,) if count == 1 else None
+        for part in whole or batch.split(torch.from_numpy(shuffler(epoch).permutation(batch.parts)), count):
             yield epoch, replace(part, behavior_log_probs=None) if first else part
             first = False
 
@@ -76,10 +87,12 @@ def check_finite(named: Named, then: str = "") -> None:
             raise Diverged(f"{name} is not finite{then}")
 
 
+@torch.no_grad()
 def descend(
     optimizer: Optimizer,
     parts: Iterator[tuple[int, Batch]],
-    terms_of: Callable[[Batch], Terms],
+    epochs: int,
+    step_of: Callable[[Batch], Step],
     learning_rate: float,
     max_grad_norm: float | None = None,
     target_kl: float | None = None,
@@ -97,22 +110,25 @@ def descend(
     weight, last = 0.0, -1
     for epoch, part in parts:
         check()
-        terms = terms_of(part)
-        if target_kl is not None and last >= 0 and terms["approx_kl"] > target_kl:
+        gradients, terms_of = step_of(part)
+        if target_kl is not None and last >= 0 and terms_of()["approx_kl"] > target_kl:
             break
-        gradients = list(torch.autograd.grad(terms["loss"], optimizer.parameters))
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
-        values = {name: term.item() for name, term in (terms | {"grad_norm": norm}).items()}
-        for name, value in sorted(values.items(), key=lambda item: item[0] == "loss"):  # a part of the sum says more
-            if not math.isfinite(value):
-                check_finite(suspects(part, gradients), f", and so {name} is {value}")
-                raise Diverged(f"{name} is {value}")
-        if max_grad_norm is not None and values["grad_norm"] > max_grad_norm:
-            scale = max_grad_norm / values["grad_norm"]
-            gradients = [gradient * scale for gradient in gradients]
+        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+        finite = math.isfinite(norm)
+        if finite and max_grad_norm is not None and norm > max_grad_norm:
+            gradients = list(torch._foreach_mul(gradients, max_grad_norm / norm))
+        if epoch == epochs - 1 or target_kl is not None or not finite:
+            values = {name: term.item() for name, term in terms_of().items()} | {"grad_norm": norm}
+            for name, value in sorted(
+                values.items(), key=lambda item: item[0] == "loss"
+            ):  # a part of the sum says more
+                if not math.isfinite(value):
+                    check_finite(suspects(part, gradients), f", and so {name} is {value}")
+                    raise Diverged(f"{name} is {value}")
+            if epoch != last:
+                sums, weight = dict.fromkeys(values, 0.0), 0.0
+            sums = {name: sums[name] + part.share * value for name, value in values.items()}
+            weight += part.share
+        last = epoch
         optimizer.step(gradients, learning_rate)
-        if epoch != last:
-            sums, weight, last = dict.fromkeys(values, 0.0), 0.0, epoch
-        sums = {name: sums[name] + part.share * value for name, value in values.items()}
-        weight += part.share
     return {name: total / weight for name, total in sums.items()} | {"update_epochs": last + 1}

@@ -42,7 +42,7 @@ class Optimizer:
             name: [torch.zeros_like(parameter) for parameter in self.parameters]
             for name in {"adam": ("exp_avg", "exp_avg_sq"), "rmsprop": ("square_avg",), "sgd": ()}[rule]
         }
-        self.steps = [torch.zeros(()) for _ in self.parameters] if rule == "adam" else []
+        self.steps = torch.zeros(())  # of adam
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], learning_rate: float) -> None:
@@ -56,15 +56,14 @@ class Optimizer:
                     v.mul_(0.99).addcmul_(gradient, gradient, value=0.01)
                     parameter.addcdiv_(gradient, v.sqrt().add_(1e-8), value=-learning_rate)
             case "adam":
-                for step in self.steps:
-                    step += 1
+                self.steps += 1
                 torch._fused_adam_(
                     self.parameters,
                     list(gradients),
                     self.moments["exp_avg"],
                     self.moments["exp_avg_sq"],
                     [],
-                    self.steps,
+                    [self.steps] * len(self.parameters),
                     lr=learning_rate,
                     beta1=0.9,
                     beta2=0.999,
@@ -81,4 +80,4 @@ class Optimizer:
             for moment, values in self.moments.items()
             for name, tensor in zip(names, values, strict=True)
         }
-        return tensors | ({"step": self.steps[0]} if self.steps else {})
+        return tensors | ({"step": self.steps} if self.rule == "adam" else {})

@@ -605,14 +605,14 @@ def test_one_step_on_fresh_data_has_ratios_of_exactly_one(objective: str) -> Non
 def watched(agent: PolicyGradient, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
     """Keep the terms of the policy's loss before each step."""
     seen: list[dict[str, float]] = []
-    policy_terms = agent.policy_terms
+    step_of = agent.step_of
 
-    def watching(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        terms = policy_terms(*args, **kwargs)
-        seen.append({name: term.item() for name, term in terms.items()})
-        return terms
+    def watching(*args: Any, **kwargs: Any) -> Any:
+        gradient, terms = step_of(*args, **kwargs)
+        seen.append({name: term.item() for name, term in terms().items()})
+        return gradient, terms
 
-    monkeypatch.setattr(agent, "policy_terms", watching)
+    monkeypatch.setattr(agent, "step_of", watching)
     return seen
 
 

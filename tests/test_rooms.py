@@ -18,6 +18,7 @@ FLOORS = (
     ("estimators", "optimizers", "signals", "shipped", "streams", "processes"),
     ("policies",),
     ("sampling", "descent"),
+    ("closed_form",),
     ("agent", "evaluation"),
     ("training",),
     ("runs",),

@@ -57,10 +57,14 @@ def importance_sampling_loss(
     Returns: a scalar, in reward units.
     Source: Owen (2013), chapter 9; Espeholt et al. (2018), section 4, on the bound.
     """
-    ratios = log_ratios.detach().exp().clamp(max=bound)
-    if self_normalize:
-        ratios = ratios * weights.sum() / (weights * ratios).sum()
-    return policy_gradient_loss(log_probs, ratios * advantages, weights)
+    return policy_gradient_loss(
+        log_probs, _importance(log_ratios.detach(), weights, bound, self_normalize) * advantages, weights
+    )
+
+
+def _importance(log_ratios: Tensor, weights: Tensor, bound: float, self_normalize: bool) -> Tensor:
+    ratios = log_ratios.exp().clamp(max=bound)
+    return ratios * weights.sum() / (weights * ratios).sum() if self_normalize else ratios
 
 
 def clip_loss(log_ratios: Tensor, advantages: Tensor, weights: Tensor, clip_range: float) -> Tensor:
@@ -83,6 +87,31 @@ def kl_estimates(log_ratios: Tensor) -> Tensor:
     return torch.expm1(log_ratios) - log_ratios
 
 
+def policy_gradient_slope(advantages: Tensor, weights: Tensor) -> Tensor:
+    """Compute ∂/∂log π of `policy_gradient_loss`, [M]: how much each score ∇log π counts, -w A."""
+    return -(weights * advantages)
+
+
+def importance_sampling_slope(
+    log_ratios: Tensor, advantages: Tensor, weights: Tensor, bound: float = math.inf, self_normalize: bool = False
+) -> Tensor:
+    """Compute ∂/∂log π of `importance_sampling_loss`, [M]: -w ρ̄ A."""
+    return policy_gradient_slope(_importance(log_ratios, weights, bound, self_normalize) * advantages, weights)
+
+
+def clip_slope(log_ratios: Tensor, advantages: Tensor, weights: Tensor, clip_range: float) -> Tensor:
+    """Compute ∂/∂log π of `clip_loss`, [M]: -w ρ A, and 0 where the clip is the smaller."""
+    ratios = log_ratios.exp()
+    plain = ratios * advantages
+    kept = plain <= ratios.clamp(1 - clip_range, 1 + clip_range) * advantages
+    return -(weights * plain * kept)
+
+
+def kl_slopes(log_ratios: Tensor) -> Tensor:
+    """Compute ∂/∂log π of `kl_estimates`, [M]: ρ - 1."""
+    return torch.expm1(log_ratios)
+
+
 def value_loss(
     values: Tensor, targets: Tensor, old_values: Tensor | None = None, clip_range: float | None = None
 ) -> Tensor:
@@ -96,6 +125,18 @@ def value_loss(
         near = old_values + (values - old_values).clamp(-clip_range, clip_range)
         errors = torch.maximum(errors, (near - targets).square())
     return errors.mean()
+
+
+def value_slope(
+    values: Tensor, targets: Tensor, old_values: Tensor | None = None, clip_range: float | None = None
+) -> Tensor:
+    """Compute ∂/∂V of `value_loss`, [M]: 2 (V - G)/M, and 0 where the loss is that of a V that was kept near."""
+    errors = values - targets
+    if clip_range is not None and old_values is not None:
+        moved = values - old_values
+        near = old_values + moved.clamp(-clip_range, clip_range) - targets
+        errors = torch.where((near.square() > errors.square()) & (moved.abs() > clip_range), 0, errors)
+    return errors * (2 / len(errors))
 
 
 def explained_variance(values: Tensor, targets: Tensor) -> float | None:

@@ -7,8 +7,9 @@ given `for_environment(actions)`, of its own shape, type and bounds.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,16 +23,27 @@ Array = NDArray[Any]
 Name = Literal["auto", "softmax", "gaussian", "tanh_gaussian", "state_dependent_gaussian", "bernoulli"]
 
 
+class Scored(NamedTuple):
+    """What a distribution says of actions, and how it goes on from there: closed forms in the place of autograd."""
+
+    log_probs: Tensor  # [M], in nats
+    entropy: Callable[[], Tensor]  # [M], in nats
+    backward: Callable[[Tensor, float], tuple[Tensor, list[Tensor]]]
+    """∂L/∂log_probs [M] and ∂L/∂entropy, the same of each → ∂L/∂outputs [M, size], and of its own parameters."""
+
+
 class Distribution(nn.Module):
     """What all of them have: `size` outputs of the network, and random numbers to draw with.
 
     Where `sees_features` is set, the network's last hidden layer follows its outputs: [N, size + features].
     Where `is_discrete` is, the entropy is that of a choice: 0 where nothing is left to chance.
+    Where `has_closed_form` is, `scored` knows the gradient.
     """
 
     size: int
     sees_features = False
     is_discrete = True
+    has_closed_form = False
 
     def noise(self, generator: np.random.Generator, rows: int, columns: int) -> Array:
         """Draw the random numbers of `rows` steps of `columns` environments, [rows, columns, …]: uniform in [0, 1)."""
@@ -53,6 +65,10 @@ class Distribution(nn.Module):
         """Compute -E[log π(a|s)] [M], in nats."""
         raise NotImplementedError
 
+    def scored(self, outputs: Tensor, actions: Tensor) -> Scored:
+        """Compute log-probabilities and entropy with the way back, if there is a closed form."""
+        raise NotImplementedError
+
     def for_environment(self, actions: Array) -> Array:
         """Give actions as the environment takes them."""
         return actions
@@ -67,6 +83,8 @@ class Softmax(Distribution):
 
     Source: Sutton & Barto (2018), section 13.1.
     """
+
+    has_closed_form = True
 
     def __init__(self, size: int, start: int = 0) -> None:
         super().__init__()
@@ -96,9 +114,28 @@ class Softmax(Distribution):
         log_probs = outputs.log_softmax(1)
         return -(log_probs.exp() * log_probs).sum(1)
 
+    def scored(self, outputs: Tensor, actions: Tensor) -> Scored:
+        """Compute both with the way back: ∂log π(a)/∂h = 1_a - π, ∂H/∂h = -π (log π + H)."""
+        chosen, logs = (actions - self.start)[:, None], outputs.log_softmax(1)
+        p = logs.exp()
+
+        def entropy() -> Tensor:
+            return -(p * logs).sum(1)
+
+        def backward(slope: Tensor, entropy_slope: float) -> tuple[Tensor, list[Tensor]]:
+            column = slope[:, None]
+            onward = (p * -column).scatter_add_(1, chosen, column)
+            if entropy_slope:
+                onward.sub_(p * (logs + entropy()[:, None]), alpha=entropy_slope)
+            return onward, []
+
+        return Scored(logs.gather(1, chosen).squeeze(1), entropy, backward)
+
 
 class Factorised(Distribution):
     """Π_i π_i(a_i|s): one softmax per entry of a MultiDiscrete action, independent given the state."""
+
+    has_closed_form = True
 
     def __init__(self, space: spaces.MultiDiscrete) -> None:
         super().__init__()
@@ -132,6 +169,17 @@ class Factorised(Distribution):
         parts = zip(self.factors, self.slices, strict=True)
         return torch.stack([factor.entropy(outputs[:, part]) for factor, part in parts]).sum(0)
 
+    def scored(self, outputs: Tensor, actions: Tensor) -> Scored:
+        """Compute both with the way back: that of each factor."""
+        parts = zip(self.factors, self.slices, actions.unbind(1), strict=True)
+        scored = [factor.scored(outputs[:, part], entry) for factor, part, entry in parts]
+
+        def backward(slope: Tensor, entropy_slope: float) -> tuple[Tensor, list[Tensor]]:
+            return torch.cat([one.backward(slope, entropy_slope)[0] for one in scored], 1), []
+
+        log_probs = torch.stack([one.log_probs for one in scored]).sum(0)
+        return Scored(log_probs, lambda: torch.stack([one.entropy() for one in scored]).sum(0), backward)
+
     def for_environment(self, actions: Array) -> Array:
         """Give actions the shape of the space."""
         return actions.reshape(len(actions), *self.shape)
@@ -139,6 +187,8 @@ class Factorised(Distribution):
 
 class Bernoulli(Distribution):
     """Π_i p_i^a_i (1 - p_i)^(1 - a_i) with p_i = σ(h_i(s)): independent bits of a MultiBinary action."""
+
+    has_closed_form = True
 
     def __init__(self, space: spaces.MultiBinary) -> None:
         super().__init__()
@@ -169,6 +219,18 @@ class Bernoulli(Distribution):
         p = outputs.sigmoid()
         return -(p * nn.functional.logsigmoid(outputs) + (1 - p) * nn.functional.logsigmoid(-outputs)).sum(1)
 
+    def scored(self, outputs: Tensor, actions: Tensor) -> Scored:
+        """Compute both with the way back: ∂log π(a)/∂h = a - p, ∂H/∂h = -h p (1 - p)."""
+        p = outputs.sigmoid()
+
+        def backward(slope: Tensor, entropy_slope: float) -> tuple[Tensor, list[Tensor]]:
+            onward = (actions.to(p.dtype) - p) * slope[:, None]
+            if entropy_slope:
+                onward.sub_(outputs * p * (1 - p), alpha=entropy_slope)
+            return onward, []
+
+        return Scored(self.log_probs(outputs, actions), lambda: self.entropy(outputs), backward)
+
     def for_environment(self, actions: Array) -> Array:
         """Give actions the shape and type of the space."""
         return actions.reshape(len(actions), *self.shape).astype(self.dtype, copy=False)
@@ -182,6 +244,7 @@ class Gaussian(Distribution):
     """
 
     is_discrete = False
+    has_closed_form = True
 
     def __init__(self, space: spaces.Box, standard_deviation: float) -> None:
         super().__init__()
@@ -213,6 +276,19 @@ class Gaussian(Distribution):
         entropy = (self.log_standard_deviation + math.log(2 * math.pi * math.e) / 2).sum()
         return entropy.expand(len(outputs))
 
+    def scored(self, outputs: Tensor, actions: Tensor) -> Scored:
+        """Compute both with the way back: ∂log π(a)/∂μ = z/σ, ∂log π(a)/∂log σ = z² - 1, ∂H/∂log σ = 1."""
+        scale = (-self.log_standard_deviation).exp()
+        z = (actions - outputs) * scale
+        squares = z.square()
+
+        def backward(slope: Tensor, entropy_slope: float) -> tuple[Tensor, list[Tensor]]:
+            column = slope[:, None]
+            return z * scale * column, [((squares - 1) * column).sum(0) + entropy_slope * len(z)]
+
+        log_probs = -(squares / 2 + self.log_standard_deviation + math.log(2 * math.pi) / 2).sum(1)
+        return Scored(log_probs, lambda: self.entropy(outputs), backward)
+
     def for_environment(self, actions: Array) -> Array:
         """Clip actions to the bounds, and give them the shape and type of the space."""
         return self._in_space(np.clip(actions, self.low, self.high))
@@ -238,6 +314,8 @@ class TanhGaussian(Gaussian):
     Actions are kept as u, so nothing is ever inverted; log π(a|s) = log N(u) - Σ_i log |da_i/du_i|.
     Source: Haarnoja et al. (2018), appendix C.
     """
+
+    has_closed_form = False
 
     def __init__(self, space: spaces.Box, standard_deviation: float) -> None:
         super().__init__(space, standard_deviation)
@@ -285,6 +363,7 @@ class StateDependentGaussian(Gaussian):
     """
 
     sees_features = True
+    has_closed_form = False
 
     def __init__(self, space: spaces.Box, standard_deviation: float, features: int) -> None:
         super().__init__(space, standard_deviation)

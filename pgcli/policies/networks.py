@@ -7,13 +7,14 @@ views of torch's own parameters, so there is one set of weights and nothing to k
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from pgcli.errors import UsageError
 
@@ -42,6 +43,12 @@ def _tanh(x: Array) -> Array:
     return np.tanh(x, out=x)
 
 
+# ∂L/∂x from ∂L/∂y and y = f(x).
+_SLOPES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
+    nn.Tanh: torch.ops.aten.tanh_backward,
+    nn.ReLU: lambda slope, y: slope * (y > 0),
+    nn.ELU: lambda slope, y: slope * torch.where(y > 0, 1, y + 1),
+}
 _FUNCTIONS: dict[type[nn.Module], Forward] = {nn.Tanh: _tanh, nn.ReLU: _relu, nn.ELU: _elu}
 
 
@@ -80,6 +87,33 @@ def numpy_forward(network: nn.Sequential) -> Forward:
         return x
 
     return forward
+
+
+def activations(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """Give x [M, in] and the output of each layer after the other, in torch."""
+    outputs = [x]
+    for layer in layers:
+        x = outputs[-1]
+        outputs.append(nn.functional.linear(x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(x))
+    return outputs
+
+
+def backward(
+    layers: Sequence[nn.Module], outputs: Sequence[Tensor], slope: Tensor, *, inner: bool = False
+) -> tuple[list[Tensor], Tensor]:
+    """Go back from ∂L/∂output [M, out] through what `activations` gave, by the chain rule.
+
+    Returns: ∂L/∂parameter for the parameters of `layers`, in their order; of an `inner` part, ∂L/∂x [M, in] too.
+    """
+    gradients: list[Tensor] = []
+    for number, layer in reversed(list(enumerate(layers))):
+        if isinstance(layer, nn.Linear):
+            gradients = [torch.mm(slope.t(), outputs[number]), slope.sum(0), *gradients]
+            if number or inner:
+                slope = torch.mm(slope, layer.weight)
+        elif not isinstance(layer, nn.Identity):
+            slope = _SLOPES[type(layer)](slope, outputs[number + 1])
+    return gradients, slope
 
 
 def _linear(weight: Array, bias: Array) -> Forward:

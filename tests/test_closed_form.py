@@ -1,0 +1,157 @@
+"""Gradients in closed form are those of autograd, for everything that has one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from helpers import config, random_batch
+from torch import Tensor
+
+from pgcli.agent import PolicyGradient
+from pgcli.closed_form import is_plain
+from pgcli.descent import Batch
+from pgcli.policies.networks import activations, backward, mlp
+
+M = 12
+SPACES: dict[str, spaces.Space[Any]] = {
+    "softmax": spaces.Discrete(4, start=-1),
+    "factorised": spaces.MultiDiscrete([2, 3], start=[5, 0]),
+    "bernoulli": spaces.MultiBinary(3),
+    "gaussian": spaces.Box(-1, 1, (2,)),
+}
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "policy_gradient": {},
+    "policy_gradient with an entropy bonus": {"entropy_coef": 0.3},
+    "importance_sampling": {"objective": "importance_sampling"},
+    "importance_sampling, bounded": {"objective": "importance_sampling", "importance_bound": 1.1},
+    "importance_sampling, self-normalised": {
+        "objective": "importance_sampling",
+        "importance_bound": 1.1,
+        "self_normalize": True,
+    },
+    "clip": {"objective": "clip", "clip_range": 0.1},
+    "clip, KL penalty, entropy": {"objective": "clip", "kl_coef": 0.4, "entropy_coef": 0.3},
+}
+
+
+def agent_of(space: spaces.Space[Any], *, obs: spaces.Space[Any] | None = None, **sections: Any) -> PolicyGradient:
+    settings = config(**{"policy": {"hidden_sizes": [6, 5]}} | sections)
+    torch.manual_seed(0)
+    agent = PolicyGradient(obs or spaces.Box(-9, 9, (3,)), space, settings)
+    for module in (agent.policy, agent.value):
+        if module is not None:
+            for parameter in module.double().parameters():
+                torch.nn.init.normal_(parameter, std=0.7)
+    return agent
+
+
+def batch_of(agent: PolicyGradient, obs: Tensor) -> Batch:
+    """Make steps of another policy: ratios, advantages and values on both sides of every bound."""
+    draw = torch.Generator().manual_seed(7)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=draw)
+
+    actor, distribution = agent.policy.actor("sampled"), agent.policy.distribution
+    noise = distribution.noise(np.random.default_rng(3), 1, M)[0]
+    with torch.no_grad():
+        outputs = agent.policy(obs)
+        actions = torch.from_numpy(distribution.sample(outputs.numpy(), noise))
+        behavior = distribution.log_probs(outputs, actions) + 0.3 * normal(M)
+        values = normal(M) if agent.value is None else agent.value(agent.policy, obs) + 0.3 * normal(M)
+    assert actor is not None
+    batch = Batch(obs, actions, normal(M), normal(M).abs(), normal(M), values, behavior)
+    return replace(batch, read=agent.policy.encode(obs))
+
+
+def assert_same(agent: PolicyGradient, batch: Batch, of: Any) -> None:
+    assert is_plain(agent.policy, agent.value)
+    with torch.no_grad():
+        gradient, terms = agent.step_of(batch, of, 0.25)
+    expected, expected_terms = agent.step_of(replace(batch, read=None), of, 0.25)
+    assert len(gradient) == len(expected)
+    for number, (one, other) in enumerate(zip(gradient, expected, strict=True)):
+        assert other.abs().max() > 1e-6, number  # none is trivially equal
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    found, autograd = terms(), expected_terms()
+    assert found.keys() == autograd.keys()
+    for name, term in found.items():
+        assert term.item() == pytest.approx(autograd[name].item(), rel=1e-10), name
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("space", SPACES)
+def test_the_policys_gradient_is_that_of_autograd(space: str, objective: str) -> None:
+    agent = agent_of(SPACES[space], algorithm={"update_epochs": 2} | OBJECTIVES[objective])
+    draw = torch.Generator().manual_seed(1)
+    assert_same(agent, batch_of(agent, torch.randn(M, 3, dtype=torch.float64, generator=draw)), "policy")
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("clip_range", [None, 0.1])
+def test_the_value_functions_gradient_is_that_of_autograd(
+    clip_range: float | None, shared: bool, normalize: bool
+) -> None:
+    agent = agent_of(
+        SPACES["gaussian"],
+        algorithm={"baseline": "value", "value_coef": 0.7, **OBJECTIVES["clip, KL penalty, entropy"]},
+        value={"clip_range": clip_range, "shared_trunk": shared},
+        policy={"hidden_sizes": [6, 5], "normalize_obs": normalize},
+    )
+    draw = torch.Generator().manual_seed(1)
+    obs = torch.randn(M, 3, dtype=torch.float64, generator=draw)
+    agent.policy.add_statistics(3 * obs + 1)
+    batch = batch_of(agent, obs)
+    for of in ("joint",) if shared else ("policy", "value"):
+        assert_same(agent, batch, of)
+
+
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.3])
+@pytest.mark.parametrize("space", ["softmax", "factorised"])
+def test_forbidden_actions_have_no_gradient_either_way(space: str, entropy_coef: float) -> None:
+    entries = 4 if space == "softmax" else 5
+    seen = spaces.Dict({"action_mask": spaces.MultiBinary(entries), "x": spaces.Box(-1, 1, (2,), np.float64)})
+    agent = agent_of(SPACES[space], obs=seen, algorithm={"objective": "clip", "entropy_coef": entropy_coef})
+    assert agent.policy.masked
+    random = np.random.default_rng(2)
+    masks = random.integers(0, 2, (M, entries)).astype(np.int8)
+    masks[:, [0, -1]] = 1  # something is permitted to each factor
+    rows = [agent.policy.encoder.layout.pack({"action_mask": mask, "x": random.normal(size=2)}) for mask in masks]
+    assert_same(agent, batch_of(agent, torch.from_numpy(np.stack(rows))), "policy")
+
+
+@pytest.mark.parametrize("hidden_sizes", [[], [3], [4, 3, 5]])
+@pytest.mark.parametrize("activation", ["tanh", "relu", "elu", "identity"])
+def test_the_chain_rule_through_layers_is_that_of_autograd(activation: Any, hidden_sizes: list[int]) -> None:
+    torch.manual_seed(4)
+    network = mlp([3, *hidden_sizes, 2], activation).double()
+    x, slope = torch.randn(7, 3, dtype=torch.float64, requires_grad=True), torch.randn(7, 2, dtype=torch.float64)
+    expected = torch.autograd.grad(network(x), [*network.parameters(), x], slope)
+    with torch.no_grad():
+        outputs = activations(list(network), x)
+        gradients, onward = backward(list(network), outputs, slope, inner=True)
+    for one, other in zip([*gradients, onward], expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_others_are_left_to_autograd() -> None:
+    box = SPACES["gaussian"]
+    for distribution in ("tanh_gaussian", "state_dependent_gaussian"):
+        agent = agent_of(box, policy={"distribution": distribution})
+        assert not is_plain(agent.policy, None)
+    assert not is_plain(agent_of(box, policy={"memory": "gru"}).policy, None)
+    pictures = agent_of(box, obs=spaces.Box(0, 255, (8, 8, 3), np.uint8))
+    assert not is_plain(pictures.policy, None)
+
+
+def test_an_update_takes_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that equal gradients are not those of one and the same way."""
+    agent = PolicyGradient(spaces.Box(-9, 9, (3,)), spaces.Discrete(4), config())
+    monkeypatch.setattr(torch.autograd, "grad", None)
+    agent.update(random_batch(torch.float32))
