@@ -67,10 +67,7 @@ def _read(batch: Batch) -> Tensor:
 def _head(
     policy: Policy, batch: Batch, slope: Slope, entropy_slope: float, outputs: Tensor
 ) -> tuple[Scored, Tensor, list[Tensor]]:
-    if not policy.masked:
-        scored = policy.distribution.scored(outputs, batch.actions)
-        return scored, *scored.backward(slope(scored.log_probs), entropy_slope)
-    forbidden = ~policy.encoder.permitted(batch.obs)
-    scored = policy.distribution.scored(outputs.masked_fill(forbidden, FORBIDDEN), batch.actions)
-    onward, own = scored.backward(slope(scored.log_probs), entropy_slope)
-    return scored, onward.masked_fill(forbidden, 0), own
+    if policy.masked:  # what is forbidden has probability 0, and so no gradient
+        outputs = outputs.masked_fill(~policy.encoder.permitted(batch.obs), FORBIDDEN)
+    scored = policy.distribution.scored(outputs, batch.actions)
+    return scored, *scored.backward(slope(scored.log_probs), entropy_slope)

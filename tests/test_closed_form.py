@@ -15,6 +15,7 @@ from torch import Tensor
 from pgcli.agent import PolicyGradient
 from pgcli.closed_form import is_plain
 from pgcli.descent import Batch
+from pgcli.estimators.objectives import value_slope
 from pgcli.policies.networks import activations, backward, mlp
 
 M = 12
@@ -155,3 +156,10 @@ def test_an_update_takes_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> Non
     agent = PolicyGradient(spaces.Box(-9, 9, (3,)), spaces.Discrete(4), config())
     monkeypatch.setattr(torch.autograd, "grad", None)
     agent.update(random_batch(torch.float32))
+
+
+def test_rounding_does_not_take_a_value_within_the_clip_for_one_beyond_it() -> None:
+    draw = torch.Generator().manual_seed(0)
+    values, moves, targets = torch.randn(3, 1000, generator=draw)
+    slopes = value_slope(values, targets, values + 0.01 * moves.clamp(-9, 9), clip_range=0.1)
+    torch.testing.assert_close(slopes, 2 * (values - targets) / 1000)
