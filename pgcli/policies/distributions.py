@@ -291,7 +291,7 @@ class Gaussian(Distribution):
 
     def for_environment(self, actions: Array) -> Array:
         """Clip actions to the bounds, and give them the shape and type of the space."""
-        return self._in_space(np.clip(actions, self.low, self.high))
+        return self._in_space(np.minimum(np.maximum(actions, self.low), self.high))  # np.clip takes thrice as long
 
     def report(self, actions: Tensor) -> dict[str, float]:
         """Give the mean σ and the share of entries that were clipped."""

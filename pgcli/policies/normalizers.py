@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -57,11 +58,19 @@ class Normalizer(RunningMoments):
         mean, deviation = self.mean[:, None, None], (self.variance[:, None, None] + EPSILON).sqrt()
         return x.sub_(mean.to(x.dtype)).mul_((1 / deviation).to(x.dtype)).clamp_(-CLIP, CLIP)
 
-    def in_numpy(self, x: Array) -> Array:
-        """Normalise [N, size] in numpy, on the statistics' own memory."""
-        scaled = (x - self.mean.numpy()) / np.sqrt(self.variance.numpy() + EPSILON)
-        clipped: Array = np.clip(scaled, -CLIP, CLIP)
-        return clipped.astype(x.dtype)
+    def in_numpy(self) -> Callable[[Array], Array]:
+        """Give what normalises [N, size] in numpy, by the statistics of now."""
+        mean, deviation = self.mean.numpy().copy(), np.sqrt(self.variance.numpy() + EPSILON)
+
+        def normalize(x: Array) -> Array:
+            scaled = x - mean
+            scaled /= deviation
+            np.maximum(scaled, -CLIP, out=scaled)
+            np.minimum(scaled, CLIP, out=scaled)
+            normalized: Array = scaled.astype(x.dtype)
+            return normalized
+
+        return normalize
 
 
 class ReturnScale(RunningMoments):

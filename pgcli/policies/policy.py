@@ -28,7 +28,7 @@ FORBIDDEN = -1e8  # the logit of an action that is not permitted: exp of it is 0
 
 @dataclass(frozen=True)
 class Actor:
-    """How a policy acts: functions on numpy arrays that follow its parameters as they change."""
+    """How a policy acts: functions on numpy arrays that follow its parameters as they change, its statistics apart."""
 
     respond: Callable[[Array, Array, Array], tuple[Array, Array]]
     """obs [N, …], one row of noise, memory [N, state_size] → actions [N, …], as drawn, and memory after."""
@@ -148,7 +148,8 @@ class Policy(nn.Module):
         """Give the way to act in `mode`."""
         *hidden, last = self.network
         trunk, head = numpy_forward(nn.Sequential(*hidden)), numpy_forward(nn.Sequential(last))
-        encoder, normalizer, images = self.encoder, self.normalizer, self.images
+        encoder, images = self.encoder, self.images
+        normalize = None if self.normalizer is None else self.normalizer.in_numpy()
         remember = None if self.memory is None else self.memory.in_numpy()
         sample, most_probable = self.distribution.sample, self.distribution.mode
         sees_features, masked = self.distribution.sees_features, self.masked
@@ -160,8 +161,8 @@ class Policy(nn.Module):
 
         def respond(obs: Array, noise: Array, memory: Array) -> tuple[Array, Array]:
             x = encoder.in_numpy(obs)
-            if normalizer is not None:
-                x = normalizer.in_numpy(x)
+            if normalize is not None:
+                x = normalize(x)
             if len(images):
                 x = np.concatenate((x, *seen(obs)), 1)
             if remember is not None:

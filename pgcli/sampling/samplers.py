@@ -160,7 +160,7 @@ def _go_on(
         returns += rewards
         discounted += gamma**lengths * rewards
         lengths = lengths + running
-        for column in np.flatnonzero(over).tolist():
+        for column in np.flatnonzero(over).tolist() if over.any() else ():
             how = "terminated" if terminated[column] else "truncated"
             ended.append(Ended(float(returns[column]), float(discounted[column]), int(lengths[column]), how))
             returns[column] = discounted[column] = lengths[column] = 0

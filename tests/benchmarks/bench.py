@@ -1,32 +1,217 @@
-"""Speed as ratios, both sides measured in turn in one run: `make bench`, or `bench.py startup solved throughput parts`.
+"""Speed as ratios, both sides measured in turn in one run: `make bench`, or `bench.py startup solved work parts …`.
 
-Times are medians; what is compared alternates, so that a slow minute of the machine slows both.
+Every side of a comparison is a process of its own with one thread for torch; sides alternate, so that a slow minute of
+the machine slows both, and what is told is the median of the ratios. `CLEANRL` and `CLEANRL_PYTHON` name a checkout of
+CleanRL and a Python that it runs in (gymnasium 0.29.1, as it pins); without them, its rows are left out.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import re
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-
-import numpy as np
-import torch
-
-from pgcli.agent import PolicyGradient
-from pgcli.config.schema import Config
-from pgcli.randomness import Purpose, derived_seed
-from pgcli.records import Iteration
-from pgcli.sampling.rollout import Chunks, collect_episodes
-from pgcli.sampling.samplers import make_sampler
-from pgcli.training import Counters, train
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 PYTHON = sys.executable
-A2C_STEPS = 24_000
 IMPORT_TORCH = [PYTHON, "-c", "import torch"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+REPETITIONS = int(os.environ.get("REPETITIONS", "5"))
+SECONDS = 6.0  # of rollout and update, measured on each side
+
+PPO: dict[str, Any] = {"returns": "lambda_return", "baseline": "value", "objective": "clip", "standardize": "batch"}
+
+
+def work(env: str, columns: int, steps: int | None, **sections: Any) -> dict[str, Any]:
+    """Give a config as plain data: segments of `steps` rows, or one episode in each column."""
+    rollout = {"episodes": columns} if steps is None else {"episodes": None, "steps": steps}
+    return {"env": {"id": env, "num_envs": columns}, "rollout": rollout} | sections
+
+
+# The peers' settings: SB3's defaults, the tuned ones of rl-baselines3-zoo, CleanRL's defaults at 64 x 128.
+WORKS: dict[str, dict[str, Any]] = {
+    "REINFORCE, CartPole, 64 environments": work("CartPole-v1", 64, None, optimizer={"learning_rate": 0.01}),
+    "PPO, CartPole, 64 x 128, 4 epochs of 4": work(
+        "CartPole-v1",
+        64,
+        128,
+        algorithm=PPO | {"update_epochs": 4, "num_minibatches": 4, "entropy_coef": 0.01},
+        value={"clip_range": 0.2},
+        optimizer={"learning_rate": 0.00025, "max_grad_norm": 0.5},
+    ),
+    "PPO, CartPole, 8 x 32, 20 epochs": work(
+        "CartPole-v1",
+        8,
+        32,
+        algorithm=PPO | {"update_epochs": 20, "gamma": 0.98, "gae_lambda": 0.8},
+        optimizer={"max_grad_norm": 0.5},
+    ),
+    "PPO, LunarLander, 16 x 1024, 4 epochs of 256": work(
+        "LunarLander-v3",
+        16,
+        1024,
+        algorithm=PPO
+        | {"update_epochs": 4, "num_minibatches": 256, "gamma": 0.999, "gae_lambda": 0.98, "entropy_coef": 0.01},
+        optimizer={"learning_rate": 0.0003, "max_grad_norm": 0.5},
+    ),
+    "PPO, HalfCheetah, 1 x 2048, 10 epochs of 32": work(
+        "HalfCheetah-v5",
+        1,
+        2048,
+        algorithm=PPO | {"update_epochs": 10, "num_minibatches": 32},
+        policy={"normalize_obs": True},
+        value={"normalize_returns": True, "clip_range": 0.2},
+        optimizer={"learning_rate": 0.0003, "max_grad_norm": 0.5},
+    ),
+    "REINFORCE with a value baseline, LunarLander, 32 environments": work(
+        "LunarLander-v3", 32, None, algorithm={"returns": "reward_to_go", "baseline": "value"}
+    ),
+}
+SHORT = {name: number for number, name in enumerate(WORKS)}
+REINFORCE, WIDE, ZOO, LANDER, CHEETAH, BASELINE = WORKS
+
+# ------------------------------------------------------------------------------------- one side: a process of its own
+
+
+def pgcli_side(number: int, workers: int, chunk_size: int | None = None, env_id: str | None = None) -> None:
+    """Train from scratch; print env steps per second of rollout and update, and the peak of resident memory."""
+    import torch
+
+    from pgcli.agent import PolicyGradient
+    from pgcli.config.schema import Config
+    from pgcli.sampling.rollout import Chunks
+    from pgcli.sampling.samplers import make_sampler
+    from pgcli.sampling.workers import Workers
+
+    torch.set_num_threads(1)
+    data = list(WORKS.values())[number]
+    data["env"] |= {"chunk_size": chunk_size} | ({"id": env_id} if env_id else {})
+    config = Config.model_validate(data)
+    chunks = Chunks(config.env, Workers(config.env, config.policy, workers) if workers else None)
+    shown = Chunks(config.env).environments(1)
+    agent, sampler = PolicyGradient(shown.observation_space, shown.action_space, config), make_sampler(config, chunks)
+    steps, iteration, spent = 0, 0, 0.0
+    while spent < SECONDS:
+        begin = time.perf_counter()
+        trajectories = sampler.collect(agent.policy, iteration, lambda: None).trajectories
+        agent.update(trajectories, iteration)
+        if iteration:  # the first one warms up
+            spent += time.perf_counter() - begin
+            steps += trajectories.num_steps
+        iteration += 1
+    tell(steps / spent)
+    chunks.close()
+
+
+def sb3_side(number: int) -> None:
+    """Do the same with Stable-Baselines3: A2C for REINFORCE, PPO at the settings of the work for PPO."""
+    import torch
+    from stable_baselines3 import A2C, PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    torch.set_num_threads(1)
+    name, data = list(WORKS.items())[number]
+    if name.startswith("REINFORCE"):
+        env = make_vec_env(data["env"]["id"], 8, seed=0)
+        model: Any = A2C("MlpPolicy", env, device="cpu", seed=0)
+        rows = 40 * 8
+    else:
+        algorithm, columns = data["algorithm"], data["env"]["num_envs"]
+        rows = columns * data["rollout"]["steps"]
+        env = make_vec_env(data["env"]["id"], columns, seed=0)
+        if data.get("policy", {}).get("normalize_obs"):
+            from stable_baselines3.common.vec_env import VecNormalize
+
+            env = VecNormalize(env)
+        model = PPO(
+            "MlpPolicy",
+            env,
+            n_steps=data["rollout"]["steps"],
+            batch_size=rows // algorithm.get("num_minibatches", 1),
+            n_epochs=algorithm["update_epochs"],
+            gamma=algorithm.get("gamma", 0.99),
+            gae_lambda=algorithm.get("gae_lambda", 0.95),
+            ent_coef=algorithm.get("entropy_coef", 0.0),
+            device="cpu",
+            seed=0,
+        )
+    model.learn(rows)
+    steps, begin = 0, time.perf_counter()
+    while time.perf_counter() - begin < SECONDS:
+        model.learn(rows, reset_num_timesteps=False)
+        steps += rows
+    tell(steps / (time.perf_counter() - begin))
+
+
+def raw_side(env_id: str, columns: int) -> None:
+    """Step single environments, one after the other, with random actions."""
+    import gymnasium as gym
+
+    envs = [gym.make(env_id) for _ in range(columns)]
+    for seed, env in enumerate(envs):
+        env.reset(seed=seed)
+    actions = [envs[0].action_space.sample() for _ in range(1000)]
+    steps, begin = 0, time.perf_counter()
+    while time.perf_counter() - begin < SECONDS:
+        for env in envs:
+            _, _, terminated, truncated, _ = env.step(actions[steps % 1000])
+            steps += 1
+            if terminated or truncated:
+                env.reset()
+    tell(steps / (time.perf_counter() - begin))
+
+
+def tell(rate: float) -> None:
+    """Print what a side measured. The peak is that of this process, its workers apart."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"rate": rate, "megabytes": peak / (1024 if sys.platform != "darwin" else 1024**2)}))
+
+
+SIDES: dict[str, Callable[..., None]] = {"pgcli": pgcli_side, "sb3": sb3_side, "raw": raw_side}
+
+
+def side(kind: str, *arguments: object) -> Callable[[], dict[str, float]]:
+    """Make a side that is measured in its own process."""
+
+    def measure() -> dict[str, float]:
+        words = [PYTHON, __file__, "--side", kind, *map(json.dumps, arguments)]
+        shown = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+        found: dict[str, float] = json.loads(shown.stdout.splitlines()[-1])
+        return found
+
+    return measure
+
+
+def cleanrl(script: str, *words: str) -> Callable[[], dict[str, float]] | None:
+    """Make a side of CleanRL's script, whose last line of SPS is taken: steps per second since its start."""
+    if "CLEANRL" not in os.environ:
+        return None
+    program = [os.environ.get("CLEANRL_PYTHON", PYTHON), str(Path(os.environ["CLEANRL"]) / "cleanrl" / script)]
+
+    def measure() -> dict[str, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            words_ = [*program, "--no-cuda", *words]
+            shown = subprocess.run(words_, env=ENVIRONMENT, cwd=folder, capture_output=True, text=True, check=True)
+        return {"rate": float(re.findall(r"SPS: (\d+)", shown.stdout)[-1])}
+
+    return measure
+
+
+# ------------------------------------------------------------------------------------------------------ the comparisons
+
+
+def row(what: str, value: float, goal: str, detail: str) -> None:
+    """Print one row of the table."""
+    print(f"| {what} | {value:.2f} | {goal} | {detail} |", flush=True)
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -36,20 +221,41 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def alternate(repetitions: int, *actions: Callable[[], object]) -> list[float]:
-    """Time the actions in turn; give the median of each."""
-    times = [[seconds(action) for action in actions] for _ in range(repetitions)]
-    return [statistics.median(column) for column in zip(*times, strict=True)]
-
-
 def command(*words: str) -> Callable[[], object]:
     """Make a process of a command line, whatever its exit code."""
     return lambda: subprocess.run(words, capture_output=True, check=False)
 
 
-def row(what: str, value: float, goal: str, detail: str) -> None:
-    """Print one row of the table."""
-    print(f"| {what} | {value:.2f} | {goal} | {detail} |", flush=True)
+def in_turn(*actions: Callable[[], Any], repetitions: int = REPETITIONS) -> Iterator[tuple[Any, ...]]:
+    """Do the actions one after the other, several times."""
+    for _ in range(repetitions):
+        yield tuple(action() for action in actions)
+
+
+def compare(
+    what: str, ours: Callable[[], dict[str, float]], theirs: Callable[[], dict[str, float]] | None, goal: float
+) -> None:
+    """Print the median of the ratios of the rates, and of the peaks of memory where both are known."""
+    if theirs is None:
+        print(f"| {what} | | ≥ {goal:g} | left out: CLEANRL is not set |", flush=True)
+        return
+    pairs = list(in_turn(ours, theirs))
+    ratio = statistics.median(one["rate"] / other["rate"] for one, other in pairs)
+    rates = [statistics.median(pair[n]["rate"] for pair in pairs) for n in (0, 1)]
+    row(what, ratio, f"≥ {goal:g}", f"{rates[0]:,.0f} and {rates[1]:,.0f} env steps/s")
+    if "raw" not in what and all("megabytes" in one for pair in pairs for one in pair):
+        peaks = [statistics.median(pair[n]["megabytes"] for pair in pairs) for n in (0, 1)]
+        row(f"{what}: peak memory", peaks[0] / peaks[1], "≤ 1", f"{peaks[0]:.0f} and {peaks[1]:.0f} MB")
+
+
+TO_THE_FIRST_STEP = """
+import os, sys
+from pgcli.sampling import environments
+environments.NativeEnvironments.step = lambda *_: os._exit(0)
+sys.argv = ["pgcli", "train", "cartpole", "--run-dir", os.path.join(__import__("tempfile").mkdtemp(), "run"), "--quiet"]
+from pgcli.__main__ import main
+main()
+"""
 
 
 def startup() -> None:
@@ -60,9 +266,15 @@ def startup() -> None:
         "a config error": ["train", "cartpole", "algorithm.gama=1"],
     }
     commands = [command(PYTHON, "-m", "pgcli", *words) for words in cases.values()]
-    torch_time, *times = alternate(9, command(*IMPORT_TORCH), *commands)
-    for name, one in zip(cases, times, strict=True):
-        row(f"{name} ÷ `import torch`", one / torch_time, "≤ 0.25", f"{one:.2f} s, {torch_time:.2f} s")
+    first_step = command(PYTHON, "-c", TO_THE_FIRST_STEP)
+    actions = [partial(seconds, action) for action in (command(*IMPORT_TORCH), *commands, first_step)]
+    columns = list(zip(*in_turn(*actions, repetitions=9), strict=True))
+    torch_times = columns[0]
+    goals = {f"{name} ÷ `import torch`": "≤ 0.25" for name in cases}
+    goals["process start to the first environment step ÷ `import torch`"] = "≤ 1.3"
+    for (name, goal), times in zip(goals.items(), columns[1:], strict=True):
+        ratio = statistics.median(one / other for one, other in zip(times, torch_times, strict=True))
+        row(name, ratio, goal, f"{statistics.median(times):.2f} s, {statistics.median(torch_times):.2f} s")
 
 
 def solved(seeds: Sequence[int] = range(10)) -> None:
@@ -81,94 +293,169 @@ def solved(seeds: Sequence[int] = range(10)) -> None:
     row(
         "process start to CartPole solved ÷ `import torch`",
         ours / theirs,
-        "≤ 2.0",
+        "≤ 1.9",
         f"{ours:.2f} s (from {min(times):.2f} to {max(times):.2f}), {theirs:.2f} s; "
         f"{sum(value >= 475 for value in returns)} of {len(returns)} seeds ≥ 475 on 100 fresh sampled episodes, "
         f"lowest {min(returns):.0f}",
     )
 
 
-def cartpole() -> Config:
-    """Give REINFORCE with 64 environments and a 64 × 64 tanh network."""
-    return Config.model_validate(
-        {
-            "optimizer": {"learning_rate": 0.01},
-            "evaluation": {"every": None, "episodes": 1},
-            "training": {"iterations": 40},
-        }
+def peers() -> None:
+    """Compare rollout + update with the peers at the same settings."""
+    number = SHORT
+    wide = ("--num-envs", "64", "--num-steps", "128", "--total-timesteps", "200000")
+    compare(f"{REINFORCE} ÷ SB3's A2C, 8 environments", side("pgcli", number[REINFORCE], 0), side("sb3", 0), 30)
+    compare(f"{WIDE} ÷ CleanRL's ppo.py", side("pgcli", number[WIDE], 0), cleanrl("ppo.py", *wide), 5)
+    compare(f"{WIDE} ÷ SB3's PPO", side("pgcli", number[WIDE], 0), side("sb3", number[WIDE]), 5)
+    compare(f"{ZOO} ÷ SB3's PPO", side("pgcli", number[ZOO], 0), side("sb3", number[ZOO]), 4)
+    lander = number[LANDER]
+    compare(f"{LANDER} ÷ SB3's PPO", side("pgcli", lander, 0), side("sb3", lander), 3)
+    compare(f"{LANDER}, 2 workers ÷ SB3's PPO", side("pgcli", lander, 2, 8), side("sb3", lander), 5)
+    cheetah, short = number[CHEETAH], ("--env-id", "HalfCheetah-v4", "--total-timesteps", "12288")
+    theirs = cleanrl("ppo_continuous_action.py", *short)
+    compare(f"{CHEETAH} ÷ CleanRL's ppo_continuous_action.py", side("pgcli", cheetah, 0), theirs, 2)
+    compare(f"{CHEETAH} ÷ SB3's PPO", side("pgcli", cheetah, 0), side("sb3", cheetah), 2)
+
+
+def raw() -> None:
+    """Compare rollout + update with the environment alone."""
+    compare(
+        f"{BASELINE} ÷ the raw environment", side("pgcli", SHORT[BASELINE], 0), side("raw", "LunarLander-v3", 32), 0.6
     )
 
 
-def throughput() -> None:
-    """Compare rollout + update of REINFORCE with Stable-Baselines3's A2C, both from scratch, one thread."""
-    from stable_baselines3 import A2C
-    from stable_baselines3.common.env_util import make_vec_env
-
-    torch.set_num_threads(1)
-    rates: list[list[float]] = []
-    for repetition in range(5):
-        a2c = A2C("MlpPolicy", make_vec_env("CartPole-v1", 8, seed=repetition), device="cpu", seed=repetition)
-        begin = time.perf_counter()
-        a2c.learn(A2C_STEPS)
-        a2c_rate = A2C_STEPS / (time.perf_counter() - begin)
-        config = cartpole().model_copy(update={"seed": repetition})
-        chunks = Chunks(config.env)
-        envs = chunks.environments(64)
-        agent = PolicyGradient(envs.observation_space, envs.action_space, config)
-        records = [
-            r
-            for r in train(config, agent, chunks, make_sampler(config, chunks), Counters())
-            if isinstance(r, Iteration)
-        ]
-        spent = sum(record.timing.collect + record.timing.update for record in records)
-        rates.append([a2c_rate, records[-1].env_steps / spent])
-    theirs, ours = (statistics.median(column) for column in zip(*rates, strict=True))
-    ratio = statistics.median(one / other for other, one in rates)
-    row("REINFORCE env steps/s ÷ SB3 A2C's", ratio, "≥ 20", f"{ours:,.0f}, {theirs:,.0f}")
+def workers() -> None:
+    """Compare two workers with one: rollout + update, and what two processes of the raw environment gain here."""
+    for env_id in ("LunarLander-v3", "Acrobot-v1", "HalfCheetah-v5"):
+        sides = [side("pgcli", SHORT[BASELINE], n, 8, env_id) for n in (1, 2)]
+        one_raw = side("raw", env_id, 8)
+        ratios, limits, rates = [], [], []
+        for one, two, alone in in_turn(*sides, one_raw):
+            twins = [
+                subprocess.Popen(
+                    [PYTHON, __file__, "--side", "raw", json.dumps(env_id), "8"],
+                    env=ENVIRONMENT,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                )
+                for _ in range(2)
+            ]
+            both = sum(json.loads(twin.communicate()[0].splitlines()[-1])["rate"] for twin in twins)
+            ratios.append(two["rate"] / one["rate"])
+            limits.append(both / alone["rate"])
+            rates.append((one["rate"], two["rate"]))
+        detail = ", ".join(f"{statistics.median(column):,.0f}" for column in zip(*rates, strict=True))
+        limit = statistics.median(limits)
+        row(
+            f"{env_id}, episodes: 2 workers ÷ 1",
+            statistics.median(ratios),
+            "≥ 1.85",
+            f"{detail} env steps/s; two processes of the raw environment ÷ one: {limit:.2f}",
+        )
 
 
 def parts() -> None:
-    """Compare one iteration with the sum of its parts measured alone: environment, forward passes, update."""
+    """Compare one iteration with the sum of its parts measured alone: environment, policy, estimate, update."""
+    for name in WORKS:
+        shown = subprocess.run(
+            [PYTHON, __file__, "--side", "parts", json.dumps(name)],
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        whole, alone = json.loads(shown.stdout.splitlines()[-1])
+        detail = ", ".join(f"{part} {1000 * time_:.1f} ms" for part, time_ in alone.items())
+        row(
+            f"{name}: one iteration ÷ its parts",
+            whole / sum(alone.values()),
+            "≤ 1.15",
+            f"{1000 * whole:.1f} ms: {detail}",
+        )
+
+
+def parts_side(name: str) -> None:
+    """Measure the parts of one iteration, each alone, on the data of that iteration."""
+    import numpy as np
+    import torch
+
+    from pgcli.agent import PolicyGradient
+    from pgcli.config.schema import Config
+    from pgcli.randomness import Purpose, derived_seed
+    from pgcli.sampling.environments import make_environments
+    from pgcli.sampling.rollout import Chunks
+    from pgcli.sampling.samplers import make_sampler
+
     torch.set_num_threads(1)
-    config = cartpole()
-    chunks = Chunks(config.env)
-    envs = chunks.environments(64)
-    agent = PolicyGradient(envs.observation_space, envs.action_space, config)
-    for _ in train(config, agent, chunks, make_sampler(config, chunks), Counters()):
-        pass
-    trajectories = collect_episodes(config, chunks, agent.policy, 0, lambda: None)
-    steps, actions, obs = len(trajectories.mask), trajectories.actions.numpy(), trajectories.obs.numpy()
-    seeds = [derived_seed(config.seed, Purpose.RESET, 0, column) for column in range(64)]
-    running, noise, actor = np.ones(64, bool), np.random.default_rng(0).random(64), agent.policy.actor("sampled")
+    config = Config.model_validate(WORKS[name])
+    n = config.env.num_envs
+    chunks, envs = Chunks(config.env), make_environments(config.env, n)
+    agent, sampler = PolicyGradient(envs.observation_space, envs.action_space, config), make_sampler(config, chunks)
     state = {key: value.clone() for key, value in agent.state_dict().items()}
+    agent.update(sampler.collect(agent.policy, 0, lambda: None).trajectories)
+    agent.load_state_dict(state)
+    trajectories = sampler.collect(agent.policy, 1, lambda: None).trajectories
+    steps, obs, actions = len(trajectories.mask), trajectories.obs.numpy(), trajectories.actions.numpy()
+    mask, actor = trajectories.mask.numpy(), agent.policy.actor("sampled")
+    given = [actor.for_environment(row_) for row_ in actions]
+    noise, generator, memory = actor.noise(np.random.default_rng(0), 64, n), np.random.default_rng(0), actor.start(n)
+    seeds = [derived_seed(config.seed, Purpose.RESET, 1, column) for column in range(n)]
+    whole_episodes = config.rollout.steps is None
 
     def environment() -> None:
-        envs.reset(seeds)
+        if whole_episodes or not environment.started:  # type: ignore[attr-defined]
+            envs.reset(seeds)
+            environment.started = True  # type: ignore[attr-defined]
+        running = np.ones(n, bool)
         for t in range(steps):
-            envs.step(actions[t], running)
+            if whole_episodes:
+                running = mask[t]
+            elif not running.all():
+                envs.restart(dict.fromkeys(np.flatnonzero(~running).tolist(), t))
+            step = envs.step(given[t], running)
+            running = ~(step.terminated | step.truncated) | ~running
 
-    def forward() -> None:
+    environment.started = False  # type: ignore[attr-defined]
+
+    def policy() -> None:
         for t in range(steps):
-            actor.act(obs[t], noise)
+            if t % 64 == 0:
+                actor.noise(generator, 64, n)
+            actor.for_environment(actor.respond(obs[t], noise[t % 64], memory)[0])
+
+    def estimate() -> None:
+        agent.batch(trajectories)
 
     def update() -> None:
-        agent.update(trajectories)
+        agent.load_state_dict(state)
+        agent.update(trajectories, 1)
+
+    count = itertools.count(2)  # segments go on; episodes are the same every time
 
     def iteration() -> None:
-        agent.load_state_dict(state)  # the same rollout every time
-        agent.update(collect_episodes(config, chunks, agent.policy, 0, lambda: None))
+        agent.load_state_dict(state)
+        number = 1 if whole_episodes else next(count)
+        agent.update(sampler.collect(agent.policy, number, lambda: None).trajectories, number)
 
-    whole, *alone = alternate(21, iteration, environment, forward, update)
-    detail = ", ".join(
-        f"{name} {1000 * part:.0f} ms"
-        for name, part in zip(("iteration", "environment", "forward", "update"), (whole, *alone), strict=True)
+    for action in (iteration, environment, policy, estimate, update):
+        action()
+    times = [[seconds(action) for action in (iteration, environment, policy, estimate, update)] for _ in range(9)]
+    whole, environment_, policy_, estimate_, update_ = (
+        statistics.median(column) for column in zip(*times, strict=True)
     )
-    row("one iteration ÷ its parts alone", whole / sum(alone), "≤ 1.25", detail)
+    alone = {"environment": environment_, "policy": policy_, "estimate": estimate_, "descent": update_ - estimate_}
+    print(json.dumps([whole, alone]))
 
 
-SECTIONS = {"startup": startup, "parts": parts, "throughput": throughput, "solved": solved}
+SIDES["parts"] = parts_side
+
+SECTIONS = {"startup": startup, "solved": solved, "parts": parts, "peers": peers, "raw": raw, "workers": workers}
 
 if __name__ == "__main__":
-    print("| what | ratio | goal | medians |\n|---|---|---|---|")
-    for name in sys.argv[1:] or SECTIONS:
-        SECTIONS[name]()
+    if sys.argv[1:2] == ["--side"]:
+        SIDES[sys.argv[2]](*map(json.loads, sys.argv[3:]))
+    else:
+        print("| what | ratio | goal | medians |\n|---|---|---|---|", flush=True)
+        for name in sys.argv[1:] or SECTIONS:
+            SECTIONS[name]()
