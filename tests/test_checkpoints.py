@@ -27,7 +27,7 @@ from pgcli.report.curves import read_table
 from pgcli.runs import checkpoints
 from pgcli.runs.checkpoints import MAX_BYTES, Checkpoint, decode, follow, load, save
 from pgcli.runs.directory import _column, find_checkpoint
-from pgcli.runs.files import Table, check_columns, cut_table, write_whole
+from pgcli.runs.files import Table, check_columns, rows_before, truncate, write_whole
 from pgcli.runs.lock import lock
 
 STATE = Checkpoint(
@@ -35,6 +35,12 @@ STATE = Checkpoint(
     counters={"iteration": 7, "env_steps": 70, "episodes": 14},
     tensors={"policy.network.0.weight": torch.arange(6.0).reshape(2, 3), "optimizer.step": torch.tensor(7.0)},
 )
+
+
+def cut_table(path: Path, iteration: int) -> int:
+    rows, end = rows_before(path, iteration)
+    truncate(path, end)
+    return rows
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from pgcli.runs.files import (
     Cell,
     Table,
     check_columns,
-    cut_table,
     make_folder,
     open_file,
     read_json,
@@ -28,6 +27,7 @@ from pgcli.runs.files import (
     rows_before,
     storage,
     sync_folder,
+    truncate,
     write_json,
     write_whole,
 )
@@ -87,7 +87,7 @@ class RunDirectory:
         Raises: RunDirectoryError if the tables have other columns or do not hold what led there.
         """
         iteration = counters["iteration"]
-        self._check_tables(iteration, counters["episodes"])
+        ends = self._check_tables(iteration, counters["episodes"])
         here = self.checkpoints / checkpoints.file_name(iteration)
         checkpoints.point(self.checkpoints / "latest.json", here, checkpoints.digest_of(here))
         for path in checkpoints.list_checkpoints(self.checkpoints):  # which nothing points to any more
@@ -95,8 +95,8 @@ class RunDirectory:
                 path.unlink()
         sync_folder(self.checkpoints)
         self._remove_temporary()
-        for name in TABLES:
-            cut_table(self.path / f"{name}.csv", iteration)
+        for name, end in ends.items():
+            truncate(self.path / f"{name}.csv", end)
         run = read_json(self.path / "run.json")
         run["exact"] = bool(run.get("exact", True)) and exact
         run.setdefault("resumes", []).append({"iteration": iteration, "command": command, "overrides": overrides})
@@ -108,17 +108,20 @@ class RunDirectory:
             self._judge(mean_return, number)
         self._point_to_best()
 
-    def _check_tables(self, iteration: int, episodes: int) -> None:
+    def _check_tables(self, iteration: int, episodes: int) -> dict[str, int]:
+        """Say how many bytes of each table led to `iteration`."""
+        ends = {}
         for name, columns in TABLES.items():
             path = self.path / f"{name}.csv"
             check_columns(path, columns)
-            rows, _ = rows_before(path, iteration)
+            rows, ends[name] = rows_before(path, iteration)
             expected = {"metrics": iteration, "episodes": episodes}.get(name, rows)
             if rows != expected or (name == "evaluations" and not rows and iteration):
                 raise RunDirectoryError(
                     f"{path}: has {rows} whole rows, and the checkpoint needs {expected or 1}",
                     "without them the run cannot go on; --overwrite moves it aside and starts anew",
                 )
+        return ends
 
     def open_tables(self) -> None:
         """Open the tables for appending."""
@@ -318,8 +321,11 @@ def _column(path: Path, column: str) -> list[tuple[int, float]]:
     """Read a column of a table: (iteration, value) of each row."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [(int(row["iteration"]), float(row[column])) for row in csv.DictReader(file)]
-    except (ValueError, TypeError, KeyError, csv.Error):
+            rows = csv.reader(file)
+            header = next(rows, ["iteration", column])
+            first, place = header.index("iteration"), header.index(column)
+            return [(int(row[first]), float(row[place])) for row in rows if row]
+    except (ValueError, IndexError, csv.Error):
         raise RunDirectoryError(f"{path}: damaged: `{column}` of some row is no number") from None
 
 

@@ -206,18 +206,16 @@ def rows_before(path: Path, iteration: int) -> tuple[int, int]:
     return rows, end
 
 
-def cut_table(path: Path, iteration: int) -> int:
-    """Cut a table back to the rows before `iteration`, and half a line with them; return how many rows remain."""
-    rows, end = rows_before(path, iteration)
+def truncate(path: Path, size: int) -> None:
+    """Cut a file, if it is there, to `size` bytes, durably."""
     if path.exists():
         with _naming(path):
             descriptor = os.open(path, os.O_WRONLY)
             try:
-                os.ftruncate(descriptor, end)
+                os.ftruncate(descriptor, size)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-    return rows
 
 
 def _is_before(line: bytes, iteration: int, commas: int) -> bool:
