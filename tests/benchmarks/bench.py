@@ -7,6 +7,7 @@ CleanRL and a Python that it runs in (gymnasium 0.29.1, as it pins); without the
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -450,7 +451,173 @@ def parts_side(name: str) -> None:
 
 SIDES["parts"] = parts_side
 
-SECTIONS = {"startup": startup, "solved": solved, "parts": parts, "peers": peers, "raw": raw, "workers": workers}
+
+def growth() -> None:
+    """Say how memory, time and disk grow: with iterations, episodes, parameters, rows, checkpoints."""
+    with tempfile.TemporaryDirectory() as folder:
+        memory_of_a_long_run(Path(folder))
+        many_rows(Path(folder))
+        share_of_checkpoints(Path(folder))
+    for name, cases in {
+        "episodes": [{"episodes": n} for n in (64, 256, 1024, 4096)],
+        "parameters": [{"hidden": n} for n in (128, 256, 512, 1024)],
+    }.items():
+        found = [side("cost", case)() for case in cases]
+        each = [one["seconds"] / one["size"] for one in found]
+        detail = ", ".join(f"{one['size']:,.0f}: {1000 * one['seconds']:.1f} ms" for one in found)
+        row(f"time of an iteration per {name[:-1]}, largest ÷ smallest case", each[-1] / each[0], "≤ 1.15", detail)
+
+
+def memory_of_a_long_run(folder: Path, iterations: int = 10_000) -> None:
+    """Train for many iterations; compare resident memory at the end with that after a tenth of them."""
+    small = [
+        "env.num_envs=8",
+        "rollout.episodes=8",
+        "rollout.horizon=10",
+        "evaluation.every=100",
+        "evaluation.episodes=8",
+    ]
+    words = [*small, f"training.iterations={iterations}", "optimizer.learning_rate=1e-5", "checkpoint.every=100"]
+    run = folder / "long"
+    process = subprocess.Popen(
+        [PYTHON, "-m", "pgcli", "train", "cartpole", *words, "--run-dir", str(run), "-q"],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+    )
+    seen: list[tuple[int, float]] = []
+    while process.poll() is None:
+        time.sleep(0.5)
+        with contextlib.suppress(OSError, ValueError, IndexError, StopIteration):
+            rows = (run / "metrics.csv").read_bytes().count(b"\n")
+            status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            seen.append((rows, float(next(line for line in status if line.startswith("VmRSS")).split()[1]) / 1024))
+    early = statistics.median(value for rows, value in seen if iterations / 10 <= rows <= iterations / 5)
+    late = statistics.median(value for rows, value in seen if rows >= 0.9 * iterations)
+    row(
+        f"resident memory: at the end of {iterations:,} iterations ÷ after a tenth",
+        late / early,
+        "≤ 1.02",
+        f"{late:.1f} and {early:.1f} MB",
+    )
+
+
+def many_rows(folder: Path, rows: int = 1_000_000) -> None:
+    """Give the run of before 10^6 rows, its own over and over, and a checkpoint to match; plot it and go on."""
+    from dataclasses import replace
+
+    from pgcli.runs import checkpoints
+
+    run = folder / "long"
+    for name, counted in {"metrics": (0, 1, 2), "timing": (0,), "episodes": (0, 1)}.items():
+        table = run / f"{name}.csv"
+        header, *lines = table.read_text().splitlines()
+        with table.open("w") as file:
+            print(header, file=file)
+            for number in range(rows):
+                cells = lines[number % len(lines)].split(",")
+                for place in counted:
+                    cells[place] = str(number + (name == "metrics" and place > 0))
+                print(*cells, sep=",", file=file)
+    was = checkpoints.load(checkpoints.follow(run / "checkpoints" / "latest.json"))
+    evaluations = (run / "evaluations.csv").read_text().splitlines()
+    (run / "evaluations.csv").write_text("\n".join([*evaluations[:2], ""]))
+    counters = {"iteration": rows, "env_steps": rows, "episodes": rows}
+    for old in checkpoints.list_checkpoints(run / "checkpoints"):
+        old.unlink()
+    path = checkpoints.save(run / "checkpoints", replace(was, counters=counters))
+    for pointer in ("latest", "best"):
+        checkpoints.point(run / "checkpoints" / f"{pointer}.json", path, checkpoints.digest_of(path))
+    pgcli = [PYTHON, "-m", "pgcli"]
+    torch_time = seconds(command(*IMPORT_TORCH))
+    for what, words in {
+        "`pgcli plot -y return_mean`": ["plot", str(run), "-y", "return_mean", "-o", str(folder / "plot.png")],
+        "`pgcli resume`, one more iteration": ["resume", str(run), f"training.iterations={rows + 1}", "-q"],
+    }.items():
+        begin = time.perf_counter()
+        subprocess.run([*pgcli, *words], env=ENVIRONMENT, capture_output=True, check=True)
+        spent = time.perf_counter() - begin
+        row(
+            f"{what}, a run of {rows:,} rows ÷ `import torch`",
+            spent / torch_time,
+            "seconds",
+            f"{spent:.1f} s, {torch_time:.2f} s",
+        )
+
+
+def share_of_checkpoints(folder: Path) -> None:
+    """Say what share of the time of training `cartpole` goes into saving at the default cadence."""
+    code = """
+import sys, time
+from pgcli.runs.directory import RunDirectory
+spent, save = [], RunDirectory.save
+def timed(*args, **options):
+    begin = time.perf_counter(); save(*args, **options); spent.append(time.perf_counter() - begin)
+RunDirectory.save = timed
+from pgcli import cli
+try:
+    cli.app(sys.argv[1:], standalone_mode=False)
+finally:
+    print(sum(spent), len(spent))
+"""
+    shares = []
+    for number in range(REPETITIONS):
+        run = folder / f"saving-{number}"
+        words = ["train", "cartpole", "evaluation.stop_at_return=null", "training.iterations=60", "--run-dir", str(run)]
+        shown = subprocess.run(
+            [PYTHON, "-c", code, *words, "-q"], env=ENVIRONMENT, capture_output=True, text=True, check=True
+        )
+        saving, count = map(float, shown.stdout.splitlines()[-1].split())
+        elapsed = float((run / "timing.csv").read_text().splitlines()[-1].split(",")[1])
+        shares.append((saving / elapsed, saving / count, elapsed))
+    share, each, elapsed = (statistics.median(column) for column in zip(*shares, strict=True))
+    row(
+        "saving at the default cadence, share of training cartpole",
+        share,
+        "≤ 0.01",
+        f"{1000 * each:.1f} ms a checkpoint; {elapsed:.1f} s for 60 iterations",
+    )
+
+
+def cost_side(case: dict[str, int]) -> None:
+    """Time collecting and learning from more episodes, or learning with more parameters."""
+    import torch
+
+    from pgcli.agent import PolicyGradient
+    from pgcli.config.schema import Config
+    from pgcli.sampling.rollout import Chunks
+    from pgcli.sampling.samplers import make_sampler
+
+    torch.set_num_threads(1)
+    episodes, hidden = case.get("episodes", 64), case.get("hidden", 64)
+    data = work("CartPole-v1", 64, None, policy={"hidden_sizes": [hidden, hidden]})
+    data["rollout"] = {"episodes": episodes, "horizon": 20}
+    config = Config.model_validate(data)
+    chunks = Chunks(config.env)
+    envs = chunks.environments(64)
+    agent, sampler = PolicyGradient(envs.observation_space, envs.action_space, config), make_sampler(config, chunks)
+    trajectories = sampler.collect(agent.policy, 0, lambda: None).trajectories
+
+    def iteration() -> None:
+        if "episodes" in case:
+            sampler.collect(agent.policy, 0, lambda: None)
+        agent.update(trajectories)
+
+    iteration()
+    spent = statistics.median(seconds(iteration) for _ in range(9))
+    parameters = sum(x.numel() for x in agent.policy.parameters())
+    print(json.dumps({"seconds": spent, "size": episodes if "episodes" in case else parameters}))
+
+
+SIDES["cost"] = cost_side
+SECTIONS = {
+    "startup": startup,
+    "solved": solved,
+    "parts": parts,
+    "peers": peers,
+    "raw": raw,
+    "workers": workers,
+    "growth": growth,
+}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--side"]:
