@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import signal
 import sys
@@ -15,6 +16,7 @@ from pgcli.streams import leave
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy acts on few rows; torch's threads are training.threads
     signal.signal(signal.SIGINT, _leave)  # until a command that has something to save takes over
     warnings.showwarning = _warn  # type: ignore[assignment]  # it takes the place as well, and ignores it
     for stream in (sys.stdout, sys.stderr):

@@ -13,6 +13,7 @@ from pgcli.agent import PolicyGradient
 from pgcli.config import Config, load_config, to_data
 from pgcli.config.schema import EnvConfig
 from pgcli.errors import Diverged, EnvironmentFailure, Interrupted, PgcliError, RunDirectoryError, typed
+from pgcli.processes import keep_freed_memory
 from pgcli.records import Evaluation, Iteration, Notice, Record
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import RunDirectory, elapsed_seconds, find_checkpoint, is_run, move_aside
@@ -100,6 +101,8 @@ def _run(
     with storage(path), ExitStack() as resources:
         chunks = resources.enter_context(_released(Chunks(environments_of(config), workers_of(config))))
         agent = build_agent(config, chunks)  # before anything is written
+        if len(agent.policy.images):
+            keep_freed_memory()
         for notice in examine(config.env).notices:
             watch(Notice(notice))
         if agent.policy.masked:
