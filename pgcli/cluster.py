@@ -8,6 +8,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -19,9 +20,12 @@ from typing import Any
 
 from pgcli import __version__
 from pgcli.errors import EnvironmentFailure, UsageError
+from pgcli.signals import STOP
 
 CONNECT_SECONDS = 3.0  # to the port
 JOIN_SECONDS = 30.0  # to the cluster behind it
+START_SECONDS = 120.0  # of a Ray of its own, on a busy machine
+LEAVE_SECONDS = 20.0  # then the end of this process ends what it has started
 POLL_SECONDS = 0.05
 _PACKAGES = ("torch", "gymnasium", "numpy", "Box2D", "mujoco", "ale-py")  # of those installed, bytes depend on each
 _QUIET = {
@@ -51,13 +55,13 @@ def join(cpus: int, check: Callable[[], None]) -> Callable[[], None]:
 
     if ray.is_initialized():
         return lambda: None
-    member = _Member(address, cpus)
-    stop = time.monotonic() + JOIN_SECONDS
+    member, limit = _Member(address, cpus), START_SECONDS if address == "local" else JOIN_SECONDS
+    stop = time.monotonic() + limit
     try:
         while not member.there.wait(POLL_SECONDS):
             check()
             if time.monotonic() > stop:
-                raise EnvironmentFailure(f"Ray did not start within {JOIN_SECONDS:g} s at {address}", _mend(address))
+                raise EnvironmentFailure(f"no Ray cluster at {address} within {limit:g} s", _mend(address))
         if member.error is not None:
             said = str(member.error).strip().splitlines()
             what = said[0] if said else type(member.error).__name__
@@ -65,6 +69,8 @@ def join(cpus: int, check: Callable[[], None]) -> Callable[[], None]:
     except BaseException:
         member.leave()
         raise
+    finally:
+        _take_back_signals()
     return member.leave
 
 
@@ -85,7 +91,7 @@ class _Member:
     def leave(self) -> None:
         """Disconnect; end what was started here."""
         self._over.set()
-        self._thread.join(10 if self.there.is_set() else 0)  # else it still tries; the end of this process ends that
+        self._thread.join(0 if self._folder is None and not self.there.is_set() else LEAVE_SECONDS)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -103,6 +109,13 @@ class _Member:
         self._over.wait()
         with contextlib.suppress(Exception):
             ray.shutdown()
+
+
+def _take_back_signals() -> None:
+    """Put Python's handlers back under those that Ray has put in front, which tell stderr of every signal."""
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP:
+            signal.signal(number, signal.getsignal(number))
 
 
 def _knock(address: str) -> None:

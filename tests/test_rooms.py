@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parent.parent / "pgcli"
 FLOORS = (
     ("errors",),
     ("config", "randomness", "records"),
-    ("estimators", "optimizers", "signals", "shipped", "streams", "processes", "cluster"),
+    ("estimators", "optimizers", "signals", "shipped", "streams", "processes"),
+    ("cluster",),
     ("policies",),
     ("sampling", "descent"),
     ("agent", "evaluation"),
