@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -57,6 +58,17 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """How a run failed."""
+
+    exit_code: int
+    text: str
+
+
+Result = Outcome | Failure
+
+
+@dataclass(frozen=True)
 class Request:
     """What a user asks of one run. Its folder is where `path` was when it was asked: environments may go elsewhere."""
 
@@ -67,7 +79,14 @@ class Request:
     overwrite: bool = False
     which: str = "latest"  # the checkpoint that a resumed run goes on from
     folder: Path = field(default_factory=Path.cwd)
-    share: int = 1  # how many runs the cores of this machine are for
+    share: int = 1  # how many runs the cores of this machine, or of the cluster, are for
+
+
+def failure_of(error: Exception) -> Failure:
+    """Tell a user's mistake in its own words, and a bug by its traceback."""
+    if isinstance(error, PgcliError):
+        return Failure(error.exit_code, str(error))
+    return Failure(1, "".join(traceback.format_exception(error)))
 
 
 def run_experiment(
@@ -197,7 +216,8 @@ def crew_of(config: Config, chunks: Chunks, share: int, check: Callable[[], None
             if count == 0 or (count == "auto" and parts == 1):
                 return None
             leave = join(cores() if count == "auto" else count, check)
-            actors = automatic(cpus(), parts, native=False) if count == "auto" else count
+            own = cpus() // share - (share > 1)  # a run that is placed on the cluster has a CPU itself
+            actors = automatic(own, parts, native=False) if count == "auto" else count
             if actors:
                 return Actors(env, config.policy, actors, leave)
             leave()

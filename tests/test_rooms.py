@@ -23,6 +23,7 @@ FLOORS = (
     ("training",),
     ("runs",),
     ("loading", "experiment"),
+    ("placement",),
     ("assessment", "doctor", "jobs", "report", "verification"),
     ("cli",),
     ("__main__",),

@@ -223,7 +223,7 @@ class _Actor:
         if not ray.wait([self._hello], timeout=0)[0]:
             return False
         try:
-            host, theirs = ray.get(self._hello)
+            theirs, host = ray.get(self._hello)
         except (RayError, RuntimeError) as error:
             loss = _Lost(str(error).strip().splitlines()[-1])
             if "import" in str(error):
@@ -280,13 +280,13 @@ class _Remote:
         self._kept: dict[Any, Any] = {}
         self._steps = 0
 
-    def hello(self, folder: str, path: list[str]) -> tuple[str, dict[str, str]]:
-        """Look for modules where the owner does, if these folders exist; give the machine's name and its versions."""
+    def hello(self, folder: str, path: list[str]) -> tuple[dict[str, str], str]:
+        """Look for modules where the owner does, if these folders exist; give the machine's versions and its name."""
         with contextlib.suppress(OSError):
             os.chdir(folder)
         sys.path += [entry for entry in path if entry not in sys.path]
         torch.set_num_threads(1)
-        return platform.node(), versions()
+        return versions(), platform.node()
 
     def steps(self) -> int:
         """Count the steps so far."""

@@ -54,7 +54,7 @@ def automatic(cores: int, chunks: int, native: bool) -> int:
     None either for an environment in its vector form: a chunk of it is collected faster than it is moved.
     """
     count = min(cores, chunks)
-    return 0 if native or count == 1 else count
+    return 0 if native or count <= 1 else count
 
 
 def build_policy(env: EnvConfig, config: PolicyConfig) -> Policy:
