@@ -97,7 +97,9 @@ class _Member:
 
     def _hold(self, address: str, cpus: int) -> None:
         import ray
+        from ray._private import worker
 
+        worker.print_to_stdstream = lambda *told, **how: None  # what it tells of every lost process, on stdout
         settings: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "CRITICAL"}
         if self._folder is not None:
             settings |= {"num_cpus": cpus, "_temp_dir": self._folder}
