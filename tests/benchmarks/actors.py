@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from pgcli.cluster import join
 from pgcli.config import load_config
@@ -117,6 +118,28 @@ def timed(action: Callable[[], object]) -> float:
     return 1000 * (time.perf_counter() - begin)
 
 
+def cpu_per_step() -> None:
+    """Time collecting and updating in one process, by the CPU's time, which other work on the machine is not in."""
+    print("| config | collect, µs per step | update, µs per step |")
+    print("|---|--:|--:|")
+    for name in ("cartpole", "lunar-lander/baseline", "lunar-lander/ppo", "half-cheetah/ppo"):
+        config = load_config(name, [])
+        chunks = Chunks(environments_of(config))
+        agent = build_agent(config, chunks)
+        sampler = make_sampler(config, chunks)
+        collect, update = [], []
+        for iteration in range(4):
+            begin = time.process_time()
+            trajectories = sampler.collect(agent.policy, iteration, ignore).trajectories
+            collected = time.process_time()
+            agent.update(trajectories, iteration, 0.0, ignore)
+            collect.append(1e6 * (collected - begin) / trajectories.num_steps)
+            update.append(1e6 * (time.process_time() - collected) / trajectories.num_steps)
+        print(f"| `{name}` | {statistics.median(collect):.1f} | {statistics.median(update):.1f} |")
+        sampler.close()
+        chunks.close()
+
+
 def overhead(config: Config) -> None:
     """Compare crews: jobs of nothing, 32 MB from each, and an iteration's rollout."""
     chunks = Chunks(environments_of(config))
@@ -130,6 +153,7 @@ def overhead(config: Config) -> None:
         own = Chunks(config.env, crew)
         samplers[name] = make_sampler(config, own)
     times: dict[tuple[str, str], list[float]] = {}
+    cpu: dict[tuple[str, str], list[float]] = {}  # of this process
     for repetition in range(REPETITIONS + 1):
         for name, crew in crews.items():
             actions: dict[str, Callable[[], object]] = {}
@@ -142,13 +166,21 @@ def overhead(config: Config) -> None:
                     actions[what] = partial(crew.run, policy, jobs, partial(always, job), ignore)
             actions["rollout"] = partial(samplers[name].collect, policy, repetition, ignore)
             for what, action in actions.items():
+                begin = time.process_time()
                 took = timed(action)
+                used = time.process_time() - begin
                 if repetition:  # the first starts them
                     times.setdefault((name, what), []).append(took)
+                    cpu.setdefault((name, what), []).append(1000 * used)
     columns = list(dict.fromkeys(what for _, what in times))
     print(f"| who collects | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}")
     for name in crews:
         cells = [times.get((name, what)) for what in columns]
+        print(f"| {name} | {' | '.join(f'{statistics.median(x):.1f} ms' if x else '' for x in cells)} |")
+    print(f"\nOf that, CPU time of the command's process:\n\n| who collects | {' | '.join(columns)} |")
+    print(f"|---|{'--:|' * len(columns)}")
+    for name in crews:
+        cells = [cpu.get((name, what)) for what in columns]
         print(f"| {name} | {' | '.join(f'{statistics.median(x):.1f} ms' if x else '' for x in cells)} |")
     for name, sampler in samplers.items():
         sampler.close()
@@ -183,7 +215,10 @@ def store() -> None:
 
 def main() -> None:
     """Measure."""
+    torch.set_num_threads(1)
     bytes_per_step()
+    print()
+    cpu_per_step()
     leave = join(2, ignore)
     print()
     store()
