@@ -41,7 +41,10 @@ TWO = ("sampling.workers=2", "sampling.backend=ray")
 
 
 class Fragile(Counting):
-    """In an actor, is killed, stopped or ended after `after` steps; only once, if there is a file `once` to be made."""
+    """In an actor, is killed, stopped or ended after `after` steps; only once, if there is a file `once` to be made.
+
+    Or it waits there for the file.
+    """
 
     steps = 0
 
@@ -53,9 +56,12 @@ class Fragile(Counting):
         Fragile.steps += 1
         is_actor = "default_worker" in sys.argv[0]
         if is_actor and Fragile.steps >= self.after and not (self.once and Path(self.once).exists()):
-            if self.once:
+            if self.once and self.trouble != "wait":
                 Path(self.once).touch()
             match self.trouble:
+                case "wait":
+                    while not Path(self.once).exists():
+                        time.sleep(0.05)
                 case "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
                 case "stop":
@@ -156,7 +162,9 @@ SEEDS = (0, 1)
 
 
 def seeds(path: Path, *more: str) -> list[Request]:
-    words = [*CASES["native episodes"], *THREE, "training.iterations=300", "checkpoint.every=5", *more]
+    """Ask for runs that wait, on a cluster, in about their fifth iteration until a machine is lost."""
+    words = [*fragile("wait", str(path.parent / "lost"), *EPISODES), "checkpoint.every=2", "training.iterations=9"]
+    words += ["env.kwargs.after=150", *more]
     configs = [load_config(words[0], [*words[1:], f"seed={seed}"]) for seed in SEEDS]
     return [Request(config, path / f"seed-{config.seed}", []) for config in configs]
 
@@ -191,9 +199,10 @@ def on_several_machines(path: Path) -> None:
         def watch(record: Record, number: int) -> None:
             nonlocal third
             told[number] = told.get(number, 0) + isinstance(record, Iteration)
-            if third is not None and len(told) == 2 and min(told.values()) > 3:
+            if third is not None and len(told) == 2 and min(told.values()) > 1:
                 machines.remove_node(third, allow_graceful=False)
                 third = None
+                (path / "lost").touch()
 
         results = run_all(seeds(path / "runs", "sampling.backend=ray"), 2, watch)
         assert third is None

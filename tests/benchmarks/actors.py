@@ -6,6 +6,7 @@ Bytes are counted on what really comes back from a chunk; times are medians, and
 from __future__ import annotations
 
 import contextlib
+import pickle
 import statistics
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from pgcli.cluster import join
 from pgcli.config import load_config
 from pgcli.config.schema import Config
 from pgcli.errors import PgcliError
-from pgcli.estimators.trajectories import Trajectories
+from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.experiment import build_agent, columns_of, environments_of
 from pgcli.policies.policy import Policy, parameters_of
 from pgcli.sampling.actors import Actors
@@ -35,7 +36,7 @@ class Weighed:
     """A crew of this process, which weighs what it is given and gives."""
 
     def __init__(self) -> None:
-        self.count, self.there, self.back, self.steps, self._kept = 1, 0, 0, 0, dict[Any, Any]()
+        self.count, self.there, self.back, self.last, self._kept = 1, 0, 0, list[Any](), dict[Any, Any]()
 
     def of(self, number: int) -> object:
         """Give the only worker."""
@@ -49,6 +50,7 @@ class Weighed:
         results = [one(self._kept, policy, check) for one in jobs]
         self.there += sum(map(weight, jobs))
         self.back += sum(map(weight, results))
+        self.last = results
         return results
 
     def close(self) -> None:
@@ -109,6 +111,30 @@ def plain(trajectories: Trajectories) -> int:
     rows = [x.reshape(*x.shape[:2], -1) for x in (trajectories.obs, trajectories.actions, trajectories.rewards)]
     per_step = sum(x.shape[2] * x.element_size() for x in rows) + 3  # terminated, truncated, mask
     return per_step * trajectories.num_steps
+
+
+def assembling() -> None:
+    """Time what the command's process does with what comes back, by its CPU: unpack, copy, put together."""
+    print("| config | per chunk | putting together, per step |\n|---|--:|--:|")
+    for name in ("lunar-lander/ppo", "half-cheetah/ppo"):
+        config = load_config(name, ["env.chunk_size=8", "env.num_envs=32"])
+        chunks, crew = Chunks(environments_of(config)), Weighed()
+        agent = build_agent(config, chunks)
+        chunks.workers = crew
+        sampler = make_sampler(config, chunks)
+        steps = sampler.collect(agent.policy, 0, ignore).trajectories.num_steps
+        taken = [taken_apart(result) for result in crew.last]
+        unpack, together = [], []
+        for _ in range(REPETITIONS):
+            begin = time.process_time()
+            parts = [pickle.loads(data, buffers=[bytearray(x) for x in buffers]) for data, buffers in taken]
+            unpacked = time.process_time()
+            pad_columns([segment[0] for segment, _ in parts])
+            together.append(1e6 * (time.process_time() - unpacked) / steps)
+            unpack.append(1e6 * (unpacked - begin) / len(taken))
+        print(f"| `{name}` | {statistics.median(unpack):.0f} µs | {statistics.median(together):.2f} µs |")
+        sampler.close()
+        chunks.close()
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -219,6 +245,8 @@ def main() -> None:
     bytes_per_step()
     print()
     cpu_per_step()
+    print()
+    assembling()
     leave = join(2, ignore)
     print()
     store()
