@@ -242,7 +242,7 @@ def test_a_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:
 
 def session_of(pid: int) -> list[str]:
     """Name the processes that belong to a session, its leader and those that are dead aside."""
-    listed = subprocess.run(["ps", "-eo", "pid=,sid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-wweo", "pid=,sid=,stat=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 3) for line in listed.splitlines()]
     return [row[3] for row in rows if row[1] == str(pid) and row[0] != str(pid) and not row[2].startswith("Z")]
 
