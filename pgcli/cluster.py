@@ -141,7 +141,7 @@ def _mend(address: str) -> str:
     if address == "local":
         return "`ray start --head` shows what keeps it; sampling.backend=local needs no Ray"
     return (
-        "`ray start --head` starts one; this machine must be in it, and have its RAY_AUTH_TOKEN and RAY_AUTH_MODE=token "
+        "`ray start --head` starts one; this machine must be in it, with its RAY_AUTH_TOKEN and RAY_AUTH_MODE=token "
         "if it wants a token; without RAY_ADDRESS pgcli starts its own"
     )
 
