@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, assert_never
 
 from pgcli.agent import PolicyGradient
+from pgcli.cluster import cores, cpus, join, require
 from pgcli.config import Config, load_config, to_data
 from pgcli.config.schema import EnvConfig
 from pgcli.errors import Diverged, EnvironmentFailure, Interrupted, PgcliError, RunDirectoryError, typed
@@ -19,6 +21,9 @@ from pgcli.runs import checkpoints
 from pgcli.runs.directory import RunDirectory, elapsed_seconds, find_checkpoint, is_run, move_aside
 from pgcli.runs.files import make_folder, storage
 from pgcli.runs.lock import lock
+from pgcli.sampling.actors import Actors
+from pgcli.sampling.crew import Crew, automatic
+from pgcli.sampling.environments import NativeEnvironments
 from pgcli.sampling.examination import examine
 from pgcli.sampling.registry import spec
 from pgcli.sampling.rollout import Chunks
@@ -54,6 +59,17 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """How a run failed."""
+
+    exit_code: int
+    text: str
+
+
+Result = Outcome | Failure
+
+
+@dataclass(frozen=True)
 class Request:
     """What a user asks of one run. Its folder is where `path` was when it was asked: environments may go elsewhere."""
 
@@ -64,6 +80,14 @@ class Request:
     overwrite: bool = False
     which: str = "latest"  # the checkpoint that a resumed run goes on from
     folder: Path = field(default_factory=Path.cwd)
+    share: int = 1  # how many runs the cores of this machine, or of the cluster, are for
+
+
+def failure_of(error: Exception) -> Failure:
+    """Tell a user's mistake in its own words, and a bug by its traceback."""
+    if isinstance(error, PgcliError):
+        return Failure(error.exit_code, str(error))
+    return Failure(1, "".join(traceback.format_exception(error)))
 
 
 def run_experiment(
@@ -99,18 +123,18 @@ def _run(
 ) -> Outcome:
     config, path = request.config, request.path
     with storage(path), ExitStack() as resources:
-        chunks = resources.enter_context(_released(Chunks(environments_of(config), workers_of(config))))
+        chunks = resources.enter_context(_released(Chunks(environments_of(config))))
         agent = build_agent(config, chunks)  # before anything is written
         if len(agent.policy.images):
             keep_freed_memory()
+        chunks.workers = crew_of(config, chunks, request.share, check)
         for notice in examine(config.env).notices:
             watch(Notice(notice))
         if agent.policy.masked:
             watch(Notice("actions are masked; `policy.action_mask: none` ignores the mask"))
-        if 0 < (parts := len(chunks.ranges(columns_of(config)))) < config.sampling.workers:
-            watch(
-                Notice(f"{config.sampling.workers} workers share {parts} chunks; a smaller `env.chunk_size` makes more")
-            )
+        parts, workers = len(chunks.ranges(columns_of(config))), chunks.workers.count if chunks.workers else 0
+        if parts < workers:
+            watch(Notice(f"{workers} workers share {parts} chunks; a smaller `env.chunk_size` makes more"))
         sampler = resources.enter_context(_released(make_sampler(config, chunks)))
         if is_run(path) and request.overwrite:
             with lock(path):
@@ -156,7 +180,9 @@ def _released(resource: T) -> Iterator[T]:
 
 
 def check_request(request: Request) -> None:
-    """Raise RunDirectoryError if the run directory cannot be used as asked."""
+    """Raise RunDirectoryError if the run directory cannot be used as asked, UsageError if Ray is not there."""
+    if request.config.sampling.backend == "ray":
+        require()
     path = request.path
     with storage(path):
         if os.path.lexists(path) and not path.is_dir():
@@ -176,10 +202,31 @@ def environments_of(config: Config) -> EnvConfig:
     return config.env.model_copy(update={"vectorization": "sync"}) if config.group_size > 1 else config.env
 
 
-def workers_of(config: Config) -> Workers | None:
-    """Give the worker processes that `sampling.workers` asks for; none of them is started yet."""
-    count = config.sampling.workers
-    return Workers(environments_of(config), config.policy, count) if count else None
+def crew_of(config: Config, chunks: Chunks, share: int, check: Callable[[], None]) -> Crew | None:
+    """Give the workers that `sampling` asks for; none of them is started yet, but a cluster is joined.
+
+    Raises: UsageError, EnvironmentFailure.
+    """
+    env, count = environments_of(config), config.sampling.workers
+    parts = len(chunks.ranges(columns_of(config)))
+    match config.sampling.backend:
+        case "local":
+            if count == "auto":
+                native = isinstance(chunks.environments(min(chunks.width, columns_of(config))), NativeEnvironments)
+                count = automatic(max(cores() // share, 1), parts, native)
+            return Workers(env, config.policy, count) if count else None
+        case "ray":
+            if count == 0 or (count == "auto" and parts == 1):
+                return None
+            leave = join(cores() if count == "auto" else count, check)
+            own = cpus() // share - (share > 1)  # a run that is placed on the cluster has a CPU itself
+            actors = automatic(own, parts, native=False) if count == "auto" else count
+            if actors:
+                return Actors(env, config.policy, actors, leave)
+            leave()
+            return None
+        case never:
+            assert_never(never)
 
 
 def columns_of(config: Config) -> int:

@@ -1,4 +1,4 @@
-"""Several runs: one after the other in this process, or some at a time in processes of their own."""
+"""Several runs: one after the other in this process, or some at a time: in processes of their own, or on a cluster."""
 
 from __future__ import annotations
 
@@ -7,32 +7,23 @@ import multiprocessing
 import os
 import signal
 import threading
-import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from pgcli.errors import EnvironmentFailure, Interrupted, PgcliError
-from pgcli.experiment import Outcome, Request, run_experiment
+from pgcli.experiment import Failure, Outcome, Request, Result, failure_of, run_experiment
+from pgcli.placement import run_on_cluster
 from pgcli.processes import process_context
 from pgcli.records import Record
 from pgcli.signals import StopOnSignal
 from pgcli.streams import leave
 
+__all__ = ["Failure", "Outcome", "run_all"]
+
 Watch = Callable[[Record, int], None]
 POLL_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class Failure:
-    """How a run failed."""
-
-    exit_code: int
-    text: str
-
-
-Result = Outcome | Failure
 
 
 def run_all(requests: Sequence[Request], jobs: int, watch: Watch) -> list[Result]:
@@ -43,7 +34,10 @@ def run_all(requests: Sequence[Request], jobs: int, watch: Watch) -> list[Result
     with StopOnSignal() as stop:
         if jobs == 1 or len(requests) == 1:
             return [_run_here(request, number, watch, stop) for number, request in enumerate(requests)]
-        return _run_in_processes(requests, jobs, watch, stop)
+        shared = [replace(request, share=min(jobs, len(requests))) for request in requests]
+        if requests[0].config.sampling.backend == "ray":
+            return run_on_cluster(shared, jobs, watch, stop)
+        return _run_in_processes(shared, jobs, watch, stop)
 
 
 def _run_here(request: Request, number: int, watch: Watch, stop: StopOnSignal) -> Result:
@@ -52,14 +46,7 @@ def _run_here(request: Request, number: int, watch: Watch, stop: StopOnSignal) -
     except Interrupted:
         raise
     except Exception as error:
-        return _failure(error)
-
-
-def _failure(error: Exception) -> Failure:
-    """Tell a user's mistake in its own words, and a bug by its traceback."""
-    if isinstance(error, PgcliError):
-        return Failure(error.exit_code, str(error))
-    return Failure(1, "".join(traceback.format_exception(error)))
+        return failure_of(error)
 
 
 def _run_in_processes(requests: Sequence[Request], jobs: int, watch: Watch, stop: StopOnSignal) -> list[Result]:
@@ -136,7 +123,7 @@ def _child(request: Request, connection: Connection) -> None:
         with StopOnSignal((signal.SIGTERM,)) as stop:
             result = run_experiment(request, watch, stop.check, stop.asked_to_save)
     except Exception as error:
-        result = _failure(error)
+        result = failure_of(error)
     with contextlib.suppress(OSError):  # nobody is left to tell
         connection.send(result)
     leave(0)  # a simulator's threads would keep the process, and the parent waiting for its end

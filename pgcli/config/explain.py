@@ -127,7 +127,7 @@ def explain(errors: Sequence[ErrorDetails], path: Path_) -> tuple[str, str]:
 
 
 def _rule(errors: Sequence[ErrorDetails], path: Path_) -> str:
-    error = errors[0]
+    error = next((error for error in errors if error["type"] in _LIMITS), errors[0])  # what is of the right kind
     if error["type"] in _LIMITS:
         return _LIMITS[error["type"]].format(**{name: _bare(limit) for name, limit in error["ctx"].items()})
     if error["type"] not in _KINDS:

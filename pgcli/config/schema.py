@@ -235,10 +235,17 @@ class ValueConfig(Section):
 class SamplingConfig(Section):
     """Who collects the chunks of a rollout; no effect on the result."""
 
-    workers: Annotated[Whole, Field(ge=0, le=1024)] = Field(
-        0, description="0: in this process; n: so many worker processes."
+    workers: Literal["auto"] | Annotated[Whole, Field(ge=0, le=1024)] = Field(
+        0,
+        description="0: in this process; n: so many worker processes, or actors; auto: one for each chunk, but no more "
+        "than the cores that this process may use (shared by --jobs), or the cluster has; 0 if that is one, or, on "
+        "this machine, the environment has its vector form.",
     )
-    backend: Literal["local"] = Field("local", description="local: on this machine.")
+    backend: Literal["local", "ray"] = Field(
+        "local",
+        description="local: processes of this machine; ray: actors on the cluster at RAY_ADDRESS, or of a Ray started "
+        "here; --jobs then places whole runs.",
+    )
 
 
 class TrainingConfig(Section):

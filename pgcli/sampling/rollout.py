@@ -16,9 +16,9 @@ from pgcli.estimators.returns import total_return
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Actor, Mode, Policy
 from pgcli.randomness import Purpose, derived_seed, generator
+from pgcli.sampling.crew import Crew
 from pgcli.sampling.environments import Environments, make_environments
 from pgcli.sampling.examination import MAX_EPISODE_STEPS
-from pgcli.sampling.workers import Workers
 
 Array = NDArray[Any]
 NOISE_ROWS = 64  # random numbers are drawn for so many steps at a time
@@ -129,7 +129,7 @@ class Play(Protocol):
 class Chunks:
     """Splits columns into chunks, and keeps the environments of each width; with workers, these have their own."""
 
-    def __init__(self, config: EnvConfig, workers: Workers | None = None) -> None:
+    def __init__(self, config: EnvConfig, workers: Crew | None = None) -> None:
         self._config, self.workers = config, workers
         self._environments: dict[int, Environments] = {}
         self.width = config.chunk_size or config.num_envs

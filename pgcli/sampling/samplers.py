@@ -16,6 +16,7 @@ from pgcli.errors import CheckpointError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Policy
 from pgcli.randomness import Purpose, derived_seed, generator
+from pgcli.sampling.crew import Crew
 from pgcli.sampling.environments import NativeEnvironments, SingleEnvironments, make_lasting
 from pgcli.sampling.examination import MAX_EPISODE_STEPS
 from pgcli.sampling.rollout import (
@@ -30,7 +31,6 @@ from pgcli.sampling.rollout import (
     endless,
     to_trajectories,
 )
-from pgcli.sampling.workers import Workers
 
 Array = NDArray[Any]
 Check = Callable[[], None]
@@ -279,7 +279,7 @@ class Segments:
     to the bit. A native form gets a new generator at every iteration, and its state is in its arrays.
     """
 
-    def __init__(self, config: Config, workers: Workers | None = None) -> None:
+    def __init__(self, config: Config, workers: Crew | None = None) -> None:
         assert config.rollout.steps is not None
         self._config, self._workers, self.lost = config, workers, 0
         self._chunks = chunk_ranges(config.env.num_envs, config.env.chunk_size or config.env.num_envs)
@@ -311,7 +311,7 @@ class Segments:
         )
 
     def _in_workers(
-        self, workers: Workers, states: list[_Columns] | None, policy: Policy, iteration: int | None, check: Check
+        self, workers: Crew, states: list[_Columns] | None, policy: Policy, iteration: int | None, check: Check
     ) -> tuple[list[Any], int]:
         """Let every chunk be in its state, and go on if there is an iteration; count what did not come back."""
 

@@ -7,43 +7,40 @@ and freed by the parent. A worker that dies or hangs is replaced, and its chunks
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import pickle
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pgcli.config.schema import EnvConfig, PolicyConfig
-from pgcli.errors import EnvironmentFailure, PgcliError
+from pgcli.errors import EnvironmentFailure
 from pgcli.policies.policy import Policy, parameters_of
 from pgcli.processes import process_context
-from pgcli.sampling.environments import make
+from pgcli.sampling.crew import (
+    HANG_SECONDS,
+    TRIES,
+    Check,
+    Job,
+    build_policy,
+    close_all,
+    pickled,
+    sendable,
+    taken_apart,
+)
 
-Check = Callable[[], None]
-HANG_SECONDS = 60.0  # without a step
-TRIES = 3  # of the same chunk
 POLL_SECONDS = 0.05
 CLOSE_SECONDS = 5.0
 _HEAD = 2 * 8  # bytes per worker in the block of parameters: steps so far, the job that it is at
-
-
-class Job(Protocol):
-    """What one worker does for one chunk."""
-
-    def __call__(self, kept: dict[Any, Any], policy: Policy, check: Check) -> Any:  # noqa: ANN401 - whatever it makes
-        """Do it; `kept` is the worker's from one job to the next, and what is in it is closed at the end."""
 
 
 class Workers:
@@ -273,13 +270,6 @@ def _free(block: SharedMemory) -> None:
 # ------------------------------------------------------------------------------------------------- in the worker
 
 
-class _Pickler(pickle.Pickler):
-    """Lets the bytes of tensors, as those of arrays, go their own way."""
-
-    def reducer_override(self, value: object) -> Any:  # noqa: ANN401 - as pickle has it
-        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
-
-
 def _work(
     connection: Connection,
     alive: Connection,
@@ -321,13 +311,13 @@ def _work(
             check()
             try:
                 if policy is None:
-                    policy = _policy(env, policy_config)
+                    policy = build_policy(env, policy_config)
                 _read(policy, shared, _HEAD * count)
                 results[number] = job(kept, policy, check)
             except BaseException as error:
-                failures[number] = _sendable(error)
+                failures[number] = sendable(error)
                 break
-        data, buffers = _taken_apart(results)
+        data, buffers = taken_apart(results)
         sizes = [len(buffer) for buffer in buffers]
         if block is None or block.size < sum(sizes):
             if block is not None:
@@ -336,31 +326,16 @@ def _work(
             name = connection.recv()
             block = None if name is None else SharedMemory(name)
         if block is None:
-            stream = io.BytesIO()
-            _Pickler(stream, 5).dump(results)
-            connection.send(("pipe", stream.getvalue(), [], failures))
+            connection.send(("pipe", pickled(results), [], failures))
             continue
         start = 0
         for buffer in buffers:
             _view(block, np.uint8, len(buffer), start)[:] = buffer
             start += len(buffer)
         connection.send(("shared", data, sizes, failures))
-    failure: Exception | None = None
-    for thing in kept.values():
-        try:
-            thing.close()
-        except BaseException as error:
-            failure = failure or _sendable(error)
     with contextlib.suppress(OSError):
-        connection.send(failure)
+        connection.send(close_all(kept))
     os._exit(0)  # at once: everything is told, and the views of shared memory need no order
-
-
-def _taken_apart(results: object) -> tuple[bytes, list[memoryview]]:
-    """Pickle results, and give the bytes of their arrays apart."""
-    stream, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
-    _Pickler(stream, 5, buffer_callback=buffers.append).dump(results)
-    return stream.getvalue(), [buffer.raw() for buffer in buffers]
 
 
 def _leave_with_parent(alive: Connection) -> None:
@@ -370,21 +345,9 @@ def _leave_with_parent(alive: Connection) -> None:
     os._exit(1)
 
 
-def _policy(env: EnvConfig, config: PolicyConfig) -> Policy:
-    with contextlib.closing(make(env)) as one:
-        return Policy(one.observation_space, one.action_space, config)
-
-
 def _read(policy: Policy, shared: SharedMemory, start: int) -> None:
     """Take the parameters that the parent wrote."""
     for tensor in parameters_of(policy, None).values():
         array = tensor.numpy()
         array[...] = _view(shared, array.dtype, array.size, start).reshape(array.shape)
         start += array.nbytes
-
-
-def _sendable(error: BaseException) -> Exception:
-    """Let pgcli's own errors be as they are, and tell others by their traceback."""
-    if isinstance(error, PgcliError):
-        return error
-    return RuntimeError("in a worker process:\n" + "".join(traceback.format_exception(error)))

@@ -1,0 +1,384 @@
+"""On a Ray cluster: the same bytes as in this process, whatever happens to an actor, a machine or the run.
+
+Ray is kept to child processes: it has threads and warnings of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from helpers import Array, Counting
+from kills import CASES
+from test_workers import EPISODES, SEGMENTS, SHORT, THREE, digests, run
+
+from pgcli import cluster
+from pgcli.cluster import check_versions, cores, join, versions
+from pgcli.config import load_config
+from pgcli.errors import EnvironmentFailure, RunDirectoryError, UsageError
+from pgcli.experiment import Outcome, Request, build_agent, check_request, crew_of, environments_of
+from pgcli.jobs import run_all
+from pgcli.placement import _Remote
+from pgcli.records import Iteration, Record
+from pgcli.sampling import actors
+from pgcli.sampling.crew import automatic
+from pgcli.sampling.rollout import Chunks
+from pgcli.sampling.workers import Workers
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Ray")
+HERE = Path(__file__).parent
+ONE = ("sampling.workers=1", "sampling.backend=ray")
+TWO = ("sampling.workers=2", "sampling.backend=ray")
+
+
+class Fragile(Counting):
+    """In an actor, is killed, stopped or ended after `after` steps; only once, if there is a file `once` to be made.
+
+    Or it waits there for the file.
+    """
+
+    steps = 0
+
+    def __init__(self, trouble: str, once: str = "", after: int = 20) -> None:
+        super().__init__()
+        self.trouble, self.once, self.after = trouble, once, after
+
+    def step(self, action: np.int64) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        Fragile.steps += 1
+        is_actor = "default_worker" in sys.argv[0]
+        if is_actor and Fragile.steps >= self.after and not (self.once and Path(self.once).exists()):
+            if self.once and self.trouble != "wait":
+                Path(self.once).touch()
+            match self.trouble:
+                case "wait":
+                    while not Path(self.once).exists():
+                        time.sleep(0.05)
+                case "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "stop":
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                case "exit":
+                    os._exit(7)
+        return super().step(action)
+
+
+gym.register("Fragile-v0", entry_point="test_cluster:Fragile")
+
+
+def fragile(trouble: str, once: str, *more: str) -> tuple[str, ...]:
+    kwargs = f"env.kwargs={{trouble: {trouble}, once: '{once}', after: {70 if SEGMENTS[1] in more else 20}}}"
+    return ("cartpole", "env.id=test_cluster:Fragile-v0", kwargs, *SHORT, *THREE, *more)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Give the variables of a child: it finds pgcli and these tests, and no cluster."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTEST_"))}
+    return kept | {"PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parent)))} | more
+
+
+def in_child(work: Callable[[Path], None], path: Path) -> None:
+    program = f"import sys, pathlib, test_cluster as t; t.{work.__name__}(pathlib.Path(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+        cwd=path,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr, done.stderr
+
+
+# ------------------------------------------------------------------------------------------------- one machine
+
+SAME: dict[str, tuple[str, ...]] = {
+    "native episodes": (*CASES["native episodes"], *THREE),
+    "LunarLander, whole episodes": (
+        *("lunar-lander/baseline", *SHORT, *THREE, "rollout.episodes=6", "env.max_episode_steps=60"),
+    ),
+    "LunarLander, segments": (*CASES["Box2D"], *THREE, "algorithm.num_minibatches=1"),
+}
+LOST = {
+    "killed, episodes": ("kill", EPISODES),
+    "stopped, segments": ("stop", SEGMENTS),
+}
+
+
+def on_one_machine(path: Path) -> None:
+    """Run everything that this process has run, within one Ray."""
+    leave = join(2, lambda: None)
+    for case, words in SAME.items():
+        run(path / case / "ray", *words, *TWO)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(actors, "HANG_SECONDS", 6.0)
+    patch.setattr(actors, "PULSE_SECONDS", 0.5)
+    for case, (trouble, rollout) in LOST.items():
+        run(path / case / "ray", *fragile(trouble, str(path / case / "once"), *rollout), *TWO)
+    with pytest.raises(EnvironmentFailure, match=r"the actor of chunk \d was lost, 3 times in a row"):
+        run(path / "exit", *fragile("exit", "", *EPISODES, "env.kwargs.after=1"), *ONE)
+    faults = []
+    for more in ((), ONE):
+        words = ("env.id=helpers:Counting-v0", "env.kwargs={fault: inf reward, at: 3}", *SHORT, *THREE)
+        with pytest.raises(EnvironmentFailure, match="non-finite reward") as caught:
+            run(path / f"fault-{len(more)}", "cartpole", *words, *EPISODES, *more)
+        faults.append((caught.value.seed, caught.value.reproduction))
+    assert faults[0] == faults[1]
+    assert faults[0][1]
+    patch.setattr(cluster, "__version__", "9.9")
+    with pytest.raises(EnvironmentFailure, match=r"has pgcli 0\.\S+ \(here 9\.9"):
+        run(path / "versions", *SAME["native episodes"], *ONE)
+    leave()
+
+
+@pytest.mark.slow
+def test_actors_give_the_bytes_of_this_process_also_when_they_are_killed_or_hang(tmp_path: Path) -> None:
+    for case, words in SAME.items():
+        run(tmp_path / case / "0", *words)
+    for case, (trouble, rollout) in LOST.items():
+        run(tmp_path / case / "0", *fragile(trouble, str(tmp_path / case / "once"), *rollout))
+    in_child(on_one_machine, tmp_path)
+    for case in (*SAME, *LOST):
+        assert digests(tmp_path / case / "ray") == digests(tmp_path / case / "0"), case
+    for case in LOST:
+        assert (tmp_path / case / "once").exists(), case
+
+
+# ------------------------------------------------------------------------------------------------- several machines
+
+LANDER = (*SAME["LunarLander, segments"], "training.iterations=6", "optimizer.schedule=constant")
+SEEDS = (0, 1)
+
+
+def seeds(path: Path, *more: str) -> list[Request]:
+    """Ask for runs that wait, on a cluster, in about their fifth iteration until a machine is lost."""
+    words = [*fragile("wait", str(path.parent / "lost"), *EPISODES), "checkpoint.every=2", "training.iterations=9"]
+    words += ["env.kwargs.after=150", *more]
+    configs = [load_config(words[0], [*words[1:], f"seed={seed}"]) for seed in SEEDS]
+    return [Request(config, path / f"seed-{config.seed}", []) for config in configs]
+
+
+def on_several_machines(path: Path) -> None:
+    """Lose a machine while actors collect there, and another while a whole run is there."""
+    from ray.cluster_utils import Cluster
+
+    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    machines = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, "_system_config": quick},
+        shutdown_at_exit=False,
+    )
+    os.environ["RAY_ADDRESS"] = machines.address
+    try:
+        second: Any = machines.add_node(num_cpus=1)
+
+        def lose_the_second() -> None:
+            nonlocal second
+            metrics = path / "actors/metrics.csv"
+            if second is not None and metrics.is_file() and metrics.read_bytes().count(b"\n") > 2:
+                machines.remove_node(second, allow_graceful=False)
+                second = None
+
+        run(path / "actors", *LANDER, "sampling.workers=auto", "sampling.backend=ray", check=lose_the_second)
+        assert second is None
+
+        third: Any = machines.add_node(num_cpus=1)
+        told: dict[int, int] = {}
+
+        def watch(record: Record, number: int) -> None:
+            nonlocal third
+            told[number] = told.get(number, 0) + isinstance(record, Iteration)
+            if third is not None and len(told) == 2 and min(told.values()) > 1:
+                machines.remove_node(third, allow_graceful=False)
+                third = None
+                threading.Timer(15, (path / "lost").touch).start()  # its processes live on until they miss the machine
+
+        results = run_all(seeds(path / "runs", "sampling.backend=ray"), 2, watch)
+        assert third is None
+        assert all(isinstance(result, Outcome) for result in results), results
+    finally:
+        machines.shutdown()  # type: ignore[no-untyped-call]  # Ray's
+
+
+@pytest.mark.slow
+def test_a_lost_machine_costs_time_and_no_result(tmp_path: Path) -> None:
+    run(tmp_path / "0", *LANDER)
+    local = run_all(seeds(tmp_path / "local"), 1, lambda record, number: None)
+    assert all(isinstance(result, Outcome) for result in local)
+    in_child(on_several_machines, tmp_path)
+    assert digests(tmp_path / "actors") == digests(tmp_path / "0")
+    lines = []
+    for seed in SEEDS:
+        there = tmp_path / f"runs/seed-{seed}"
+        assert digests(there) == digests(tmp_path / f"local/seed-{seed}")
+        lines.append((there / "run.json").read_text())
+    assert sum('"resumes"' in text for text in lines) == 1
+
+
+def test_a_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:
+    remote = _Remote()
+    remote.run(Request(load_config("cartpole", []), tmp_path / "run", []), str(tmp_path / "no-such-sign"), 0.0)
+    _, result = remote.news()
+    assert not isinstance(result, Outcome)
+    assert result is not None
+    assert result.exit_code == RunDirectoryError.exit_code
+    assert "sees another folder there" in result.text
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------------------- the command
+
+
+def session_of(pid: int) -> list[str]:
+    """Name the processes that belong to a session, its leader and those that are dead aside."""
+    listed = subprocess.run(["ps", "-wweo", "pid=,sid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 3) for line in listed.splitlines()]
+    return [row[3] for row in rows if row[1] == str(pid) and row[0] != str(pid) and not row[2].startswith("Z")]
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_run_to_be_resumed_and_no_process(tmp_path: Path) -> None:
+    run(tmp_path / "whole", *LANDER)
+    name, *overrides = LANDER
+    command = [sys.executable, "-m", "pgcli", "train", name, *overrides, *TWO, "training.iterations=500", "--quiet"]
+    with subprocess.Popen(
+        [*command, "--run-dir", "cut"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        cwd=tmp_path,
+        start_new_session=True,
+    ) as process:
+        metrics = tmp_path / "cut/metrics.csv"
+        while not (metrics.is_file() and metrics.read_bytes().count(b"\n") > 2):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        assert any("raylet" in line for line in session_of(process.pid)), (process.poll(), session_of(process.pid))
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all of them
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert [line.split(":")[0] for line in err.splitlines()] == ["error", "hint"]
+    stop = time.monotonic() + 20
+    while (left := session_of(process.pid)) and time.monotonic() < stop:
+        time.sleep(0.2)
+    assert not left
+    rows = metrics.read_bytes().count(b"\n") - 1
+    run(tmp_path / "cut", *LANDER, f"training.iterations={max(rows, 6)}", resume=True)
+    if rows > 6:
+        run(tmp_path / "whole", *LANDER, f"training.iterations={rows}", resume=True)
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+
+
+def test_a_cluster_that_is_not_there_is_told_and_nothing_is_written(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pgcli", "train", "cartpole", *TWO, "--run-dir", "run"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(RAY_ADDRESS="127.0.0.1:1"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: no Ray cluster at 127.0.0.1:1: Connection refused\nhint: `ray start --head`")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("ray://127.0.0.1:10001", "is that of a Ray client"),
+        ("somewhere", "is no address"),
+        ("127.0.0.1:99999999", "no Ray cluster at"),
+        ("no-such-host.invalid:6379", "no Ray cluster at"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_told_before_ray_is_imported(
+    address: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(cluster, "require", lambda: None)
+    with pytest.raises(EnvironmentFailure, match=reason):
+        join(1, lambda: None)
+
+
+def test_without_ray_the_command_that_installs_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError) as caught:
+        check_request(Request(load_config("cartpole", ["sampling.backend=ray"]), tmp_path / "run", []))
+    assert caught.value.exit_code == 2
+    assert caught.value.hint == 'pip install "pgcli[ray]"'
+    check_request(Request(load_config("cartpole", []), tmp_path / "run", []))
+
+
+def test_other_versions_are_refused_with_the_difference() -> None:
+    check_versions(versions(), "there")
+    with pytest.raises(EnvironmentFailure, match=r"there has torch 1\.0 \(here \d.*, extra 5 \(here none\)"):
+        check_versions(versions() | {"torch": "1.0", "extra": "5"}, "there")
+
+
+# ------------------------------------------------------------------------------------------------- auto
+
+
+@pytest.mark.parametrize(
+    ("cores", "chunks", "native", "workers"),
+    [(8, 4, False, 4), (4, 8, False, 4), (8, 1, False, 0), (1, 8, False, 0), (0, 8, False, 0), (8, 8, True, 0)],
+)
+def test_auto_is_a_core_and_a_chunk_for_each(cores: int, chunks: int, native: bool, workers: int) -> None:
+    assert automatic(cores, chunks, native) == workers
+
+
+def automatic_crew(share: int, *words: str) -> Workers | None:
+    config = load_config(words[0], [*words[1:], "sampling.workers=auto"])
+    chunks = Chunks(environments_of(config))
+    build_agent(config, chunks)
+    crew = crew_of(config, chunks, share, lambda: None)
+    chunks.close()
+    assert crew is None or isinstance(crew, Workers)
+    return crew
+
+
+def test_auto_looks_at_cores_chunks_and_the_vector_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgcli.experiment.cores", lambda: 4)
+    eight = ("env.num_envs=8", "env.chunk_size=1", "rollout.episodes=8")
+    crew = automatic_crew(1, "acrobot/baseline", *eight)
+    assert crew is not None
+    assert crew.count == 4
+    shared = automatic_crew(2, "acrobot/baseline", *eight)
+    assert shared is not None
+    assert shared.count == 2
+    assert automatic_crew(4, "acrobot/baseline", *eight) is None
+    assert automatic_crew(1, "cartpole", *eight) is None
+    assert automatic_crew(1, "acrobot/baseline", "env.num_envs=8", "env.chunk_size=null", "rollout.episodes=8") is None
+
+
+def test_the_cores_are_those_that_this_process_is_bound_to() -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert 1 <= cores() <= len(before)
+
+
+def test_auto_gives_the_bytes_of_this_process(tmp_path: Path) -> None:
+    words = (*CASES["Box2D"], *THREE, "algorithm.num_minibatches=1")
+    run(tmp_path / "0", *words)
+    run(tmp_path / "auto", *words, "sampling.workers=auto")
+    assert digests(tmp_path / "auto") == digests(tmp_path / "0")
