@@ -223,6 +223,7 @@ def _summary(outcome: Outcome) -> str:
 
 @app.command()
 def eval(
+    context: typer.Context,
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint file or a run directory.")],
     which: Which = "latest",
     episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 100,
@@ -234,11 +235,23 @@ def eval(
         int | None, typer.Option(min=1, help="Cut episodes here; the environment's own limit if left out.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which episodes; never those of training.")] = 0,
+    replay: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ITERATION:EPISODE",
+            help="Instead: simulate a training episode again, as numbered in episodes.csv, and film it.",
+            show_default=False,
+        ),
+    ] = None,
     video: Annotated[Path | None, typer.Option(help="Film one more episode: FILE.gif or FILE.mp4.")] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Import modules that Gymnasium does not ship.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure a trained policy on fresh episodes, and film it."""
+    """Measure a trained policy on fresh episodes, and film it; or replay an episode of its training."""
+    if replay is not None:
+        _replay(context, checkpoint, replay, video, trust, as_json)
+        return
+
     from pgcli.assessment import assess, table
     from pgcli.loading import load
     from pgcli.streams import results_only
@@ -257,6 +270,29 @@ def eval(
                 "video_length": episode.length,
             }
     _show(json.dumps(result, allow_nan=False) if as_json else table(result))
+
+
+def _replay(context: typer.Context, run: Path, which: str, video: Path | None, trust: bool, as_json: bool) -> None:
+    from pgcli.errors import UsageError
+    from pgcli.streams import results_only
+
+    for name in ("which", "episodes", "mode", "gamma", "horizon", "seed"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            raise UsageError(
+                f"--{name} and --replay contradict each other", "a replayed episode is the one of the training, as it was"
+            )
+
+    from pgcli.replay import replay, table
+
+    film_path = video and video.absolute()  # an environment may leave this folder
+    with results_only():
+        result = replay(run, which, film_path, trust=trust, tell=_tell)
+    if "video" in result:
+        result["video"] = str(video)
+    _show(json.dumps(result, allow_nan=False) if as_json else table(result))
+    if not result["matches"]:
+        raise typer.Exit(7)
 
 
 @app.command()

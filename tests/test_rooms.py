@@ -22,7 +22,9 @@ FLOORS = (
     ("training",),
     ("runs",),
     ("loading", "experiment"),
-    ("assessment", "doctor", "jobs", "report", "verification"),
+    ("repetition",),
+    ("assessment", "doctor", "report", "verification"),
+    ("jobs", "replay"),
     ("cli",),
     ("__main__",),
 )
