@@ -280,7 +280,8 @@ def _replay(context: typer.Context, run: Path, which: str, video: Path | None, t
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
             raise UsageError(
-                f"--{name} and --replay contradict each other", "a replayed episode is the one of the training, as it was"
+                f"--{name} and --replay contradict each other",
+                "a replayed episode is the one of the training, as it was",
             )
 
     from pgcli.replay import replay, table
@@ -377,3 +378,23 @@ def init(
         _show(shipped.describe())
     else:
         _show(shipped.copy(name, dest))
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint file or a run directory.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="Where to write.")],
+    which: Which = "latest",
+    trust: Annotated[bool, typer.Option("--trust", help="Import modules that Gymnasium does not ship.")] = False,
+) -> None:
+    """Write a policy, with its normaliser, as an ONNX file."""
+    from pgcli.export import check_extra
+    from pgcli.export import export as write
+    from pgcli.loading import load
+    from pgcli.streams import results_only
+
+    check_extra()
+    target = file.absolute()  # an environment may leave this folder
+    with results_only():
+        write(load(checkpoint, which, trust=trust), target)
+    _show(file)

@@ -10,6 +10,7 @@ import csv
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,10 +36,11 @@ from pgcli.sampling.environments import (
     column_of,
     make,
     make_environments,
+    make_lasting,
 )
 from pgcli.sampling.examination import examine
 from pgcli.sampling.rollout import Ended, Rollout, chunk_ranges, episode_seed
-from pgcli.sampling.samplers import Check, Sampler, lasting_seed, make_lasting, native_seed
+from pgcli.sampling.samplers import Check, Sampler, lasting_seed, native_seed
 
 Array = NDArray[Any]
 
@@ -158,6 +160,7 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
 
 def table(result: dict[str, Any]) -> str:
     """Write a replay for people."""
+
     def described(prefix: str) -> str:
         returns = f"return {result[f'{prefix}return']!r}, {result[f'{prefix}discounted_return']!r} discounted"
         return f"{returns}, {result[f'{prefix}length']} steps, {result[f'{prefix}ended']}"
@@ -345,9 +348,7 @@ def _native_moments(
     """
     steps, env = config.rollout.steps, environments_of(config)
     columns = config.rollout.episodes or config.env.num_envs
-    chunk = next(
-        one for one in chunk_ranges(columns, config.env.chunk_size or config.env.num_envs) if column in one
-    )
+    chunk = next(one for one in chunk_ranges(columns, config.env.chunk_size or config.env.num_envs) if column in one)
     number, place = chunk.start // (config.env.chunk_size or config.env.num_envs), column - chunk.start
     for_environment = policy.actor("sampled").for_environment
     begin = row.iteration * (steps or 0) + last + 1 - row.told.length  # the row of its first step, from iteration 0 on
@@ -414,7 +415,7 @@ def _frames_of_the_single_form(config: Config, moments: list[_Moment], film: Epi
             if there is not None and np.size(there) == array.size:
                 setattr(inner, name, array.reshape(np.shape(there)).copy())
         yield picture(env.render(), config.env.id)
-        for moment, after in zip(moments, moments[1:], strict=False):
+        for moment, after in pairwise(moments):
             obs, _, _, _, _ = env.step(moment.action)
             if layout.pack(obs).tobytes() != after.obs.tobytes():
                 raise cannot

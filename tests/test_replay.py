@@ -155,7 +155,7 @@ def test_what_is_filmed_is_the_episode_of_that_column_also_where_it_began_iterat
 def test_a_native_form_is_drawn_in_the_states_that_its_column_was_in(
     runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn = []
+    drawn: list[Any] = []
 
     def render(self: CartPoleVectorEnv) -> Any:
         assert self.state is not None
@@ -171,7 +171,9 @@ def test_a_native_form_is_drawn_in_the_states_that_its_column_was_in(
     assert len(states) == int(row["length"]) + 1
     assert np.abs(states[0]).max() <= 0.05, "where CartPole starts"
     steps = states[1:, [0, 2]] - states[:-1, [0, 2]]
-    np.testing.assert_allclose(steps, 0.02 * states[:-1, [1, 3]], atol=1e-6)  # x' = x + τ dx/dt: no gap, no other column
+    np.testing.assert_allclose(
+        steps, 0.02 * states[:-1, [1, 3]], atol=1e-6
+    )  # x' = x + τ dx/dt: no gap, no other column
 
 
 class Blind(CartPoleVectorEnv):
@@ -191,8 +193,11 @@ class Heavy(CartPoleEnv):
         self.polemass_length = self.masspole * self.length
 
 
-for name, single in (("Blind-v0", CartPoleEnv), ("BlindHeavy-v0", Heavy)):
-    gym.register(name, entry_point=single, vector_entry_point=Blind)
+for name, single in (
+    ("Blind-v0", "gymnasium.envs.classic_control.cartpole:CartPoleEnv"),
+    ("BlindHeavy-v0", "test_replay:Heavy"),
+):
+    gym.register(name, entry_point=single, vector_entry_point="test_replay:Blind")
 
 
 def test_where_the_native_form_draws_nothing_the_single_form_does_if_it_is_the_same_to_the_bit(tmp_path: Path) -> None:

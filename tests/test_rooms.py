@@ -23,7 +23,7 @@ FLOORS = (
     ("runs",),
     ("loading", "experiment"),
     ("repetition",),
-    ("assessment", "doctor", "report", "verification"),
+    ("assessment", "doctor", "export", "report", "verification"),
     ("jobs", "replay"),
     ("cli",),
     ("__main__",),

@@ -49,7 +49,9 @@ class EnvConfig(Section):
     id: Annotated[str, Field(min_length=1)] = Field(
         "CartPole-v1", description="Any Gymnasium id; `module:Id-v0` imports the module that registers it."
     )
-    num_envs: Annotated[int, Field(ge=1, le=65536), _WHOLE] = Field(64, description="Environments stepped side by side.")
+    num_envs: Annotated[int, Field(ge=1, le=65536), _WHOLE] = Field(
+        64, description="Environments stepped side by side."
+    )
     chunk_size: Count | None = Field(
         None, description="Columns that share one forward pass; null: num_envs. Part of the result."
     )
@@ -293,7 +295,9 @@ class Config(Section):
         max_length=60,  # 240 bytes at most: file systems allow 255
         description="Names the folder of the run; if a file leaves it out, the name of the file.",
     )
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1), _WHOLE] = Field(0, description="Everything random is derived from it.")
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1), _WHOLE] = Field(
+        0, description="Everything random is derived from it."
+    )
     env: EnvConfig = Field(default_factory=EnvConfig, description="The environment.")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="What one iteration collects.")
     policy: PolicyConfig = Field(default_factory=PolicyConfig, description="The policy network.")
