@@ -86,6 +86,18 @@ def _tell(text: str) -> None:
         typer.echo(text, err=True)
 
 
+def _terminal() -> dict[str, int | bool]:
+    """Say what can be drawn on stdout: its width, whether in colour, whether with nothing but ASCII."""
+    import codecs
+    import os
+    import shutil
+
+    wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    utf = codecs.lookup(sys.stdout.encoding or "ascii").name.startswith("utf")
+    width = shutil.get_terminal_size((80, 24)).columns
+    return {"width": width, "color": wanted and sys.stdout.isatty(), "ascii_only": not utf}
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"pgcli {__version__}")
@@ -354,8 +366,16 @@ def plot(
         Path | None,
         typer.Option("-o", "--output", help="FILE.png, .svg, .pdf or .csv; a default place if left out."),
     ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Draw in the terminal; a file too only with -o.")] = False,
 ) -> None:
     """Draw learning curves with honest intervals."""
+    if show:
+        from pgcli.report.terminal import show as draw_here
+
+        _show(draw_here(run_dirs, x.value, y, stat.value, band.value, smooth, **_terminal()))
+        if output is None:
+            return
+
     from pgcli.report.curves import plot as draw
 
     _show(draw(run_dirs, x.value, y, stat.value, band.value, smooth, output))
