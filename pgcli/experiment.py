@@ -13,6 +13,7 @@ from pgcli.agent import PolicyGradient
 from pgcli.config import Config, load_config, to_data
 from pgcli.config.schema import EnvConfig
 from pgcli.errors import Diverged, EnvironmentFailure, Interrupted, PgcliError, RunDirectoryError, typed
+from pgcli.extras import require
 from pgcli.records import Evaluation, Iteration, Notice, Record
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import RunDirectory, elapsed_seconds, find_checkpoint, is_run, move_aside
@@ -153,8 +154,11 @@ def _released(resource: T) -> Iterator[T]:
 
 
 def check_request(request: Request) -> None:
-    """Raise RunDirectoryError if the run directory cannot be used as asked."""
-    path = request.path
+    """Raise RunDirectoryError if the run directory cannot be used as asked, UsageError if an extra is missing."""
+    path, logging = request.path, request.config.logging
+    for name in ("tensorboard", "wandb"):
+        if getattr(logging, name):
+            require(name, name, f"logging.{name}")
     with storage(path):
         if os.path.lexists(path) and not path.is_dir():
             raise RunDirectoryError(f"{path}: is {'a file' if path.exists() else 'a link to nothing'}, not a folder")
@@ -212,7 +216,7 @@ def _train(
         }
         agent.check_finite()
         tensors = agent.state_dict() | sampler.state_dict()
-        checkpoint = checkpoints.Checkpoint(to_data(config), state, tensors)
+        checkpoint = checkpoints.Checkpoint(_of_the_result(config), state, tensors)
         directory.save(checkpoint, best=best, keep=keep, every=every)
 
     last: Evaluation | None = None
@@ -279,7 +283,7 @@ def stored_config(path: Path) -> Config:
 
 def changes_of(config: Config, stored: Config, path: Path) -> list[str]:
     """List what `config` changes in the run of `path`, as `key=value`; raise RunDirectoryError for what may not."""
-    before, after = dict(_flat(to_data(stored))), dict(_flat(to_data(config)))
+    before, after = dict(_flat(_of_the_result(stored))), dict(_flat(_of_the_result(config)))
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
     refused = [key for key in changed if not key.startswith(CHANGEABLE)]
     if refused:
@@ -301,6 +305,11 @@ def has_constant_schedules(config: Config) -> bool:
     algorithm = config.algorithm
     schedules = {config.optimizer.schedule, algorithm.clip_range_schedule, algorithm.entropy_coef_schedule}
     return schedules == {"constant"}
+
+
+def _of_the_result(config: Config) -> dict[str, Any]:
+    """Give the config as plain data, without what other tools are given: a checkpoint is the same with and without."""
+    return {key: value for key, value in to_data(config).items() if key != "logging"}
 
 
 def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - plain data

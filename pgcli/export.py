@@ -6,7 +6,6 @@ of its own future, and leaves the paths of this machine in the file. So the same
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from pgcli import __version__
 from pgcli.errors import UsageError
+from pgcli.extras import require
 from pgcli.loading import Agent
 from pgcli.policies.distributions import (
     Bernoulli,
@@ -40,8 +40,7 @@ _OPERATORS: dict[type[nn.Module], str] = {nn.Tanh: "Tanh", nn.ReLU: "Relu", nn.E
 
 def check_extra() -> None:
     """Raise UsageError if what writes ONNX is not installed."""
-    if importlib.util.find_spec("onnx") is None:
-        raise UsageError("an export needs the package onnx", "pip install 'pgcli[onnx]'")
+    require("onnx", "onnx", "an export")
 
 
 def export(agent: Agent, path: Path) -> Path:

@@ -281,6 +281,18 @@ class CheckpointConfig(Section):
     keep: Count = Field(3, description="How many of the newest are kept; the best one is kept besides.")
 
 
+class LoggingConfig(Section):
+    """Copies of the tables for other tools; no effect on the result, and no part of it."""
+
+    tensorboard: bool = Field(
+        False, description="Event files in the run's folder tensorboard/, for `tensorboard --logdir`."
+    )
+    wandb: bool = Field(
+        False,
+        description="An offline run of Weights & Biases in the run's folder wandb/; only `wandb sync` sends it anywhere.",
+    )
+
+
 # No separators, wildcards, quotes or control characters; no `-`, `.`, `~` or space first, no dot or space last.
 _NEVER = r"\x00-\x1f\x7f-\x9f\u2028\u2029/\\:*?\"<>|"
 FOLDER_NAME = rf"^[^{_NEVER}~.\- ]([^{_NEVER}]*[^{_NEVER}. ])?$"
@@ -310,6 +322,7 @@ class Config(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="How long.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="How the policy is measured.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What is saved.")
+    logging: LoggingConfig = Field(default_factory=LoggingConfig, description="What other tools are given.")
 
     @property
     def group_size(self) -> int:

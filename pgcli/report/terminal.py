@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import textwrap
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pgcli.errors import UsageError
+from pgcli.extras import require
 from pgcli.report.curves import NAMES, Drawing, Line, caption, read_lines, shortened, thousands, y_label
 
 NARROWEST, WIDEST = 40, 200  # columns
@@ -34,18 +33,12 @@ def show(
 
     Raises: UsageError without the extra; ConfigError for a bad option or column; RunDirectoryError.
     """
-    check_extra()
+    require("plotext", "terminal", "--show", ", or write a file with -o")
     lines, drawing = read_lines(run_dirs, x, y, stat, band, smooth)
     width = min(max(width, NARROWEST), WIDEST)
     picture = _drawn(lines, drawing, width, color, ascii_only)
     text = f"{picture}\n{textwrap.fill(caption(lines, drawing), width)}"
     return "".join(_in_ascii(letter) for letter in text) if ascii_only else text
-
-
-def check_extra() -> None:
-    """Raise UsageError if what draws in a terminal is not installed."""
-    if importlib.util.find_spec("plotext") is None:
-        raise UsageError("--show needs the package plotext", "pip install 'pgcli[terminal]', or write a file with -o")
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
