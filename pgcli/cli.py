@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgcli import __version__
+from pgcli import __version__, completion
 
 if TYPE_CHECKING:
     from pgcli.experiment import Outcome, Request
@@ -62,11 +62,30 @@ class Axis(StrEnum):
 
 
 Config = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config (`pgcli init --list`).")
+    str,
+    typer.Argument(
+        metavar="CONFIG",
+        help="A YAML file, or the name of a shipped config (`pgcli init --list`).",
+        autocompletion=completion.configs,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Config keys to change, like algorithm.gamma=0.9."),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Config keys to change, like algorithm.gamma=0.9.",
+        autocompletion=completion.overrides,
+    ),
+]
+RunDir = Annotated[
+    Path,
+    typer.Argument(metavar="RUN_DIR", help="A run directory.", autocompletion=completion.run_directories),
+]
+CheckpointOrRun = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT", help="A checkpoint file or a run directory.", autocompletion=completion.checkpoints
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")]
 Which = Annotated[str, typer.Option(help="Of a run directory: latest, best, or an iteration's number.")]
@@ -159,7 +178,7 @@ def train(
 
 @app.command()
 def resume(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.")],
+    run_dir: RunDir,
     overrides: Overrides = None,
     which: Annotated[
         str, typer.Option(help="Go on from: latest, best, or an iteration's number; what came after it is dropped.")
@@ -236,7 +255,7 @@ def _summary(outcome: Outcome) -> str:
 @app.command()
 def eval(
     context: typer.Context,
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint file or a run directory.")],
+    checkpoint: CheckpointOrRun,
     which: Which = "latest",
     episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 100,
     mode: Annotated[Mode, typer.Option(help="Draw actions from the policy, or take the most probable one.")] = (
@@ -333,7 +352,7 @@ def doctor(
 
 @app.command()
 def verify(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.")],
+    run_dir: RunDir,
     everything: Annotated[
         bool, typer.Option("--all", help="Compute every iteration since the oldest kept checkpoint again, not one.")
     ] = False,
@@ -354,7 +373,14 @@ def verify(
 
 @app.command()
 def plot(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run directories, or folders of them.")],
+    run_dirs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN_DIR",
+            help="Run directories, or folders of them.",
+            autocompletion=completion.run_directories,
+        ),
+    ],
     x: Annotated[Axis, typer.Option("-x", help="What to count.")] = Axis.env_steps,
     y: Annotated[
         str, typer.Option("-y", help="A column of metrics.csv, or evaluation.COLUMN of evaluations.csv.")
@@ -383,7 +409,9 @@ def plot(
 
 @app.command()
 def init(
-    name: Annotated[str | None, typer.Argument(help="A shipped config.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A shipped config.", autocompletion=completion.shipped_names)
+    ] = None,
     dest: Annotated[Path | None, typer.Argument(help="Where to copy it; ./NAME.yaml if left out.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the shipped configs.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a config.")] = False,
@@ -402,7 +430,7 @@ def init(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint file or a run directory.")],
+    checkpoint: CheckpointOrRun,
     file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="Where to write.")],
     which: Which = "latest",
     trust: Annotated[bool, typer.Option("--trust", help="Import modules that Gymnasium does not ship.")] = False,

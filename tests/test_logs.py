@@ -191,7 +191,9 @@ def history(file: Path) -> list[dict[str, float]]:
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "history":
             items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-            rows.append({key: value for key, text in items.items() if isinstance(value := json.loads(text), int | float)})
+            rows.append(
+                {key: value for key, text in items.items() if isinstance(value := json.loads(text), int | float)}
+            )
     return rows
 
 

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "pgcli"
 FLOORS = (
     ("errors",),
     ("config", "randomness", "records"),
-    ("estimators", "optimizers", "signals", "shipped", "streams", "processes", "extras"),
+    ("estimators", "optimizers", "signals", "shipped", "streams", "processes", "extras", "completion"),
     ("policies",),
     ("sampling", "descent"),
     ("agent", "evaluation"),

@@ -197,7 +197,7 @@ class TensorBoard:
         metrics = [summary_v2.Metric("evaluation/return_mean"), summary_v2.Metric("metrics/return_mean")]
         names = [summary_v2.HParam(name) for name in settings]
         self._write(summary_v2.hparams_config_pb(hparams=names, metrics=metrics), 0)
-        self._write(summary_v2.hparams_pb(settings, trial_id=str(path)), 0)
+        self._write(summary_v2.hparams_pb(settings, trial_id=f"{path.parent.name}/{path.name}"), 0)
 
     def add(self, row: Row) -> None:
         """Write a row."""
