@@ -198,7 +198,7 @@ def history(file: Path) -> list[dict[str, float]]:
 
 
 def leveldb_log(content: bytes) -> list[bytes]:
-    """Take a log in LevelDB's format apart: blocks of 32 KiB of (crc, length, kind, data), kind 1 whole, 2 to 4 parts."""
+    """Take a log in LevelDB's format apart: blocks of 32 KiB of (crc, length, kind, data)."""
     records, parts, at = list[bytes](), b"", 0
     while at + 7 <= len(content):
         left = 32768 - (at + 7) % 32768  # the first block begins with the seven bytes before

@@ -289,7 +289,7 @@ class LoggingConfig(Section):
     )
     wandb: bool = Field(
         False,
-        description="An offline run of Weights & Biases in the run's folder wandb/; only `wandb sync` sends it anywhere.",
+        description="An offline run of Weights & Biases in the run's folder wandb/; only `wandb sync` sends it.",
     )
 
 
