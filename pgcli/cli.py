@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgcli import __version__
+from pgcli import __version__, completion
 
 if TYPE_CHECKING:
     from pgcli.experiment import Outcome, Request
@@ -62,11 +62,30 @@ class Axis(StrEnum):
 
 
 Config = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config (`pgcli init --list`).")
+    str,
+    typer.Argument(
+        metavar="CONFIG",
+        help="A YAML file, or the name of a shipped config (`pgcli init --list`).",
+        autocompletion=completion.configs,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Config keys to change, like algorithm.gamma=0.9."),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Config keys to change, like algorithm.gamma=0.9.",
+        autocompletion=completion.overrides,
+    ),
+]
+RunDir = Annotated[
+    Path,
+    typer.Argument(metavar="RUN_DIR", help="A run directory.", autocompletion=completion.run_directories),
+]
+CheckpointOrRun = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT", help="A checkpoint file or a run directory.", autocompletion=completion.checkpoints
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")]
 Which = Annotated[str, typer.Option(help="Of a run directory: latest, best, or an iteration's number.")]
@@ -84,6 +103,18 @@ def _tell(text: str) -> None:
     """Print to stderr, if anybody reads it."""
     with contextlib.suppress(OSError):
         typer.echo(text, err=True)
+
+
+def _terminal() -> dict[str, int | bool]:
+    """Say what can be drawn on stdout: its width, whether in colour, whether with nothing but ASCII."""
+    import codecs
+    import os
+    import shutil
+
+    wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    utf = codecs.lookup(sys.stdout.encoding or "ascii").name.startswith("utf")
+    width = shutil.get_terminal_size((80, 24)).columns
+    return {"width": width, "color": wanted and sys.stdout.isatty(), "ascii_only": not utf}
 
 
 def _version(wanted: bool) -> None:
@@ -147,7 +178,7 @@ def train(
 
 @app.command()
 def resume(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.")],
+    run_dir: RunDir,
     overrides: Overrides = None,
     which: Annotated[
         str, typer.Option(help="Go on from: latest, best, or an iteration's number; what came after it is dropped.")
@@ -223,7 +254,8 @@ def _summary(outcome: Outcome) -> str:
 
 @app.command()
 def eval(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint file or a run directory.")],
+    context: typer.Context,
+    checkpoint: CheckpointOrRun,
     which: Which = "latest",
     episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 100,
     mode: Annotated[Mode, typer.Option(help="Draw actions from the policy, or take the most probable one.")] = (
@@ -234,11 +266,23 @@ def eval(
         int | None, typer.Option(min=1, help="Cut episodes here; the environment's own limit if left out.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which episodes; never those of training.")] = 0,
+    replay: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ITERATION:EPISODE",
+            help="Instead: simulate a training episode again, as numbered in episodes.csv, and film it.",
+            show_default=False,
+        ),
+    ] = None,
     video: Annotated[Path | None, typer.Option(help="Film one more episode: FILE.gif or FILE.mp4.")] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Import modules that Gymnasium does not ship.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure a trained policy on fresh episodes, and film it."""
+    """Measure a trained policy on fresh episodes, and film it; or replay an episode of its training."""
+    if replay is not None:
+        _replay(context, checkpoint, replay, video, trust, as_json)
+        return
+
     from pgcli.assessment import assess, table
     from pgcli.loading import load
     from pgcli.streams import results_only
@@ -257,6 +301,30 @@ def eval(
                 "video_length": episode.length,
             }
     _show(json.dumps(result, allow_nan=False) if as_json else table(result))
+
+
+def _replay(context: typer.Context, run: Path, which: str, video: Path | None, trust: bool, as_json: bool) -> None:
+    from pgcli.errors import UsageError
+    from pgcli.streams import results_only
+
+    for name in ("which", "episodes", "mode", "gamma", "horizon", "seed"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            raise UsageError(
+                f"--{name} and --replay contradict each other",
+                "a replayed episode is the one of the training, as it was",
+            )
+
+    from pgcli.replay import replay, table
+
+    film_path = video and video.absolute()  # an environment may leave this folder
+    with results_only():
+        result = replay(run, which, film_path, trust=trust, tell=_tell)
+    if "video" in result:
+        result["video"] = str(video)
+    _show(json.dumps(result, allow_nan=False) if as_json else table(result))
+    if not result["matches"]:
+        raise typer.Exit(7)
 
 
 @app.command()
@@ -284,7 +352,7 @@ def doctor(
 
 @app.command()
 def verify(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.")],
+    run_dir: RunDir,
     everything: Annotated[
         bool, typer.Option("--all", help="Compute every iteration since the oldest kept checkpoint again, not one.")
     ] = False,
@@ -305,7 +373,14 @@ def verify(
 
 @app.command()
 def plot(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run directories, or folders of them.")],
+    run_dirs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN_DIR",
+            help="Run directories, or folders of them.",
+            autocompletion=completion.run_directories,
+        ),
+    ],
     x: Annotated[Axis, typer.Option("-x", help="What to count.")] = Axis.env_steps,
     y: Annotated[
         str, typer.Option("-y", help="A column of metrics.csv, or evaluation.COLUMN of evaluations.csv.")
@@ -317,8 +392,16 @@ def plot(
         Path | None,
         typer.Option("-o", "--output", help="FILE.png, .svg, .pdf or .csv; a default place if left out."),
     ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Draw in the terminal; a file too only with -o.")] = False,
 ) -> None:
     """Draw learning curves with honest intervals."""
+    if show:
+        from pgcli.report.terminal import show as draw_here
+
+        _show(draw_here(run_dirs, x.value, y, stat.value, band.value, smooth, **_terminal()))
+        if output is None:
+            return
+
     from pgcli.report.curves import plot as draw
 
     _show(draw(run_dirs, x.value, y, stat.value, band.value, smooth, output))
@@ -326,7 +409,9 @@ def plot(
 
 @app.command()
 def init(
-    name: Annotated[str | None, typer.Argument(help="A shipped config.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A shipped config.", autocompletion=completion.shipped_names)
+    ] = None,
     dest: Annotated[Path | None, typer.Argument(help="Where to copy it; ./NAME.yaml if left out.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the shipped configs.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a config.")] = False,
@@ -341,3 +426,23 @@ def init(
         _show(shipped.describe())
     else:
         _show(shipped.copy(name, dest))
+
+
+@app.command()
+def export(
+    checkpoint: CheckpointOrRun,
+    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="Where to write.")],
+    which: Which = "latest",
+    trust: Annotated[bool, typer.Option("--trust", help="Import modules that Gymnasium does not ship.")] = False,
+) -> None:
+    """Write a policy, with its normaliser, as an ONNX file."""
+    from pgcli.export import check_extra
+    from pgcli.export import export as write
+    from pgcli.loading import load
+    from pgcli.streams import results_only
+
+    check_extra()
+    target = file.absolute()  # an environment may leave this folder
+    with results_only():
+        write(load(checkpoint, which, trust=trust), target)
+    _show(file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import os
 import platform
 import shutil
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from pgcli import __version__
-from pgcli.errors import EnvironmentFailure, UsageError
+from pgcli.errors import EnvironmentFailure
+from pgcli.extras import require
 from pgcli.signals import STOP
 
 CONNECT_SECONDS = 3.0  # to the port
@@ -34,19 +34,13 @@ _QUIET = {
 }
 
 
-def require() -> None:
-    """Raise UsageError where Ray is not installed."""
-    if importlib.util.find_spec("ray") is None:
-        raise UsageError("`sampling.backend: ray` needs the package ray", 'pip install "pgcli[ray]"')
-
-
 def join(cpus: int, check: Callable[[], None]) -> Callable[[], None]:
     """Join the cluster at RAY_ADDRESS; without one, start Ray on this machine with `cpus`. Give what leaves it again.
 
     `check` is called while waiting. Within a cluster's own process there is nothing to join or to leave.
     Raises: UsageError without Ray; EnvironmentFailure, within seconds, if there is no cluster.
     """
-    require()
+    require("ray", "ray", "sampling.backend: ray")
     os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":

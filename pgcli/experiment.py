@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, assert_never
 
 from pgcli.agent import PolicyGradient
-from pgcli.cluster import cores, cpus, join, require
+from pgcli.cluster import cores, cpus, join
 from pgcli.config import Config, load_config, to_data
 from pgcli.config.schema import EnvConfig
 from pgcli.errors import Diverged, EnvironmentFailure, Interrupted, PgcliError, RunDirectoryError, typed
+from pgcli.extras import require
 from pgcli.processes import keep_freed_memory
 from pgcli.records import Evaluation, Iteration, Notice, Record
 from pgcli.runs import checkpoints
@@ -180,10 +181,13 @@ def _released(resource: T) -> Iterator[T]:
 
 
 def check_request(request: Request) -> None:
-    """Raise RunDirectoryError if the run directory cannot be used as asked, UsageError if Ray is not there."""
+    """Raise RunDirectoryError if the run directory cannot be used as asked, UsageError if an extra is missing."""
+    path, logging = request.path, request.config.logging
+    for name in ("tensorboard", "wandb"):
+        if getattr(logging, name):
+            require(name, name, f"logging.{name}")
     if request.config.sampling.backend == "ray":
-        require()
-    path = request.path
+        require("ray", "ray", "sampling.backend: ray")
     with storage(path):
         if os.path.lexists(path) and not path.is_dir():
             raise RunDirectoryError(f"{path}: is {'a file' if path.exists() else 'a link to nothing'}, not a folder")
@@ -262,7 +266,7 @@ def _train(
         }
         agent.check_finite()
         tensors = agent.state_dict() | sampler.state_dict()
-        checkpoint = checkpoints.Checkpoint(to_data(config), state, tensors)
+        checkpoint = checkpoints.Checkpoint(_of_the_result(config), state, tensors)
         directory.save(checkpoint, best=best, keep=keep, every=every)
 
     last: Evaluation | None = None
@@ -329,7 +333,7 @@ def stored_config(path: Path) -> Config:
 
 def changes_of(config: Config, stored: Config, path: Path) -> list[str]:
     """List what `config` changes in the run of `path`, as `key=value`; raise RunDirectoryError for what may not."""
-    before, after = dict(_flat(to_data(stored))), dict(_flat(to_data(config)))
+    before, after = dict(_flat(_of_the_result(stored))), dict(_flat(_of_the_result(config)))
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
     refused = [key for key in changed if not key.startswith(CHANGEABLE)]
     if refused:
@@ -351,6 +355,11 @@ def has_constant_schedules(config: Config) -> bool:
     algorithm = config.algorithm
     schedules = {config.optimizer.schedule, algorithm.clip_range_schedule, algorithm.entropy_coef_schedule}
     return schedules == {"constant"}
+
+
+def _of_the_result(config: Config) -> dict[str, Any]:
+    """Give the config as plain data, without what other tools are given: a checkpoint is the same with and without."""
+    return {key: value for key, value in to_data(config).items() if key != "logging"}
 
 
 def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - plain data

@@ -17,6 +17,7 @@ from pgcli.experiment import Failure, Outcome, Request, Result, failure_of, run_
 from pgcli.placement import run_on_cluster
 from pgcli.processes import process_context
 from pgcli.records import Record
+from pgcli.report.logs import logged
 from pgcli.signals import StopOnSignal
 from pgcli.streams import leave
 
@@ -42,7 +43,8 @@ def run_all(requests: Sequence[Request], jobs: int, watch: Watch) -> list[Result
 
 def _run_here(request: Request, number: int, watch: Watch, stop: StopOnSignal) -> Result:
     try:
-        return run_experiment(request, lambda record: watch(record, number), stop.check, stop.asked_to_save)
+        with logged(request, lambda record: watch(record, number)) as watch_one:
+            return run_experiment(request, watch_one, stop.check, stop.asked_to_save)
     except Interrupted:
         raise
     except Exception as error:
@@ -120,8 +122,8 @@ def _child(request: Request, connection: Connection) -> None:
     threading.Thread(target=_stop_without_parent, daemon=True).start()
     result: Result
     try:
-        with StopOnSignal((signal.SIGTERM,)) as stop:
-            result = run_experiment(request, watch, stop.check, stop.asked_to_save)
+        with StopOnSignal((signal.SIGTERM,)) as stop, logged(request, watch) as watch_one:
+            result = run_experiment(request, watch_one, stop.check, stop.asked_to_save)
     except Exception as error:
         result = failure_of(error)
     with contextlib.suppress(OSError):  # nobody is left to tell

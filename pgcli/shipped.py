@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pgcli.config import shipped_configs
@@ -18,6 +19,8 @@ def describe() -> str:
 def copy(name: str, destination: Path | None) -> Path:
     """Copy a shipped config to `destination` (a file or a folder), `./NAME.yaml` if None; never over a file.
 
+    The copy names pgcli's own JSON Schema by its full path, so that an editor finds it from wherever the copy is.
+
     Raises: UsageError for an unknown name; RunDirectoryError if the file exists or cannot be written.
     """
     configs = shipped_configs()
@@ -30,12 +33,21 @@ def copy(name: str, destination: Path | None) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("xb") as file:
-            file.write(source.read_bytes())
+            file.write(_with_full_schema(source).encode())
     except FileExistsError:
         raise RunDirectoryError(f"{target}: already there", "name another destination") from None
     except OSError as error:
         raise RunDirectoryError(f"{target}: cannot be written: {error.strerror}") from None
     return target
+
+
+def _with_full_schema(source: Path) -> str:
+    """Give a config whose comment for editors, `$schema=…`, is a URI instead of a path relative to the file."""
+
+    def full(found: re.Match[str]) -> str:
+        return found[1] + (source.parent / found[2]).resolve().as_uri()
+
+    return re.sub(r"(?m)^(# yaml-language-server: \$schema=)(\S+)$", full, source.read_text(encoding="utf-8"))
 
 
 def _summary(path: Path) -> str:

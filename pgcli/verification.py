@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,23 +14,16 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from pgcli.config import Config, override
+from pgcli.config import Config
 from pgcli.errors import PgcliError, RunDirectoryError
 from pgcli.evaluation import sample
-from pgcli.experiment import (
-    build_agent,
-    changes_of,
-    environments_of,
-    has_constant_schedules,
-    is_exact,
-    stored_config,
-)
+from pgcli.experiment import changes_of, stored_config
 from pgcli.loading import refuse_foreign_modules
 from pgcli.records import Evaluation, Iteration, Notice
+from pgcli.repetition import changed_iterations, follows_the_clock, repeated, without_clock
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import (
     TABLES,
-    elapsed_seconds,
     episode_rows,
     evaluation_row,
     is_run,
@@ -39,9 +32,6 @@ from pgcli.runs.directory import (
 )
 from pgcli.runs.files import as_csv, read_json
 from pgcli.runs.lock import lock
-from pgcli.sampling.rollout import Chunks
-from pgcli.sampling.samplers import make_sampler
-from pgcli.training import Counters, train
 
 WIDTH = 80
 Rows = list[dict[str, str]]
@@ -240,44 +230,33 @@ def _recompute(
     everything: bool,
     recomputed: list[int],
 ) -> Iterator[Finding]:
-    resumes = read_json(path / "run.json").get("resumes", [])
-    other = [one["iteration"] for one in resumes if not is_exact(config, one["overrides"])]
-    changed = max(other, default=0)  # since then, config.yaml holds
+    changed = max(changed_iterations(path, config), default=0)  # since then, config.yaml holds
     starts = [file for file, one in kept.items() if changed <= one.counters["iteration"] < len(tables["metrics"])]
     if not starts:
         yield Finding(
             "note", "no checkpoint has an iteration after it under the config it has now: none computed again"
         )
         return
-    if config.training.seconds is not None:
-        if not has_constant_schedules(config):
-            yield Finding("note", "its schedules follow the clock: no iteration computed again")
-            return
-        config = override(config, ["training.seconds=null", f"training.iterations={len(tables['metrics'])}"])
+    if follows_the_clock(config):
+        yield Finding("note", "its schedules follow the clock: no iteration computed again")
+        return
     file = min(starts) if everything else max(starts)
-    checkpoint, name = kept[file], file.name
-    first, last = checkpoint.counters["iteration"], len(tables["metrics"])
-    with closing(Chunks(environments_of(config))) as chunks:
-        agent = build_agent(config, chunks)
-        checkpoints.check_tensors(checkpoint.agent, agent.state_dict(), str(file))
-        agent.load_state_dict(checkpoint.agent)
-        with closing(make_sampler(config, chunks)) as sampler:
-            lost = sampler.load_state_dict(checkpoint.sampler, agent.policy)
-            if lost:
-                yield Finding("note", f"{lost} environments do not repeat themselves: no iteration computed again")
-                return
-            counters = Counters(**checkpoint.counters, seconds=elapsed_seconds(path, first))
-            for record in train(config, agent, chunks, sampler, counters):
-                if not isinstance(record, Notice):
-                    _compare(record, tables)
-                if isinstance(record, Iteration):
-                    recomputed.append(record.iteration)
-                    later = path / "checkpoints" / checkpoints.file_name(counters.iteration)
-                    if later in kept:
-                        tensors = agent.state_dict() | sampler.state_dict()
-                        _compare_tensors(later, kept[later].tensors, tensors)
-                    if counters.iteration == (last if everything else first + 1):
-                        break
+    first, last, name = kept[file].counters["iteration"], len(tables["metrics"]), file.name
+    with repeated(path, without_clock(config, last), file) as run:
+        if run.lost:
+            yield Finding("note", f"{run.lost} environments do not repeat themselves: no iteration computed again")
+            return
+        for record in run.records():
+            if not isinstance(record, Notice):
+                _compare(record, tables)
+            if isinstance(record, Iteration):
+                recomputed.append(record.iteration)
+                later = path / "checkpoints" / checkpoints.file_name(run.counters.iteration)
+                if later in kept:
+                    tensors = run.agent.state_dict() | run.sampler.state_dict()
+                    _compare_tensors(later, kept[later].tensors, tensors)
+                if run.counters.iteration == (last if everything else first + 1):
+                    break
     which = f"iteration {first}" if len(recomputed) == 1 else f"iterations {first} to {recomputed[-1]}"
     yield Finding("ok", f"{which}, computed again from {name}, gave the same bytes")
 

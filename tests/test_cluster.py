@@ -312,7 +312,7 @@ def test_an_address_that_leads_nowhere_is_told_before_ray_is_imported(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.setattr(cluster, "require", lambda: None)
+    monkeypatch.setattr(cluster, "require", lambda *_: None)
     with pytest.raises(EnvironmentFailure, match=reason):
         join(1, lambda: None)
 
@@ -322,7 +322,7 @@ def test_without_ray_the_command_that_installs_it_is_told(tmp_path: Path, monkey
     with pytest.raises(UsageError) as caught:
         check_request(Request(load_config("cartpole", ["sampling.backend=ray"]), tmp_path / "run", []))
     assert caught.value.exit_code == 2
-    assert caught.value.hint == 'pip install "pgcli[ray]"'
+    assert caught.value.hint == "pip install 'pgcli[ray]'"
     check_request(Request(load_config("cartpole", []), tmp_path / "run", []))
 
 

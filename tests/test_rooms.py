@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "pgcli"
 FLOORS = (
     ("errors",),
     ("config", "randomness", "records"),
-    ("estimators", "optimizers", "signals", "shipped", "streams", "processes"),
+    ("estimators", "optimizers", "signals", "shipped", "streams", "processes", "extras", "completion"),
     ("cluster",),
     ("policies",),
     ("sampling", "descent"),
@@ -25,7 +25,9 @@ FLOORS = (
     ("runs",),
     ("loading", "experiment"),
     ("placement",),
-    ("assessment", "doctor", "jobs", "report", "verification"),
+    ("repetition",),
+    ("assessment", "doctor", "export", "report", "verification"),
+    ("jobs", "replay"),
     ("cli",),
     ("__main__",),
 )

@@ -21,8 +21,8 @@ def _integral(value: Any) -> Any:  # noqa: ANN401 - whatever the YAML held
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_integral)]
-Count = Annotated[Whole, Field(ge=1, le=10**12)]
+_WHOLE = BeforeValidator(_integral)  # stands last: bounds after it would be missing from the JSON Schema
+Count = Annotated[int, Field(ge=1, le=10**12), _WHOLE]
 Json = Any  # what YAML can hold: handed to the environment as it is
 
 
@@ -49,7 +49,9 @@ class EnvConfig(Section):
     id: Annotated[str, Field(min_length=1)] = Field(
         "CartPole-v1", description="Any Gymnasium id; `module:Id-v0` imports the module that registers it."
     )
-    num_envs: Annotated[Whole, Field(ge=1, le=65536)] = Field(64, description="Environments stepped side by side.")
+    num_envs: Annotated[int, Field(ge=1, le=65536), _WHOLE] = Field(
+        64, description="Environments stepped side by side."
+    )
     chunk_size: Count | None = Field(
         None, description="Columns that share one forward pass; null: num_envs. Part of the result."
     )
@@ -80,7 +82,7 @@ class RolloutConfig(Section):
     horizon: Count | None = Field(None, description="Cut episodes after so many steps; null: never.")
 
 
-Sizes = Annotated[list[Annotated[Whole, Field(ge=1, le=65536)]], Field(max_length=32)]
+Sizes = Annotated[list[Annotated[int, Field(ge=1, le=65536), _WHOLE]], Field(max_length=32)]
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -121,7 +123,7 @@ class PolicyConfig(Section):
     memory: Literal["none", "gru", "lstm"] = Field(
         "none", description="A recurrent layer before the hidden ones, which remembers the episode so far."
     )
-    memory_size: Annotated[Whole, Field(ge=1, le=65536)] = Field(64, description="Units of the recurrent layer.")
+    memory_size: Annotated[int, Field(ge=1, le=65536), _WHOLE] = Field(64, description="Units of the recurrent layer.")
     backpropagation_steps: Count | None = Field(
         None, description="Gradients go so many steps back through the memory; null: to the start of the trajectory."
     )
@@ -173,7 +175,7 @@ class AlgorithmConfig(Section):
     group_mean: Literal["whole", "leave_one_out"] = Field(
         "whole", description="Of baseline group; whole: the own column included (GRPO); leave_one_out: the others."
     )
-    reuse: Annotated[Whole, Field(ge=1, le=1000)] = Field(
+    reuse: Annotated[int, Field(ge=1, le=1000), _WHOLE] = Field(
         1, description="Learn from the data of so many last iterations; needs importance_sampling or clip."
     )
     update_epochs: Count = Field(1, description="Passes over the batch per update.")
@@ -235,7 +237,7 @@ class ValueConfig(Section):
 class SamplingConfig(Section):
     """Who collects the chunks of a rollout; no effect on the result."""
 
-    workers: Literal["auto"] | Annotated[Whole, Field(ge=0, le=1024)] = Field(
+    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=1024), _WHOLE] = Field(
         0,
         description="0: in this process; n: so many worker processes, or actors; auto: one for each chunk, but no more "
         "than the cores that this process may use (shared by --jobs), or the cluster has; 0 if that is one, or, on "
@@ -251,7 +253,7 @@ class SamplingConfig(Section):
 class TrainingConfig(Section):
     """The budget, of which the first one reached ends the run; with none, 100 iterations."""
 
-    iterations: Annotated[Whole, Field(ge=1, le=10**9)] | None = Field(
+    iterations: Annotated[int, Field(ge=1, le=10**9), _WHOLE] | None = Field(
         None, description="Iterations, each one collect and one update; null: no limit."
     )
     env_steps: Count | None = Field(None, description="Environment steps, the last iteration whole; null: no limit.")
@@ -259,7 +261,7 @@ class TrainingConfig(Section):
         None, description="Seconds of training; outside the promise of equal bytes; null: no limit."
     )
     device: Literal["cpu"] = Field("cpu", description="Where the update runs.")
-    threads: Annotated[Whole, Field(ge=1, le=1024)] = Field(
+    threads: Annotated[int, Field(ge=1, le=1024), _WHOLE] = Field(
         1, description="torch's threads. Part of the result: sums are ordered by it."
     )
 
@@ -286,6 +288,18 @@ class CheckpointConfig(Section):
     keep: Count = Field(3, description="How many of the newest are kept; the best one is kept besides.")
 
 
+class LoggingConfig(Section):
+    """Copies of the tables for other tools; no effect on the result, and no part of it."""
+
+    tensorboard: bool = Field(
+        False, description="Event files in the run's folder tensorboard/, for `tensorboard --logdir`."
+    )
+    wandb: bool = Field(
+        False,
+        description="An offline run of Weights & Biases in the run's folder wandb/; only `wandb sync` sends it.",
+    )
+
+
 # No separators, wildcards, quotes or control characters; no `-`, `.`, `~` or space first, no dot or space last.
 _NEVER = r"\x00-\x1f\x7f-\x9f\u2028\u2029/\\:*?\"<>|"
 FOLDER_NAME = rf"^[^{_NEVER}~.\- ]([^{_NEVER}]*[^{_NEVER}. ])?$"
@@ -300,7 +314,9 @@ class Config(Section):
         max_length=60,  # 240 bytes at most: file systems allow 255
         description="Names the folder of the run; if a file leaves it out, the name of the file.",
     )
-    seed: Annotated[Whole, Field(ge=0, le=2**63 - 1)] = Field(0, description="Everything random is derived from it.")
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1), _WHOLE] = Field(
+        0, description="Everything random is derived from it."
+    )
     env: EnvConfig = Field(default_factory=EnvConfig, description="The environment.")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="What one iteration collects.")
     policy: PolicyConfig = Field(default_factory=PolicyConfig, description="The policy network.")
@@ -313,6 +329,7 @@ class Config(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="How long.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="How the policy is measured.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What is saved.")
+    logging: LoggingConfig = Field(default_factory=LoggingConfig, description="What other tools are given.")
 
     @property
     def group_size(self) -> int:

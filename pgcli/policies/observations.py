@@ -162,35 +162,35 @@ class Encoder:
 
     def __init__(self, space: spaces.Space[Any], *, images: bool = True) -> None:
         self.layout = Layout(space)
-        self._mask = self.layout.action_mask if len(self.layout.leaves) > 1 else None
-        read = [leaf for leaf in self.layout.leaves if leaf.numbers != self._mask]
+        self.mask = self.layout.action_mask if len(self.layout.leaves) > 1 else None
+        read = [leaf for leaf in self.layout.leaves if leaf.numbers != self.mask]
         pictures = [_Picture.of(leaf) if images else None for leaf in read]
-        self._numbers = [_Numbers(leaf) for leaf, picture in zip(read, pictures, strict=True) if picture is None]
-        self._pictures = [picture for picture in pictures if picture is not None]
-        self.size = sum(part.size for part in self._numbers)
-        self.images = [picture.shape for picture in self._pictures]
-        self.actions = None if self._mask is None else self._mask.stop - self._mask.start
+        self.numbers = [_Numbers(leaf) for leaf, picture in zip(read, pictures, strict=True) if picture is None]
+        self.image_leaves = [picture for picture in pictures if picture is not None]
+        self.size = sum(part.size for part in self.numbers)
+        self.images = [picture.shape for picture in self.image_leaves]
+        self.actions = None if self.mask is None else self.mask.stop - self.mask.start
 
     def in_torch(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
         """Give the numbers of `[M, …]`, `[M, size]`."""
         rows = obs.reshape(len(obs), -1)
-        parts = [part.in_torch(rows[:, part.leaf.numbers], dtype) for part in self._numbers]
+        parts = [part.in_torch(rows[:, part.leaf.numbers], dtype) for part in self.numbers]
         return parts[0] if len(parts) == 1 else torch.cat([rows.new_zeros(len(rows), 0, dtype=dtype), *parts], 1)
 
     def in_numpy(self, obs: Array) -> Array:
         """Give the numbers of `[N, …]`, `[N, size]`."""
         rows = obs.reshape(len(obs), -1)
-        parts = [part.in_numpy(rows[:, part.leaf.numbers]) for part in self._numbers]
+        parts = [part.in_numpy(rows[:, part.leaf.numbers]) for part in self.numbers]
         return parts[0] if len(parts) == 1 else np.concatenate([np.zeros((len(rows), 0), np.float32), *parts], 1)
 
     def pictures(self, obs: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """Give the images of `[M, …]`, each `[M, channels, height, width]`."""
         rows = obs.reshape(len(obs), -1)
-        return [picture.in_torch(rows[:, picture.leaf.numbers], dtype) for picture in self._pictures]
+        return [picture.in_torch(rows[:, picture.leaf.numbers], dtype) for picture in self.image_leaves]
 
     def permitted(self, obs: Any) -> Any:  # noqa: ANN401 - a tensor or an array, and so is what it gives
         """Give the action masks of `[M, …]`: bool `[M, actions]`."""
-        return obs[:, self._mask] != 0
+        return obs[:, self.mask] != 0
 
 
 class _Numbers:

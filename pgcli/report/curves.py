@@ -29,7 +29,7 @@ X = Literal["iteration", "env_steps", "episodes", "seconds"]
 
 _FORMATS = (".png", ".svg", ".pdf", ".csv")
 _RETURNS = {"return_mean", "return_median", "return_min", "return_max"}  # what a reward threshold is about
-_NAMES = {
+NAMES = {
     "return_mean": "mean return",
     "return_standard_error": "standard error of the mean return",
     "return_standard_deviation": "standard deviation of the return",
@@ -139,11 +139,9 @@ def plot(run_dirs: Sequence[Path], x: str, y: str, stat: str, band: str, smooth:
 
     Raises: ConfigError for a bad option or column, RunDirectoryError for what cannot be read, drawn or written.
     """
-    drawing = _checked(x, y, stat, band, smooth, output)
+    lines, drawing = read_lines(run_dirs, x, y, stat, band, smooth, output)
     if output is None:
         output = (run_dirs[0] if len(run_dirs) == 1 else Path()) / "plots" / f"{y}.png"
-    runs = _drawable(find_runs(run_dirs), drawing)
-    lines = draw_lines(runs, drawing)
     if output.suffix.lower() == ".csv":
         content = _as_csv(lines).encode()
     else:
@@ -154,6 +152,14 @@ def plot(run_dirs: Sequence[Path], x: str, y: str, stat: str, band: str, smooth:
     except OSError as error:
         raise RunDirectoryError(f"{output}: cannot be written: {error.strerror}", "name another file with -o") from None
     return output
+
+
+def read_lines(
+    run_dirs: Sequence[Path], x: str, y: str, stat: str, band: str, smooth: int, output: Path | None = None
+) -> tuple[list[Line], Drawing]:
+    """Give what `plot` would draw. Raises: ConfigError, RunDirectoryError."""
+    drawing = _checked(x, y, stat, band, smooth, output)
+    return draw_lines(_drawable(find_runs(run_dirs), drawing), drawing), drawing
 
 
 def _checked(x: str, y: str, stat: str, band: str, smooth: int, output: Path | None) -> Drawing:
@@ -362,7 +368,7 @@ def _labels(settings: Sequence[dict[str, str]]) -> list[str]:
             keys = method  # enough to tell them apart, and what a reader looks for
         name = one.get("name", "run")
         values = ", ".join(f"{key.rpartition('.')[2]} {one[key]}" for key in keys)
-        labels.append(_shortened(f"{name}: {values}" if values else name, 70))
+        labels.append(shortened(f"{name}: {values}" if values else name, 70))
     return labels
 
 
@@ -431,10 +437,10 @@ def _as_figure(lines: Sequence[Line], drawing: Drawing, suffix: str) -> bytes:
         if threshold is not None:
             _draw_threshold(axes, threshold)
         axes.margins(x=0.01)
-        axes.set_xlabel(_NAMES.get(drawing.x, drawing.x))
-        axes.set_ylabel(_y_label(lines, drawing))
+        axes.set_xlabel(NAMES.get(drawing.x, drawing.x))
+        axes.set_ylabel(y_label(lines, drawing))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=drawing.x != "seconds"))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
         if len(lines) > 1:
             axes.legend(frameon=False, loc="best")
         else:
@@ -482,8 +488,9 @@ def _run_threshold(run: Run) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _y_label(lines: Sequence[Line], drawing: Drawing) -> str:
-    name = _NAMES.get(drawing.column, drawing.column.replace("_", " "))
+def y_label(lines: Sequence[Line], drawing: Drawing) -> str:
+    """Say what y is."""
+    name = NAMES.get(drawing.column, drawing.column.replace("_", " "))
     if not drawing.of_evaluations:
         return name
     counts = {run.episodes for line in lines for run in line.runs}
@@ -491,7 +498,8 @@ def _y_label(lines: Sequence[Line], drawing: Drawing) -> str:
     return f"{name} of {counts.pop()} evaluation episodes" if known else f"{name} of evaluations"
 
 
-def _thousands(value: float) -> str:
+def thousands(value: float) -> str:
+    """Write a number of an axis: 25k, 1.5M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
@@ -503,5 +511,6 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _shortened(text: str, width: int) -> str:
+def shortened(text: str, width: int) -> str:
+    """Cut a text to a width."""
     return text if len(text) <= width else text[: width - 1] + "…"

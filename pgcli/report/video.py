@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops
 from PIL.GifImagePlugin import getdata, getheader
 
+from pgcli.config.schema import EnvConfig
 from pgcli.errors import EnvironmentFailure, PgcliError, UsageError
 from pgcli.loading import Agent
-from pgcli.policies.observations import Layout
 from pgcli.policies.policy import Mode
 from pgcli.randomness import Purpose, derived_seed, generator
 from pgcli.runs.files import storage
@@ -44,41 +44,68 @@ def film(agent: Agent, path: Path, mode: Mode, seed: int, horizon: int | None) -
     Raises: UsageError for another suffix, PgcliError for a missing ffmpeg, EnvironmentFailure for an environment
     that gives no pictures.
     """
-    writers = {".gif": _write_gif, ".mp4": _write_mp4}
-    if path.suffix.lower() not in writers:
-        raise UsageError(f"{path}: a video is a .gif or an .mp4")
-    unfinished = path.with_name(f".writing-{path.name}")
+    actor, layout = agent.policy.actor(mode), agent.policy.encoder.layout
+    random, memory = generator(seed, Purpose.VIDEO), actor.start(1)
+
+    def choose(obs: Any) -> Any:  # noqa: ANN401 - as the spaces have it
+        nonlocal memory
+        drawn, memory = actor.respond(layout.pack(obs)[None], actor.noise(random, 1, 1)[0], memory)
+        return actor.for_environment(drawn)[0]
+
     episode = Episode()
-    with storage(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            writers[path.suffix.lower()](_frames(agent, mode, seed, horizon, episode), episode, unfinished)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+    write(played(agent.config.env, derived_seed(seed, Purpose.VIDEO), choose, horizon, episode), episode, path)
     return episode
 
 
-def _frames(agent: Agent, mode: Mode, seed: int, horizon: int | None, episode: Episode) -> Iterator[Frame]:
-    """Play the episode and give its frames, the one after the reset first."""
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame must not look for a screen
-    config = agent.config.env
-    random = generator(seed, Purpose.VIDEO)
-    actor, layout = agent.policy.actor(mode), agent.policy.encoder.layout
+def check_name(path: Path) -> None:
+    """Raise UsageError unless `path` names a video."""
+    if path.suffix.lower() not in (".gif", ".mp4"):
+        raise UsageError(f"{path}: a video is a .gif or an .mp4")
+
+
+def write(frames: Iterator[Frame], episode: Episode, path: Path) -> None:
+    """Write frames as a .gif or .mp4, whole or not at all. `episode.fps` is known once there is a frame.
+
+    Raises: UsageError for another suffix, PgcliError for a missing ffmpeg, and what `frames` raises.
+    """
+    check_name(path)
+    writer = _write_gif if path.suffix.lower() == ".gif" else _write_mp4
+    unfinished = path.with_name(f".writing-{path.name}")
+    with storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            writer(frames, episode, unfinished)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def played(
+    config: EnvConfig, seed: int, choose: Callable[[Any], Any], horizon: int | None, episode: Episode
+) -> Iterator[Frame]:
+    """Play the episode of a derived reset seed and give its frames, the one after the reset first.
+
+    `choose` gives an action for an observation. Raises: EnvironmentFailure.
+    """
+    with drawing(config), closing(make(config, render_mode="rgb_array")) as env:
+        episode.fps = float(env.metadata.get("render_fps") or DEFAULT_FPS)
+        obs, _ = env.reset(seed=examine(config).seed(seed))
+        yield picture(env.render(), config.id)
+        over = False
+        while not over and episode.length != horizon:
+            obs, reward, terminated, truncated, _ = env.step(choose(obs))
+            over = bool(terminated or truncated)
+            episode.episode_return += float(reward)
+            episode.length += 1
+            yield picture(env.render(), config.id)
+
+
+@contextmanager
+def drawing(config: EnvConfig) -> Iterator[None]:
+    """Tell what an environment raises while it is drawn; it must not look for a screen."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     try:
-        with closing(make(config, render_mode="rgb_array")) as env:
-            episode.fps = float(env.metadata.get("render_fps") or DEFAULT_FPS)
-            layout = Layout(env.observation_space)
-            obs, _ = env.reset(seed=examine(config).seed(derived_seed(seed, Purpose.VIDEO)))
-            yield _picture(env.render(), config.id)
-            over, memory = False, actor.start(1)
-            while not over and episode.length != horizon:
-                drawn, memory = actor.respond(layout.pack(obs)[None], actor.noise(random, 1, 1)[0], memory)
-                obs, reward, terminated, truncated, _ = env.step(actor.for_environment(drawn)[0])
-                over = bool(terminated or truncated)
-                episode.episode_return += float(reward)
-                episode.length += 1
-                yield _picture(env.render(), config.id)
+        yield
     except OSError:
         raise
     except BaseException as error:
@@ -87,7 +114,8 @@ def _frames(agent: Agent, mode: Mode, seed: int, horizon: int | None, episode: E
         raise EnvironmentFailure(f"{config.id} cannot be filmed: {told(error)}") from error
 
 
-def _picture(rendered: Any, env_id: str) -> Frame:  # noqa: ANN401 - whatever the environment renders
+def picture(rendered: Any, env_id: str) -> Frame:  # noqa: ANN401 - whatever the environment renders
+    """Give what was rendered as a frame; raise EnvironmentFailure if it is none."""
     if not isinstance(rendered, np.ndarray) or rendered.ndim != 3 or rendered.shape[2] != 3:
         raise EnvironmentFailure(f"{env_id} renders no pictures as `rgb_array`")
     return rendered.astype(np.uint8, copy=False)
@@ -98,17 +126,17 @@ def _write_gif(frames: Iterator[Frame], episode: Episode, path: Path) -> None:
     with path.open("wb") as file:
         previous: Image.Image | None = None
         for ticks, frame in _timed(frames, episode):
-            picture = Image.fromarray(frame)
+            shown = Image.fromarray(frame)
             if previous is None:
-                first = picture.quantize(256, dither=Image.Dither.NONE)
+                first = shown.quantize(256, dither=Image.Dither.NONE)
                 file.writelines(getheader(first, info={"loop": 0})[0])
                 file.writelines(getdata(first, duration=1000 * ticks // GIF_TICK))
             else:
-                box = ImageChops.difference(previous, picture).getbbox() or (0, 0, 1, 1)
-                part = picture.crop(box).quantize(256, dither=Image.Dither.NONE)
+                box = ImageChops.difference(previous, shown).getbbox() or (0, 0, 1, 1)
+                part = shown.crop(box).quantize(256, dither=Image.Dither.NONE)
                 duration = 1000 * ticks // GIF_TICK
                 file.writelines(getdata(part, offset=box[:2], duration=duration, include_color_table=True))
-            previous = picture
+            previous = shown
         file.write(b";")
 
 

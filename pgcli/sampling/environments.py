@@ -72,9 +72,9 @@ class NativeEnvironments:
     A column whose episode is over starts another in the next step, by itself. Where it is, is in arrays.
     """
 
-    def __init__(self, config: EnvConfig, num_envs: int) -> None:
+    def __init__(self, config: EnvConfig, num_envs: int, render_mode: str | None = None) -> None:
         self._config = config
-        self._envs = build_native(config, num_envs)
+        self._envs = build_native(config, num_envs, render_mode)
         self.observation_space = self._envs.single_observation_space
         self.action_space = self._envs.single_action_space
         self.layout = Layout(self.observation_space)
@@ -125,6 +125,15 @@ class NativeEnvironments:
     def restart(self, seeds: dict[int, int]) -> Array:
         """Give where the columns are: those that were over have started an episode in the last step."""
         return self._obs
+
+    def pictures(self) -> Any:  # noqa: ANN401 - whatever the environment renders
+        """Draw where the columns are: one picture of each, if it was built with a `render_mode`."""
+        return self._envs.render()
+
+    @property
+    def render_fps(self) -> float | None:
+        """Pictures per second of simulated time, if the environment says so."""
+        return self._envs.metadata.get("render_fps")
 
     def close(self) -> None:
         """Free what the simulator holds."""
@@ -334,6 +343,21 @@ def is_its_arrays(envs: NativeEnvironments, other: NativeEnvironments) -> bool:
         told.append([b"".join(x.tobytes() for x in one.step(row, everyone)) for row in actions[:rows]])
     other.close()
     return told[0] == told[1]
+
+
+def column_of(arrays: dict[str, Array], alone: dict[str, Array], column: int) -> dict[str, Array]:
+    """Cut a column out of the arrays of a native form, to the shapes of `alone`, those of a form of one column.
+
+    Raises: ValueError where the shapes do not say along which axis the columns stand.
+    """
+    cut = {}
+    for name, like in alone.items():
+        array = arrays[name]
+        axes = [axis for axis, (n, one) in enumerate(zip(array.shape, like.shape, strict=True)) if n != one]
+        if len(axes) > 1 or any(like.shape[axis] != 1 for axis in axes):
+            raise ValueError(f"{name} of shape {array.shape} has no column of shape {like.shape}")
+        cut[name] = array if not axes else np.take(array, [column], axes[0])
+    return cut
 
 
 def rebuilds(config: EnvConfig) -> bool:

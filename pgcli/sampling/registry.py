@@ -72,15 +72,18 @@ def build(
     return env
 
 
-def build_native(config: EnvConfig, num_envs: int) -> gym.vector.VectorEnv[Any, Any, Any]:
+def build_native(
+    config: EnvConfig, num_envs: int, render_mode: str | None = None
+) -> gym.vector.VectorEnv[Any, Any, Any]:
     """Build the environment's own vector form.
 
     Raises: EnvironmentFailure or UsageError, with what would mend it.
     """
     found, limit = spec(config), config.max_episode_steps
-    limits: dict[str, Any] = {} if limit is None else {"max_episode_steps": limit}
+    more: dict[str, Any] = {} if limit is None else {"max_episode_steps": limit}
+    more |= {} if render_mode is None else {"render_mode": render_mode}
     try:
-        return gym.make_vec(found, num_envs, vectorization_mode="vector_entry_point", **limits, **config.kwargs)
+        return gym.make_vec(found, num_envs, vectorization_mode="vector_entry_point", **more, **config.kwargs)
     except BaseException as error:
         _refuse(config, found, error)
 

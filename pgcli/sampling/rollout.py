@@ -179,6 +179,11 @@ class _InWorker:
         return self.play(self.columns, envs, policy.actor(self.play.mode), check)
 
 
+def episode_seed(config: Config, iteration: int, column: int) -> int:
+    """Derive the reset seed of a whole episode; the columns of a group share it."""
+    return derived_seed(config.seed, Purpose.RESET, iteration, column // config.group_size)
+
+
 @dataclass(frozen=True)
 class Collect:
     """Collect one whole episode in every column."""
@@ -190,7 +195,7 @@ class Collect:
     def __call__(self, columns: range, envs: Environments, actor: Actor, check: Callable[[], None]) -> Trajectories:
         """Collect a chunk."""
         config, iteration = self.config, self.iteration
-        seeds = [derived_seed(config.seed, Purpose.RESET, iteration, n // config.group_size) for n in columns]
+        seeds = [episode_seed(config, iteration, column) for column in columns]
         random = generator(config.seed, Purpose.ACT, iteration, columns.start)
         return to_trajectories(list(play(envs, actor, seeds, random, config.rollout.horizon, check)))
 

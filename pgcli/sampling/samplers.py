@@ -120,13 +120,19 @@ def _way(envs: Lasting, way: list[Array] | dict[str, Array]) -> list[Array] | di
     return envs.arrays() if isinstance(envs, NativeEnvironments) else way
 
 
-def _seed(config: Config, column: int, episode: int) -> int:
+def lasting_seed(config: Config, column: int, episode: int) -> int:
+    """Derive the reset seed of a column's `episode`-th episode in segments."""
     return derived_seed(config.seed, Purpose.RESET, column, episode)
+
+
+def native_seed(config: Config, iteration: int, first: int) -> int:
+    """Derive the seed of a native form, whose first column is `first`, for one iteration of segments."""
+    return derived_seed(config.seed, Purpose.RESET, iteration, first)
 
 
 def _begin(config: Config, chunk: range, envs: Lasting, policy: Policy) -> _Columns:
     n, nothing = len(chunk), policy.actor("sampled").start(len(chunk))
-    obs = envs.reset([_seed(config, column, 0) for column in chunk])
+    obs = envs.reset([lasting_seed(config, column, 0) for column in chunk])
     counts, way = np.zeros(n, int), _way(envs, [np.empty(0)] * n)
     return _Columns(counts, np.zeros(n, bool), obs, counts, np.zeros(n), np.zeros(n), nothing, way)
 
@@ -137,7 +143,7 @@ def _go_on(
     actor, gamma = policy.actor("sampled"), config.algorithm.gamma
     random = generator(config.seed, Purpose.ACT, iteration, chunk.start)
     if isinstance(envs, NativeEnvironments):
-        envs.seed(derived_seed(config.seed, Purpose.RESET, iteration, chunk.start))
+        envs.seed(native_seed(config, iteration, chunk.start))
     episode, obs, running = state.episode.copy(), state.obs, ~state.over
     memory = state.memory
     returns, discounted, lengths = state.returns.copy(), state.discounted.copy(), state.lengths
@@ -156,7 +162,7 @@ def _go_on(
             resets[~running] = t
             memory = np.where(running[:, None], memory, 0)
             fresh = np.flatnonzero(~running).tolist()
-            next_obs = envs.restart({n: _seed(config, chunk[n], int(episode[n])) for n in fresh})
+            next_obs = envs.restart({n: lasting_seed(config, chunk[n], int(episode[n])) for n in fresh})
         returns += rewards
         discounted += gamma**lengths * rewards
         lengths = lengths + running
@@ -207,7 +213,7 @@ def _replay(
 ) -> Array:
     """Execute the actions since the reset; say of each column whether it reached the observation that it should."""
     actor = policy.actor("sampled")
-    obs = envs.reset([_seed(config, *one) for one in zip(chunk, state.episode.tolist(), strict=True)])
+    obs = envs.reset([lasting_seed(config, *one) for one in zip(chunk, state.episode.tolist(), strict=True)])
     alive = ~state.over
     for t, row in enumerate(actions):
         check()

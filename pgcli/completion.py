@@ -1,0 +1,113 @@
+"""What Tab offers: shipped configs, keys and their values, run directories. Imports no torch, no gymnasium."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import typer
+
+Offer = tuple[str, str]  # a word, and what it means
+
+
+def configs(incomplete: str) -> list[Offer]:
+    """Offer the names of shipped configs, YAML files, and folders on the way to one."""
+    return shipped_names(incomplete) + _paths(incomplete, lambda path: path.suffix in (".yaml", ".yml"))
+
+
+def shipped_names(incomplete: str) -> list[Offer]:
+    """Offer the names of shipped configs."""
+    from pgcli.config import shipped_configs
+
+    return [(name, "shipped config") for name in shipped_configs() if name.startswith(incomplete)]
+
+
+def run_directories(incomplete: str) -> list[Offer]:
+    """Offer run directories, and folders on the way to one."""
+    return _paths(incomplete, lambda path: False)
+
+
+def checkpoints(incomplete: str) -> list[Offer]:
+    """Offer run directories, checkpoints, and folders on the way to one."""
+    return _paths(incomplete, lambda path: path.suffix == ".safetensors")
+
+
+def overrides(context: typer.Context, incomplete: str) -> list[Offer]:
+    """Offer `KEY=`, and once there is only one, its values: the choices, or the default.
+
+    bash takes `KEY=VALUE` for three words; the last of them is then completed alone.
+    """
+    before = list(context.params.get("overrides") or [])
+    if not incomplete and before and (values := _values(before[-1])):  # a key alone: the word at the cursor is its `=`
+        return [(value, "") for value in values]
+    if len(before) >= 2 and before[-1] == "=":
+        return [(value, "") for value in _values(before[-2]) if value.startswith(incomplete)]
+    key, equals, value = incomplete.partition("=")
+    if not equals:
+        found = [(f"{name}=", about) for name, about, _ in _keys() if name.startswith(incomplete)]
+        if len(found) != 1:
+            return found
+        key = found[0][0][:-1]
+    return [(f"{key}={choice}", "") for choice in _values(key) if choice.startswith(value)]
+
+
+def _keys() -> Iterator[tuple[str, str, Any]]:
+    """Give every key of a config: its dotted name, its sentence, its field."""
+    from pydantic import BaseModel
+
+    from pgcli.config.schema import Config
+
+    def walk(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, Any]]:
+        for name, field in section.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                yield from walk(field.annotation, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", field.description or "", field
+
+    return walk(Config, "")
+
+
+def _values(key: str) -> list[str]:
+    """Give what may stand behind a key, the default first."""
+    field = next((field for name, _, field in _keys() if name == key), None)
+    if field is None:
+        return []
+    default = "null" if field.default is None else field.default
+    written = default if isinstance(default, str) else json.dumps(default)
+    return list(dict.fromkeys([written, *_choices(field.annotation)]))
+
+
+def _choices(annotation: Any) -> Iterator[str]:  # noqa: ANN401 - a type, or something of typing's
+    if get_origin(annotation) is Literal:
+        yield from map(str, get_args(annotation))
+    elif annotation is bool:
+        yield from ("true", "false")
+    elif annotation is type(None):
+        yield "null"
+    else:
+        for part in get_args(annotation):
+            yield from _choices(part)
+
+
+def _paths(incomplete: str, wanted: Callable[[Path], bool]) -> list[Offer]:
+    """Offer what the folder of an unfinished path holds: folders, of which runs are told, and wanted files."""
+    head, start = os.path.split(incomplete)
+    folder = Path(os.path.expanduser(head)) if head else Path()
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError:
+        return []
+    offers = []
+    for path in inside:
+        if not path.name.startswith(start) or (path.name.startswith(".") and not start.startswith(".")):
+            continue
+        word = os.path.join(head, path.name)
+        if path.is_dir():
+            is_run = (path / "config.yaml").is_file() and (path / "metrics.csv").is_file()
+            offers.append((word, "run directory") if is_run else (f"{word}/", "folder"))
+        elif wanted(path):
+            offers.append((word, "file"))
+    return offers

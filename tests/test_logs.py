@@ -1,0 +1,242 @@
+"""TensorBoard and Weights & Biases are told what the tables say, all of it and once, and change nothing."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pgcli.config import load_config
+from pgcli.errors import Interrupted, UsageError
+from pgcli.experiment import Request, check_request, run_experiment
+from pgcli.records import Iteration, Notice, Record
+from pgcli.report import logs
+from pgcli.report.logs import logged
+
+TINY = (
+    *("training.iterations=5", "training.env_steps=null", "evaluation.every=2", "evaluation.episodes=3"),
+    *("evaluation.stop_at_return=null", "checkpoint.every=2", "env.max_episode_steps=30", "rollout.episodes=4"),
+    *("env.num_envs=4", "policy.hidden_sizes=[4]"),
+)
+
+
+def train(
+    path: Path, *overrides: str, resume: bool = False, watch: Callable[[Record], None] = lambda record: None
+) -> Path:
+    request = Request(load_config("cartpole", [*TINY, *overrides]), path, ["train"], resume=resume)
+    with logged(request, watch) as watch_and_log:
+        run_experiment(request, watch_and_log)
+    return path
+
+
+def tables(run: Path) -> dict[tuple[str, int], float]:
+    """Every number of the tables, by (tag, step)."""
+    found = {}
+    for name in ("metrics", "evaluations", "timing"):
+        with (run / f"{name}.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                for column, cell in row.items():
+                    if cell and column not in ("iteration", "mode"):
+                        found[f"{name.replace('evaluations', 'evaluation')}/{column}", int(row["iteration"])] = cell
+    return {key: float(cell) for key, cell in found.items()}
+
+
+def events(run: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def scalars(run: Path) -> dict[tuple[str, int], float]:
+    accumulator = events(run)
+    points = [
+        ((tag, point.step), point.value) for tag in accumulator.Tags()["scalars"] for point in accumulator.Scalars(tag)
+    ]
+    assert len(dict(points)) == len(points), "no point twice"
+    return dict(points)
+
+
+def as_float32(numbers: dict[Any, float]) -> dict[Any, float]:
+    return {key: float(np.float32(number)) for key, number in numbers.items()}  # TensorBoard's scalars are
+
+
+def of_the_result(run: Path) -> dict[str, bytes]:
+    names = ["metrics.csv", "evaluations.csv", "episodes.csv", *(f"checkpoints/{n}.json" for n in ("best", "latest"))]
+    return {name: (run / name).read_bytes() for name in names} | {
+        file.name: file.read_bytes() for file in (run / "checkpoints").glob("*.safetensors")
+    }
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("plain") / "run")
+
+
+def test_tensorboard_has_every_number_of_the_tables_and_the_result_is_the_same(plain: Path, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", "logging.tensorboard=true")
+    assert scalars(run) == as_float32(tables(run))
+    assert len(tables(run)) > 100
+    assert of_the_result(run) == of_the_result(plain)
+    accumulator = events(run)
+    assert set(accumulator.Tags()["images"]) == {"learning_curve", "film"}
+    film = accumulator.Images("film")[0]
+    assert (film.width, film.height) == (600, 400)
+    assert film.encoded_image_string.startswith(b"GIF89a")
+    assert accumulator.Images("learning_curve")[0].encoded_image_string.startswith(b"\x89PNG")
+    told = accumulator.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"algorithm.gamma" in told
+    assert b"CartPole-v1" in told
+
+
+def test_a_resumed_run_has_each_point_once_and_none_of_what_was_cut_away(plain: Path, tmp_path: Path) -> None:
+    def stop(record: Record) -> None:
+        if isinstance(record, Iteration) and record.iteration == 2:
+            raise MemoryError  # as a kill does: the last checkpoint is that of iteration 2, and rows came after it
+
+    with pytest.raises(MemoryError):
+        train(tmp_path / "run", "logging.tensorboard=true", watch=stop)
+    assert ("metrics/entropy", 2) in scalars(tmp_path / "run")
+    seen: list[tuple[str, int]] = []
+
+    def look(record: Record) -> None:
+        if isinstance(record, Iteration) and not seen:
+            seen.append(("resumed", record.iteration))
+
+    run = train(tmp_path / "run", "logging.tensorboard=true", resume=True, watch=look)
+    assert seen == [("resumed", 2)]
+    assert scalars(run) == as_float32(tables(run))
+    assert of_the_result(run) == of_the_result(plain)
+
+
+def test_switched_on_at_a_resume_it_has_the_past_as_well(plain: Path, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", "training.iterations=3")
+    train(run, "logging.tensorboard=true", resume=True)
+    assert scalars(run) == as_float32(tables(run))
+    assert {step for _, step in scalars(run)} == set(range(6))
+    for name in ("metrics.csv", "evaluations.csv", "episodes.csv", "checkpoints/iteration-000005.safetensors"):
+        assert (run / name).read_bytes() == (plain / name).read_bytes()
+
+
+def test_a_log_that_fails_is_told_and_the_training_goes_on(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: object, row: logs.Row) -> None:
+        if row.iteration == 1:
+            raise OSError("the disk of the logs is full")
+
+    monkeypatch.setattr(logs.TensorBoard, "add", fail)
+    notices: list[str] = []
+    run = train(
+        tmp_path / "run",
+        "logging.tensorboard=true",
+        watch=lambda record: notices.append(record.text) if isinstance(record, Notice) else None,
+    )
+    assert [text for text in notices if "TensorBoard failed" in text and "disk of the logs" in text]
+    assert of_the_result(run) == of_the_result(plain)
+
+
+def test_what_interrupts_a_run_passes_through(tmp_path: Path) -> None:
+    def stop(record: Record) -> None:
+        if isinstance(record, Iteration):
+            raise Interrupted(15)
+
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", "logging.tensorboard=true", watch=stop)
+    assert not events(tmp_path / "run").Tags()["images"], "no film of a run that goes on"
+
+
+def test_wandb_is_offline_has_the_numbers_and_the_result_is_the_same(plain: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pgcli", "train", "cartpole", *TINY, "logging.wandb=true", "--run-dir", "run"]
+    home = {"HOME": str(tmp_path / "home"), "WANDB_MODE": "online", "https_proxy": "http://127.0.0.1:9"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | home, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WandB failed" not in done.stderr
+    assert "wandb" not in done.stderr.replace("logging.wandb", ""), "it says nothing, and asks nothing"
+    run = tmp_path / "run"
+    assert of_the_result(run) == of_the_result(plain)
+    assert [path.name for path in tmp_path.iterdir() if path.name not in ("run", "home")] == []
+    (file,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    expected, found = tables(run), {}
+    for row in history(file):
+        for key, number in row.items():
+            if key.startswith(("metrics/", "evaluation/", "timing/")):
+                found[key, int(row["iteration"])] = number
+    assert found.keys() == expected.keys()
+    assert all(math.isclose(found[key], number, rel_tol=1e-12) for key, number in expected.items())
+    assert list((run / "wandb").glob("offline-run-*/files/media/images/learning_curve*.png"))
+    assert list((run / "wandb").glob("offline-run-*/files/media/videos/film*.gif"))
+
+
+def history(file: Path) -> list[dict[str, float]]:
+    """Read back what an offline run would send."""
+    from wandb.proto import wandb_internal_pb2
+
+    rows = []
+    for data in leveldb_log(file.read_bytes()[7:]):  # after the name and version of the format
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+            rows.append(
+                {key: value for key, text in items.items() if isinstance(value := json.loads(text), int | float)}
+            )
+    return rows
+
+
+def leveldb_log(content: bytes) -> list[bytes]:
+    """Take a log in LevelDB's format apart: blocks of 32 KiB of (crc, length, kind, data)."""
+    records, parts, at = list[bytes](), b"", 0
+    while at + 7 <= len(content):
+        left = 32768 - (at + 7) % 32768  # the first block begins with the seven bytes before
+        if left < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, at)
+        parts += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            records.append(parts)
+            parts = b""
+    return records
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_missing_extra_is_told_before_anything_is_written(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    request = Request(load_config("cartpole", [f"logging.{name}=true"]), tmp_path / "run", ["train"])
+    with pytest.raises(UsageError, match=f"logging.{name} needs the package {name}") as caught:
+        check_request(request)
+    assert caught.value.hint == f"pip install 'pgcli[{name}]'"
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_switched_off_neither_is_imported(tmp_path: Path) -> None:
+    program = (
+        "import sys, pgcli.__main__ as m; sys.argv = ['pgcli', 'train', 'cartpole', *sys.argv[1:]]; code = m._run(); "
+        "heavy = {'tensorboard', 'wandb', 'matplotlib'} & set(sys.modules); sys.exit(code or ' '.join(heavy) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *TINY, "--run-dir", str(tmp_path / "run"), "-q"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr

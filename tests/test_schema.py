@@ -1,0 +1,99 @@
+"""The JSON Schema of a config: what an editor reads says the same as pgcli does."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from pgcli import shipped
+from pgcli.config import load_config, shipped_configs, to_data
+from pgcli.config.schema import Config
+from pgcli.config.source import parse
+from pgcli.runs.checkpoints import Checkpoint, save
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+SCHEMA = json.loads((CONFIGS / "schema.json").read_text())
+VALIDATOR = Draft202012Validator(SCHEMA)
+
+
+def referenced(path: Path) -> str:
+    """Find the schema as the YAML language server does: in a comment, without spaces, of the lines at the top."""
+    found = re.search(r"^# yaml-language-server: \$schema=(\S+)$", path.read_text(), re.MULTILINE)
+    assert found
+    assert found.start() < path.read_text().index("\nname:"), "an editor's user sees it at the top"
+    return found[1]
+
+
+def test_the_shipped_schema_is_that_of_this_version() -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+    assert Config.model_json_schema() == SCHEMA, "`pgcli init --schema > configs/schema.json` brings it up to date"
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_a_shipped_config_names_the_schema_and_fits_it_and_so_does_its_copy(name: str, tmp_path: Path) -> None:
+    path = shipped_configs()[name]
+    assert (path.parent / referenced(path)).resolve() == CONFIGS / "schema.json"
+    assert not list(VALIDATOR.iter_errors(parse(path.read_bytes(), path.name).data))
+    copy = shipped.copy(name, tmp_path / "a folder" / "mine.yaml")
+    assert Path(unquote(urlparse(referenced(copy)).path)).samefile(CONFIGS / "schema.json")
+    assert copy.read_text().replace(referenced(copy), referenced(path)) == path.read_text()
+    assert load_config(str(copy)) == load_config(str(path))
+
+
+def test_a_copy_finds_the_schema_where_pgcli_is_installed_in_a_folder_with_a_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "site packages" / "configs"
+    shutil.copytree(CONFIGS, home)
+    monkeypatch.setattr(shipped, "shipped_configs", lambda: {"cartpole/ppo": home / "cartpole/ppo.yaml"})
+    copy = shipped.copy("cartpole/ppo", tmp_path)
+    assert Path(unquote(urlparse(referenced(copy)).path)) == home / "schema.json"
+
+
+def test_a_resolved_config_with_all_of_its_defaults_fits() -> None:
+    assert not list(VALIDATOR.iter_errors(to_data(Config())))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"algoritm": {}},
+        {"algorithm": {"gama": 0.9}},
+        {"algorithm": {"gamma": 1.5}},
+        {"algorithm": {"returns": "monte_carlo"}},
+        {"env": {"wrappers": [{"nam": "ClipReward"}]}},
+        {"env": {"num_envs": 0}},
+        {"env": {"num_envs": "8"}},
+        {"policy": {"hidden_sizes": [64, 0]}},
+        {"name": "a/b"},
+    ],
+    ids=str,
+)
+def test_a_typo_or_a_bad_value_is_underlined(wrong: dict[str, Any]) -> None:
+    assert list(VALIDATOR.iter_errors(wrong))
+
+
+def test_what_pgcli_takes_an_editor_does_too() -> None:
+    taken = "{env: {num_envs: 1e1, wrappers: [ClipReward, {name: FlattenObservation}]}, training: {env_steps: 1e5}}"
+    assert not list(VALIDATOR.iter_errors(parse(taken.encode(), "taken").data))
+
+
+def test_a_comment_is_no_part_of_what_proves_a_run(tmp_path: Path) -> None:
+    text = (CONFIGS / "cartpole.yaml").read_text()
+    bare = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#"))
+    written = []
+    for number, content in enumerate((text, bare)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "cartpole.yaml").write_text(content)
+        counters = {"iteration": 0, "env_steps": 0, "episodes": 0}
+        config = to_data(load_config(str(folder / "cartpole.yaml")))
+        written.append(save(folder, Checkpoint(config, counters, {})).read_bytes())
+    assert written[0] == written[1]
