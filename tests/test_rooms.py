@@ -19,6 +19,7 @@ FLOORS = (
     ("policies",),
     ("sampling", "descent"),
     ("agent", "evaluation"),
+    ("ledger",),
     ("training",),
     ("runs",),
     ("loading", "experiment"),
