@@ -48,14 +48,15 @@ def measure(
         log_probs = log_probs_along(policy, trajectories)
     tables: list[Tensor] = []  # of coefficients, each once
 
-    def place(agent: PolicyGradient, estimate: Estimate) -> int:
-        table = _coefficients(agent, trajectories, estimate, log_probs, progress)
+    def place(one: PolicyGradient, estimate: Estimate) -> int:
+        table = _coefficients(one, trajectories, estimate, log_probs, progress)
         if not any(same := [torch.equal(table, other) for other in tables]):
             tables.append(table)
             return len(tables) - 1
         return same.index(True)
 
-    names, places = [config.estimator, *config.diagnostics.shadows], []
+    names = [config.estimator, *config.diagnostics.shadows]
+    places = []  # of each: as it is, without standardisation, and without the baseline too
     for name in names:
         check()
         one, plain = agent.with_estimator(name), agent.with_estimator("+".join(name.split("+")[:2]))
