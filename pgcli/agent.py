@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from copy import deepcopy
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy, deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal, assert_never
@@ -41,14 +41,15 @@ from pgcli.policies.along import log_probs_along, ratios_along, squared_scores_a
 from pgcli.policies.normalizers import ReturnScale
 from pgcli.policies.policy import Policy, ValueFunction, parameters_of
 from pgcli.randomness import Purpose, derived_seed, generator
-from pgcli.records import Update
+from pgcli.records import GradientEstimate, Update
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What trajectories say, in reward units: advantages A and returns-to-go G, both [T, N], and V [T + 1, N]."""
+    """What trajectories say, in reward units: A = returns - baseline and returns-to-go G, [T, N], and V [T + 1, N]."""
 
     advantages: Tensor
+    baseline: Tensor  # [T, N], or what broadcasts to it
     returns: Tensor
     values: Tensor
 
@@ -80,6 +81,13 @@ class PolicyGradient:
     def reward_scale(self) -> float:
         """What rewards are divided by: 1, or the standard deviation of their discounted sum so far."""
         return 1.0 if self.return_scale is None else self.return_scale.scale
+
+    def with_estimator(self, name: str) -> PolicyGradient:
+        """Give an agent with another estimator on the same policy and value function, to look at and not to update."""
+        other = copy(self)
+        other.config = self.config.with_estimator(name)
+        other.value = self.value if other.config.has_value else None
+        return other
 
     # ------------------------------------------------------------------------------------------ from data to a batch
 
@@ -121,12 +129,15 @@ class PolicyGradient:
                 baseline = values[:1] if algorithm.returns == "total" else values[:-1]
             case _:
                 assert_never(algorithm.baseline)
-        return Estimate(returns - baseline, to_go, values)
+        return Estimate(returns - baseline, baseline, to_go, values)
 
-    def batch(self, trajectories: Trajectories) -> tuple[Batch, dict[str, Any]]:
-        """Standardise and weigh the advantages, and lay the valid steps out in a row; say what is worth a column."""
+    def batch(self, trajectories: Trajectories, estimate: Estimate | None = None) -> tuple[Batch, dict[str, Any]]:
+        """Standardise and weigh the advantages, and lay the valid steps out in a row; say what is worth a column.
+
+        `estimate`, if it is known already or another one is wanted.
+        """
         algorithm, mask = self.config.algorithm, trajectories.mask
-        estimate, report = self.estimate(trajectories), dict[str, Any]()
+        estimate, report = estimate or self.estimate(trajectories), dict[str, Any]()
         advantages = estimate.advantages
         largest = float(trajectories.rewards.abs().sum(0).max() / self.reward_scale + estimate.values.abs().max())
         floor = 1e-8 * largest  # no return is larger: below this it is rounding
@@ -164,22 +175,9 @@ class PolicyGradient:
         return self._policy_terms(log_probs, entropy, batch, progress)
 
     def _policy_terms(self, log_probs: Tensor, entropy: Tensor, batch: Batch, progress: float) -> Terms:
-        algorithm = self.config.algorithm
+        algorithm, entropy = self.config.algorithm, entropy.mean()
         log_ratios = _log_ratios(log_probs, batch)
-        match algorithm.objective:
-            case "policy_gradient":
-                policy_loss = policy_gradient_loss(log_probs, batch.advantages, batch.weights)
-            case "importance_sampling":
-                bound, self_normalize = algorithm.importance_bound or math.inf, algorithm.self_normalize
-                policy_loss = importance_sampling_loss(
-                    log_probs, log_ratios, batch.advantages, batch.weights, bound, self_normalize
-                )
-            case "clip":
-                clip_range = self._clip_range(progress)
-                policy_loss = clip_loss(log_ratios, batch.advantages, batch.weights, clip_range)
-            case _:
-                assert_never(algorithm.objective)
-        entropy = entropy.mean()
+        policy_loss = self.policy_loss(log_probs, log_ratios, batch, progress)
         loss = policy_loss - self._entropy_coef(progress) * entropy
         terms = {"loss": loss, "policy_loss": policy_loss, "entropy": entropy}
         if algorithm.objective != "policy_gradient":
@@ -189,8 +187,23 @@ class PolicyGradient:
             if algorithm.kl_coef > 0:
                 terms["loss"] = loss + algorithm.kl_coef * kl
             if algorithm.objective == "clip":
+                clip_range = self._clip_range(progress)
                 terms["clip_fraction"] = ((ratios - 1).abs() > clip_range).to(ratios.dtype).mean()
         return terms
+
+    def policy_loss(self, log_probs: Tensor, log_ratios: Tensor, batch: Batch, progress: float) -> Tensor:
+        """Compute the objective's loss from log π and log π - log μ, both [M], of the steps of a batch."""
+        algorithm, advantages, weights = self.config.algorithm, batch.advantages, batch.weights
+        match algorithm.objective:
+            case "policy_gradient":
+                return policy_gradient_loss(log_probs, advantages, weights)
+            case "importance_sampling":
+                bound, self_normalize = algorithm.importance_bound or math.inf, algorithm.self_normalize
+                return importance_sampling_loss(log_probs, log_ratios, advantages, weights, bound, self_normalize)
+            case "clip":
+                return clip_loss(log_ratios, advantages, weights, self._clip_range(progress))
+            case _:
+                assert_never(algorithm.objective)
 
     def _policy_slope(self, log_probs: Tensor, batch: Batch, progress: float) -> Tensor:
         """Compute ∂loss/∂log π [M] of what `_policy_terms` computes: how much each score counts."""
@@ -294,28 +307,40 @@ class PolicyGradient:
         iteration: int = 0,
         progress: float = 0.0,
         check: Callable[[], None] = lambda: None,
+        look: Callable[[Trajectories], Sequence[GradientEstimate]] | None = None,
     ) -> Update:
         """Learn from what `iteration` collected. `progress` in [0, 1] is the share of the budget that is used.
 
-        `check` is called before every step of the optimizer. Whatever is raised leaves the state of before the update.
+        `check` is called before every step of the optimizer; `look` before the first, with all that is learned from,
+        and what it says is part of the answer.
+        Whatever is raised leaves the state of before the update.
         Raises: Diverged if anything is not finite, and names it: before the step, which is then not taken, or after it.
         """
         _settle_torch()
         before = {key: tensor.clone() for key, tensor in self.state_dict().items()}
         try:
-            return self._update(trajectories, iteration, progress, check)
+            return self._update(trajectories, iteration, progress, check, look)
         except BaseException:
             self.load_state_dict(before)
             raise
 
-    def _update(self, trajectories: Trajectories, iteration: int, progress: float, check: Callable[[], None]) -> Update:
+    def _update(
+        self,
+        trajectories: Trajectories,
+        iteration: int,
+        progress: float,
+        check: Callable[[], None],
+        look: Callable[[Trajectories], Sequence[GradientEstimate]] | None,
+    ) -> Update:
         algorithm, optimizer = self.config.algorithm, self.config.optimizer
         if self.return_scale is not None:
             self.return_scale.add_rewards(trajectories.rewards, trajectories.mask, algorithm.gamma)
         one_step = algorithm.update_epochs == algorithm.num_minibatches == algorithm.reuse == 1
         if algorithm.objective != "policy_gradient" and not one_step:
             trajectories = _acted_by(self.policy, trajectories)
-        batch, report = self.batch(pad_columns([trajectories, *self.past_trajectories]))
+        learned_from = pad_columns([trajectories, *self.past_trajectories])
+        gradients = look(learned_from) if look else ()
+        batch, report = self.batch(learned_from)
         acted = deepcopy(self.policy) if self.past else None
         joint = self.value is not None and self.value_optimizer is None
 
@@ -361,7 +386,7 @@ class PolicyGradient:
         if acted is not None:
             self.past = [acted, *self.past[:-1]]
             self._keep(acted, trajectories)
-        return self._report(report | {"learning_rate": rate}, len(batch), progress)
+        return self._report(report | {"learning_rate": rate, "gradients": gradients}, len(batch), progress)
 
     def check_finite(self) -> None:
         """Raise Diverged if a tensor of the state is not finite, and name it. Their sums tell that there is none."""

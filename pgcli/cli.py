@@ -383,7 +383,7 @@ def plot(
     ],
     x: Annotated[Axis, typer.Option("-x", help="What to count.")] = Axis.env_steps,
     y: Annotated[
-        str, typer.Option("-y", help="A column of metrics.csv, or evaluation.COLUMN of evaluations.csv.")
+        str, typer.Option("-y", help="A column of metrics.csv, or evaluation.COLUMN, or gradients.COLUMN.")
     ] = "evaluation.return_mean",
     stat: Annotated[Stat, typer.Option(help="Of the runs that differ only in their seed.")] = Stat.mean,
     band: Annotated[Band, typer.Option(help="Around it.")] = Band.ci95,

@@ -33,9 +33,9 @@ from pgcli.sampling.workers import Workers
 from pgcli.training import Counters, train
 
 # What a resumed run may change; and of that, what leaves the bytes to come as one long run would have written them.
-CHANGEABLE = ("training.", "optimizer.", "evaluation.", "checkpoint.", "sampling.")
+CHANGEABLE = ("training.", "optimizer.", "evaluation.", "checkpoint.", "sampling.", "diagnostics.")
 BUDGETS = ("training.iterations", "training.env_steps", "training.seconds")
-HARMLESS = (*BUDGETS, "evaluation.every", "evaluation.stop_at_return", "checkpoint.", "sampling.")
+HARMLESS = (*BUDGETS, "evaluation.every", "evaluation.stop_at_return", "checkpoint.", "sampling.", "diagnostics.")
 
 
 class Closeable(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -30,6 +31,21 @@ class Episode:
 
 
 @dataclass(frozen=True)
+class GradientEstimate:
+    """What an iteration's trajectories say of an estimator, a row of gradients.csv; None where it says nothing."""
+
+    estimator: str
+    trajectories: int
+    gradient_norm: float | None  # of the estimate of the whole batch
+    gradient_variance: float | None  # trace of its covariance, in squared units of the gradient
+    trajectory_variance: float | None  # the same of a single trajectory
+    snr: float | None  # squared norm of the true gradient over gradient_variance; below 0: nothing to be seen of it
+    trajectories_for_snr_1: float | None
+    variance_removed: float | None  # by the baseline, a share
+    cosine: float | None  # between this estimate and the config's own
+
+
+@dataclass(frozen=True)
 class Update:
     """What one update did; None where it does not apply. Losses to grad_norm are means over the policy's last epoch.
 
@@ -52,6 +68,7 @@ class Update:
     return_scale: float | None = None  # what rewards were divided by
     action_standard_deviation: float | None = None  # mean over the entries of an action
     action_clip_fraction: float | None = None  # of the entries
+    gradients: Sequence[GradientEstimate] = ()  # the config's own first, where they were measured
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from pgcli.agent import PolicyGradient
 from pgcli.config.schema import DEFAULT_ITERATIONS, Config, TrainingConfig
 from pgcli.evaluation import evaluate, sample
+from pgcli.ledger import measure
 from pgcli.randomness import Purpose
 from pgcli.records import Episode, Evaluation, Iteration, Notice, Record, Timing, Update
 from pgcli.sampling.rollout import Chunks, Rollout
@@ -74,8 +76,10 @@ def train(
         rollout = sampler.collect(agent.policy, counters.iteration, check)
         collected = time.perf_counter()
         progress = min(counters.progress(config.training), 1.0)
+        measured = config.diagnostics.every is not None and counters.iteration % config.diagnostics.every == 0
+        look = partial(measure, agent, progress=progress, check=check) if measured else None
         try:
-            update = agent.update(rollout.trajectories, counters.iteration, progress, check)
+            update = agent.update(rollout.trajectories, counters.iteration, progress, check, look)
         except BaseException:
             sampler.take_back()
             raise

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from math import isclose, isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -23,11 +24,13 @@ from pgcli.records import Evaluation, Iteration, Notice
 from pgcli.repetition import changed_iterations, follows_the_clock, repeated, without_clock
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import (
-    TABLES,
+    ALL_TABLES,
     episode_rows,
     evaluation_row,
+    gradient_rows,
     is_run,
     metrics_row,
+    tables_of,
     versions,
 )
 from pgcli.runs.files import as_csv, read_json
@@ -66,9 +69,11 @@ def verify(path: Path, *, everything: bool = False, trust: bool = False) -> dict
         if not trust:
             refuse_foreign_modules(config.env, path)
         findings: list[Finding] = []
-        tables = _read_tables(path, findings)
+        tables = _read_tables(path, config, findings)
         kept = _read_checkpoints(path, config, findings)
         _check("tables", findings, _compare_tables(config, tables))
+        if (path / "gradients.csv").exists():
+            _check("gradients", findings, _compare_gradients(config, _measured_since(path), tables))
         _check("checkpoints", findings, _compare_checkpoints(path, kept, tables))
         _check("status", findings, _compare_status(path, tables))
         recomputed: list[int] = []
@@ -105,9 +110,10 @@ def _check(name: str, findings: list[Finding], found: Iterator[Finding]) -> None
 
 
 # ------------------------------------------------------------------------------------------------------ what is there
-def _read_tables(path: Path, findings: list[Finding]) -> dict[str, Rows]:
+def _read_tables(path: Path, config: Config, findings: list[Finding]) -> dict[str, Rows]:
     tables: dict[str, Rows] = {}
-    for name, columns in TABLES.items():
+    there = ALL_TABLES if (path / "gradients.csv").exists() else tables_of(config)
+    for name, columns in there.items():
         tables[name] = []
         try:
             text = (path / f"{name}.csv").read_bytes().decode()
@@ -180,6 +186,62 @@ def _compare_tables(config: Config, tables: dict[str, Rows]) -> Iterator[Finding
     yield Finding("ok", f"{len(evaluations):,} evaluations stand where metrics.csv has their env_steps")
 
 
+def _measured_since(path: Path) -> int:
+    """Give the iteration since which the run measures what its config says now."""
+    resumes = read_json(path / "run.json").get("resumes", [])
+    told = [one for one in resumes if any(change.startswith("diagnostics.") for change in one["overrides"])]
+    return max((one["iteration"] for one in told), default=0)
+
+
+def _compare_gradients(config: Config, since: int, tables: dict[str, Rows]) -> Iterator[Finding]:
+    metrics, names = tables["metrics"], [config.estimator, *config.diagnostics.shadows]
+    found: dict[int, Rows] = defaultdict(list)
+    for row in tables["gradients"]:
+        found[int(row["iteration"])].append(row)
+    numbers = list(found)
+    if numbers != sorted(numbers):
+        raise _Failed("gradients.csv: its iterations are not in order")
+    expected = set(range(0, len(metrics), config.diagnostics.every or len(metrics) + 1))
+    if config.diagnostics.every is None:
+        expected = set()
+    if wrong := {n for n in expected ^ set(numbers) if since <= n < len(metrics)}:
+        what = "is not there" if min(wrong) in expected else "was not to be measured"
+        raise _Failed(f"gradients.csv: iteration {min(wrong)} {what}")
+    if numbers and numbers[-1] > len(metrics):
+        raise _Failed("gradients.csv: goes further than metrics.csv")
+    for number, rows in found.items():
+        there = metrics[number : number + 1]  # the last may be missing, after a kill
+        if since <= number < len(metrics) and [row["estimator"] for row in rows] != names:
+            raise _Failed(f"gradients.csv: iteration {number} has not the estimators of the config")
+        for row in rows:
+            if there and row["env_steps"] != there[0]["env_steps"]:
+                raise _Failed(f"gradients.csv: the env_steps of iteration {number} are not those of metrics.csv")
+            if not _fit_together(row):
+                raise _Failed(f"gradients.csv: the columns of {row['estimator']} in iteration {number} contradict")
+        taken = float(there[0]["grad_norm"]) if there and _is_plain(config) and since <= number else None
+        if taken is not None and not isclose(float(rows[0]["gradient_norm"]), taken, rel_tol=1e-3, abs_tol=1e-9):
+            raise _Failed(f"gradients.csv: the gradient_norm of iteration {number} is not the grad_norm of metrics.csv")
+    yield Finding("ok", f"{len(found):,} iterations of gradients.csv agree with metrics.csv")
+
+
+def _fit_together(row: dict[str, str]) -> bool:
+    """Say whether snr = |g|² / v - 1, and N v is the variance of one trajectory; as far as the cells are filled."""
+    try:
+        norm, v, of_one, snr = (
+            float(row[name]) for name in ("gradient_norm", "gradient_variance", "trajectory_variance", "snr")
+        )
+    except ValueError:
+        return all(not cell or isfinite(float(cell)) for name, cell in row.items() if name != "estimator")
+    return isclose(norm**2, (snr + 1) * v, rel_tol=1e-9) and isclose(int(row["trajectories"]) * v, of_one, rel_tol=1e-9)
+
+
+def _is_plain(config: Config) -> bool:
+    """Say whether the one step of an update follows the gradient of the policy's objective and nothing besides."""
+    algorithm, shared = config.algorithm, config.has_value and config.value.shared_trunk
+    one_step = algorithm.update_epochs == algorithm.num_minibatches == 1
+    return one_step and algorithm.entropy_coef == algorithm.kl_coef == 0 and not shared
+
+
 def _compare_checkpoints(
     path: Path, kept: dict[Path, checkpoints.Checkpoint], tables: dict[str, Rows]
 ) -> Iterator[Finding]:
@@ -240,6 +302,8 @@ def _recompute(
     if follows_the_clock(config):
         yield Finding("note", "its schedules follow the clock: no iteration computed again")
         return
+    since = _measured_since(path)
+    tables = tables | {"gradients": [row for row in tables.get("gradients", []) if int(row["iteration"]) >= since]}
     file = min(starts) if everything else max(starts)
     first, last, name = kept[file].counters["iteration"], len(tables["metrics"]), file.name
     with repeated(path, without_clock(config, last), file) as run:
@@ -273,6 +337,8 @@ def _compare(record: Iteration | Evaluation, tables: dict[str, Rows]) -> None:
             ("metrics", tables["metrics"][record.iteration : record.iteration + 1], as_csv([metrics_row(record)])),
             ("episodes", episodes, as_csv(episode_rows(record))),
         ]
+        if told := [row for row in tables.get("gradients", []) if row["iteration"] == number]:
+            pairs.append(("gradients", told, as_csv(gradient_rows(record))))
     for name, rows, again in pairs:
         for row, line in zip(rows, again.splitlines(), strict=True):
             for (column, cell), found in zip(row.items(), line.split(","), strict=True):

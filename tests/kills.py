@@ -26,8 +26,9 @@ from pgcli.experiment import Request, run_experiment
 SMALL = ("evaluation.episodes=3", "evaluation.every=3", "evaluation.stop_at_return=null", "checkpoint.every=2")
 SEGMENTS = ("training.env_steps=null", "training.iterations=8", "rollout.steps=24", "env.num_envs=3")
 EPISODES = ("training.env_steps=null", "training.iterations=8", "rollout.episodes=6", "env.num_envs=3")
+MEASURED = ("diagnostics.every=2", "diagnostics.shadows=[reward_to_go+none, total+optimal]")
 CASES: dict[str, tuple[str, ...]] = {
-    "native episodes": ("cartpole", *SMALL, *EPISODES, "env.max_episode_steps=40"),
+    "native episodes": ("cartpole", *SMALL, *EPISODES, *MEASURED, "env.max_episode_steps=40"),
     "segments": ("cartpole/ppo", *SMALL, *SEGMENTS, "algorithm.num_minibatches=4"),
     "reuse": ("cartpole/importance_sampling", *SMALL, *EPISODES, "algorithm.reuse=3", "env.max_episode_steps=40"),
     "a Gaussian, normalised": (
@@ -49,7 +50,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "MuJoCo": ("inverted-pendulum/reinforce", *SMALL, *EPISODES, "env.max_episode_steps=50"),
     "memory and a mask": (
         *("cartpole/ppo", *SMALL, *SEGMENTS, "env.id=Taxi-v4", "policy.memory=lstm", "policy.backpropagation_steps=8"),
-        *("algorithm.num_minibatches=4", "env.max_episode_steps=30"),
+        *("algorithm.num_minibatches=4", "env.max_episode_steps=30", "diagnostics.every=1"),
     ),
 }
 
@@ -97,6 +98,7 @@ def digests(path: Path) -> dict[str, str]:
     """Name what the promise covers."""
     last = sorted((path / "checkpoints").glob("iteration-*.safetensors"))[-1]
     files = [path / "metrics.csv", path / "evaluations.csv", path / "episodes.csv", last]
+    files += path.glob("gradients.csv")
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 

@@ -21,6 +21,7 @@ FLOORS = (
     ("sampling", "descent"),
     ("closed_form",),
     ("agent", "evaluation"),
+    ("ledger",),
     ("training",),
     ("runs",),
     ("loading", "experiment"),

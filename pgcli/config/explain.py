@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from pgcli.config.schema import Config, WrapperConfig
+from pgcli.config.schema import ESTIMATOR, Config, WrapperConfig
 
 Path_ = tuple[str | int, ...]
 
@@ -63,6 +63,9 @@ _WRITTEN = {
     "float_type": "numbers are written like 0.99, 1e-3 or 200, without quotes or underscores",
     "int_type": "whole numbers are written like 200 or 1e6, without quotes or underscores",
 }
+
+
+_ESTIMATORS = tuple(group.split("|") for group in re.findall(r"\(([a-z_|]+)\)", ESTIMATOR))  # returns, baselines, …
 
 
 def dotted(path: Path_) -> str:
@@ -128,6 +131,8 @@ def explain(errors: Sequence[ErrorDetails], path: Path_) -> tuple[str, str]:
 
 def _rule(errors: Sequence[ErrorDetails], path: Path_) -> str:
     error = next((error for error in errors if error["type"] in _LIMITS), errors[0])  # what is of the right kind
+    if path[:2] == ("diagnostics", "shadows") and error["type"] == "string_pattern_mismatch":
+        return "an estimator like total+none"
     if error["type"] in _LIMITS:
         return _LIMITS[error["type"]].format(**{name: _bare(limit) for name, limit in error["ctx"].items()})
     if error["type"] not in _KINDS:
@@ -149,6 +154,10 @@ def _bare(limit: Any) -> Any:  # noqa: ANN401 - of any type
 def _hint(error: ErrorDetails, path: Path_) -> str:
     value = error["input"]
     match error["type"], value:
+        case "string_pattern_mismatch", str() if path[:2] == ("diagnostics", "shadows"):
+            parts = [_closest(part, choices) for part, choices in zip(value.split("+"), _ESTIMATORS, strict=False)]
+            if len(parts) > 1 and all(parts):
+                return f"did you mean `{'+'.join(map(str, parts))}`?"
         case "literal_error", _:
             choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
             if close := _closest(str(value).lower(), choices):  # null → none, ReLU → relu

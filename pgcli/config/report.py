@@ -36,7 +36,7 @@ class Report:
 
     def refuse_together(self, keys: Iterable[str], reason: str, mend: str) -> None:
         """Refuse a combination of keys, at the first of them that somebody wrote; not if one is refused anyway."""
-        paths: list[Path_] = [tuple(key.split(".")) for key in keys]
+        paths: list[Path_] = [tuple(int(part) if part.isdigit() else part for part in key.split(".")) for key in keys]
         if not any(map(self.is_refused, paths)):
             names = " and ".join(f"`{dotted(path)}`" for path in paths)
             self._tell(max(paths, key=self._is_written), f"{names}: {reason}", mend)

@@ -43,6 +43,12 @@ _NO_WRAPPERS = {
 
 def violations(config: Config) -> Iterator[Violation]:
     """Yield every combination of keys that has no meaning or could only disappoint."""
+    own = list(_of_run(config))
+    yield from own
+    yield from _of_diagnostics(config, {violation.reason for violation in own})
+
+
+def _of_run(config: Config) -> Iterator[Violation]:
     algorithm, rollout, env = config.algorithm, config.rollout, config.env
     if rollout.episodes is None and rollout.steps is None:
         yield Violation(("rollout.episodes", "rollout.steps"), "nothing is collected", "set `rollout.episodes`")
@@ -261,3 +267,33 @@ def _of_shared_trunks(config: Config) -> Iterator[Violation]:
                 "the value function that shares the policy's trunk learns with it, in the same steps",
                 f"leave {key} out, or shared_trunk",
             )
+
+
+def _of_diagnostics(config: Config, own: set[str]) -> Iterator[Violation]:
+    """Yield what cannot be measured; of a shadow, what would be wrong with a run of it, unless it is with this one."""
+    diagnostics, rollout = config.diagnostics, config.rollout
+    if diagnostics.every is None:
+        if diagnostics.shadows:
+            yield Violation(
+                ("diagnostics.shadows", "diagnostics.every"),
+                "without `diagnostics.every` nothing is measured",
+                "set `diagnostics.every`, or leave shadows out",
+            )
+        return
+    columns = "rollout.episodes" if rollout.episodes else "env.num_envs"
+    if (rollout.episodes or config.env.num_envs) // config.group_size < 2:
+        one = "trajectory" if config.group_size == 1 else "group"
+        yield Violation(
+            ("diagnostics.every", columns), f"one {one} says nothing of a variance", f"use a larger `{columns}`"
+        )
+    seen = {config.estimator}
+    for number, name in enumerate(diagnostics.shadows):
+        shadow = config.with_estimator(name)
+        reasons = [violation.reason for violation in _of_run(shadow) if violation.reason not in own]
+        if name in seen:
+            reasons = ["the config's own is measured anyway" if name == config.estimator else "it is there twice"]
+        elif shadow.has_value and not config.has_value:
+            reasons = ["the config learns no value function that could be its baseline"]
+        if reasons:
+            yield Violation((f"diagnostics.shadows.{number}",), f"`{name}`: {reasons[0]}", "leave it out")
+        seen.add(name)

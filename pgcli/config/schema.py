@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -300,6 +300,24 @@ class LoggingConfig(Section):
     )
 
 
+def _choices(key: str) -> str:
+    return "|".join(get_args(AlgorithmConfig.model_fields[key].annotation))
+
+
+ESTIMATOR = rf"^({_choices('returns')})\+({_choices('baseline')})(\+(batch|group))?$"
+
+
+class DiagnosticsConfig(Section):
+    """The variance ledger, gradients.csv: how far the gradient stands out of its noise; no effect on the result."""
+
+    every: Count | None = Field(None, description="Measure in every so many iterations, from 0 on; null: never.")
+    shadows: list[Annotated[str, Field(pattern=ESTIMATOR)]] = Field(
+        [],
+        description="Other estimators to measure on the same trajectories: RETURNS+BASELINE, not standardised, or "
+        "RETURNS+BASELINE+STANDARDIZE.",
+    )
+
+
 # No separators, wildcards, quotes or control characters; no `-`, `.`, `~` or space first, no dot or space last.
 _NEVER = r"\x00-\x1f\x7f-\x9f\u2028\u2029/\\:*?\"<>|"
 FOLDER_NAME = rf"^[^{_NEVER}~.\- ]([^{_NEVER}]*[^{_NEVER}. ])?$"
@@ -330,6 +348,9 @@ class Config(Section):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="How the policy is measured.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What is saved.")
     logging: LoggingConfig = Field(default_factory=LoggingConfig, description="What other tools are given.")
+    diagnostics: DiagnosticsConfig = Field(
+        default_factory=DiagnosticsConfig, description="What is measured of the gradient."
+    )
 
     @property
     def group_size(self) -> int:
@@ -340,3 +361,21 @@ class Config(Section):
     def has_value(self) -> bool:
         """Whether a value function is learned."""
         return self.algorithm.baseline == "value"
+
+    @property
+    def estimator(self) -> str:
+        """The name of its gradient estimator: RETURNS+BASELINE, and +STANDARDIZE if it does."""
+        algorithm = self.algorithm
+        standardize = () if algorithm.standardize == "none" else (algorithm.standardize,)
+        return "+".join((algorithm.returns, algorithm.baseline, *standardize))
+
+    def with_estimator(self, name: str) -> Config:
+        """Give the config with another estimator, and without what only its own can have; measuring nothing."""
+        returns, baseline, standardize, *_ = (*name.split("+"), "none")
+        changes: dict[str, Any] = {"returns": returns, "baseline": baseline, "standardize": standardize}
+        if returns == "total":
+            changes["discount_weighting"] = False  # its gradient is that of the discounted return already
+        if baseline != "group":
+            changes |= {"group_size": None, "group_mean": "whole"}
+        algorithm = self.algorithm.model_copy(update=changes)
+        return self.model_copy(update={"algorithm": algorithm, "diagnostics": DiagnosticsConfig()})

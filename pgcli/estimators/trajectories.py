@@ -51,6 +51,13 @@ class Trajectories:
         none = torch.zeros_like(self.mask[:1])
         return torch.cat((self.mask, none)) | torch.cat((none, self.mask))
 
+    def columns(self, chosen: slice) -> Trajectories:
+        """Give neighbouring columns, up to the last row that is valid in one of them."""
+        rows = int((self.mask[:, chosen].any(1) * torch.arange(1, len(self.mask) + 1)).max())
+
+        taken = {name: x[: rows + (name == "obs"), chosen] for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return Trajectories(**taken | ({} if self.memory is None else {"memory": self.memory[chosen]}))
+
     def ended(self) -> list[str]:
         """Say of each trajectory how it ended: terminated, truncated by the environment, or cut at the horizon."""
         terminated, truncated = (self.terminated & self.mask).any(0), (self.truncated & self.mask).any(0)

@@ -11,7 +11,7 @@ import os
 import textwrap
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from pgcli.config.source import parse, read_bytes
 from pgcli.errors import ConfigError, Problem, RunDirectoryError
+from pgcli.records import GradientEstimate
 from pgcli.report.statistics import RESAMPLES, Aggregate, Array, Band, Curve, Stat, aggregate, smoothed
 from pgcli.runs.files import read_json
 
@@ -41,9 +42,18 @@ NAMES = {
     "entropy": "entropy of the policy (nats)",
     "approx_kl": "approximate KL divergence (nats)",
     "grad_norm": "gradient norm",
+    "gradient_norm": "norm of the gradient estimate",
+    "gradient_variance": "variance of the gradient estimate",
+    "trajectory_variance": "variance of one trajectory's gradient",
+    "snr": "signal-to-noise ratio of the gradient",
+    "trajectories_for_snr_1": "trajectories for a signal-to-noise ratio of 1",
+    "variance_removed": "share of the variance that the baseline removes",
+    "cosine": "cosine with the gradient that was taken",
     "env_steps": "environment steps",
     "seconds": "seconds of training",
 }
+# Of gradients.csv; they go over powers of ten, and are drawn so where all of them are positive.
+_LOGARITHMIC = {"gradient_norm", "gradient_variance", "trajectory_variance", "snr", "trajectories_for_snr_1"}
 _STATISTICS = {"mean": "mean", "iqm": "interquartile mean", "median": "median"}
 # Okabe & Ito (2008), told apart with every common kind of colour vision; without yellow, which fades on white.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -84,14 +94,24 @@ class Drawing:
         return self.y.startswith("evaluation.")
 
     @property
+    def of_gradients(self) -> bool:
+        """Whether y is of gradients.csv, which has a row for each estimator."""
+        return self.y.startswith("gradients.")
+
+    @property
     def file(self) -> str:
         """The file that has y."""
-        return "evaluations.csv" if self.of_evaluations else "metrics.csv"
+        return "evaluations.csv" if self.of_evaluations else "gradients.csv" if self.of_gradients else "metrics.csv"
+
+    @property
+    def prefix(self) -> str:
+        """What a column of that file is called by on the command line."""
+        return "evaluation." if self.of_evaluations else "gradients." if self.of_gradients else ""
 
     @property
     def column(self) -> str:
         """The name of y in that file."""
-        return self.y.removeprefix("evaluation.")
+        return self.y.removeprefix(self.prefix)
 
 
 @dataclass(frozen=True)
@@ -181,6 +201,8 @@ def _checked(x: str, y: str, stat: str, band: str, smooth: int, output: Path | N
         problems.append(Problem("--band", reason, "use --band ci95 or --stat mean"))
     if problems:
         raise ConfigError(problems)
+    if y in {field.name for field in fields(GradientEstimate)}:  # in no other file
+        y = f"gradients.{y}"
     return Drawing(cast(X, x), y, cast(Stat, stat), cast(Band, band), smooth)
 
 
@@ -227,11 +249,11 @@ def _runs_below(folder: Path, seen: set[str]) -> list[Path]:
     return [run for child in inside for run in _runs_below(child, seen)]
 
 
-def read_table(path: Path, wanted: Collection[str]) -> Table:
+def read_table(path: Path, wanted: Collection[str], estimator: str | None = None) -> Table:
     """Read columns of a CSV file that may still be written, or was when the machine died.
 
     A last line without its end is dropped, as is one with NULs or too few cells; of rows with the same iteration
-    the last one counts.
+    the last one counts. With `estimator`, only its rows are read.
     """
     rows: list[list[float]] = []
     try:
@@ -241,6 +263,8 @@ def read_table(path: Path, wanted: Collection[str]) -> Table:
             places = [header.index(name) for name in names] if "iteration" in header else []
             for line in file:
                 cells = line.lstrip(b"\0").rstrip(b"\r").split(b",")
+                if estimator is not None and estimator.encode() not in cells:
+                    continue
                 if line.endswith(b"\n") and b"\0" not in cells[-1] and len(cells) == len(header) and places:
                     rows.append([_number(cells[place]) for place in places])
     except OSError as error:
@@ -271,10 +295,11 @@ def _drawable(paths: Sequence[Path], drawing: Drawing) -> list[Run]:
     """Read the runs, leaving out, with a warning, those that have nothing to draw yet; one at least must have."""
     runs, empty = [], []
     for path in paths:
-        try:
-            runs.append(read_run(path, drawing))
-        except _NothingToDraw as error:
-            empty.append(error)
+        for estimator in _estimators(path) if drawing.of_gradients else (None,):
+            try:
+                runs.append(read_run(path, drawing, estimator))
+            except _NothingToDraw as error:
+                empty.append(error)
     if not runs:
         raise empty[0]
     for nothing in empty:
@@ -282,16 +307,28 @@ def _drawable(paths: Sequence[Path], drawing: Drawing) -> list[Run]:
     return runs
 
 
-def read_run(path: Path, drawing: Drawing) -> Run:
-    """Read what `drawing` needs of one run directory."""
-    settings = _settings(path / "config.yaml")
+def _estimators(path: Path) -> list[str | None]:
+    """Name the estimators of gradients.csv in their order; None where there is none of either."""
+    try:
+        header, *lines = (path / "gradients.csv").read_bytes().splitlines()
+    except (OSError, ValueError):  # which `read_run` tells of
+        return [None]
+    place = header.split(b",").index(b"estimator") if b"estimator" in header.split(b",") else 0
+    names = [line.split(b",")[place] for line in lines if line.count(b",") == header.count(b",")]
+    return [name.decode(errors="replace") for name in dict.fromkeys(names)] or [None]
+
+
+def read_run(path: Path, drawing: Drawing, estimator: str | None = None) -> Run:
+    """Read what `drawing` needs of one run directory; of gradients.csv, of one estimator in it."""
+    settings = _settings(path / "config.yaml") | ({} if estimator is None else {"estimator": estimator})
+    if drawing.of_gradients and not (path / drawing.file).is_file():
+        raise _NothingToDraw(f"{path}: has no gradients.csv", "a run with `diagnostics.every` writes it")
     wanted = {drawing.column, "env_steps", "episodes", "return_standard_error", "evaluation_episodes"}
-    table = read_table(path / drawing.file, wanted)
+    table = read_table(path / drawing.file, wanted, estimator)
     if "iteration" not in table.header:
         raise _NothingToDraw(f"{table.path}: is empty or damaged: it has no column `iteration`")
     if drawing.column not in table.columns:
-        prefix = "evaluation." if drawing.of_evaluations else ""
-        columns = [prefix + name for name in table.header]
+        columns = [drawing.prefix + name for name in table.header]
         raise ConfigError(
             [Problem("-y", f"{table.path} has no column `{drawing.column}`", _did_you_mean(drawing.y, columns))]
         )
@@ -363,7 +400,11 @@ def _labels(settings: Sequence[dict[str, str]]) -> list[str]:
     for one in settings:
         twins = [other for other in settings if other.get("name") == one.get("name")]
         keys = [key for key in one if key != "seed" and len({twin.get(key) for twin in twins}) > 1]
-        method = [key for key in keys if not key.startswith(("training.", "evaluation.", "checkpoint.", "sampling."))]
+        method = [
+            key
+            for key in keys
+            if not key.startswith(("training.", "evaluation.", "checkpoint.", "sampling.", "diagnostics."))
+        ]
         if len({tuple(twin.get(key) for key in method) for twin in twins}) == len(twins):
             keys = method  # enough to tell them apart, and what a reader looks for
         name = one.get("name", "run")
@@ -436,6 +477,8 @@ def _as_figure(lines: Sequence[Line], drawing: Drawing, suffix: str) -> bytes:
         threshold = _threshold(lines) if drawing.column in _RETURNS else None
         if threshold is not None:
             _draw_threshold(axes, threshold)
+        if drawing.of_gradients and drawing.column in _LOGARITHMIC and _positive(lines):
+            axes.set_yscale("log")
         axes.margins(x=0.01)
         axes.set_xlabel(NAMES.get(drawing.x, drawing.x))
         axes.set_ylabel(y_label(lines, drawing))
@@ -454,6 +497,11 @@ def _as_figure(lines: Sequence[Line], drawing: Drawing, suffix: str) -> bytes:
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # an emoji becomes a box
             figure.savefig(stream, format=suffix, dpi=200, metadata=metadata[suffix])
     return stream.getvalue()
+
+
+def _positive(lines: Sequence[Line]) -> bool:
+    drawn = [values[np.isfinite(values)] for line in lines for values in (line.curve.center, line.curve.low)]
+    return all(bool((values > 0).all()) for values in drawn)
 
 
 def _draw_threshold(axes: Axes, threshold: float) -> None:

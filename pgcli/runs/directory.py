@@ -8,13 +8,14 @@ import platform
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from pgcli import __version__
 from pgcli.config import Config, to_yaml
 from pgcli.errors import CheckpointError, RunDirectoryError, UsageError
-from pgcli.records import Evaluation, Iteration
+from pgcli.records import Evaluation, GradientEstimate, Iteration
 from pgcli.runs import checkpoints
 from pgcli.runs.files import (
     Cell,
@@ -44,8 +45,10 @@ EVALUATIONS = (
     "length_mean,return_median,return_min,return_max,discounted_return_mean"
 ).split(",")
 EPISODES = "iteration,episode,return,discounted_return,length,ended".split(",")
+GRADIENTS = ["iteration", "env_steps", *(field.name for field in fields(GradientEstimate))]
 
 TABLES = {"metrics": METRICS, "timing": TIMING, "evaluations": EVALUATIONS, "episodes": EPISODES}
+ALL_TABLES = TABLES | {"gradients": GRADIENTS}  # which is there only if it was asked for
 
 
 class RunDirectory:
@@ -72,12 +75,12 @@ class RunDirectory:
         """Write what a new run begins with."""
         write_whole(self.path / "config.yaml", _config_text(config, self.path))  # first: it says that a run is here
         make_folder(self.checkpoints)
-        for name in TABLES:
+        for name in ALL_TABLES:
             (self.path / f"{name}.csv").unlink(missing_ok=True)  # half a header, or another version's
         self._remove_temporary()
         write_json(self.path / "run.json", _circumstances(config, command, reward_threshold))
         self.set_status("running")
-        self.open_tables()
+        self.open_tables(config)
 
     def restart(
         self, config: Config, command: list[str], overrides: list[str], exact: bool, counters: dict[str, int]
@@ -103,7 +106,7 @@ class RunDirectory:
         write_json(self.path / "run.json", run)
         write_whole(self.path / "config.yaml", _config_text(config, self.path))
         self.set_status("running")
-        self.open_tables()
+        self.open_tables(config)
         for number, mean_return in _column(self.path / "evaluations.csv", "return_mean"):
             self._judge(mean_return, number)
         self._point_to_best()
@@ -111,7 +114,7 @@ class RunDirectory:
     def _check_tables(self, iteration: int, episodes: int) -> dict[str, int]:
         """Say how many bytes of each table led to `iteration`."""
         ends = {}
-        for name, columns in TABLES.items():
+        for name, columns in ALL_TABLES.items():
             path = self.path / f"{name}.csv"
             check_columns(path, columns)
             rows, ends[name] = rows_before(path, iteration)
@@ -123,15 +126,17 @@ class RunDirectory:
                 )
         return ends
 
-    def open_tables(self) -> None:
+    def open_tables(self, config: Config) -> None:
         """Open the tables for appending."""
-        for name, columns in TABLES.items():
+        for name, columns in tables_of(config).items():
             self._tables[name] = Table(self.path / f"{name}.csv", columns)
         sync_folder(self.path)
 
     def add_iteration(self, record: Iteration) -> None:
-        """Append an iteration to metrics.csv, timing.csv and episodes.csv."""
+        """Append an iteration to metrics.csv, timing.csv and episodes.csv, and what was measured in it."""
         timing = record.timing
+        if record.update.gradients:
+            self._tables["gradients"].append(gradient_rows(record))
         self._tables["episodes"].append(episode_rows(record))
         parts = (timing.collect, timing.update, timing.evaluate)
         rate = record.steps / max(timing.collect + timing.update, 1e-9)
@@ -210,6 +215,11 @@ class RunDirectory:
                 path.unlink()
 
 
+def tables_of(config: Config) -> dict[str, list[str]]:
+    """Name the tables that a run with this config writes, and their columns."""
+    return TABLES if config.diagnostics.every is None else ALL_TABLES
+
+
 def metrics_row(record: Iteration) -> list[Cell]:
     """Give the row of metrics.csv of an iteration."""
     returns = record.returns
@@ -236,6 +246,11 @@ def episode_rows(record: Iteration) -> list[tuple[Cell, ...]]:
     return [
         (record.iteration, e.episode, e.episode_return, e.discounted_return, e.length, e.ended) for e in record.episodes
     ]
+
+
+def gradient_rows(record: Iteration) -> list[tuple[Cell, ...]]:
+    """Give the rows of gradients.csv of an iteration."""
+    return [(record.iteration, record.env_steps, *vars(estimate).values()) for estimate in record.update.gradients]
 
 
 def evaluation_row(record: Evaluation) -> tuple[Cell, ...]:
