@@ -23,6 +23,7 @@ FLOORS = (
     ("runs",),
     ("loading", "experiment"),
     ("assessment", "doctor", "jobs", "report", "verification"),
+    ("arms",),
     ("cli",),
     ("__main__",),
 )
@@ -72,6 +73,8 @@ def test_estimators_import_nothing_of_pgcli_but_themselves() -> None:
         ["train", "no-such-config"],
         ["train", "cartpole", "algorithm.gama=1"],
         ["doctor", "cartpole", "algorithm.gama=1"],
+        ["compare", "cartpole", "algorithm.gama=1,2", "training.env_steps=100"],
+        ["show", "no-such-run"],
     ],
     ids=" ".join,
 )
