@@ -382,3 +382,21 @@ def compare(
         _show(json.dumps(plain(result), allow_nan=False) if as_json else table(result))
     if failures:
         raise typer.Exit(failures[0].exit_code)
+
+
+@app.command()
+def show(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.")],
+    other: Annotated[
+        Path | None, typer.Argument(metavar="OTHER", help="Another, to be told apart from it.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Explain a run from its directory alone: what it reached, what went wrong, which key to change."""
+    from pgcli.report.page import plain
+    from pgcli.report.show import differ, difference_table, table
+    from pgcli.report.show import show as explain
+
+    result = explain(run_dir) if other is None else differ(run_dir, other)
+    written = table if other is None else difference_table
+    _show(json.dumps(plain(result), allow_nan=False) if as_json else written(result))

@@ -74,7 +74,6 @@ def test_estimators_import_nothing_of_pgcli_but_themselves() -> None:
         ["train", "cartpole", "algorithm.gama=1"],
         ["doctor", "cartpole", "algorithm.gama=1"],
         ["compare", "cartpole", "algorithm.gama=1,2", "training.env_steps=100"],
-        ["show", "no-such-run"],
     ],
     ids=" ".join,
 )
