@@ -148,8 +148,8 @@ def test_a_run_that_did_not_finish_counts_with_the_lower_of_its_first_and_last_e
     result = examine({"good": good, "bad": bad})
     assert [row["final_return"] for row in result["runs"]] == [50, 50, 50, 2, 4, 1]
     assert (result["arms"][1]["diverged"], result["arms"][1]["failed"]) == (1, 2)
-    assert "`bad`, seed 0: diverged after 1 iterations: the loss is inf. It counts with 2.0" in result["notes"][0]
-    assert len(result["notes"]) == 3
+    assert "`bad`, seed 0: diverged at iteration 1: the loss is inf. It counts with 2.0" in result["notes"][0]
+    assert result["notes"][2] == "`bad`, seed 2: not started at iteration 0. It counts with 1.0, the lowest of all."
     with pytest.raises(RunDirectoryError, match="not one run has an evaluation"):
         examine({"bad": bad[2:]})
 
@@ -290,7 +290,7 @@ def test_an_environment_that_fails_is_told_and_counted_and_tried_again(tmp_path:
     words = ["cartpole", "env.id=faulty:Faulty-v0", *TINY[1:], "--seeds", "0", "-o", "out", "-q"]
     broken = pgcli("compare", *words, cwd=tmp_path, code=3)
     assert "out of order" in broken.stderr
-    assert "failed after" in (tmp_path / "out/report.md").read_text()
+    assert "failed at iteration" in (tmp_path / "out/report.md").read_text()
     (tmp_path / "mended").touch()
     mended = pgcli("compare", *words, cwd=tmp_path)
     assert "failed" not in mended.stdout

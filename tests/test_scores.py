@@ -149,4 +149,5 @@ def test_a_run_that_does_not_reach_the_threshold_counts_as_later_than_all() -> N
     assert median_interval(np.array([3.0, 1.0, math.inf])).value == 3
     assert median_interval(np.array([3.0, math.inf, math.inf])).value == math.inf
     assert median_interval(np.array([5.0, 5, 5])).high == 5
+    assert median_interval(np.array([1.0, 2, math.inf, math.inf])).value == math.inf  # the later of the middle two
     assert median_interval(np.array([1.0, 2, math.inf, math.inf])).low == 1

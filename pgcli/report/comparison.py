@@ -35,6 +35,7 @@ from pgcli.runs.files import make_folder, read_json, storage, write_whole
 
 PROFILE_POINTS = 101
 UNEQUAL = 0.05  # of the env steps, beyond which the reader is told
+FEW_SEEDS = 5  # below which the reader is told what the intervals rest on
 SHARE_OF_GAIN = 0.9  # of what was learned, where no return is registered as solving the environment
 
 
@@ -340,8 +341,9 @@ def _notes(runs: dict[str, list[Run]], scores: dict[str, Array]) -> Iterator[str
         for run, score in zip(one, scores[label], strict=True):
             if not run.finished:
                 why = f": {run.reason}" if run.reason else ""
-                ended = f"`{label}`, seed {run.seed}: {run.status} after {run.iterations} iterations{why}"
-                yield f"{ended}. It counts with {short(float(score))}, the lower of its first and its last evaluation."
+                ended = f"`{label}`, seed {run.seed}: {run.status} at iteration {run.iterations}{why}"
+                rule = "the lower of its first and its last evaluation" if len(run.returns) else "the lowest of all"
+                yield f"{ended}. It counts with {short(float(score))}, {rule}."
     trained = [[run.steps for run in one if run.finished] for one in runs.values()]
     used = [float(np.mean(steps)) for steps in trained if steps]
     if used and max(used) > (1 + UNEQUAL) * min(used):
@@ -353,5 +355,8 @@ def _notes(runs: dict[str, list[Run]], scores: dict[str, Array]) -> Iterator[str
     versions = {run.versions for one in runs.values() for run in one if run.versions}
     if len(versions) > 1:
         yield f"The runs were made with different versions: {'; '.join(sorted(versions))}."
-    if len(next(iter(runs.values()))) == 1:
+    seeds = len(next(iter(runs.values())))
+    if seeds == 1:
         yield "One seed shows no spread: there are no intervals."
+    elif seeds < FEW_SEEDS:
+        yield f"With {seeds} seeds, intervals suppose differences that are about normal. More seeds are better."

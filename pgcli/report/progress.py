@@ -102,8 +102,10 @@ class LiveGridDisplay:
             self._draw()
 
     def close(self) -> None:
-        """Draw the last state and give the cursor back."""
+        """Draw the last state, give the cursor back, and tell what there is to note."""
         self._draw(stop=True)
+        for text in self._grid.notices if self._open else []:
+            self._live.console.print(f"note: {text}", markup=False, highlight=False)
 
     def _draw(self, start: bool = False, stop: bool = False) -> None:
         if self._open:

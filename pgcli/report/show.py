@@ -140,7 +140,8 @@ def _reached(evaluations: Columns, threshold: Any) -> dict[str, Any]:  # noqa: A
 
     if not evaluations.rows:
         return {"evaluation": None, "best": None, "untrained": None, "solved": None}
-    good = np.flatnonzero(returns >= threshold) if isinstance(threshold, int | float) else []
+    goal = threshold if isinstance(threshold, int | float) else math.inf
+    good = np.flatnonzero(returns >= goal)
     return {
         "evaluation": row(-1),
         "best": row(int(np.argmax(returns))),
