@@ -105,7 +105,10 @@ CASES: dict[str, tuple[Finding | None, int | None, str, list[Finding | None]]] =
         findings.explained_variance(K, series(1, 1, 1, 1, 1, 1, -0.1, -0.1)),
         6,
         "value.",
-        [findings.explained_variance(K, series(-9, -9, -9, -9, -9, -9, 0.1, 0.1)), findings.explained_variance(K, NAN)],
+        [
+            findings.explained_variance(K, series(-9, -9, -9, -9, -9, -9, -0.005, -0.005)),
+            findings.explained_variance(K, NAN),
+        ],
     ),
     "small_steps": (
         findings.small_steps(10, 0.0099, 10.0, 100),
@@ -225,6 +228,16 @@ def test_a_run_without_findings_says_so(run: Path) -> None:
     result = show(run) | {"findings": []}
     assert "no finding: " in table(result)
     assert "did not apply" in table(result)
+
+
+def test_at_the_goal_what_would_be_a_warning_is_a_note(run: Path) -> None:
+    def levels() -> set[str]:
+        return {finding["level"] for finding in show(run)["findings"] if finding["name"] == "small_steps"}
+
+    assert levels() == {"warning"}
+    information = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(information | {"reward_threshold": 5}))
+    assert levels() == {"note"}
 
 
 def test_the_signal_to_noise_ratio_is_read_where_it_is_measured(run: Path) -> None:

@@ -24,6 +24,7 @@ MUCH_CLIPPED = 0.3  # of the steps: their gradient is cut; PPO's usual share is 
 HARDLY_CLIPPED = 0.001  # of the steps: the clip changes nothing
 LARGE_KL = 0.05  # nats: by Pinsker, up to √(0.05 / 2) = 16 % of the actions' probability moved in one update
 SHARE_OF_UPDATES = 0.1  # of the iterations, beyond which large KL is a habit
+WORSE = -0.01  # of the variance: nearer to 0 it is rounding, where all returns are alike
 SMALL_STEP = 1e-4  # of |θ| by optimizer step, a tenth of the 1e-3 that is a common rule of thumb (CS231n)
 MUCH_EVALUATING = 0.5  # of the time, as `pgcli doctor` has it
 SURE = 3.0  # standard errors of a difference: chance alone does that in 3 of 1000 cases
@@ -173,9 +174,9 @@ def clip_fraction(iteration: Array, fraction: Array, optimizer_steps: int) -> Fi
 
 
 def explained_variance(iteration: Array, explained: Array) -> Finding | None:
-    """Find that V explains less of the returns, late, than a constant would: 1 - Var(G - V) / Var(G) below 0."""
+    """Find that V explains less of the returns, late, than a constant would: 1 - Var(G - V) / Var(G) below -0.01."""
     late = _late(explained)
-    if late is None or (middle := float(np.median(explained[late]))) >= 0:
+    if late is None or (middle := float(np.median(explained[late]))) >= WORSE:
         return None
     text = f"the explained variance is {middle:.2g}: as a baseline, the value function is worse than a constant"
     return Finding(

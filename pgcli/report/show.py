@@ -11,7 +11,7 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,11 @@ def show(path: Path) -> dict[str, Any]:
     information = _json(path / "run.json")
     checks = list(_checks(path, ended, config, metrics, timing, evaluations, episodes))
     looked = {name: check() for name, there, check in checks if there}
-    found = [*_of_status(path, state, status, information), *(finding for finding in looked.values() if finding)]
     threshold = information.get("reward_threshold")
+    reached = _reached(evaluations, threshold)
+    found = [finding for finding in looked.values() if finding]
+    if _is_solved(reached, threshold):  # at its goal, what would otherwise be a warning is worth knowing
+        found = [replace(finding, level="note") for finding in found]
     return {
         "run": str(path),
         "status": state,
@@ -76,11 +79,11 @@ def show(path: Path) -> dict[str, Any]:
         "seconds": float(timing["elapsed_seconds"][-1]) if timing.rows else None,
         "shares": _shares(timing),
         "threshold": threshold,
-        **_reached(evaluations, threshold),
+        **reached,
         "versions": information.get("versions", {}),
         "exact": bool(information.get("exact", True)),
         "resumes": len(information.get("resumes", [])),
-        "findings": [asdict(finding) for finding in found],
+        "findings": [asdict(one) for one in (*_of_status(path, state, status, information), *found)],
         "checked": list(looked),
         "not_applicable": [name for name, there, _ in checks if not there],
     }
@@ -148,6 +151,12 @@ def _reached(evaluations: Columns, threshold: Any) -> dict[str, Any]:  # noqa: A
         "untrained": row(0),
         "solved": row(int(good[0])) if len(good) else None,
     }
+
+
+def _is_solved(reached: dict[str, Any], threshold: Any) -> bool:  # noqa: ANN401 - of run.json
+    """Say whether the last evaluation reaches the environment's threshold."""
+    last = reached["evaluation"]
+    return isinstance(threshold, int | float) and last is not None and last["return_mean"] >= threshold
 
 
 # ------------------------------------------------------------------------------------------------------------ findings
