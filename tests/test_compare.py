@@ -149,7 +149,7 @@ def test_a_run_that_did_not_finish_counts_with_the_lower_of_its_first_and_last_e
     assert [row["final_return"] for row in result["runs"]] == [50, 50, 50, 2, 4, 1]
     assert (result["arms"][1]["diverged"], result["arms"][1]["failed"]) == (1, 2)
     assert "`bad`, seed 0: diverged at iteration 1: the loss is inf. It counts with 2.0" in result["notes"][0]
-    assert result["notes"][2] == "`bad`, seed 2: not started at iteration 0. It counts with 1.0, the lowest of all."
+    assert result["notes"][2] == "`bad`, seed 2: not started at iteration 0. It counts with 1.000, the lowest of all."
     with pytest.raises(RunDirectoryError, match="not one run has an evaluation"):
         examine({"bad": bad[2:]})
 

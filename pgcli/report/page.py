@@ -61,7 +61,7 @@ def table(result: Result) -> str:
     goal, pairs = result["threshold"], result["pairs"]
     rows = [("arm", "final return: IQM [95 %]", *(() if goal is None else (f"reached {goal:g}", "steps to it")))]
     for arm in result["arms"]:
-        reached = (f"{arm['reached']} of {arm['seeds']}", _steps(arm["steps_median"], result["env_steps"]))
+        reached = (f"{arm['reached']} of {arm['seeds']}", _steps(arm["steps_median"]))
         rows.append((arm["arm"], _iqm(arm), *(() if goal is None else reached)))
     lines = _aligned(rows) if max(map(len, _aligned(rows))) <= WIDTH else _below_labels(rows)
     for text in (*result["notes"], *(pair["sentence"] for pair in pairs)):
@@ -155,7 +155,7 @@ def _difference(pair: Result) -> Sequence[str]:
 
 
 def _sample_efficiency(result: Result) -> Iterator[str]:
-    goal, rule, budget = result["threshold"], result["threshold_rule"], result["env_steps"]
+    goal, rule = result["threshold"], result["threshold_rule"]
     yield from ("## Sample efficiency", "")
     if goal is None:
         yield f"No threshold: {rule}."
@@ -165,7 +165,7 @@ def _sample_efficiency(result: Result) -> Iterator[str]:
         yield from _table(
             ("arm", "reached", "median env steps [95 %]"),
             (
-                (f"`{arm['arm']}`", f"{arm['reached']} of {arm['seeds']}", _steps_interval(arm, budget))
+                (f"`{arm['arm']}`", f"{arm['reached']} of {arm['seeds']}", _steps_interval(arm))
                 for arm in result["arms"]
             ),
         )
@@ -253,16 +253,16 @@ def _interval(value: float, low: float, high: float) -> str:
     return short(value) if math.isnan(low) else "{} [{}, {}]".format(*alike(value, low, high))
 
 
-def _steps(value: float, budget: int) -> str:
-    return f"{value:,.0f}" if math.isfinite(value) else f"> {budget:,}"
+def _steps(value: float) -> str:
+    return f"{value:,.0f}" if math.isfinite(value) else "not reached"
 
 
-def _steps_interval(arm: Result, budget: int) -> str:
-    text = _steps(arm["steps_median"], budget)
+def _steps_interval(arm: Result) -> str:
+    text = _steps(arm["steps_median"])
     low, high = arm["steps_low"], arm["steps_high"]
     if math.isnan(low) or low == high:
         return text
-    return f"{text} [{_steps(low, budget)}, {_steps(high, budget)}]"
+    return f"{text} [{_steps(low)}, {_steps(high)}]"
 
 
 def _significant(value: float, low: float, high: float) -> str:
