@@ -254,19 +254,29 @@ def test_what_is_there_is_reused_and_only_what_is_missing_is_trained(home: Path)
 
 
 def test_an_interrupted_comparison_goes_on_with_the_same_command(tmp_path: Path) -> None:
-    words = [*TINY, "training.env_steps=3000", "--seeds", "0", "--jobs", "2", "-o", "out"]
+    (tmp_path / "slow.py").write_text(
+        "import os, time\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Slow(CartPoleEnv):\n"
+        "    def step(self, action):\n"
+        "        time.sleep(0 if os.path.exists('fast') else 0.005)\n"
+        "        return super().step(action)\n"
+    )
+    words = [*TINY, "env.id=slow:Slow", "env.max_episode_steps=50", "--seeds", "0", "--jobs", "2", "-o", "out"]
     process = subprocess.Popen(
         [sys.executable, "-m", "pgcli", "compare", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
-    while not any(file.read_text().count("\n") > 3 for file in tmp_path.glob("out/runs/*/*/metrics.csv")):
+    deadline = time.monotonic() + 100
+    while not any(file.read_text().count("\n") > 2 for file in tmp_path.glob("out/runs/*/*/metrics.csv")):
         assert time.monotonic() < deadline
+        assert process.poll() is None
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "hint: the same command again goes on" in told
     assert not (tmp_path / "out/report.md").exists()
+    (tmp_path / "fast").touch()
     pgcli("compare", *words, "-q", cwd=tmp_path)
     run = next(tmp_path.glob("out/runs/baseline=none*/seed-0"))
     pgcli("train", run / "config.yaml", "--run-dir", "whole", "-q", cwd=tmp_path)
