@@ -349,7 +349,7 @@ def compare(
     overrides: Annotated[
         list[str],
         typer.Argument(
-            metavar="KEY=A,B…",
+            metavar="KEY=A,B",
             help="Keys with the values to compare, and KEY=VALUE for what all arms have.",
         ),
     ],
