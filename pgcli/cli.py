@@ -446,3 +446,62 @@ def export(
     with results_only():
         write(load(checkpoint, which, trust=trust), target)
     _show(file)
+
+
+@app.command()
+def compare(
+    config: Config,
+    overrides: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=A,B",
+            help="Keys with the values to compare, and KEY=VALUE for what all arms have.",
+        ),
+    ],
+    seeds: Annotated[str, typer.Option(help="The same for every arm: 0-9 or 0,3,7.")] = "0-4",
+    jobs: Annotated[int, typer.Option(min=1, help="How many runs to train at a time.")] = 1,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder of runs and report; runs/NAME-compare-KEYS if left out."),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Return whose first reaching is timed; the environment's if left out.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Train arms side by side over the same seeds, and report what differs; what is there already is reused."""
+    from pgcli.arms import compare as carry_out
+    from pgcli.arms import plan
+
+    comparison = plan(config, overrides, _seeds(seeds), output)
+    for notice in [] if quiet else comparison.notices:
+        _tell(f"note: {notice}")
+
+    from pgcli.report.page import plain, table  # imports numpy: errors of the config come before
+
+    result, failures = carry_out(comparison, jobs, quiet, threshold, sys.argv[1:])
+    for failure in failures:
+        _tell(failure.text)
+    if result is not None:
+        _show(json.dumps(plain(result), allow_nan=False) if as_json else table(result))
+    if failures:
+        raise typer.Exit(failures[0].exit_code)
+
+
+@app.command()
+def show(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.")],
+    other: Annotated[
+        Path | None, typer.Argument(metavar="OTHER", help="Another, to be told apart from it.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Explain a run from its directory alone: what it reached, what went wrong, which key to change."""
+    from pgcli.report.page import plain
+    from pgcli.report.show import differ, difference_table, table
+    from pgcli.report.show import show as explain
+
+    result = explain(run_dir) if other is None else differ(run_dir, other)
+    written = table if other is None else difference_table
+    _show(json.dumps(plain(result), allow_nan=False) if as_json else written(result))

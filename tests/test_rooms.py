@@ -29,6 +29,7 @@ FLOORS = (
     ("repetition",),
     ("assessment", "doctor", "export", "report", "verification"),
     ("jobs", "replay"),
+    ("arms",),
     ("cli",),
     ("__main__",),
 )
@@ -78,6 +79,7 @@ def test_estimators_import_nothing_of_pgcli_but_themselves() -> None:
         ["train", "no-such-config"],
         ["train", "cartpole", "algorithm.gama=1"],
         ["doctor", "cartpole", "algorithm.gama=1"],
+        ["compare", "cartpole", "algorithm.gama=1,2", "training.env_steps=100"],
     ],
     ids=" ".join,
 )

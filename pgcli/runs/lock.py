@@ -40,6 +40,22 @@ def lock(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_held(folder: Path) -> bool | None:
+    """Say whether a process writes the run in `folder`, without writing anything; None where that cannot be known."""
+    try:
+        import fcntl
+
+        with open(folder / ".lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return False
+
+
 def _holder(text: str) -> str:
     try:
         holder = json.loads(text)

@@ -1,0 +1,91 @@
+"""The figures of a comparison: final returns with their profile, paired differences, learning curves."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from pgcli.report.curves import _COLORS, _STYLE, _plain, plot, shortened
+from pgcli.runs.files import write_whole
+
+MOST_PAIRS = 40  # more than a page shows
+
+
+def draw(folder: Path, result: dict[str, Any], runs: Sequence[Path]) -> None:
+    """Write returns.png, differences.png and curves.png into `folder`."""
+    with rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # an emoji becomes a box
+        write_whole(folder / "returns.png", _png(_returns(result)))
+        write_whole(folder / "differences.png", _png(_differences(result)))
+        plot(runs, "env_steps", "evaluation.return_mean", "iqm", "ci95", 1, folder / "curves.png")
+
+
+def _returns(result: dict[str, Any]) -> Figure:
+    """Draw every seed's final return, each arm's IQM with its interval; beside them the performance profiles."""
+    arms = result["arms"]
+    figure = Figure(figsize=(9.6, max(2.6, 1.2 + 0.42 * len(arms))), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    for row, arm in enumerate(arms):
+        color = _COLORS[row % len(_COLORS)]
+        finals = [run["final_return"] for run in result["runs"] if run["arm"] == arm["arm"]]
+        left.plot(finals, [row + 0.18] * len(finals), "o", color=color, alpha=0.45, markersize=4, markeredgewidth=0)
+        if not math.isnan(arm["iqm_low"]):
+            left.plot([arm["iqm_low"], arm["iqm_high"]], [row, row], color=color, linewidth=3, solid_capstyle="butt")
+        left.plot([arm["iqm"]], [row], "|", color="black", markersize=11, markeredgewidth=1.5)
+        profile = [point for point in result["profile"] if point["arm"] == arm["arm"]]
+        x = [point["threshold"] for point in profile]
+        right.step(x, [point["share"] for point in profile], color=color, linewidth=1.5, where="post")
+        edges = ([point[edge] for point in profile] for edge in ("share_low", "share_high"))
+        right.fill_between(x, *edges, color=color, alpha=0.12, linewidth=0, step="post")
+    if result["threshold"] is not None:
+        low, high = left.get_xlim()
+        if low - (high - low) / 2 <= result["threshold"] <= high + (high - low) / 2:
+            for axes in (left, right):
+                axes.axvline(result["threshold"], color="0.4", linestyle="--", linewidth=1, zorder=1)
+    left.set_yticks(range(len(arms)), [_label(arm["arm"]) for arm in arms])
+    left.set_ylim(len(arms) - 0.5, -0.6)
+    left.set_xlabel("final return: seeds, interquartile mean, its 95 % interval")
+    right.set_xlabel("return τ")
+    right.set_ylabel("share of seeds above τ")
+    right.set_ylim(-0.03, 1.03)
+    return figure
+
+
+def _differences(result: dict[str, Any]) -> Figure:
+    """Draw the mean paired difference of each pair with its interval; a hollow mark is not shown to differ from 0."""
+    pairs = result["pairs"][:MOST_PAIRS]
+    figure = Figure(figsize=(8.0, max(1.9, 1.0 + 0.44 * len(pairs))), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axvline(0, color="0.4", linewidth=1, zorder=1)
+    for row, pair in enumerate(pairs):
+        color = "#0072B2" if pair["shown"] else "0.45"
+        if not math.isnan(pair["difference_low"]):
+            axes.plot([pair["difference_low"], pair["difference_high"]], [row, row], color=color, linewidth=2)
+        axes.plot([pair["difference"]], [row], "o", color=color, markerfacecolor=color if pair["shown"] else "white")
+    labels = [f"{_label(pair['a'])}\n− {_label(pair['b'])}" for pair in pairs]
+    axes.set_yticks(range(len(pairs)), labels, fontsize=7.5)
+    axes.set_ylim(len(pairs) - 0.5, -0.5)
+    axes.set_xlabel("paired difference of the final return")
+    more = f" The first {MOST_PAIRS} of {len(result['pairs'])} pairs." if len(result["pairs"]) > MOST_PAIRS else ""
+    caption = (
+        f"Mean over seeds, with its {100 * result['confidence']:.4g} % interval; filled: shown to differ from 0.{more}"
+    )
+    figure.supxlabel(caption, fontsize=6.5, color="0.35", x=0.01, ha="left")
+    return figure
+
+
+def _label(text: str, width: int = 45) -> str:
+    return _plain(shortened(text, width))
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=200, metadata={"Software": None})
+    return stream.getvalue()

@@ -1,0 +1,275 @@
+"""What the tables of a run tell of it: each finding a function of columns, with a threshold and the reason for it.
+
+Columns are [K], one entry for each iteration, nan where a cell is empty. "Late" is the last quarter of the entries that
+are there: what a run begins with is no fault.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+COLLAPSED = 0.01  # of the entropy at the start: of two actions, the rarer one is taken in less than 1 of 1000 steps
+NARROW = 0.01  # of σ at the start: actions that differ by hundredths of what they did
+LOW_SNR = 0.1  # a gradient estimate whose noise is ten times its signal
+ZERO_GROUPS = 0.5  # of the groups: half of the data teaches nothing
+LOW_ESS = 0.5  # of the batch: where particle filters resample (Doucet & Johansen 2009)
+MUCH_CLIPPED = 0.3  # of the steps: their gradient is cut; PPO's usual share is 0.05 to 0.2
+HARDLY_CLIPPED = 0.001  # of the steps: the clip changes nothing
+LARGE_KL = 0.05  # nats: by Pinsker, up to √(0.05 / 2) = 16 % of the actions' probability moved in one update
+SHARE_OF_UPDATES = 0.1  # of the iterations, beyond which large KL is a habit
+WORSE = -0.01  # of the variance: nearer to 0 it is rounding, where all returns are alike
+SMALL_STEP = 1e-4  # of |θ| by optimizer step, a tenth of the 1e-3 that is a common rule of thumb (CS231n)
+MUCH_EVALUATING = 0.5  # of the time, as `pgcli doctor` has it
+SURE = 3.0  # standard errors of a difference: chance alone does that in 3 of 1000 cases
+FELL = 0.2  # of what was gained since the start
+GREEDY_GAP = 0.1  # of the sampled return
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that the files of a run show: the evidence, the iteration it speaks of, and the key that changes it."""
+
+    name: str
+    level: Literal["warning", "note"]
+    text: str
+    iteration: int | None = None
+    key: str = ""
+
+
+def entropy_collapse(iteration: Array, entropy: Array) -> Finding | None:
+    """Find where the entropy of a discrete policy fell below 1 % of what it was at the start.
+
+    By then hardly any action but the preferred one is tried, and what is not tried is not learned. At the goal that is
+    as it should be; before it, learning has stopped.
+    """
+    there = np.isfinite(entropy)
+    if not there.any() or (start := entropy[there][0]) <= 0:
+        return None
+    below = np.flatnonzero(there & (entropy < COLLAPSED * start))
+    if not len(below):
+        return None
+    at = below[0]
+    text = f"the entropy fell to {entropy[at]:.2g} nats, from {start:.2g} at the start: the policy hardly explores"
+    return Finding("entropy_collapse", "warning", text, int(iteration[at]), "algorithm.entropy_coef=0.01")
+
+
+def narrow_actions(iteration: Array, deviation: Array) -> Finding | None:
+    """Find where the standard deviation of continuous actions fell below 1 % of what it was: no exploration is left."""
+    there = np.isfinite(deviation)
+    if not there.any() or (start := deviation[there][0]) <= 0:
+        return None
+    below = np.flatnonzero(there & (deviation < NARROW * start))
+    if not len(below):
+        return None
+    at = below[0]
+    text = (
+        f"the standard deviation of the actions fell to {deviation[at]:.2g}, from {start:.2g}: no exploration is left"
+    )
+    return Finding("narrow_actions", "warning", text, int(iteration[at]), "algorithm.entropy_coef=0.001")
+
+
+def low_snr(iteration: Array, snr: Array) -> Finding | None:
+    """Find a late signal-to-noise ratio of the gradient below 0.1: a step is a tenth direction and the rest chance."""
+    late = _late(snr)
+    if late is None or (middle := float(np.median(snr[late]))) >= LOW_SNR:
+        return None
+    text = f"the gradient's signal-to-noise ratio is {middle:.2g} (median of the last {len(late)}): noise leads the way"
+    return Finding("low_snr", "warning", text, int(iteration[late[0]]), "more rollout.episodes or rollout.steps")
+
+
+def cut_by_horizon(iteration: Array, ended: NDArray[np.bytes_]) -> Finding | None:
+    """Find that every late episode was cut by rollout.horizon: what comes after it is never learned from.
+
+    Args: both [episodes].
+    """
+    if not len(ended):
+        return None
+    late = np.flatnonzero(iteration > iteration[-1] - max(1, (iteration[-1] + 1) // 4))
+    if not (ended[late] == b"horizon").all():
+        return None
+    text = f"all of the last {len(late):,} episodes were cut by rollout.horizon: nothing beyond it is learned from"
+    return Finding("cut_by_horizon", "note", text, int(iteration[late[0]]), "rollout.horizon=null")
+
+
+def zero_variance_groups(iteration: Array, zero: Array, groups: float) -> Finding | None:
+    """Find that half of the groups, late, have equal returns throughout: their advantages are 0, they teach nothing.
+
+    Args: zero, how many of the `groups` of an iteration have no variance. Source: Yu et al. (2025), DAPO.
+    """
+    late = _late(zero)
+    if late is None or not groups or (share := float(np.mean(zero[late])) / groups) <= ZERO_GROUPS:
+        return None
+    text = f"{_percent(share)} of the groups have one return for all their episodes, and so no gradient"
+    return Finding("zero_variance_groups", "warning", text, int(iteration[late[0]]), "a larger algorithm.group_size")
+
+
+def low_effective_sample_size(iteration: Array, size: Array, batch: Array) -> Finding | None:
+    """Find that the weights π/μ, late, leave less than half of a batch's steps: (Σρ)² / Σρ² over their number.
+
+    Source: Kong (1992) for the size, Doucet & Johansen (2009) for one half. Args: batch, its steps.
+    """
+    late = _late(size / batch)
+    if late is None or (share := float(np.median((size / batch)[late]))) >= LOW_ESS:
+        return None
+    text = f"the effective sample size is {_percent(share)} of the batch: a few steps outweigh the others"
+    return Finding(
+        "low_effective_sample_size",
+        "warning",
+        text,
+        int(iteration[late[0]]),
+        "a lower algorithm.reuse, algorithm.update_epochs or optimizer.learning_rate",
+    )
+
+
+def greedy_gap(
+    iteration: Array, greedy: Array, greedy_error: Array, sampled: Array, sampled_error: Array
+) -> Finding | None:
+    """Find that the most probable actions have another return than sampled ones, by 3 standard errors and 10 %.
+
+    Args: greedy evaluations, and the returns of training by the same policies; errors are standard errors.
+    """
+    both = np.flatnonzero(np.isfinite(greedy) & np.isfinite(sampled))
+    if not len(both):
+        return None
+    at = both[-1]
+    gap = float(greedy[at] - sampled[at])
+    error = math.hypot(np.nan_to_num(greedy_error[at]), np.nan_to_num(sampled_error[at]))
+    if abs(gap) <= SURE * error or abs(gap) <= GREEDY_GAP * abs(sampled[at]):
+        return None
+    text = f"greedy evaluation has {greedy[at]:.4g}, training by the same policy, sampled, {sampled[at]:.4g}"
+    key = "evaluation.mode=sampled" if gap > 0 else "a longer run, or a lower algorithm.entropy_coef"
+    return Finding("greedy_gap", "note", text, int(iteration[at]), key)
+
+
+def clip_fraction(iteration: Array, fraction: Array, optimizer_steps: int) -> Finding | None:
+    """Find that the clip cuts more than 30 % of the steps late, or hardly any ever.
+
+    With one optimizer step for each batch the ratios are 1 and there is nothing to clip.
+    """
+    late = _late(fraction)
+    if late is None:
+        return None
+    middle, first = float(np.median(fraction[late])), int(iteration[late[0]])
+    if middle > MUCH_CLIPPED:
+        text = f"{_percent(middle)} of the steps are clipped: their gradient is cut, and the policy moves far"
+        return Finding(
+            "clip_fraction", "warning", text, first, "a lower optimizer.learning_rate or algorithm.update_epochs"
+        )
+    if np.nanmax(fraction) >= HARDLY_CLIPPED:
+        return None
+    if optimizer_steps == 1:
+        text = "nothing is ever clipped: one optimizer step for each batch leaves every ratio at 1"
+        return Finding("clip_fraction", "note", text, first, "algorithm.update_epochs=4")
+    text = (
+        f"at most {100 * np.nanmax(fraction):.2g} % of the steps are ever clipped: the policy hardly moves in an update"
+    )
+    return Finding("clip_fraction", "note", text, first, "a larger optimizer.learning_rate or algorithm.update_epochs")
+
+
+def explained_variance(iteration: Array, explained: Array) -> Finding | None:
+    """Find that V explains less of the returns, late, than a constant would: 1 - Var(G - V) / Var(G) below -0.01."""
+    late = _late(explained)
+    if late is None or (middle := float(np.median(explained[late]))) >= WORSE:
+        return None
+    text = f"the explained variance is {middle:.2g}: as a baseline, the value function is worse than a constant"
+    return Finding(
+        "explained_variance",
+        "warning",
+        text,
+        int(iteration[late[0]]),
+        "value.update_epochs=10, or another value.learning_rate",
+    )
+
+
+def small_steps(iteration: int, moved: float, size: float, optimizer_steps: int) -> Finding | None:
+    """Find that the policy's parameters hardly move: |Δθ| / (√n |θ|) below 1e-4 over the n optimizer steps between.
+
+    √n supposes steps that point anywhere; steps of one direction are smaller still. A common rule of thumb has 1e-3.
+    Args: moved |Δθ| since the checkpoint of `iteration`, size |θ| there.
+    Source: Karpathy et al., CS231n, Neural Networks Part 3, ratio of weights to updates.
+    """
+    if not optimizer_steps or not size:
+        return None
+    ratio = moved / size / math.sqrt(optimizer_steps)
+    if ratio >= SMALL_STEP:
+        return None
+    text = f"in {optimizer_steps:,} optimizer steps since, |Δθ| is {moved / size:.1e} of |θ|: {ratio:.1e} by step"
+    return Finding("small_steps", "warning", text, iteration, "a larger optimizer.learning_rate")
+
+
+def evaluation_time(collect: Array, update: Array, evaluate: Array, every: int | None) -> Finding | None:
+    """Find that more than half of the time is spent evaluating."""
+    parts = [float(np.nansum(part)) for part in (collect, update, evaluate)]
+    total = sum(parts)
+    if not total or every is None or parts[2] / total <= MUCH_EVALUATING:
+        return None
+    text = f"evaluation takes {_percent(parts[2] / total)} of the time"
+    return Finding("evaluation_time", "note", text, None, f"evaluation.every={10 * every}")
+
+
+def large_kl(iteration: Array, kl: Array) -> Finding | None:
+    """Find that more than a tenth of the updates go beyond a KL of 0.05 nats from the policy that acted."""
+    there = np.isfinite(kl)
+    large = np.flatnonzero(there & (kl > LARGE_KL))
+    if not there.any() or len(large) <= SHARE_OF_UPDATES * there.sum():
+        return None
+    worst = large[np.argmax(kl[large])]
+    text = f"approx_kl is above {LARGE_KL} nats in {len(large):,} of {there.sum():,} updates, at most {kl[worst]:.2g}"
+    return Finding(
+        "large_kl",
+        "warning",
+        text,
+        int(iteration[worst]),
+        "algorithm.target_kl=0.02, or a lower optimizer.learning_rate",
+    )
+
+
+def fell_after_best(iteration: Array, returns: Array, errors: Array) -> Finding | None:
+    """Find that the last evaluation is below the best by 3 standard errors and by a fifth of what had been gained.
+
+    The best of many evaluations is a lucky one: so both. Args: [E], evaluations and their standard errors.
+    """
+    if len(returns) < 3:
+        return None
+    best, last = int(np.argmax(returns)), len(returns) - 1
+    fall, gain = float(returns[best] - returns[last]), float(returns[best] - returns[0])
+    error = math.hypot(np.nan_to_num(errors[best]), np.nan_to_num(errors[last]))
+    if fall <= SURE * error or fall <= FELL * gain:
+        return None
+    text = f"the return fell from its best, {returns[best]:.4g}, to {returns[last]:.4g}; `--which best` is that policy"
+    return Finding(
+        "fell_after_best",
+        "warning",
+        text,
+        int(iteration[best]),
+        "optimizer.schedule=linear, or a lower optimizer.learning_rate",
+    )
+
+
+def no_gain(iteration: Array, returns: Array, errors: Array) -> Finding | None:
+    """Find that no evaluation is above the untrained policy's by 3 standard errors: nothing is learned yet."""
+    if len(returns) < 2:
+        return None
+    best = int(np.argmax(returns))
+    error = math.hypot(np.nan_to_num(errors[best]), np.nan_to_num(errors[0]))
+    if returns[best] - returns[0] > SURE * error:
+        return None
+    text = f"no evaluation is surely above the untrained policy's {returns[0]:.4g}: nothing is learned yet"
+    return Finding("no_gain", "warning", text, int(iteration[-1]), "a longer run, or another optimizer.learning_rate")
+
+
+def _late(values: Array) -> NDArray[np.int64] | None:
+    """Give where the last quarter of the entries stands, one at least; None if there are none."""
+    there = np.flatnonzero(np.isfinite(values))
+    return there[-max(1, len(there) // 4) :] if len(there) else None
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

@@ -1,0 +1,306 @@
+"""`pgcli compare`: which runs it makes, reuses and resumes, how it counts them, and what it says of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pgcli.arms import plan, split_values
+from pgcli.errors import ConfigError, RunDirectoryError, UsageError
+from pgcli.report.comparison import examine, read_run, report, sentence
+from pgcli.report.page import markdown, plain, table
+from pgcli.report.scores import paired_difference
+
+TINY = (
+    "cartpole algorithm.baseline=none,mean training.env_steps=600 rollout.episodes=6 env.num_envs=6 "
+    "policy.hidden_sizes=[4] evaluation.episodes=5"
+).split()
+
+
+def pgcli(*words: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "pgcli", *map(str, words)], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_run(path: Path, returns: Sequence[float], status: str = "finished", **more: Any) -> Path:
+    """Write a run directory with an evaluation after every iteration of 100 env steps."""
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(f"name: {json.dumps(path.parent.name)}\n")
+    (path / "status.json").write_text(json.dumps({"status": status, "reason": more.get("reason", "")}))
+    (path / "run.json").write_text(json.dumps({"reward_threshold": more.get("threshold"), "pgcli": "1"}))
+    tables = {
+        "evaluations": ["iteration,env_steps,return_mean", *(f"{k},{100 * k},{x}" for k, x in enumerate(returns))],
+        "metrics": ["iteration,env_steps", *(f"{k},{100 * k + 100}" for k in range(len(returns) - 1))],
+        "timing": [
+            "iteration,elapsed_seconds,collect_seconds,update_seconds",
+            *(f"{k},{k + 1.0},0.5,0.5" for k in range(len(returns) - 1)),
+        ],
+    }
+    for name, lines in tables.items():
+        (path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    return path
+
+
+def compared(tmp_path: Path, arms: Mapping[str, Sequence[Sequence[float]]], **more: Any) -> dict[str, Any]:
+    """Examine runs with these evaluations, by arm and seed."""
+    runs = {
+        label: [read_run(write_run(tmp_path / label / f"{k}", x, **more), k) for k, x in enumerate(seeds)]
+        for label, seeds in arms.items()
+    }
+    return examine(runs)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("none,mean", ["none", "mean"]),
+        ("[32],[64,64]", ["[32]", "[64,64]"]),
+        ("[32, 64]", ["[32, 64]"]),
+        ("{a: 1, b: [2,3]},{a: 2}", ["{a: 1, b: [2,3]}", "{a: 2}"]),
+        ("'a,b',\"c,d\"", ["'a,b'", '"c,d"']),
+        ("0.1, 0.2", ["0.1", "0.2"]),
+        ("it's,one's", ["it's", "one's"]),
+        ("", [""]),
+    ],
+)
+def test_values_are_split_at_the_commas_outside_brackets_and_quotes(text: str, values: list[str]) -> None:
+    assert split_values(text) == values
+
+
+def test_the_arms_are_the_product_of_the_values_with_one_budget_for_all() -> None:
+    words = ["policy.hidden_sizes=[8],[4,4]", "algorithm.gamma=0.9,0.99,1.0", "training.env_steps=1e3"]
+    comparison = plan("cartpole", words, [3, 5], None)
+    assert comparison.folder == Path("runs/cartpole-compare-hidden_sizes-gamma")
+    assert [(arm.config.policy.hidden_sizes, arm.config.algorithm.gamma) for arm in comparison.arms] == [
+        (sizes, gamma) for sizes in ([8], [4, 4]) for gamma in (0.9, 0.99, 1.0)
+    ]
+    assert comparison.arms[-1].label == "hidden_sizes=[4,4], gamma=1.0"
+    assert {arm.config.training.env_steps for arm in comparison.arms} == {1000}
+    assert {arm.config.evaluation.stop_at_return for arm in comparison.arms} == {None}
+    assert "stop_at_return" in comparison.notices[0]
+    assert [config.seed for config, _ in comparison.runs] == [3] * 6 + [5] * 6
+    assert len({path for _, path in comparison.runs}) == 12
+
+
+def test_a_budget_of_iterations_of_segments_is_one_of_env_steps() -> None:
+    words = ["cartpole/ppo", ["algorithm.gamma=0.9,0.99", "training.env_steps=null", "training.iterations=7"]]
+    (first, *_), notices = (lambda c: (c.arms, c.notices))(plan(words[0], words[1], [0], None))  # type: ignore[arg-type]
+    assert first.config.training.env_steps == 7 * 32 * 8
+    assert first.config.training.iterations is None
+    assert "1,792 env steps" in notices[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["algorithm.gamma=0.9"], "algorithm.baseline=none,mean"),
+        (["algorithm.gamma=0.9,1.0"], "training.env_steps=100000"),
+        (["algorithm.gamma=0.9,1.0", "training.seconds=9"], "training.seconds=null"),
+        (["algorithm.gamma=0.9,1.0", "training.env_steps=9", "training.iterations=9"], "training.iterations=null"),
+        (["algorithm.gamma=0.9,0.90", "training.env_steps=9"], "the same config"),
+        (["algorithm.gamma=0.9,,1.0", "training.env_steps=9"], "an empty value"),
+        (["algorithm.gamma=0.9,1.0", "algorithm.gamma=0.5,0.6"], "twice"),
+        (["algorithm.gamma=0.9,1.0", "seed=1"], "--seeds"),
+        (["seed=1,2"], "--seeds"),
+        (["training.env_steps=10,20"], "the same for all arms"),
+        (["evaluation.mode=sampled,greedy"], "the same for all arms"),
+        (["env.id=CartPole-v1,Acrobot-v1"], "another scale"),
+        (["algorithm.gama=0.9,1.0"], "did you mean `algorithm.gamma`"),
+        (["algorithm.gamma=0.9,2.0", "training.env_steps=9"], "at most 1"),
+    ],
+)
+def test_what_cannot_be_compared_fairly_is_refused_with_a_mend(words: list[str], told: str) -> None:
+    with pytest.raises((UsageError, ConfigError)) as error:
+        plan("cartpole", words, [0], None)
+    assert told in str(error.value)
+    assert error.value.exit_code == 2
+
+
+def test_a_run_that_did_not_finish_counts_with_the_lower_of_its_first_and_last_evaluation(tmp_path: Path) -> None:
+    good = [read_run(write_run(tmp_path / f"good/{k}", [1, 50]), k) for k in range(3)]
+    bad = [
+        read_run(write_run(tmp_path / "bad/0", [2, 80], "diverged", reason="the loss is inf"), 0),
+        read_run(write_run(tmp_path / "bad/1", [9, 4], "failed"), 1),
+        read_run(tmp_path / "bad/2", 2),  # never came to its first evaluation
+    ]
+    result = examine({"good": good, "bad": bad})
+    assert [row["final_return"] for row in result["runs"]] == [50, 50, 50, 2, 4, 1]
+    assert (result["arms"][1]["diverged"], result["arms"][1]["failed"]) == (1, 2)
+    assert "`bad`, seed 0: diverged at iteration 1: the loss is inf. It counts with 2.0" in result["notes"][0]
+    assert result["notes"][2] == "`bad`, seed 2: not started at iteration 0. It counts with 1.000, the lowest of all."
+    with pytest.raises(RunDirectoryError, match="not one run has an evaluation"):
+        examine({"bad": bad[2:]})
+
+
+def test_the_threshold_is_the_environment_s_or_nine_tenths_of_the_way(tmp_path: Path) -> None:
+    arms = {"a": [[0, 40, 100]] * 2, "b": [[0, 95, 20]] * 2}
+    registered = compared(tmp_path / "1", arms, threshold=30)
+    assert registered["threshold"] == 30
+    assert [arm["steps_median"] for arm in registered["arms"]] == [100, 100]
+    chosen = compared(tmp_path / "2", arms)
+    assert chosen["threshold"] == 90
+    assert [(arm["reached"], arm["steps_median"]) for arm in chosen["arms"]] == [(2, 200), (2, 100)]
+    nothing = compared(tmp_path / "3", {"a": [[9, 5]] * 2, "b": [[9, 4]] * 2})
+    assert nothing["threshold"] is None
+    assert "no arm ends above" in nothing["threshold_rule"]
+
+
+def test_gradients_are_each_run_s_median_by_estimator(tmp_path: Path) -> None:
+    runs: dict[str, list[Any]] = {}
+    for arm, factor in (("a", 1), ("b", 10)):
+        for seed in range(2):
+            path = write_run(tmp_path / arm / f"{seed}", [0, 1])
+            lines = [
+                f"{k},{100 * k},{name},{factor * x * (seed + 1)},{x}" for k, x in enumerate((1, 2, 9)) for name in "pq"
+            ]
+            head = "iteration,env_steps,estimator,gradient_variance,snr"
+            (path / "gradients.csv").write_text("\n".join([head, *lines]) + "\n")
+            runs.setdefault(arm, []).append(read_run(path, seed))
+    found = examine(runs)["gradients"]
+    assert [(row["arm"], row["estimator"], row["gradient_variance"], row["snr"]) for row in found] == [
+        (arm, name, value, 2) for arm, value in (("a", 3), ("b", 30)) for name in "pq"
+    ]
+
+
+def test_a_sentence_says_what_is_shown_what_is_not_and_what_would_show_it() -> None:
+    x = np.array([10.0, 12, 14, 11, 13])
+    shown = sentence("a", "b", paired_difference(x, x - np.array([5, 6, 5, 6, 5])))
+    assert shown == "`a` is above `b` by 5.4 (4.7 to 6.1; 5 paired seeds): shown."
+    turned = sentence("a", "b", paired_difference(x - np.array([5, 6, 5, 6, 5]), x))
+    assert turned == shown.replace("`a` is above `b`", "`b` is above `a`")
+    open_ = sentence("a", "b", paired_difference(x, x - np.array([5, -4, 5, -4, 0])))
+    assert open_.startswith("`a` above `b` by 0.4 (-")
+    assert "not shown with 5 paired seeds; about 998 would show it." in open_
+    assert "nothing is shown" in sentence("a", "b", paired_difference(x[:1], x[1:2]))
+    assert "the same return on each of 5 seeds" in sentence("a", "b", paired_difference(x, x))
+
+
+def test_one_seed_has_no_intervals_and_json_has_no_nan(tmp_path: Path) -> None:
+    paths = {arm: {0: write_run(tmp_path / arm, [0, x])} for arm, x in (("a|x", 5), ("b", 7))}
+    config = plan("cartpole", ["algorithm.gamma=0.9,1.0", "training.env_steps=100"], [0], None).arms[0].config
+    result = report(tmp_path / "out", config, paths, None, ["compare"])
+    assert math.isnan(result["arms"][0]["iqm_low"])
+    json.dumps(plain(result), allow_nan=False)
+    page = markdown(result)
+    assert "nan" not in page.lower().replace("finance", "")
+    assert "One seed shows no spread" in page
+    assert "nan" not in table(result)
+    assert "| `a¦x` | 1 | 5.0 | 5.0 | 5.0 to 5.0 |" in page  # a bar in a name does not make another column
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder in which a comparison was made."""
+    folder = tmp_path_factory.mktemp("home")
+    done = pgcli("compare", *TINY, "--seeds", "0,1", "--jobs", "2", "-o", "out", cwd=folder)
+    assert done.stdout.splitlines()[0] == "out"
+    assert "4 of 4 runs, 100 %" in done.stderr
+    return folder
+
+
+def test_a_comparison_leaves_a_report_figures_tables_and_runs(home: Path) -> None:
+    out = home / "out"
+    assert {path.name for path in out.iterdir()} == {
+        *("report.md", "returns.png", "differences.png", "curves.png"),
+        *("arms.csv", "pairs.csv", "runs.csv", "profile.csv", "runs"),
+    }
+    for row in rows(out / "runs.csv"):
+        evaluations = rows(home / row["run"] / "evaluations.csv")
+        assert float(row["final_return"]) == float(evaluations[-1]["return_mean"])
+        assert int(row["env_steps"]) == int(evaluations[-1]["env_steps"]) >= 600
+    for figure in out.glob("*.png"):
+        assert figure.read_bytes().startswith(b"\x89PNG")
+        assert f"({figure.name})" in (out / "report.md").read_text()
+    for name in ("arms", "pairs", "runs", "profile"):
+        assert all(None not in row and "nan" not in row.values() for row in rows(out / f"{name}.csv"))
+    assert len(rows(out / "pairs.csv")) == 1
+
+
+def test_what_is_there_is_reused_and_only_what_is_missing_is_trained(home: Path) -> None:
+    files = sorted((home / "out/runs").glob("*/*/*.csv"))
+    before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+    lost = next(path for path in (home / "out/runs").glob("*/seed-1"))
+    shutil.rmtree(lost)
+    again = pgcli("compare", *TINY, "--seeds", "0,1", "-o", "out", "--json", cwd=home)
+    assert "1 of 1 runs, 100 %, 3 there already" in again.stderr
+    assert json.loads(again.stdout)["seeds"] == [0, 1]
+    for file, (time_, content) in before.items():
+        assert (file.stat().st_mtime_ns == time_) == (file.parent != lost)
+        assert file.name == "timing.csv" or file.read_bytes() == content
+    wider = pgcli("compare", *TINY, "algorithm.gamma=0.9,0.98", "--seeds", "0,1", "-o", "out", "-q", cwd=home)
+    assert "baseline=mean, gamma=0.9" in wider.stdout
+
+
+def test_an_interrupted_comparison_goes_on_with_the_same_command(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import os, time\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Slow(CartPoleEnv):\n"
+        "    def step(self, action):\n"
+        "        time.sleep(0 if os.path.exists('fast') else 0.005)\n"
+        "        return super().step(action)\n"
+    )
+    words = [*TINY, "env.id=slow:Slow", "env.max_episode_steps=50", "--seeds", "0", "--jobs", "2", "-o", "out"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pgcli", "compare", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 100
+    while not any(file.read_text().count("\n") > 2 for file in tmp_path.glob("out/runs/*/*/metrics.csv")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "hint: the same command again goes on" in told
+    assert not (tmp_path / "out/report.md").exists()
+    (tmp_path / "fast").touch()
+    pgcli("compare", *words, "-q", cwd=tmp_path)
+    run = next(tmp_path.glob("out/runs/baseline=none*/seed-0"))
+    pgcli("train", run / "config.yaml", "--run-dir", "whole", "-q", cwd=tmp_path)
+    for name in ("metrics.csv", "evaluations.csv", "episodes.csv"):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_an_environment_that_fails_is_told_and_counted_and_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "faulty.py").write_text(
+        "import gymnasium as gym, os\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Faulty(CartPoleEnv):\n"
+        "    count = 0\n"
+        "    def step(self, action):\n"
+        "        Faulty.count += 1\n"
+        "        if Faulty.count > 300 and not os.path.exists('mended'):\n"
+        "            raise RuntimeError('out of order')\n"
+        "        return super().step(action)\n"
+        "gym.register('Faulty-v0', Faulty, max_episode_steps=50)\n"
+    )
+    words = ["cartpole", "env.id=faulty:Faulty-v0", *TINY[1:], "--seeds", "0", "-o", "out", "-q"]
+    broken = pgcli("compare", *words, cwd=tmp_path, code=3)
+    assert "out of order" in broken.stderr
+    assert "failed at iteration" in (tmp_path / "out/report.md").read_text()
+    (tmp_path / "mended").touch()
+    mended = pgcli("compare", *words, cwd=tmp_path)
+    assert "failed" not in mended.stdout
