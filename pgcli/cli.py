@@ -105,16 +105,15 @@ def _tell(text: str) -> None:
         typer.echo(text, err=True)
 
 
-def _terminal() -> dict[str, int | bool]:
-    """Say what can be drawn on stdout: its width, whether in colour, whether with nothing but ASCII."""
+def _terminal() -> tuple[int, bool, bool]:
+    """Say what can be drawn on stdout: its columns, whether in colour, whether in Unicode."""
     import codecs
     import os
     import shutil
 
     wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     utf = codecs.lookup(sys.stdout.encoding or "ascii").name.startswith("utf")
-    width = shutil.get_terminal_size((80, 24)).columns
-    return {"width": width, "color": wanted and sys.stdout.isatty(), "ascii_only": not utf}
+    return shutil.get_terminal_size((80, 24)).columns, wanted and sys.stdout.isatty(), utf
 
 
 def _version(wanted: bool) -> None:
@@ -398,7 +397,11 @@ def plot(
     if show:
         from pgcli.report.terminal import show as draw_here
 
-        _show(draw_here(run_dirs, x.value, y, stat.value, band.value, smooth, **_terminal()))
+        width, color, unicode = _terminal()
+        text = draw_here(
+            run_dirs, x.value, y, stat.value, band.value, smooth, width=width, color=color, ascii_only=not unicode
+        )
+        _show(text)
         if output is None:
             return
 

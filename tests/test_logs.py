@@ -187,7 +187,7 @@ def history(file: Path) -> list[dict[str, float]]:
 
     rows = []
     for data in leveldb_log(file.read_bytes()[7:]):  # after the name and version of the format
-        record = wandb_internal_pb2.Record()
+        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]  # made when it is imported
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "history":
             items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
