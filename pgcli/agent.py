@@ -67,6 +67,7 @@ class PolicyGradient:
         self.value_optimizer = Optimizer(config.optimizer.name, own) if own and not shared else None
         columns = config.env.num_envs if config.rollout.steps else 0
         self.return_scale = ReturnScale(columns) if config.value.normalize_returns and config.has_value else None
+        self.estimator: Callable[[Trajectories], Tensor] | None = None  # the user's own, from whoever may run it
         self.past = [deepcopy(self.policy) for _ in range(config.algorithm.reuse - 1)]  # newest first
         self.past_trajectories: list[Trajectories] = []  # what they collected, newest first
 
@@ -197,6 +198,13 @@ class PolicyGradient:
         policy, value = self.policy_terms(batch, progress, trunk), self.value_terms(batch, trunk)
         return policy | value | {"loss": policy["loss"] + value["loss"]}
 
+    def given_terms(self, batch: Batch, gradient: Tensor) -> Terms:
+        """Compute a loss whose gradient is minus `gradient`, which is an ascent of the user's own, [dim]: -θ · g."""
+        with torch.no_grad():
+            entropy = self.policy.distribution.entropy(self.policy(batch.obs)).mean()
+        parameters = torch.cat([parameter.flatten() for parameter in self.policy.parameters()])
+        return {"loss": -(parameters * gradient).sum(), "entropy": entropy}
+
     def gradient(self, trajectories: Trajectories) -> tuple[list[Tensor], Tensor, Tensor]:
         """Estimate -∇J: gradients in the order of the policy's parameters, the policy loss, the mean entropy."""
         terms = self.policy_terms(self.batch(trajectories)[0])
@@ -243,12 +251,16 @@ class PolicyGradient:
             return minibatches(batch, epochs, algorithm.num_minibatches, shuffler, on_policy=algorithm.reuse == 1)
 
         rate = scheduled(optimizer.learning_rate, optimizer.schedule, progress)
-        terms = self.joint_terms if joint else self.policy_terms
+        terms = partial(self.joint_terms if joint else self.policy_terms, progress=progress)
+        if algorithm.estimator is not None:
+            assert self.estimator is not None, "the user's own code was not let in"
+            terms = partial(self.given_terms, gradient=self.estimator(trajectories))
+            report["policy_loss"] = None
         epochs = parts(Purpose.MINIBATCH, algorithm.update_epochs)
         report |= descend(
             self.optimizer,
             epochs,
-            partial(terms, progress=progress),
+            terms,
             rate,
             optimizer.max_grad_norm,
             algorithm.target_kl,

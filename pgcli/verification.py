@@ -240,6 +240,9 @@ def _recompute(
     everything: bool,
     recomputed: list[int],
 ) -> Iterator[Finding]:
+    if config.algorithm.estimator is not None:
+        yield Finding("note", "its gradients come from code of the user's, which is not run: none computed again")
+        return
     resumes = read_json(path / "run.json").get("resumes", [])
     other = [one["iteration"] for one in resumes if not is_exact(config, one["overrides"])]
     changed = max(other, default=0)  # since then, config.yaml holds

@@ -14,15 +14,15 @@ PACKAGE = Path(__file__).parent.parent / "pgcli"
 # From the ground to the roof. A room may import its own floor's ground and everything below, never above.
 FLOORS = (
     ("errors",),
-    ("config", "randomness", "records"),
+    ("config", "location", "randomness", "records"),
     ("estimators", "optimizers", "signals", "shipped", "streams", "processes"),
     ("policies",),
     ("sampling", "descent"),
-    ("agent", "evaluation"),
+    ("agent", "evaluation", "student"),
     ("training",),
     ("runs",),
     ("loading", "experiment"),
-    ("assessment", "doctor", "jobs", "report", "verification"),
+    ("assessment", "doctor", "jobs", "oracle", "report", "verification"),
     ("cli",),
     ("__main__",),
 )
@@ -72,6 +72,9 @@ def test_estimators_import_nothing_of_pgcli_but_themselves() -> None:
         ["train", "no-such-config"],
         ["train", "cartpole", "algorithm.gama=1"],
         ["doctor", "cartpole", "algorithm.gama=1"],
+        ["check", "--help"],
+        ["check", "cartpole", "algorithm.gama=1"],
+        ["check", "no-such-file.py:reinforce"],
     ],
     ids=" ".join,
 )
