@@ -175,8 +175,8 @@ class AlgorithmConfig(Section):
     )
     estimator: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        description="`FILE.py:NAME`: a function of your own, (rollouts, policy, gamma) to a flat gradient, in the place "
-        "of returns, baseline, average, standardize and discount_weighting; null: pgcli's.",
+        description="`FILE.py:NAME`: a function of your own, from (rollouts, policy, gamma) to a flat gradient, in "
+        "the place of returns, baseline, average, standardize and discount_weighting; null: pgcli's.",
     )
     reuse: Annotated[Whole, Field(ge=1, le=1000)] = Field(
         1, description="Learn from the data of so many last iterations; needs importance_sampling or clip."

@@ -1,8 +1,8 @@
 """A user's own estimator, or policy class, judged: what it is in expectation, and what is wrong with it in words.
 
-Every batch of a few small worlds is handed to the estimator, so its expectation is a finite sum. It is compared with the
-expectations of a table of hypotheses: ways to weigh the scores, one of which is right and the others are known mistakes.
-The source is never read.
+Every batch of a few small worlds is handed to the estimator, so its expectation is a finite sum. It is compared with
+those of a table of hypotheses: ways to weigh the scores, of which some are right and the others are known mistakes. The
+source is never read.
 """
 
 from __future__ import annotations
@@ -162,7 +162,8 @@ ADVANTAGES = (
 )  # fmt: skip
 AVERAGES = (
     Choice("", False, lambda mask: np.full(mask.shape, 1 / mask.shape[1])),
-    Choice("it is not divided by the number of episodes N: N times the gradient", True, lambda mask: np.ones(mask.shape)),
+    Choice("it is not divided by the number of episodes N: N times the gradient", True,
+           lambda mask: np.ones(mask.shape)),
     Choice("it is the mean over all steps, not the sum over an episode's: divided by the total number of steps", False,
            lambda mask: np.ones(mask.shape) / mask.sum((1, 2), keepdims=True)),
     Choice("it is the mean over an episode's steps, not their sum: divided by its length too", False,
@@ -172,9 +173,7 @@ AVERAGES = (
 )  # fmt: skip
 SIGNS = (
     Choice("", False, lambda g: g),
-    Choice(
-        "the sign is wrong: it points downhill, like the gradient of a loss; θ + α g is an ascent", True, lambda g: -g
-    ),
+    Choice("the sign is wrong: it points downhill, like a loss's; θ + α g is an ascent", True, lambda g: -g),
 )
 SCORES = ("", "the scores have a ReLU that the network does not have: they are not ∇log π(a|s)")
 
@@ -356,8 +355,8 @@ def _results(function: Any, policy: Policy, trial: Trial) -> Array:  # noqa: ANN
         result = _call(function, policy, rollouts)
         if number == 0 and not _same(result, _call(function, policy, rollouts)):
             raise Fault(
-                "two calls with the same rollouts gave different gradients: it draws random numbers, or keeps something "
-                "from call to call, and only a function of its arguments can be judged"
+                "two calls with the same rollouts gave different gradients: it draws random numbers, or keeps "
+                "something from call to call, and only a function of its arguments can be judged"
             )
         if fault_of(result, dim):
             odd.append(result)

@@ -2,8 +2,10 @@
 
 Where every batch can be told, E[g] is a finite sum, and equal means equal but for rounding. Elsewhere the mean of B
 estimates g_i is held against an expectation m by Hotelling's T² = B (ḡ - m)ᵀ S⁺ (ḡ - m), over the k coordinates in
-which the estimates vary; T² (B - k) / (k (B - 1)) is F(k, B - k), and what has p < 1e-6 is refused. Where nothing varies, the
-mean must be exact. Source: Anderson (2003), "An Introduction to Multivariate Statistical Analysis", section 5.2.
+which the estimates vary; T² (B - k) / (k (B - 1)) is F(k, B - k), and what has p < 1e-6 is refused. Where nothing
+varies, the mean must be exact.
+
+Source: Anderson (2003), "An Introduction to Multivariate Statistical Analysis", section 5.2.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pgcli.agent import PolicyGradient
 from pgcli.config.rules import violations
@@ -35,7 +36,7 @@ from pgcli.oracle.problems import (
     corridor_world,
     grid_world,
 )
-from pgcli.oracle.reference import gradient, pieces_of, scores_along, take
+from pgcli.oracle.reference import flat, gradient, pieces_of, scores_along, take
 from pgcli.policies.along import ratios_along, values_along
 from pgcli.policies.policy import Policy
 from pgcli.sampling.environments import make
@@ -288,7 +289,7 @@ def measure(config: Config, problem: Problem) -> Measured:
     given = replace(whole, behavior_log_probs=None) if algorithm.objective == "policy_gradient" else whole
     batches, chances = batches_of(data, problem.columns, alike=config.group_size == 1)
     parameters = list(policy.parameters())
-    found = np.stack([-flat(agent.gradient(take(given, batch))[0], parameters) for batch in batches])
+    found = np.stack([-flat(agent.gradient(take(given, batch))[0], parameters).numpy() for batch in batches])
     factor = known_factor(why)
     if factor is not None:
         return judge(problem, why, truth, found, factor * truth, chances)
@@ -305,14 +306,8 @@ def gradient_of_return(problem: Problem, policy: Policy, gamma: float) -> Array:
     """Compute ∇J, [dim], in the order of the policy's parameters."""
     parameters = list(policy.parameters())
     total = problem.expected_return(policy, gamma)
-    return flat(torch.autograd.grad(total, parameters, allow_unused=True), parameters)
-
-
-def flat(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Array:
-    """Give gradients as one vector in the order of the parameters."""
-    parts = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
-    vector: Array = torch.cat([part.detach().flatten() for part in parts]).numpy()
-    return vector
+    truth: Array = flat(torch.autograd.grad(total, parameters, allow_unused=True), parameters).numpy()
+    return truth
 
 
 def batches_of(data: Data, columns: int, alike: bool = False) -> tuple[list[tuple[int, ...]], Array | None]:
@@ -359,9 +354,12 @@ def judge(
 class Trial(Protocol):
     """What the numbers are of."""
 
-    name: str
-    about: str
-    columns: int
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def about(self) -> str: ...  # noqa: D102
+    @property
+    def columns(self) -> int: ...  # noqa: D102
 
 
 def described(
@@ -380,7 +378,7 @@ def described(
     along = found @ truth / size**2 - 1 if size > ROUNDING else None
     bias = None if along is None else float(weights @ along)
     error = 0.0 if along is None or chances is not None else float(along.std(ddof=1)) / math.sqrt(len(along))
-    length = float(np.linalg.norm(mean))
+    length, tiny = float(np.linalg.norm(mean)), 1e-6 * float(np.abs(found).max())
     return Measured(
         problem=problem.name,
         about=problem.about,
@@ -392,7 +390,7 @@ def described(
         bias=bias,
         bias_low=None if bias is None else bias - 1.96 * error,
         bias_high=None if bias is None else bias + 1.96 * error,
-        cosine=float(mean @ truth) / (length * size) if min(length, size) > ROUNDING else None,
+        cosine=float(mean @ truth) / (length * size) if length > tiny and size > ROUNDING else None,
         variance=float(weights @ np.square(found - mean).sum(1)),
         p_value=p_value,
         gradient=truth.tolist(),

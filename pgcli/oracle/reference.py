@@ -24,6 +24,7 @@ from pgcli.policies.policy import Policy
 
 Array = NDArray[Any]
 CHUNK = 256  # scores that are computed together
+FEW = 64
 
 
 @dataclass(frozen=True)
@@ -186,9 +187,21 @@ def scores_along(policy: Policy, trajectories: Trajectories, of_entropy: bool = 
 def _scores(policy: Policy, obs: Tensor, actions: Tensor, windows: Windows | None, of_entropy: bool) -> Tensor:
     parameters, outputs = list(policy.parameters()), policy(obs, windows)
     along = policy.distribution.entropy(outputs) if of_entropy else policy.distribution.log_probs(outputs, actions)
-    each = torch.eye(len(along), dtype=along.dtype)
-    grads = torch.autograd.grad(along, parameters, each, is_grads_batched=True, allow_unused=True)
-    return torch.cat([_flat(g, p, len(along)) for g, p in zip(grads, parameters, strict=True)], 1)
+    if len(rows := list(along)) <= FEW:  # the first use of batched gradients imports sympy: as slow as torch itself
+        each = [torch.autograd.grad(row, parameters, retain_graph=True, allow_unused=True) for row in rows]
+        return torch.stack([flat(gradients, parameters) for gradients in each])
+    eye = torch.eye(len(along), dtype=along.dtype)
+    grads = torch.autograd.grad(along, parameters, eye, is_grads_batched=True, allow_unused=True)
+    wide = [p.expand(len(along), *p.shape) for p in parameters]
+    return torch.cat(
+        [(torch.zeros_like(w) if g is None else g).flatten(1) for g, w in zip(grads, wide, strict=True)], 1
+    )
+
+
+def flat(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Tensor:
+    """Give gradients as one vector, [dim], in the order of the parameters; 0 for what has no part in it."""
+    parts = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
+    return torch.cat([part.detach().flatten() for part in parts])
 
 
 def take(trajectories: Trajectories, columns: Sequence[int]) -> Trajectories:
@@ -197,10 +210,6 @@ def take(trajectories: Trajectories, columns: Sequence[int]) -> Trajectories:
     return Trajectories(
         **{name: x.index_select(1, index) for name, x in vars(trajectories).items() if isinstance(x, Tensor)}
     )
-
-
-def _flat(gradient: Tensor | None, parameter: Tensor, rows: int) -> Tensor:
-    return parameter.new_zeros(rows, parameter.numel()) if gradient is None else gradient.flatten(1)
 
 
 def pieces_of(

@@ -31,17 +31,18 @@ def table(result: dict[str, Any], terminal: bool) -> str:
         return "\n".join([*_grid(columns, rows, terminal), *_wrapped([refused])])
     columns = ["problem", "", "N", "bias", "cosine", "variance", "verdict"]
     rows = [
-        (
+        [
             *(one["problem"], one["about"], str(one["columns"]), _bias(one)),
             *(_number(one["cosine"], ".4f"), _number(one["variance"], ".3g"), one["verdict"]),
-        )
+        ]
         for one in result["problems"]
     ]
     lines = [result["estimator"], *(_grid(columns, rows, terminal) if rows else ())]
     if result["reasons"]:
         lines += [f"{result['verdict']}:", *_wrapped(result["reasons"], "  - ")]
     elif result["verdict"] == "unbiased":
-        lines.append("unbiased: it is the gradient of the discounted return in expectation")
+        what = "unbiased: in expectation it is the gradient of the discounted return"
+        lines += _wrapped([f"right: {result['summary']}" if "summary" in result else what])
     lines += _wrapped(result.get("notes", ()), "note: ")
     lines += _wrapped(result.get("left_out", ()), "left out: ")
     return "\n".join([*lines, *(_wrapped([LEGEND]) if rows else ())])
