@@ -358,7 +358,7 @@ def check(
     from pgcli.errors import UsageError
     from pgcli.streams import results_only
 
-    own = target is not None and ".py" in target
+    own = target is not None and (target.endswith(".py") or ".py:" in target)
     if own and (everything or overrides):
         raise UsageError("--all and KEY=VALUE are for configs", "leave them out")
     if strict and not own:
@@ -384,8 +384,13 @@ def check(
             from pgcli.oracle.measurement import actions_of, check_all
             from pgcli.oracle.measurement import check as examine
 
-            kind = actions_of(loaded)
-            result = check_all(loaded, kind) if everything else examine(loaded, kind)
+            if loaded.algorithm.estimator is None:
+                kind = actions_of(loaded)
+                result = check_all(loaded, kind) if everything else examine(loaded, kind)
+            else:  # the config names it, and the user this config
+                from pgcli.oracle.judgement import judge_own
+
+                result = judge_own(loaded.algorithm.estimator)
     from pgcli.oracle.report import table
 
     _show(json.dumps(result, allow_nan=False) if as_json else table(result, sys.stdout.isatty()))

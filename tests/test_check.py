@@ -16,6 +16,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from test_cli import pgcli, rows
+from test_environments import PATHS
 from test_grid import CELLS
 
 from pgcli import agent as agent_module
@@ -26,7 +27,16 @@ from pgcli.errors import ConfigError
 from pgcli.estimators import returns as returns_module
 from pgcli.estimators.baselines import mean_baseline
 from pgcli.oracle.judgement import judge_own
-from pgcli.oracle.measurement import at, batches_of, check, hotelling, measure, name_of, problems_for
+from pgcli.oracle.measurement import (
+    at,
+    batches_of,
+    check,
+    gradient_of_return,
+    hotelling,
+    measure,
+    name_of,
+    problems_for,
+)
 from pgcli.oracle.problems import Continuous, Finite, begin, chain_world, corridor_world, grid_world
 from pgcli.oracle.reference import flat
 from pgcli.oracle.report import table
@@ -59,9 +69,8 @@ def policy_for(problem: Finite | Continuous, **settings: Any) -> Policy:
 
 
 def true_gradient(problem: Finite | Continuous, policy: Policy, gamma: float) -> list[float]:
-    parameters = list(policy.parameters())
-    gradients = torch.autograd.grad(problem.expected_return(policy, gamma), parameters, allow_unused=True)
-    return flat(gradients, parameters).tolist()
+    gradient: list[float] = gradient_of_return(problem, policy, gamma).tolist()
+    return gradient
 
 
 @pytest.mark.parametrize(
@@ -460,7 +469,7 @@ def steps_itself(rollouts, policy, gamma):
     return result
 
 def raises(rollouts, policy, gamma):
-    return rollouts[0][7]
+    return rollouts[7000]
 
 def random(rollouts, policy, gamma):
     return torch.randn(policy.dim)
@@ -491,7 +500,7 @@ BIASED = {
 }
 WRONG = {
     "immediate": ["immediate reward"],
-    "past": ["rewards up to t"],
+    "past": ["the rewards so far"],
     "undiscounted": ["gamma is not used"],
     "twice": ["γ^t is there twice"],
     "downhill": ["the sign is wrong"],
@@ -532,12 +541,26 @@ def test_a_students_estimator_is_told_what_it_is(name: str, here: Path) -> None:
     json.dumps(result, allow_nan=False)
 
 
+def test_the_example_of_the_page_is_right_and_its_mistake_is_told(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs/check.md").read_text()
+    example = page.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "my.py").write_text(example)
+    assert judge_own(str(tmp_path / "my.py:reinforce"))["verdict"] == "unbiased"
+    wrong = example.replace("torch.cumsum(scores, dim=0)", "scores")
+    (tmp_path / "wrong.py").write_text(wrong)
+    result = judge_own(str(tmp_path / "wrong.py:reinforce"))
+    shown = [line.strip() for line in table(result, terminal=False).splitlines()[1:8]]
+    assert "\n".join(shown) in "\n".join(line.strip() for line in page.splitlines())
+
+
 def test_students_functions_from_the_command_line(here: Path) -> None:
     done = pgcli("check", "student.py:gpomdp", "--strict", cwd=here)
     assert "unbiased" in done.stdout
     done = pgcli("check", "student.py:no_gamma_t", cwd=here)
     assert "γ^t in front of G_t is missing" in done.stdout
     pgcli("check", "student.py:no_gamma_t", "--strict", cwd=here, code=7)
+    done = pgcli("check", "tutorial", "algorithm.estimator=student.py:downhill", cwd=here, code=7)
+    assert "the sign is wrong" in done.stdout
     done = pgcli("check", "student.py:immediate", cwd=here, code=7)
     assert "(CartPole) the gradient is 0 in expectation" in done.stdout.replace("\n    ", " ")
     result = json.loads(pgcli("check", "student.py:immediate", "--json", cwd=here, code=7).stdout)
@@ -837,13 +860,12 @@ def test_a_policy_that_the_tutorials_methods_cannot_stand_for_is_refused(
     overrides: list[str], words: str, here: Path
 ) -> None:
     own = "algorithm.estimator=student.py:gpomdp"
-    path = str(Path(__file__).parent)
-    done = pgcli("train", "tutorial", *LEARN, own, *overrides, "--run-dir", "r", cwd=here, code=2, PYTHONPATH=path)
+    done = pgcli("train", "tutorial", *LEARN, own, *overrides, "--run-dir", "r", cwd=here, code=2, PYTHONPATH=PATHS)
     assert words in done.stderr
     assert not (here / "r").exists(), "nothing is written"
 
 
 def test_observations_that_are_choices_are_one_hot(here: Path) -> None:
     settings = ["env.id=tasks:Identity-v0", "algorithm.estimator=student.py:gpomdp", "--run-dir", "run"]
-    pgcli("train", "tutorial", *LEARN, *settings, cwd=here, PYTHONPATH=str(Path(__file__).parent))
+    pgcli("train", "tutorial", *LEARN, *settings, cwd=here, PYTHONPATH=PATHS)
     assert all(float(row["grad_norm"]) > 0 for row in rows(here / "run/metrics.csv"))

@@ -368,7 +368,7 @@ def corridor_world(limit: int, features: Array | None = None) -> World:
     """Walk left or right on four places from the second; what a step pays depends on both, the last place ends it."""
     places = (1, 0, 2, 3)  # state 0 is the second place
     number = {place: state for state, place in enumerate(places)}
-    pays = {0: (0.0, 0.5), 1: (-0.5, 1.0), 2: (0.3, 2.0)}
+    pays = {0: (0.0, 0.5), 1: (-0.5, 1.0), 2: (0.25, 2.0)}
     moves = []
     for place in places[:3]:
         left, right = number[max(place - 1, 0)], number[place + 1]
