@@ -74,6 +74,7 @@ class PolicyGradient:
         self.value_optimizer = Optimizer(config.optimizer.name, own) if own and not shared else None
         columns = config.env.num_envs if config.rollout.steps else 0
         self.return_scale = ReturnScale(columns) if config.value.normalize_returns and config.has_value else None
+        self.estimator: Callable[[Trajectories], Tensor] | None = None  # the user's own, from whoever may run it
         self.past = [deepcopy(self.policy) for _ in range(config.algorithm.reuse - 1)]  # newest first
         self.past_trajectories: list[Trajectories] = []  # what they collected, newest first
 
@@ -293,6 +294,13 @@ class PolicyGradient:
                 assert_never(of)
         return list(torch.autograd.grad(terms["loss"], optimizer.parameters)), lambda: terms
 
+    def given_step(self, batch: Batch, gradient: Tensor) -> Step:
+        """Go along `gradient`, an ascent of the user's own, [dim] in the order of the policy's parameters."""
+        parameters = self.optimizer.parameters
+        parts = torch.split(gradient, [parameter.numel() for parameter in parameters])
+        descent = [-part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
+        return descent, lambda: {"entropy": self.policy.distribution.entropy(self.policy(batch.obs)).mean()}
+
     def gradient(self, trajectories: Trajectories) -> tuple[list[Tensor], Tensor, Tensor]:
         """Estimate -∇J: gradients in the order of the policy's parameters, the policy loss, the mean entropy."""
         terms = self.policy_terms(self.batch(trajectories)[0])
@@ -353,12 +361,17 @@ class PolicyGradient:
         if is_plain(self.policy, self.value):
             batch = replace(batch, read=self.policy.encode(batch.obs))
         rate = scheduled(optimizer.learning_rate, optimizer.schedule, progress)
+        step_of = partial(self.step_of, of="joint" if joint else "policy", progress=progress)
+        if algorithm.estimator is not None:
+            assert self.estimator is not None, "the user's own code was not let in"
+            step_of = partial(self.given_step, gradient=self.estimator(trajectories))
+            report["policy_loss"] = None
         epochs = parts(Purpose.MINIBATCH, algorithm.update_epochs)
         report |= descend(
             self.optimizer,
             epochs,
             algorithm.update_epochs,
-            partial(self.step_of, of="joint" if joint else "policy", progress=progress),
+            step_of,
             rate,
             optimizer.max_grad_norm,
             algorithm.target_kl,

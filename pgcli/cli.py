@@ -508,3 +508,58 @@ def show(
     result = explain(run_dir) if other is None else differ(run_dir, other)
     written = table if other is None else difference_table
     _show(json.dumps(plain(result), allow_nan=False) if as_json else written(result))
+
+
+@app.command()
+def check(
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="CONFIG | FILE.py:NAME", help="A config, or a function or policy class of your own."),
+    ] = None,
+    overrides: Overrides = None,
+    everything: Annotated[bool, typer.Option("--all", help="All cells of returns × baseline × objective.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Of your own code: a known bias fails too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Hold a gradient estimator against gradients that are known; exit 7 if it is wrong."""
+    from pgcli.errors import UsageError
+    from pgcli.streams import results_only
+
+    own = target is not None and (target.endswith(".py") or ".py:" in target)
+    if own and (everything or overrides):
+        raise UsageError("--all and KEY=VALUE are for configs", "leave them out")
+    if strict and not own:
+        raise UsageError("--strict is for your own code", "name it: `pgcli check my.py:reinforce --strict`")
+    if own and target is not None:
+        from pgcli.location import split
+
+        split(target)  # what is not there is told before torch is imported
+        with results_only():
+            from pgcli.oracle.judgement import judge_own
+
+            result = judge_own(target)
+    else:
+        from pgcli.config import load_config, override
+        from pgcli.config.schema import Config as Schema
+
+        if target is None:
+            exact = ["algorithm.average=episodes", "algorithm.discount_weighting=true", "policy.distribution=softmax"]
+            loaded = override(Schema(), [*(exact if everything else exact[2:]), *(overrides or [])])
+        else:
+            loaded = load_config(target, overrides or [])
+        with results_only():
+            from pgcli.oracle.measurement import actions_of, check_all
+            from pgcli.oracle.measurement import check as examine
+
+            if loaded.algorithm.estimator is None:
+                kind = actions_of(loaded)
+                result = check_all(loaded, kind) if everything else examine(loaded, kind)
+            else:  # the config names it, and the user this config
+                from pgcli.oracle.judgement import judge_own
+
+                result = judge_own(loaded.algorithm.estimator)
+    from pgcli.oracle.report import table
+
+    _show(json.dumps(result, allow_nan=False) if as_json else table(result, sys.stdout.isatty()))
+    if result["verdict"] == "wrong" or (strict and result["verdict"] != "unbiased"):
+        raise typer.Exit(7)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pgcli.agent import PolicyGradient
 from pgcli.config.schema import DEFAULT_ITERATIONS, Config, EnvConfig
 from pgcli.errors import EnvironmentFailure
-from pgcli.experiment import build_agent, environments_of
+from pgcli.experiment import build_agent, environments_of, let_in
 from pgcli.policies.observations import Layout, is_image
 from pgcli.sampling.environments import NativeEnvironments, SingleEnvironments, make, rebuilds
 from pgcli.sampling.examination import MAX_EPISODE_STEPS, examine
@@ -105,6 +105,7 @@ def diagnose(config: Config) -> dict[str, Any]:
         layout, action_space = Layout(env.observation_space), env.action_space
     with closing(Chunks(environments_of(config))) as chunks:
         agent = build_agent(config, chunks)
+        let_in(config, agent)
         native = isinstance(
             chunks.environments(min(config.rollout.episodes or chunks.width, chunks.width)), NativeEnvironments
         )

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, assert_never
 
+from pgcli import student
 from pgcli.agent import PolicyGradient
 from pgcli.cluster import cores, cpus, join
 from pgcli.config import Config, load_config, to_data
 from pgcli.config.schema import EnvConfig
 from pgcli.errors import Diverged, EnvironmentFailure, Interrupted, PgcliError, RunDirectoryError, typed
 from pgcli.extras import require
+from pgcli.location import split
 from pgcli.processes import keep_freed_memory
 from pgcli.records import Evaluation, Iteration, Notice, Record
 from pgcli.runs import checkpoints
@@ -126,6 +128,7 @@ def _run(
     with storage(path), ExitStack() as resources:
         chunks = resources.enter_context(_released(Chunks(environments_of(config))))
         agent = build_agent(config, chunks)  # before anything is written
+        let_in(config, agent)
         if len(agent.policy.images):
             keep_freed_memory()
         chunks.workers = crew_of(config, chunks, request.share, check)
@@ -192,6 +195,8 @@ def check_request(request: Request) -> None:
         if os.path.lexists(path) and not path.is_dir():
             raise RunDirectoryError(f"{path}: is {'a file' if path.exists() else 'a link to nothing'}, not a folder")
         run = is_run(path)
+    if request.config.algorithm.estimator is not None:
+        split(request.config.algorithm.estimator)
     if run and not (request.resume or request.overwrite):
         raise RunDirectoryError(
             f"{path}: a run is already there",
@@ -242,6 +247,12 @@ def build_agent(config: Config, chunks: Chunks) -> PolicyGradient:
     """Build the policy, and the rule that improves it, for the environments of `chunks`."""
     envs = chunks.environments(min(config.rollout.episodes or chunks.width, chunks.width))
     return PolicyGradient(envs.observation_space, envs.action_space, config)
+
+
+def let_in(config: Config, agent: PolicyGradient) -> None:
+    """Give the agent the estimator that its config names: this runs the user's code. Raises: UsageError."""
+    if config.algorithm.estimator is not None:
+        agent.estimator = student.estimator(config.algorithm.estimator, agent.policy, config.algorithm.gamma)
 
 
 def _train(

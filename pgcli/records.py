@@ -52,7 +52,7 @@ class Update:
     Each is measured before the step that it leads to, so after one step on data of its own the policy has approx_kl 0.
     """
 
-    policy_loss: float
+    policy_loss: float | None  # None: the gradient is the user's own
     entropy: float  # nats
     grad_norm: float
     learning_rate: float

@@ -292,6 +292,9 @@ def _recompute(
     everything: bool,
     recomputed: list[int],
 ) -> Iterator[Finding]:
+    if config.algorithm.estimator is not None:
+        yield Finding("note", "its gradients come from code of the user's, which is not run: none computed again")
+        return
     changed = max(changed_iterations(path, config), default=0)  # since then, config.yaml holds
     starts = [file for file, one in kept.items() if changed <= one.counters["iteration"] < len(tables["metrics"])]
     if not starts:

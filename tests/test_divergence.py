@@ -162,6 +162,7 @@ def test_ratios_beyond_the_range_of_floats_are_told_or_count_for_nothing(
         update = agent.update(BATCH)
         assert update.clip_fraction == 1, "all are clipped"
         assert update.effective_sample_size == outcome
+        assert update.policy_loss is not None
         assert math.isfinite(update.policy_loss)
 
 

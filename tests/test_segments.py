@@ -438,5 +438,6 @@ def test_every_action_space_gets_actions_of_its_own_and_learns(space: spaces.Spa
     for iteration in range(3):
         update = agent.update(sampler.collect(agent.policy, iteration, lambda: None).trajectories, iteration)
         assert update.value_loss is not None
+        assert update.policy_loss is not None
         assert np.isfinite([update.policy_loss, update.entropy, update.grad_norm, update.value_loss]).all()
     assert all(not torch.equal(tensor, before[name]) for name, tensor in agent.state_dict().items())

@@ -91,6 +91,8 @@ def _of_run(config: Config) -> Iterator[Violation]:
             "leave discount_weighting out, or use `returns: reward_to_go`",
         )
     yield from _of_corrections(config)
+    if algorithm.estimator is not None:
+        yield from _of_estimators(config, algorithm.estimator)
     yield from _of_shared_trunks(config)
     groups = algorithm.baseline == "group"
     if groups and algorithm.group_size is None:
@@ -253,6 +255,35 @@ def _of_corrections(config: Config) -> Iterator[Violation]:
                 "only `objective: importance_sampling` has weights of this kind",
                 f"leave {key} out, or use `objective: importance_sampling`",
             )
+
+
+def _of_estimators(config: Config, location: str) -> Iterator[Violation]:
+    """Yield what an estimator of the user's own, which is given whole episodes and gives a gradient, cannot have."""
+    algorithm, key = config.algorithm, "algorithm.estimator"
+    file, colon, name = location.rpartition(":")
+    if not (colon and file.endswith(".py") and name.isidentifier()):
+        yield Violation((key,), f"expected FILE.py:NAME, got {location!r}", "write it like `my.py:reinforce`")
+    if config.rollout.steps is not None:
+        yield Violation(
+            (key, "rollout.steps"),
+            "it is given whole episodes, not segments",
+            "collect whole episodes: `rollout: {episodes: 64}`",
+        )
+    if algorithm.objective != "policy_gradient":
+        yield Violation(
+            (key, "algorithm.objective"),
+            "it gives the gradient of one step on data of the policy's own",
+            "use `objective: policy_gradient`",
+        )
+    if algorithm.baseline in ("value", "group"):
+        why = {"value": "it is given no value function", "group": "it is not told of groups"}[algorithm.baseline]
+        yield Violation((key, "algorithm.baseline"), why, "use `baseline: none`, and subtract one of your own")
+    if algorithm.entropy_coef > 0:
+        yield Violation((key, "algorithm.entropy_coef"), "it gives the whole gradient", "leave entropy_coef out")
+    if config.policy.memory != "none":
+        yield Violation(
+            (key, "policy.memory"), "a policy with memory has no score of one step alone", "use `memory: none`"
+        )
 
 
 def _of_shared_trunks(config: Config) -> Iterator[Violation]:

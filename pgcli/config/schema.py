@@ -175,6 +175,11 @@ class AlgorithmConfig(Section):
     group_mean: Literal["whole", "leave_one_out"] = Field(
         "whole", description="Of baseline group; whole: the own column included (GRPO); leave_one_out: the others."
     )
+    estimator: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="`FILE.py:NAME`: a function of your own, from (rollouts, policy, gamma) to a flat gradient, in "
+        "the place of returns, baseline, average, standardize and discount_weighting; null: pgcli's.",
+    )
     reuse: Annotated[int, Field(ge=1, le=1000), _WHOLE] = Field(
         1, description="Learn from the data of so many last iterations; needs importance_sampling or clip."
     )

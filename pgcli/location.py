@@ -1,0 +1,19 @@
+"""Where a user's own code is: FILE.py:NAME. Nothing is imported here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pgcli.errors import UsageError
+
+
+def split(location: str) -> tuple[Path, str]:
+    """Split FILE.py:NAME. Raises: UsageError."""
+    file, colon, name = location.rpartition(":")
+    if not colon or not file.endswith(".py") or not name.isidentifier():
+        raise UsageError(f"{location}: expected FILE.py:NAME", "for example my.py:reinforce")
+    path = Path(file)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise UsageError(f"{location}: {file}: {what}", f"it is looked for from the current folder, {Path.cwd()}")
+    return path, name

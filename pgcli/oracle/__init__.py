@@ -1,0 +1,1 @@
+"""The gradient oracle: estimators held against gradients that are known."""

@@ -1,0 +1,871 @@
+"""`pgcli check`: estimators of pgcli's and of the user's, right ones and wrong ones, and training with one's own."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from test_cli import pgcli, rows
+from test_environments import PATHS
+from test_grid import CELLS
+
+from pgcli import agent as agent_module
+from pgcli.config import Config, override
+from pgcli.config.rules import violations
+from pgcli.config.schema import PolicyConfig
+from pgcli.errors import ConfigError
+from pgcli.estimators import returns as returns_module
+from pgcli.estimators.baselines import mean_baseline
+from pgcli.oracle.judgement import judge_own
+from pgcli.oracle.measurement import (
+    at,
+    batches_of,
+    check,
+    gradient_of_return,
+    hotelling,
+    measure,
+    name_of,
+    problems_for,
+)
+from pgcli.oracle.problems import Continuous, Finite, begin, chain_world, corridor_world, grid_world
+from pgcli.oracle.reference import flat
+from pgcli.oracle.report import table
+from pgcli.policies.distributions import Gaussian, Softmax
+from pgcli.policies.policy import Policy
+from pgcli.runs import checkpoints
+from pgcli.student import TutorialPolicy
+
+EXACT = 1e-10
+IN_FULL = ("algorithm.average=episodes", "algorithm.discount_weighting=true")  # the gradient of the return
+
+
+def given(*overrides: str) -> Config:
+    return override(Config(), ["rollout.episodes=4", *overrides])
+
+
+def found(settings: Config, name: str, kind: type = spaces.Discrete) -> Any:
+    problems, _ = problems_for(settings, kind)
+    return measure(settings, next(problem for problem in problems if problem.name == name))
+
+
+# ------------------------------------------------------------------------------------------- the gradients are the true
+
+
+def policy_for(problem: Finite | Continuous, **settings: Any) -> Policy:
+    small = PolicyConfig(hidden_sizes=[], **settings)
+    policy = Policy(problem.observation_space, problem.action_space, small).double()
+    problem.start(policy)
+    return policy
+
+
+def true_gradient(problem: Finite | Continuous, policy: Policy, gamma: float) -> list[float]:
+    gradient: list[float] = gradient_of_return(problem, policy, gamma).tolist()
+    return gradient
+
+
+@pytest.mark.parametrize(
+    ("baseline", "share", "variance"),
+    [("none", 1, 0.15702160), ("mean", 0.75, 0.05830440), ("leave_one_out", 1, 0.10365226)],
+)
+def test_the_bandit_has_the_moments_that_enumeration_by_hand_gives(
+    baseline: str, share: float, variance: float
+) -> None:
+    """θ = (0, ln 2, ln 3), r = (1, 0, 2): ∂J/∂θ_a = π_a (r_a - J), J = 7/6; four pulls."""
+    one = found(given(*IN_FULL, f"algorithm.baseline={baseline}"), "bandit")
+    exact = [p * (r - 7 / 6) for p, r in ((1 / 6, 1), (1 / 3, 0), (1 / 2, 2))]
+    assert one.gradient[:3] == [0, 0, 0], "nothing is observed"
+    assert one.gradient[3:] == pytest.approx(exact, abs=EXACT)
+    assert one.mean[3:] == pytest.approx([share * x for x in exact], abs=EXACT)
+    assert one.variance == pytest.approx(variance, abs=1e-8)
+    assert one.bias == pytest.approx(share - 1, abs=EXACT)
+    assert one.verdict == ("unbiased" if share == 1 else "biased by design")
+
+
+def test_the_chain_has_its_closed_form() -> None:
+    """J = γ^(n-1) p^n and dJ/dθ = n (1 - p) J."""
+    one = found(given(*IN_FULL, "algorithm.baseline=none", "algorithm.gamma=0.9"), "chain")
+    p = 1 / (1 + math.exp(-0.5))
+    slope = 3 * (1 - p) * 0.9**2 * p**3
+    assert one.gradient[2:] == pytest.approx([-slope, slope], abs=EXACT)
+    # an episode gives 3 (1 - p) γ² with probability p³, in both coordinates
+    assert one.variance == pytest.approx(2 / 3 * 0.9**4 * 9 * (1 - p) ** 2 * p**3 * (1 - p**3), abs=EXACT)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "tanh_gaussian", "state_dependent_gaussian"])
+def test_the_target_has_its_closed_form(name: str) -> None:
+    problem = Continuous("target", "", 1, 4, bounded=name == "tanh_gaussian")
+    policy = policy_for(problem, distribution=name)
+    gradient = true_gradient(problem, policy, 0.9)
+    mean, variance = -0.1, 0.49  # -0.4 s + 0.3 at s = 1
+    if name == "tanh_gaussian":  # E[f(u)] by a fine sum
+        u = np.linspace(-9, 9, 200_001)
+        density = np.exp(-((u - mean) ** 2) / (2 * variance)) / math.sqrt(2 * math.pi * variance)
+        slope = 2 * (2 * np.tanh(u) - 1) * 2 / np.cosh(u) ** 2
+        d_mean = -float(np.sum(density * slope) * (u[1] - u[0]))
+        d_log_sigma = -float(np.sum(density * slope * (u - mean)) * (u[1] - u[0]))
+    else:
+        d_mean, d_log_sigma = -2 * (mean - 1), -2 * variance
+    assert gradient == pytest.approx([d_log_sigma, d_mean, d_mean], abs=1e-5)
+
+
+def test_the_linear_quadratic_problem_has_the_return_of_its_episodes() -> None:
+    """Two steps by quadrature over both actions, which is exact for polynomials; differences for the gradient."""
+    problem = Continuous("lqr", "", 2, 4)
+    policy = policy_for(problem)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(8)
+    weights = weights / weights.sum()
+
+    def total(sigma: float, gain: float, bias: float) -> float:
+        first = gain + bias + sigma * nodes[:, None]
+        s = 1 + first
+        second = gain * s + bias + sigma * nodes
+        reward = -(1 + (first - 1) ** 2) - 0.9 * (s**2 + (second - 1) ** 2)
+        return float(weights @ reward @ weights)
+
+    at_start = (0.7, -0.4, 0.3)
+    assert problem.expected_return(policy, 0.9).item() == pytest.approx(total(*at_start), abs=EXACT)
+    slopes = []
+    for k in range(3):
+        step = np.eye(3)[k] * 1e-5
+        slopes.append((total(*(at_start + step)) - total(*(at_start - step))) / 2e-5)
+    slopes[0] *= 0.7  # of log σ
+    assert true_gradient(problem, policy, 0.9) == pytest.approx(slopes, abs=1e-7)
+
+
+def test_going_backwards_through_a_grid_is_summing_over_its_episodes() -> None:
+    told, solved = (
+        Finite("grid", "", grid_world(2, 0.2, 3), spaces.Discrete, 2, sampled=sampled) for sampled in (False, True)
+    )
+    policy = policy_for(told)
+    assert true_gradient(solved, policy, 0.9) == pytest.approx(true_gradient(told, policy, 0.9), abs=EXACT)
+
+
+@pytest.mark.parametrize("kind", [spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary])
+def test_every_batch_and_every_segment_is_told_once(kind: type) -> None:
+    for world, rows_ in product((chain_world(3, 1.0, 2.0), corridor_world(3)), (None, 2, 4, 7)):
+        problem = Finite("", "", world, kind, 2, rows=rows_)
+        data = problem.data(policy_for(problem), 0, np.random.default_rng(0))
+        assert data.probabilities is not None
+        assert data.probabilities.sum() == pytest.approx(1, abs=EXACT)
+        for alike in (False, True):
+            batches, chances = batches_of(data, 2, alike)
+            assert chances is not None
+            assert chances.sum() == pytest.approx(1, abs=EXACT)
+            assert len(set(batches)) == len(batches)
+        mask, ends = data.trajectories.mask, data.trajectories.terminated | data.trajectories.truncated
+        for above, below in pairwise(range(len(mask))):
+            assert not (ends[above] & mask[below]).any(), "one masked row between episodes"
+
+
+# --------------------------------------------------------------------------------------------------- pgcli's estimators
+
+
+@pytest.mark.parametrize("cell", [cell for cell, kind in CELLS.items() if kind != "refused"], ids="-".join)
+def test_a_cell_is_what_the_grid_says(cell: tuple[str, str, str]) -> None:
+    """On the chain, which nothing cuts, with λ = 1, where V is a baseline."""
+    settings = at(given(*IN_FULL, "algorithm.gae_lambda=1"), *cell)
+    assert not list(violations(settings))
+    assert name_of(settings) == " × ".join(cell)
+    one = found(settings, "chain")
+    assert one.verdict == {"exact": "unbiased"}.get(CELLS[cell], CELLS[cell])
+    assert one.exact
+    assert bool(one.reasons) == (one.verdict != "unbiased")
+
+
+SEGMENTS = "rollout={episodes: null, steps: 8}"
+OTHERS = [
+    ("algorithm.standardize=batch", spaces.Discrete),
+    ("algorithm.average=episode_means", spaces.MultiDiscrete),
+    (
+        "algorithm={baseline: group, group_size: 4, returns: total, standardize: group, objective: clip}",
+        spaces.Discrete,
+    ),
+    ("algorithm={baseline: group, group_size: 2, group_mean: leave_one_out, objective: clip}", spaces.MultiBinary),
+    ("algorithm={entropy_coef: 0.1, objective: importance_sampling, importance_bound: 1.1}", spaces.Discrete),
+    ("algorithm={objective: importance_sampling, self_normalize: true, kl_coef: 0.2}", spaces.Discrete),
+    ("algorithm={baseline: value, returns: vtrace, objective: clip, gae_lambda: 0.7}", spaces.Discrete),
+    ("policy.memory=gru", spaces.Discrete),
+    ("algorithm={baseline: value, returns: lambda_return, gae_lambda: 0.7, entropy_coef: 0.1}", spaces.Box),
+]
+
+
+@pytest.mark.parametrize(("overrides", "kind"), OTHERS, ids=str)
+def test_other_estimators_are_biased_as_their_definition_has_it(overrides: str, kind: type) -> None:
+    result = check(given(overrides), kind, sampled=False)
+    assert result["verdict"] == "biased by design"
+    assert "wrong" not in [one["verdict"] for one in result["problems"]]
+    assert result["reasons"]
+
+
+def test_segments_are_tried_on_segments() -> None:
+    settings = override(Config(), [SEGMENTS, "algorithm={baseline: value, returns: lambda_return, standardize: batch}"])
+    one = found(settings, "segments")
+    assert one.verdict == "biased by design"
+    assert any("segments" in reason for reason in one.reasons)
+
+
+@pytest.mark.parametrize("distribution", ["gaussian", "tanh_gaussian", "state_dependent_gaussian"])
+def test_continuous_actions_are_sampled_and_unbiased(distribution: str) -> None:
+    settings = given(*IN_FULL, "algorithm.baseline=leave_one_out", f"policy.distribution={distribution}")
+    result = check(settings, spaces.Box)
+    assert result["verdict"] == "unbiased", [one["p_value"] for one in result["problems"]]
+    for one in result["problems"]:
+        assert one["bias_low"] - 0.05 < 0 < one["bias_high"] + 0.05
+        assert not one["exact"]
+
+
+Broken = Callable[[Any], Callable[..., Any]]
+BREAKS: list[tuple[Any, str, Broken, tuple[str, ...], str]] = [
+    (agent_module, "policy_gradient_loss", lambda f: lambda *a: -f(*a), IN_FULL, "bandit"),
+    (agent_module, "step_weights", lambda f: lambda m, a: 1.01 * f(m, a), IN_FULL, "chain"),
+    (
+        agent_module,
+        "leave_one_out_baseline",
+        lambda f: mean_baseline,
+        (*IN_FULL, "algorithm.baseline=leave_one_out"),
+        "corridor",
+    ),
+    (agent_module, "mean_baseline", lambda f: lambda r, m: 0.9 * f(r, m), (), "chain"),
+    (agent_module, "standardized", lambda f: lambda a, x: 0.99 * f(a, x), ("algorithm.standardize=batch",), "bandit"),
+    (
+        returns_module,
+        "lambda_returns",
+        lambda f: lambda r, d, v, lam: f(r, d, v, lam * 0.99),
+        (*IN_FULL, "algorithm.baseline=none"),
+        "corridor",
+    ),
+    (
+        agent_module,
+        "clip_loss",
+        lambda f: lambda lr, a, w, c: f(lr, a, w, 2 * c),
+        ("algorithm.objective=clip",),
+        "moved bandit",
+    ),
+    (
+        agent_module,
+        "importance_sampling_loss",
+        lambda f: lambda lp, lr, a, w, b, s: f(lp, 0.9 * lr, a, w, b, s),
+        (*IN_FULL, "algorithm.objective=importance_sampling", "algorithm.baseline=none"),
+        "moved bandit",
+    ),
+    (
+        Softmax,
+        "sample",
+        lambda f: lambda self, o, n: f(self, 1.3 * o, n),
+        (*IN_FULL, "algorithm.baseline=none"),
+        "grid",
+    ),
+    (
+        Gaussian,
+        "log_probs",
+        lambda f: lambda self, o, a: f(self, o, a) / 2,
+        (*IN_FULL, "algorithm.baseline=none"),
+        "target",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "broken", "overrides", "problem"), BREAKS, ids=[f"{row[1]} on {row[4]}" for row in BREAKS]
+)
+def test_a_broken_estimator_is_wrong(
+    where: Any, name: str, broken: Broken, overrides: tuple[str, ...], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = spaces.Box if problem == "target" else spaces.Discrete
+    settings = given(*overrides)
+    assert found(settings, problem, kind).verdict != "wrong"
+    monkeypatch.setattr(where, name, broken(getattr(where, name)))
+    assert found(settings, problem, kind).verdict == "wrong"
+
+
+def test_hotellings_test_is_students_in_one_dimension_and_keeps_its_rate_in_several() -> None:
+    from scipy.stats import ttest_1samp
+
+    random = np.random.default_rng(0)
+    one = random.normal(0.2, 1, (50, 1))
+    assert hotelling(one, 1e-9) == pytest.approx(ttest_1samp(one[:, 0], 0).pvalue, rel=1e-9)
+    mixed = random.normal(0, 1, (400, 60, 4)) @ random.normal(0, 1, (4, 7))  # 7 coordinates, of which 4 are free
+    values = [hotelling(each, 1e-9) for each in mixed]
+    assert np.mean([p < 0.05 for p in values]) == pytest.approx(0.05, abs=0.03)
+    assert hotelling(np.zeros((9, 3)), 1e-9) == 1
+    assert hotelling(np.ones((9, 3)), 1e-9) == 0, "off where nothing varies"
+
+
+def test_the_table_is_plain_in_a_pipe_and_has_colours_on_a_terminal() -> None:
+    result = check(given("algorithm.baseline=mean"), spaces.Discrete, sampled=False)
+    plain, coloured = table(result, terminal=False), table(result, terminal=True)
+    assert "\x1b" not in plain
+    assert "\x1b[" in coloured
+    assert max(map(len, plain.splitlines())) <= 100
+    for words in ("bandit", "biased by design:", "1 - 1/N", "discount_weighting: false drops γ^t"):
+        assert words in plain
+
+
+# ---------------------------------------------------------------------------------------------------- the command line
+
+
+def test_a_config_is_checked_from_the_command_line(tmp_path: Path) -> None:
+    arguments = ("check", "cartpole", "algorithm.standardize=none", "algorithm.average=episodes")
+    result = json.loads(pgcli(*arguments, "--json", cwd=tmp_path).stdout)
+    assert result["verdict"] == "biased by design"
+    assert [one["problem"] for one in result["problems"]] == ["bandit", "chain", "corridor", "grid"]
+    assert json.loads(pgcli(*arguments, "--json", cwd=tmp_path).stdout) == result, "it repeats itself"
+
+
+def test_a_broken_estimator_ends_the_command_with_7(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pgcli import agent; from pgcli.__main__ import main; "
+        "loss = agent.policy_gradient_loss; agent.policy_gradient_loss = lambda *a: 2 * loss(*a); "
+        "sys.argv = ['pgcli', 'check', 'policy.memory=lstm']; sys.argv[2:] = ['cartpole', *sys.argv[2:]]; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
+    assert "wrong:" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+STUDENT = '''
+import torch
+
+def scores_of(roll, policy):
+    return torch.stack([policy.grad_log(s, a) for s, a, _ in roll])
+
+def rewards_of(roll):
+    return torch.tensor([r for _, _, r in roll])
+
+def discounts(roll, gamma):
+    return gamma ** torch.arange(len(roll)).float()
+
+def ahead(x):
+    return x.flip(0).cumsum(0).flip(0)
+
+def gpomdp(rollouts, policy, gamma):
+    """The tutorial's, with its TODO filled in."""
+    grad = 0
+    for roll in rollouts:
+        H = len(roll)
+        disc_rew = torch.zeros((H, 1))
+        scores = torch.zeros((H, policy.dim))
+        for t in range(H):
+            s, a, r = roll[t]
+            disc_rew[t] = gamma ** t * r
+            scores[t] = policy.grad_log(s, a)
+        cum_scores = torch.cumsum(scores, dim=0)
+        grad += (cum_scores * disc_rew).sum(0)
+    return grad / len(rollouts)
+
+def weighed(rollouts, policy, gamma, weights):
+    return sum(weights(roll) @ scores_of(roll, policy) for roll in rollouts) / len(rollouts)
+
+def R(roll, gamma):
+    return (discounts(roll, gamma) * rewards_of(roll)).sum()
+
+def G(roll, gamma):
+    return ahead(discounts(roll, gamma) * rewards_of(roll)) / discounts(roll, gamma)
+
+def total(rollouts, policy, gamma):
+    return weighed(rollouts, policy, gamma, lambda roll: R(roll, gamma) * torch.ones(len(roll)))
+
+def to_go(rollouts, policy, gamma):
+    return weighed(rollouts, policy, gamma, lambda roll: discounts(roll, gamma) * G(roll, gamma))
+
+def leave_one_out(rollouts, policy, gamma):
+    rs, n = [R(roll, gamma) for roll in rollouts], len(rollouts)
+    return sum((r - (sum(rs) - r) / (n - 1)) * scores_of(roll, policy).sum(0) for r, roll in zip(rs, rollouts)) / n
+
+def in_numpy(rollouts, policy, gamma):
+    return to_go(rollouts, policy, gamma).numpy()
+
+def no_gamma_t(rollouts, policy, gamma):
+    return weighed(rollouts, policy, gamma, lambda roll: G(roll, gamma))
+
+def mean_baseline(rollouts, policy, gamma):
+    b = sum(R(roll, gamma) for roll in rollouts) / len(rollouts)
+    return weighed(rollouts, policy, gamma, lambda roll: (R(roll, gamma) - b) * torch.ones(len(roll)))
+
+def mean_over_steps(rollouts, policy, gamma):
+    return to_go(rollouts, policy, gamma) * len(rollouts) / sum(len(roll) for roll in rollouts)
+
+def standardised(rollouts, policy, gamma):
+    r = torch.stack([R(roll, gamma) for roll in rollouts])
+    a = (r - r.mean()) / (r.std(unbiased=False) + 1e-8)
+    return sum(x * scores_of(roll, policy).sum(0) for x, roll in zip(a, rollouts)) / len(rollouts)
+
+def all_steps_standardised_without_gamma_t(rollouts, policy, gamma):
+    g = torch.cat([G(roll, gamma) for roll in rollouts])
+    g = (g - g.mean()) / (g.std() + 1e-8)
+    return g @ torch.cat([scores_of(roll, policy) for roll in rollouts]) / len(rollouts)
+
+def immediate(rollouts, policy, gamma):
+    return weighed(rollouts, policy, gamma, lambda roll: discounts(roll, gamma) * rewards_of(roll))
+
+def past(rollouts, policy, gamma):
+    return weighed(rollouts, policy, gamma, lambda roll: (discounts(roll, gamma) * rewards_of(roll)).cumsum(0))
+
+def undiscounted(rollouts, policy, gamma):
+    return weighed(rollouts, policy, gamma, lambda roll: ahead(rewards_of(roll)))
+
+def twice(rollouts, policy, gamma):
+    return weighed(rollouts, policy, gamma, lambda roll: discounts(roll, gamma) * R(roll, gamma))
+
+def downhill(rollouts, policy, gamma):
+    return -total(rollouts, policy, gamma)
+
+def downhill_without_gamma_t(rollouts, policy, gamma):
+    return -no_gamma_t(rollouts, policy, gamma)
+
+def not_divided(rollouts, policy, gamma):
+    return len(rollouts) * to_go(rollouts, policy, gamma)
+
+def half(rollouts, policy, gamma):
+    return to_go(rollouts, policy, gamma) / 2
+
+def last_episode_only_scores(rollouts, policy, gamma):
+    return total(rollouts, policy, gamma) + policy.grad_log(*rollouts[0][0][:2]) ** 2
+
+def over_parameters(rollouts, policy, gamma):
+    grad = 0
+    for roll in rollouts:
+        cum_scores = torch.sum(scores_of(roll, policy), dim=-1)
+        grad += (cum_scores * R(roll, gamma)).sum()
+    return grad / len(rollouts)
+
+def over_parameters_by_step(rollouts, policy, gamma):
+    grad = 0
+    for roll in rollouts:
+        cum_scores = torch.sum(scores_of(roll, policy), dim=-1)
+        grad += cum_scores * (discounts(roll, gamma) * rewards_of(roll)).sum()
+    return grad / len(rollouts)
+
+def a_row(rollouts, policy, gamma):
+    return to_go(rollouts, policy, gamma)[None]
+
+def no_return(rollouts, policy, gamma):
+    to_go(rollouts, policy, gamma)
+
+def not_a_number(rollouts, policy, gamma):
+    r = torch.stack([R(roll, gamma) for roll in rollouts])
+    a = (r - r.mean()) / r.std()
+    return sum(x * scores_of(roll, policy).sum(0) for x, roll in zip(a, rollouts)) / len(rollouts)
+
+def greedy_hands(rollouts, policy, gamma):
+    result = to_go(rollouts, policy, gamma)
+    rollouts.pop()
+    return result
+
+def steps_itself(rollouts, policy, gamma):
+    result = to_go(rollouts, policy, gamma)
+    policy.set_parameters(policy.get_parameters() + 0.1 * result)
+    return result
+
+def raises(rollouts, policy, gamma):
+    return rollouts[7000]
+
+def random(rollouts, policy, gamma):
+    return torch.randn(policy.dim)
+
+def relu(rollouts, policy, gamma):
+    W1, b1, W2, b2 = torch.split(policy.get_parameters(), [6, 3, 6, 2])
+    W1, W2 = W1.view(3, 2), W2.view(2, 3)
+    grad = 0
+    for roll in rollouts:
+        for s, a, r in roll:
+            s = torch.as_tensor(s)
+            z = W1 @ s + b1
+            delta = torch.eye(2)[a] - torch.softmax(W2 @ z + b2, 0)
+            back = W2.T @ delta * (z > 0)
+            parts = torch.outer(back, s).view(-1), back, torch.outer(delta, z.relu()).view(-1), delta
+            grad += torch.cat(parts) * R(roll, gamma)
+    return grad / len(rollouts)
+
+five = 5
+'''
+RIGHT = ("gpomdp", "total", "to_go", "leave_one_out", "in_numpy")
+BIASED = {
+    "no_gamma_t": ["γ^t in front of G_t is missing"],
+    "mean_baseline": ["1 - 1/N of the gradient"],
+    "mean_over_steps": ["the mean over all steps"],
+    "standardised": ["the returns of the episodes are standardised"],
+    "all_steps_standardised_without_gamma_t": ["γ^t in front of G_t is missing", "all steps of the batch are standard"],
+}
+WRONG = {
+    "immediate": ["immediate reward"],
+    "past": ["the rewards so far"],
+    "undiscounted": ["gamma is not used"],
+    "twice": ["γ^t is there twice"],
+    "downhill": ["the sign is wrong"],
+    "downhill_without_gamma_t": ["γ^t in front of G_t is missing", "the sign is wrong"],
+    "not_divided": ["not divided by the number of episodes N"],
+    "half": ["the direction is right and the length is not: 0.5 (two steps)"],
+    "last_episode_only_scores": ["nor that of any mistake known here"],
+    "over_parameters": [
+        "shape [], and the gradient has shape [17]: the scores [H, dim] were summed over the parameters"
+    ],
+    "over_parameters_by_step": ["shape [2], and the gradient has shape [17]: the scores [H, dim] were summed over the"],
+    "a_row": ["flatten it"],
+    "no_return": ["there is no `return`"],
+    "not_a_number": ["NaN or infinity for episodes of lengths"],
+    "greedy_hands": ["changed the rollouts"],
+    "steps_itself": ["changed the policy's parameters"],
+    "raises": ["IndexError: list index out of range (student.py:"],
+    "random": ["two calls with the same rollouts"],
+    "relu": ["a ReLU that the network does not have"],
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the student's file, to work in."""
+    (tmp_path / "student.py").write_text(STUDENT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [*RIGHT, *BIASED, *WRONG])
+def test_a_students_estimator_is_told_what_it_is(name: str, here: Path) -> None:
+    result = judge_own(f"student.py:{name}")
+    verdict = "unbiased" if name in RIGHT else "biased by design" if name in BIASED else "wrong"
+    assert (result["verdict"], len(result["reasons"])) == (verdict, len(({} | BIASED | WRONG).get(name, [])))
+    for reason, words in zip(result["reasons"], ({} | BIASED | WRONG).get(name, []), strict=True):
+        assert words in reason
+    json.dumps(result, allow_nan=False)
+
+
+def test_the_example_of_the_page_is_right_and_its_mistake_is_told(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs/check.md").read_text()
+    example = page.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "my.py").write_text(example)
+    assert judge_own(str(tmp_path / "my.py:reinforce"))["verdict"] == "unbiased"
+    wrong = example.replace("torch.cumsum(scores, dim=0)", "scores")
+    (tmp_path / "wrong.py").write_text(wrong)
+    result = judge_own(str(tmp_path / "wrong.py:reinforce"))
+    shown = [line.strip() for line in table(result, terminal=False).splitlines()[1:8]]
+    assert "\n".join(shown) in "\n".join(line.strip() for line in page.splitlines())
+
+
+def test_students_functions_from_the_command_line(here: Path) -> None:
+    done = pgcli("check", "student.py:gpomdp", "--strict", cwd=here)
+    assert "unbiased" in done.stdout
+    done = pgcli("check", "student.py:no_gamma_t", cwd=here)
+    assert "γ^t in front of G_t is missing" in done.stdout
+    pgcli("check", "student.py:no_gamma_t", "--strict", cwd=here, code=7)
+    done = pgcli("check", "tutorial", "algorithm.estimator=student.py:downhill", cwd=here, code=7)
+    assert "the sign is wrong" in done.stdout
+    done = pgcli("check", "student.py:immediate", cwd=here, code=7)
+    assert "(CartPole) the gradient is 0 in expectation" in done.stdout.replace("\n    ", " ")
+    result = json.loads(pgcli("check", "student.py:immediate", "--json", cwd=here, code=7).stdout)
+    survival = result["problems"][-1]
+    assert survival["problem"] == "survival"
+    assert np.abs(survival["mean"]).max() < 1e-6, "a constant reward teaches it nothing"
+    done = pgcli("check", "student.py:raises", cwd=here, code=7)
+    assert "student.py:" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.py:reinforce"], ["nowhere.py: no such file", "from the current folder"]),
+        (["student.py:gpomd"], ["no `gpomd`", "did you mean `gpomdp`?"]),
+        (["student.py:five"], ["`five` is a int", "name a function"]),
+        (["student.py"], ["expected FILE.py:NAME"]),
+        (["student.py:gpomdp", "--all"], ["--all and KEY=VALUE are for configs"]),
+        (["student.py:gpomdp", "seed=1"], ["--all and KEY=VALUE are for configs"]),
+        (["cartpole", "--strict"], ["--strict is for your own code"]),
+        (["bad.py:f"], ["running the file raised ZeroDivisionError", "bad.py:2", "__main__"]),
+        (["worse.py:f"], ["SyntaxError", "worse.py:1"]),
+        (["needs.py:f"], ["install the package that has `surely_not_there`"]),
+        (["leaves.py:f"], ["SystemExit"]),
+        (["cartpole", "algorithm.gama=1"], ["did you mean `algorithm.gamma`"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_what_cannot_be_checked_is_one_error_and_a_hint(arguments: list[str], words: list[str], here: Path) -> None:
+    (here / "bad.py").write_text("f = 1\n1 / 0\n")
+    (here / "worse.py").write_text("def f(:\n")
+    (here / "needs.py").write_text("import surely_not_there\n")
+    (here / "leaves.py").write_text("raise SystemExit(0)\n")
+    done = pgcli("check", *arguments, cwd=here, code=2)
+    assert done.stdout == ""
+    assert (done.stderr.count("error:"), done.stderr.count("hint:")) == (1, 1)
+    for word in words:
+        assert word in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------ policy classes
+
+NETWORK = '''
+import torch, torch.nn as nn, torch.nn.functional as F
+from torch.distributions import Categorical
+from torch.nn.functional import one_hot
+
+class AsPrinted(nn.Module):
+    """The tutorial's: its forward has no ReLU, and its score has."""
+
+    def __init__(self, input_dim, output_dim, hidden_dim=16):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(input_dim, hidden_dim), nn.Linear(hidden_dim, output_dim)
+        self.dim = self.get_parameters().size(dim=0)
+
+    def activation(self, x):
+        return x
+
+    def forward(self, state):
+        return nn.Softmax(dim=-1)(self.fc2(self.activation(self.fc1(state))))
+
+    def get_parameters(self):
+        return nn.utils.parameters_to_vector(self.parameters()).detach()
+
+    def set_parameters(self, new_params):
+        nn.utils.vector_to_parameters(new_params, self.parameters())
+
+    def draw_action(self, state):
+        return Categorical(self.forward(torch.as_tensor(state))).sample()
+
+    def grad_log(self, state, action):
+        state = torch.FloatTensor(state)
+        probs = self.forward(state)
+        score = one_hot(torch.tensor(action), num_classes=probs.size(-1)) - probs
+        fc2 = torch.matmul(score.view(-1, 1), F.relu(self.fc1(state)).view(1, -1))
+        d_fc1 = torch.matmul(self.fc2.weight.T, score) * (self.fc1(state) > 0).float()
+        fc1 = torch.matmul(d_fc1.view(-1, 1), state.view(1, -1))
+        return torch.cat([fc1.view(-1), d_fc1.view(-1), fc2.view(-1), score.view(-1)])
+
+class Right(AsPrinted):
+    def activation(self, x):
+        return F.relu(x)
+
+class Tanh(AsPrinted):
+    def activation(self, x):
+        return torch.tanh(x)
+
+class Logits(Right):
+    def forward(self, state):
+        return self.fc2(F.relu(self.fc1(state)))
+    def draw_action(self, state):
+        return Categorical(logits=self.forward(torch.as_tensor(state))).sample()
+    def grad_log(self, state, action):
+        log_prob = self.forward(torch.as_tensor(state)).log_softmax(-1)[action]
+        return torch.cat([g.view(-1) for g in torch.autograd.grad(log_prob, list(self.parameters()))])
+
+class Downhill(Right):
+    def grad_log(self, state, action):
+        return -super().grad_log(state, action)
+
+class NotOfTheLog(Right):
+    def grad_log(self, state, action):
+        return self.forward(torch.as_tensor(state))[action].detach() * super().grad_log(state, action)
+
+class Shuffled(Right):
+    def grad_log(self, state, action):
+        score = super().grad_log(state, action)
+        first = self.fc1.weight.numel() + self.fc1.bias.numel()
+        return torch.cat([score[first:], score[:first]])
+
+class Short(Right):
+    def grad_log(self, state, action):
+        return super().grad_log(state, action)[:-1]
+
+class Greedy(Right):
+    def draw_action(self, state):
+        return self.forward(torch.as_tensor(state)).argmax()
+
+class Tensors(Right):
+    def draw_action(self, state):
+        return Categorical(self.forward(state)).sample()
+
+class Deaf(Right):
+    def set_parameters(self, new_params):
+        pass
+
+class Crashes(Right):
+    def grad_log(self, state, action):
+        return self.fc3(state)
+
+class Nothing:
+    def __init__(self, a, b):
+        pass
+'''
+
+
+@pytest.mark.parametrize(
+    ("name", "reasons", "notes"),
+    [
+        ("Right", [], []),
+        ("Logits", [], ["read as logits"]),
+        ("Tensors", [], ["draw_action takes no numpy array"]),
+        ("AsPrinted", ["it has a ReLU that the network does not have"], []),
+        ("Tanh", ["it has a ReLU, and the network has a tanh"], []),
+        ("Downhill", ["its sign is wrong"], []),
+        ("NotOfTheLog", ["not of log π(a|s)"], []),
+        ("Shuffled", ["in another order"], []),
+        ("Short", ["a tensor of shape [43], not a tensor of 44 numbers"], []),
+        ("Greedy", ["other frequencies"], []),
+        ("Deaf", ["does not give θ back"], []),
+        ("Crashes", ["has no attribute 'fc3' (network.py:"], []),
+        ("Nothing", ["it has no dim, get_parameters"], []),
+    ],
+)
+def test_a_students_policy_class_is_told_what_it_is(
+    name: str, reasons: list[str], notes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "network.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    result = judge_own(f"network.py:{name}")
+    assert result["verdict"] == ("wrong" if reasons else "unbiased")
+    for told, words in ((result["reasons"], reasons), (result["notes"], notes)):
+        assert len(told) == len(words), told
+        assert all(word in one for one, word in zip(told, words, strict=True))
+
+
+def test_the_tutorials_class_from_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "network.py").write_text(NETWORK)
+    done = pgcli("check", "network.py:AsPrinted", cwd=tmp_path, code=7)
+    assert "a ReLU that the network does not have" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "elu", "identity"])
+@pytest.mark.parametrize("hidden_sizes", [[], [4], [4, 3]])
+def test_the_adapters_score_is_the_gradient_of_the_log_probability(activation: Any, hidden_sizes: list[int]) -> None:
+    space = spaces.Discrete(3, start=2)
+    policy = Policy(spaces.Box(-1, 1, (2,)), space, PolicyConfig(hidden_sizes=hidden_sizes, activation=activation))
+    begin(policy)
+    adapter, state = TutorialPolicy(policy), np.array([0.3, -0.8], np.float32)
+    for action in (2, 3, 4):
+        log_prob = policy.distribution.log_probs(policy(torch.from_numpy(state)[None]), torch.tensor([action]))[0]
+        parameters = list(policy.parameters())
+        expected = flat(torch.autograd.grad(log_prob, parameters), parameters)
+        torch.testing.assert_close(adapter.grad_log(state, action), expected, rtol=1e-4, atol=1e-6)
+        assert adapter.forward(state)[action - 2].item() == pytest.approx(log_prob.exp().item(), abs=1e-6)
+    theta = adapter.get_parameters()
+    assert theta.shape == (adapter.dim,)
+    adapter.set_parameters(2 * theta)
+    assert torch.equal(adapter.get_parameters(), 2 * theta)
+    torch.manual_seed(0)
+    assert {adapter.draw_action(state) for _ in range(100)} <= {2, 3, 4}
+
+
+LEARN = ["rollout.episodes=6", "env.num_envs=6", "training.iterations=3", "evaluation.every=null", "checkpoint.every=1"]
+
+
+def last(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoints.load(sorted((run / "checkpoints").glob("*.safetensors"))[-1]).agent
+
+
+def test_training_with_the_tutorials_estimator_is_training_with_pgclis(here: Path) -> None:
+    own = "algorithm.estimator=student.py:gpomdp"
+    pgcli("train", "tutorial", *LEARN, own, "optimizer.learning_rate=0.1", "--run-dir", "own", cwd=here)
+    pgcli("train", "tutorial", *LEARN, "optimizer.learning_rate=0.1", "--run-dir", "ours", cwd=here)
+    for row, other in zip(rows(here / "own/metrics.csv"), rows(here / "ours/metrics.csv"), strict=True):
+        assert row["policy_loss"] == "", "there is none"
+        assert row["return_mean"] == other["return_mean"]
+        assert float(row["grad_norm"]) == pytest.approx(float(other["grad_norm"]), rel=1e-4)
+        assert row["entropy"]
+    mine, ours = last(here / "own"), last(here / "ours")
+    moved = "policy.network.0.weight"
+    for name, tensor in mine.items():
+        torch.testing.assert_close(tensor, ours[name], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(
+        mine[moved], checkpoints.load(here / "own/checkpoints/iteration-000000.safetensors").agent[moved]
+    )
+
+
+def test_a_checkpoint_never_runs_the_users_code_and_resume_does(here: Path) -> None:
+    own = "algorithm.estimator=student.py:gpomdp"
+    pgcli("train", "tutorial", *LEARN, own, "--run-dir", "run", cwd=here)
+    (here / "student.py").write_text(STUDENT + "\nopen('ran', 'w')\n")
+    done = pgcli("verify", "run", cwd=here)
+    assert "code of the user's, which is not run" in done.stdout.replace("\n", " ").replace("  ", " ")
+    pgcli("eval", "run", "--episodes", 2, cwd=here)
+    pgcli("plot", "run", cwd=here)
+    assert not (here / "ran").exists()
+    pgcli("resume", "run", "training.iterations=4", cwd=here)
+    assert (here / "ran").exists()
+    assert len(rows(here / "run/metrics.csv")) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("student.py:over_parameters", 2, ["shape []", "`pgcli check student.py:over_parameters` says more"]),
+        ("student.py:raises", 2, ["IndexError", "(student.py:"]),
+        ("student.py:steps_itself", 2, ["changed the policy's parameters"]),
+        ("student.py:gone", 2, ["has no `gone`"]),
+        ("gone.py:reinforce", 2, ["gone.py: no such file"]),
+        ("infinite.py:f", 5, ["is not finite"]),
+        ("network.py:Right", 2, ["is a class"]),
+    ],
+)
+def test_an_estimator_that_fails_is_one_error_and_a_hint(name: str, code: int, words: list[str], here: Path) -> None:
+    (here / "infinite.py").write_text(
+        "import torch\ndef f(r, policy, g):\n    return torch.full((policy.dim,), torch.inf)\n"
+    )
+    (here / "network.py").write_text(NETWORK)
+    done = pgcli("train", "tutorial", *LEARN, f"algorithm.estimator={name}", "--run-dir", "run", cwd=here, code=code)
+    assert (done.stderr.count("error:"), done.stderr.count("hint:")) == (1, 1)
+    for word in words:
+        assert word in done.stderr
+
+
+OWN = "algorithm.estimator=my.py:reinforce"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason", "mend"),
+    [
+        (("algorithm.estimator=reinforce",), "expected FILE.py:NAME", OWN),
+        ((OWN, "rollout={episodes: null, steps: 8}", "algorithm.baseline=value"), "not segments", ""),
+        (
+            (OWN, "algorithm.objective=clip"),
+            "one step on data of the policy's own",
+            "algorithm.objective=policy_gradient",
+        ),
+        ((OWN, "algorithm.baseline=value"), "no value function", "algorithm.baseline=none"),
+        ((OWN, "algorithm={baseline: group, group_size: 4, estimator: my.py:f}"), "not told of groups", ""),
+        ((OWN, "algorithm.entropy_coef=0.1"), "the whole gradient", "algorithm.entropy_coef=0"),
+        ((OWN, "policy.memory=gru"), "no score of one step", "policy.memory=none"),
+    ],
+)
+def test_what_does_not_go_with_an_estimator_of_ones_own_is_refused(
+    overrides: tuple[str, ...], reason: str, mend: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        override(Config(), overrides)
+    if mend:
+        assert override(Config(), [*overrides, mend]).algorithm.estimator
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["env.id=Pendulum-v1", "env.max_episode_steps=5"], "one choice among actions"),
+        (["env.id=tasks:Permitted-v0"], "knows no masks"),
+        (["env.id=tasks:Identity-v0", "env.kwargs.observation=image, 2-d"], "reads no images"),
+    ],
+)
+def test_a_policy_that_the_tutorials_methods_cannot_stand_for_is_refused(
+    overrides: list[str], words: str, here: Path
+) -> None:
+    own = "algorithm.estimator=student.py:gpomdp"
+    done = pgcli("train", "tutorial", *LEARN, own, *overrides, "--run-dir", "r", cwd=here, code=2, PYTHONPATH=PATHS)
+    assert words in done.stderr
+    assert not (here / "r").exists(), "nothing is written"
+
+
+def test_observations_that_are_choices_are_one_hot(here: Path) -> None:
+    settings = ["env.id=tasks:Identity-v0", "algorithm.estimator=student.py:gpomdp", "--run-dir", "run"]
+    pgcli("train", "tutorial", *LEARN, *settings, cwd=here, PYTHONPATH=PATHS)
+    assert all(float(row["grad_norm"]) > 0 for row in rows(here / "run/metrics.csv"))
