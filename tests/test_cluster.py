@@ -112,8 +112,9 @@ SAME: dict[str, tuple[str, ...]] = {
     "LunarLander, segments": (*CASES["Box2D"], *THREE, "algorithm.num_minibatches=1"),
 }
 LOST = {
-    "killed, episodes": ("kill", EPISODES),
-    "stopped, segments": ("stop", SEGMENTS),
+    "killed, episodes": ("kill", EPISODES, TWO),
+    "stopped, segments": ("stop", SEGMENTS, TWO),
+    "killed in its third chunk, segments": ("kill", (*SEGMENTS, "env.kwargs.after=98"), ONE),
 }
 
 
@@ -125,8 +126,8 @@ def on_one_machine(path: Path) -> None:
     patch = pytest.MonkeyPatch()
     patch.setattr(actors, "HANG_SECONDS", 6.0)
     patch.setattr(actors, "PULSE_SECONDS", 0.5)
-    for case, (trouble, rollout) in LOST.items():
-        run(path / case / "ray", *fragile(trouble, str(path / case / "once"), *rollout), *TWO)
+    for case, (trouble, rollout, crew) in LOST.items():
+        run(path / case / "ray", *fragile(trouble, str(path / case / "once"), *rollout), *crew)
     with pytest.raises(EnvironmentFailure, match=r"the actor of chunk \d was lost, 3 times in a row"):
         run(path / "exit", *fragile("exit", "", *EPISODES, "env.kwargs.after=1"), *ONE)
     faults = []
@@ -147,7 +148,7 @@ def on_one_machine(path: Path) -> None:
 def test_actors_give_the_bytes_of_this_process_also_when_they_are_killed_or_hang(tmp_path: Path) -> None:
     for case, words in SAME.items():
         run(tmp_path / case / "0", *words)
-    for case, (trouble, rollout) in LOST.items():
+    for case, (trouble, rollout, _) in LOST.items():
         run(tmp_path / case / "0", *fragile(trouble, str(tmp_path / case / "once"), *rollout))
     in_child(on_one_machine, tmp_path)
     for case in (*SAME, *LOST):

@@ -109,9 +109,12 @@ class Actors:
                             f"the actor of chunk {at} {what}, {TRIES} times in a row",
                             "sampling.workers=0 shows what happens in this process",
                         )
-                    unsent |= set(mine.values())
                     for answer in mine:
                         del waiting[answer]
+                    for number in range(place, count, self.count):  # also what is done, for its environments are gone
+                        results.pop(number, None)
+                        failures.pop(number, None)
+                        unsent.add(number)
                     self._end(place)
                 lost.clear()
         except BaseException:
