@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from pgcli.closed_form import is_plain, joint_gradient, policy_gradient, value_gradient
+from pgcli.closed_form import is_plain
 from pgcli.config.schema import Config
-from pgcli.descent import Batch, Named, Step, Terms, check_finite, descend, minibatches
+from pgcli.descent import Batch, Named, Step, check_finite, descend, minibatches
 from pgcli.estimators.baselines import group_baseline, leave_one_out_baseline, mean_baseline, optimal_baseline
 from pgcli.estimators.objectives import (
-    clip_loss,
-    clip_slope,
     explained_variance,
     group_standardized,
-    importance_sampling_loss,
-    importance_sampling_slope,
-    kl_estimates,
-    kl_slopes,
-    policy_gradient_loss,
-    policy_gradient_slope,
     standardized,
     step_weights,
-    value_loss,
-    value_slope,
 )
 from pgcli.estimators.returns import trajectory_returns, vtrace_returns
 from pgcli.estimators.trajectories import Trajectories, pad_columns
+from pgcli.losses import Losses
 from pgcli.optimizers import Optimizer, scheduled
 from pgcli.policies.along import log_probs_along, ratios_along, squared_scores_along, steps_along, values_along
 from pgcli.policies.normalizers import ReturnScale
@@ -73,6 +63,7 @@ class PolicyGradient:
         self.optimizer = Optimizer(config.optimizer.name, [*self.policy.parameters(), *(own if shared else [])])
         self.value_optimizer = Optimizer(config.optimizer.name, own) if own and not shared else None
         columns = config.env.num_envs if config.rollout.steps else 0
+        self.losses = Losses(config, self.policy, self.value)
         self.return_scale = ReturnScale(columns) if config.value.normalize_returns and config.has_value else None
         self.estimator: Callable[[Trajectories], Tensor] | None = None  # the user's own, from whoever may run it
         self.past = [deepcopy(self.policy) for _ in range(config.algorithm.reuse - 1)]  # newest first
@@ -88,6 +79,7 @@ class PolicyGradient:
         other = copy(self)
         other.config = self.config.with_estimator(name)
         other.value = self.value if other.config.has_value else None
+        other.losses = Losses(other.config, other.policy, other.value)
         return other
 
     # ------------------------------------------------------------------------------------------ from data to a batch
@@ -167,133 +159,6 @@ class PolicyGradient:
 
     # -------------------------------------------------------------------------------------- from a batch to a gradient
 
-    def policy_terms(self, batch: Batch, progress: float = 0.0, trunk: Tensor | None = None) -> Terms:
-        """Compute the policy's loss on a batch; without behavior_log_probs, the policy itself is the one that acted."""
-        outputs = self.policy(batch.obs, batch.windows, trunk)
-        log_probs = self.policy.distribution.log_probs(outputs, batch.actions)
-        with torch.set_grad_enabled(self._entropy_coef(progress) > 0):
-            entropy = self.policy.distribution.entropy(outputs)
-        return self._policy_terms(log_probs, entropy, batch, progress)
-
-    def _policy_terms(self, log_probs: Tensor, entropy: Tensor, batch: Batch, progress: float) -> Terms:
-        algorithm, entropy = self.config.algorithm, entropy.mean()
-        log_ratios = _log_ratios(log_probs, batch)
-        policy_loss = self.policy_loss(log_probs, log_ratios, batch, progress)
-        loss = policy_loss - self._entropy_coef(progress) * entropy
-        terms = {"loss": loss, "policy_loss": policy_loss, "entropy": entropy}
-        if algorithm.objective != "policy_gradient":
-            kl = kl_estimates(log_ratios if algorithm.kl_coef > 0 else log_ratios.detach()).mean()
-            ratios = log_ratios.detach().exp()
-            terms |= {"approx_kl": kl, "ratio": ratios.mean(), "squared_ratio": ratios.square().mean()}
-            if algorithm.kl_coef > 0:
-                terms["loss"] = loss + algorithm.kl_coef * kl
-            if algorithm.objective == "clip":
-                clip_range = self._clip_range(progress)
-                terms["clip_fraction"] = ((ratios - 1).abs() > clip_range).to(ratios.dtype).mean()
-        return terms
-
-    def policy_loss(self, log_probs: Tensor, log_ratios: Tensor, batch: Batch, progress: float) -> Tensor:
-        """Compute the objective's loss from log π and log π - log μ, both [M], of the steps of a batch."""
-        algorithm, advantages, weights = self.config.algorithm, batch.advantages, batch.weights
-        match algorithm.objective:
-            case "policy_gradient":
-                return policy_gradient_loss(log_probs, advantages, weights)
-            case "importance_sampling":
-                bound, self_normalize = algorithm.importance_bound or math.inf, algorithm.self_normalize
-                return importance_sampling_loss(log_probs, log_ratios, advantages, weights, bound, self_normalize)
-            case "clip":
-                return clip_loss(log_ratios, advantages, weights, self._clip_range(progress))
-            case _:
-                assert_never(algorithm.objective)
-
-    def _policy_slope(self, log_probs: Tensor, batch: Batch, progress: float) -> Tensor:
-        """Compute ∂loss/∂log π [M] of what `_policy_terms` computes: how much each score counts."""
-        algorithm, advantages, weights = self.config.algorithm, batch.advantages, batch.weights
-        log_ratios = _log_ratios(log_probs, batch)
-        match algorithm.objective:
-            case "policy_gradient":
-                return policy_gradient_slope(advantages, weights)
-            case "importance_sampling":
-                bound, self_normalize = algorithm.importance_bound or math.inf, algorithm.self_normalize
-                slope = importance_sampling_slope(log_ratios, advantages, weights, bound, self_normalize)
-            case "clip":
-                slope = clip_slope(log_ratios, advantages, weights, self._clip_range(progress))
-            case _:
-                assert_never(algorithm.objective)
-        return slope + algorithm.kl_coef / len(batch) * kl_slopes(log_ratios) if algorithm.kl_coef > 0 else slope
-
-    def _entropy_coef(self, progress: float) -> float:
-        return scheduled(self.config.algorithm.entropy_coef, self.config.algorithm.entropy_coef_schedule, progress)
-
-    def _clip_range(self, progress: float) -> float:
-        return scheduled(self.config.algorithm.clip_range, self.config.algorithm.clip_range_schedule, progress)
-
-    def value_terms(self, batch: Batch, trunk: Tensor | None = None) -> Terms:
-        """Compute the value function's loss on a batch."""
-        assert self.value is not None
-        return self._value_terms(self.value(self.policy, batch.obs, batch.windows, trunk), batch)
-
-    def _value_slope(self, values: Tensor, batch: Batch) -> Tensor:
-        """Compute ∂loss/∂V [M] of what `_value_terms` computes."""
-        clip_range = self.config.value.clip_range
-        return self.config.algorithm.value_coef * value_slope(values, batch.returns, batch.values, clip_range)
-
-    def _value_terms(self, values: Tensor, batch: Batch) -> Terms:
-        loss = value_loss(values, batch.returns, batch.values, self.config.value.clip_range)
-        return {"loss": self.config.algorithm.value_coef * loss, "value_loss": loss}
-
-    def joint_terms(self, batch: Batch, progress: float) -> Terms:
-        """Add both losses, for a trunk that they share."""
-        trunk = self.policy.trunk(batch.obs, batch.windows)
-        return _together(self.policy_terms(batch, progress, trunk), self.value_terms(batch, trunk))
-
-    def step_of(self, batch: Batch, of: Literal["policy", "value", "joint"], progress: float) -> Step:
-        """Give ∂loss/∂θ in the order of the optimizer's parameters, and the terms of the loss if they are asked for."""
-        if batch.read is None:
-            return self._by_autograd(batch, of, progress)
-
-        def slope(log_probs: Tensor) -> Tensor:
-            return self._policy_slope(log_probs, batch, progress)
-
-        def value_slope(values: Tensor) -> Tensor:
-            return self._value_slope(values, batch)
-
-        entropy_slope = -self._entropy_coef(progress) / len(batch)
-        match of:
-            case "policy":
-                scored, gradient = policy_gradient(self.policy, batch, slope, entropy_slope)
-                return gradient, lambda: self._policy_terms(scored.log_probs, scored.entropy(), batch, progress)
-            case "value":
-                assert self.value is not None
-                values, gradient = value_gradient(self.value, batch, value_slope)
-                return gradient, lambda: self._value_terms(values, batch)
-            case "joint":
-                assert self.value is not None
-                scored, values, gradient = joint_gradient(
-                    self.policy, self.value, batch, slope, entropy_slope, value_slope
-                )
-                return gradient, lambda: _together(
-                    self._policy_terms(scored.log_probs, scored.entropy(), batch, progress),
-                    self._value_terms(values, batch),
-                )
-            case _:
-                assert_never(of)
-
-    @torch.enable_grad()
-    def _by_autograd(self, batch: Batch, of: Literal["policy", "value", "joint"], progress: float) -> Step:
-        optimizer = self.value_optimizer if of == "value" else self.optimizer
-        assert optimizer is not None
-        match of:
-            case "policy":
-                terms = self.policy_terms(batch, progress)
-            case "value":
-                terms = self.value_terms(batch)
-            case "joint":
-                terms = self.joint_terms(batch, progress)
-            case _:
-                assert_never(of)
-        return list(torch.autograd.grad(terms["loss"], optimizer.parameters)), lambda: terms
-
     def given_step(self, batch: Batch, gradient: Tensor) -> Step:
         """Go along `gradient`, an ascent of the user's own, [dim] in the order of the policy's parameters."""
         parameters = self.optimizer.parameters
@@ -303,7 +168,7 @@ class PolicyGradient:
 
     def gradient(self, trajectories: Trajectories) -> tuple[list[Tensor], Tensor, Tensor]:
         """Estimate -∇J: gradients in the order of the policy's parameters, the policy loss, the mean entropy."""
-        terms = self.policy_terms(self.batch(trajectories)[0])
+        terms = self.losses.policy_terms(self.batch(trajectories)[0])
         gradients = torch.autograd.grad(terms["loss"], list(self.policy.parameters()))
         return list(gradients), terms["policy_loss"].detach(), terms["entropy"].detach()
 
@@ -361,7 +226,7 @@ class PolicyGradient:
         if is_plain(self.policy, self.value):
             batch = replace(batch, read=self.policy.encode(batch.obs))
         rate = scheduled(optimizer.learning_rate, optimizer.schedule, progress)
-        step_of = partial(self.step_of, of="joint" if joint else "policy", progress=progress)
+        step_of = partial(self.losses.step_of, of="joint" if joint else "policy", progress=progress)
         if algorithm.estimator is not None:
             assert self.estimator is not None, "the user's own code was not let in"
             step_of = partial(self.given_step, gradient=self.estimator(trajectories))
@@ -386,7 +251,7 @@ class PolicyGradient:
                 self.value_optimizer,
                 parts(Purpose.VALUE_MINIBATCH, count),
                 count,
-                partial(self.step_of, of="value", progress=progress),
+                partial(self.losses.step_of, of="value", progress=progress),
                 own,
                 optimizer.max_grad_norm,
                 check=check,
@@ -424,9 +289,9 @@ class PolicyGradient:
             squared = report["squared_ratio"]  # 0 where all ratios are too small to be squared
             report["effective_sample_size"] = steps * report["ratio"] ** 2 / squared if squared > 0 else 0.0
         if algorithm.objective == "clip":
-            report["clip_range"] = self._clip_range(progress)
+            report["clip_range"] = self.losses.clip_range(progress)
         if algorithm.entropy_coef > 0:
-            report["entropy_coef"] = self._entropy_coef(progress)
+            report["entropy_coef"] = self.losses.entropy_coef(progress)
         if self.return_scale is not None:
             report["return_scale"] = self.reward_scale
         return Update(**{field.name: report[field.name] for field in fields(Update) if field.name in report})
@@ -471,15 +336,6 @@ def _settle_torch() -> None:
     """Set what torch keeps for the whole process, and an environment that uses it may have set otherwise."""
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
-
-
-def _together(policy: Terms, value: Terms) -> Terms:
-    return policy | value | {"loss": policy["loss"] + value["loss"]}
-
-
-def _log_ratios(log_probs: Tensor, batch: Batch) -> Tensor:
-    """Compute log π - log μ; 0 for data without behavior_log_probs, which are the policy's own."""
-    return log_probs - (log_probs.detach() if batch.behavior_log_probs is None else batch.behavior_log_probs)
 
 
 def _acted_by(policy: Policy, trajectories: Trajectories) -> Trajectories:

@@ -79,7 +79,7 @@ def _coefficients(
     own = log_probs.flatten()[rows].requires_grad_()
     behavior = own.detach() if agent.config.algorithm.reuse == 1 else batch.behavior_log_probs
     assert behavior is not None, "reused trajectories have those of the policy that acted"
-    loss = agent.policy_loss(own, own - behavior, batch, progress)
+    loss = agent.losses.policy_loss(own, own - behavior, batch, progress)
     (slope,) = torch.autograd.grad(loss, own)
     return from_steps(-slope, rows, trajectories.mask.shape)
 

@@ -73,8 +73,8 @@ def batch_of(agent: PolicyGradient, obs: Tensor) -> Batch:
 def assert_same(agent: PolicyGradient, batch: Batch, of: Any) -> None:
     assert is_plain(agent.policy, agent.value)
     with torch.no_grad():
-        gradient, terms = agent.step_of(batch, of, 0.25)
-    expected, expected_terms = agent.step_of(replace(batch, read=None), of, 0.25)
+        gradient, terms = agent.losses.step_of(batch, of, 0.25)
+    expected, expected_terms = agent.losses.step_of(replace(batch, read=None), of, 0.25)
     assert len(gradient) == len(expected)
     for number, (one, other) in enumerate(zip(gradient, expected, strict=True)):
         assert other.abs().max() > 1e-6, number  # none is trivially equal

@@ -22,6 +22,7 @@ from pgcli.agent import PolicyGradient
 from pgcli.descent import Batch, minibatches
 from pgcli.errors import Diverged
 from pgcli.experiment import Request, run_experiment
+from pgcli.losses import Losses
 from pgcli.records import Iteration, Notice, Record
 from pgcli.runs import checkpoints
 
@@ -109,14 +110,14 @@ def test_an_action_that_the_policy_would_never_take_is_told_by_its_log_probabili
 
 def test_a_gradient_that_is_not_finite_is_named_where_the_loss_is(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = agent_with({"baseline": "mean"})
-    whole = agent.step_of
+    whole = agent.losses.step_of
 
     def step_of(*arguments: Any, **keywords: Any) -> Any:
         gradients, terms = whole(*arguments, **keywords)
         gradients[1][0] = math.nan
         return gradients, terms
 
-    monkeypatch.setattr(agent, "step_of", step_of)
+    monkeypatch.setattr(Losses, "step_of", lambda self, *args, **kwargs: step_of(*args, **kwargs))
     with pytest.raises(
         Diverged, match=r"the gradient of policy\.network\.0\.bias is not finite, and so grad_norm is nan"
     ):

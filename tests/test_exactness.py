@@ -35,6 +35,7 @@ from pgcli.estimators.objectives import (
 )
 from pgcli.estimators.returns import vtrace_returns
 from pgcli.estimators.trajectories import Trajectories
+from pgcli.losses import Losses
 from pgcli.policies.along import ratios_along, squared_scores_along, values_along
 from pgcli.policies.distributions import (
     Bernoulli,
@@ -605,14 +606,14 @@ def test_one_step_on_fresh_data_has_ratios_of_exactly_one(objective: str) -> Non
 def watched(agent: PolicyGradient, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
     """Keep the terms of the policy's loss before each step."""
     seen: list[dict[str, float]] = []
-    step_of = agent.step_of
+    step_of = agent.losses.step_of
 
     def watching(*args: Any, **kwargs: Any) -> Any:
         gradient, terms = step_of(*args, **kwargs)
         seen.append({name: term.item() for name, term in terms().items()})
         return gradient, terms
 
-    monkeypatch.setattr(agent, "step_of", watching)
+    monkeypatch.setattr(Losses, "step_of", lambda self, *args, **kwargs: watching(*args, **kwargs))
     return seen
 
 
@@ -766,7 +767,7 @@ def test_the_losses_of_minibatches_weighed_by_their_share_sum_to_that_of_the_bat
     parts = [part for _, part in minibatches(batch, 1, count, lambda _: ordered(order.tolist()), on_policy=False)]
     assert len(parts) == min(count, 13)
     assert sum(part.share for part in parts) == pytest.approx(1)
-    for terms in (agent.policy_terms, agent.value_terms):
+    for terms in (agent.losses.policy_terms, agent.losses.value_terms):
         whole = terms(batch)
         for name in whole.keys() - {"squared_ratio"}:
             pieces = sum(part.share * terms(part)[name].item() for part in parts)
@@ -780,7 +781,7 @@ def test_over_all_orders_every_minibatch_has_the_gradient_of_the_batch_in_the_me
     batch, _ = agent.batch(small)
 
     def gradient(part: Any) -> Tensor:
-        gradients = torch.autograd.grad(agent.policy_terms(part)["loss"], list(agent.policy.parameters()))
+        gradients = torch.autograd.grad(agent.losses.policy_terms(part)["loss"], list(agent.policy.parameters()))
         return torch.cat([g.flatten() for g in gradients])
 
     for count in (2, 3):
@@ -953,7 +954,7 @@ def test_the_value_function_learns_from_the_returns_and_from_where_it_was() -> N
     with torch.no_grad():
         list(agent.value.parameters())[-1].add_(0.5)
     expected = np.maximum((old + 0.5 - targets) ** 2, (old + 0.25 - targets) ** 2).mean()
-    terms = agent.value_terms(laid_out)
+    terms = agent.losses.value_terms(laid_out)
     assert terms["value_loss"].item() == pytest.approx(expected, rel=1e-12)
     assert terms["loss"].item() == pytest.approx(expected / 2, rel=1e-12)  # value_coef is 1/2
 
@@ -1299,7 +1300,7 @@ def everything_learned(agent: PolicyGradient, batch: Trajectories) -> Tensor:
     laid_out, _ = agent.batch(batch)
     gradients = list(agent.gradient(batch)[0])
     if agent.value is not None:
-        gradients += torch.autograd.grad(agent.value_terms(laid_out)["loss"], list(agent.value.parameters()))
+        gradients += torch.autograd.grad(agent.losses.value_terms(laid_out)["loss"], list(agent.value.parameters()))
     return torch.cat([g.flatten() for g in gradients])
 
 

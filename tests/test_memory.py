@@ -198,7 +198,7 @@ def test_the_minibatches_of_an_epoch_hold_every_step_once_and_sum_to_the_batch()
 
     agent = doubled(agent_for("lstm", cut=2, algorithm={"average": "steps"}))
     batch, _ = agent.batch(segment(agent))
-    whole = torch.autograd.grad(agent.policy_terms(batch)["policy_loss"], list(agent.policy.parameters()))
+    whole = torch.autograd.grad(agent.losses.policy_terms(batch)["policy_loss"], list(agent.policy.parameters()))
     parts = [part for _, part in minibatches(batch, 1, 3, lambda epoch: np.random.default_rng(epoch), on_policy=False)]
     assert sum(map(len, parts)) == len(batch) == 17
     sums = [torch.zeros_like(g) for g in whole]
@@ -206,7 +206,7 @@ def test_the_minibatches_of_an_epoch_hold_every_step_once_and_sum_to_the_batch()
         assert part.windows is not None
         share = part.parts / batch.parts
         assert part.share == len(part) / len(batch), "its weight in what is reported"
-        gradients = torch.autograd.grad(agent.policy_terms(part)["policy_loss"], list(agent.policy.parameters()))
+        gradients = torch.autograd.grad(agent.losses.policy_terms(part)["policy_loss"], list(agent.policy.parameters()))
         sums = [total + share * g for total, g in zip(sums, gradients, strict=True)]
     for one, other in zip(sums, whole, strict=True):
         torch.testing.assert_close(one, other)

@@ -20,6 +20,7 @@ FLOORS = (
     ("policies",),
     ("sampling", "descent"),
     ("closed_form",),
+    ("losses",),
     ("agent", "evaluation", "student"),
     ("ledger",),
     ("training",),

@@ -80,8 +80,8 @@ def test_a_shared_trunk_descends_the_sum_of_both_losses_at_once() -> None:
     assert agent.value is not None
     batch, _ = agent.batch(BATCH)
     parameters = [*agent.policy.parameters(), *agent.value.parameters()]
-    policy = torch.autograd.grad(agent.policy_terms(batch)["policy_loss"], parameters, allow_unused=True)
-    value = torch.autograd.grad(agent.value_terms(batch)["value_loss"], parameters, allow_unused=True)
+    policy = torch.autograd.grad(agent.losses.policy_terms(batch)["policy_loss"], parameters, allow_unused=True)
+    value = torch.autograd.grad(agent.losses.value_terms(batch)["value_loss"], parameters, allow_unused=True)
     expected = [
         p.detach() - 0.5 * sum((x for x in (a, None if b is None else 0.25 * b) if x is not None), torch.zeros(()))
         for p, a, b in zip(parameters, policy, value, strict=True)
