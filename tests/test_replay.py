@@ -130,8 +130,8 @@ def pixels(file: Path) -> list[tuple[int, ...]]:
 
 def test_what_is_filmed_is_the_episode_of_that_column_also_where_it_began_iterations_ago(tmp_path: Path) -> None:
     overrides = ("env.id=Shown-v0", "env.num_envs=2", "env.chunk_size=1", "rollout.steps=3")
-    overrides = (*overrides, "algorithm.num_minibatches=1")
-    path = train(tmp_path / "run", "cartpole/ppo", *SETTINGS, *overrides)
+    minibatches = "algorithm.num_minibatches=1"
+    path = train(tmp_path / "run", "cartpole/ppo", *SETTINGS, *overrides, minibatches)
     number, earlier = dict.fromkeys(range(2), 0), 0
     facts = {}  # which episode ends when, by hand: a column's lengths follow from its seeds, and a reset costs a row
     for column in range(2):
