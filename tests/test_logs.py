@@ -116,6 +116,7 @@ def test_a_resumed_run_has_each_point_once_and_none_of_what_was_cut_away(plain: 
 
     run = train(tmp_path / "run", "logging.tensorboard=true", resume=True, watch=look)
     assert seen == [("resumed", 2)]
+    assert len(list((run / "tensorboard").iterdir())) == 1
     assert scalars(run) == as_float32(tables(run))
     assert of_the_result(run) == of_the_result(plain)
 

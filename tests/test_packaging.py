@@ -19,6 +19,7 @@ def test_the_wheel_trains_and_has_the_shipped_configs_inside(tmp_path: Path) -> 
     shipped = sorted(str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml"))
     inside = tmp_path / "site/pgcli/configs"
     assert sorted(str(path.relative_to(inside)) for path in inside.rglob("*.yaml")) == shipped
+    assert (inside / "schema.json").is_file(), "what the configs name for editors"
     done = subprocess.run(
         [sys.executable, "-c", "import pgcli.__main__ as m, pgcli; print(pgcli.__file__); m.main()", "init", "--list"],
         cwd=tmp_path / "site",

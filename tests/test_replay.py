@@ -129,8 +129,9 @@ def pixels(file: Path) -> list[tuple[int, ...]]:
 
 
 def test_what_is_filmed_is_the_episode_of_that_column_also_where_it_began_iterations_ago(tmp_path: Path) -> None:
-    overrides = ("env.id=Shown-v0", "env.num_envs=2", "rollout.steps=3", "algorithm.num_minibatches=1")
-    path = train(tmp_path / "run", "cartpole/ppo", *SETTINGS, *overrides)
+    overrides = ("env.id=Shown-v0", "env.num_envs=2", "env.chunk_size=1", "rollout.steps=3")
+    minibatches = "algorithm.num_minibatches=1"
+    path = train(tmp_path / "run", "cartpole/ppo", *SETTINGS, *overrides, minibatches)
     number, earlier = dict.fromkeys(range(2), 0), 0
     facts = {}  # which episode ends when, by hand: a column's lengths follow from its seeds, and a reset costs a row
     for column in range(2):
@@ -140,7 +141,7 @@ def test_what_is_filmed_is_the_episode_of_that_column_also_where_it_began_iterat
             k, length, _ = Counting.facts(seed)
             end = row + length - 1
             if end < 21:
-                facts[end // 3, end, column] = (k, length)
+                facts[end // 3, column, end] = (k, length)  # a chunk's episodes come after those of the one before it
                 earlier += row // 3 < end // 3
             number[column], row = number[column] + 1, end + 2
     assert earlier > 3, "some episodes run over the end of a segment"
