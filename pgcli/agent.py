@@ -155,7 +155,8 @@ class PolicyGradient:
         dtype = next(self.policy.network.parameters()).dtype
         real = (advantages.to(dtype), weights.to(dtype), returns.to(dtype), values.to(dtype))
         obs, log_probs = taken(trajectories.obs[:-1]), None if behavior is None else taken(behavior)
-        return Batch(obs, actions, *real, log_probs, windows), report
+        read = self.policy.encode(obs) if is_plain(self.policy, self.value) else None
+        return Batch(obs, actions, *real, log_probs, windows, read), report
 
     # -------------------------------------------------------------------------------------- from a batch to a gradient
 
@@ -168,9 +169,11 @@ class PolicyGradient:
 
     def gradient(self, trajectories: Trajectories) -> tuple[list[Tensor], Tensor, Tensor]:
         """Estimate -∇J: gradients in the order of the policy's parameters, the policy loss, the mean entropy."""
-        terms = self.losses.policy_terms(self.batch(trajectories)[0])
-        gradients = torch.autograd.grad(terms["loss"], list(self.policy.parameters()))
-        return list(gradients), terms["policy_loss"].detach(), terms["entropy"].detach()
+        batch, _ = self.batch(trajectories)
+        with torch.no_grad():
+            gradients, terms = self.losses.step_of(batch, "policy", 0.0)
+            told = terms()
+        return gradients, told["policy_loss"].detach(), told["entropy"].detach()
 
     # ------------------------------------------------------------------------------------- from gradients to parameters
 
@@ -223,8 +226,6 @@ class PolicyGradient:
 
             return minibatches(batch, epochs, algorithm.num_minibatches, shuffler, on_policy=algorithm.reuse == 1)
 
-        if is_plain(self.policy, self.value):
-            batch = replace(batch, read=self.policy.encode(batch.obs))
         rate = scheduled(optimizer.learning_rate, optimizer.schedule, progress)
         step_of = partial(self.losses.step_of, of="joint" if joint else "policy", progress=progress)
         if algorithm.estimator is not None:

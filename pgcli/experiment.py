@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar, assert_never
 from pgcli import student
 from pgcli.agent import PolicyGradient
 from pgcli.cluster import cores, cpus, join
-from pgcli.config import Config, load_config, to_data
+from pgcli.config import Config, flat, load_config, to_data
 from pgcli.config.schema import EnvConfig
 from pgcli.errors import Diverged, EnvironmentFailure, Interrupted, PgcliError, RunDirectoryError, typed
 from pgcli.extras import require
@@ -344,7 +344,7 @@ def stored_config(path: Path) -> Config:
 
 def changes_of(config: Config, stored: Config, path: Path) -> list[str]:
     """List what `config` changes in the run of `path`, as `key=value`; raise RunDirectoryError for what may not."""
-    before, after = dict(_flat(_of_the_result(stored))), dict(_flat(_of_the_result(config)))
+    before, after = flat(_of_the_result(stored)), flat(_of_the_result(config))
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
     refused = [key for key in changed if not key.startswith(CHANGEABLE)]
     if refused:
@@ -371,11 +371,3 @@ def has_constant_schedules(config: Config) -> bool:
 def _of_the_result(config: Config) -> dict[str, Any]:
     """Give the config as plain data, without what other tools are given: a checkpoint is the same with and without."""
     return {key: value for key, value in to_data(config).items() if key != "logging"}
-
-
-def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - plain data
-    if isinstance(data, dict) and data:
-        for key, value in data.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, data

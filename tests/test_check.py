@@ -20,6 +20,7 @@ from test_environments import PATHS
 from test_grid import CELLS
 
 from pgcli import agent as agent_module
+from pgcli import losses as losses_module
 from pgcli.config import Config, override
 from pgcli.config.rules import violations
 from pgcli.config.schema import PolicyConfig
@@ -226,7 +227,7 @@ def test_continuous_actions_are_sampled_and_unbiased(distribution: str) -> None:
 
 Broken = Callable[[Any], Callable[..., Any]]
 BREAKS: list[tuple[Any, str, Broken, tuple[str, ...], str]] = [
-    (agent_module, "policy_gradient_loss", lambda f: lambda *a: -f(*a), IN_FULL, "bandit"),
+    (losses_module, "policy_gradient_slope", lambda f: lambda *a: -f(*a), IN_FULL, "bandit"),
     (agent_module, "step_weights", lambda f: lambda m, a: 1.01 * f(m, a), IN_FULL, "chain"),
     (
         agent_module,
@@ -245,16 +246,16 @@ BREAKS: list[tuple[Any, str, Broken, tuple[str, ...], str]] = [
         "corridor",
     ),
     (
-        agent_module,
-        "clip_loss",
+        losses_module,
+        "clip_slope",
         lambda f: lambda lr, a, w, c: f(lr, a, w, 2 * c),
         ("algorithm.objective=clip",),
         "moved bandit",
     ),
     (
-        agent_module,
-        "importance_sampling_loss",
-        lambda f: lambda lp, lr, a, w, b, s: f(lp, 0.9 * lr, a, w, b, s),
+        losses_module,
+        "importance_sampling_slope",
+        lambda f: lambda lr, a, w, b, s: f(0.9 * lr, a, w, b, s),
         (*IN_FULL, "algorithm.objective=importance_sampling", "algorithm.baseline=none"),
         "moved bandit",
     ),
@@ -267,8 +268,8 @@ BREAKS: list[tuple[Any, str, Broken, tuple[str, ...], str]] = [
     ),
     (
         Gaussian,
-        "log_probs",
-        lambda f: lambda self, o, a: f(self, o, a) / 2,
+        "scored",
+        lambda f: lambda self, o, a: f(self, o + 0.1, a),
         (*IN_FULL, "algorithm.baseline=none"),
         "target",
     ),
@@ -324,8 +325,8 @@ def test_a_config_is_checked_from_the_command_line(tmp_path: Path) -> None:
 
 def test_a_broken_estimator_ends_the_command_with_7(tmp_path: Path) -> None:
     program = (
-        "import sys; from pgcli import agent; from pgcli.__main__ import main; "
-        "loss = agent.policy_gradient_loss; agent.policy_gradient_loss = lambda *a: 2 * loss(*a); "
+        "import sys; from pgcli import losses; from pgcli.__main__ import main; "
+        "loss = losses.policy_gradient_loss; losses.policy_gradient_loss = lambda *a: 2 * loss(*a); "
         "sys.argv = ['pgcli', 'check', 'policy.memory=lstm']; sys.argv[2:] = ['cartpole', *sys.argv[2:]]; main()"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -147,7 +147,7 @@ RANGES = [
     ("policy: {hidden_sizes: [" + "1, " * 40 + "]}", "should be a list of at most 32 entries, got [1, 1", "[64, 64]"),
     (
         "training: {iterations: 1e12}",
-        "`training.iterations` should be at most 1000000000, got 1000000000000.0",
+        "`training.iterations` should be at most 1000000000, got 1000000000000",
         "limit",
     ),
     ("seed: -1", "1:1: `seed` should be at least 0, got -1", "The default is 0."),

@@ -18,7 +18,7 @@ from pgcli.config.schema import Config
 from pgcli.config.source import MAX_DEPTH, Source, dump, parse, read_bytes
 from pgcli.errors import ConfigError, Problem
 
-__all__ = ["Config", "config_from_data", "load_config", "override", "shipped_configs", "to_data", "to_yaml"]
+__all__ = ["Config", "config_from_data", "flat", "load_config", "override", "shipped_configs", "to_data", "to_yaml"]
 
 _EXAMPLE = "a whole config can be as short as `env: {id: CartPole-v1}`"
 _NO_MAPPING = "expected a mapping of keys to values"
@@ -64,6 +64,14 @@ def config_from_data(data: Any, name: str) -> Config:  # noqa: ANN401 - JSON of 
 def to_data(config: Config) -> dict[str, Any]:
     """Give the whole config as plain data, defaults included."""
     return config.model_dump(mode="json")
+
+
+def flat(data: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 - plain data
+    """Give plain data by dotted keys: `{env: {id: a}}` is `{"env.id": "a"}`. An empty mapping is a value."""
+    if not isinstance(data, dict) or not data:
+        return {prefix: data}
+    inner = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in data.items()]
+    return {key: value for part in inner for key, value in part.items()}
 
 
 def to_yaml(config: Config) -> str:

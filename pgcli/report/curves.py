@@ -10,13 +10,14 @@ import math
 import os
 import textwrap
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 
+from pgcli.config import flat
 from pgcli.config.source import parse, read_bytes
 from pgcli.errors import ConfigError, Problem, RunDirectoryError
 from pgcli.records import GradientEstimate
@@ -360,15 +361,12 @@ def _settings(path: Path) -> dict[str, str]:
         data = parse(read_bytes(path), str(path)).data
     except ConfigError as error:
         raise RunDirectoryError(f"{path}: not a config: {error.message}") from None
-    return dict(_flat(data, "")) if isinstance(data, dict) else {}
-
-
-def _flat(data: Any, prefix: str) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - plain data
-    if isinstance(data, dict) and data:
-        for key, value in data.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+    if not isinstance(data, dict):
+        return {}
+    return {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for key, value in flat(data).items()
+    }
 
 
 def _status(path: Path) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pgcli.config import Config, to_data
+from pgcli.config import Config, flat, to_data
 from pgcli.errors import PgcliError
 from pgcli.experiment import Request
 from pgcli.records import Evaluation, Iteration, Notice, Record
@@ -193,7 +193,8 @@ class TensorBoard:
         # a TensorBoard that is open on the folder forgets what it knows of it
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._writer.add_event(event_pb2.Event(wall_time=self._opened, step=0, session_log=start))
-        settings = {key: value for key, value in _flat(to_data(config)) if isinstance(value, bool | int | float | str)}
+        told = {key: str(value) if isinstance(value, list) else value for key, value in flat(to_data(config)).items()}
+        settings = {key: value for key, value in told.items() if isinstance(value, bool | int | float | str)}
         metrics = [summary_v2.Metric("evaluation/return_mean"), summary_v2.Metric("metrics/return_mean")]
         names = [summary_v2.HParam(name) for name in settings]
         self._write(summary_v2.hparams_config_pb(hparams=names, metrics=metrics), 0)
@@ -258,11 +259,3 @@ class WandB:
     def close(self) -> None:
         """Make the files whole."""
         self._run.finish()
-
-
-def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - plain data
-    if isinstance(data, dict):
-        for key, value in data.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, str(data) if isinstance(data, list) else data

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pgcli.config import Config, load_config, to_data
+from pgcli.config import Config, flat, load_config, to_data
 from pgcli.errors import ConfigError, RunDirectoryError, typed
 from pgcli.report import findings
 from pgcli.report.display import duration, short
@@ -71,7 +71,7 @@ def show(path: Path) -> dict[str, Any]:
         "name": config.name,
         "env": config.env.id,
         "seed": config.seed,
-        "config": {key: value for key, value in _flat(to_data(config)) if key not in ("name", "seed", "env.id")},
+        "config": {key: value for key, value in flat(to_data(config)).items() if key not in ("name", "seed", "env.id")},
         "changed": _changed(config),
         "iterations": metrics.rows,
         "env_steps": int(metrics["env_steps"][-1]) if metrics.rows else 0,
@@ -118,9 +118,11 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _changed(config: Config) -> dict[str, Any]:
     """List the keys that are not at their default."""
-    default = dict(_flat(to_data(Config())))
+    default = flat(to_data(Config()))
     leave = ("name", "seed", "env.id")
-    return {key: value for key, value in _flat(to_data(config)) if value != default.get(key) and key not in leave}
+    return {
+        key: value for key, value in flat(to_data(config)).items() if value != default.get(key) and key not in leave
+    }
 
 
 def _shares(timing: Columns) -> dict[str, float]:
@@ -360,14 +362,6 @@ def _value(value: Any) -> str:  # noqa: ANN401 - of a config
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - plain data
-    if isinstance(data, dict) and data:
-        for key, value in data.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, data
-
-
 # ------------------------------------------------------------------------------------------------------- two runs apart
 
 
@@ -377,7 +371,7 @@ def differ(a: Path, b: Path) -> dict[str, Any]:
     Raises: RunDirectoryError if one of them cannot be read.
     """
     (one, _, state), (other, _, other_state) = _open(a), _open(b)
-    before, after = (dict(_flat(to_data(config))) for config in (one, other))
+    before, after = (flat(to_data(config)) for config in (one, other))
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     information = [_json(path / "run.json") for path in (a, b)]
     versions = [
