@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pgcli.errors import Diverged
-from pgcli.optimizers import Optimizer
+from pgcli.optimizers import Optimizer, flattened
 from pgcli.policies.memory import Windows
 
 Named = Iterable[tuple[str, Tensor]]
@@ -113,10 +113,11 @@ def descend(
         gradients, terms_of = step_of(part)
         if target_kl is not None and last >= 0 and terms_of()["approx_kl"] > target_kl:
             break
-        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+        gradient = flattened(gradients)
+        norm = float(torch.linalg.vector_norm(gradient))
         finite = math.isfinite(norm)
         if finite and max_grad_norm is not None and norm > max_grad_norm:
-            gradients = list(torch._foreach_mul(gradients, max_grad_norm / norm))
+            gradient *= max_grad_norm / norm
         if epoch == epochs - 1 or target_kl is not None or not finite:
             values = {name: term.item() for name, term in terms_of().items()} | {"grad_norm": norm}
             for name, value in sorted(
@@ -130,5 +131,5 @@ def descend(
             sums = {name: sums[name] + part.share * value for name, value in values.items()}
             weight += part.share
         last = epoch
-        optimizer.step(gradients, learning_rate)
+        optimizer.step(gradient, learning_rate)
     return {name: total / weight for name, total in sums.items()} | {"update_epochs": last + 1}

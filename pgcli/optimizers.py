@@ -31,6 +31,8 @@ def scheduled(value: float, schedule: Schedule, progress: float) -> float:
 class Optimizer:
     """Gradient descent on `parameters`, in place, by one of three rules with torch.optim's default constants.
 
+    The parameters are moved into one vector, of which they are views from then on: a rule is a few operations on it.
+
     sgd: θ ← θ - α g. rmsprop: v ← 0.99 v + 0.01 g²; θ ← θ - α g / (√v + 1e-8) (Hinton 2012).
     adam: β = (0.9, 0.999), ε = 1e-8 (Kingma & Ba 2015, algorithm 1).
     """
@@ -38,32 +40,33 @@ class Optimizer:
     def __init__(self, rule: Rule, parameters: Sequence[Tensor]) -> None:
         self.rule = rule
         self.parameters = list(parameters)
-        self.moments: dict[str, list[Tensor]] = {
-            name: [torch.zeros_like(parameter) for parameter in self.parameters]
+        self._vector = self._gathered()
+        self.moments = {
+            name: torch.zeros_like(self._vector)
             for name in {"adam": ("exp_avg", "exp_avg_sq"), "rmsprop": ("square_avg",), "sgd": ()}[rule]
         }
         self.steps = torch.zeros(())  # of adam
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor], learning_rate: float) -> None:
-        """Move the parameters by one step against `gradients`."""
+    def step(self, gradient: Tensor, learning_rate: float) -> None:
+        """Move the parameters by one step against `gradient`, [dim] in their order."""
+        if self.parameters[0].data_ptr() != self._vector.data_ptr():  # they were given other memory
+            self._vector = self._gathered()
         match self.rule:
             case "sgd":
-                for parameter, gradient in zip(self.parameters, gradients, strict=True):
-                    parameter.sub_(gradient, alpha=learning_rate)
+                self._vector.sub_(gradient, alpha=learning_rate)
             case "rmsprop":
-                for parameter, gradient, v in zip(self.parameters, gradients, self.moments["square_avg"], strict=True):
-                    v.mul_(0.99).addcmul_(gradient, gradient, value=0.01)
-                    parameter.addcdiv_(gradient, v.sqrt().add_(1e-8), value=-learning_rate)
+                v = self.moments["square_avg"].mul_(0.99).addcmul_(gradient, gradient, value=0.01)
+                self._vector.addcdiv_(gradient, v.sqrt().add_(1e-8), value=-learning_rate)
             case "adam":
                 self.steps += 1
                 torch._fused_adam_(
-                    self.parameters,
-                    list(gradients),
-                    self.moments["exp_avg"],
-                    self.moments["exp_avg_sq"],
+                    [self._vector],
+                    [gradient],
+                    [self.moments["exp_avg"]],
+                    [self.moments["exp_avg_sq"]],
                     [],
-                    [self.steps] * len(self.parameters),
+                    [self.steps],
                     lr=learning_rate,
                     beta1=0.9,
                     beta2=0.999,
@@ -78,6 +81,22 @@ class Optimizer:
         tensors = {
             f"{name}.{moment}": tensor
             for moment, values in self.moments.items()
-            for name, tensor in zip(names, values, strict=True)
+            for name, tensor in zip(names, self._parts(values), strict=True)
         }
         return tensors | ({"step": self.steps} if self.rule == "adam" else {})
+
+    @torch.no_grad()
+    def _gathered(self) -> Tensor:
+        vector = flattened(self.parameters)
+        for parameter, part in zip(self.parameters, self._parts(vector), strict=True):
+            parameter.data = part
+        return vector
+
+    def _parts(self, vector: Tensor) -> list[Tensor]:
+        parts = torch.split(vector, [parameter.numel() for parameter in self.parameters])
+        return [part.view(parameter.shape) for part, parameter in zip(parts, self.parameters, strict=True)]
+
+
+def flattened(tensors: Sequence[Tensor]) -> Tensor:
+    """Put tensors one after the other, [dim]."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -8,7 +8,9 @@ Source: NumPy, "Parallel random number generation", section SeedSequence spawnin
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -40,3 +42,18 @@ def generator(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator
 def derived_seed(seed: int, purpose: Purpose, *indices: int) -> int:
     """Give a 63-bit seed, say of one `env.reset`: 100,000 episodes share a start state with probability 5e-10."""
     return int(_sequence(seed, purpose, indices).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class Seeds(Sequence[int]):
+    """One seed for each of `columns`, derived when it is asked for: a vector form asks for the first one only."""
+
+    def __init__(self, columns: Sequence[int], seed_of: Callable[[int], int]) -> None:
+        self._columns, self._seed_of = columns, seed_of
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - an int, or a slice
+        if isinstance(index, slice):
+            return Seeds(self._columns[index], self._seed_of)
+        return self._seed_of(self._columns[index])

@@ -534,13 +534,13 @@ def test_a_reproduction_begins_with_the_reset_of_its_own_episode(tmp_path: Path)
         for _ in range(3):
             over = envs.step(np.zeros(2, int), running)
         assert over.terminated.all()
-        envs.restart({0: seed, 1: 1000 + seed})
+        envs.restart([0, 1], [seed, 1000 + seed])
     assert len(envs._history) <= 1010, "memory is bounded"
     envs._envs[1].set_wrapper_attr("length", 9)  # its episode goes on into its fault
     for action in (2, 1, 0):
         envs.step(np.array([0, action]), running)
         envs.step(np.array([1, 1]), ~ON)  # who is not running is not given its action
-    envs.restart({0: 7})
+    envs.restart([0], [7])
     with pytest.raises(EnvironmentFailure) as caught:
         envs.step(np.array([1, 2]), ON)
     assert caught.value.seed == 1399

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pgcli.agent import PolicyGradient
 from pgcli.errors import Diverged
-from pgcli.optimizers import Optimizer, scheduled
+from pgcli.optimizers import Optimizer, flattened, scheduled
 
 Rule = Literal["adam", "sgd", "rmsprop"]
 RULES: list[Rule] = ["adam", "sgd", "rmsprop"]
@@ -47,7 +47,7 @@ def test_a_rule_is_that_of_torch(rule: Rule, dtype: torch.dtype, tolerance: floa
         learning_rate = 0.1 / (1 + step)
         # from large over small to zero
         gradients = [torch.randn(x.shape, dtype=dtype, generator=draw) * 10.0 ** (2 - step) for x in starts]
-        optimizer.step([g * (step < 18) for g in gradients], learning_rate)
+        optimizer.step(flattened([g * (step < 18) for g in gradients]), learning_rate)
         for x, g in zip(theirs, gradients, strict=True):
             x.grad = g * (step < 18)
         reference.param_groups[0]["lr"] = learning_rate
@@ -58,7 +58,7 @@ def test_a_rule_is_that_of_torch(rule: Rule, dtype: torch.dtype, tolerance: floa
 
 def test_the_first_step_of_adam_is_the_learning_rate_against_the_sign() -> None:
     x = torch.tensor([1.0, 1.0, 1.0], dtype=torch.float64)
-    Optimizer("adam", [x]).step([torch.tensor([1e-3, -40.0, 0.0], dtype=torch.float64)], 0.25)
+    Optimizer("adam", [x]).step(torch.tensor([1e-3, -40.0, 0.0], dtype=torch.float64), 0.25)
     assert x.tolist() == pytest.approx([0.75, 1.25, 1.0], abs=1e-5)
 
 
@@ -148,7 +148,7 @@ import sys, torch
 from pgcli.optimizers import Optimizer
 for rule in ("adam", "sgd", "rmsprop"):
     x = torch.ones(3, requires_grad=True)
-    Optimizer(rule, [x]).step(torch.autograd.grad(x.square().sum(), [x]), 0.1)
+    Optimizer(rule, [x]).step(torch.autograd.grad(x.square().sum(), [x])[0], 0.1)
     assert x.max() < 1
 print(sorted({"torch._dynamo", "torch.optim", "sympy"} & set(sys.modules)))
 """

@@ -7,6 +7,7 @@ that is lost with its process or its machine, or that hangs, is replaced, and it
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import platform
@@ -289,6 +290,7 @@ class _Remote:
             os.chdir(folder)
         sys.path += [entry for entry in path if entry not in sys.path]
         torch.set_num_threads(1)
+        gc.freeze()  # as in training
         return versions(), platform.node()
 
     def steps(self) -> int:

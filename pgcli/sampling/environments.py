@@ -59,7 +59,7 @@ class Environments(Protocol):
     def step(self, actions: Array, running: Array) -> Step:
         """Act in the columns that are running."""
 
-    def restart(self, seeds: dict[int, int]) -> Array:
+    def restart(self, columns: Sequence[int], seeds: Sequence[int]) -> Array:
         """Start a new episode in some columns, which were not running in the last step: obs [N, …] of all."""
 
     def close(self) -> None:
@@ -122,8 +122,8 @@ class NativeEnvironments:
         self._obs = step.obs
         return step
 
-    def restart(self, seeds: dict[int, int]) -> Array:
-        """Give where the columns are: those that were over have started an episode in the last step."""
+    def restart(self, columns: Sequence[int], seeds: Sequence[int]) -> Array:
+        """Give where the columns are: those that were over have started an episode in the last step, without a seed."""
         return self._obs
 
     def pictures(self) -> Any:  # noqa: ANN401 - whatever the environment renders
@@ -182,16 +182,16 @@ class SingleEnvironments:
         self._obs = obs
         return obs
 
-    def restart(self, seeds: dict[int, int]) -> Array:
+    def restart(self, columns: Sequence[int], seeds: Sequence[int]) -> Array:
         """Start a new episode in some columns, each with its seed: obs [N, …] of all."""
         obs, self._seeds = self._obs.copy(), list(self._seeds)
-        for column, seed in seeds.items():
+        for column, seed in zip(columns, seeds, strict=True):
             if self._rebuild:
                 self._close(column)
                 self._envs[column] = make(self._config)
             self._seeds[column], self._starts[column] = self._found.seed(seed), len(self._history)
             self._start(column, obs)
-        self._check("reset", obs, np.isin(np.arange(len(obs)), list(seeds)))
+        self._check("reset", obs, np.isin(np.arange(len(obs)), columns))
         self._obs = obs
         self._forget()
         return obs

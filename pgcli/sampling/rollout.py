@@ -15,7 +15,7 @@ from pgcli.errors import EnvironmentFailure
 from pgcli.estimators.returns import total_return
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Actor, Mode, Policy
-from pgcli.randomness import Purpose, derived_seed, generator
+from pgcli.randomness import Purpose, Seeds, derived_seed, generator
 from pgcli.sampling.crew import Crew
 from pgcli.sampling.environments import Environments, make_environments
 from pgcli.sampling.examination import MAX_EPISODE_STEPS
@@ -195,7 +195,7 @@ class Collect:
     def __call__(self, columns: range, envs: Environments, actor: Actor, check: Callable[[], None]) -> Trajectories:
         """Collect a chunk."""
         config, iteration = self.config, self.iteration
-        seeds = [episode_seed(config, iteration, column) for column in columns]
+        seeds = Seeds(columns, lambda column: episode_seed(config, iteration, column))
         random = generator(config.seed, Purpose.ACT, iteration, columns.start)
         return to_trajectories(list(play(envs, actor, seeds, random, config.rollout.horizon, check)))
 
@@ -224,7 +224,7 @@ class Measure:
 
     def __call__(self, columns: range, envs: Environments, actor: Actor, check: Callable[[], None]) -> Array:
         """Measure a chunk. Raises: EnvironmentFailure if a return is not finite."""
-        seeds = [derived_seed(self.seed, self.purposes[0], *self.indices, column) for column in columns]
+        seeds = Seeds(columns, lambda column: derived_seed(self.seed, self.purposes[0], *self.indices, column))
         random = generator(self.seed, self.purposes[1], *self.indices, columns.start)
         sums = np.zeros((3, len(columns)))
         discount = 1.0

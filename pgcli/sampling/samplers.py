@@ -15,7 +15,7 @@ from pgcli.config.schema import Config
 from pgcli.errors import CheckpointError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Policy
-from pgcli.randomness import Purpose, derived_seed, generator
+from pgcli.randomness import Purpose, Seeds, derived_seed, generator
 from pgcli.sampling.crew import Crew
 from pgcli.sampling.environments import NativeEnvironments, SingleEnvironments, make_lasting
 from pgcli.sampling.examination import MAX_EPISODE_STEPS
@@ -149,6 +149,10 @@ def _go_on(
     returns, discounted, lengths = state.returns.copy(), state.discounted.copy(), state.lengths
     resets = np.full(len(chunk), -1)  # the last row of each column that reset
     rows, ended = [], list[Ended]()
+
+    def seed_of(column: int) -> int:
+        return lasting_seed(config, chunk[column], int(episode[column]))
+
     for t in range(config.rollout.steps or 0):
         check()
         if t % NOISE_ROWS == 0:
@@ -162,7 +166,7 @@ def _go_on(
             resets[~running] = t
             memory = np.where(running[:, None], memory, 0)
             fresh = np.flatnonzero(~running).tolist()
-            next_obs = envs.restart({n: lasting_seed(config, chunk[n], int(episode[n])) for n in fresh})
+            next_obs = envs.restart(fresh, Seeds(fresh, seed_of))
         returns += rewards
         discounted += gamma**lengths * rewards
         lengths = lengths + running

@@ -7,6 +7,7 @@ and freed by the parent. A worker that dies or hangs is replaced, and its chunks
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import signal
@@ -287,6 +288,7 @@ def _work(
     os.dup2(2, 1)  # stdout is for results
     os.chdir(folder)
     torch.set_num_threads(1)
+    gc.freeze()  # as in training
     shared = SharedMemory(shared_name)
     head: NDArray[np.int64] = _view(shared, np.int64, 2, _HEAD * place)
     head[:] = 0

@@ -8,6 +8,7 @@ CleanRL and a Python that it runs in (gymnasium 0.29.1, as it pins); without the
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import json
 import os
@@ -100,16 +101,19 @@ def pgcli_side(number: int, workers: int, chunk_size: int | None = None, env_id:
     chunks = Chunks(config.env, Workers(config.env, config.policy, workers) if workers else None)
     shown = Chunks(config.env).environments(1)
     agent, sampler = PolicyGradient(shown.observation_space, shown.action_space, config), make_sampler(config, chunks)
-    steps, iteration, spent = 0, 0, 0.0
+    gc.freeze()  # as `training.train` does
+    steps, iteration, spent, collecting = 0, 0, 0.0, 0.0
     while spent < SECONDS:
         begin = time.perf_counter()
         trajectories = sampler.collect(agent.policy, iteration, lambda: None).trajectories
+        collected = time.perf_counter()
         agent.update(trajectories, iteration)
         if iteration:  # the first one warms up
             spent += time.perf_counter() - begin
+            collecting += collected - begin
             steps += trajectories.num_steps
         iteration += 1
-    tell(steps / spent)
+    tell(steps / spent, collecting=steps / collecting)
     chunks.close()
 
 
@@ -171,10 +175,11 @@ def raw_side(env_id: str, columns: int) -> None:
     tell(steps / (time.perf_counter() - begin))
 
 
-def tell(rate: float) -> None:
+def tell(rate: float, **others: float) -> None:
     """Print what a side measured. The peak is that of this process, its workers apart."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"rate": rate, "megabytes": peak / (1024 if sys.platform != "darwin" else 1024**2)}))
+    megabytes = peak / (1024 if sys.platform != "darwin" else 1024**2)
+    print(json.dumps({"rate": rate, "megabytes": megabytes, **others}))
 
 
 SIDES: dict[str, Callable[..., None]] = {"pgcli": pgcli_side, "sb3": sb3_side, "raw": raw_side}
@@ -330,7 +335,7 @@ def workers() -> None:
     for env_id in ("LunarLander-v3", "Acrobot-v1", "HalfCheetah-v5"):
         sides = [side("pgcli", SHORT[BASELINE], n, 8, env_id) for n in (1, 2)]
         one_raw = side("raw", env_id, 8)
-        ratios, limits, rates = [], [], []
+        ratios, collecting, limits, rates = [], [], [], []
         for one, two, alone in in_turn(*sides, one_raw):
             twins = [
                 subprocess.Popen(
@@ -344,15 +349,16 @@ def workers() -> None:
             ]
             both = sum(json.loads(twin.communicate()[0].splitlines()[-1])["rate"] for twin in twins)
             ratios.append(two["rate"] / one["rate"])
+            collecting.append(two["collecting"] / one["collecting"])
             limits.append(both / alone["rate"])
             rates.append((one["rate"], two["rate"]))
         detail = ", ".join(f"{statistics.median(column):,.0f}" for column in zip(*rates, strict=True))
-        limit = statistics.median(limits)
+        limit, alone_ = statistics.median(limits), statistics.median(collecting)
         row(
             f"{env_id}, episodes: 2 workers ÷ 1",
             statistics.median(ratios),
             "≥ 1.85",
-            f"{detail} env steps/s; two processes of the raw environment ÷ one: {limit:.2f}",
+            f"{detail} env steps/s; collecting alone {alone_:.2f}; two processes of the raw environment ÷ one {limit:.2f}",
         )
 
 
@@ -413,7 +419,8 @@ def parts_side(name: str) -> None:
             if whole_episodes:
                 running = mask[t]
             elif not running.all():
-                envs.restart(dict.fromkeys(np.flatnonzero(~running).tolist(), t))
+                fresh = np.flatnonzero(~running).tolist()
+                envs.restart(fresh, [t] * len(fresh))
             step = envs.step(given[t], running)
             running = ~(step.terminated | step.truncated) | ~running
 
@@ -439,6 +446,7 @@ def parts_side(name: str) -> None:
         number = 1 if whole_episodes else next(count)
         agent.update(sampler.collect(agent.policy, number, lambda: None).trajectories, number)
 
+    gc.freeze()
     for action in (iteration, environment, policy, estimate, update):
         action()
     times = [[seconds(action) for action in (iteration, environment, policy, estimate, update)] for _ in range(9)]
