@@ -483,7 +483,7 @@ def _as_figure(lines: Sequence[Line], drawing: Drawing, suffix: str) -> bytes:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=drawing.x != "seconds"))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
         if len(lines) > 1:
-            axes.legend(frameon=False, loc="best")
+            axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)  # hides no curve
         else:
             axes.set_title(_plain(lines[0].label), loc="left")
         figure.supxlabel(
