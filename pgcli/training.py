@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,7 +57,6 @@ def train(
     before every step, of an environment or of an optimizer; what it raises leaves them so.
     """
     torch.set_num_threads(config.training.threads)
-    gc.freeze()  # what is imported and built stays: to look through it takes the collector a tenth of a second
     agent.recall(counters.iteration, lambda policy, iteration: sampler.collect(policy, iteration, check).trajectories)
     started = time.perf_counter() - counters.seconds
     every, target = config.evaluation.every, config.evaluation.stop_at_return

@@ -155,3 +155,14 @@ print(sorted({"torch._dynamo", "torch.optim", "sympy"} & set(sys.modules)))
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "torch._dynamo" not in result.stdout
     assert "sympy" not in result.stdout
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_parameters_that_were_given_other_memory_are_moved_all_the_same(rule: Rule) -> None:
+    network = torch.nn.Linear(2, 1)
+    optimizer = Optimizer(rule, list(network.parameters()))
+    for parameter in network.parameters():  # as Module.to does
+        parameter.data = parameter.data.clone()
+    before = flattened(list(network.parameters())).detach()
+    optimizer.step(torch.ones(3), 0.1)
+    assert (flattened(list(network.parameters())) < before).all()

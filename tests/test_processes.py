@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from helpers import config
+
+from pgcli.experiment import Request, run_experiment
 
 PAGES = """
 import resource, sys
@@ -32,3 +37,12 @@ def faults(word: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_memory_that_was_freed_is_used_again_without_fresh_pages() -> None:
     assert faults("keep") < faults("leave") / 10
+
+
+def test_a_run_spares_the_collector_what_was_there_before_it_and_gives_it_back(tmp_path: Path) -> None:
+    settings = config(env={"num_envs": 2}, rollout={"episodes": 2}, training={"iterations": 1})
+    during: list[int] = []
+    request = Request(settings, Path("run"), [], folder=tmp_path)
+    run_experiment(request, lambda record: during.append(gc.get_freeze_count()))
+    assert min(during) > 10_000
+    assert gc.get_freeze_count() == 0

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-WIDTH = 100
+WIDTH = 80
 COLOURS = {"unbiased": "green", "biased by design": "yellow", "wrong": "bold red"}
 LEGEND = (
     "bias: how much too long E[g] is along ∇J, as a share of it; in brackets its 95 % interval where episodes are "
@@ -29,14 +29,15 @@ def table(result: dict[str, Any], terminal: bool) -> str:
         ]
         refused = f"{result['refused']} more cells are refused by the rules of a config."
         return "\n".join([*_grid(columns, rows, terminal), *_wrapped([refused])])
-    columns = ["problem", "", "N", "bias", "cosine", "variance", "verdict"]
+    columns = ["problem", "N", "bias", "cosine", "variance", "verdict"]
     rows = [
         [
-            *(one["problem"], one["about"], str(one["columns"]), _bias(one)),
+            *(one["problem"], str(one["columns"]), _bias(one)),
             *(_number(one["cosine"], ".4f"), _number(one["variance"], ".3g"), one["verdict"]),
         ]
         for one in result["problems"]
     ]
+    about = "; ".join(f"{one['problem']}: {one['about']}" for one in result["problems"])
     lines = [result["estimator"], *(_grid(columns, rows, terminal) if rows else ())]
     if result["reasons"]:
         lines += [f"{result['verdict']}:", *_wrapped(result["reasons"], "  - ")]
@@ -45,7 +46,7 @@ def table(result: dict[str, Any], terminal: bool) -> str:
         lines += _wrapped([f"right: {result['summary']}" if "summary" in result else what])
     lines += _wrapped(result.get("notes", ()), "note: ")
     lines += _wrapped(result.get("left_out", ()), "left out: ")
-    return "\n".join([*lines, *(_wrapped([LEGEND]) if rows else ())])
+    return "\n".join([*lines, *(_wrapped([f"{about}.", LEGEND]) if rows else ())])
 
 
 def _range(problems: Sequence[dict[str, Any]]) -> tuple[str, str]:

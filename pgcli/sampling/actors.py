@@ -290,7 +290,7 @@ class _Remote:
             os.chdir(folder)
         sys.path += [entry for entry in path if entry not in sys.path]
         torch.set_num_threads(1)
-        gc.freeze()  # as in training
+        gc.freeze()  # as in a run
         return versions(), platform.node()
 
     def steps(self) -> int:

@@ -288,7 +288,7 @@ def _work(
     os.dup2(2, 1)  # stdout is for results
     os.chdir(folder)
     torch.set_num_threads(1)
-    gc.freeze()  # as in training
+    gc.freeze()  # as in a run
     shared = SharedMemory(shared_name)
     head: NDArray[np.int64] = _view(shared, np.int64, 2, _HEAD * place)
     head[:] = 0

@@ -101,7 +101,7 @@ def pgcli_side(number: int, workers: int, chunk_size: int | None = None, env_id:
     chunks = Chunks(config.env, Workers(config.env, config.policy, workers) if workers else None)
     shown = Chunks(config.env).environments(1)
     agent, sampler = PolicyGradient(shown.observation_space, shown.action_space, config), make_sampler(config, chunks)
-    gc.freeze()  # as `training.train` does
+    gc.freeze()  # as a run does
     steps, iteration, spent, collecting = 0, 0, 0.0, 0.0
     while spent < SECONDS:
         begin = time.perf_counter()
@@ -447,7 +447,7 @@ def parts_side(name: str) -> None:
         number = 1 if whole_episodes else next(count)
         agent.update(sampler.collect(agent.policy, number, lambda: None).trajectories, number)
 
-    gc.freeze()
+    gc.freeze()  # as a run does
     for action in (iteration, environment, policy, estimate, update):
         action()
     times = [[seconds(action) for action in (iteration, environment, policy, estimate, update)] for _ in range(9)]
