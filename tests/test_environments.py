@@ -190,6 +190,30 @@ MODULES = {
 }
 
 
+def test_what_the_models_of_mujoco_are_deprecated_for_reaches_neither_screen_nor_folder(tmp_path: Path) -> None:
+    small = ("rollout.steps=32", "algorithm.num_minibatches=1", "training.env_steps=null", "training.iterations=1")
+    done = pgcli("train", "half-cheetah/ppo", *small, "evaluation.every=null", cwd=tmp_path)
+    assert "settotalmass" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_a_simulation_that_explodes_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    env = registry.build(EnvConfig(id="InvertedPendulum-v5"))
+
+    def explode(steps: int) -> None:
+        env.reset(seed=0)
+        for _ in range(steps):
+            env.step(np.zeros(1, np.float32))
+        env.unwrapped.data.qpos[:] = np.nan  # type: ignore[attr-defined]
+        env.step(np.zeros(1, np.float32))
+
+    with pytest.warns(RuntimeWarning, match="simulation is unstable") as told:
+        list(map(explode, (0, 3)))
+    assert len({str(one.message) for one in told}) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("text", MODULES, ids=range(len(MODULES)))
 def test_a_module_that_cannot_be_imported_is_told_with_its_line(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

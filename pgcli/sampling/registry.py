@@ -8,7 +8,9 @@ import inspect
 import pkgutil
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -60,6 +62,9 @@ def build(
     rendering = {} if render_mode is None else {"render_mode": render_mode}
     limit = config.max_episode_steps
     try:
+        if isinstance(found.entry_point, str):
+            load_env_creator(found.entry_point)
+        _take_warnings_of_mujoco()
         env: gym.Env[Any, Any] = gym.make(
             found, max_episode_steps=limit, disable_env_checker=True, **rendering, **config.kwargs
         )
@@ -120,6 +125,19 @@ def import_module(name: str, wanted_by: str) -> ModuleType:
             hint = 'what is to run as a program belongs under `if __name__ == "__main__":`'
             raise EnvironmentFailure(message, hint) from error
         raise EnvironmentFailure(f"{wanted_by}: importing `{name}` raised {told(error)}") from error
+
+
+def _take_warnings_of_mujoco() -> None:
+    """Let MuJoCo's warnings be Python's. Of itself it prints each one, and adds it to MUJOCO_LOG.TXT in this folder."""
+    mujoco = sys.modules.get("mujoco")
+    if mujoco is not None and mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(_warn)
+
+
+def _warn(text: str) -> None:
+    text = text.partition(" Time = ")[0]  # so that each is told once
+    with suppress(Warning):  # where warnings are errors: there is no way for one through MuJoCo
+        warnings.warn(text, DeprecationWarning if "deprecated" in text else RuntimeWarning, stacklevel=1)
 
 
 def _module_of(name: str) -> ModuleType | None:
