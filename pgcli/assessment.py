@@ -10,14 +10,19 @@ from pgcli.loading import Agent
 from pgcli.policies.policy import Mode
 from pgcli.randomness import Purpose
 from pgcli.sampling.rollout import Chunks
+from pgcli.sampling.workers import Workers
 
 
-def assess(agent: Agent, episodes: int, mode: Mode, gamma: float, horizon: int | None, seed: int) -> dict[str, Any]:
+def assess(
+    agent: Agent, episodes: int, mode: Mode, gamma: float, horizon: int | None, seed: int, workers: int = 0
+) -> dict[str, Any]:
     """Measure an agent on `episodes` fresh episodes: the object that `pgcli eval --json` prints.
 
-    Returns are discounted by `gamma`, in reward units; the spread of one episode is None.
+    Returns are discounted by `gamma`, in reward units; the spread of one episode is None. The number of worker
+    processes that play has no effect on the result; 0 is this one.
     """
-    with closing(Chunks(agent.config.env)) as chunks:
+    env, policy = agent.config.env, agent.config.policy
+    with closing(Chunks(env, Workers(env, policy, workers) if workers else None)) as chunks:
         purposes = (Purpose.TEST_RESET, Purpose.TEST_ACT)
         played = evaluate(agent.policy, chunks, episodes, mode, gamma, horizon, seed, purposes)
     returns = sample(played.discounted_returns)

@@ -265,6 +265,9 @@ def eval(
         int | None, typer.Option(min=1, help="Cut episodes here; the environment's own limit if left out.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which episodes; never those of training.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, max=1024, help="How many processes play, for the same result; 0: this one.")
+    ] = 0,
     replay: Annotated[
         str | None,
         typer.Option(
@@ -289,7 +292,7 @@ def eval(
     film_path = video and video.absolute()  # an environment may leave this folder
     with results_only():
         agent = load(checkpoint, which, trust=trust)
-        result = assess(agent, episodes, mode.value, gamma, horizon, seed)
+        result = assess(agent, episodes, mode.value, gamma, horizon, seed, workers)
         if film_path is not None:
             from pgcli.report.video import film
 
@@ -306,7 +309,7 @@ def _replay(context: typer.Context, run: Path, which: str, video: Path | None, t
     from pgcli.errors import UsageError
     from pgcli.streams import results_only
 
-    for name in ("which", "episodes", "mode", "gamma", "horizon", "seed"):
+    for name in ("which", "episodes", "mode", "gamma", "horizon", "seed", "workers"):
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
             raise UsageError(

@@ -19,9 +19,11 @@ import pytest
 from helpers import Array, Counting
 from kills import CASES
 
+from pgcli.assessment import assess
 from pgcli.config import load_config
 from pgcli.errors import EnvironmentFailure, Interrupted
 from pgcli.experiment import Request, run_experiment
+from pgcli.loading import load
 from pgcli.records import Notice, Record
 from pgcli.runs import checkpoints
 from pgcli.sampling import workers
@@ -132,6 +134,17 @@ def test_a_worker_that_dies_or_hangs_is_replaced_and_nothing_shows(
     run(tmp_path / "2", *troubled(trouble, str(once), *rollout, "sampling.workers=2"))
     assert once.exists()
     assert digests(tmp_path / "2") == digests(tmp_path / "0")
+
+
+def test_workers_measure_a_policy_as_this_process_does_though_one_is_killed(tmp_path: Path) -> None:
+    once = tmp_path / "once"
+    run(tmp_path / "run", *troubled("kill", str(once), *EPISODES))
+    assert not once.exists()
+    here, there = (
+        assess(load(tmp_path / "run", trust=True), 12, "sampled", 1.0, None, 0, workers) for workers in (0, 2)
+    )
+    assert once.exists()
+    assert there == here
 
 
 def test_a_run_whose_environments_do_not_come_back_in_a_new_worker_is_marked(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ class Workers:
                         del busy[place]
                         raise EnvironmentFailure(
                             f"the worker process of chunk {at} {lost}, {TRIES} times in a row",
-                            "sampling.workers=0 shows what happens in this process",
+                            "with 0 workers it happens in this process, which shows more",
                         )
                     busy[place] = self._ask(place, count, job)
         except BaseException:
@@ -128,7 +128,7 @@ class Workers:
             self._shared = _reserve(head + sum(array.nbytes for array in arrays))
             if self._shared is None:
                 raise EnvironmentFailure(
-                    "there is no shared memory for the parameters of the policy", "sampling.workers=0 needs none"
+                    "there is no shared memory for the parameters of the policy", "0 workers need none"
                 )
         start = head
         for array in arrays:
