@@ -181,15 +181,6 @@ def test_atari_is_imported_by_itself_or_told_with_its_extra(monkeypatch: pytest.
     assert spec(env_config("CartPole-v1")).id == "CartPole-v1", "nobody else misses it"
 
 
-MODULES = {
-    "def f(:\n": ("broken.py:1", "SyntaxError"),
-    "import numpy\nimport no_such_thing\n": ("needs `no_such_thing`", "broken.py:2"),
-    "from numpy import no_such_thing\n": ("ImportError", "broken.py:1"),
-    "x = 1\nraise ValueError('not today')\n": ("ValueError: not today", "broken.py:2"),
-    "import sys\n\nsys.exit('bye')\n": ("leaves Python", "broken.py:3", "__main__"),
-}
-
-
 def test_what_the_models_of_mujoco_are_deprecated_for_reaches_neither_screen_nor_folder(tmp_path: Path) -> None:
     small = ("rollout.steps=32", "algorithm.num_minibatches=1", "training.env_steps=null", "training.iterations=1")
     done = pgcli("train", "half-cheetah/ppo", *small, "evaluation.every=null", cwd=tmp_path)
@@ -212,6 +203,15 @@ def test_a_simulation_that_explodes_is_told_once(tmp_path: Path, monkeypatch: py
         list(map(explode, (0, 3)))
     assert len({str(one.message) for one in told}) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+MODULES = {
+    "def f(:\n": ("broken.py:1", "SyntaxError"),
+    "import numpy\nimport no_such_thing\n": ("needs `no_such_thing`", "broken.py:2"),
+    "from numpy import no_such_thing\n": ("ImportError", "broken.py:1"),
+    "x = 1\nraise ValueError('not today')\n": ("ValueError: not today", "broken.py:2"),
+    "import sys\n\nsys.exit('bye')\n": ("leaves Python", "broken.py:3", "__main__"),
+}
 
 
 @pytest.mark.parametrize("text", MODULES, ids=range(len(MODULES)))
@@ -484,8 +484,8 @@ def test_rewards_of_any_size_in_episodes_of_any_length_leave_every_number_finite
             evaluation={"every": None, "episodes": 2},
         )
         updates = [record.update for record in records if isinstance(record, Iteration)]
-        told = [(name, value) for update in updates for name, value in vars(update).items() if name != "gradients"]
-        numbers = [value for _, value in told if value is not None]
+        told = [value for update in updates for name, value in vars(update).items() if name != "gradients"]
+        numbers = [value for value in told if value is not None]
         assert len(updates) == 2
         assert np.isfinite(numbers).all()
         if same and (length == 1 or not standardized):
