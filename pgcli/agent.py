@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, fields, replace
@@ -26,7 +27,7 @@ from pgcli.estimators.objectives import (
 from pgcli.estimators.returns import trajectory_returns, vtrace_returns
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.losses import Losses
-from pgcli.optimizers import Optimizer, scheduled
+from pgcli.optimizers import Optimizer, scheduled, unflattened
 from pgcli.policies.along import log_probs_along, ratios_along, squared_scores_along, steps_along, values_along
 from pgcli.policies.normalizers import ReturnScale
 from pgcli.policies.policy import Policy, ValueFunction, parameters_of
@@ -162,17 +163,15 @@ class PolicyGradient:
 
     def given_step(self, batch: Batch, gradient: Tensor) -> Step:
         """Go along `gradient`, an ascent of the user's own, [dim] in the order of the policy's parameters."""
-        parameters = self.optimizer.parameters
-        parts = torch.split(gradient, [parameter.numel() for parameter in parameters])
-        descent = [-part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
-        return descent, lambda: {"entropy": self.policy.distribution.entropy(self.policy(batch.obs)).mean()}
+        return -gradient, lambda: {"entropy": self.policy.distribution.entropy(self.policy(batch.obs)).mean()}
 
     def gradient(self, trajectories: Trajectories) -> tuple[list[Tensor], Tensor, Tensor]:
         """Estimate -∇J: gradients in the order of the policy's parameters, the policy loss, the mean entropy."""
         batch, _ = self.batch(trajectories)
-        with torch.no_grad():
-            gradients, terms = self.losses.step_of(batch, "policy", 0.0)
+        with torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
+            gradient, terms = self.losses.step_of(batch, "policy", 0.0)
             told = terms()
+        gradients = unflattened(gradient.clone(), list(self.policy.parameters()))
         return gradients, told["policy_loss"].detach(), told["entropy"].detach()
 
     # ------------------------------------------------------------------------------------- from gradients to parameters
@@ -193,11 +192,14 @@ class PolicyGradient:
         Raises: Diverged if anything is not finite, and names it: before the step, which is then not taken, or after it.
         """
         _settle_torch()
-        before = {key: tensor.clone() for key, tensor in self.state_dict().items()}
+        before = [(tensor, tensor.clone()) for tensor in self._memory()]
+        past = self.past, self.past_trajectories
         try:
             return self._update(trajectories, iteration, progress, check, look)
         except BaseException:
-            self.load_state_dict(before)
+            self.past, self.past_trajectories = past
+            for tensor, value in before:
+                tensor.copy_(value)
             raise
 
     def _update(
@@ -269,11 +271,10 @@ class PolicyGradient:
 
     def check_finite(self) -> None:
         """Raise Diverged if a tensor of the state is not finite, and name it. Their sums tell that there is none."""
-        state = self.state_dict()
-        if not torch.stack([tensor.sum().double() for tensor in state.values()]).isfinite().all():
-            check_finite(state.items())
+        if not all(math.isfinite(tensor.sum()) for tensor in self._memory()):
+            check_finite(self.state_dict().items())
 
-    def _suspects(self, optimizer: Optimizer, batch: Batch, gradients: list[Tensor]) -> Named:
+    def _suspects(self, optimizer: Optimizer, batch: Batch, gradient: Tensor) -> Named:
         """Name what a step is made of, causes before what follows from them."""
         yield from self.state_dict().items()
         yield from ((name, x) for name, x in vars(batch).items() if isinstance(x, Tensor))
@@ -281,8 +282,8 @@ class PolicyGradient:
             outputs = self.policy(batch.obs, batch.windows)
             yield "log_probs", self.policy.distribution.log_probs(outputs, batch.actions)
         names = {x.data_ptr(): name for name, x in parameters_of(self.policy, self.value).items()}
-        for parameter, gradient in zip(optimizer.parameters, gradients, strict=True):
-            yield f"the gradient of {names[parameter.data_ptr()]}", gradient
+        for parameter, part in zip(optimizer.parameters, unflattened(gradient, optimizer.parameters), strict=True):
+            yield f"the gradient of {names[parameter.data_ptr()]}", part
 
     def _report(self, report: dict[str, Any], steps: int, progress: float) -> Update:
         algorithm = self.config.algorithm
@@ -326,6 +327,12 @@ class PolicyGradient:
         for age, policy in enumerate(self.past, 1):
             tensors |= {f"past.{age}.{key}": x for key, x in parameters_of(policy, None).items()}
         return tensors
+
+    def _memory(self) -> list[Tensor]:
+        """Give what an update changes in place: few tensors, without names."""
+        optimizers = [one for one in (self.optimizer, self.value_optimizer) if one is not None]
+        statistics = [*self.policy.buffers(), *(() if self.return_scale is None else self.return_scale.buffers())]
+        return [tensor for one in optimizers for tensor in one.memory] + statistics
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `state_dict` gave, in place. The caller has checked names and shapes."""

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from pgcli.errors import Diverged
-from pgcli.optimizers import Optimizer, flattened
+from pgcli.optimizers import Optimizer
 from pgcli.policies.memory import Windows
 
 Named = Iterable[tuple[str, Tensor]]
 Terms = dict[str, Tensor]  # the `loss` to descend, and what to report, all scalars: means over a batch
-Step = tuple[list[Tensor], Callable[[], Terms]]  # ∂loss/∂θ in the order of the parameters; the terms, if asked for
+Step = tuple[Tensor, Callable[[], Terms]]  # ∂loss/∂θ until the next step, [dim]; the terms, if asked for
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ def check_finite(named: Named, then: str = "") -> None:
 
 
 @torch.no_grad()
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is told below
 def descend(
     optimizer: Optimizer,
     parts: Iterator[tuple[int, Batch]],
@@ -97,23 +98,22 @@ def descend(
     max_grad_norm: float | None = None,
     target_kl: float | None = None,
     check: Callable[[], None] = lambda: None,
-    suspects: Callable[[Batch, list[Tensor]], Named] = lambda part, gradients: (),
+    suspects: Callable[[Batch, Tensor], Named] = lambda part, gradient: (),
 ) -> dict[str, float]:
     """Step once for each part; end before a step, but the first, that would start from an approx_kl above `target_kl`.
 
     `check` is called before every step; what it raises ends the update amid its steps.
     Returns: the means of the terms and of the norm of the gradient over the last epoch, and how many epochs there were.
     Raises: Diverged, before the step, if a term or the norm of the gradient is not finite; it names the first of the
-    `suspects` of a part and its gradients that is not, causes before what follows from them.
+    `suspects` of a part and its gradient that is not, causes before what follows from them.
     """
     sums: dict[str, float] = {}
     weight, last = 0.0, -1
     for epoch, part in parts:
         check()
-        gradients, terms_of = step_of(part)
+        gradient, terms_of = step_of(part)
         if target_kl is not None and last >= 0 and terms_of()["approx_kl"] > target_kl:
             break
-        gradient = flattened(gradients)
         norm = float(torch.linalg.vector_norm(gradient))
         finite = math.isfinite(norm)
         if finite and max_grad_norm is not None and norm > max_grad_norm:
@@ -124,7 +124,7 @@ def descend(
                 values.items(), key=lambda item: item[0] == "loss"
             ):  # a part of the sum says more
                 if not math.isfinite(value):
-                    check_finite(suspects(part, gradients), f", and so {name} is {value}")
+                    check_finite(suspects(part, gradient), f", and so {name} is {value}")
                     raise Diverged(f"{name} is {value}")
             if epoch != last:
                 sums, weight = dict.fromkeys(values, 0.0), 0.0

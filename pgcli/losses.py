@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, assert_never
+from functools import cached_property
+from typing import Any, Literal, assert_never
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pgcli.closed_form import joint_gradient, policy_gradient, value_gradient
+from pgcli.closed_form import ClosedForm
 from pgcli.config.schema import Config
 from pgcli.descent import Batch, Step, Terms
 from pgcli.estimators.objectives import (
@@ -24,9 +26,11 @@ from pgcli.estimators.objectives import (
     value_loss,
     value_slope,
 )
-from pgcli.optimizers import scheduled
+from pgcli.optimizers import flattened, scheduled
+from pgcli.policies.distributions import Scored
 from pgcli.policies.policy import Policy, ValueFunction
 
+Array = NDArray[Any]
 Part = Literal["policy", "value", "joint"]  # of what is learned; joint: both, over a trunk that they share
 
 
@@ -37,6 +41,11 @@ class Losses:
     config: Config
     policy: Policy
     value: ValueFunction | None
+
+    @cached_property
+    def closed_form(self) -> ClosedForm:
+        """The gradients of plain networks."""
+        return ClosedForm(self.policy, self.value)
 
     def policy_terms(self, batch: Batch, progress: float = 0.0, trunk: Tensor | None = None) -> Terms:
         """Compute the policy's loss on a batch; without behavior_log_probs, the policy itself is the one that acted."""
@@ -77,10 +86,10 @@ class Losses:
             case _:
                 assert_never(algorithm.objective)
 
-    def _policy_slope(self, log_probs: Tensor, batch: Batch, progress: float) -> Tensor:
+    def _policy_slope(self, log_probs: Array, batch: Batch, progress: float) -> Array:
         """Compute ∂loss/∂log π [M] of what `_policy_terms` computes: how much each score counts."""
-        algorithm, advantages, weights = self.config.algorithm, batch.advantages, batch.weights
-        log_ratios = _log_ratios(log_probs, batch)
+        algorithm, advantages, weights = self.config.algorithm, batch.advantages.numpy(), batch.weights.numpy()
+        log_ratios = log_probs - (log_probs if batch.behavior_log_probs is None else batch.behavior_log_probs.numpy())
         match algorithm.objective:
             case "policy_gradient":
                 return policy_gradient_slope(advantages, weights)
@@ -106,10 +115,10 @@ class Losses:
         assert self.value is not None
         return self._value_terms(self.value(self.policy, batch.obs, batch.windows, trunk), batch)
 
-    def _value_slope(self, values: Tensor, batch: Batch) -> Tensor:
+    def _value_slope(self, values: Array, batch: Batch) -> Array:
         """Compute ∂loss/∂V [M] of what `_value_terms` computes."""
-        clip_range = self.config.value.clip_range
-        return self.config.algorithm.value_coef * value_slope(values, batch.returns, batch.values, clip_range)
+        slope = value_slope(values, batch.returns.numpy(), batch.values.numpy(), self.config.value.clip_range)
+        return self.config.algorithm.value_coef * slope
 
     def _value_terms(self, values: Tensor, batch: Batch) -> Terms:
         loss = value_loss(values, batch.returns, batch.values, self.config.value.clip_range)
@@ -121,34 +130,37 @@ class Losses:
         return _together(self.policy_terms(batch, progress, trunk), self.value_terms(batch, trunk))
 
     def step_of(self, batch: Batch, of: Part, progress: float) -> Step:
-        """Give ∂loss/∂θ in the order of the optimizer's parameters, and the terms of the loss if they are asked for."""
+        """Give ∂loss/∂θ, [dim] in the order of the optimizer's parameters, and the terms of the loss if asked for.
+
+        The gradient stays until the next is asked for.
+        """
         if batch.read is None:
             return self._by_autograd(batch, of, progress)
 
-        def slope(log_probs: Tensor) -> Tensor:
+        def slope(log_probs: Array) -> Array:
             return self._policy_slope(log_probs, batch, progress)
 
-        def value_slope(values: Tensor) -> Tensor:
+        def value_slope(values: Array) -> Array:
             return self._value_slope(values, batch)
+
+        def policy_terms(scored: Scored) -> Terms:
+            log_probs, entropy = torch.from_numpy(scored.log_probs), torch.from_numpy(scored.entropy())
+            return self._policy_terms(log_probs, entropy, batch, progress)
+
+        def value_terms(values: Array) -> Terms:
+            return self._value_terms(torch.from_numpy(values), batch)
 
         entropy_slope = -self.entropy_coef(progress) / len(batch)
         match of:
             case "policy":
-                scored, gradient = policy_gradient(self.policy, batch, slope, entropy_slope)
-                return gradient, lambda: self._policy_terms(scored.log_probs, scored.entropy(), batch, progress)
+                scored, gradient = self.closed_form.of_policy(batch, slope, entropy_slope)
+                return gradient, lambda: policy_terms(scored)
             case "value":
-                assert self.value is not None
-                values, gradient = value_gradient(self.value, batch, value_slope)
-                return gradient, lambda: self._value_terms(values, batch)
+                values, gradient = self.closed_form.of_value(batch, value_slope)
+                return gradient, lambda: value_terms(values)
             case "joint":
-                assert self.value is not None
-                scored, values, gradient = joint_gradient(
-                    self.policy, self.value, batch, slope, entropy_slope, value_slope
-                )
-                return gradient, lambda: _together(
-                    self._policy_terms(scored.log_probs, scored.entropy(), batch, progress),
-                    self._value_terms(values, batch),
-                )
+                scored, values, gradient = self.closed_form.of_both(batch, slope, entropy_slope, value_slope)
+                return gradient, lambda: _together(policy_terms(scored), value_terms(values))
             case _:
                 assert_never(of)
 
@@ -164,7 +176,7 @@ class Losses:
                 terms, parameters = self.joint_terms(batch, progress), policy + value
             case _:
                 assert_never(of)
-        return list(torch.autograd.grad(terms["loss"], parameters)), lambda: terms
+        return flattened(torch.autograd.grad(terms["loss"], parameters)), lambda: terms
 
 
 def _together(policy: Terms, value: Terms) -> Terms:

@@ -45,28 +45,35 @@ class Optimizer:
             name: torch.zeros_like(self._vector)
             for name in {"adam": ("exp_avg", "exp_avg_sq"), "rmsprop": ("square_avg",), "sgd": ()}[rule]
         }
+        self._moments = {name: unflattened(moment, self.parameters) for name, moment in self.moments.items()}
         self.steps = torch.zeros(())  # of adam
 
-    @torch.no_grad()
-    def step(self, gradient: Tensor, learning_rate: float) -> None:
-        """Move the parameters by one step against `gradient`, [dim] in their order."""
+    @property
+    def memory(self) -> list[Tensor]:
+        """All that a step changes, the parameters as one vector."""
         if self.parameters[0].data_ptr() != self._vector.data_ptr():  # they were given other memory
             self._vector = self._gathered()
+        return [self._vector, *self.moments.values(), self.steps]
+
+    def step(self, gradient: Tensor, learning_rate: float) -> None:
+        """Move the parameters by one step against `gradient`, [dim] in their order."""
+        vector, *moments, steps = self.memory
         match self.rule:
             case "sgd":
-                self._vector.sub_(gradient, alpha=learning_rate)
+                vector.sub_(gradient, alpha=learning_rate)
             case "rmsprop":
-                v = self.moments["square_avg"].mul_(0.99).addcmul_(gradient, gradient, value=0.01)
-                self._vector.addcdiv_(gradient, v.sqrt().add_(1e-8), value=-learning_rate)
+                v = moments[0].mul_(0.99).addcmul_(gradient, gradient, value=0.01)
+                vector.addcdiv_(gradient, v.sqrt().add_(1e-8), value=-learning_rate)
             case "adam":
-                self.steps += 1
+                steps += 1
+                mean, mean_square = moments
                 torch._fused_adam_(
-                    [self._vector],
+                    [vector],
                     [gradient],
-                    [self.moments["exp_avg"]],
-                    [self.moments["exp_avg_sq"]],
+                    [mean],
+                    [mean_square],
                     [],
-                    [self.steps],
+                    [steps],
                     lr=learning_rate,
                     beta1=0.9,
                     beta2=0.999,
@@ -80,23 +87,25 @@ class Optimizer:
         """Give the optimizer's memory as tensors named after the parameters' `names`; they share its memory."""
         tensors = {
             f"{name}.{moment}": tensor
-            for moment, values in self.moments.items()
-            for name, tensor in zip(names, self._parts(values), strict=True)
+            for moment, parts in self._moments.items()
+            for name, tensor in zip(names, parts, strict=True)
         }
         return tensors | ({"step": self.steps} if self.rule == "adam" else {})
 
     @torch.no_grad()
     def _gathered(self) -> Tensor:
         vector = flattened(self.parameters)
-        for parameter, part in zip(self.parameters, self._parts(vector), strict=True):
+        for parameter, part in zip(self.parameters, unflattened(vector, self.parameters), strict=True):
             parameter.data = part
         return vector
-
-    def _parts(self, vector: Tensor) -> list[Tensor]:
-        parts = torch.split(vector, [parameter.numel() for parameter in self.parameters])
-        return [part.view(parameter.shape) for part, parameter in zip(parts, self.parameters, strict=True)]
 
 
 def flattened(tensors: Sequence[Tensor]) -> Tensor:
     """Put tensors one after the other, [dim]."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def unflattened(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Give the parts of a vector [dim] that stand for the tensors `like`, each of the shape of its own."""
+    parts = torch.split(vector, [tensor.numel() for tensor in like])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]

@@ -113,9 +113,9 @@ def test_a_gradient_that_is_not_finite_is_named_where_the_loss_is(monkeypatch: p
     whole = agent.losses.step_of
 
     def step_of(*arguments: Any, **keywords: Any) -> Any:
-        gradients, terms = whole(*arguments, **keywords)
-        gradients[1][0] = math.nan
-        return gradients, terms
+        gradient, terms = whole(*arguments, **keywords)
+        gradient[agent.policy.get_parameter("network.0.weight").numel()] = math.nan
+        return gradient, terms
 
     monkeypatch.setattr(Losses, "step_of", lambda self, *args, **kwargs: step_of(*args, **kwargs))
     with pytest.raises(

@@ -169,6 +169,18 @@ def test_an_update_that_diverges_amid_its_steps_leaves_the_state_of_before() -> 
     assert whole_state(agent) == before
 
 
+def test_an_update_that_fails_at_its_very_end_remembers_what_it_did_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = agent_with({"objective": "importance_sampling", "reuse": 3})
+    agent.update(BATCH)
+    before, past, trajectories = whole_state(agent), list(agent.past), list(agent.past_trajectories)
+    monkeypatch.setattr(agent, "_report", None)
+    with pytest.raises(TypeError):
+        agent.update(replace(BATCH, rewards=2 * BATCH.rewards))
+    assert whole_state(agent) == before
+    assert agent.past == past
+    assert agent.past_trajectories == trajectories
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 def test_what_a_reuse_remembers_can_be_collected_again_to_the_bit(normalize: bool) -> None:
     settings = config(

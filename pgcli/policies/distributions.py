@@ -1,4 +1,4 @@
-"""Distributions over actions: sampling in numpy while acting, log-probabilities in torch for the update.
+"""Distributions over actions: sampling in numpy while acting, log-probabilities in torch, their gradient in numpy.
 
 Each maps the outputs of a network, `[N, size]`, to a distribution. Actions are what was drawn; the environment is
 given `for_environment(actions)`, of its own shape, type and bounds.
@@ -26,9 +26,9 @@ Name = Literal["auto", "softmax", "gaussian", "tanh_gaussian", "state_dependent_
 class Scored(NamedTuple):
     """What a distribution says of actions, and how it goes on from there: closed forms in the place of autograd."""
 
-    log_probs: Tensor  # [M], in nats
-    entropy: Callable[[], Tensor]  # [M], in nats
-    backward: Callable[[Tensor, float], tuple[Tensor, list[Tensor]]]
+    log_probs: Array  # [M], in nats
+    entropy: Callable[[], Array]  # [M], in nats
+    backward: Callable[[Array, float], tuple[Array, list[Array]]]
     """∂L/∂log_probs [M] and ∂L/∂entropy, the same of each → ∂L/∂outputs [M, size], and of its own parameters."""
 
 
@@ -65,7 +65,7 @@ class Distribution(nn.Module):
         """Compute -E[log π(a|s)] [M], in nats."""
         raise NotImplementedError
 
-    def scored(self, outputs: Tensor, actions: Tensor) -> Scored:
+    def scored(self, outputs: Array, actions: Array) -> Scored:
         """Compute log-probabilities and entropy with the way back, if there is a closed form."""
         raise NotImplementedError
 
@@ -114,22 +114,28 @@ class Softmax(Distribution):
         log_probs = outputs.log_softmax(1)
         return -(log_probs.exp() * log_probs).sum(1)
 
-    def scored(self, outputs: Tensor, actions: Tensor) -> Scored:
+    def scored(self, outputs: Array, actions: Array) -> Scored:
         """Compute both with the way back: ∂log π(a)/∂h = 1_a - π, ∂H/∂h = -π (log π + H)."""
-        chosen, logs = (actions - self.start)[:, None], outputs.log_softmax(1)
-        p = logs.exp()
+        chosen = (actions - self.start, np.arange(len(actions)))
+        logs = np.ascontiguousarray(outputs.T)  # [size, M]: a sum over few actions is quick along the first axis
+        logs = logs - logs.max(0)
+        p = np.exp(logs)
+        total = p.sum(0)
+        p /= total
+        logs -= np.log(total)
 
-        def entropy() -> Tensor:
-            return -(p * logs).sum(1)
+        def entropy() -> Array:
+            found: Array = -(p * logs).sum(0)
+            return found
 
-        def backward(slope: Tensor, entropy_slope: float) -> tuple[Tensor, list[Tensor]]:
-            column = slope[:, None]
-            onward = (p * -column).scatter_add_(1, chosen, column)
+        def backward(slope: Array, entropy_slope: float) -> tuple[Array, list[Array]]:
+            onward = p * -slope
+            onward[chosen] += slope
             if entropy_slope:
-                onward.sub_(p * (logs + entropy()[:, None]), alpha=entropy_slope)
-            return onward, []
+                onward -= entropy_slope * p * (logs + entropy())
+            return onward.T, []
 
-        return Scored(logs.gather(1, chosen).squeeze(1), entropy, backward)
+        return Scored(logs[chosen], entropy, backward)
 
 
 class Factorised(Distribution):
@@ -169,16 +175,16 @@ class Factorised(Distribution):
         parts = zip(self.factors, self.slices, strict=True)
         return torch.stack([factor.entropy(outputs[:, part]) for factor, part in parts]).sum(0)
 
-    def scored(self, outputs: Tensor, actions: Tensor) -> Scored:
+    def scored(self, outputs: Array, actions: Array) -> Scored:
         """Compute both with the way back: that of each factor."""
-        parts = zip(self.factors, self.slices, actions.unbind(1), strict=True)
+        parts = zip(self.factors, self.slices, actions.T, strict=True)
         scored = [factor.scored(outputs[:, part], entry) for factor, part, entry in parts]
 
-        def backward(slope: Tensor, entropy_slope: float) -> tuple[Tensor, list[Tensor]]:
-            return torch.cat([one.backward(slope, entropy_slope)[0] for one in scored], 1), []
+        def backward(slope: Array, entropy_slope: float) -> tuple[Array, list[Array]]:
+            return np.concatenate([one.backward(slope, entropy_slope)[0] for one in scored], 1), []
 
-        log_probs = torch.stack([one.log_probs for one in scored]).sum(0)
-        return Scored(log_probs, lambda: torch.stack([one.entropy() for one in scored]).sum(0), backward)
+        log_probs = np.sum([one.log_probs for one in scored], 0)
+        return Scored(log_probs, lambda: np.sum([one.entropy() for one in scored], 0), backward)
 
     def for_environment(self, actions: Array) -> Array:
         """Give actions the shape of the space."""
@@ -219,17 +225,19 @@ class Bernoulli(Distribution):
         p = outputs.sigmoid()
         return -(p * nn.functional.logsigmoid(outputs) + (1 - p) * nn.functional.logsigmoid(-outputs)).sum(1)
 
-    def scored(self, outputs: Tensor, actions: Tensor) -> Scored:
+    def scored(self, outputs: Array, actions: Array) -> Scored:
         """Compute both with the way back: ∂log π(a)/∂h = a - p, ∂H/∂h = -h p (1 - p)."""
-        p = outputs.sigmoid()
+        h = torch.from_numpy(outputs)
+        p: Array = h.sigmoid().numpy()
 
-        def backward(slope: Tensor, entropy_slope: float) -> tuple[Tensor, list[Tensor]]:
-            onward = (actions.to(p.dtype) - p) * slope[:, None]
+        def backward(slope: Array, entropy_slope: float) -> tuple[Array, list[Array]]:
+            onward = (actions - p) * slope[:, None]
             if entropy_slope:
-                onward.sub_(outputs * p * (1 - p), alpha=entropy_slope)
+                onward -= entropy_slope * outputs * p * (1 - p)
             return onward, []
 
-        return Scored(self.log_probs(outputs, actions), lambda: self.entropy(outputs), backward)
+        log_probs = self.log_probs(h, torch.from_numpy(actions)).numpy()
+        return Scored(log_probs, lambda: self.entropy(h).numpy(), backward)
 
     def for_environment(self, actions: Array) -> Array:
         """Give actions the shape and type of the space."""
@@ -276,18 +284,19 @@ class Gaussian(Distribution):
         entropy = (self.log_standard_deviation + math.log(2 * math.pi * math.e) / 2).sum()
         return entropy.expand(len(outputs))
 
-    def scored(self, outputs: Tensor, actions: Tensor) -> Scored:
+    def scored(self, outputs: Array, actions: Array) -> Scored:
         """Compute both with the way back: ∂log π(a)/∂μ = z/σ, ∂log π(a)/∂log σ = z² - 1, ∂H/∂log σ = 1."""
-        scale = (-self.log_standard_deviation).exp()
+        log_sigma = self.log_standard_deviation.detach().numpy()
+        scale = np.exp(-log_sigma)
         z = (actions - outputs) * scale
-        squares = z.square()
+        squares = z * z
 
-        def backward(slope: Tensor, entropy_slope: float) -> tuple[Tensor, list[Tensor]]:
+        def backward(slope: Array, entropy_slope: float) -> tuple[Array, list[Array]]:
             column = slope[:, None]
             return z * scale * column, [((squares - 1) * column).sum(0) + entropy_slope * len(z)]
 
-        log_probs = -(squares / 2 + self.log_standard_deviation + math.log(2 * math.pi) / 2).sum(1)
-        return Scored(log_probs, lambda: self.entropy(outputs), backward)
+        log_probs = -(squares / 2 + log_sigma + math.log(2 * math.pi) / 2).sum(1)
+        return Scored(log_probs, lambda: self.entropy(torch.from_numpy(outputs)).detach().numpy(), backward)
 
     def for_environment(self, actions: Array) -> Array:
         """Clip actions to the bounds, and give them the shape and type of the space."""

@@ -7,7 +7,7 @@ views of torch's own parameters, so there is one set of weights and nothing to k
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -43,6 +43,11 @@ def _tanh(x: Array) -> Array:
     return np.tanh(x, out=x)
 
 
+_VALUES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    nn.Tanh: torch.tanh,
+    nn.ReLU: torch.relu,
+    nn.ELU: nn.functional.elu,
+}
 # ∂L/∂x from ∂L/∂y and y = f(x).
 _SLOPES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
     nn.Tanh: torch.ops.aten.tanh_backward,
@@ -89,31 +94,45 @@ def numpy_forward(network: nn.Sequential) -> Forward:
     return forward
 
 
-def activations(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
-    """Give x [M, in] and the output of each layer after the other, in torch."""
-    outputs = [x]
-    for layer in layers:
-        x = outputs[-1]
-        outputs.append(nn.functional.linear(x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(x))
-    return outputs
+class Chain:
+    """Plain layers with the chain rule written out, in torch, on their parameters' own memory.
 
-
-def backward(
-    layers: Sequence[nn.Module], outputs: Sequence[Tensor], slope: Tensor, *, inner: bool = False
-) -> tuple[list[Tensor], Tensor]:
-    """Go back from ∂L/∂output [M, out] through what `activations` gave, by the chain rule.
-
-    Returns: ∂L/∂parameter for the parameters of `layers`, in their order; of an `inner` part, ∂L/∂x [M, in] too.
+    Parameters are looked up once: through a module, that takes as long as a product of a few rows. The gradient of
+    each is written to where `gradient_of` says.
     """
-    gradients: list[Tensor] = []
-    for number, layer in reversed(list(enumerate(layers))):
-        if isinstance(layer, nn.Linear):
-            gradients = [torch.mm(slope.t(), outputs[number]), slope.sum(0), *gradients]
-            if number or inner:
-                slope = torch.mm(slope, layer.weight)
-        elif not isinstance(layer, nn.Identity):
-            slope = _SLOPES[type(layer)](slope, outputs[number + 1])
-    return gradients, slope
+
+    def __init__(self, layers: Iterable[nn.Module], gradient_of: Mapping[Tensor, Tensor]) -> None:
+        self._layers = [
+            (layer.weight, layer.bias, gradient_of[layer.weight], gradient_of[layer.bias])
+            if isinstance(layer, nn.Linear)
+            else type(layer)
+            for layer in layers
+            if not isinstance(layer, nn.Identity)
+        ]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Give x [M, in] and the output of each layer after the other."""
+        outputs = [x]
+        for layer in self._layers:
+            x = nn.functional.linear(x, *layer[:2]) if isinstance(layer, tuple) else _VALUES[layer](x)
+            outputs.append(x)
+        return outputs
+
+    def backward(self, outputs: Sequence[Tensor], slope: Tensor, *, inner: bool = False) -> Tensor:
+        """Go back from ∂L/∂output [M, out] through what `forward` gave, and write ∂L/∂parameter.
+
+        Returns: of an `inner` part ∂L/∂x, [M, in].
+        """
+        for number, layer in reversed(list(enumerate(self._layers))):
+            if isinstance(layer, tuple):
+                weight, _, of_weight, of_bias = layer
+                torch.mm(slope.t(), outputs[number], out=of_weight)
+                torch.sum(slope, 0, out=of_bias)
+                if number or inner:
+                    slope = torch.mm(slope, weight)
+            else:
+                slope = _SLOPES[layer](slope, outputs[number + 1])
+        return slope
 
 
 def _linear(weight: Array, bias: Array) -> Forward:
