@@ -58,6 +58,12 @@ def test_a_checkpoint_reads_back_as_it_was(tmp_path: Path) -> None:
     assert not [file.name for file in tmp_path.iterdir() if file.name.startswith(".")]
 
 
+def test_a_tensor_is_saved_as_it_reads_however_it_lies_in_memory(tmp_path: Path) -> None:
+    lying = {"turned": torch.arange(6.0).reshape(2, 3).t(), "one": torch.tensor(2), "every other": torch.arange(9)[::2]}
+    back = load(save(tmp_path, replace(STATE, tensors=lying))).tensors
+    assert all(torch.equal(back[name], tensor) for name, tensor in lying.items())
+
+
 def test_its_bytes_are_a_function_of_the_state_and_its_metadata_one_canonical_key(
     content: bytes, tmp_path: Path
 ) -> None:

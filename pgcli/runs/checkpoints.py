@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import safetensors.numpy
 import safetensors.torch
 from torch import Tensor
 
@@ -77,7 +78,8 @@ def file_name(iteration: int) -> str:
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint under a new name, verify it, and move the pointer `latest.json` to it."""
-    header, body = _split(safetensors.torch.save(checkpoint.tensors))
+    arrays = {name: tensor.contiguous().numpy() for name, tensor in checkpoint.tensors.items()}
+    header, body = _split(safetensors.numpy.save(arrays))
     metadata = {
         "format": FORMAT,
         "config": checkpoint.config,
@@ -85,7 +87,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         "tensors_sha256": _tensor_digest(header, body),
     }
     metadata["metadata_sha256"] = _sha256(_canonical(metadata))
-    content = safetensors.torch.save(checkpoint.tensors, {"pgcli": _canonical(metadata).decode()})
+    content = safetensors.numpy.save(arrays, {"pgcli": _canonical(metadata).decode()})
     path = folder / file_name(checkpoint.counters["iteration"])
     write_whole(path, content, replace=False)
     point(folder / "latest.json", path, _sha256(content))

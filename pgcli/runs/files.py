@@ -151,20 +151,24 @@ class Table:
         self.path = path
         with _naming(path):
             self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _BINARY, FILE_MODE)
+        self._synced = False
         if os.fstat(self._descriptor).st_size == 0:
             self.append([columns])
 
     def append(self, rows: Iterable[Sequence[Cell]]) -> None:
         """Add rows; they are in the hands of the operating system when this returns."""
         with _naming(self.path):
+            self._synced = False
             _write(self._descriptor, as_csv(rows).encode())
             if not os.fstat(self._descriptor).st_nlink:
                 raise FileNotFoundError(errno.ENOENT, "was deleted while the run was writing it")
 
     def sync(self) -> None:
         """Make the rows survive a power loss."""
-        with _naming(self.path):
-            os.fsync(self._descriptor)
+        if not self._synced:
+            with _naming(self.path):
+                os.fsync(self._descriptor)
+            self._synced = True
 
     def close(self) -> None:
         """Close the file."""
