@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -12,6 +14,7 @@ from typing import Any, assert_never
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pgcli.closed_form import is_plain
@@ -31,8 +34,13 @@ from pgcli.optimizers import Optimizer, scheduled, unflattened
 from pgcli.policies.along import log_probs_along, ratios_along, squared_scores_along, steps_along, values_along
 from pgcli.policies.normalizers import ReturnScale
 from pgcli.policies.policy import Policy, ValueFunction, parameters_of
+from pgcli.processes import Aside, Check, may_fork
 from pgcli.randomness import Purpose, derived_seed, generator
 from pgcli.records import GradientEstimate, Update
+
+Array = NDArray[Any]
+Parts = Iterator[tuple[int, Batch]]
+WORTH_A_COPY = 0.03  # s: what a copy of this process costs, three times
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ class PolicyGradient:
         self.estimator: Callable[[Trajectories], Tensor] | None = None  # the user's own, from whoever may run it
         self.past = [deepcopy(self.policy) for _ in range(config.algorithm.reuse - 1)]  # newest first
         self.past_trajectories: list[Trajectories] = []  # what they collected, newest first
+        self._value_seconds = 0.0  # of the last descent of the value function here
 
     @property
     def reward_scale(self) -> float:
@@ -181,13 +190,15 @@ class PolicyGradient:
         trajectories: Trajectories,
         iteration: int = 0,
         progress: float = 0.0,
-        check: Callable[[], None] = lambda: None,
+        check: Check = lambda: None,
         look: Callable[[Trajectories], Sequence[GradientEstimate]] | None = None,
+        spare_core: bool = False,
     ) -> Update:
         """Learn from what `iteration` collected. `progress` in [0, 1] is the share of the budget that is used.
 
         `check` is called before every step of the optimizer; `look` before the first, with all that is learned from,
-        and what it says is part of the answer.
+        and what it says is part of the answer. With a `spare_core`, what can be done at the same time is, to the same
+        bytes.
         Whatever is raised leaves the state of before the update.
         Raises: Diverged if anything is not finite, and names it: before the step, which is then not taken, or after it.
         """
@@ -195,7 +206,7 @@ class PolicyGradient:
         before = [(tensor, tensor.clone()) for tensor in self._memory()]
         past = self.past, self.past_trajectories
         try:
-            return self._update(trajectories, iteration, progress, check, look)
+            return self._update(trajectories, iteration, progress, check, look, spare_core)
         except BaseException:
             self.past, self.past_trajectories = past
             for tensor, value in before:
@@ -207,8 +218,9 @@ class PolicyGradient:
         trajectories: Trajectories,
         iteration: int,
         progress: float,
-        check: Callable[[], None],
+        check: Check,
         look: Callable[[Trajectories], Sequence[GradientEstimate]] | None,
+        spare_core: bool,
     ) -> Update:
         algorithm, optimizer = self.config.algorithm, self.config.optimizer
         if self.return_scale is not None:
@@ -222,7 +234,7 @@ class PolicyGradient:
         acted = deepcopy(self.policy) if self.past else None
         joint = self.value is not None and self.value_optimizer is None
 
-        def parts(purpose: Purpose, epochs: int) -> Iterator[tuple[int, Batch]]:
+        def parts(purpose: Purpose, epochs: int) -> Parts:
             def shuffler(epoch: int) -> np.random.Generator:
                 return generator(self.config.seed, purpose, iteration, epoch)
 
@@ -234,33 +246,20 @@ class PolicyGradient:
             assert self.estimator is not None, "the user's own code was not let in"
             step_of = partial(self.given_step, gradient=self.estimator(trajectories))
             report["policy_loss"] = None
-        epochs = parts(Purpose.MINIBATCH, algorithm.update_epochs)
-        report |= descend(
-            self.optimizer,
-            epochs,
-            algorithm.update_epochs,
-            step_of,
-            rate,
-            optimizer.max_grad_norm,
-            algorithm.target_kl,
-            check,
-            partial(self._suspects, self.optimizer),
-        )
-        if self.value_optimizer is not None:
-            count = self.config.value.update_epochs or algorithm.update_epochs
-            own = scheduled(self.config.value.learning_rate or optimizer.learning_rate, optimizer.schedule, progress)
-            suspects = partial(self._suspects, self.value_optimizer)
-            found = descend(
-                self.value_optimizer,
-                parts(Purpose.VALUE_MINIBATCH, count),
-                count,
-                partial(self.losses.step_of, of="value", progress=progress),
-                own,
+        with self._meanwhile(partial(self._descend_value, parts, progress), spare_core) as value_loss:
+            report |= descend(
+                self.optimizer,
+                parts(Purpose.MINIBATCH, algorithm.update_epochs),
+                algorithm.update_epochs,
+                step_of,
+                rate,
                 optimizer.max_grad_norm,
-                check=check,
-                suspects=suspects,
+                algorithm.target_kl,
+                check,
+                partial(self._suspects, self.optimizer),
             )
-            report["value_loss"] = found["value_loss"]
+            if self.value_optimizer is not None:
+                report["value_loss"] = value_loss(check)
         if self.config.policy.normalize_obs:
             self.policy.add_statistics(trajectories.obs[:-1][trajectories.mask])
         self.check_finite()
@@ -268,6 +267,48 @@ class PolicyGradient:
             self.past = [acted, *self.past[:-1]]
             self._keep(acted, trajectories)
         return self._report(report | {"learning_rate": rate, "gradients": gradients}, len(batch), progress)
+
+    def _descend_value(self, parts: Callable[[Purpose, int], Parts], progress: float, check: Check) -> float:
+        """Descend the loss of a value function with an optimizer of its own; give that loss."""
+        assert self.value_optimizer is not None
+        begin, value, optimizer = time.perf_counter(), self.config.value, self.config.optimizer
+        epochs = value.update_epochs or self.config.algorithm.update_epochs
+        found = descend(
+            self.value_optimizer,
+            parts(Purpose.VALUE_MINIBATCH, epochs),
+            epochs,
+            partial(self.losses.step_of, of="value", progress=progress),
+            scheduled(value.learning_rate or optimizer.learning_rate, optimizer.schedule, progress),
+            optimizer.max_grad_norm,
+            check=check,
+            suspects=partial(self._suspects, self.value_optimizer),
+        )
+        self._value_seconds = time.perf_counter() - begin
+        return found["value_loss"]
+
+    @contextmanager
+    def _meanwhile(self, descent: Callable[[Check], float], spare_core: bool) -> Iterator[Callable[[Check], float]]:
+        """Let a descent of the value function, which nothing else waits for, begin aside if that pays; give its end."""
+        if not (spare_core and self._value_seconds > WORTH_A_COPY and may_fork()):
+            yield descent
+            return
+
+        def work(check: Check) -> tuple[float, list[Array]]:
+            return descent(check), memory()
+
+        def memory() -> list[Array]:
+            assert self.value_optimizer is not None
+            return [tensor.numpy() for tensor in self.value_optimizer.memory]
+
+        def result(check: Check) -> float:
+            if (done := other.result(check)) is None:
+                return descent(check)
+            for array, after in zip(memory(), done[1], strict=True):
+                array[...] = after
+            return done[0]
+
+        with Aside(work) as other:
+            yield result
 
     def check_finite(self) -> None:
         """Raise Diverged if a tensor of the state is not finite, and name it. Their sums tell that there is none."""

@@ -79,7 +79,8 @@ def train(
         measured = config.diagnostics.every is not None and counters.iteration % config.diagnostics.every == 0
         look = partial(measure, agent, progress=progress, check=check) if measured else None
         try:
-            update = agent.update(rollout.trajectories, counters.iteration, progress, check, look)
+            spare_core = chunks.workers is not None  # they wait
+            update = agent.update(rollout.trajectories, counters.iteration, progress, check, look, spare_core)
         except BaseException:
             sampler.take_back()
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
@@ -73,6 +74,12 @@ def random_batch(dtype: torch.dtype = torch.float64) -> Trajectories:
         actions=torch.randint(4, (5, 4), generator=draw),
         rewards=torch.randn(5, 4, dtype=torch.float64, generator=draw) * batch.mask,
     )
+
+
+def is_running(pid: int) -> bool:
+    """Say whether a process is there, and is no zombie that nobody has asked for."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(state.strip()) and not state.startswith("Z")
 
 
 def mapped(batch: Trajectories, function: Callable[[str, Tensor], Tensor]) -> Trajectories:

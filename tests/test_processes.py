@@ -6,10 +6,11 @@ import gc
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from helpers import config
+from helpers import config, is_running
 
 from pgcli.experiment import Request, run_experiment
 
@@ -46,3 +47,34 @@ def test_a_run_spares_the_collector_what_was_there_before_it_and_gives_it_back(t
     run_experiment(request, lambda record: during.append(gc.get_freeze_count()))
     assert min(during) > 10_000
     assert gc.get_freeze_count() == 0
+
+
+ASIDE = """
+import os, time
+from pgcli.processes import Aside
+
+def work(check):
+    while {endless}:
+        check()
+        time.sleep(0.01)
+    return bytes(10_000_000)
+
+with Aside(work) as other:
+    print(other._process.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ps")
+@pytest.mark.parametrize("endless", [True, False], ids=["at work", "with an answer that nobody reads"])
+def test_a_copy_of_a_process_does_not_outlive_it(endless: bool) -> None:
+    code = ASIDE.format(endless=endless)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert is_running(pid)
+        parent.kill()
+    stop = time.monotonic() + 10
+    while is_running(pid) and time.monotonic() < stop:
+        time.sleep(0.05)
+    assert not is_running(pid)

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import active_children
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +20,8 @@ from gymnasium import spaces
 from helpers import config, random_batch
 from torch import Tensor
 
+from pgcli import agent as room
+from pgcli import processes
 from pgcli.agent import PolicyGradient
 from pgcli.errors import Diverged
 from pgcli.sampling.rollout import Chunks, collect_episodes
@@ -179,6 +189,65 @@ def test_an_update_that_fails_at_its_very_end_remembers_what_it_did_before(monke
     assert whole_state(agent) == before
     assert agent.past == past
     assert agent.past_trajectories == trajectories
+
+
+def update_with_a_spare_core(trouble: str) -> None:
+    """Update twice without and with a spare core, and with trouble there; in a process of one thread."""
+    forks = 0
+
+    class Troubled(processes.Aside[Any]):
+        def __init__(self, work: Callable[[processes.Check], Any]) -> None:
+            def troubled(check: processes.Check) -> Any:
+                self.meet()
+                return work(check)
+
+            super().__init__(troubled)
+
+        def __enter__(self) -> Any:
+            nonlocal forks
+            forks += 1
+            return super().__enter__()
+
+        def meet(self) -> None:
+            match trouble:
+                case "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "stopped":
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                case "failed":
+                    raise ValueError
+
+    setattr(room, "Aside", Troubled)  # noqa: B010 - it is not the room's own
+    room.WORTH_A_COPY, processes.PATIENCE_SECONDS = 0.0, 0.5
+    if trouble == "two threads":
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    here, there = agent_with(CLIP), agent_with(CLIP)
+    for iteration in range(3):
+        assert there.update(BATCH, iteration, spare_core=True) == here.update(BATCH, iteration)
+        assert whole_state(there) == whole_state(here)
+    assert forks == (0 if trouble == "two threads" else 2), "the first one measures what it takes"
+    before, calls = whole_state(there), iter(range(5))
+
+    def check() -> None:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        there.update(BATCH, 4, check=check, spare_core=True)
+    assert whole_state(there) == before
+    assert not active_children()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize("trouble", ["none", "killed", "stopped", "failed", "two threads"])
+def test_the_value_function_learns_the_same_on_a_spare_core_whatever_happens_there(trouble: str) -> None:
+    code = f"import test_updates; test_updates.update_with_a_spare_core({trouble!r})"
+    alone = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, env=alone, stderr=-1, text=True, timeout=99
+    )
+    assert not done.returncode, done.stderr
+    assert not done.stderr
 
 
 @pytest.mark.parametrize("normalize", [False, True])

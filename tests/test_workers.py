@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from helpers import Array, Counting
+from helpers import Array, Counting, is_running
 from kills import CASES
 
 from pgcli.assessment import assess
@@ -190,12 +190,6 @@ def test_a_run_is_resumed_with_another_number_of_workers(tmp_path: Path) -> None
         run(tmp_path / "cut", name, *settings, "sampling.workers=1", check=stop)
     run(tmp_path / "cut", name, *settings, "sampling.workers=2", resume=True)
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
-
-
-def is_running(pid: int) -> bool:
-    """Say whether a process is there, and is no zombie that nobody has asked for."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
-    return bool(state.strip()) and not state.startswith("Z")
 
 
 def children_of(pid: int) -> list[int]:

@@ -107,7 +107,7 @@ def pgcli_side(number: int, workers: int, chunk_size: int | None = None, env_id:
         begin = time.perf_counter()
         trajectories = sampler.collect(agent.policy, iteration, lambda: None).trajectories
         collected = time.perf_counter()
-        agent.update(trajectories, iteration)
+        agent.update(trajectories, iteration, spare_core=workers > 0)
         if iteration:  # the first one warms up
             spent += time.perf_counter() - begin
             collecting += collected - begin
