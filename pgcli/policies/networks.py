@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -43,16 +44,16 @@ def _tanh(x: Array) -> Array:
     return np.tanh(x, out=x)
 
 
+# In place, x to y = f(x), and ∂L/∂y to ∂L/∂x, which takes y alone.
 _VALUES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
-    nn.Tanh: torch.tanh,
-    nn.ReLU: torch.relu,
-    nn.ELU: nn.functional.elu,
+    nn.Tanh: torch.tanh_,
+    nn.ReLU: torch.relu_,
+    nn.ELU: partial(nn.functional.elu, inplace=True),
 }
-# ∂L/∂x from ∂L/∂y and y = f(x).
 _SLOPES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
-    nn.Tanh: torch.ops.aten.tanh_backward,
-    nn.ReLU: lambda slope, y: slope * (y > 0),
-    nn.ELU: lambda slope, y: slope * torch.where(y > 0, 1, y + 1),
+    nn.Tanh: lambda slope, y: torch.ops.aten.tanh_backward.grad_input(slope, y, grad_input=slope),
+    nn.ReLU: lambda slope, y: slope.mul_(y > 0),
+    nn.ELU: lambda slope, y: slope.mul_(torch.where(y > 0, 1, y + 1)),
 }
 _FUNCTIONS: dict[type[nn.Module], Forward] = {nn.Tanh: _tanh, nn.ReLU: _relu, nn.ELU: _elu}
 
@@ -111,7 +112,7 @@ class Chain:
         ]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Give x [M, in] and the output of each layer after the other."""
+        """Give x [M, in] and the output of each layer after the other, that of an activation in its input's place."""
         outputs = [x]
         for layer in self._layers:
             x = nn.functional.linear(x, *layer[:2]) if isinstance(layer, tuple) else _VALUES[layer](x)
