@@ -128,9 +128,9 @@ Written by `make results` from [results.csv](results.csv), which has every seed.
 seed, sampled, over {EPISODES} fresh episodes, undiscounted, to the environment's own time limit; over seeds the
 interquartile mean (IQM) with its 95 % percentile bootstrap interval, the lowest and the highest seed, and how many
 reach the target. Greedy: the same policies with their most probable actions. Hyper-parameters were chosen on other
-seeds than these. No best checkpoint, no best seed. Gymnasium 1.4. All rows were measured
-before gradients were computed as they are now, which adds in another order (those of CartPole before the last change
-of it): a seed run today parts from its row here in the last bits, and then by more."""
+seeds than these. No best checkpoint, no best seed. Gymnasium 1.4. All rows but those of
+CartPole were measured before gradients were computed as they are now, which adds in another order: a seed run today
+parts from its row there in the last bits, and then by more."""
 SOURCES = """\
 - **zoo**: rl-baselines3-zoo, `benchmark.md`: one trained agent each, greedy, mean ± standard deviation over episodes.
 - **CleanRL**: `docs/benchmark/ppo.md` and `ppo_continuous_action.md` (3 seeds), `docs/rl-algorithms/rpo.md`
