@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from pgcli.closed_form import is_plain
 from pgcli.config.schema import Config
-from pgcli.descent import Batch, Named, Step, check_finite, descend, minibatches
+from pgcli.descent import Batch, Named, Step, check_finite, descend, descend_unseen, minibatches
 from pgcli.estimators.baselines import group_baseline, leave_one_out_baseline, mean_baseline, optimal_baseline
 from pgcli.estimators.objectives import (
     explained_variance,
@@ -65,19 +66,34 @@ class PolicyGradient:
         _settle_torch()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(config.seed, Purpose.INIT))
-            self.policy = Policy(observation_space, action_space, config.policy)
-            self.value = ValueFunction(self.policy, config.value, config.policy) if config.has_value else None
-        own = [] if self.value is None else list(self.value.parameters())
-        shared = config.has_value and config.value.shared_trunk
-        self.optimizer = Optimizer(config.optimizer.name, [*self.policy.parameters(), *(own if shared else [])])
-        self.value_optimizer = Optimizer(config.optimizer.name, own) if own and not shared else None
+            policy = Policy(observation_space, action_space, config.policy)
+            value = ValueFunction(policy, config.value, config.policy) if config.has_value else None
+        self._learn_with(policy, value)
+        self._there: PolicyGradient | None = None  # where it learns, if that is another device
         columns = config.env.num_envs if config.rollout.steps else 0
-        self.losses = Losses(config, self.policy, self.value)
         self.return_scale = ReturnScale(columns) if config.value.normalize_returns and config.has_value else None
         self.estimator: Callable[[Trajectories], Tensor] | None = None  # the user's own, from whoever may run it
         self.past = [deepcopy(self.policy) for _ in range(config.algorithm.reuse - 1)]  # newest first
         self.past_trajectories: list[Trajectories] = []  # what they collected, newest first
         self._value_seconds = 0.0  # of the last descent of the value function here
+
+    def _learn_with(self, policy: Policy, value: ValueFunction | None) -> None:
+        self.policy, self.value = policy, value
+        rule, own = self.config.optimizer.name, [] if value is None else list(value.parameters())
+        shared = value is not None and value.shared
+        self.optimizer = Optimizer(rule, [*policy.parameters(), *(own if shared else [])])
+        self.value_optimizer = Optimizer(rule, own) if own and not shared else None
+        self.losses = Losses(self.config, policy, value)
+
+    def on(self, device: torch.device) -> PolicyGradient:
+        """Give a twin whose networks and optimizers are on another device, to learn there from data that is here."""
+        if device.type == "cuda":
+            _settle_gpu()
+        twin = copy(self)
+        twin._learn_with(
+            deepcopy(self.policy).to(device), None if self.value is None else deepcopy(self.value).to(device)
+        )
+        return twin
 
     @property
     def reward_scale(self) -> float:
@@ -223,14 +239,20 @@ class PolicyGradient:
         spare_core: bool,
     ) -> Update:
         algorithm, optimizer = self.config.algorithm, self.config.optimizer
+        if self._there is None and self.config.training.device != "cpu":
+            self._there = self.on(torch.device(self.config.training.device))
+        learner = self._there or self
+        self._copy_to(learner)
         if self.return_scale is not None:
             self.return_scale.add_rewards(trajectories.rewards, trajectories.mask, algorithm.gamma)
         one_step = algorithm.update_epochs == algorithm.num_minibatches == algorithm.reuse == 1
         if algorithm.objective != "policy_gradient" and not one_step:
-            trajectories = _acted_by(self.policy, trajectories)
+            actor = self.policy if self.past else learner.policy  # what is collected again, is so here
+            trajectories = _acted_by(actor, trajectories)
         learned_from = pad_columns([trajectories, *self.past_trajectories])
         gradients = look(learned_from) if look else ()
-        batch, report = self.batch(learned_from)
+        batch, report = learner.batch(learned_from)
+        batch = batch.to(learner.policy.device)
         acted = deepcopy(self.policy) if self.past else None
         joint = self.value is not None and self.value_optimizer is None
 
@@ -241,14 +263,15 @@ class PolicyGradient:
             return minibatches(batch, epochs, algorithm.num_minibatches, shuffler, on_policy=algorithm.reuse == 1)
 
         rate = scheduled(optimizer.learning_rate, optimizer.schedule, progress)
-        step_of = partial(self.losses.step_of, of="joint" if joint else "policy", progress=progress)
+        step_of = partial(learner.losses.step_of, of="joint" if joint else "policy", progress=progress)
         if algorithm.estimator is not None:
             assert self.estimator is not None, "the user's own code was not let in"
-            step_of = partial(self.given_step, gradient=self.estimator(trajectories))
+            gradient = self.estimator(trajectories).to(learner.policy.device)
+            step_of = partial(learner.given_step, gradient=gradient)
             report["policy_loss"] = None
-        with self._meanwhile(partial(self._descend_value, parts, progress), spare_core) as value_loss:
-            report |= descend(
-                self.optimizer,
+        with self._meanwhile(partial(learner._descend_value, parts, progress), spare_core) as value_loss:
+            report |= learner._descend(
+                learner.optimizer,
                 parts(Purpose.MINIBATCH, algorithm.update_epochs),
                 algorithm.update_epochs,
                 step_of,
@@ -256,10 +279,10 @@ class PolicyGradient:
                 optimizer.max_grad_norm,
                 algorithm.target_kl,
                 check,
-                partial(self._suspects, self.optimizer),
             )
             if self.value_optimizer is not None:
                 report["value_loss"] = value_loss(check)
+        learner._copy_to(self)
         if self.config.policy.normalize_obs:
             self.policy.add_statistics(trajectories.obs[:-1][trajectories.mask])
         self.check_finite()
@@ -268,12 +291,22 @@ class PolicyGradient:
             self._keep(acted, trajectories)
         return self._report(report | {"learning_rate": rate, "gradients": gradients}, len(batch), progress)
 
+    @property
+    def _descend(self) -> Callable[..., dict[str, float]]:
+        return partial(descend, suspects=self._suspects) if self.policy.device.type == "cpu" else descend_unseen
+
+    def _copy_to(self, other: PolicyGradient) -> None:
+        """Give another one of the same kind all that an update changes in place."""
+        if other is not self:
+            for mine, theirs in zip(self._memory(), other._memory(), strict=True):
+                theirs.copy_(mine)
+
     def _descend_value(self, parts: Callable[[Purpose, int], Parts], progress: float, check: Check) -> float:
         """Descend the loss of a value function with an optimizer of its own; give that loss."""
         assert self.value_optimizer is not None
         begin, value, optimizer = time.perf_counter(), self.config.value, self.config.optimizer
         epochs = value.update_epochs or self.config.algorithm.update_epochs
-        found = descend(
+        found = self._descend(
             self.value_optimizer,
             parts(Purpose.VALUE_MINIBATCH, epochs),
             epochs,
@@ -281,7 +314,6 @@ class PolicyGradient:
             scheduled(value.learning_rate or optimizer.learning_rate, optimizer.schedule, progress),
             optimizer.max_grad_norm,
             check=check,
-            suspects=partial(self._suspects, self.value_optimizer),
         )
         self._value_seconds = time.perf_counter() - begin
         return found["value_loss"]
@@ -385,6 +417,13 @@ def _settle_torch() -> None:
     """Set what torch keeps for the whole process, and an environment that uses it may have set otherwise."""
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
+
+
+def _settle_gpu() -> None:
+    """Let the same update give the same bytes on the same model of GPU, and float32 mean float32."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = False
 
 
 def _acted_by(policy: Policy, trajectories: Trajectories) -> Trajectories:

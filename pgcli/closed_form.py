@@ -27,7 +27,7 @@ Slope = Callable[[Array], Array]  # log_probs or V [M] → ∂loss/∂ of each, 
 def is_plain(policy: Policy, value: ValueFunction | None) -> bool:
     """Say whether all of the networks, and the distribution, have a closed form here."""
     images = len(policy.images) or (value is not None and len(value.images))
-    return policy.memory is None and not images and policy.distribution.has_closed_form
+    return policy.device.type == "cpu" and policy.memory is None and not images and policy.distribution.has_closed_form
 
 
 class ClosedForm:

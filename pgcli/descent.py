@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,11 @@ class Batch:
     def __len__(self) -> int:
         return self.advantages.shape[0]
 
+    def to(self, device: torch.device) -> Batch:
+        """Give the same on another device; what says which steps follow each other stays."""
+        tensors: dict[str, Any] = {name: x.to(device) for name, x in self._tensors().items()}
+        return replace(self, **tensors)
+
     @property
     def parts(self) -> int:
         """What can be taken apart: steps, or the windows of a policy with memory."""
@@ -50,6 +56,7 @@ class Batch:
                 yield self._part(len(chosen), windows, {name: x[rows] for name, x in self._tensors().items()})
             return
         names, columns = zip(*self._tensors().items(), strict=True)
+        order = order.to(self.advantages.device)
         for part in zip(*(x.index_select(0, order).tensor_split(count) for x in columns), strict=True):
             yield self._part(len(part[0]), None, dict(zip(names, part, strict=True)))
 
@@ -98,14 +105,14 @@ def descend(
     max_grad_norm: float | None = None,
     target_kl: float | None = None,
     check: Callable[[], None] = lambda: None,
-    suspects: Callable[[Batch, Tensor], Named] = lambda part, gradient: (),
+    suspects: Callable[[Optimizer, Batch, Tensor], Named] = lambda optimizer, part, gradient: (),
 ) -> dict[str, float]:
     """Step once for each part; end before a step, but the first, that would start from an approx_kl above `target_kl`.
 
     `check` is called before every step; what it raises ends the update amid its steps.
     Returns: the means of the terms and of the norm of the gradient over the last epoch, and how many epochs there were.
     Raises: Diverged, before the step, if a term or the norm of the gradient is not finite; it names the first of the
-    `suspects` of a part and its gradient that is not, causes before what follows from them.
+    `suspects` of a step that is not, causes before what follows from them.
     """
     sums: dict[str, float] = {}
     weight, last = 0.0, -1
@@ -124,7 +131,7 @@ def descend(
                 values.items(), key=lambda item: item[0] == "loss"
             ):  # a part of the sum says more
                 if not math.isfinite(value):
-                    check_finite(suspects(part, gradient), f", and so {name} is {value}")
+                    check_finite(suspects(optimizer, part, gradient), f", and so {name} is {value}")
                     raise Diverged(f"{name} is {value}")
             if epoch != last:
                 sums, weight = dict.fromkeys(values, 0.0), 0.0
@@ -133,3 +140,42 @@ def descend(
         last = epoch
         optimizer.step(gradient, learning_rate)
     return {name: total / weight for name, total in sums.items()} | {"update_epochs": last + 1}
+
+
+@torch.no_grad()
+def descend_unseen(
+    optimizer: Optimizer,
+    parts: Iterator[tuple[int, Batch]],
+    epochs: int,
+    step_of: Callable[[Batch], Step],
+    learning_rate: float,
+    max_grad_norm: float | None = None,
+    target_kl: float | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Do what `descend` does, on a device that would be waited for whenever a number is looked at: only at the end.
+
+    `target_kl` alone needs a number at every step. What is not finite is in the parameters at the end.
+    """
+    rows, shares, names, last = list[Tensor](), list[float](), list[str](), -1
+    for epoch, part in parts:
+        check()
+        gradient, terms_of = step_of(part)
+        if target_kl is not None and last >= 0 and float(terms_of()["approx_kl"]) > target_kl:
+            break
+        norm = torch.linalg.vector_norm(gradient)
+        if max_grad_norm is not None:
+            gradient = gradient * (max_grad_norm / norm).clamp(max=1)
+        if epoch == epochs - 1 or target_kl is not None:
+            if epoch != last:
+                rows.clear()
+                shares.clear()
+            terms = terms_of() | {"grad_norm": norm}
+            names = list(terms)
+            rows.append(torch.stack([term.detach().double() for term in terms.values()]))
+            shares.append(part.share)
+        last = epoch
+        optimizer.step(gradient, learning_rate)
+    table = torch.stack(rows).cpu()
+    means = (torch.tensor(shares, dtype=table.dtype) @ table / sum(shares)).tolist()
+    return dict(zip(names, means, strict=True)) | {"update_epochs": last + 1}

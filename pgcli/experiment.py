@@ -11,12 +11,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, assert_never
 
+import torch
+
 from pgcli import student
 from pgcli.agent import PolicyGradient
 from pgcli.cluster import cores, cpus, join
 from pgcli.config import Config, flat, load_config, to_data
 from pgcli.config.schema import EnvConfig
-from pgcli.errors import Diverged, EnvironmentFailure, Interrupted, PgcliError, RunDirectoryError, typed
+from pgcli.errors import Diverged, EnvironmentFailure, Interrupted, PgcliError, RunDirectoryError, UsageError, typed
 from pgcli.extras import require
 from pgcli.location import split
 from pgcli.processes import keep_freed_memory
@@ -187,13 +189,18 @@ def _released(resource: T) -> Iterator[T]:
 
 
 def check_request(request: Request) -> None:
-    """Raise RunDirectoryError if the run directory cannot be used as asked, UsageError if an extra is missing."""
+    """Raise RunDirectoryError if the run directory cannot be used so, UsageError if an extra or a GPU is missing."""
     path, logging = request.path, request.config.logging
     for name in ("tensorboard", "wandb"):
         if getattr(logging, name):
             require(name, name, f"logging.{name}")
     if request.config.sampling.backend == "ray":
         require("ray", "ray", "sampling.backend: ray")
+    if request.config.training.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            f"training.device: cuda, and torch {torch.__version__} finds no GPU here",
+            "`training.device=cpu` learns without one",
+        )
     with storage(path):
         if os.path.lexists(path) and not path.is_dir():
             raise RunDirectoryError(f"{path}: is {'a file' if path.exists() else 'a link to nothing'}, not a folder")

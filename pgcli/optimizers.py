@@ -46,7 +46,7 @@ class Optimizer:
             for name in {"adam": ("exp_avg", "exp_avg_sq"), "rmsprop": ("square_avg",), "sgd": ()}[rule]
         }
         self._moments = {name: unflattened(moment, self.parameters) for name, moment in self.moments.items()}
-        self.steps = torch.zeros(())  # of adam
+        self.steps = torch.zeros((), device=self._vector.device)  # of adam
 
     @property
     def memory(self) -> list[Tensor]:

@@ -265,7 +265,10 @@ class TrainingConfig(Section):
     seconds: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Seconds of training; outside the promise of equal bytes; null: no limit."
     )
-    device: Literal["cpu"] = Field("cpu", description="Where the update runs.")
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu",
+        description="Where the update runs. cuda: a GPU, for images; equal bytes only on the same model of it.",
+    )
     threads: Annotated[int, Field(ge=1, le=1024), _WHOLE] = Field(
         1, description="torch's threads. Part of the result: sums are ordered by it."
     )

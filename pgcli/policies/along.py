@@ -1,4 +1,4 @@
-"""What a policy and a value function say along trajectories, [T, N]; masked rows are neutral."""
+"""What a policy and a value function, on whatever device, say along trajectories, [T, N]; masked rows are neutral."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def steps_along(
 def _cut(policy: Policy, obs: Tensor, windows: Windows, cut: int) -> Windows:
     """Cut windows after every `cut` steps, and run the policy to what it remembers there."""
     assert policy.memory is not None
-    x, starts = policy.read(obs), windows.lengths.cumsum(0) - windows.lengths
+    x, starts = policy.read(obs.to(policy.device)), windows.lengths.cumsum(0) - windows.lengths
     counts = (windows.lengths - 1) // cut + 1
     firsts = counts.cumsum(0) - counts
-    memory = windows.memory.to(x.dtype).repeat_interleave(counts, 0)
+    memory = windows.memory.repeat_interleave(counts, 0).to(x)
     for number in range(1, int(counts.max())):
         longer = (counts > number).nonzero().squeeze(1)
         rows = starts[longer] + (number - 1) * cut + torch.arange(cut)[:, None]
@@ -67,8 +67,8 @@ def values_along(policy: Policy, value: ValueFunction | None, trajectories: Traj
     if value is None:
         return torch.zeros(shape, dtype=dtype)
     rows, windows = steps_along(policy, trajectories, values=True)
-    values = value(policy, trajectories.obs.flatten(0, 1)[rows], windows)
-    return from_steps(values.to(dtype), rows, shape)
+    values = value(policy, trajectories.obs.flatten(0, 1)[rows].to(policy.device), windows)
+    return from_steps(values.to(trajectories.rewards), rows, shape)
 
 
 def log_probs_along(policy: Policy, trajectories: Trajectories) -> Tensor:
@@ -79,8 +79,8 @@ def log_probs_along(policy: Policy, trajectories: Trajectories) -> Tensor:
 
 def _log_probs(policy: Policy, trajectories: Trajectories, cut: int | None = None) -> tuple[Tensor, Tensor]:
     rows, windows = steps_along(policy, trajectories, cut=cut)
-    outputs = policy(trajectories.obs.flatten(0, 1)[rows], windows)
-    return policy.distribution.log_probs(outputs, trajectories.actions.flatten(0, 1)[rows]), rows
+    obs, actions = (x.flatten(0, 1)[rows].to(policy.device) for x in (trajectories.obs, trajectories.actions))
+    return policy.distribution.log_probs(policy(obs, windows), actions).to(rows.device), rows
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ def squared_scores_along(policy: Policy, trajectories: Trajectories) -> Tensor:
     each = torch.eye(len(log_probs), dtype=log_probs.dtype)
     scores = torch.autograd.grad(log_probs, list(policy.parameters()), each, is_grads_batched=True)
     squares = torch.stack([score.flatten(1).square().sum(1) for score in scores])
-    return squares.sum(0).to(trajectories.rewards.dtype)
+    return squares.sum(0).to(trajectories.rewards)
 
 
 def gradients_along(

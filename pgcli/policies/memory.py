@@ -58,7 +58,7 @@ class Memory(nn.Module):
 
     def run(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Go through inputs [T, S, inputs] from memory [S, state_size]: outputs [T, S, size], the memory after them."""
-        state = [part.contiguous() for part in memory.to(x.dtype)[None].chunk(self.parts, -1)]
+        state = [part.contiguous() for part in memory.to(x)[None].chunk(self.parts, -1)]
         outputs: Tensor
         if self.parts == 2:
             outputs, (h, c) = self.core(x, tuple(state))

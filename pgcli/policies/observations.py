@@ -209,8 +209,8 @@ class _Numbers:
     def in_torch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if self.first is None:
             return x.to(dtype) if self.divisor == 1 else x.to(dtype) / self.divisor
-        places = x.long() + torch.from_numpy(self.first)
-        return torch.zeros(len(x), self.size, dtype=dtype).scatter_(1, places, 1)
+        places = x.long() + torch.from_numpy(self.first).to(x.device)
+        return torch.zeros(len(x), self.size, dtype=dtype, device=x.device).scatter_(1, places, 1)
 
     def in_numpy(self, x: Array) -> Array:
         if self.first is None:

@@ -90,6 +90,11 @@ class Policy(nn.Module):
                 _IGNORE_MASK,
             )
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.network.parameters()).device
+
     def encode(self, obs: Tensor) -> Tensor:
         """Encode and normalise the numbers of observations [M, …], [M, numbers]."""
         encoded = self.encoder.in_torch(obs, next(self.network.parameters()).dtype)
