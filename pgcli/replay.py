@@ -24,6 +24,7 @@ from pgcli.errors import EnvironmentFailure, PgcliError, RunDirectoryError, Usag
 from pgcli.experiment import environments_of, has_constant_schedules, stored_config
 from pgcli.loading import refuse_foreign_modules
 from pgcli.policies.policy import Policy
+from pgcli.processes import Check
 from pgcli.repetition import Repetition, changed_iterations, follows_the_clock, repeated
 from pgcli.report.video import DEFAULT_FPS, Episode, Frame, check_name, drawing, picture, played, write
 from pgcli.runs import checkpoints
@@ -40,7 +41,7 @@ from pgcli.sampling.environments import (
 )
 from pgcli.sampling.examination import examine
 from pgcli.sampling.rollout import Ended, Rollout, chunk_ranges, episode_seed
-from pgcli.sampling.samplers import Check, Sampler, lasting_seed, native_seed
+from pgcli.sampling.samplers import Sampler, lasting_seed, native_seed
 
 Array = NDArray[Any]
 

@@ -25,10 +25,10 @@ from pgcli.cluster import POLL_SECONDS, check_versions, cpus, versions
 from pgcli.config.schema import EnvConfig, PolicyConfig
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.policy import Policy, parameters_of
+from pgcli.processes import Check
 from pgcli.sampling.crew import (
     HANG_SECONDS,
     TRIES,
-    Check,
     Job,
     build_policy,
     close_all,

@@ -15,9 +15,9 @@ from torch import Tensor
 from pgcli.config.schema import EnvConfig, PolicyConfig
 from pgcli.errors import PgcliError
 from pgcli.policies.policy import Policy
+from pgcli.processes import Check
 from pgcli.sampling.environments import make
 
-Check = Callable[[], None]
 HANG_SECONDS = 60.0  # without a step
 TRIES = 3  # of the same chunk
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,6 +14,7 @@ from pgcli.config.schema import Config
 from pgcli.errors import CheckpointError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Policy
+from pgcli.processes import Check
 from pgcli.randomness import Purpose, Seeds, derived_seed, generator
 from pgcli.sampling.crew import Crew
 from pgcli.sampling.environments import NativeEnvironments, SingleEnvironments, make_lasting
@@ -33,7 +33,6 @@ from pgcli.sampling.rollout import (
 )
 
 Array = NDArray[Any]
-Check = Callable[[], None]
 Lasting = NativeEnvironments | SingleEnvironments
 
 

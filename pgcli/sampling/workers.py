@@ -26,11 +26,10 @@ from numpy.typing import NDArray
 from pgcli.config.schema import EnvConfig, PolicyConfig
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.policy import Policy, parameters_of
-from pgcli.processes import process_context
+from pgcli.processes import POLL_SECONDS, Check, process_context
 from pgcli.sampling.crew import (
     HANG_SECONDS,
     TRIES,
-    Check,
     Job,
     build_policy,
     close_all,
@@ -39,7 +38,6 @@ from pgcli.sampling.crew import (
     taken_apart,
 )
 
-POLL_SECONDS = 0.05
 CLOSE_SECONDS = 5.0
 _HEAD = 2 * 8  # bytes per worker in the block of parameters: steps so far, the job that it is at
 
