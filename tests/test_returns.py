@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pgcli.estimators.returns import lambda_returns, reward_to_go, total_return
+from pgcli.estimators.returns import lambda_returns, total_return, trajectory_returns
 
 NAN = float("nan")
 
@@ -120,7 +120,7 @@ def test_no_steps_have_no_returns() -> None:
     nothing = torch.zeros(0, 3)
     assert lambda_returns(nothing, nothing, nothing, nothing).shape == (0, 3)
     assert reward_to_go(nothing, 0.9, nothing.bool()).shape == (0, 3)
-    assert total_return(nothing, 0.9, nothing.bool()).shape == (0, 3)
+    assert total_return(nothing, 0.9).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("wrong", range(4))
@@ -129,6 +129,13 @@ def test_shapes_that_differ_are_refused(wrong: int) -> None:
     arguments[wrong] = torch.zeros(4, 1)  # it would broadcast
     with pytest.raises(ValueError, match=r"differ in shape.*\(4, 1\)"):
         lambda_returns(*arguments)
+
+
+def reward_to_go(rewards: Tensor, gamma: float, terminated: Tensor) -> Tensor:
+    """What was seen and no more: λ = 1, nothing cut, no value."""
+    return trajectory_returns(
+        rewards, gamma, 1.0, terminated, torch.zeros_like(terminated), next_values=torch.zeros_like(rewards)
+    )
 
 
 def test_reward_to_go_stops_at_a_termination_and_not_at_the_padding() -> None:
@@ -144,7 +151,8 @@ def test_without_discount_reward_to_go_is_the_sum_and_with_gamma_zero_the_reward
     assert reward_to_go(rewards, 0.0, never)[:, 0].tolist() == [3, -1, 5]
 
 
-def test_the_total_return_stands_at_every_step_and_is_counted_from_the_first() -> None:
+def test_the_total_return_is_counted_from_the_first_step() -> None:
     rewards = torch.tensor([[8.0, 1.0], [4.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
-    never = torch.zeros(3, 2, dtype=torch.bool)
-    assert total_return(rewards, 0.5, never).tolist() == [[10.5, 1]] * 3
+    assert total_return(rewards, 0.5).tolist() == [10.5, 1]
+    assert total_return(rewards, 0.0).tolist() == [8, 1]
+    assert total_return(rewards, 1.0).tolist() == [14, 1]

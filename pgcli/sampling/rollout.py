@@ -241,6 +241,6 @@ class Measure:
 def ended_episodes(trajectories: Trajectories, gamma: float) -> list[Ended]:
     """Describe each trajectory of whole episodes."""
     rewards = trajectories.rewards
-    discounted = total_return(rewards, gamma, trajectories.terminated)[0]
+    discounted = total_return(rewards, gamma)
     columns = (rewards.sum(0).tolist(), discounted.tolist(), trajectories.lengths.tolist(), trajectories.ended())
     return [Ended(*row) for row in zip(*columns, strict=True)]

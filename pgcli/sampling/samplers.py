@@ -139,15 +139,12 @@ def _begin(config: Config, chunk: range, envs: Lasting, policy: Policy) -> _Colu
 def _go_on(
     config: Config, chunk: range, envs: Lasting, state: _Columns, policy: Policy, iteration: int, check: Check
 ) -> Segment:
-    actor, gamma = policy.actor("sampled"), config.algorithm.gamma
+    actor = policy.actor("sampled")
     random = generator(config.seed, Purpose.ACT, iteration, chunk.start)
     if isinstance(envs, NativeEnvironments):
         envs.seed(native_seed(config, iteration, chunk.start))
-    episode, obs, running = state.episode.copy(), state.obs, ~state.over
-    memory = state.memory
-    returns, discounted, lengths = state.returns.copy(), state.discounted.copy(), state.lengths
-    resets = np.full(len(chunk), -1)  # the last row of each column that reset
-    rows, ended = [], list[Ended]()
+    episode, obs, running, memory = state.episode.copy(), state.obs, ~state.over, state.memory
+    rows, waiting = [], bool(state.over.any())
 
     def seed_of(column: int) -> int:
         return lasting_seed(config, chunk[column], int(episode[column]))
@@ -159,29 +156,23 @@ def _go_on(
         actions, memory = actor.respond(obs, noise[t % NOISE_ROWS], memory)
         next_obs, rewards, terminated, truncated = envs.step(actor.for_environment(actions), running)
         over = terminated | truncated
-        if not running.all():
-            rewards, over = np.where(running, rewards, 0.0), over & running
+        if waiting:
+            over &= running
             episode += ~running
-            resets[~running] = t
             memory = np.where(running[:, None], memory, 0)
             fresh = np.flatnonzero(~running).tolist()
             next_obs = envs.restart(fresh, Seeds(fresh, seed_of))
-        returns += rewards
-        discounted += gamma**lengths * rewards
-        lengths = lengths + running
-        for column in np.flatnonzero(over).tolist() if over.any() else ():
-            how = "terminated" if terminated[column] else "truncated"
-            ended.append(Ended(float(returns[column]), float(discounted[column]), int(lengths[column]), how))
-            returns[column] = discounted[column] = lengths[column] = 0
         rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))
-        obs, running = next_obs, ~over
-    if lengths.max() > MAX_EPISODE_STEPS:
-        raise endless()
+        obs, running, waiting = next_obs, ~over, bool(over.any())
     before = torch.from_numpy(state.memory) if actor.state_size else None
     trajectories = replace(to_trajectories(rows), memory=before)
+    ended, sums = _ended(trajectories, state, config.algorithm.gamma)
+    if sums["lengths"].max() > MAX_EPISODE_STEPS:
+        raise endless()
     way = state.way
     if isinstance(way, list):
-        drawn = trajectories.actions.numpy()
+        drawn, mask = trajectories.actions.numpy(), trajectories.mask.numpy()
+        resets = np.where(mask.all(0), -1, len(mask) - 1 - mask[::-1].argmin(0))  # the last row that reset
         way = [
             drawn[:0, n]
             if not running[n]
@@ -190,8 +181,43 @@ def _go_on(
             else np.concatenate((old, drawn[:, n]))
             for n, (reset, old) in enumerate(zip(resets.tolist(), way, strict=True))
         ]
-    then = _Columns(episode, ~running, obs, lengths, returns, discounted, memory, _way(envs, way))
+    then = _Columns(episode=episode, over=~running, obs=obs, memory=memory, way=_way(envs, way), **sums)
     return trajectories, ended, then
+
+
+def _ended(trajectories: Trajectories, state: _Columns, gamma: float) -> tuple[list[Ended], dict[str, Array]]:
+    """Describe the episodes that ended in a segment, by row and column; give the sums of those that go on.
+
+    A column is cut into pieces, one column after the other: its first row begins one, which `state` carries on, and so
+    does every row that resets.
+    """
+    mask, terminated, truncated, rewards = (
+        np.ascontiguousarray(x.numpy().T)
+        for x in (trajectories.mask, trajectories.terminated, trajectories.truncated, trajectories.rewards)
+    )
+    begins = ~mask
+    begins[:, 0] = True
+    starts = np.flatnonzero(begins)
+    column, row = np.divmod(starts, mask.shape[1])
+    sizes = np.diff(starts, append=mask.size)
+    last, first = starts + sizes - 1, row == 0
+    skipped = ~mask.flat[starts]
+    before = {name: np.where(first, getattr(state, name)[column], 0) for name in ("lengths", "returns", "discounted")}
+    number = np.arange(mask.size) - np.repeat(starts + skipped - before["lengths"], sizes)  # -1 where it resets
+    sums = {
+        "lengths": before["lengths"] + sizes - skipped,
+        "returns": before["returns"] + np.add.reduceat(rewards.ravel(), starts),
+        "discounted": before["discounted"] + np.add.reduceat(gamma ** np.maximum(number, 0) * rewards.ravel(), starts),
+    }
+    by_termination = terminated.flat[last]
+    over = by_termination | truncated.flat[last]
+    order = over.nonzero()[0]
+    order = order[np.argsort(last[order] % mask.shape[1], kind="stable")]
+    how = np.where(by_termination, "terminated", "truncated")
+    told = (sums["returns"], sums["discounted"], sums["lengths"], how)
+    ended = [Ended(*one) for one in zip(*(x[order].tolist() for x in told), strict=True)]
+    final = np.append(first[1:], True)
+    return ended, {name: np.where(over, 0, x)[final] for name, x in sums.items()}
 
 
 def _bring_back(

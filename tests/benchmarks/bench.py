@@ -84,8 +84,10 @@ REINFORCE, WIDE, ZOO, LANDER, CHEETAH, BASELINE = WORKS
 # ------------------------------------------------------------------------------------- one side: a process of its own
 
 
-def pgcli_side(number: int, workers: int, chunk_size: int | None = None, env_id: str | None = None) -> None:
-    """Train from scratch; print env steps per second of rollout and update, and the peak of resident memory."""
+def learner(
+    number: int, workers: int, chunk_size: int | None = None, env_id: str | None = None
+) -> tuple[Callable[[int], tuple[int, float, float]], Callable[[], None]]:
+    """Build what does iteration i, and gives its env steps and the seconds of rollout and of update; and its end."""
     import torch
 
     from pgcli.agent import PolicyGradient
@@ -95,26 +97,53 @@ def pgcli_side(number: int, workers: int, chunk_size: int | None = None, env_id:
     from pgcli.sampling.workers import Workers
 
     torch.set_num_threads(1)
-    data = list(WORKS.values())[number]
-    data["env"] |= {"chunk_size": chunk_size} | ({"id": env_id} if env_id else {})
+    data = dict(list(WORKS.values())[number])
+    data["env"] = data["env"] | {"chunk_size": chunk_size} | ({"id": env_id} if env_id else {})
     config = Config.model_validate(data)
     chunks = Chunks(config.env, Workers(config.env, config.policy, workers) if workers else None)
     shown = Chunks(config.env).environments(1)
     agent, sampler = PolicyGradient(shown.observation_space, shown.action_space, config), make_sampler(config, chunks)
-    gc.freeze()  # as a run does
-    steps, iteration, spent, collecting = 0, 0, 0.0, 0.0
-    while spent < SECONDS:
+
+    def iterate(iteration: int) -> tuple[int, float, float]:
         begin = time.perf_counter()
         trajectories = sampler.collect(agent.policy, iteration, lambda: None).trajectories
         collected = time.perf_counter()
         agent.update(trajectories, iteration, spare_core=workers > 0)
-        if iteration:  # the first one warms up
-            spent += time.perf_counter() - begin
-            collecting += collected - begin
-            steps += trajectories.num_steps
-        iteration += 1
-    tell(steps / spent, collecting=steps / collecting)
-    chunks.close()
+        return trajectories.num_steps, collected - begin, time.perf_counter() - collected
+
+    gc.freeze()  # as a run does
+    return iterate, chunks.close
+
+
+def pgcli_side(number: int, workers: int, chunk_size: int | None = None) -> None:
+    """Train from scratch; print env steps per second of rollout and update, and the peak of resident memory."""
+    iterate, close = learner(number, workers, chunk_size)
+    iterate(0)  # warms up
+    steps, spent = 0, 0.0
+    for iteration in itertools.count(1):
+        count, *seconds_ = iterate(iteration)
+        steps, spent = steps + count, spent + sum(seconds_)
+        if spent > SECONDS:
+            break
+    tell(steps / spent)
+    close()
+
+
+def workers_side(env_id: str) -> None:
+    """Train the same twice, with one worker and with two, iteration by iteration in turn; print seconds of each."""
+    sides = [learner(SHORT[BASELINE], workers, 8, env_id) for workers in (1, 2)]
+    steps, spent = 0, [[0.0, 0.0], [0.0, 0.0]]
+    for iteration in itertools.count():
+        for place in (0, 1) if iteration % 2 else (1, 0):
+            count, *seconds_ = sides[place][0](iteration)
+            if iteration:  # the first one warms up
+                spent[place] = [a + b for a, b in zip(spent[place], seconds_, strict=True)]
+        steps += count if iteration else 0
+        if sum(spent[0]) > SECONDS:
+            break
+    print(json.dumps({"steps": steps, "spent": spent}))
+    for _, close in sides:
+        close()
 
 
 def sb3_side(number: int) -> None:
@@ -175,23 +204,23 @@ def raw_side(env_id: str, columns: int) -> None:
     tell(steps / (time.perf_counter() - begin))
 
 
-def tell(rate: float, **others: float) -> None:
+def tell(rate: float) -> None:
     """Print what a side measured. The peak is that of this process, its workers apart."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     megabytes = peak / (1024 if sys.platform != "darwin" else 1024**2)
-    print(json.dumps({"rate": rate, "megabytes": megabytes, **others}))
+    print(json.dumps({"rate": rate, "megabytes": megabytes}))
 
 
-SIDES: dict[str, Callable[..., None]] = {"pgcli": pgcli_side, "sb3": sb3_side, "raw": raw_side}
+SIDES: dict[str, Callable[..., None]] = {"pgcli": pgcli_side, "workers": workers_side, "sb3": sb3_side, "raw": raw_side}
 
 
-def side(kind: str, *arguments: object) -> Callable[[], dict[str, float]]:
+def side(kind: str, *arguments: object) -> Callable[[], dict[str, Any]]:
     """Make a side that is measured in its own process."""
 
-    def measure() -> dict[str, float]:
+    def measure() -> dict[str, Any]:
         words = [PYTHON, __file__, "--side", kind, *map(json.dumps, arguments)]
         shown = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=True)
-        found: dict[str, float] = json.loads(shown.stdout.splitlines()[-1])
+        found: dict[str, Any] = json.loads(shown.stdout.splitlines()[-1])
         return found
 
     return measure
@@ -334,10 +363,8 @@ def raw() -> None:
 def workers() -> None:
     """Compare two workers with one: rollout + update, and what two processes of the raw environment gain here."""
     for env_id in ("LunarLander-v3", "Acrobot-v1", "HalfCheetah-v5"):
-        sides = [side("pgcli", SHORT[BASELINE], n, 8, env_id) for n in (1, 2)]
-        one_raw = side("raw", env_id, 8)
-        ratios, collecting, limits, rates = [], [], [], []
-        for one, two, alone in in_turn(*sides, one_raw):
+        found = []
+        for both, alone in in_turn(side("workers", env_id), side("raw", env_id, 8)):
             twins = [
                 subprocess.Popen(
                     [PYTHON, __file__, "--side", "raw", json.dumps(env_id), "8"],
@@ -348,18 +375,17 @@ def workers() -> None:
                 )
                 for _ in range(2)
             ]
-            both = sum(json.loads(twin.communicate()[0].splitlines()[-1])["rate"] for twin in twins)
-            ratios.append(two["rate"] / one["rate"])
-            collecting.append(two["collecting"] / one["collecting"])
-            limits.append(both / alone["rate"])
-            rates.append((one["rate"], two["rate"]))
-        detail = ", ".join(f"{statistics.median(column):,.0f}" for column in zip(*rates, strict=True))
-        limit, alone_ = statistics.median(limits), statistics.median(collecting)
+            raw_rate = sum(json.loads(twin.communicate()[0].splitlines()[-1])["rate"] for twin in twins)
+            one, two = both["spent"]
+            collecting, rates = one[0] / two[0], [both["steps"] / sum(spent) for spent in (one, two)]
+            found.append((sum(one) / sum(two), collecting, raw_rate / alone["rate"], *rates))
+        ratio, collecting, limit, *rates = map(statistics.median, zip(*found, strict=True))
         row(
             f"{env_id}, episodes: 2 workers ÷ 1",
-            statistics.median(ratios),
+            ratio,
             "≥ 1.85",
-            f"{detail} env steps/s; collecting alone {alone_:.2f}; two raw processes ÷ one {limit:.2f}",
+            f"{rates[0]:,.0f}, {rates[1]:,.0f} env steps/s; collecting alone {collecting:.2f}; "
+            f"two raw processes ÷ one {limit:.2f}",
         )
 
 
