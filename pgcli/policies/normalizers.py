@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pgcli.estimators.returns import lambda_returns
+
 Array = NDArray[Any]
 EPSILON = 1e-8  # added to variances
 CLIP = 10.0  # standard deviations
@@ -87,13 +89,13 @@ class ReturnScale(RunningMoments):
 
     def add_rewards(self, rewards: Tensor, mask: Tensor, gamma: float) -> None:
         """Take in the rewards [T, N] of the valid rows."""
-        running, rows = self.carried if len(self.carried) else torch.zeros(rewards.shape[1], dtype=torch.float64), []
-        for r, valid in zip(rewards.double().unbind(), mask.unbind(), strict=True):
-            running = torch.where(valid, r + gamma * running, 0.0)  # a masked row stands between two episodes
-            rows.append(running)
-        self.add(torch.stack(rows)[mask][:, None])
+        before = self.carried if len(self.carried) else torch.zeros(rewards.shape[1], dtype=torch.float64)
+        discounts = torch.where(mask, gamma, 0.0).double()  # a masked row, whose reward is 0, begins an episode
+        backwards = (rewards.double().flip(0), discounts.flip(0), before.expand_as(discounts))
+        running = lambda_returns(*backwards, torch.ones_like(discounts)).flip(0)
+        self.add(running[mask][:, None])
         if len(self.carried):
-            self.carried.copy_(running)
+            self.carried.copy_(running[-1])
 
     @property
     def scale(self) -> float:
