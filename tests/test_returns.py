@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pgcli.estimators.returns import lambda_returns, total_return, trajectory_returns
+from pgcli.estimators.returns import lambda_returns, trajectory_returns
 
 NAN = float("nan")
 
@@ -120,7 +120,6 @@ def test_no_steps_have_no_returns() -> None:
     nothing = torch.zeros(0, 3)
     assert lambda_returns(nothing, nothing, nothing, nothing).shape == (0, 3)
     assert reward_to_go(nothing, 0.9, nothing.bool()).shape == (0, 3)
-    assert total_return(nothing, 0.9).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("wrong", range(4))
@@ -149,10 +148,3 @@ def test_without_discount_reward_to_go_is_the_sum_and_with_gamma_zero_the_reward
     never = torch.zeros(3, 1, dtype=torch.bool)
     assert reward_to_go(rewards, 1.0, never)[:, 0].tolist() == [7, 4, 5]
     assert reward_to_go(rewards, 0.0, never)[:, 0].tolist() == [3, -1, 5]
-
-
-def test_the_total_return_is_counted_from_the_first_step() -> None:
-    rewards = torch.tensor([[8.0, 1.0], [4.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
-    assert total_return(rewards, 0.5).tolist() == [10.5, 1]
-    assert total_return(rewards, 0.0).tolist() == [8, 1]
-    assert total_return(rewards, 1.0).tolist() == [14, 1]

@@ -23,7 +23,7 @@ from pgcli.policies.policy import Actor
 from pgcli.randomness import Purpose, derived_seed, generator
 from pgcli.sampling import rollout
 from pgcli.sampling.environments import Environments, NativeEnvironments, SingleEnvironments, make, make_environments
-from pgcli.sampling.rollout import Chunks, collect_episodes
+from pgcli.sampling.rollout import Chunks, collect_episodes, ended_episodes
 
 
 def counting(episodes: int = 10, horizon: int | None = None, **env: Any) -> Config:
@@ -67,6 +67,10 @@ def seeds(settings: Config, iteration: int, count: int) -> list[int]:
     return [derived_seed(settings.seed, Purpose.RESET, iteration, column) for column in range(count)]
 
 
+def endings(batch: Trajectories) -> list[str]:
+    return [one.how for one in ended_episodes(batch, 1.0)]
+
+
 @pytest.fixture(autouse=True)
 def _forget() -> None:
     Counting.resets.clear()
@@ -76,6 +80,7 @@ def _forget() -> None:
 def test_every_column_is_one_whole_episode_from_a_seed_of_its_own() -> None:
     settings = counting(episodes=10)
     batch = collect(settings, iteration=3)
+    ended = ended_episodes(batch, 0.5)
     assert batch.mask.shape == (batch.lengths.max(), 10)
     assert set(batch.actions[batch.mask].tolist()) == {0, 1, 2}
     for n, seed in enumerate(seeds(settings, 3, 10)):
@@ -85,8 +90,9 @@ def test_every_column_is_one_whole_episode_from_a_seed_of_its_own() -> None:
         assert batch.rewards[:, n].tolist() == [(t + 1) * (t < length) for t in range(len(batch.mask))]
         last = [t == length - 1 for t in range(len(batch.mask))]
         assert (batch.terminated | batch.truncated)[:, n].tolist() == last
-        assert batch.ended()[n] == end
-    assert {"terminated", "truncated"} == set(batch.ended())
+        discounted = sum((t + 1) * 0.5**t for t in range(length))
+        assert list(ended[n]) == [length * (length + 1) / 2, pytest.approx(discounted), length, end]
+    assert {"terminated", "truncated"} == {one.how for one in ended}
 
 
 @pytest.mark.parametrize("horizon", [1, 3, 6])
@@ -95,7 +101,7 @@ def test_the_horizon_cuts_what_has_not_ended_by_itself(horizon: int) -> None:
     batch = collect(settings)
     facts = [Counting.facts(seed) for seed in seeds(settings, 0, 21)]
     assert batch.lengths.tolist() == [min(length, horizon) for _, length, _ in facts]
-    assert batch.ended() == [end if length <= horizon else "horizon" for _, length, end in facts]
+    assert endings(batch) == [end if length <= horizon else "horizon" for _, length, end in facts]
     assert set(batch.obs[-1, batch.lengths == horizon, 1].tolist()) == {horizon}
 
 
@@ -244,7 +250,7 @@ def test_an_endless_episode_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     cut = collect(counting(kwargs={"fault": "endless"}, horizon=80))
     assert cut.lengths.tolist() == [80] * 10
     limited = collect(counting(kwargs={"fault": "endless"}, max_episode_steps=69))
-    assert limited.ended() == ["truncated"] * 10
+    assert endings(limited) == ["truncated"] * 10
 
 
 def test_noise_is_never_used_twice() -> None:
@@ -302,7 +308,7 @@ def test_cartpole_in_its_vector_form_is_cartpole() -> None:
             obs, _, terminated, _, _ = single.step(int(batch.actions[t, n]))
             np.testing.assert_allclose(batch.obs[t + 1, n], obs, rtol=0, atol=2e-5)
             assert terminated == (t == length - 1)
-    assert batch.ended() == ["terminated"] * 20
+    assert endings(batch) == ["terminated"] * 20
     assert len(set(map(tuple, batch.obs[0].tolist()))) == 20
 
 
@@ -310,7 +316,7 @@ def test_cartpole_in_its_vector_form_is_cartpole() -> None:
 def test_a_time_limit_truncates(vectorization: str) -> None:
     batch = collect(counting(episodes=6, id="CartPole-v1", vectorization=vectorization, max_episode_steps=5))
     assert batch.lengths.tolist() == [5] * 6
-    assert batch.ended() == ["truncated"] * 6
+    assert endings(batch) == ["truncated"] * 6
 
 
 def test_discrete_observations_make_trajectories() -> None:

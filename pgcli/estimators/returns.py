@@ -88,16 +88,3 @@ def vtrace_returns(
     following = torch.cat((corrections[1:], torch.zeros_like(corrections[:1])))
     following = torch.where(cut | terminated, 0, discounts * following)
     return values[:-1] + corrections, rewards + bootstrap + following
-
-
-def total_return(rewards: Tensor, gamma: float) -> Tensor:
-    """Compute R(τ) = Σ_t γ^t r_t of whole trajectories.
-
-    Args:
-        rewards: [T, N], in reward units, 0 on masked rows.
-        gamma: discount γ in [0, 1].
-
-    Returns: [N], in reward units. Source: Williams (1992).
-    """
-    discounts = gamma ** torch.arange(len(rewards), dtype=rewards.dtype)
-    return (discounts[:, None] * rewards).sum(0)

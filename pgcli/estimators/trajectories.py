@@ -58,14 +58,6 @@ class Trajectories:
         taken = {name: x[: rows + (name == "obs"), chosen] for name, x in vars(self).items() if isinstance(x, Tensor)}
         return Trajectories(**taken | ({} if self.memory is None else {"memory": self.memory[chosen]}))
 
-    def ended(self) -> list[str]:
-        """Say of each trajectory how it ended: terminated, truncated by the environment, or cut at the horizon."""
-        terminated, truncated = (self.terminated & self.mask).any(0), (self.truncated & self.mask).any(0)
-        return [
-            "terminated" if a else "truncated" if b else "horizon"
-            for a, b in zip(terminated.tolist(), truncated.tolist(), strict=True)
-        ]
-
 
 def pad_columns(parts: list[Trajectories]) -> Trajectories:
     """Put chunks of columns side by side, padded to the longest."""

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from pgcli.config.schema import Config, EnvConfig
 from pgcli.errors import EnvironmentFailure
-from pgcli.estimators.returns import total_return
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Actor, Mode, Policy
 from pgcli.randomness import Purpose, Seeds, derived_seed, generator
@@ -73,11 +72,9 @@ def play(
         actions, memory = actor.respond(obs, noise[t % NOISE_ROWS], memory)
         next_obs, rewards, terminated, truncated = envs.step(actor.for_environment(actions), running)
         yield Transition(obs, actions, rewards, terminated, truncated, running, next_obs)
-        over = terminated | truncated
-        if over.any():
-            running = running & ~over
-            if not running.any():
-                return
+        running = running & ~(terminated | truncated)
+        if not running.any():
+            return
         obs = next_obs
     if horizon is None:
         raise endless()
@@ -239,8 +236,12 @@ class Measure:
 
 
 def ended_episodes(trajectories: Trajectories, gamma: float) -> list[Ended]:
-    """Describe each trajectory of whole episodes."""
-    rewards = trajectories.rewards
-    discounted = total_return(rewards, gamma)
-    columns = (rewards.sum(0).tolist(), discounted.tolist(), trajectories.lengths.tolist(), trajectories.ended())
-    return [Ended(*row) for row in zip(*columns, strict=True)]
+    """Describe each trajectory of whole episodes; the discounted return is Σ_t γ^t r_t."""
+    rewards, mask, terminated, truncated = (
+        x.numpy() for x in (trajectories.rewards, trajectories.mask, trajectories.terminated, trajectories.truncated)
+    )
+    discounts = gamma ** np.arange(len(rewards))[:, None]
+    cut = np.where((truncated & mask).any(0), "truncated", "horizon")
+    how = np.where((terminated & mask).any(0), "terminated", cut)
+    columns = (rewards.sum(0), (discounts * rewards).sum(0), mask.sum(0), how)
+    return [Ended(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
