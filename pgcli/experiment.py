@@ -132,8 +132,7 @@ def _run(
         chunks = resources.enter_context(_released(Chunks(environments_of(config))))
         agent = build_agent(config, chunks)  # before anything is written
         let_in(config, agent)
-        if len(agent.policy.images):
-            keep_freed_memory()
+        keep_freed_memory()
         chunks.workers = crew_of(config, chunks, request.share, check)
         for notice in examine(config.env).notices:
             watch(Notice(notice))

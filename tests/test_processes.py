@@ -40,6 +40,27 @@ def test_memory_that_was_freed_is_used_again_without_fresh_pages() -> None:
     assert faults("keep") < faults("leave") / 10
 
 
+RUN = """
+import resource, sys
+from pathlib import Path
+from pgcli.config import Config, override
+from pgcli.experiment import Request, run_experiment
+
+words = ["rollout={episodes: null, steps: 128}", "algorithm={returns: lambda_return, baseline: value}"]
+settings = override(Config(), [*words, "training.iterations=12", "evaluation.every=null"])
+faults = []
+request = Request(settings, Path("run"), [], folder=Path(sys.argv[1]))
+run_experiment(request, lambda record: faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt))
+print(faults[-2] - faults[-7])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_a_run_learns_in_memory_that_it_has(tmp_path: Path) -> None:
+    shown = subprocess.run([sys.executable, "-c", RUN, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert int(shown.stdout) < 100, "pages, in five iterations"
+
+
 def test_a_run_spares_the_collector_what_was_there_before_it_and_gives_it_back(tmp_path: Path) -> None:
     settings = config(env={"num_envs": 2}, rollout={"episodes": 2}, training={"iterations": 1})
     during: list[int] = []

@@ -112,8 +112,16 @@ def learner(
         agent.update(trajectories, iteration, spare_core=workers > 0)
         return trajectories.num_steps, collected - begin, time.perf_counter() - collected
 
-    gc.freeze()  # as a run does
+    as_a_run_does()
     return iterate, chunks.close
+
+
+def as_a_run_does() -> None:
+    """Settle memory as `pgcli train` does before the first iteration."""
+    from pgcli.processes import keep_freed_memory
+
+    gc.freeze()
+    keep_freed_memory()
 
 
 def pgcli_side(number: int, workers: int, chunk_size: int | None = None) -> None:
@@ -474,7 +482,7 @@ def parts_side(name: str) -> None:
         number = 1 if whole_episodes else next(count)
         agent.update(sampler.collect(agent.policy, number, lambda: None).trajectories, number)
 
-    gc.freeze()  # as a run does
+    as_a_run_does()
     actions_ = (iteration, environment, policy, estimate, update)
     for action in actions_:
         action()  # warms up
@@ -641,6 +649,7 @@ def cost_side(case: dict[str, int]) -> None:
     envs = chunks.environments(64)
     agent, sampler = PolicyGradient(envs.observation_space, envs.action_space, config), make_sampler(config, chunks)
     trajectories = sampler.collect(agent.policy, 0, lambda: None).trajectories
+    as_a_run_does()
 
     def iteration() -> None:
         if "episodes" in case:
