@@ -393,11 +393,8 @@ def test_trajectories_tell_their_lengths_and_ends() -> None:
     batch = replace(batch, terminated=terminated, truncated=truncated)
     assert batch.num_steps == 6
     assert batch.lengths.tolist() == [3, 1, 2]
-    assert [one.how for one in ended_episodes(batch, 1.0)] == [
-        "terminated",
-        "horizon",
-        "truncated",
-    ]  # padding has no flags
+    how = [one.how for one in ended_episodes(batch, 1.0)]
+    assert how == ["terminated", "horizon", "truncated"], "padding has no flags"
 
 
 def test_noise_that_a_baseline_leaves_of_equal_returns_is_not_blown_up() -> None:

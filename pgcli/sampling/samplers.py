@@ -171,15 +171,10 @@ def _go_on(
         raise endless()
     way = state.way
     if isinstance(way, list):
-        drawn, mask = trajectories.actions.numpy(), trajectories.mask.numpy()
-        resets = np.where(mask.all(0), -1, len(mask) - 1 - mask[::-1].argmin(0))  # the last row that reset
+        drawn = trajectories.actions.numpy()
         way = [
-            drawn[:0, n]
-            if not running[n]
-            else drawn[reset + 1 :, n]
-            if reset >= 0 or not len(old)
-            else np.concatenate((old, drawn[:, n]))
-            for n, (reset, old) in enumerate(zip(resets.tolist(), way, strict=True))
+            drawn[len(drawn) - length :, n] if length <= len(drawn) else np.concatenate((old, drawn[:, n]))
+            for n, (length, old) in enumerate(zip(sums["lengths"].tolist(), way, strict=True))
         ]
     then = _Columns(episode=episode, over=~running, obs=obs, memory=memory, way=_way(envs, way), **sums)
     return trajectories, ended, then

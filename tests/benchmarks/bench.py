@@ -590,8 +590,10 @@ def many_rows(folder: Path, rows: int = 1_000_000) -> None:
         )
 
 
-def share_of_checkpoints(folder: Path, every: int = 10) -> None:
+def share_of_checkpoints(folder: Path) -> None:
     """Say what share of the time of training `cartpole` goes into saving: all of it, and the default cadence alone."""
+    from pgcli.config.schema import Config
+
     code = """
 import sys, time
 from pgcli.runs.directory import RunDirectory
@@ -606,16 +608,13 @@ try:
 finally:
     print(spent)
 """
-    found = []
+    every, found = Config().checkpoint.every, []
+    assert every is not None
     for number in range(REPETITIONS):
         run = folder / f"saving-{number}"
         words = ["train", "cartpole", "evaluation.stop_at_return=null", "training.iterations=60", "--run-dir", str(run)]
         shown = subprocess.run(
-            [PYTHON, "-c", code, *words, f"checkpoint.every={every}", "-q"],
-            env=ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            check=True,
+            [PYTHON, "-c", code, *words, "-q"], env=ENVIRONMENT, capture_output=True, text=True, check=True
         )
         spent = ast.literal_eval(shown.stdout.splitlines()[-1])
         elapsed = float((run / "timing.csv").read_text().splitlines()[-1].split(",")[1])
