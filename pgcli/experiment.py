@@ -21,6 +21,7 @@ from pgcli.config.schema import EnvConfig
 from pgcli.errors import Diverged, EnvironmentFailure, Interrupted, PgcliError, RunDirectoryError, UsageError, typed
 from pgcli.extras import require
 from pgcli.location import split
+from pgcli.losses import check_compiler
 from pgcli.processes import keep_freed_memory
 from pgcli.records import Evaluation, Iteration, Notice, Record
 from pgcli.runs import checkpoints
@@ -188,7 +189,7 @@ def _released(resource: T) -> Iterator[T]:
 
 
 def check_request(request: Request) -> None:
-    """Raise RunDirectoryError if the run directory cannot be used so, UsageError if an extra or a GPU is missing."""
+    """Raise RunDirectoryError if the run directory cannot be used so, UsageError if something is missing."""
     path, logging = request.path, request.config.logging
     for name in ("tensorboard", "wandb"):
         if getattr(logging, name):
@@ -200,6 +201,8 @@ def check_request(request: Request) -> None:
             f"training.device: cuda, and torch {torch.__version__} finds no GPU here",
             "`training.device=cpu` learns without one",
         )
+    if request.config.training.compile:
+        check_compiler(request.config.training.device)
     with storage(path):
         if os.path.lexists(path) and not path.is_dir():
             raise RunDirectoryError(f"{path}: is {'a file' if path.exists() else 'a link to nothing'}, not a folder")

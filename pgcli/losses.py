@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, assert_never
@@ -14,6 +16,7 @@ from torch import Tensor
 from pgcli.closed_form import ClosedForm
 from pgcli.config.schema import Config
 from pgcli.descent import Batch, Step, Terms
+from pgcli.errors import UsageError
 from pgcli.estimators.objectives import (
     clip_loss,
     clip_slope,
@@ -34,6 +37,21 @@ Array = NDArray[Any]
 Part = Literal["policy", "value", "joint"]  # of what is learned; joint: both, over a trunk that they share
 
 
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compile a function of tensors, forward and backward, once for all sizes of a batch."""
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # in this process: no helpers that could outlive it
+    return torch.compile(function, dynamic=True)
+
+
+def check_compiler(device: str) -> None:
+    """Raise UsageError if torch.compile does not work here."""
+    try:
+        compiled(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # torch has no one class for these
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"training.compile: torch.compile does not work here: {reason}", "leave it out") from error
+
+
 @dataclass(frozen=True)
 class Losses:
     """The losses that a config asks for; `progress` in [0, 1] is the share of the budget that is used."""
@@ -43,13 +61,29 @@ class Losses:
     value: ValueFunction | None
 
     @cached_property
+    def _outputs(self) -> Callable[..., Tensor]:
+        return self._compiled(self.policy.forward)
+
+    @cached_property
+    def _values(self) -> Callable[..., Tensor]:
+        assert self.value is not None
+        return self._compiled(self.value.forward)
+
+    @cached_property
+    def _trunk(self) -> Callable[..., Tensor]:
+        return self._compiled(self.policy.trunk)
+
+    def _compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return compiled(function) if self.config.training.compile else function
+
+    @cached_property
     def closed_form(self) -> ClosedForm:
         """The gradients of plain networks."""
         return ClosedForm(self.policy, self.value)
 
     def policy_terms(self, batch: Batch, progress: float = 0.0, trunk: Tensor | None = None) -> Terms:
         """Compute the policy's loss on a batch; without behavior_log_probs, the policy itself is the one that acted."""
-        outputs = self.policy(batch.obs, batch.windows, trunk)
+        outputs = self._outputs(batch.obs, batch.windows, trunk)
         log_probs = self.policy.distribution.log_probs(outputs, batch.actions)
         with torch.set_grad_enabled(self.entropy_coef(progress) > 0):
             entropy = self.policy.distribution.entropy(outputs)
@@ -113,7 +147,7 @@ class Losses:
     def value_terms(self, batch: Batch, trunk: Tensor | None = None) -> Terms:
         """Compute the value function's loss on a batch."""
         assert self.value is not None
-        return self._value_terms(self.value(self.policy, batch.obs, batch.windows, trunk), batch)
+        return self._value_terms(self._values(self.policy, batch.obs, batch.windows, trunk), batch)
 
     def _value_slope(self, values: Array, batch: Batch) -> Array:
         """Compute ∂loss/∂V [M] of what `_value_terms` computes."""
@@ -126,7 +160,7 @@ class Losses:
 
     def joint_terms(self, batch: Batch, progress: float) -> Terms:
         """Add both losses, for a trunk that they share."""
-        trunk = self.policy.trunk(batch.obs, batch.windows)
+        trunk = self._trunk(batch.obs, batch.windows)
         return _together(self.policy_terms(batch, progress, trunk), self.value_terms(batch, trunk))
 
     def step_of(self, batch: Batch, of: Part, progress: float) -> Step:

@@ -116,8 +116,9 @@ def held_against_the_policy(space: spaces.Space[Any], policy: Policy) -> None:
         np.testing.assert_allclose(found["action"], expected, rtol=1e-4, atol=1e-5)
         size = policy.distribution.size
         parameters = outputs.detach().numpy()
+        rounding = 1e-6 * float(np.abs(parameters).max())  # of sums whose terms are as large as the largest
         np.testing.assert_allclose(
-            found["logits" if "logits" in found else "mean"], parameters[:, :size], rtol=1e-4, atol=1e-5
+            found["logits" if "logits" in found else "mean"], parameters[:, :size], rtol=1e-4, atol=max(1e-5, rounding)
         )
         if "standard_deviation" in found:
             # log N(μ; μ, σ) = -Σ log σ √2π, but of the tanh_gaussian's, which has a slope as well

@@ -169,6 +169,12 @@ def _of_run(config: Config) -> Iterator[Violation]:
             "a policy without memory has nothing to go back through",
             "leave backpropagation_steps out, or use `memory: gru`",
         )
+    if config.training.compile and config.policy.memory != "none":
+        yield Violation(
+            ("training.compile", "policy.memory"),
+            "torch.compile does not go into recurrent networks",
+            "leave compile out",
+        )
 
 
 def _of_segments(config: Config, steps: int) -> Iterator[Violation]:

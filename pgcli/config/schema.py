@@ -272,6 +272,11 @@ class TrainingConfig(Section):
     threads: Annotated[int, Field(ge=1, le=1024), _WHOLE] = Field(
         1, description="torch's threads. Part of the result: sums are ordered by it."
     )
+    compile: bool = Field(
+        False,
+        description="Compile what learns from images, or on a GPU, with torch.compile: a minute at the start, and a "
+        "compiler for C++. Plain networks on the CPU have gradients in closed form, which are faster.",
+    )
 
 
 class EvaluationConfig(Section):

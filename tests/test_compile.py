@@ -1,0 +1,66 @@
+"""`training.compile`, through the real CLI: the same learning, and resumed to the same bytes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_cli import pgcli
+
+HERE = str(Path(__file__).parent)
+IMAGES = (
+    "cartpole/ppo",
+    "env.id=tasks:Identity-v0",
+    "env.kwargs.observation=image in a dict",
+    "rollout.steps=32",  # episodes of 8 steps, and a masked row after each: batches of different sizes
+    "policy.normalize_obs=true",
+    "algorithm.update_epochs=3",
+    "checkpoint.every=1",
+    "evaluation.episodes=4",
+    "training.env_steps=null",
+    "optimizer.schedule=constant",  # so that one that is extended is one that was not interrupted
+    "algorithm.clip_range_schedule=constant",
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Any]:
+    return partial(pgcli, cwd=tmp_path, PYTHONPATH=HERE, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+
+
+def rows(path: Path) -> list[dict[str, float]]:
+    with (path / "metrics.csv").open() as file:
+        return [{name: float(x) for name, x in row.items() if x} for row in csv.DictReader(file)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", ["true", "false"])
+def test_a_compiled_run_learns_the_same_and_is_resumed_to_the_same_bytes(
+    shared: str, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    train = partial(run, "train", *IMAGES, f"value.shared_trunk={shared}", "--run-dir")
+    train("eager", "training.iterations=1")
+    train("whole", "training.iterations=3", "training.compile=true")
+    assert any("convolution_backward" in file.read_text() for file in (tmp_path / "cache").rglob("*.py"))
+    assert rows(tmp_path / "whole")[0] == pytest.approx(rows(tmp_path / "eager")[0], rel=1e-3)
+    train("parts", "training.iterations=1", "training.compile=true")  # sees other sizes first
+    run("resume", "parts", "training.iterations=3")
+    for name in ("metrics.csv", "episodes.csv"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_without_a_compiler_nothing_is_written(run: Callable[..., Any], tmp_path: Path) -> None:
+    words = ("--run-dir", "run", "training.compile=true")
+    done = run("train", *IMAGES, *words, code=2, PATH="/nonexistent", CXX="/nonexistent/c++")
+    assert done.stderr.startswith("error: training.compile: torch.compile does not work here: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_recurrent_networks_are_not_compiled(run: Callable[..., Any], tmp_path: Path) -> None:
+    done = run("train", *IMAGES, "training.compile=true", "policy.memory=gru", code=2)
+    assert "torch.compile does not go into recurrent networks" in done.stderr
