@@ -274,11 +274,14 @@ def _once(
         begin = time.perf_counter()
         rollout: Rollout = sampler.collect(agent.policy, 0, check)
         collected = time.perf_counter()
+        if config.training.compile:
+            agent.update(rollout.trajectories, 0)  # which compiles, once in a run
+        begin_update = time.perf_counter()
         agent.update(rollout.trajectories, 0)
         updated = time.perf_counter()
         kept = sum(x.numel() * x.element_size() for x in sampler.state_dict().values())
     steps = rollout.trajectories.num_steps
-    return Speed(steps, len(rollout.episodes), collected - begin, updated - collected, whole), kept
+    return Speed(steps, len(rollout.episodes), collected - begin, updated - begin_update, whole), kept
 
 
 def _estimate(config: Config, agent: PolicyGradient, speed: Speed, kept: int, random_length: float) -> dict[str, Any]:

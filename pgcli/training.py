@@ -83,6 +83,7 @@ def train(
             update = agent.update(rollout.trajectories, counters.iteration, progress, check, look, spare_core)
         except BaseException:
             sampler.take_back()
+            check()  # Ctrl-C also ends a compiler, whose failure is then this
             raise
         now = time.perf_counter()
         counters.iteration += 1

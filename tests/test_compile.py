@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -59,6 +63,23 @@ def test_without_a_compiler_nothing_is_written(run: Callable[..., Any], tmp_path
     done = run("train", *IMAGES, *words, code=2, PATH="/nonexistent", CXX="/nonexistent/c++")
     assert done.stderr.startswith("error: training.compile: torch.compile does not work here: ")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_which_ends_the_compiler_too_is_no_failure(tmp_path: Path) -> None:
+    run, compiler = tmp_path / "run", tmp_path / "c++"
+    compiler.write_text(f'#!/bin/sh\nif [ -e "{run}/evaluations.csv" ]; then kill -INT 0; fi\nexec g++ "$@"\n')
+    compiler.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-m", "pgcli", "train", *IMAGES, "training.compile=true", "--run-dir", str(run)],
+        env=os.environ | {"PYTHONPATH": HERE, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "CXX": str(compiler)},
+        capture_output=True,
+        text=True,
+        start_new_session=True,  # a process group, as a terminal has one
+        check=False,
+    )
+    assert done.returncode == 130, done.stderr
+    assert json.loads((run / "status.json").read_text())["status"] == "interrupted"
 
 
 def test_recurrent_networks_are_not_compiled(run: Callable[..., Any], tmp_path: Path) -> None:
