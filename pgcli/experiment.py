@@ -201,8 +201,6 @@ def check_request(request: Request) -> None:
             f"training.device: cuda, and torch {torch.__version__} finds no GPU here",
             "`training.device=cpu` learns without one",
         )
-    if request.config.training.compile:
-        check_compiler(request.config.training.device)
     with storage(path):
         if os.path.lexists(path) and not path.is_dir():
             raise RunDirectoryError(f"{path}: is {'a file' if path.exists() else 'a link to nothing'}, not a folder")
@@ -216,6 +214,8 @@ def check_request(request: Request) -> None:
             if RunDirectory(path).status.get("status") == "failed"
             else "--resume continues it; --overwrite moves it aside and starts anew",
         )
+    if request.config.training.compile:
+        check_compiler(request.config.training.device)
 
 
 def environments_of(config: Config) -> EnvConfig:

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal, assert_never
 
 import torch
@@ -43,8 +43,9 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(function, dynamic=True)
 
 
+@cache
 def check_compiler(device: str) -> None:
-    """Raise UsageError if torch.compile does not work here."""
+    """Raise UsageError if torch.compile does not work here: tried once, which takes seconds."""
     try:
         compiled(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:  # torch has no one class for these

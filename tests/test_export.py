@@ -79,7 +79,8 @@ def build(observations: spaces.Space[Any], actions: spaces.Space[Any], more: dic
     policy = Policy(observations, actions, settings)
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))  # no bias, and no σ, is 0
+            fan_in = max(parameter[0].numel(), 1)
+            parameter.add_(0.3 / fan_in**0.5 * torch.randn_like(parameter))  # no bias, and no σ, is 0
     return policy
 
 
@@ -116,9 +117,8 @@ def held_against_the_policy(space: spaces.Space[Any], policy: Policy) -> None:
         np.testing.assert_allclose(found["action"], expected, rtol=1e-4, atol=1e-5)
         size = policy.distribution.size
         parameters = outputs.detach().numpy()
-        rounding = 1e-6 * float(np.abs(parameters).max())  # of sums whose terms are as large as the largest
         np.testing.assert_allclose(
-            found["logits" if "logits" in found else "mean"], parameters[:, :size], rtol=1e-4, atol=max(1e-5, rounding)
+            found["logits" if "logits" in found else "mean"], parameters[:, :size], rtol=1e-4, atol=1e-5
         )
         if "standard_deviation" in found:
             # log N(μ; μ, σ) = -Σ log σ √2π, but of the tanh_gaussian's, which has a slope as well
