@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pgcli.loading import load
+    from pgcli.experiment.load import load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
@@ -13,7 +13,7 @@ __all__ = ["__version__", "load"]
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - the protocol of PEP 562
     if name == "load":
-        from pgcli.loading import load  # imports torch: `import pgcli` stays instant
+        from pgcli.experiment.load import load  # imports torch: `import pgcli` stays instant
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

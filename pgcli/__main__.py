@@ -11,7 +11,7 @@ import warnings
 from types import FrameType
 from typing import NoReturn
 
-from pgcli.streams import leave
+from pgcli.system.streams import leave
 
 
 def main() -> NoReturn:
@@ -26,7 +26,7 @@ def main() -> NoReturn:
 
 
 def _run() -> int:
-    from pgcli.cli import app
+    from pgcli.cli.commands import app
     from pgcli.errors import PgcliError
 
     try:
@@ -63,7 +63,7 @@ def _warn(message: Warning | str, *place: object) -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    from pgcli.signals import Stopped
+    from pgcli.system.signals import Stopped
 
     raise Stopped.by(number)
 

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pgcli.agent import PolicyGradient
+from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.config.schema import Config
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.policy import Policy

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from pgcli.config import load_config
-from pgcli.experiment import Request, run_experiment
+from pgcli.experiment.run import Request, run_experiment
 
 SMALL = ("evaluation.episodes=3", "evaluation.every=3", "evaluation.stop_at_return=null", "checkpoint.every=2")
 SEGMENTS = ("training.env_steps=null", "training.iterations=8", "rollout.steps=24", "env.num_envs=3")

@@ -19,16 +19,17 @@ from test_cli import pgcli, rows
 from test_environments import PATHS
 from test_grid import CELLS
 
-from pgcli import agent as agent_module
-from pgcli import losses as losses_module
+from pgcli.algorithm import losses as losses_module
+from pgcli.algorithm import policy_gradient as agent_module
+from pgcli.algorithm.gradients.user_code import TutorialPolicy
 from pgcli.config import Config, override
 from pgcli.config.rules import violations
 from pgcli.config.schema import PolicyConfig
 from pgcli.errors import ConfigError
 from pgcli.estimators import returns as returns_module
 from pgcli.estimators.baselines import mean_baseline
-from pgcli.oracle.judgement import judge_own
-from pgcli.oracle.measurement import (
+from pgcli.inspection.gradient_check.definitions import flat
+from pgcli.inspection.gradient_check.measurement import (
     at,
     batches_of,
     check,
@@ -38,13 +39,12 @@ from pgcli.oracle.measurement import (
     name_of,
     problems_for,
 )
-from pgcli.oracle.problems import Continuous, Finite, begin, chain_world, corridor_world, grid_world
-from pgcli.oracle.reference import flat
-from pgcli.oracle.report import table
+from pgcli.inspection.gradient_check.problems import Continuous, Finite, begin, chain_world, corridor_world, grid_world
+from pgcli.inspection.gradient_check.tables import table
+from pgcli.inspection.gradient_check.user_estimators import judge_own
 from pgcli.policies.distributions import Gaussian, Softmax
 from pgcli.policies.policy import Policy
 from pgcli.runs import checkpoints
-from pgcli.student import TutorialPolicy
 
 EXACT = 1e-10
 IN_FULL = ("algorithm.average=episodes", "algorithm.discount_weighting=true")  # the gradient of the return
@@ -325,7 +325,7 @@ def test_a_config_is_checked_from_the_command_line(tmp_path: Path) -> None:
 
 def test_a_broken_estimator_ends_the_command_with_7(tmp_path: Path) -> None:
     program = (
-        "import sys; from pgcli import losses; from pgcli.__main__ import main; "
+        "import sys; from pgcli.algorithm import losses; from pgcli.__main__ import main; "
         "loss = losses.policy_gradient_loss; losses.policy_gradient_loss = lambda *a: 2 * loss(*a); "
         "sys.argv = ['pgcli', 'check', 'policy.memory=lstm']; sys.argv[2:] = ['cartpole', *sys.argv[2:]]; main()"
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from pgcli.config import load_config
+from pgcli.report.logs import logged
 from pgcli.runs import checkpoints
 
 TINY = [
@@ -594,7 +595,7 @@ def test_a_missing_ffmpeg_is_named_with_its_command(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pgcli.errors import PgcliError
-    from pgcli.loading import load
+    from pgcli.experiment.load import load
     from pgcli.report.video import film
 
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)  # as if it were not installed
@@ -628,9 +629,9 @@ def test_a_segment_in_which_no_episode_ends_leaves_returns_empty(tmp_path: Path)
 
 
 def test_a_bug_in_one_run_does_not_keep_the_others_from_running(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pgcli import jobs
     from pgcli.config import Config
-    from pgcli.experiment import Outcome, Request
+    from pgcli.experiment import jobs
+    from pgcli.experiment.run import Outcome, Request
 
     def run(request: Request, *others: object) -> Outcome:
         if request.config.seed == 0:
@@ -639,7 +640,7 @@ def test_a_bug_in_one_run_does_not_keep_the_others_from_running(monkeypatch: pyt
 
     monkeypatch.setattr(jobs, "run_experiment", run)
     requests = [Request(Config(seed=seed), Path(f"seed-{seed}"), []) for seed in (0, 1)]
-    first, second = jobs.run_all(requests, 1, lambda record, number: None)
+    first, second = jobs.run_all(requests, 1, lambda record, number: None, logged)
     assert isinstance(first, jobs.Failure)
     assert first.exit_code == 1
     assert "ZeroDivisionError: a bug" in first.text

@@ -12,11 +12,11 @@ from gymnasium import spaces
 from helpers import config, random_batch
 from torch import Tensor
 
-from pgcli.agent import PolicyGradient
-from pgcli.closed_form import is_plain
-from pgcli.descent import Batch
+from pgcli.algorithm.descent import Batch
+from pgcli.algorithm.gradients.closed_form import is_plain
+from pgcli.algorithm.optimizers import unflattened
+from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.estimators.objectives import value_slope
-from pgcli.optimizers import unflattened
 from pgcli.policies.networks import Chain, mlp
 
 M = 12

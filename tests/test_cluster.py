@@ -22,18 +22,19 @@ from helpers import Array, Counting
 from kills import CASES
 from test_workers import EPISODES, SEGMENTS, SHORT, THREE, digests, run
 
-from pgcli import cluster
-from pgcli.cluster import check_versions, cores, join, versions
 from pgcli.config import load_config
 from pgcli.errors import EnvironmentFailure, RunDirectoryError, UsageError
-from pgcli.experiment import Outcome, Request, build_agent, check_request, crew_of, environments_of
-from pgcli.jobs import run_all
-from pgcli.placement import _Remote
+from pgcli.experiment.cluster import _Remote
+from pgcli.experiment.jobs import run_all
+from pgcli.experiment.run import Outcome, Request, build_agent, check_request, crew_of, environments_of
 from pgcli.records import Iteration, Record
-from pgcli.sampling import actors
-from pgcli.sampling.crew import automatic
+from pgcli.report.logs import logged
+from pgcli.sampling import ray_pool as actors
+from pgcli.sampling.pool import automatic
+from pgcli.sampling.process_pool import Workers
 from pgcli.sampling.rollout import Chunks
-from pgcli.sampling.workers import Workers
+from pgcli.system import ray_cluster as cluster
+from pgcli.system.ray_cluster import check_versions, cores, join, versions
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Ray")
 HERE = Path(__file__).parent
@@ -206,7 +207,7 @@ def on_several_machines(path: Path) -> None:
                 third = None
                 threading.Timer(15, (path / "lost").touch).start()  # its processes live on until they miss the machine
 
-        results = run_all(seeds(path / "runs", "sampling.backend=ray"), 2, watch)
+        results = run_all(seeds(path / "runs", "sampling.backend=ray"), 2, watch, logged)
         assert third is None
         assert all(isinstance(result, Outcome) for result in results), results
     finally:
@@ -216,7 +217,7 @@ def on_several_machines(path: Path) -> None:
 @pytest.mark.slow
 def test_a_lost_machine_costs_time_and_no_result(tmp_path: Path) -> None:
     run(tmp_path / "0", *LANDER)
-    local = run_all(seeds(tmp_path / "local"), 1, lambda record, number: None)
+    local = run_all(seeds(tmp_path / "local"), 1, lambda record, number: None, logged)
     assert all(isinstance(result, Outcome) for result in local)
     in_child(on_several_machines, tmp_path)
     assert digests(tmp_path / "actors") == digests(tmp_path / "0")
@@ -355,7 +356,7 @@ def automatic_crew(share: int, *words: str) -> Workers | None:
 
 
 def test_auto_looks_at_cores_chunks_and_the_vector_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgcli.experiment.cores", lambda: 4)
+    monkeypatch.setattr("pgcli.experiment.run.cores", lambda: 4)
     eight = ("env.num_envs=8", "env.chunk_size=1", "rollout.episodes=8")
     crew = automatic_crew(1, "acrobot/baseline", *eight)
     assert crew is not None

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pgcli.arms import plan, split_values
 from pgcli.errors import ConfigError, RunDirectoryError, UsageError
-from pgcli.report.comparison import examine, read_run, report, sentence
-from pgcli.report.page import markdown, plain, table
 from pgcli.report.scores import paired_difference
+from pgcli.studies.comparison import examine, read_run, report, sentence
+from pgcli.studies.page import markdown, plain, table
+from pgcli.studies.variants import plan, split_values
 
 TINY = (
     "cartpole algorithm.baseline=none,mean training.env_steps=600 rollout.episodes=6 env.num_envs=6 "

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pgcli.config import Config, config_from_data, load_config, override, shipped_configs, to_data, to_yaml
-from pgcli.config.source import MAX_DEPTH, parse
+from pgcli.config.yaml import MAX_DEPTH, parse
 from pgcli.errors import ConfigError
 
 
@@ -155,7 +155,7 @@ def test_a_folder_of_the_same_name_does_not_hide_a_shipped_config(
 ) -> None:
     shipped = tmp_path / "shipped.yaml"
     shipped.write_text("seed: 5")
-    monkeypatch.setattr("pgcli.config.shipped_configs", lambda: {"walk": shipped})
+    monkeypatch.setattr("pgcli.config.load.shipped_configs", lambda: {"walk": shipped})
     monkeypatch.chdir(tmp_path)
     Path("walk").mkdir()
     assert load_config("walk").seed == 5

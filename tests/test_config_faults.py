@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgcli.config import Config, config_from_data, load_config, override
-from pgcli.config.source import MAX_BYTES, MAX_DEPTH, parse
+from pgcli.config.yaml import MAX_BYTES, MAX_DEPTH, parse
 from pgcli.errors import ConfigError, Problem
 
 BOMB = "a: &a [x]\n" + "".join(
@@ -434,7 +434,7 @@ PLACES = [
 def test_a_location_that_is_no_config_is_told_with_a_mend(
     location: str, error: str, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgcli.config.shipped_configs", lambda: {"cartpole": Path("cartpole.yaml"), "ppo": Path()})
+    monkeypatch.setattr("pgcli.config.load.shipped_configs", lambda: {"cartpole": Path("cartpole.yaml"), "ppo": Path()})
     Path("folder").mkdir()
     Path("file.yaml").touch()
     Path("dangling").symlink_to("nowhere")
@@ -594,7 +594,7 @@ def test_a_file_as_large_as_any_is_refused_soon_whatever_it_repeats(part: str) -
 @given(TEXT)
 def test_any_text_is_read_or_refused_without_libyaml_too(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pgcli.config.source.Loader", yaml.SafeLoader)
+        patch.setattr("pgcli.config.yaml.Loader", yaml.SafeLoader)
         assert all(problem.hint for problem in problems_of(parse, text, "c.yaml"))
 
 

@@ -19,14 +19,14 @@ import torch
 from helpers import config
 from torch import Tensor
 
-from pgcli import agent as room
-from pgcli.agent import PolicyGradient
+from pgcli.algorithm import policy_gradient as room
+from pgcli.algorithm.descent import descend_unseen, minibatches
+from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.config.schema import Config
-from pgcli.descent import descend_unseen, minibatches
 from pgcli.estimators.trajectories import Trajectories
-from pgcli.randomness import Purpose, generator
 from pgcli.records import Update
 from pgcli.sampling.rollout import Chunks, collect_episodes
+from pgcli.seeding import Purpose, generator
 
 PPO = {
     "objective": "clip",

@@ -67,7 +67,7 @@ def test_the_mathematics_of_every_key_of_the_algorithm_is_written_down() -> None
 
 def test_the_readme_names_every_command_and_every_shipped_config() -> None:
     readme = (ROOT / "README.md").read_text()
-    source = (ROOT / "pgcli/cli.py").read_text()
+    source = (ROOT / "pgcli/cli/commands.py").read_text()
     for command in re.findall(r"@app\.command\(\)\ndef (\w+)\(", source):
         assert f"pgcli {command}" in readme
     for name in shipped_configs():

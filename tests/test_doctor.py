@@ -11,9 +11,9 @@ from helpers import config
 from test_cli import TINY, pgcli
 from test_environments import PATHS
 
-from pgcli import doctor
 from pgcli.config.schema import Config
-from pgcli.doctor import diagnose, table
+from pgcli.inspection import doctor
+from pgcli.inspection.doctor import diagnose, table
 
 SEGMENTS = {"rollout": {"episodes": None, "steps": 8}, "algorithm": {"baseline": "value", "returns": "lambda_return"}}
 

@@ -21,18 +21,12 @@ from test_cli import TINY, contents, pgcli, rows
 
 from pgcli.config import config_from_data
 from pgcli.config.schema import EnvConfig
+from pgcli.environments import checks as examination
+from pgcli.environments import registry
+from pgcli.environments.checks import examine
+from pgcli.environments.forms import Environments, NativeEnvironments, SingleEnvironments, Step, make, make_environments
+from pgcli.environments.registry import spec
 from pgcli.errors import ConfigError, EnvironmentFailure, PgcliError, UsageError
-from pgcli.sampling import examination, registry
-from pgcli.sampling.environments import (
-    Environments,
-    NativeEnvironments,
-    SingleEnvironments,
-    Step,
-    make,
-    make_environments,
-)
-from pgcli.sampling.examination import examine
-from pgcli.sampling.registry import spec
 
 TESTS = str(Path(__file__).parent)
 PATHS = os.pathsep.join(filter(None, (TESTS, os.environ.get("PYTHONPATH"))))
@@ -234,7 +228,7 @@ def test_modules_of_the_current_folder_come_last(tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text("WHERE = 'here'\n")
     program = (
         "import os, sys; sys.path = [p for p in sys.path if p not in ('', os.getcwd())]\n"
-        "from pgcli.sampling.registry import import_module\n"
+        "from pgcli.environments.registry import import_module\n"
         "print(import_module('mine', 'x').WHERE, hasattr(import_module('colorsys', 'x'), 'WHERE'))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -28,7 +28,7 @@ from helpers import (
 )
 from torch import Tensor
 
-from pgcli.agent import PolicyGradient
+from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.estimators.baselines import mean_baseline
 from pgcli.estimators.objectives import standardized, step_weights
 from pgcli.estimators.trajectories import Trajectories

@@ -12,14 +12,14 @@ import pytest
 import torch
 from helpers import Counting, config
 
-from pgcli.agent import PolicyGradient
+from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.config.schema import Config
-from pgcli.evaluation import Episodes, evaluate, sample
-from pgcli.randomness import Purpose, derived_seed
 from pgcli.records import Evaluation, Iteration, Record
 from pgcli.sampling.rollout import Chunks
 from pgcli.sampling.samplers import make_sampler
-from pgcli.training import Counters, train
+from pgcli.seeding import Purpose, derived_seed
+from pgcli.training.evaluation import Episodes, evaluate, sample
+from pgcli.training.loop import Counters, train
 
 TEST = (Purpose.TEST_RESET, Purpose.TEST_ACT)
 

@@ -22,8 +22,9 @@ from helpers import Array, ascent, bandit, config, mapped, moments, softmax_agen
 from torch import Tensor
 from torch import distributions as reference
 
-from pgcli.agent import PolicyGradient
-from pgcli.descent import minibatches
+from pgcli.algorithm.descent import minibatches
+from pgcli.algorithm.losses import Losses
+from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.estimators.baselines import optimal_baseline
 from pgcli.estimators.objectives import (
     clip_loss,
@@ -35,17 +36,9 @@ from pgcli.estimators.objectives import (
 )
 from pgcli.estimators.returns import vtrace_returns
 from pgcli.estimators.trajectories import Trajectories
-from pgcli.losses import Losses
-from pgcli.policies.along import ratios_along, squared_scores_along, values_along
-from pgcli.policies.distributions import (
-    Bernoulli,
-    Factorised,
-    Gaussian,
-    Softmax,
-    StateDependentGaussian,
-    TanhGaussian,
-)
+from pgcli.policies.distributions import Bernoulli, Factorised, Gaussian, Softmax, StateDependentGaussian, TanhGaussian
 from pgcli.policies.policy import Policy
+from pgcli.policies.trajectory_outputs import ratios_along, squared_scores_along, values_along
 from pgcli.sampling.rollout import Chunks, collect_episodes
 
 EXACT = 1e-10

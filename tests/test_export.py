@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 import pgcli
 from pgcli.config import load_config
 from pgcli.errors import UsageError
-from pgcli.experiment import Request, run_experiment
-from pgcli.export import check_extra, to_onnx
-from pgcli.policies.memory import Windows
+from pgcli.experiment.export import check_extra, to_onnx
+from pgcli.experiment.run import Request, run_experiment
 from pgcli.policies.policy import Policy
+from pgcli.policies.recurrent import Windows
 
 Array = NDArray[Any]
 N = 7

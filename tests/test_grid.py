@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from helpers import World, ascent, chain, config, trajectories
 
-from pgcli.agent import PolicyGradient
+from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.config import Config, config_from_data, override
 from pgcli.config.schema import AlgorithmConfig
 from pgcli.errors import ConfigError, UsageError

@@ -23,20 +23,20 @@ from gymnasium import spaces
 from helpers import World, ascent, bandit, chain, config, mapped, moments, random_batch, softmax_agent, trajectories
 from torch import Tensor
 
-from pgcli.agent import PolicyGradient
+from pgcli.algorithm.gradient_variance import measure
+from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.config import load_config, override
 from pgcli.config.schema import Config
 from pgcli.errors import ConfigError, RunDirectoryError
 from pgcli.estimators.trajectories import Trajectories
-from pgcli.experiment import Request, environments_of, run_experiment
-from pgcli.ledger import measure
-from pgcli.policies import along
-from pgcli.policies.along import gradients_along
+from pgcli.experiment.run import Request, environments_of, run_experiment
+from pgcli.inspection.verify import verify
+from pgcli.policies import trajectory_outputs as along
+from pgcli.policies.trajectory_outputs import gradients_along
 from pgcli.records import GradientEstimate
 from pgcli.report.curves import plot
 from pgcli.runs import checkpoints
 from pgcli.sampling.rollout import Chunks, collect_episodes
-from pgcli.verification import verify
 
 EXACT = 1e-10
 

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pgcli.config import load_config
 from pgcli.errors import Interrupted, UsageError
-from pgcli.experiment import Request, check_request, run_experiment
+from pgcli.experiment.run import Request, check_request, run_experiment
 from pgcli.records import Iteration, Notice, Record
 from pgcli.report import logs
 from pgcli.report.logs import logged

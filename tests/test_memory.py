@@ -14,13 +14,13 @@ from helpers import config, trajectories
 from test_spaces import returns
 from torch import Tensor, nn
 
-from pgcli.agent import PolicyGradient
+from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.config.schema import Config
 from pgcli.estimators.trajectories import Trajectories
-from pgcli.loading import Agent
-from pgcli.policies.along import log_probs_along, steps_along, values_along
-from pgcli.policies.memory import Memory, Windows, ranges
+from pgcli.experiment.load import Agent
 from pgcli.policies.policy import Policy
+from pgcli.policies.recurrent import Memory, Windows, ranges
+from pgcli.policies.trajectory_outputs import log_probs_along, steps_along, values_along
 from pgcli.sampling.rollout import Chunks, collect_episodes
 from pgcli.sampling.samplers import Segments
 
@@ -194,7 +194,7 @@ def test_windows_are_taken_whole() -> None:
 
 
 def test_the_minibatches_of_an_epoch_hold_every_step_once_and_sum_to_the_batch() -> None:
-    from pgcli.descent import minibatches
+    from pgcli.algorithm.descent import minibatches
 
     agent = doubled(agent_for("lstm", cut=2, algorithm={"average": "steps"}))
     batch, _ = agent.batch(segment(agent))

@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from helpers import config, trajectories
 
-from pgcli.agent import PolicyGradient
+from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.policies.normalizers import CLIP, Normalizer, ReturnScale, RunningMoments
 from pgcli.sampling.rollout import Chunks, collect_episodes
 

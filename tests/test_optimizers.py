@@ -15,9 +15,9 @@ from gymnasium import spaces
 from helpers import ascent, config, trajectories
 from torch import Tensor
 
-from pgcli.agent import PolicyGradient
+from pgcli.algorithm.optimizers import Optimizer, flattened, scheduled
+from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.errors import Diverged
-from pgcli.optimizers import Optimizer, flattened, scheduled
 
 Rule = Literal["adam", "sgd", "rmsprop"]
 RULES: list[Rule] = ["adam", "sgd", "rmsprop"]
@@ -145,7 +145,7 @@ def test_the_state_is_named_after_the_network() -> None:
 def test_optimizers_do_without_torch_dynamo_and_sympy() -> None:
     code = """
 import sys, torch
-from pgcli.optimizers import Optimizer
+from pgcli.algorithm.optimizers import Optimizer
 for rule in ("adam", "sgd", "rmsprop"):
     x = torch.ones(3, requires_grad=True)
     Optimizer(rule, [x]).step(torch.autograd.grad(x.square().sum(), [x])[0], 0.1)

@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from helpers import Array, config, log_probs
 
-from pgcli.agent import PolicyGradient
+from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.policies.distributions import Softmax
 from pgcli.policies.networks import mlp, numpy_forward

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from helpers import config, is_running
 
-from pgcli.experiment import Request, run_experiment
+from pgcli.experiment.run import Request, run_experiment
 
 PAGES = """
 import resource, sys
-from pgcli.processes import keep_freed_memory
+from pgcli.system.processes import keep_freed_memory
 import numpy as np
 
 if sys.argv[1] == "keep":
@@ -44,7 +44,7 @@ RUN = """
 import resource, sys
 from pathlib import Path
 from pgcli.config import Config, override
-from pgcli.experiment import Request, run_experiment
+from pgcli.experiment.run import Request, run_experiment
 
 words = ["rollout={episodes: null, steps: 128}", "algorithm={returns: lambda_return, baseline: value}"]
 settings = override(Config(), [*words, "training.iterations=12", "evaluation.every=null"])
@@ -72,7 +72,7 @@ def test_a_run_spares_the_collector_what_was_there_before_it_and_gives_it_back(t
 
 ASIDE = """
 import os, time
-from pgcli.processes import Aside
+from pgcli.system.processes import Aside
 
 def work(check):
     while {endless}:

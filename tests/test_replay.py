@@ -19,10 +19,10 @@ from PIL import Image
 
 from pgcli.config import load_config
 from pgcli.errors import EnvironmentFailure, RunDirectoryError, UsageError
-from pgcli.experiment import Request, run_experiment
-from pgcli.randomness import Purpose, derived_seed
-from pgcli.replay import replay, table
+from pgcli.experiment.run import Request, run_experiment
+from pgcli.inspection.replay import replay, table
 from pgcli.runs import checkpoints
+from pgcli.seeding import Purpose, derived_seed
 
 SETTINGS = (
     *("training.iterations=7", "training.env_steps=null", "evaluation.every=4", "evaluation.episodes=2"),

@@ -13,17 +13,17 @@ import pytest
 import torch
 from helpers import Array, Counting, config, mapped
 
-from pgcli.agent import PolicyGradient
+from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.config.schema import Config
+from pgcli.environments.forms import Environments, NativeEnvironments, SingleEnvironments, make, make_environments
 from pgcli.errors import EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories, pad_columns
-from pgcli.evaluation import evaluate
 from pgcli.policies.distributions import Softmax
 from pgcli.policies.policy import Actor
-from pgcli.randomness import Purpose, derived_seed, generator
 from pgcli.sampling import rollout
-from pgcli.sampling.environments import Environments, NativeEnvironments, SingleEnvironments, make, make_environments
 from pgcli.sampling.rollout import Chunks, collect_episodes, ended_episodes
+from pgcli.seeding import Purpose, derived_seed, generator
+from pgcli.training.evaluation import evaluate
 
 
 def counting(episodes: int = 10, horizon: int | None = None, **env: Any) -> Config:

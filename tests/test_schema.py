@@ -12,10 +12,9 @@ from urllib.parse import unquote, urlparse
 import pytest
 from jsonschema import Draft202012Validator
 
-from pgcli import shipped
-from pgcli.config import load_config, shipped_configs, to_data
+from pgcli.config import load_config, shipped, shipped_configs, to_data
 from pgcli.config.schema import Config
-from pgcli.config.source import parse
+from pgcli.config.yaml import parse
 from pgcli.runs.checkpoints import Checkpoint, save
 
 CONFIGS = Path(__file__).parent.parent / "configs"

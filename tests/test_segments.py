@@ -12,19 +12,13 @@ import torch
 from gymnasium import spaces
 from helpers import Array, Counting, config, mapped
 
-from pgcli.agent import PolicyGradient
+from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.config.schema import Config
+from pgcli.environments.forms import NativeEnvironments, SingleEnvironments, make, make_environments, make_lasting
 from pgcli.errors import CheckpointError, EnvironmentFailure, UsageError
 from pgcli.estimators.trajectories import Trajectories
-from pgcli.randomness import Purpose, derived_seed
-from pgcli.sampling.environments import (
-    NativeEnvironments,
-    SingleEnvironments,
-    make,
-    make_environments,
-    make_lasting,
-)
 from pgcli.sampling.samplers import Segments
+from pgcli.seeding import Purpose, derived_seed
 
 STEPS = 5
 

@@ -17,11 +17,11 @@ import pytest
 
 from pgcli.config import load_config
 from pgcli.errors import RunDirectoryError
-from pgcli.experiment import Request, run_experiment
-from pgcli.report import findings
-from pgcli.report.findings import Array, Finding
-from pgcli.report.show import differ, difference_table, show, table
-from pgcli.report.tables import read_columns
+from pgcli.experiment.run import Request, run_experiment
+from pgcli.inspection import findings
+from pgcli.inspection.explain import differ, difference_table, show, table
+from pgcli.inspection.findings import Array, Finding
+from pgcli.runs.columns import read_columns
 from pgcli.runs.lock import lock
 
 K = np.arange(8.0)

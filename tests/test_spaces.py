@@ -13,15 +13,15 @@ from gymnasium import spaces
 from helpers import Array, config
 from tasks import ACTIONS, EPISODE_STEPS, OBSERVATIONS
 
-from pgcli.agent import PolicyGradient
+from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.errors import EnvironmentFailure, UsageError
-from pgcli.loading import Agent
+from pgcli.experiment.load import Agent
 from pgcli.policies.observations import Encoder, Layout
 from pgcli.policies.policy import Policy
 from pgcli.records import Evaluation, Record
 from pgcli.sampling.rollout import Chunks
 from pgcli.sampling.samplers import make_sampler
-from pgcli.training import Counters, train
+from pgcli.training.loop import Counters, train
 
 NESTED = spaces.Dict(
     {
@@ -299,7 +299,7 @@ def test_images_are_normalised_by_channel() -> None:
 
 
 def _beginnings(policy: Policy, count: int) -> Any:
-    from pgcli.policies.memory import Windows
+    from pgcli.policies.recurrent import Windows
 
     assert policy.memory is not None
     return Windows(torch.ones(count, dtype=torch.long), torch.zeros(count, policy.memory.state_size))

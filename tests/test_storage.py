@@ -17,11 +17,11 @@ import pytest
 import storage
 from kills import digests
 
-from pgcli.assessment import assess
 from pgcli.config import load_config
 from pgcli.errors import RunDirectoryError
-from pgcli.experiment import Outcome, Request, run_experiment
-from pgcli.loading import load
+from pgcli.experiment.load import load
+from pgcli.experiment.run import Outcome, Request, run_experiment
+from pgcli.inspection.evaluate import assess
 from pgcli.records import Iteration, Record
 from pgcli.runs import checkpoints, files
 from pgcli.runs.directory import RunDirectory, find_checkpoint

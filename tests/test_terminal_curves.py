@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pgcli.errors import ConfigError, UsageError
-from pgcli.report.terminal import show, ticks
+from pgcli.report.terminal_plots import show, ticks
 
 HEADER = "iteration,env_steps,mode,evaluation_episodes,return_mean,return_standard_error"
 

@@ -20,11 +20,11 @@ from gymnasium import spaces
 from helpers import config, random_batch
 from torch import Tensor
 
-from pgcli import agent as room
-from pgcli import processes
-from pgcli.agent import PolicyGradient
+from pgcli.algorithm import policy_gradient as room
+from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.errors import Diverged
 from pgcli.sampling.rollout import Chunks, collect_episodes
+from pgcli.system import processes
 
 CLIP: dict[str, Any] = {"objective": "clip", "baseline": "value", "update_epochs": 4, "num_minibatches": 3}
 BATCH = random_batch(dtype=torch.float32)

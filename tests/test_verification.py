@@ -16,10 +16,10 @@ import torch
 
 from pgcli.config import load_config
 from pgcli.errors import EnvironmentFailure, RunDirectoryError, RunInUse
-from pgcli.experiment import Request, run_experiment
+from pgcli.experiment.run import Request, run_experiment
+from pgcli.inspection.verify import table, verify
 from pgcli.runs import checkpoints
 from pgcli.runs.lock import lock
-from pgcli.verification import table, verify
 
 SETTINGS = (
     *("training.iterations=7", "training.env_steps=null", "evaluation.every=3", "evaluation.episodes=3"),

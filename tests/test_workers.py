@@ -19,14 +19,14 @@ import pytest
 from helpers import Array, Counting, is_running
 from kills import CASES
 
-from pgcli.assessment import assess
 from pgcli.config import load_config
 from pgcli.errors import EnvironmentFailure, Interrupted
-from pgcli.experiment import Request, run_experiment
-from pgcli.loading import load
+from pgcli.experiment.load import load
+from pgcli.experiment.run import Request, run_experiment
+from pgcli.inspection.evaluate import assess
 from pgcli.records import Notice, Record
 from pgcli.runs import checkpoints
-from pgcli.sampling import workers
+from pgcli.sampling import process_pool as workers
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pgcli.config.explain import Path_, dotted
-from pgcli.config.source import Place, Source
+from pgcli.config.messages import Path_, dotted
+from pgcli.config.yaml import Place, Source
 from pgcli.errors import ConfigError, Problem
 
 MAX_PROBLEMS = 20  # told at once: nobody reads more

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from pgcli.config.schema import PolicyConfig, ValueConfig
 from pgcli.errors import UsageError
 from pgcli.policies.distributions import Factorised, Softmax, make_distribution
-from pgcli.policies.memory import Memory, Windows
 from pgcli.policies.networks import image_network, mlp, numpy_forward, orthogonal, width_of
 from pgcli.policies.normalizers import Normalizer
 from pgcli.policies.observations import Encoder
+from pgcli.policies.recurrent import Memory, Windows
 
 Array = NDArray[Any]
 Mode = Literal["sampled", "greedy"]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import numpy as np
 
 from pgcli.config import flat
-from pgcli.config.source import parse, read_bytes
+from pgcli.config.yaml import parse, read_bytes
 from pgcli.errors import ConfigError, Problem, RunDirectoryError
 from pgcli.records import GradientEstimate
 from pgcli.report.statistics import RESAMPLES, Aggregate, Array, Band, Curve, Stat, aggregate, smoothed

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from pgcli.config import Config, flat, to_data
 from pgcli.errors import PgcliError
-from pgcli.experiment import Request
+from pgcli.experiment.run import Request
 from pgcli.records import Evaluation, Iteration, Notice, Record
 from pgcli.runs.directory import EVALUATIONS, METRICS, TIMING, evaluation_row, metrics_row
 
@@ -108,7 +108,7 @@ class _Logs:
                     log.close()
 
     def _pictures(self, folder: Path) -> Iterator[Path]:
-        from pgcli.loading import load
+        from pgcli.experiment.load import load
         from pgcli.report.curves import plot
         from pgcli.report.video import film
 

@@ -15,13 +15,13 @@ from PIL import Image, ImageChops
 from PIL.GifImagePlugin import getdata, getheader
 
 from pgcli.config.schema import EnvConfig
+from pgcli.environments.checks import examine, make
+from pgcli.environments.failures import is_fault, told
 from pgcli.errors import EnvironmentFailure, PgcliError, UsageError
-from pgcli.loading import Agent
+from pgcli.experiment.load import Agent
 from pgcli.policies.policy import Mode
-from pgcli.randomness import Purpose, derived_seed, generator
 from pgcli.runs.files import storage
-from pgcli.sampling.examination import examine, make
-from pgcli.sampling.faults import is_fault, told
+from pgcli.seeding import Purpose, derived_seed, generator
 
 Frame = NDArray[np.uint8]  # [height, width, 3]
 DEFAULT_FPS = 30.0  # for environments that do not say

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from pgcli.config.schema import Config, EnvConfig
+from pgcli.environments.checks import MAX_EPISODE_STEPS
+from pgcli.environments.forms import Environments, make_environments
 from pgcli.errors import EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Actor, Mode, Policy
-from pgcli.randomness import Purpose, Seeds, derived_seed, generator
-from pgcli.sampling.crew import Crew
-from pgcli.sampling.environments import Environments, make_environments
-from pgcli.sampling.examination import MAX_EPISODE_STEPS
+from pgcli.sampling.pool import Crew
+from pgcli.seeding import Purpose, Seeds, derived_seed, generator
 
 Array = NDArray[Any]
 NOISE_ROWS = 64  # random numbers are drawn for so many steps at a time

@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgcli.config.schema import Config
+from pgcli.environments.checks import MAX_EPISODE_STEPS
+from pgcli.environments.forms import NativeEnvironments, SingleEnvironments, make_lasting
 from pgcli.errors import CheckpointError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Policy
-from pgcli.processes import Check
-from pgcli.randomness import Purpose, Seeds, derived_seed, generator
-from pgcli.sampling.crew import Crew
-from pgcli.sampling.environments import NativeEnvironments, SingleEnvironments, make_lasting
-from pgcli.sampling.examination import MAX_EPISODE_STEPS
+from pgcli.sampling.pool import Crew
 from pgcli.sampling.rollout import (
     NOISE_ROWS,
     Chunks,
@@ -31,6 +29,8 @@ from pgcli.sampling.rollout import (
     endless,
     to_trajectories,
 )
+from pgcli.seeding import Purpose, Seeds, derived_seed, generator
+from pgcli.system.processes import Check
 
 Array = NDArray[Any]
 Lasting = NativeEnvironments | SingleEnvironments

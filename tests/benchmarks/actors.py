@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from pgcli.cluster import join
 from pgcli.config import load_config
 from pgcli.config.schema import Config
 from pgcli.errors import PgcliError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
-from pgcli.experiment import build_agent, columns_of, environments_of
+from pgcli.experiment.run import build_agent, columns_of, environments_of
 from pgcli.policies.policy import Policy, parameters_of
-from pgcli.sampling.actors import Actors
-from pgcli.sampling.crew import Crew, taken_apart
+from pgcli.sampling.pool import Crew, taken_apart
+from pgcli.sampling.process_pool import Workers
+from pgcli.sampling.ray_pool import Actors
 from pgcli.sampling.rollout import Chunks
 from pgcli.sampling.samplers import make_sampler
-from pgcli.sampling.workers import Workers
+from pgcli.system.ray_cluster import join
 
 REPETITIONS = 15
 

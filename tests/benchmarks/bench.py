@@ -91,11 +91,11 @@ def learner(
     """Build what does iteration i, and gives its env steps and the seconds of rollout and of update; and its end."""
     import torch
 
-    from pgcli.agent import PolicyGradient
+    from pgcli.algorithm.policy_gradient import PolicyGradient
     from pgcli.config.schema import Config
+    from pgcli.sampling.process_pool import Workers
     from pgcli.sampling.rollout import Chunks
     from pgcli.sampling.samplers import make_sampler
-    from pgcli.sampling.workers import Workers
 
     torch.set_num_threads(1)
     data = dict(list(WORKS.values())[number])
@@ -118,7 +118,7 @@ def learner(
 
 def as_a_run_does() -> None:
     """Settle memory as `pgcli train` does before the first iteration."""
-    from pgcli.processes import keep_freed_memory
+    from pgcli.system.processes import keep_freed_memory
 
     gc.freeze()
     keep_freed_memory()
@@ -295,8 +295,8 @@ def compare(
 
 TO_THE_FIRST_STEP = """
 import os, sys
-from pgcli.sampling import environments
-environments.NativeEnvironments.step = lambda *_: os._exit(0)
+from pgcli.environments.forms import NativeEnvironments
+NativeEnvironments.step = lambda *_: os._exit(0)
 sys.argv = ["pgcli", "train", "cartpole", "--run-dir", os.path.join(__import__("tempfile").mkdtemp(), "run"), "--quiet"]
 from pgcli.__main__ import main
 main()
@@ -423,12 +423,12 @@ def parts_side(name: str) -> None:
     import numpy as np
     import torch
 
-    from pgcli.agent import PolicyGradient
+    from pgcli.algorithm.policy_gradient import PolicyGradient
     from pgcli.config.schema import Config
-    from pgcli.randomness import Purpose, derived_seed
-    from pgcli.sampling.environments import make_environments
+    from pgcli.environments.forms import make_environments
     from pgcli.sampling.rollout import Chunks
     from pgcli.sampling.samplers import make_sampler
+    from pgcli.seeding import Purpose, derived_seed
 
     torch.set_num_threads(1)
     config = Config.model_validate(WORKS[name])
@@ -602,7 +602,7 @@ def timed(run, checkpoint, **options):
     begin = time.perf_counter(); save(run, checkpoint, **options)
     spent.append((checkpoint.counters["iteration"], time.perf_counter() - begin))
 RunDirectory.save = timed
-from pgcli import cli
+from pgcli.cli import commands as cli
 try:
     cli.app(sys.argv[1:], standalone_mode=False)
 finally:
@@ -634,7 +634,7 @@ def cost_side(case: dict[str, int]) -> None:
     """Time collecting and learning from more episodes, or learning with more parameters."""
     import torch
 
-    from pgcli.agent import PolicyGradient
+    from pgcli.algorithm.policy_gradient import PolicyGradient
     from pgcli.config.schema import Config
     from pgcli.sampling.rollout import Chunks
     from pgcli.sampling.samplers import make_sampler

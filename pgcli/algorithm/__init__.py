@@ -1,0 +1,1 @@
+"""The policy gradient algorithm: from trajectories to new parameters."""

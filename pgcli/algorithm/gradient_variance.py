@@ -1,0 +1,128 @@
+"""The variance ledger: how far gradient estimates stand out of their noise, told by one iteration's trajectories."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pgcli.algorithm.policy_gradient import Estimate, PolicyGradient
+from pgcli.estimators.trajectories import Trajectories, from_steps
+from pgcli.policies.trajectory_outputs import gradients_along, log_probs_along, steps_along
+from pgcli.records import GradientEstimate
+
+
+def measure(
+    agent: PolicyGradient,
+    trajectories: Trajectories,
+    progress: float = 0.0,
+    check: Callable[[], None] = lambda: None,
+) -> list[GradientEstimate]:
+    """Measure the config's own gradient estimate, then each of `diagnostics.shadows`, on the same trajectories.
+
+    An estimate is a sum over the N trajectories (columns of a segment), g = Σ_n g_n. The *contribution* of trajectory n
+    is its part of that sum, as the update at these parameters would add it up:
+
+        g_n = Σ_t c_t,n ∇log π(a_t|s_t),   c = -∂L/∂log π, which on data of the policy's own is w_t,n A_t,n,
+
+    with L the loss of the objective (no entropy bonus, no KL penalty) and with baseline, weights and standardisation as
+    they were computed on the whole batch. From the contributions of U independent parts of the batch (its trajectories,
+    or its groups of those that share a start state),
+
+        v = U/(U - 1) Σ_u |g_u - g/U|²   estimates   tr Cov[g], the variance of the estimate,
+
+    N v that of a single trajectory, and |g|² - v estimates |E g|². All of that is without bias where the parts are
+    independent, with baseline none, value and group. A baseline over the whole batch couples them: v then lacks the
+    covariance N² tr Cov[g_1, g_2] of two, which for total returns and `average: episodes` is |∇J|²/(N - 1)² with
+    leave_one_out and |∇J|²/N² with mean: nothing, unless trajectories are few. What is common to the batch counts as
+    a constant: the number of steps of `average: steps`, the σ of `standardize: batch`. With `algorithm.reuse`, the
+    trajectories of all iterations count as draws of one kind.
+
+    Gradients are with respect to the P parameters of the policy. `check` is called between parts of the work.
+    """
+    config, policy = agent.config, agent.policy
+    with torch.no_grad():
+        log_probs = log_probs_along(policy, trajectories)
+    tables: list[Tensor] = []  # of coefficients, each once
+
+    def place(one: PolicyGradient, estimate: Estimate) -> int:
+        table = _coefficients(one, trajectories, estimate, log_probs, progress)
+        if not any(same := [torch.equal(table, other) for other in tables]):
+            tables.append(table)
+            return len(tables) - 1
+        return same.index(True)
+
+    names = [config.estimator, *config.diagnostics.shadows]
+    places = []  # of each: as it is, without standardisation, and without the baseline too
+    for name in names:
+        check()
+        one, plain = agent.with_estimator(name), agent.with_estimator("+".join(name.split("+")[:2]))
+        estimate = one.estimate(trajectories)
+        bare = replace(estimate, advantages=estimate.advantages + estimate.baseline)
+        places.append((place(one, estimate), place(plain, estimate), place(plain, bare)))
+    gradients, variances = _moments(agent, trajectories, torch.stack(tables), check)
+    return [
+        _describe(name, trajectories.mask.shape[1], gradients[place], gradients[places[0][0]], *variances[[place, *of]])
+        for name, (place, *of) in zip(names, places, strict=True)
+    ]
+
+
+def _coefficients(
+    agent: PolicyGradient, trajectories: Trajectories, estimate: Estimate, log_probs: Tensor, progress: float
+) -> Tensor:
+    """Compute c = -∂L/∂log π(a|s) [T, N], 0 on masked rows, from log π [T, N]."""
+    batch, _ = agent.batch(trajectories, estimate)
+    rows, _ = steps_along(agent.policy, trajectories)
+    own = log_probs.flatten()[rows].requires_grad_()
+    behavior = own.detach() if agent.config.algorithm.reuse == 1 else batch.behavior_log_probs
+    assert behavior is not None, "reused trajectories have those of the policy that acted"
+    loss = agent.losses.policy_loss(own, own - behavior, batch, progress)
+    (slope,) = torch.autograd.grad(loss, own)
+    return from_steps(-slope, rows, trajectories.mask.shape)
+
+
+def _moments(
+    agent: PolicyGradient, trajectories: Trajectories, tables: Tensor, check: Callable[[], None]
+) -> tuple[Tensor, Tensor]:
+    """Compute g [K, P] and v [K] for K tables of coefficients, in float64."""
+    group, cut = agent.config.group_size, agent.config.policy.backpropagation_steps
+    parts = trajectories.mask.shape[1] // group
+    size = sum(parameter.numel() for parameter in agent.policy.parameters())
+    total, squares = (torch.zeros(len(tables), *shape, dtype=torch.float64) for shape in ((size,), ()))
+    for gradients in gradients_along(agent.policy, trajectories, tables, cut=cut, together=group):
+        check()
+        independent = gradients.double().view(len(tables), -1, group, gradients.shape[2]).sum(2)
+        total += independent.sum(1)
+        squares += independent.square().sum((1, 2))
+    spread = (squares - total.square().sum(1) / parts).clamp(min=0)  # rounding may leave less
+    return total, spread * parts / (parts - 1)
+
+
+def _describe(
+    name: str, trajectories: int, gradient: Tensor, own: Tensor, variance: Tensor, plain: Tensor, bare: Tensor
+) -> GradientEstimate:
+    """Make a row of it: g [P], the config's own g, v, and v without standardisation, with the baseline and without."""
+    norm, v = float(torch.linalg.vector_norm(gradient)), float(variance)
+    snr = _ratio(norm**2 - v, v)
+    return GradientEstimate(
+        estimator=name,
+        trajectories=trajectories,
+        gradient_norm=_number(norm),
+        gradient_variance=_number(v),
+        trajectory_variance=_number(trajectories * v),
+        snr=snr,
+        trajectories_for_snr_1=_ratio(trajectories, snr) if snr is not None and snr > 0 else None,
+        variance_removed=_ratio(float(bare - plain), float(bare)),
+        cosine=_ratio(float(gradient @ own), norm * float(torch.linalg.vector_norm(own))),
+    )
+
+
+def _number(x: float) -> float | None:
+    return x if math.isfinite(x) else None
+
+
+def _ratio(a: float, b: float) -> float | None:
+    return _number(a / b) if b else None

@@ -1,0 +1,236 @@
+"""A gradient estimator of the user's own, `FILE.py:NAME`, with the tutorial's signature.
+
+    def reinforce(rollouts, policy, gamma): ...  # -> ∇J, flat, [policy.dim]
+
+`rollouts` is a list per episode of (s, a, r); `policy` has dim, get_parameters, set_parameters, draw_action, grad_log.
+The code of FILE.py runs, with the user's rights: call `load` only for what the user has named.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pgcli.environments.failures import is_fault, told
+from pgcli.errors import UsageError
+from pgcli.estimators.trajectories import Trajectories
+from pgcli.policies.distributions import Softmax
+from pgcli.policies.policy import Policy
+from pgcli.system.locations import split
+
+Array = NDArray[Any]
+Rollouts = list[list[tuple[Array, int, float]]]
+SIGNATURE = "it is called as {name}(rollouts, policy, gamma) and returns a tensor of policy.dim numbers"
+
+_SLOPES: dict[type[nn.Module], Callable[[Array], Array]] = {  # of an activation, at what goes into it
+    nn.Tanh: lambda z: 1 - np.tanh(z) ** 2,
+    nn.ReLU: lambda z: (z > 0).astype(z.dtype),
+    nn.ELU: lambda z: np.exp(np.minimum(z, 0)),
+    nn.Identity: np.ones_like,
+}
+_VALUES: dict[type[nn.Module], Callable[[Array], Array]] = {
+    nn.Tanh: np.tanh,
+    nn.ReLU: lambda z: np.maximum(z, 0),
+    nn.ELU: lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))),
+    nn.Identity: lambda z: z,
+}
+
+
+class TutorialPolicy:
+    """A softmax MLP of pgcli's, with the methods that the tutorial's policy has, on the same parameters.
+
+    Parameters are flat, layer by layer, each its weight [out, in] and then its bias. `s` is what the network reads.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._layers = [module for module in policy.network if isinstance(module, nn.Linear)]
+        self._activations = [type(module) for module in policy.network if not isinstance(module, nn.Linear)]
+        assert isinstance(policy.distribution, Softmax)
+        self._first_action = policy.distribution.start
+        self.dim = sum(parameter.numel() for parameter in policy.parameters())
+
+    def get_parameters(self) -> Tensor:
+        """Give all parameters, [dim]."""
+        return nn.utils.parameters_to_vector(self._policy.parameters()).detach().float()
+
+    def set_parameters(self, new_params: Tensor) -> None:
+        """Set all parameters, [dim]."""
+        start = 0
+        with torch.no_grad():
+            for parameter in self._policy.parameters():
+                parameter.copy_(new_params[start : start + parameter.numel()].view_as(parameter))
+                start += parameter.numel()
+
+    def forward(self, state: Any) -> Tensor:  # noqa: ANN401 - an array or a tensor
+        """Compute the probabilities of the actions, [A]."""
+        return torch.from_numpy(self._probabilities(self._run(state)[-1])).float()
+
+    __call__ = forward
+
+    def draw_action(self, state: Any) -> int:  # noqa: ANN401 - an array or a tensor
+        """Draw an action."""
+        return int(torch.multinomial(self.forward(state), 1)) + self._first_action
+
+    def grad_log(self, state: Any, action: Any) -> Tensor:  # noqa: ANN401 - numbers, arrays or tensors
+        """Compute the score ∇log π(a|s), [dim], by the chain rule from the logits back to the first layer."""
+        outputs = self._run(state)
+        delta = -self._probabilities(outputs[-1])
+        delta[int(action) - self._first_action] += 1
+        parts: list[Array] = []
+        for number in reversed(range(len(self._layers))):
+            activation = self._activations[number - 1] if number else nn.Identity
+            inputs = outputs[0] if not number else _VALUES[activation](outputs[number])
+            parts = [np.outer(delta, inputs).ravel(), delta, *parts]
+            if number:
+                delta = self._layers[number].weight.detach().numpy().T @ delta * _SLOPES[activation](outputs[number])
+        return torch.from_numpy(np.concatenate(parts)).float()
+
+    def _run(self, state: Any) -> list[Array]:  # noqa: ANN401
+        """Give the state and what comes out of each layer before its activation."""
+        x = np.asarray(state, self._layers[0].weight.detach().numpy().dtype).ravel()
+        outputs = [x]
+        for number, layer in enumerate(self._layers):
+            if number:
+                x = _VALUES[self._activations[number - 1]](x)
+            x = layer.weight.detach().numpy() @ x + layer.bias.detach().numpy()
+            outputs.append(x)
+        return outputs
+
+    @staticmethod
+    def _probabilities(logits: Array) -> Array:
+        exponentials = np.exp(logits - logits.max())
+        probabilities: Array = exponentials / exponentials.sum()
+        return probabilities
+
+
+def rollouts_of(trajectories: Trajectories, states: Array) -> Rollouts:
+    """Give whole episodes as the tutorial's `collect_rollouts` does; `states` [T, N, numbers] is what is read."""
+    actions, rewards = trajectories.actions.numpy(), trajectories.rewards.numpy()
+    return [
+        [(states[t, n].copy(), int(actions[t, n]), float(rewards[t, n])) for t in range(length)]
+        for n, length in enumerate(trajectories.lengths.tolist())
+    ]
+
+
+def called(function: Any, name: str, rollouts: Rollouts, policy: TutorialPolicy, gamma: float) -> Tensor:  # noqa: ANN401
+    """Call a user's estimator: its gradient, [dim].
+
+    Raises: UsageError for what it raises, with the line, and for what is no flat gradient.
+    """
+    try:
+        result = function(rollouts, policy, gamma)
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        raise UsageError(f"{name} raised {told(error)}", f"`pgcli check {name}` tries it on small problems") from error
+    fault = fault_of(result, policy.dim)
+    if fault:
+        raise UsageError(f"{name} returned {fault}", f"`pgcli check {name}` says more")
+    return torch.as_tensor(result).detach().float()
+
+
+def fault_of(result: Any, dim: int) -> str:  # noqa: ANN401 - whatever the user's code gives
+    """Say what is wrong with a result that should be [dim] numbers; nothing, if it is that."""
+    if result is None:
+        return "None: there is no `return`"
+    try:
+        tensor = torch.as_tensor(result)
+    except (TypeError, ValueError, RuntimeError):
+        return f"a {type(result).__name__}, not a tensor of {dim} numbers"
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        return f"a tensor of {tensor.dtype}"
+    if tuple(tensor.shape) != (dim,):
+        return f"a tensor of shape {list(tensor.shape)}, and the gradient has shape [{dim}]"
+    return ""
+
+
+# ------------------------------------------------------------------------------------------------ the file and its name
+
+
+def load(location: str) -> Any:  # noqa: ANN401 - a function or a class
+    """Run FILE.py and give what it calls NAME.
+
+    Raises: UsageError if there is no such file or name, or the file cannot be run.
+    """
+    path, name = split(location)
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # for what it imports from beside it
+    spec = importlib.util.spec_from_file_location(f"pgcli_user_{path.stem}", path.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        main = 'what is to run as a program belongs under `if __name__ == "__main__":`'
+        hint = f"install the package that has `{error.name}`" if isinstance(error, ModuleNotFoundError) else main
+        raise UsageError(f"{location}: running the file raised {told(error)}", hint) from error
+    if not hasattr(module, name):
+        import difflib
+
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        close = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean `{close[0]}`?" if close else f"it has {', '.join(names) or 'no functions'}"
+        raise UsageError(f"{location}: the file has no `{name}`", hint)
+    found = getattr(module, name)
+    if not callable(found):
+        raise UsageError(f"{location}: `{name}` is a {type(found).__name__}", "name a function")
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------- in training
+
+
+def estimator(location: str, policy: Policy, gamma: float) -> Callable[[Trajectories], Tensor]:
+    """Load a user's estimator for `policy`: a function from whole episodes to ∇J, [dim].
+
+    Raises: UsageError for a policy that is no softmax MLP, and as `load` and `called` do.
+    """
+    refuse(policy)
+    function = load(location)
+    if isinstance(function, type):
+        raise UsageError(f"algorithm.estimator: {location} is a class", SIGNATURE.format(name=function.__name__))
+
+    def estimate(trajectories: Trajectories) -> Tensor:
+        mask = trajectories.mask
+        read = torch.zeros(*mask.shape, policy.encoder.size)
+        with torch.no_grad():
+            read[mask] = policy.encode(trajectories.obs[:-1][mask])
+        adapter = TutorialPolicy(policy)
+        before = adapter.get_parameters()
+        gradient = called(function, location, rollouts_of(trajectories, read.numpy()), adapter, gamma)
+        if not torch.equal(adapter.get_parameters(), before):
+            adapter.set_parameters(before)
+            raise UsageError(f"{location} changed the policy's parameters", "it is to return the gradient; pgcli steps")
+        return gradient
+
+    return estimate
+
+
+def refuse(policy: Policy) -> None:
+    """Raise UsageError for a policy that the tutorial's methods cannot stand for."""
+    problems: Sequence[tuple[bool, str, str]] = (
+        (
+            not isinstance(policy.distribution, Softmax),
+            "it is for one choice among actions, Discrete, and these are others",
+            "leave algorithm.estimator out, or choose another environment",
+        ),
+        (policy.memory is not None, "a policy with memory has no score of one step", "use `policy.memory: none`"),
+        (len(policy.images) > 0, "the tutorial's policy reads no images", "use `policy.image_network: none`"),
+        (policy.masked, "the tutorial's policy knows no masks", "use `policy.action_mask: none`"),
+    )
+    for unfit, why, mend in problems:
+        if unfit:
+            raise UsageError(f"algorithm.estimator: {why}", mend)

@@ -1,0 +1,1 @@
+"""Gymnasium environments by name, checked and stepped together."""

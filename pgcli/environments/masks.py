@@ -1,0 +1,114 @@
+"""Action masks: which actions an environment permits, made a part of what the policy observes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from pgcli.environments.failures import Broken
+from pgcli.policies.observations import ACTION_MASK, Layout
+
+Array = NDArray[Any]
+METHOD = "action_masks"  # of environments that say what they permit when they are asked
+
+
+def choices(action_space: spaces.Space[Any]) -> list[int]:
+    """Count what there is to choose from, for each part of an action; nothing where no mask could say."""
+    match action_space:
+        case spaces.Discrete():
+            return [int(action_space.n)]
+        case spaces.MultiDiscrete():
+            return [int(n) for n in action_space.nvec.flat]
+    return []
+
+
+def shown_mask(env: gym.Env[Any, Any], info: dict[str, Any]) -> Any:  # noqa: ANN401 - as the environment gives it
+    """Give `info["action_mask"]`, or what a method `action_masks` of the environment says; None without either."""
+    if ACTION_MASK in info:
+        return info[ACTION_MASK]
+    return env.get_wrapper_attr(METHOD)() if env.has_wrapper_attr(METHOD) else None
+
+
+def read_mask(mask: Any, action_space: spaces.Space[Any]) -> Array:  # noqa: ANN401 - as the environment gives it
+    """Read a mask, an array or a tuple of arrays, as one row of zeros and ones.
+
+    Raises: Broken.
+    """
+    size = sum(choices(action_space))
+    if mask is None:
+        raise Broken("no action mask", "an environment that masks actions puts `action_mask` into every info")
+    parts = [np.asarray(part).ravel() for part in mask] if isinstance(mask, tuple) else [np.asarray(mask).ravel()]
+    row = np.concatenate(parts)
+    if row.shape != (size,):
+        raise Broken(f"an action mask of {len(row)} entries for {size} actions", "there is one for each action")
+    if row.dtype.kind not in "biuf" or not np.isin(row, (0, 1)).all():
+        raise Broken(f"an action mask with entries other than 0 and 1: {row.tolist()}", "1 permits, 0 forbids")
+    return row.astype(np.int8)
+
+
+def draw(action_space: spaces.Space[Any], mask: Array | None, random: np.random.Generator) -> Any:  # noqa: ANN401
+    """Draw an action as the environment takes it, of those that the row `mask` permits."""
+    if mask is None:
+        action_space.seed(int(random.integers(2**31)))
+        return action_space.sample()
+    parts = np.split(mask, np.cumsum(choices(action_space))[:-1])
+    drawn = np.array([random.choice(np.flatnonzero(part)) for part in parts])
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return (drawn.reshape(action_space.nvec.shape) + action_space.start).astype(action_space.dtype)
+    assert isinstance(action_space, spaces.Discrete)
+    return drawn[0] + action_space.start
+
+
+class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
+    """Shows the action mask as an entry of the observation, which is made a Dict if it is none."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        inner = env.observation_space
+        self._is_dict = isinstance(inner, spaces.Dict)
+        entries = dict(inner.spaces) if isinstance(inner, spaces.Dict) else {"observation": inner}
+        mask = spaces.MultiBinary(sum(choices(env.action_space)))
+        self.observation_space = spaces.Dict(entries | {ACTION_MASK: mask})
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        return self._masked(obs, read_mask(shown_mask(self.env, info), self.action_space)), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:  # noqa: ANN401 - as the space has it
+        """Act."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        shown = shown_mask(self.env, info)
+        if (terminated or truncated) and shown is None:  # there is nothing left to choose
+            shown = np.ones(sum(choices(self.action_space)), np.int8)
+        return self._masked(obs, read_mask(shown, self.action_space)), reward, terminated, truncated, info
+
+    def _masked(self, obs: Any, mask: Array) -> dict[str, Any]:  # noqa: ANN401 - whatever the environment gives
+        return {**(obs if self._is_dict else {"observation": obs}), ACTION_MASK: mask}
+
+
+class MaskColumns:
+    """Where a mask of the actions stands in packed observations `[N, …]`, if there is one that fits them."""
+
+    def __init__(self, layout: Layout, action_space: spaces.Space[Any]) -> None:
+        mask = layout.action_mask
+        ends = np.cumsum([mask.start if mask else 0, *choices(action_space)]).tolist()
+        fits = mask is not None and len(ends) > 1 and ends[-1] == mask.stop
+        self.numbers = mask if fits else None
+        self._parts = [slice(*part) for part in pairwise(ends)] if fits else []
+
+    def permits(self, obs: Array) -> Array | None:
+        """Say of each row whether every part of an action has a choice left; None without a mask."""
+        if not self._parts:
+            return None
+        return np.all([obs[:, part].any(1) for part in self._parts], axis=0)  # type: ignore[no-any-return]
+
+    def permit_all(self, row: Array) -> None:
+        """Let a row that nobody acts on permit everything, in place."""
+        for part in self._parts:
+            row[part] = 1

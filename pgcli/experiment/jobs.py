@@ -1,0 +1,144 @@
+"""Several runs: one after the other in this process, or some at a time: in processes of their own, or on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from pgcli.errors import EnvironmentFailure, Interrupted, PgcliError
+from pgcli.experiment.cluster import run_on_cluster
+from pgcli.experiment.run import Failure, Outcome, Request, Result, failure_of, run_experiment
+from pgcli.records import Record
+from pgcli.system.processes import process_context
+from pgcli.system.signals import StopOnSignal
+from pgcli.system.streams import leave
+
+__all__ = ["Failure", "Outcome", "run_all"]
+
+Watch = Callable[[Record, int], None]
+Logs = Callable[[Request, Callable[[Record], None]], AbstractContextManager[Callable[[Record], None]]]
+POLL_SECONDS = 0.2
+
+
+def run_all(requests: Sequence[Request], jobs: int, watch: Watch, logs: Logs) -> list[Result]:
+    """Run every request, `jobs` at a time; one that fails does not stop the others.
+
+    `logs(request, watch)` also writes the records of a run to other tools; it runs in the process of the run.
+
+    Raises: Interrupted, once every run that was under way has saved its state.
+    """
+    with StopOnSignal() as stop:
+        if jobs == 1 or len(requests) == 1:
+            return [_run_here(request, number, watch, logs, stop) for number, request in enumerate(requests)]
+        shared = [replace(request, share=min(jobs, len(requests))) for request in requests]
+        if requests[0].config.sampling.backend == "ray":
+            return run_on_cluster(shared, jobs, watch, stop)
+        return _run_in_processes(shared, jobs, watch, logs, stop)
+
+
+def _run_here(request: Request, number: int, watch: Watch, logs: Logs, stop: StopOnSignal) -> Result:
+    try:
+        with logs(request, lambda record: watch(record, number)) as watch_one:
+            return run_experiment(request, watch_one, stop.check, stop.asked_to_save)
+    except Interrupted:
+        raise
+    except Exception as error:
+        return failure_of(error)
+
+
+def _run_in_processes(
+    requests: Sequence[Request], jobs: int, watch: Watch, logs: Logs, stop: StopOnSignal
+) -> list[Result]:
+    context = process_context()
+    waiting = list(enumerate(requests))
+    running: dict[Connection, tuple[int, BaseProcess]] = {}
+    results: dict[int, Result] = {}
+    interruption: Interrupted | None = None
+    while waiting or running:
+        while waiting and len(running) < jobs and interruption is None:
+            number, request = waiting.pop(0)
+            here, there = context.Pipe(duplex=False)
+            process: BaseProcess = context.Process(target=_child, args=(request, there, logs))
+            process.start()
+            there.close()
+            running[here] = (number, process)
+        for connection in wait(list(running), POLL_SECONDS):
+            assert isinstance(connection, Connection)
+            number, process = running[connection]
+            try:
+                message = connection.recv()
+            except EOFError:
+                process.join()
+                results.setdefault(number, _death(requests[number], process.exitcode or 0))
+                del running[connection]
+                continue
+            if isinstance(message, Outcome | Failure):
+                results[number] = message
+            else:
+                watch(message, number)
+        if stop.asked_to_save():
+            for _, process in running.values():
+                if process.pid is not None:
+                    os.kill(process.pid, signal.SIGUSR1)
+        if interruption is None:
+            try:
+                stop.check()
+            except Interrupted as received:
+                interruption = received
+                waiting.clear()
+                for _, process in running.values():
+                    process.terminate()
+    if interruption is not None:
+        interruption.hint = "the same command with --resume goes on"
+        raise interruption
+    return [results[number] for number in range(len(requests))]
+
+
+def _death(request: Request, code: int) -> Failure:
+    """Tell how a process ended that could not tell it itself: it was killed, or its environment left Python."""
+    if code < 0:
+        error = PgcliError(f"{request.path}: its process was killed by {signal.Signals(-code).name}")
+        exit_code = 128 - code  # the shell's convention
+    else:
+        error = EnvironmentFailure(f"{request.path}: {request.config.env.id} left Python with exit code {code}")
+        exit_code = error.exit_code
+    error.hint = "the same command with --resume goes on from the last checkpoint"
+    return Failure(exit_code, str(error))
+
+
+def _child(request: Request, connection: Connection, logs: Logs) -> None:
+    """Run one request and tell the parent; without a parent, stop as if asked to."""
+
+    def watch(record: Record) -> None:
+        try:
+            connection.send(record)
+        except OSError:
+            raise Interrupted(signal.SIGTERM) from None
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the parent, which passes it on
+    threading.Thread(target=_stop_without_parent, daemon=True).start()
+    result: Result
+    try:
+        with StopOnSignal((signal.SIGTERM,)) as stop, logs(request, watch) as watch_one:
+            result = run_experiment(request, watch_one, stop.check, stop.asked_to_save)
+    except Exception as error:
+        result = failure_of(error)
+    with contextlib.suppress(OSError):  # nobody is left to tell
+        connection.send(result)
+    leave(0)  # a simulator's threads would keep the process, and the parent waiting for its end
+
+
+def _stop_without_parent() -> None:
+    """Wait for the end of the parent, and ask this process to stop then."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

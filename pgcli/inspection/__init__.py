@@ -1,0 +1,1 @@
+"""Explain, check and verify runs, environments and estimators."""

@@ -1,0 +1,456 @@
+"""What `pgcli show` reports: a run explained from its directory alone, or how two runs differ. Nothing is imported.
+
+No environment is built and no torch is needed: of the checkpoints, safetensors reads the numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pgcli.config import Config, flat, load_config, to_data
+from pgcli.errors import ConfigError, RunDirectoryError, typed
+from pgcli.inspection import findings
+from pgcli.inspection.findings import Array, Finding
+from pgcli.report.display import duration, short
+from pgcli.runs.columns import Columns, read_columns
+from pgcli.runs.files import open_file, read_json
+from pgcli.runs.lock import is_held
+
+WIDTH, LABEL = 80, 13
+METRICS = (
+    "iteration,env_steps,episodes,return_mean,return_standard_error,entropy,approx_kl,clip_fraction,"
+    "effective_sample_size,explained_variance,learning_rate,update_epochs,zero_variance_groups,"
+    "action_standard_deviation"
+).split(",")
+EVALUATIONS = "iteration,env_steps,evaluation_episodes,return_mean,return_standard_error".split(",")
+TIMING = "iteration,elapsed_seconds,collect_seconds,update_seconds,evaluate_seconds".split(",")
+TABLES = ("metrics.csv", "evaluations.csv", "episodes.csv")  # which equal runs have in equal bytes
+_CHECKPOINT = re.compile(r"iteration-([0-9]{6,18})\.safetensors")
+_STATISTICS = (".count", ".mean", ".variance")  # of what was seen, not learned
+_MOST_KEYS = 12  # of two configs that differ, shown in a terminal
+
+
+def show(path: Path) -> dict[str, Any]:
+    """Explain the run in `path`: the object that `pgcli show --json` prints. Writes nothing.
+
+    Raises: RunDirectoryError if no run is there, or if a file of it is missing, cut short or damaged.
+    """
+    config, status, state = _open(path)
+    ended = state not in ("running", "killed")
+    metrics = read_columns(path / "metrics.csv", METRICS, whole=ended)
+    timing = read_columns(path / "timing.csv", TIMING, whole=ended)
+    evaluations = read_columns(path / "evaluations.csv", EVALUATIONS, ("mode",), whole=ended)
+    episodes = read_columns(path / "episodes.csv", ("iteration",), ("ended",), whole=ended)
+    if ended and (told := status.get("iteration")) != metrics.rows:
+        raise RunDirectoryError(
+            f"{path}/metrics.csv: has {metrics.rows:,} rows, and status.json tells of {told} iterations",
+            f"`pgcli verify {typed(path)}` says what else is wrong with the run",
+        )
+    information = _json(path / "run.json")
+    checks = list(_checks(path, ended, config, metrics, timing, evaluations, episodes))
+    looked = {name: check() for name, there, check in checks if there}
+    threshold = information.get("reward_threshold")
+    reached = _reached(evaluations, threshold)
+    found = [finding for finding in looked.values() if finding]
+    if _is_solved(reached, threshold):  # at its goal, what would otherwise be a warning is worth knowing
+        found = [replace(finding, level="note") for finding in found]
+    return {
+        "run": str(path),
+        "status": state,
+        "reason": str(status.get("reason", "")),
+        "name": config.name,
+        "env": config.env.id,
+        "seed": config.seed,
+        "config": {key: value for key, value in flat(to_data(config)).items() if key not in ("name", "seed", "env.id")},
+        "changed": _changed(config),
+        "iterations": metrics.rows,
+        "env_steps": int(metrics["env_steps"][-1]) if metrics.rows else 0,
+        "episodes": episodes.rows,
+        "seconds": float(timing["elapsed_seconds"][-1]) if timing.rows else None,
+        "shares": _shares(timing),
+        "threshold": threshold,
+        **reached,
+        "versions": information.get("versions", {}),
+        "exact": bool(information.get("exact", True)),
+        "resumes": len(information.get("resumes", [])),
+        "findings": [asdict(one) for one in (*_of_status(path, state, status, information), *found)],
+        "checked": list(looked),
+        "not_applicable": [name for name, there, _ in checks if not there],
+    }
+
+
+def _open(path: Path) -> tuple[Config, dict[str, Any], str]:
+    """Read config and status, and say how the run stands: as status.json says, or killed."""
+    if not path.is_dir():
+        what = "is a file, not a run directory" if path.exists() else "no such run directory"
+        raise RunDirectoryError(f"{path}: {what}", "`pgcli train` prints the run directory that it writes")
+    if not (path / "config.yaml").is_file():
+        runs = sorted(file.parent for file in path.glob("*/config.yaml"))
+        hint = f"name one of its runs: {typed(runs[0])}" if runs else "name a run directory that `pgcli train` made"
+        raise RunDirectoryError(f"{path}: no run is there", hint)
+    try:
+        config = load_config(str(path / "config.yaml"))
+    except ConfigError as error:
+        hint = "a run of another version of pgcli, or a file that was edited"
+        raise RunDirectoryError(f"{path}/config.yaml: is no config of this version: {error.message}", hint) from None
+    status = _json(path / "status.json")
+    state = str(status.get("status"))
+    return config, status, "killed" if state == "running" and is_held(path) is False else state
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        return read_json(file)
+    except RunDirectoryError as error:
+        error.hint = f"`pgcli verify {typed(file.parent)}` says what else is wrong with the run"
+        raise
+
+
+def _changed(config: Config) -> dict[str, Any]:
+    """List the keys that are not at their default."""
+    default = flat(to_data(Config()))
+    leave = ("name", "seed", "env.id")
+    return {
+        key: value for key, value in flat(to_data(config)).items() if value != default.get(key) and key not in leave
+    }
+
+
+def _shares(timing: Columns) -> dict[str, float]:
+    parts = {name: float(np.nansum(timing[f"{name}_seconds"])) for name in ("collect", "update", "evaluate")}
+    total = sum(parts.values())
+    return {name: part / total for name, part in parts.items()} if total else {}
+
+
+def _reached(evaluations: Columns, threshold: Any) -> dict[str, Any]:  # noqa: ANN401 - of run.json
+    """Give the last, the best and the first evaluation, and the first that reaches the threshold."""
+    returns = evaluations["return_mean"]
+    names = ("iteration", "env_steps", "return_mean", "return_standard_error", "evaluation_episodes")
+
+    def row(number: int) -> dict[str, Any]:
+        values = {name: float(evaluations[name][number]) for name in names}
+        whole = {name: int(values[name]) for name in ("iteration", "env_steps", "evaluation_episodes")}
+        mode = evaluations.words["mode"][number].decode() if "mode" in evaluations.words else None
+        error = values["return_standard_error"]
+        return {**values, **whole, "return_standard_error": None if math.isnan(error) else error, "mode": mode}
+
+    if not evaluations.rows:
+        return {"evaluation": None, "best": None, "untrained": None, "solved": None}
+    goal = threshold if isinstance(threshold, int | float) else math.inf
+    good = np.flatnonzero(returns >= goal)
+    return {
+        "evaluation": row(-1),
+        "best": row(int(np.argmax(returns))),
+        "untrained": row(0),
+        "solved": row(int(good[0])) if len(good) else None,
+    }
+
+
+def _is_solved(reached: dict[str, Any], threshold: Any) -> bool:  # noqa: ANN401 - of run.json
+    """Say whether the last evaluation reaches the environment's threshold."""
+    last = reached["evaluation"]
+    return isinstance(threshold, int | float) and last is not None and last["return_mean"] >= threshold
+
+
+# ------------------------------------------------------------------------------------------------------------ findings
+
+
+def _of_status(path: Path, state: str, status: dict[str, Any], information: dict[str, Any]) -> Iterator[Finding]:
+    at, again = status.get("iteration"), f"pgcli resume {typed(path)}"
+    reason = status.get("reason") or "no reason told"
+    if state == "diverged":
+        yield Finding(
+            "status", "warning", f"diverged: {reason}", at, f"{again} optimizer.learning_rate=… (a lower one)"
+        )
+    elif state == "failed":
+        yield Finding("status", "warning", f"failed: {reason}", at, f"{again} (once it is mended)")
+    elif state == "interrupted":
+        yield Finding("status", "note", f"interrupted: {reason}", at, again)
+    elif state == "killed":
+        yield Finding("status", "note", "killed while it was running: what was saved stands", None, again)
+    if not information.get("exact", True):
+        text = "resumed with changes, or not to where it was: not the run that its config alone would make"
+        yield Finding("exact", "note", text)
+
+
+def _checks(
+    path: Path,
+    ended: bool,
+    config: Config,
+    metrics: Columns,
+    timing: Columns,
+    evaluations: Columns,
+    episodes: Columns,
+) -> Iterator[tuple[str, bool, Callable[[], Finding | None]]]:
+    """Give every check: its name, whether the run has what it looks at, and what looks."""
+    algorithm, k = config.algorithm, metrics["iteration"]
+    continuous = _there(metrics["action_standard_deviation"])
+    steps = algorithm.update_epochs * algorithm.num_minibatches
+    batch = np.convolve(np.diff(metrics["env_steps"], prepend=0.0), np.ones(algorithm.reuse))[: metrics.rows]
+    groups = (config.rollout.episodes or config.env.num_envs) / config.group_size
+    at, returns, errors = (evaluations[name] for name in ("iteration", "return_mean", "return_standard_error"))
+    yield (
+        *("entropy_collapse", _there(metrics["entropy"]) and not continuous),
+        lambda: findings.entropy_collapse(k, metrics["entropy"]),
+    )
+    yield (
+        *("narrow_actions", continuous),
+        lambda: findings.narrow_actions(k, metrics["action_standard_deviation"]),
+    )
+    gradients = _gradients(path, ended)
+    yield "low_snr", gradients is not None, lambda: findings.low_snr(*(gradients or (k, k)))
+    yield (
+        *("cut_by_horizon", config.rollout.horizon is not None and episodes.rows > 0),
+        lambda: findings.cut_by_horizon(episodes["iteration"], episodes.words["ended"]),
+    )
+    yield (
+        *("zero_variance_groups", config.group_size > 1 and _there(metrics["zero_variance_groups"])),
+        lambda: findings.zero_variance_groups(k, metrics["zero_variance_groups"], groups),
+    )
+    yield (
+        *("low_effective_sample_size", _there(metrics["effective_sample_size"]) and steps * algorithm.reuse > 1),
+        lambda: findings.low_effective_sample_size(k, metrics["effective_sample_size"], batch),
+    )
+    greedy = config.evaluation.mode == "greedy" and config.rollout.horizon is None
+    yield "greedy_gap", greedy and metrics.rows > 0, lambda: _greedy_gap(metrics, evaluations)
+    yield (
+        *("clip_fraction", _there(metrics["clip_fraction"])),
+        lambda: findings.clip_fraction(k, metrics["clip_fraction"], steps * algorithm.reuse),
+    )
+    yield (
+        *("explained_variance", _there(metrics["explained_variance"])),
+        lambda: findings.explained_variance(k, metrics["explained_variance"]),
+    )
+    kept = _kept(path)
+    yield "small_steps", len(kept) > 1, lambda: _small_steps(kept, metrics, algorithm.num_minibatches)
+    parts = [timing[f"{name}_seconds"] for name in ("collect", "update", "evaluate")]
+    yield (
+        *("evaluation_time", timing.rows > 0 and config.evaluation.every is not None),
+        lambda: findings.evaluation_time(parts[0], parts[1], parts[2], config.evaluation.every),
+    )
+    yield "large_kl", _there(metrics["approx_kl"]), lambda: findings.large_kl(k, metrics["approx_kl"])
+    yield "fell_after_best", evaluations.rows > 2, lambda: findings.fell_after_best(at, returns, errors)
+    yield "no_gain", evaluations.rows > 1, lambda: findings.no_gain(at, returns, errors)
+
+
+def _there(column: Array) -> bool:
+    return bool(np.isfinite(column).any())
+
+
+def _gradients(path: Path, ended: bool) -> tuple[Array, Array] | None:
+    """Give iterations and signal-to-noise ratios of gradients.csv, if there is one: of the estimator it names first."""
+    if not (path / "gradients.csv").exists():
+        return None
+    table = read_columns(path / "gradients.csv", ("iteration", "snr"), ("estimator",), whole=ended)
+    names = table.words.get("estimator", np.full(table.rows, b""))
+    chosen = np.isfinite(table["snr"]) & (names == names[:1])
+    return (table["iteration"][chosen], table["snr"][chosen]) if chosen.any() else None
+
+
+def _greedy_gap(metrics: Columns, evaluations: Columns) -> Finding | None:
+    """Hold each greedy evaluation against the rollout of the same policy: row k is by the policy after k updates."""
+    rows = evaluations["iteration"].astype(np.int64)
+    both = rows < metrics.rows
+    pick = rows[both]
+    return findings.greedy_gap(
+        evaluations["iteration"][both],
+        evaluations["return_mean"][both],
+        evaluations["return_standard_error"][both],
+        metrics["return_mean"][pick],
+        metrics["return_standard_error"][pick],
+    )
+
+
+def _kept(path: Path) -> list[tuple[int, Path]]:
+    files = (path / "checkpoints").glob("*.safetensors")
+    return sorted((int(match[1]), file) for file in files if (match := _CHECKPOINT.fullmatch(file.name)))
+
+
+def _small_steps(kept: Sequence[tuple[int, Path]], metrics: Columns, minibatches: int) -> Finding | None:
+    """Hold the policy of the oldest kept checkpoint against that of the newest."""
+    (first, old), (last, new) = kept[0], kept[-1]
+    rates = metrics["learning_rate"]
+    if last > metrics.rows or np.nanmean(rates[first:last]) < rates[0] / 10:
+        return None  # a schedule has brought it down, as it should
+    before, after = _policy(old), _policy(new)
+    if before.keys() != after.keys():
+        return None
+    moved = math.sqrt(sum(float(np.square(after[name] - before[name]).sum()) for name in before))
+    size = math.sqrt(sum(float(np.square(x).sum()) for x in before.values()))
+    steps = int(np.nansum(metrics["update_epochs"][first:last])) * minibatches
+    return findings.small_steps(first, moved, size, steps)
+
+
+def _policy(file: Path) -> dict[str, Array]:
+    """Read the policy's parameters out of a checkpoint; safetensors holds numbers, and nothing is ever executed."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "numpy") as tensors:
+            names = [name for name in tensors.keys() if name.startswith("policy.")]  # noqa: SIM118 - no mapping
+            return {
+                name: tensors.get_tensor(name).astype(np.float64) for name in names if not name.endswith(_STATISTICS)
+            }
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        hint = f"`pgcli verify {typed(file.parent.parent)}` says what else is wrong with the run"
+        raise RunDirectoryError(f"{file}: damaged, or no checkpoint: {error}", hint) from None
+
+
+def table(result: dict[str, Any]) -> str:
+    """Write what was found for people, in 80 columns."""
+    steps = f"{result['iterations']:,} iterations, {result['env_steps']:,} env steps, {result['episodes']:,} episodes"
+    seconds = "" if result["seconds"] is None else f", {duration(result['seconds'])}"
+    changed = ", ".join(f"{key}={_value(value)}" for key, value in result["changed"].items())
+    shares = " · ".join(f"{name} {100 * share:.0f} %" for name, share in result["shares"].items())
+    reason = f": {result['reason']}" if result["reason"] and result["status"] == "finished" else ""
+    rows = [
+        ("status", f"{result['status']}{reason}"),
+        ("trained", f"{result['name']} on {result['env']}, seed {result['seed']}: {steps}{seconds}"),
+        ("config", changed or "all defaults"),
+        *_reached_rows(result),
+        ("time", shares or "nothing yet"),
+    ]
+    lines = [result["run"]]
+    for name, text in rows:
+        lines += _wrapped(name, text)
+    for finding in result["findings"]:
+        where = "" if finding["iteration"] is None else f"iteration {finding['iteration']}: "
+        lines += _wrapped(finding["level"], where + finding["text"])
+        if finding["key"]:
+            lines += _wrapped("", f"→ {finding['key']}")
+    checked, absent = len(result["checked"]), len(result["not_applicable"])
+    none = "no finding: " if not result["findings"] else ""
+    rest = f", and {absent} did not apply: {', '.join(result['not_applicable'])}" if absent else ""
+    lines += _wrapped("checked", f"{none}{checked} checks were made{rest}")
+    return "\n".join(lines)
+
+
+def _reached_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    last, best, first, goal = (result[name] for name in ("evaluation", "best", "untrained", "threshold"))
+    if last is None:
+        yield "reached", "no evaluation yet"
+        return
+    error = "" if last["return_standard_error"] is None else f" ± {last['return_standard_error']:.2g}"
+    how = f"{last['evaluation_episodes']} episodes, {last['mode']}"
+    yield (
+        "reached",
+        f"{short(last['return_mean'])}{error} after {last['iteration']} updates ({how}); best "
+        f"{short(best['return_mean'])} after {best['iteration']}; untrained {short(first['return_mean'])}",
+    )
+    if goal is not None:
+        solved = result["solved"]
+        when = "not reached" if solved is None else f"first reached after {solved['env_steps']:,} env steps"
+        yield "solved at", f"a return of {goal:g}: {when}"
+
+
+def _wrapped(name: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=f"{name:<{LABEL}}", subsequent_indent=" " * LABEL, break_on_hyphens=False
+    ) or [name]
+
+
+def _value(value: Any) -> str:  # noqa: ANN401 - of a config
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# ------------------------------------------------------------------------------------------------------- two runs apart
+
+
+def differ(a: Path, b: Path) -> dict[str, Any]:
+    """Tell two runs apart: the object that `pgcli show A B --json` prints. Writes nothing.
+
+    Raises: RunDirectoryError if one of them cannot be read.
+    """
+    (one, _, state), (other, _, other_state) = _open(a), _open(b)
+    before, after = (flat(to_data(config)) for config in (one, other))
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    information = [_json(path / "run.json") for path in (a, b)]
+    versions = [
+        {"pgcli": x.get("pgcli"), **x.get("versions", {}), "git_commit": x.get("git_commit")} for x in information
+    ]
+    tables = {name: _part(a / name, b / name) for name in TABLES}
+    return {
+        "a": str(a),
+        "b": str(b),
+        "status": [state, other_state],
+        "config": {key: [before.get(key), after.get(key)] for key in keys},
+        "versions": {
+            key: [one.get(key) for one in versions]
+            for key in {**versions[0], **versions[1]}
+            if versions[0].get(key) != versions[1].get(key)
+        },
+        "tables": tables,
+        "same": all(part["same"] for part in tables.values()),
+    }
+
+
+def _part(a: Path, b: Path) -> dict[str, Any]:
+    """Find the first line in which two tables differ, and the columns that do so in it."""
+    try:
+        with open_file(a) as one, open_file(b) as other:
+            header, other_header = one.readline(), other.readline()
+            if header != other_header:
+                return {"same": False, "why": "they have other columns", "iteration": None, "columns": {}}
+            names = header.decode(errors="replace").strip().split(",")
+            for number, (x, y) in enumerate(itertools.zip_longest(one, other), 2):
+                if x == y:
+                    continue
+                if x is None or y is None:
+                    shorter, line = (a, y) if x is None else (b, x)
+                    return {"same": False, "why": f"{shorter} ends here", "iteration": _iteration(line), "columns": {}}
+                cells = zip(names, *(_texts(line) for line in (x, y)), strict=False)
+                columns = {name: [left, right] for name, left, right in cells if left != right}
+                why = f"they part in line {number}"
+                return {"same": False, "why": why, "iteration": _iteration(x), "columns": columns}
+    except OSError as error:
+        name = error.filename or a
+        raise RunDirectoryError(f"{name}: {error.strerror}", "name two run directories that are whole") from None
+    return {"same": True, "why": "", "iteration": None, "columns": {}}
+
+
+def _texts(line: bytes) -> list[str]:
+    return line.decode(errors="replace").rstrip("\n").split(",")
+
+
+def _iteration(line: bytes | None) -> int | None:
+    first = (line or b"").partition(b",")[0]
+    return int(first) if first.isdigit() and len(first) < 19 else None
+
+
+def difference_table(result: dict[str, Any]) -> str:
+    """Write the difference of two runs for people, in 80 columns."""
+    lines = [f"a  {result['a']}  ({result['status'][0]})", f"b  {result['b']}  ({result['status'][1]})"]
+    config = list(result["config"].items())
+    count = "1 key differs:" if len(config) == 1 else f"{len(config)} keys differ:"
+    lines += _wrapped("config", count if config else "the same")
+    for key, (x, y) in config[:_MOST_KEYS]:
+        lines += _wrapped("", f"{key}: {_value(x)} → {_value(y)}")
+    if len(config) > _MOST_KEYS:
+        lines += _wrapped("", f"… and {len(config) - _MOST_KEYS} more; --json has all of them")
+    versions = ", ".join(f"{key} {x} → {y}" for key, (x, y) in result["versions"].items())
+    lines += _wrapped("versions", versions or "the same")
+    for name, part in result["tables"].items():
+        lines += _wrapped(name.removesuffix(".csv"), _told(part))
+    if result["same"]:
+        lines += _wrapped("result", "the same to the byte: metrics.csv, evaluations.csv and episodes.csv")
+    return "\n".join(lines)
+
+
+def _told(part: dict[str, Any]) -> str:
+    if part["same"]:
+        return "the same to the byte"
+    at = part["iteration"]
+    where = f"the same before iteration {at}, where " if at else ""
+    cells = list(part["columns"].items())
+    columns = ", ".join(f"{name} {x or 'empty'} → {y or 'empty'}" for name, (x, y) in cells[:3])
+    more = f" and {len(cells) - 3} more" if len(cells) > 3 else ""
+    return f"{where}{part['why']}" + (f": {columns}{more}" if cells else "")

@@ -1,0 +1,1 @@
+"""The gradient check: compare an estimator with known gradients."""

@@ -1,0 +1,364 @@
+"""What `pgcli verify` reports: a run's files held against each other, and iterations of it computed again."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from math import isclose, isfinite
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from torch import Tensor
+
+from pgcli.config import Config
+from pgcli.errors import PgcliError, RunDirectoryError
+from pgcli.experiment.load import refuse_foreign_modules
+from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated, without_clock
+from pgcli.experiment.run import changes_of, stored_config
+from pgcli.records import Evaluation, Iteration, Notice
+from pgcli.runs import checkpoints
+from pgcli.runs.directory import (
+    ALL_TABLES,
+    episode_rows,
+    evaluation_row,
+    gradient_rows,
+    is_run,
+    metrics_row,
+    tables_of,
+    versions,
+)
+from pgcli.runs.files import as_csv, read_json
+from pgcli.runs.lock import lock
+from pgcli.training.evaluation import sample
+
+WIDTH = 80
+Rows = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was held against another."""
+
+    level: Literal["ok", "note", "failed"]
+    text: str
+
+
+class _Failed(Exception):
+    """What a check found wrong."""
+
+
+def verify(path: Path, *, everything: bool = False, trust: bool = False) -> dict[str, Any]:
+    """Verify the run in `path`: the object that `pgcli verify --json` prints. Writes nothing.
+
+    One iteration is computed again from the newest checkpoint that has one after it; with `everything`, all of them
+    from the oldest checkpoint that is kept.
+    Raises: RunDirectoryError if no run is there, RunInUse while it is being written, EnvironmentFailure for modules
+    that Gymnasium does not ship, without `trust`.
+    """
+    if not is_run(path):
+        raise RunDirectoryError(f"{path}: no run is there", "name a run directory that `pgcli train` made")
+    with ExitStack() as held:
+        with suppress(OSError):  # a folder that nobody may write needs no lock
+            held.enter_context(lock(path))
+        config = stored_config(path)
+        if not trust:
+            refuse_foreign_modules(config.env, path)
+        findings: list[Finding] = []
+        tables = _read_tables(path, config, findings)
+        kept = _read_checkpoints(path, config, findings)
+        _check("tables", findings, _compare_tables(config, tables))
+        if (path / "gradients.csv").exists():
+            _check("gradients", findings, _compare_gradients(config, _measured_since(path), tables))
+        _check("checkpoints", findings, _compare_checkpoints(path, kept, tables))
+        _check("status", findings, _compare_status(path, tables))
+        recomputed: list[int] = []
+        if not any(finding.level == "failed" for finding in findings):
+            _check("iterations", findings, _recompute(path, config, kept, tables, everything, recomputed))
+    return {
+        "run": str(path),
+        "passed": not any(finding.level == "failed" for finding in findings),
+        "rows": {name: len(rows) for name, rows in tables.items()},
+        "checkpoints": [checkpoints.iteration_of(file) for file in kept],
+        "recomputed": recomputed,
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Write what was found for people, in 80 columns."""
+    lines = [result["run"]]
+    for finding in result["findings"]:
+        lines += textwrap.wrap(
+            finding["text"], WIDTH, initial_indent=f"{finding['level']:<8}", subsequent_indent=" " * 8
+        )
+    return "\n".join(lines)
+
+
+def _check(name: str, findings: list[Finding], found: Iterator[Finding]) -> None:
+    """Take in what a check finds, to the first thing that is wrong."""
+    try:
+        findings += found
+    except (_Failed, PgcliError) as error:
+        findings.append(Finding("failed", error.message if isinstance(error, PgcliError) else str(error)))
+    except (KeyError, ValueError, TypeError) as error:  # a cell or a field that is no number, or not there
+        findings.append(Finding("failed", f"the {name} hold something unreadable: {error}"))
+
+
+# ------------------------------------------------------------------------------------------------------ what is there
+def _read_tables(path: Path, config: Config, findings: list[Finding]) -> dict[str, Rows]:
+    tables: dict[str, Rows] = {}
+    there = ALL_TABLES if (path / "gradients.csv").exists() else tables_of(config)
+    for name, columns in there.items():
+        tables[name] = []
+        try:
+            text = (path / f"{name}.csv").read_bytes().decode()
+        except (OSError, UnicodeDecodeError) as error:
+            findings.append(Finding("failed", f"{name}.csv: {getattr(error, 'strerror', None) or 'not UTF-8'}"))
+            continue
+        *lines, rest = text.split("\n")
+        rows = [line.split(",") for line in lines]
+        wrong = next((number for number, row in enumerate(rows, 1) if len(row) != len(columns)), None)
+        if not rows or rows[0] != columns:
+            findings.append(Finding("failed", f"{name}.csv: does not begin with the columns that pgcli writes"))
+        elif wrong is not None:
+            findings.append(Finding("failed", f"{name}.csv: line {wrong} has not {len(columns)} cells"))
+        else:
+            tables[name] = [dict(zip(columns, row, strict=True)) for row in rows[1:]]
+            if rest:
+                findings.append(Finding("note", f"{name}.csv ends with half a line, which a resume cuts off"))
+    return tables
+
+
+def _read_checkpoints(path: Path, config: Config, findings: list[Finding]) -> dict[Path, checkpoints.Checkpoint]:
+    """Load every checkpoint; one that is bad is told, and left out."""
+    kept: dict[Path, checkpoints.Checkpoint] = {}
+    for file in checkpoints.list_checkpoints(path / "checkpoints"):
+        try:
+            checkpoint = checkpoints.load(file)
+            changes_of(config, checkpoint.read_config(str(file)), path)
+        except PgcliError as error:
+            findings.append(Finding("failed", error.message))
+            continue
+        kept[file] = checkpoint
+    return kept
+
+
+# ------------------------------------------------------------------------------------------ held against each other
+def _compare_tables(config: Config, tables: dict[str, Rows]) -> Iterator[Finding]:
+    metrics, episodes, evaluations = tables["metrics"], tables["episodes"], tables["evaluations"]
+    for name in ("metrics", "timing"):
+        for number, row in enumerate(tables[name]):
+            if row["iteration"] != str(number):
+                raise _Failed(f"{name}.csv: iteration {row['iteration']} stands where {number} should")
+    ended: dict[int, Rows] = defaultdict(list)
+    for number, row in enumerate(episodes):
+        if row["episode"] != str(number):
+            raise _Failed(f"episodes.csv: episode {row['episode']} stands where {number} should")
+        ended[int(row["iteration"])].append(row)
+    if len(episodes) and int(episodes[-1]["iteration"]) > len(metrics):
+        raise _Failed("episodes.csv: goes further than metrics.csv")
+    steps = count = 0
+    for number, row in enumerate(metrics):
+        told = ended.get(number, [])
+        count += len(told)
+        took = int(row["env_steps"]) - steps
+        steps += took
+        returns = [float(one["return"]) for one in told]
+        mean = repr(sample(returns).mean) if told else ""
+        discounted = repr(fmean(float(one["discounted_return"]) for one in told)) if told else ""
+        if (row["episodes"], row["return_mean"], row["discounted_return_mean"]) != (str(count), mean, discounted):
+            raise _Failed(f"metrics.csv: iteration {number} is not what episodes.csv tells of it")
+        if took <= 0 or (config.rollout.episodes and took != sum(int(one["length"]) for one in told)):
+            raise _Failed(f"metrics.csv: the env_steps of iteration {number} are not those of its episodes")
+    yield Finding("ok", f"{len(metrics):,} iterations and {len(episodes):,} episodes follow each other, and agree")
+    for before, row in pairwise(evaluations):
+        if int(row["iteration"]) <= int(before["iteration"]):
+            raise _Failed(f"evaluations.csv: iteration {row['iteration']} after {before['iteration']}")
+    for row in evaluations:
+        number = int(row["iteration"])
+        if number > len(metrics) or row["env_steps"] != (metrics[number - 1]["env_steps"] if number else "0"):
+            raise _Failed(f"evaluations.csv: the env_steps of iteration {number} are not those of metrics.csv")
+    yield Finding("ok", f"{len(evaluations):,} evaluations stand where metrics.csv has their env_steps")
+
+
+def _measured_since(path: Path) -> int:
+    """Give the iteration since which the run measures what its config says now."""
+    resumes = read_json(path / "run.json").get("resumes", [])
+    told = [one for one in resumes if any(change.startswith("diagnostics.") for change in one["overrides"])]
+    return max((one["iteration"] for one in told), default=0)
+
+
+def _compare_gradients(config: Config, since: int, tables: dict[str, Rows]) -> Iterator[Finding]:
+    metrics, names = tables["metrics"], [config.estimator, *config.diagnostics.shadows]
+    found: dict[int, Rows] = defaultdict(list)
+    for row in tables["gradients"]:
+        found[int(row["iteration"])].append(row)
+    numbers = list(found)
+    if numbers != sorted(numbers):
+        raise _Failed("gradients.csv: its iterations are not in order")
+    expected = set(range(0, len(metrics), config.diagnostics.every or len(metrics) + 1))
+    if config.diagnostics.every is None:
+        expected = set()
+    if wrong := {n for n in expected ^ set(numbers) if since <= n < len(metrics)}:
+        what = "is not there" if min(wrong) in expected else "was not to be measured"
+        raise _Failed(f"gradients.csv: iteration {min(wrong)} {what}")
+    if numbers and numbers[-1] > len(metrics):
+        raise _Failed("gradients.csv: goes further than metrics.csv")
+    for number, rows in found.items():
+        there = metrics[number : number + 1]  # the last may be missing, after a kill
+        if since <= number < len(metrics) and [row["estimator"] for row in rows] != names:
+            raise _Failed(f"gradients.csv: iteration {number} has not the estimators of the config")
+        for row in rows:
+            if there and row["env_steps"] != there[0]["env_steps"]:
+                raise _Failed(f"gradients.csv: the env_steps of iteration {number} are not those of metrics.csv")
+            if not _fit_together(row):
+                raise _Failed(f"gradients.csv: the columns of {row['estimator']} in iteration {number} contradict")
+        own = rows[0]
+        if there and _is_plain(config) and since <= number and own["trajectory_variance"]:
+            norm, taken = float(own["gradient_norm"]), float(there[0]["grad_norm"])
+            rounding = 1e-3 * float(own["trajectory_variance"]) ** 0.5  # of terms that cancel
+            if not isclose(norm, taken, rel_tol=1e-2, abs_tol=rounding + 1e-9):
+                raise _Failed(
+                    f"gradients.csv: the gradient_norm of iteration {number} is not the grad_norm of metrics.csv"
+                )
+    yield Finding("ok", f"{len(found):,} iterations of gradients.csv agree with metrics.csv")
+
+
+def _fit_together(row: dict[str, str]) -> bool:
+    """Say whether snr = |g|² / v - 1, and N v is the variance of one trajectory; as far as the cells are filled."""
+    try:
+        norm, v, of_one, snr = (
+            float(row[name]) for name in ("gradient_norm", "gradient_variance", "trajectory_variance", "snr")
+        )
+    except ValueError:
+        return all(not cell or isfinite(float(cell)) for name, cell in row.items() if name != "estimator")
+    return isclose(norm**2, (snr + 1) * v, rel_tol=1e-9) and isclose(int(row["trajectories"]) * v, of_one, rel_tol=1e-9)
+
+
+def _is_plain(config: Config) -> bool:
+    """Say whether the one step of an update follows the gradient of the policy's objective and nothing besides."""
+    algorithm, shared = config.algorithm, config.has_value and config.value.shared_trunk
+    one_step = algorithm.update_epochs == algorithm.num_minibatches == 1
+    return one_step and algorithm.entropy_coef == algorithm.kl_coef == 0 and not shared
+
+
+def _compare_checkpoints(
+    path: Path, kept: dict[Path, checkpoints.Checkpoint], tables: dict[str, Rows]
+) -> Iterator[Finding]:
+    metrics, folder = tables["metrics"], path / "checkpoints"
+    if not kept:
+        raise _Failed(f"{folder}: has no checkpoint that can be read")
+    for file, checkpoint in kept.items():
+        counters, number = checkpoint.counters, checkpoint.counters["iteration"]
+        if number > len(metrics):
+            raise _Failed(f"{file}: metrics.csv has {len(metrics)} rows, and it is the state after {number}")
+        row = metrics[number - 1] if number else {"env_steps": "0", "episodes": "0"}
+        if (row["env_steps"], row["episodes"]) != (str(counters["env_steps"]), str(counters["episodes"])):
+            raise _Failed(f"{file}: its env_steps and episodes are not those of metrics.csv")
+    names = ", ".join(str(checkpoints.iteration_of(file)) for file in kept)
+    yield Finding("ok", f"checkpoints {names} prove themselves by their sha256, and their counters agree with the rows")
+    if not (folder / "latest.json").exists():
+        yield Finding("note", "latest.json is missing, which costs nothing: the newest checkpoint is taken")
+    elif checkpoints.follow(folder / "latest.json") != max(kept, key=checkpoints.iteration_of):
+        yield Finding("note", "latest.json points to an older checkpoint than the newest, as after a kill")
+    if (folder / "best.json").exists():
+        best = checkpoints.iteration_of(checkpoints.follow(folder / "best.json"))
+        returns = {int(row["iteration"]): float(row["return_mean"]) for row in tables["evaluations"]}
+        if returns.get(best) != max(returns.values()):
+            yield Finding("note", f"best.json points to iteration {best}, which is not the best of evaluations.csv")
+
+
+def _compare_status(path: Path, tables: dict[str, Rows]) -> Iterator[Finding]:
+    run, status = read_json(path / "run.json"), read_json(path / "status.json")
+    told, number = status.get("status"), status.get("iteration")
+    if told == "running":
+        yield Finding("note", "it was killed, and `pgcli resume` goes on from the newest checkpoint")
+    elif number != len(tables["metrics"]):
+        raise _Failed(f"status.json: {told} after {number} iterations, and metrics.csv has {len(tables['metrics'])}")
+    if not run.get("exact", True):
+        yield Finding("note", "run.json: exact is false, for it was resumed with changes, or not to where it was")
+    for name, here in versions().items():
+        there = run.get("versions", {}).get(name)
+        if there != here:
+            yield Finding("note", f"made with {name} {there}, verified with {here}: last digits may differ")
+
+
+# --------------------------------------------------------------------------------------------------- computed again
+def _recompute(
+    path: Path,
+    config: Config,
+    kept: dict[Path, checkpoints.Checkpoint],
+    tables: dict[str, Rows],
+    everything: bool,
+    recomputed: list[int],
+) -> Iterator[Finding]:
+    if config.algorithm.estimator is not None:
+        yield Finding("note", "its gradients come from code of the user's, which is not run: none computed again")
+        return
+    changed = max(changed_iterations(path, config), default=0)  # since then, config.yaml holds
+    starts = [file for file, one in kept.items() if changed <= one.counters["iteration"] < len(tables["metrics"])]
+    if not starts:
+        yield Finding(
+            "note", "no checkpoint has an iteration after it under the config it has now: none computed again"
+        )
+        return
+    if follows_the_clock(config):
+        yield Finding("note", "its schedules follow the clock: no iteration computed again")
+        return
+    since = _measured_since(path)
+    tables = tables | {"gradients": [row for row in tables.get("gradients", []) if int(row["iteration"]) >= since]}
+    file = min(starts) if everything else max(starts)
+    first, last, name = kept[file].counters["iteration"], len(tables["metrics"]), file.name
+    with repeated(path, without_clock(config, last), file) as run:
+        if run.lost:
+            yield Finding("note", f"{run.lost} environments do not repeat themselves: no iteration computed again")
+            return
+        for record in run.records():
+            if not isinstance(record, Notice):
+                _compare(record, tables)
+            if isinstance(record, Iteration):
+                recomputed.append(record.iteration)
+                later = path / "checkpoints" / checkpoints.file_name(run.counters.iteration)
+                if later in kept:
+                    tensors = run.agent.state_dict() | run.sampler.state_dict()
+                    _compare_tensors(later, kept[later].tensors, tensors)
+                if run.counters.iteration == (last if everything else first + 1):
+                    break
+    which = f"iteration {first}" if len(recomputed) == 1 else f"iterations {first} to {recomputed[-1]}"
+    yield Finding("ok", f"{which}, computed again from {name}, gave the same bytes")
+
+
+def _compare(record: Iteration | Evaluation, tables: dict[str, Rows]) -> None:
+    """Hold what was computed again against the rows that are there."""
+    if isinstance(record, Evaluation):
+        told = [row for row in tables["evaluations"] if row["iteration"] == str(record.iteration)]
+        pairs = [("evaluations", told, as_csv([evaluation_row(record)] if told else []))]
+    else:
+        number = str(record.iteration)
+        episodes = [row for row in tables["episodes"] if row["iteration"] == number]
+        pairs = [
+            ("metrics", tables["metrics"][record.iteration : record.iteration + 1], as_csv([metrics_row(record)])),
+            ("episodes", episodes, as_csv(episode_rows(record))),
+        ]
+        if told := [row for row in tables.get("gradients", []) if row["iteration"] == number]:
+            pairs.append(("gradients", told, as_csv(gradient_rows(record))))
+    for name, rows, again in pairs:
+        for row, line in zip(rows, again.splitlines(), strict=True):
+            for (column, cell), found in zip(row.items(), line.split(","), strict=True):
+                if cell != found:
+                    raise _Failed(
+                        f"{name}.csv: iteration {record.iteration} has {column} {cell or 'empty'}, and computed again "
+                        f"it is {found or 'empty'}"
+                    )
+
+
+def _compare_tensors(file: Path, there: dict[str, Tensor], again: dict[str, Tensor]) -> None:
+    checkpoints.check_tensors(there, again, str(file))
+    for name, tensor in again.items():
+        if tensor.contiguous().numpy().tobytes() != there[name].contiguous().numpy().tobytes():
+            raise _Failed(f"{file}: {name} is not what comes out when its iteration is computed again")

@@ -1,1 +1,0 @@
-"""The gradient oracle: estimators held against gradients that are known."""

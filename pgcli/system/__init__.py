@@ -1,0 +1,1 @@
+"""Signals, streams, processes and optional packages."""
