@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - the protocol of PEP 562
+def __getattr__(name: str) -> Any:
     if name == "load":
         from pgcli.experiment.load import load  # imports torch: `import pgcli` stays instant
 

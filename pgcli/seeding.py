@@ -53,5 +53,5 @@ class Seeds(Sequence[int]):
     def __len__(self) -> int:
         return len(self._columns)
 
-    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - Sequence wants slices too, for which there is no use
+    def __getitem__(self, index: Any) -> Any:
         return self._seed_of(self._columns[index])

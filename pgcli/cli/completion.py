@@ -80,7 +80,7 @@ def _values(key: str) -> list[str]:
     return list(dict.fromkeys([written, *_choices(field.annotation)]))
 
 
-def _choices(annotation: Any) -> Iterator[str]:  # noqa: ANN401 - a type, or something of typing's
+def _choices(annotation: Any) -> Iterator[str]:
     if get_origin(annotation) is Literal:
         yield from map(str, get_args(annotation))
     elif annotation is bool:

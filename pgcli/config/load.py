@@ -51,7 +51,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     return _validate(Source("config.yaml", to_data(config), lines=False), overrides)
 
 
-def config_from_data(data: Any, name: str) -> Config:  # noqa: ANN401 - JSON of unknown origin
+def config_from_data(data: Any, name: str) -> Config:
     """Validate plain data, say of a checkpoint called `name`."""
     source = Source(printable(name), data, lines=False)
     if not isinstance(data, dict):
@@ -64,7 +64,7 @@ def to_data(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
-def flat(data: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 - plain data
+def flat(data: Any, prefix: str = "") -> dict[str, Any]:
     """Give plain data by dotted keys: `{env: {id: a}}` is `{"env.id": "a"}`. An empty mapping is a value."""
     if not isinstance(data, dict) or not data:
         return {prefix: data}
@@ -113,7 +113,7 @@ def _validate(source: Source, overrides: Sequence[str]) -> Config:
     return config
 
 
-def _plain(value: Any, path: Path_, report: Report) -> Any:  # noqa: ANN401 - plain data
+def _plain(value: Any, path: Path_, report: Report) -> Any:
     """Copy plain data, and refuse what YAML or Python can hold, but not the JSON in which checkpoints keep it."""
     match value:
         case dict() | list() if len(path) >= MAX_DEPTH:
@@ -141,7 +141,7 @@ def _plain(value: Any, path: Path_, report: Report) -> Any:  # noqa: ANN401 - pl
     return None
 
 
-def _is_text(value: Any) -> bool:  # noqa: ANN401 - plain data
+def _is_text(value: Any) -> bool:
     return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
@@ -167,7 +167,7 @@ def _apply(text: str, data: dict[str, Any], report: Report) -> None:
         report.refuse(path, f"`{name}` has no keys of its own", f"give it whole: `{name}=…`")
 
 
-def _set(data: Any, path: tuple[str, ...], value: Any) -> Path_:  # noqa: ANN401 - plain data
+def _set(data: Any, path: tuple[str, ...], value: Any) -> Path_:
     """Write `value` at `path`; or give the part of `path` that is not a mapping, in the data or by default."""
     default: Any = to_data(Config())
     for depth, part in enumerate(path[:-1], 1):
@@ -190,7 +190,7 @@ def _build(data: dict[str, Any]) -> tuple[Config | None, dict[Path_, list[ErrorD
         return None, errors
 
 
-def _path_in(data: Any, error: ErrorDetails) -> Path_:  # noqa: ANN401 - plain data
+def _path_in(data: Any, error: ErrorDetails) -> Path_:
     """Cut from a location what pydantic adds to it: the branches of a union, the key that is missing."""
     path: Path_ = ()
     for part in error["loc"]:
@@ -201,7 +201,7 @@ def _path_in(data: Any, error: ErrorDetails) -> Path_:  # noqa: ANN401 - plain d
     return path
 
 
-def _delete(data: Any, path: Path_) -> None:  # noqa: ANN401 - plain data
+def _delete(data: Any, path: Path_) -> None:
     """Remove the refused entry at `path`, so that its default stands; from a list, remove the whole list."""
     path = path[: next((i for i, part in enumerate(path) if isinstance(part, int)), len(path))]
     for part in path[:-1]:

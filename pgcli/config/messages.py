@@ -79,7 +79,7 @@ def dotted(path: Path_) -> str:
     return text
 
 
-def shown(value: Any, depth: int = 4) -> str:  # noqa: ANN401 - plain data
+def shown(value: Any, depth: int = 4) -> str:
     """Write a value in YAML's words, on one short line."""
     match value:
         case None:
@@ -104,7 +104,7 @@ def shown(value: Any, depth: int = 4) -> str:  # noqa: ANN401 - plain data
     return shortened(text)
 
 
-def _word(key: Any) -> str:  # noqa: ANN401 - a key of plain data
+def _word(key: Any) -> str:
     return key if isinstance(key, str) and key.isidentifier() else shown(key, 0)
 
 
@@ -147,7 +147,7 @@ def _rule(errors: Sequence[ErrorDetails], path: Path_) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def _bare(limit: Any) -> Any:  # noqa: ANN401 - of any type
+def _bare(limit: Any) -> Any:
     return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
 
 
@@ -230,7 +230,7 @@ def _fields() -> dict[tuple[str, ...], FieldInfo]:
     return dict(_walk(Config, ()))
 
 
-def _walk(annotation: Any, prefix: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:  # noqa: ANN401 - a type
+def _walk(annotation: Any, prefix: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         for name, info in annotation.model_fields.items():
             yield (*prefix, name), info

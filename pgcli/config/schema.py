@@ -16,7 +16,7 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
-def _integral(value: Any) -> Any:  # noqa: ANN401 - whatever the YAML held
+def _integral(value: Any) -> Any:
     """Let `1e6` stand for 1000000 where a whole number is wanted."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -33,7 +33,7 @@ class WrapperConfig(Section):
     kwargs: dict[str, Json] = Field({}, description="Keyword arguments of the wrapper.")
 
 
-def _by_name(value: Any) -> Any:  # noqa: ANN401 - whatever the YAML held
+def _by_name(value: Any) -> Any:
     """Let a name alone stand for a wrapper without arguments."""
     return {"name": value} if isinstance(value, str) else value
 

@@ -212,7 +212,7 @@ def _syntax_problem(error: yaml.MarkedYAMLError, text: str, source: Source) -> P
     return source.problem(place, f"not valid YAML: {problem or context}", _INDENTATION)
 
 
-def _construct(node: yaml.Node, path: Path_, source: Source) -> Any:  # noqa: ANN401 - plain data
+def _construct(node: yaml.Node, path: Path_, source: Source) -> Any:
     source.positions.setdefault(path, _place(node))
     match node:
         case yaml.MappingNode():
@@ -279,7 +279,7 @@ class _Dumper(yaml.SafeDumper):
         None: [(f"tag:yaml.org,2002:{kind}", pattern) for kind, pattern in _SCALARS],
     }
 
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ANN401 - PyYAML's own protocol
+    def ignore_aliases(self, data: Any) -> bool:
         return True
 
 

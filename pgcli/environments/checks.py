@@ -151,7 +151,7 @@ def _space(config: EnvConfig, env: gym.Env[Any, Any], name: str) -> spaces.Space
     return space
 
 
-def packed(layout: Layout, obs: Any, *, batch: bool = False) -> NDArray[Any]:  # noqa: ANN401 - as it comes
+def packed(layout: Layout, obs: Any, *, batch: bool = False) -> NDArray[Any]:
     """Give an observation as its layout holds it; raise Broken if it does not fit its space."""
     try:
         return layout.pack(obs, batch=batch)
@@ -159,7 +159,7 @@ def packed(layout: Layout, obs: Any, *, batch: bool = False) -> NDArray[Any]:  #
         raise Broken(str(error), "make it what observation_space says") from error
 
 
-def _outside(layout: Layout, obs: Any) -> str:  # noqa: ANN401 - whatever the environment gives
+def _outside(layout: Layout, obs: Any) -> str:
     """Say of an observation which part leaves the bounds of its space, if one does; raise Broken if it is not in it."""
     row = packed(layout, obs)
     if row.dtype.kind == "f" and not np.isfinite(row).all():
@@ -171,7 +171,7 @@ def _outside(layout: Layout, obs: Any) -> str:  # noqa: ANN401 - whatever the en
     return ""
 
 
-def _kind(result: Any) -> str:  # noqa: ANN401 - whatever the environment gives
+def _kind(result: Any) -> str:
     return f"{len(result)} values" if isinstance(result, tuple) else f"one {type(result).__name__}"
 
 

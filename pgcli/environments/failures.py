@@ -75,7 +75,7 @@ def _relative(file: str) -> str:
     return os.path.relpath(file, here) if file.startswith(here + os.sep) else file
 
 
-def number(reward: Any) -> float:  # noqa: ANN401 - whatever the environment gives
+def number(reward: Any) -> float:
     """Read a reward that is no plain number: an array of one will do.
 
     Raises: Broken.
@@ -97,7 +97,7 @@ def number(reward: Any) -> float:  # noqa: ANN401 - whatever the environment giv
     return float(array.item())
 
 
-def flag(value: Any, name: str) -> bool:  # noqa: ANN401 - whatever the environment gives
+def flag(value: Any, name: str) -> bool:
     """Read `terminated` or `truncated` where it is no bool: 0, 1 and arrays of one will do.
 
     Raises: Broken.
@@ -109,6 +109,6 @@ def flag(value: Any, name: str) -> bool:  # noqa: ANN401 - whatever the environm
     return bool(array.item())
 
 
-def _short(value: Any) -> str:  # noqa: ANN401 - whatever the environment gives
+def _short(value: Any) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:60]} …"

@@ -126,7 +126,7 @@ class NativeEnvironments:
         """Give where the columns are: those that were over have started an episode in the last step, without a seed."""
         return self._obs
 
-    def pictures(self) -> Any:  # noqa: ANN401 - whatever the environment renders
+    def pictures(self) -> Any:
         """Draw where the columns are: one picture of each, if it was built with a `render_mode`."""
         return self._envs.render()
 
@@ -384,6 +384,6 @@ def _finite(values: Array) -> bool:
     return math.isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())
 
 
-def _shown(action: Any) -> str:  # noqa: ANN401 - as the space has it
+def _shown(action: Any) -> str:
     text = " ".join(str(action).split())
     return text if len(text) <= 80 else f"{text[:80]} …"

@@ -27,14 +27,14 @@ def choices(action_space: spaces.Space[Any]) -> list[int]:
     return []
 
 
-def shown_mask(env: gym.Env[Any, Any], info: dict[str, Any]) -> Any:  # noqa: ANN401 - as the environment gives it
+def shown_mask(env: gym.Env[Any, Any], info: dict[str, Any]) -> Any:
     """Give `info["action_mask"]`, or what a method `action_masks` of the environment says; None without either."""
     if ACTION_MASK in info:
         return info[ACTION_MASK]
     return env.get_wrapper_attr(METHOD)() if env.has_wrapper_attr(METHOD) else None
 
 
-def read_mask(mask: Any, action_space: spaces.Space[Any]) -> Array:  # noqa: ANN401 - as the environment gives it
+def read_mask(mask: Any, action_space: spaces.Space[Any]) -> Array:
     """Read a mask, an array or a tuple of arrays, as one row of zeros and ones.
 
     Raises: Broken.
@@ -51,7 +51,7 @@ def read_mask(mask: Any, action_space: spaces.Space[Any]) -> Array:  # noqa: ANN
     return row.astype(np.int8)
 
 
-def draw(action_space: spaces.Space[Any], mask: Array | None, random: np.random.Generator) -> Any:  # noqa: ANN401
+def draw(action_space: spaces.Space[Any], mask: Array | None, random: np.random.Generator) -> Any:
     """Draw an action as the environment takes it, of those that the row `mask` permits."""
     if mask is None:
         action_space.seed(int(random.integers(2**31)))
@@ -80,7 +80,7 @@ class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
         obs, info = self.env.reset(seed=seed, options=options)
         return self._masked(obs, read_mask(shown_mask(self.env, info), self.action_space)), info
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:  # noqa: ANN401 - as the space has it
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Act."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         shown = shown_mask(self.env, info)
@@ -88,7 +88,7 @@ class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
             shown = np.ones(sum(choices(self.action_space)), np.int8)
         return self._masked(obs, read_mask(shown, self.action_space)), reward, terminated, truncated, info
 
-    def _masked(self, obs: Any, mask: Array) -> dict[str, Any]:  # noqa: ANN401 - whatever the environment gives
+    def _masked(self, obs: Any, mask: Array) -> dict[str, Any]:
         return {**(obs if self._is_dict else {"observation": obs}), ACTION_MASK: mask}
 
 

@@ -155,7 +155,7 @@ def _import_atari(name: str) -> None:
             raise EnvironmentFailure(f"{name}: Atari's package `ale_py` is not installed", _INSTALL_ATARI) from error
 
 
-def _is_environment(found: Any) -> bool:  # noqa: ANN401 - an attribute of a module
+def _is_environment(found: Any) -> bool:
     return inspect.isclass(found) and issubclass(found, gym.Env)
 
 
@@ -228,7 +228,7 @@ def _refuse(config: EnvConfig, found: EnvSpec, error: BaseException) -> NoReturn
     raise EnvironmentFailure(f"{config.id} cannot be built: {told(error)}") from error
 
 
-def _arguments(name: str, constructor: Any) -> str:  # noqa: ANN401 - a class, a function, or where one is found
+def _arguments(name: str, constructor: Any) -> str:
     """Name the argument nearest to `name`, or all that there are."""
     if isinstance(constructor, str):
         constructor = load_env_creator(constructor)
@@ -303,7 +303,7 @@ def _array(numbers: list[Any]) -> np.ndarray[Any, Any]:
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
-def _formed(value: Any, form: Callable[[Any], Any]) -> Any:  # noqa: ANN401 - plain data
+def _formed(value: Any, form: Callable[[Any], Any]) -> Any:
     return form([_formed(item, form) for item in value]) if isinstance(value, list) else value
 
 

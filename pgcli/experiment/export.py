@@ -112,17 +112,17 @@ class _Graph:
         self._constants: list[Any] = []
         self._values: dict[str, list[Any]] = {"input": [], "output": []}
 
-    def type(self, dtype: Any) -> int:  # noqa: ANN401 - whatever numpy takes for a type
+    def type(self, dtype: Any) -> int:
         """Give ONNX's number of a type."""
         return int(self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
-    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:  # noqa: ANN401 - as the operator has it
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node with one output, and name that."""
         name = f"{kind}_{len(self._nodes)}"
         self._nodes.append(self._onnx.helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
-    def constant(self, value: Any) -> str:  # noqa: ANN401 - an array, a number of numpy's, or a tensor
+    def constant(self, value: Any) -> str:
         """Add a constant."""
         array = value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
         name = f"constant_{len(self._constants)}"
@@ -146,7 +146,7 @@ class _Graph:
         self._nodes.append(self._onnx.helper.make_node("Identity", [value], [name], name=name))
         self.value("output", name, dtype, shape)
 
-    def cast(self, x: str, dtype: Any) -> str:  # noqa: ANN401 - whatever numpy takes for a type
+    def cast(self, x: str, dtype: Any) -> str:
         """Give x in another type."""
         return self.op("Cast", x, to=self.type(dtype))
 

@@ -36,7 +36,7 @@ class Agent:
         """Forget the episode so far: a policy with memory is about to begin another."""
         self._memory = None
 
-    def act(self, obs: Any, mode: Mode = "sampled", action_mask: Any = None) -> Any:  # noqa: ANN401
+    def act(self, obs: Any, mode: Mode = "sampled", action_mask: Any = None) -> Any:
         """Give an action for one observation, or actions [N] for N of them, batched as Gymnasium's vectors do.
 
         `action_mask` is what the environment permits, where it says so beside the observation: `info["action_mask"]`.
@@ -60,7 +60,7 @@ class Agent:
             self._memory = None
         return actions[0] if single else actions
 
-    def _packed(self, obs: Any) -> tuple[NDArray[Any], bool]:  # noqa: ANN401 - as the spaces have it
+    def _packed(self, obs: Any) -> tuple[NDArray[Any], bool]:
         """Give observations as the policy reads them, and whether it is one alone."""
         layout = self.policy.encoder.layout
         if layout.action_mask and not (isinstance(obs, dict) and ACTION_MASK in obs):

@@ -236,7 +236,7 @@ def _raw(config: EnvConfig) -> tuple[float, bool]:
     return steps / max(seconds, 1e-9), buffered
 
 
-def _share(layout: Layout, one: Any, other: Any) -> bool:  # noqa: ANN401 - as the environment gives them
+def _share(layout: Layout, one: Any, other: Any) -> bool:
     """Say whether two observations lie in the same memory."""
     for leaf in layout.leaves:
         a, b = leaf.of(one), leaf.of(other)

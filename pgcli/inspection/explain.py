@@ -131,7 +131,7 @@ def _shares(timing: Columns) -> dict[str, float]:
     return {name: part / total for name, part in parts.items()} if total else {}
 
 
-def _reached(evaluations: Columns, threshold: Any) -> dict[str, Any]:  # noqa: ANN401 - of run.json
+def _reached(evaluations: Columns, threshold: Any) -> dict[str, Any]:
     """Give the last, the best and the first evaluation, and the first that reaches the threshold."""
     returns = evaluations["return_mean"]
     names = ("iteration", "env_steps", "return_mean", "return_standard_error", "evaluation_episodes")
@@ -155,7 +155,7 @@ def _reached(evaluations: Columns, threshold: Any) -> dict[str, Any]:  # noqa: A
     }
 
 
-def _is_solved(reached: dict[str, Any], threshold: Any) -> bool:  # noqa: ANN401 - of run.json
+def _is_solved(reached: dict[str, Any], threshold: Any) -> bool:
     """Say whether the last evaluation reaches the environment's threshold."""
     last = reached["evaluation"]
     return isinstance(threshold, int | float) and last is not None and last["return_mean"] >= threshold
@@ -358,7 +358,7 @@ def _wrapped(name: str, text: str) -> list[str]:
     ) or [name]
 
 
-def _value(value: Any) -> str:  # noqa: ANN401 - of a config
+def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

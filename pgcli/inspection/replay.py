@@ -307,7 +307,7 @@ def _single_frames(
     layout, unseen = policy.encoder.layout, len(actions) - last - 1  # steps of earlier iterations
     taken = 0
 
-    def choose(obs: Any) -> Any:  # noqa: ANN401 - as the spaces have it
+    def choose(obs: Any) -> Any:
         nonlocal taken
         at = taken - unseen
         if taken == len(actions) or (at >= 0 and layout.pack(obs).tobytes() != seen[at].tobytes()):

@@ -34,7 +34,7 @@ class Leaf:
         """Say which part this is, for messages."""
         return f"observation[{']['.join(map(repr, self.path))}]" if self.path else "observation"
 
-    def of(self, obs: Any) -> Any:  # noqa: ANN401 - whatever the environment gives
+    def of(self, obs: Any) -> Any:
         """Take this part out of an observation; raise ValueError if it is not there."""
         try:
             for key in self.path:
@@ -77,7 +77,7 @@ class Layout:
         """Say where the action mask stands, if there is one."""
         return next((leaf.numbers for leaf in self.leaves if leaf.path == (ACTION_MASK,)), None)
 
-    def pack(self, obs: Any, *, batch: bool = False) -> Array:  # noqa: ANN401 - whatever the environment gives
+    def pack(self, obs: Any, *, batch: bool = False) -> Array:
         """Give an observation as an array `[*shape]`; a `batch`, each leaf with N in front, as `[N, *shape]`.
 
         Raises: ValueError that says what does not fit the space.
@@ -130,7 +130,7 @@ def _smallest_type(space: Plain) -> np.dtype[Any]:
     return np.dtype(np.uint8) if isinstance(space, spaces.MultiBinary) else np.dtype(space.dtype)
 
 
-def _fitting(value: Any, leaf: Leaf, batch: bool) -> Array:  # noqa: ANN401 - whatever the environment gives
+def _fitting(value: Any, leaf: Leaf, batch: bool) -> Array:
     """Give a leaf as an array of its space's type, in which it must have the same values."""
     array, space, shape = np.asarray(value), leaf.space, _shape(leaf.space)
     if array.shape[int(batch) :] != shape or array.ndim != len(shape) + batch:
@@ -188,7 +188,7 @@ class Encoder:
         rows = obs.reshape(len(obs), -1)
         return [picture.in_torch(rows[:, picture.leaf.numbers], dtype) for picture in self.image_leaves]
 
-    def permitted(self, obs: Any) -> Any:  # noqa: ANN401 - a tensor or an array, and so is what it gives
+    def permitted(self, obs: Any) -> Any:
         """Give the action masks of `[M, …]`: bool `[M, actions]`."""
         return obs[:, self.mask] != 0
 

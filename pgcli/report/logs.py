@@ -121,7 +121,7 @@ class _Logs:
             yield folder / "film.gif"
 
     @contextmanager
-    def _or_told(self, log: Any) -> Iterator[None]:  # noqa: ANN401 - a log, or the class of one
+    def _or_told(self, log: Any) -> Iterator[None]:
         try:
             yield
         except Exception as error:
@@ -222,7 +222,7 @@ class TensorBoard:
         """Make the files whole."""
         self._writer.close()
 
-    def _write(self, summary: Any, step: int, ago: float = 0.0) -> None:  # noqa: ANN401 - a protobuf's message
+    def _write(self, summary: Any, step: int, ago: float = 0.0) -> None:
         now = self._opened + ago if ago else time.time()
         self._writer.add_event(self._event.Event(wall_time=now, step=step, summary=summary))
 

@@ -47,7 +47,7 @@ def film(agent: Agent, path: Path, mode: Mode, seed: int, horizon: int | None) -
     actor, layout = agent.policy.actor(mode), agent.policy.encoder.layout
     random, memory = generator(seed, Purpose.VIDEO), actor.start(1)
 
-    def choose(obs: Any) -> Any:  # noqa: ANN401 - as the spaces have it
+    def choose(obs: Any) -> Any:
         nonlocal memory
         drawn, memory = actor.respond(layout.pack(obs)[None], actor.noise(random, 1, 1)[0], memory)
         return actor.for_environment(drawn)[0]
@@ -114,7 +114,7 @@ def drawing(config: EnvConfig) -> Iterator[None]:
         raise EnvironmentFailure(f"{config.id} cannot be filmed: {told(error)}") from error
 
 
-def picture(rendered: Any, env_id: str) -> Frame:  # noqa: ANN401 - whatever the environment renders
+def picture(rendered: Any, env_id: str) -> Frame:
     """Give what was rendered as a frame; raise EnvironmentFailure if it is none."""
     if not isinstance(rendered, np.ndarray) or rendered.ndim != 3 or rendered.shape[2] != 3:
         raise EnvironmentFailure(f"{env_id} renders no pictures as `rgb_array`")

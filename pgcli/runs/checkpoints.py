@@ -294,7 +294,7 @@ def _read_header(file: BinaryIO, size: int) -> dict[str, Any]:
     return header
 
 
-def _parse(text: str) -> Any:  # noqa: ANN401 - JSON of unknown origin
+def _parse(text: str) -> Any:
     """Parse JSON, without what two readers may read differently: a key twice."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ TRIES = 3  # of the same chunk
 class Job(Protocol):
     """What one worker does for one chunk."""
 
-    def __call__(self, kept: dict[Any, Any], policy: Policy, check: Check) -> Any:  # noqa: ANN401 - whatever it makes
+    def __call__(self, kept: dict[Any, Any], policy: Policy, check: Check) -> Any:
         """Do it; `kept` is the worker's from one job to the next, and what is in it is closed at the end."""
 
 
@@ -98,5 +98,5 @@ def taken_apart(results: object) -> tuple[bytes, list[memoryview]]:
 class _Pickler(pickle.Pickler):
     """Lets the bytes of tensors, as those of arrays, go their own way."""
 
-    def reducer_override(self, value: object) -> Any:  # noqa: ANN401 - as pickle has it
+    def reducer_override(self, value: object) -> Any:
         return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented

@@ -245,7 +245,7 @@ def _reserve(size: int) -> SharedMemory | None:
     return block
 
 
-def _view(block: SharedMemory, dtype: Any, count: int, start: int) -> NDArray[Any]:  # noqa: ANN401 - a dtype or a type
+def _view(block: SharedMemory, dtype: Any, count: int, start: int) -> NDArray[Any]:
     assert block.buf is not None
     return np.frombuffer(block.buf, dtype, count, start)
 

@@ -119,7 +119,7 @@ class Play(Protocol):
     def mode(self) -> Mode:
         """How the policy acts."""
 
-    def __call__(self, columns: range, envs: Environments, actor: Actor, check: Callable[[], None]) -> Any:  # noqa: ANN401 - whatever it makes
+    def __call__(self, columns: range, envs: Environments, actor: Actor, check: Callable[[], None]) -> Any:
         """Do it. A pure function of (policy, columns)."""
 
 
@@ -170,7 +170,7 @@ class _InWorker:
     play: Play
     columns: range
 
-    def __call__(self, kept: dict[Any, Any], policy: Policy, check: Callable[[], None]) -> Any:  # noqa: ANN401 - the play's
+    def __call__(self, kept: dict[Any, Any], policy: Policy, check: Callable[[], None]) -> Any:
         chunks = kept.setdefault("chunks", Chunks(self.config))
         envs = chunks.environments(len(self.columns))
         return self.play(self.columns, envs, policy.actor(self.play.mode), check)

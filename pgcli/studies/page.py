@@ -41,13 +41,13 @@ def as_csv(rows: Sequence[Result]) -> str:
     return text.getvalue()
 
 
-def _cell(value: Any) -> Any:  # noqa: ANN401 - of a table
+def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return repr(float(value)) if math.isfinite(value) else ""  # of NumPy's as well
     return "" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
-def plain(value: Any) -> Any:  # noqa: ANN401 - a result, however deep
+def plain(value: Any) -> Any:
     """Give a result as JSON can hold it: null for what is not finite."""
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items()}

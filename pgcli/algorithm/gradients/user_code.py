@@ -69,17 +69,17 @@ class TutorialPolicy:
                 parameter.copy_(new_params[start : start + parameter.numel()].view_as(parameter))
                 start += parameter.numel()
 
-    def forward(self, state: Any) -> Tensor:  # noqa: ANN401 - an array or a tensor
+    def forward(self, state: Any) -> Tensor:
         """Compute the probabilities of the actions, [A]."""
         return torch.from_numpy(self._probabilities(self._run(state)[-1])).float()
 
     __call__ = forward
 
-    def draw_action(self, state: Any) -> int:  # noqa: ANN401 - an array or a tensor
+    def draw_action(self, state: Any) -> int:
         """Draw an action."""
         return int(torch.multinomial(self.forward(state), 1)) + self._first_action
 
-    def grad_log(self, state: Any, action: Any) -> Tensor:  # noqa: ANN401 - numbers, arrays or tensors
+    def grad_log(self, state: Any, action: Any) -> Tensor:
         """Compute the score ∇log π(a|s), [dim], by the chain rule from the logits back to the first layer."""
         outputs = self._run(state)
         delta = -self._probabilities(outputs[-1])
@@ -93,7 +93,7 @@ class TutorialPolicy:
                 delta = self._layers[number].weight.detach().numpy().T @ delta * _SLOPES[activation](outputs[number])
         return torch.from_numpy(np.concatenate(parts)).float()
 
-    def _run(self, state: Any) -> list[Array]:  # noqa: ANN401
+    def _run(self, state: Any) -> list[Array]:
         """Give the state and what comes out of each layer before its activation."""
         x = np.asarray(state, self._layers[0].weight.detach().numpy().dtype).ravel()
         outputs = [x]
@@ -120,7 +120,7 @@ def rollouts_of(trajectories: Trajectories, states: Array) -> Rollouts:
     ]
 
 
-def called(function: Any, name: str, rollouts: Rollouts, policy: TutorialPolicy, gamma: float) -> Tensor:  # noqa: ANN401
+def called(function: Any, name: str, rollouts: Rollouts, policy: TutorialPolicy, gamma: float) -> Tensor:
     """Call a user's estimator: its gradient, [dim].
 
     Raises: UsageError for what it raises, with the line, and for what is no flat gradient.
@@ -137,7 +137,7 @@ def called(function: Any, name: str, rollouts: Rollouts, policy: TutorialPolicy,
     return torch.as_tensor(result).detach().float()
 
 
-def fault_of(result: Any, dim: int) -> str:  # noqa: ANN401 - whatever the user's code gives
+def fault_of(result: Any, dim: int) -> str:
     """Say what is wrong with a result that should be [dim] numbers; nothing, if it is that."""
     if result is None:
         return "None: there is no `return`"
@@ -155,7 +155,7 @@ def fault_of(result: Any, dim: int) -> str:  # noqa: ANN401 - whatever the user'
 # ------------------------------------------------------------------------------------------------ the file and its name
 
 
-def load(location: str) -> Any:  # noqa: ANN401 - a function or a class
+def load(location: str) -> Any:
     """Run FILE.py and give what it calls NAME.
 
     Raises: UsageError if there is no such file or name, or the file cannot be run.

@@ -303,7 +303,7 @@ def judge_own(location: str) -> dict[str, Any]:
         return result | {"verdict": "wrong", "reasons": [str(fault)]}
 
 
-def judge_function(function: Any) -> dict[str, Any]:  # noqa: ANN401 - the user's
+def judge_function(function: Any) -> dict[str, Any]:
     """Judge an estimator. Raises: Fault."""
     policy = Policy(
         spaces.Box(-np.inf, np.inf, (2,), np.float64),
@@ -348,7 +348,7 @@ def _diagnosis(tried: list[Trial], means: list[Array], sizes: list[float]) -> tu
     return "wrong", ["its expectation is not the gradient, nor that of any mistake known here"], truths
 
 
-def _results(function: Any, policy: Policy, trial: Trial) -> Array:  # noqa: ANN401
+def _results(function: Any, policy: Policy, trial: Trial) -> Array:
     """Call the estimator with every batch: [B, dim]. Raises: Fault."""
     dim = len(trial.truth)
     found: list[Array] = []
@@ -376,7 +376,7 @@ def _results(function: Any, policy: Policy, trial: Trial) -> Array:  # noqa: ANN
     return np.stack(found)
 
 
-def _call(function: Any, policy: Policy, rollouts: Rollouts) -> Any:  # noqa: ANN401
+def _call(function: Any, policy: Policy, rollouts: Rollouts) -> Any:
     """Call the estimator with copies, and see whether it leaves them alone."""
     given, adapter = deepcopy(rollouts), TutorialPolicy(policy)
     before = adapter.get_parameters()
@@ -396,7 +396,7 @@ def _call(function: Any, policy: Policy, rollouts: Rollouts) -> Any:  # noqa: AN
     return result
 
 
-def _unchanged(before: Rollouts, after: Any) -> bool:  # noqa: ANN401 - whatever is left of it
+def _unchanged(before: Rollouts, after: Any) -> bool:
     try:
         return len(before) == len(after) and all(
             len(one) == len(other)
@@ -407,7 +407,7 @@ def _unchanged(before: Rollouts, after: Any) -> bool:  # noqa: ANN401 - whatever
         return False
 
 
-def _same(one: Any, other: Any) -> bool:  # noqa: ANN401 - whatever the user's code gives
+def _same(one: Any, other: Any) -> bool:
     try:
         a, b = (torch.as_tensor(x).detach() for x in (one, other))
         return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())

@@ -83,7 +83,7 @@ def _mistakes(found: type, notes: list[str]) -> Iterator[str]:
     yield from _of_scores(policy, theta, probabilities)
 
 
-def _built(found: type) -> Any:  # noqa: ANN401 - the user's
+def _built(found: type) -> Any:
     tried = ((INPUTS, ACTIONS, HIDDEN), (INPUTS, ACTIONS))
     for arguments in tried[:-1]:
         try:
@@ -97,7 +97,7 @@ def _built(found: type) -> Any:  # noqa: ANN401 - the user's
     return _tried(f"{found.__name__}({INPUTS}, {ACTIONS})", lambda: found(*tried[-1]))
 
 
-def _tried(what: str, function: Callable[[], Any]) -> Any:  # noqa: ANN401 - the user's
+def _tried(what: str, function: Callable[[], Any]) -> Any:
     try:
         return function()
     except BaseException as error:
@@ -106,11 +106,11 @@ def _tried(what: str, function: Callable[[], Any]) -> Any:  # noqa: ANN401 - the
         raise Wrong(f"{what} raised {told(error)}") from error
 
 
-def _kind(value: Any) -> str:  # noqa: ANN401 - the user's
+def _kind(value: Any) -> str:
     return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def _probabilities(policy: Any, notes: list[str]) -> Callable[[Array], Tensor]:  # noqa: ANN401
+def _probabilities(policy: Any, notes: list[str]) -> Callable[[Array], Tensor]:
     """Give the policy's π(·|s), from its own forward pass. Raises: Wrong."""
     if not callable(policy):
         raise Wrong("it has no forward(state), which gives the probabilities of the actions")
@@ -129,7 +129,7 @@ def _probabilities(policy: Any, notes: list[str]) -> Callable[[Array], Tensor]: 
     return lambda state: probabilities(state).softmax(0)
 
 
-def _of_draws(policy: Any, probabilities: Callable[[Array], Tensor], notes: list[str]) -> Iterator[str]:  # noqa: ANN401
+def _of_draws(policy: Any, probabilities: Callable[[Array], Tensor], notes: list[str]) -> Iterator[str]:
     """Hold the frequencies of drawn actions against the probabilities, by a chi-square test."""
     from scipy.stats import chisquare
 
@@ -162,7 +162,7 @@ def _of_draws(policy: Any, probabilities: Callable[[Array], Tensor], notes: list
 # ----------------------------------------------------------------------------------------------------------- the score
 
 
-def _of_scores(policy: Any, theta: Tensor, probabilities: Callable[[Array], Tensor]) -> Iterator[str]:  # noqa: ANN401
+def _of_scores(policy: Any, theta: Tensor, probabilities: Callable[[Array], Tensor]) -> Iterator[str]:
     """Hold grad_log against the gradient of log π, and a wrong one against known mistakes."""
     found, right, pi = (np.empty((len(STATES), ACTIONS, size)) for size in (len(theta), len(theta), 1))
     for i, state in enumerate(STATES):
@@ -184,7 +184,7 @@ def _close(one: Array, other: Array) -> bool:
     return bool(np.abs(one - other).max() <= ROUNDING * max(float(np.abs(other).max()), 1.0))
 
 
-def _score(policy: Any, theta: Tensor, probabilities: Callable[[Array], Tensor], state: Array, action: int) -> Array:  # noqa: ANN401
+def _score(policy: Any, theta: Tensor, probabilities: Callable[[Array], Tensor], state: Array, action: int) -> Array:
     """Compute ∇log π(a|s) by autograd, or, without it, by central differences through set_parameters."""
     log_prob = probabilities(state)[action].log()
     own = list(policy.parameters()) if isinstance(policy, nn.Module) else []
