@@ -15,7 +15,8 @@ from multiprocessing.process import BaseProcess
 
 from pgcli.errors import EnvironmentFailure, Interrupted, PgcliError
 from pgcli.experiment.cluster import run_on_cluster
-from pgcli.experiment.run import Failure, Outcome, Request, Result, failure_of, run_experiment
+from pgcli.experiment.recorder import Context, Outcome
+from pgcli.experiment.run import Failure, Request, Result, failure_of, run_experiment
 from pgcli.records import Record
 from pgcli.system.processes import process_context
 from pgcli.system.signals import StopOnSignal
@@ -47,7 +48,7 @@ def run_all(requests: Sequence[Request], jobs: int, watch: Watch, logs: Logs) ->
 def _run_here(request: Request, number: int, watch: Watch, logs: Logs, stop: StopOnSignal) -> Result:
     try:
         with logs(request, lambda record: watch(record, number)) as watch_one:
-            return run_experiment(request, watch_one, stop.check, stop.asked_to_save)
+            return run_experiment(request, Context(watch_one, stop.check, stop.asked_to_save))
     except Interrupted:
         raise
     except Exception as error:
@@ -128,7 +129,7 @@ def _child(request: Request, connection: Connection, logs: Logs) -> None:
     result: Result
     try:
         with StopOnSignal((signal.SIGTERM,)) as stop, logs(request, watch) as watch_one:
-            result = run_experiment(request, watch_one, stop.check, stop.asked_to_save)
+            result = run_experiment(request, Context(watch_one, stop.check, stop.asked_to_save))
     except Exception as error:
         result = failure_of(error)
     with contextlib.suppress(OSError):  # nobody is left to tell
