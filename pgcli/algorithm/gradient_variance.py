@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pgcli.algorithm.batch import Estimate, flatten
+from pgcli.algorithm.gradients import make_gradient
 from pgcli.algorithm.losses import Losses
 from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.estimators.trajectories import Trajectories, from_steps
@@ -79,6 +80,7 @@ def with_estimator(agent: PolicyGradient, name: str) -> PolicyGradient:
     other.config = agent.config.with_estimator(name)
     other.value = agent.value if other.config.has_value else None
     other.losses = Losses(other.config.algorithm, other.config.value.clip_range)
+    other.gradient = make_gradient(other.config, other.policy, other.value, other.losses)
     return other
 
 

@@ -127,10 +127,9 @@ class PolicyGradient:
         return self.losses.describe(found, means.epoch + 1, len(batch), rate, progress)
 
 
-@torch.no_grad()
-@np.errstate(over="ignore", invalid="ignore")
 def estimate_gradient(agent: PolicyGradient, trajectories: Trajectories) -> tuple[list[Tensor], Terms]:
     """Estimate -∇J without a step: gradients in the order of the policy's parameters, and the terms of the loss."""
     batch, _ = flatten(agent, trajectories, agent.estimate(trajectories))
-    gradient, terms = agent.gradient(batch, "policy", 0.0)
-    return unflattened(gradient.clone(), list(agent.policy.parameters())), terms()
+    with torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
+        gradient, terms = agent.gradient(batch, "policy", 0.0)
+        return unflattened(gradient.clone(), list(agent.policy.parameters())), terms()
