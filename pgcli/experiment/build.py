@@ -12,7 +12,7 @@ from pgcli.algorithm.parts import in_turn
 from pgcli.algorithm.second_process import SecondProcess
 from pgcli.config import Config
 from pgcli.config.schema import EnvConfig
-from pgcli.environments.forms import NativeEnvironments
+from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import EnvironmentFailure
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import elapsed_seconds
@@ -56,7 +56,7 @@ def worker_pool(config: Config, chunks: Chunks, share: int, check: Check) -> Cre
     match config.sampling.backend:
         case "local":
             if count == "auto":
-                native = isinstance(chunks.environments(min(chunks.width, columns_of(config))), NativeEnvironments)
+                native = isinstance(chunks.environments(min(chunks.width, columns_of(config))), VectorEnvironments)
                 count = automatic(max(cores() // share, 1), parts, native)
             return Workers(env, config.policy, count) if count else None
         case "ray":

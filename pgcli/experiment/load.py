@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.config import Config
 from pgcli.config.schema import EnvConfig
-from pgcli.environments.forms import make
+from pgcli.environments.single import make_environment
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import ACTION_MASK
 from pgcli.policies.policy import Mode, Policy
@@ -90,7 +90,7 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
     config = checkpoint.read_config(str(path))
     if not trust:
         refuse_foreign_modules(config.env, path)
-    with closing(make(config.env)) as env:
+    with closing(make_environment(config.env)) as env:
         learner = Learner(build_agent(env.observation_space, env.action_space, config))
     checkpoints.check_tensors(checkpoint.agent, learner.state_dict(), str(path))
     learner.load_state_dict(checkpoint.agent)

@@ -14,7 +14,7 @@ import torch
 
 from pgcli.algorithm.gradients.autograd import check_compiler
 from pgcli.config import Config
-from pgcli.environments.checks import examine
+from pgcli.environments.checks import check_environment
 from pgcli.environments.registry import spec
 from pgcli.errors import PgcliError, RunDirectoryError, UsageError
 from pgcli.experiment.build import build_learner, columns_of, environments_of, released, restore, worker_pool
@@ -97,7 +97,7 @@ def _built(request: Request, context: Context, resources: ExitStack) -> Training
     learner = build_learner(config, chunks)
     keep_freed_memory()
     chunks.workers = worker_pool(config, chunks, request.share, context.check)
-    for notice in examine(config.env).notices:
+    for notice in check_environment(config.env).notices:
         context.watch(Notice(notice))
     if learner.policy.masked:
         context.watch(Notice("actions are masked; `policy.action_mask: none` ignores the mask"))

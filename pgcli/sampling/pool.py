@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pgcli.config.schema import EnvConfig, PolicyConfig
-from pgcli.environments.forms import make
+from pgcli.environments.single import make_environment
 from pgcli.errors import PgcliError
 from pgcli.policies.policy import Policy
 from pgcli.system.processes import Check
@@ -59,7 +59,7 @@ def automatic(cores: int, chunks: int, native: bool) -> int:
 
 def build_policy(env: EnvConfig, config: PolicyConfig) -> Policy:
     """Build a worker's copy of the policy, whose parameters are yet to come."""
-    with contextlib.closing(make(env)) as one:
+    with contextlib.closing(make_environment(env)) as one:
         return Policy(one.observation_space, one.action_space, config)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pgcli.config.schema import Config, EnvConfig
 from pgcli.environments.checks import MAX_EPISODE_STEPS
-from pgcli.environments.forms import Environments, make_environments
+from pgcli.environments.make import Environments, make_environments
 from pgcli.errors import EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Actor, Mode, Policy

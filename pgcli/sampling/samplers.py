@@ -12,7 +12,9 @@ from torch import Tensor
 
 from pgcli.config.schema import Config
 from pgcli.environments.checks import MAX_EPISODE_STEPS
-from pgcli.environments.forms import NativeEnvironments, SingleEnvironments, make_lasting
+from pgcli.environments.make import make_resumable_environments
+from pgcli.environments.single import SingleEnvironments
+from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import CheckpointError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Policy
@@ -33,7 +35,7 @@ from pgcli.seeding import Purpose, Seeds, derived_seed, generator
 from pgcli.system.processes import Check
 
 Array = NDArray[Any]
-Lasting = NativeEnvironments | SingleEnvironments
+Lasting = VectorEnvironments | SingleEnvironments
 
 
 class Sampler(Protocol):
@@ -110,7 +112,7 @@ class _Columns:
 
 
 def _way(envs: Lasting, way: list[Array] | dict[str, Array]) -> list[Array] | dict[str, Array]:
-    return envs.arrays() if isinstance(envs, NativeEnvironments) else way
+    return envs.arrays() if isinstance(envs, VectorEnvironments) else way
 
 
 def lasting_seed(config: Config, column: int, episode: int) -> int:
@@ -135,7 +137,7 @@ def _go_on(
 ) -> Segment:
     actor = policy.actor("sampled")
     random = generator(config.seed, Purpose.ACT, iteration, chunk.start)
-    if isinstance(envs, NativeEnvironments):
+    if isinstance(envs, VectorEnvironments):
         envs.seed(native_seed(config, iteration, chunk.start))
     episode, obs, running, memory = state.episode.copy(), state.obs, ~state.over, state.memory
     rows, waiting = [], bool(state.over.any())
@@ -214,9 +216,9 @@ def _bring_back(
 ) -> tuple[_Columns, int]:
     """Bring environments to a state; a column that does not come back, of which the number is told, begins anew."""
     if isinstance(state.way, dict):
-        assert isinstance(envs, NativeEnvironments)
+        assert isinstance(envs, VectorEnvironments)
         envs.reset([0])
-        envs.put_back(state.way)
+        envs.restore(state.way)
         return state, 0
     came_back = _replay(config, chunk, envs, state, _padded(state.way), policy, check) | state.over
     lengths, returns, discounted = (np.where(came_back, x, 0) for x in (state.lengths, state.returns, state.discounted))
@@ -268,7 +270,7 @@ class _Task:
     def __call__(self, kept: dict[Any, Any], policy: Policy, check: Check) -> tuple[Segment | _Columns, int]:
         config, chunk, lost = self.config, self.chunk, 0
         if chunk not in kept:
-            kept[chunk] = _Kept(make_lasting(config.env, len(chunk)))
+            kept[chunk] = _Kept(make_resumable_environments(config.env, len(chunk)))
         mine: _Kept = kept[chunk]
         if not self.there:
             if self.state is None:
@@ -308,9 +310,12 @@ class Segments:
         self._config, self._workers, self.lost = config, workers, 0
         self._chunks = chunk_ranges(config.env.num_envs, config.env.chunk_size or config.env.num_envs)
         if workers is None:
-            self._environments = [make_lasting(config.env, len(chunk)) for chunk in self._chunks]
+            self._environments = [make_resumable_environments(config.env, len(chunk)) for chunk in self._chunks]
         else:  # one of each width, which only shows what a state looks like
-            shown = {width: make_lasting(config.env, width) for width in {len(chunk) for chunk in self._chunks}}
+            shown = {
+                width: make_resumable_environments(config.env, width)
+                for width in {len(chunk) for chunk in self._chunks}
+            }
             self._environments = [shown[len(chunk)] for chunk in self._chunks]
         self._states: list[_Columns] | None = None  # after the last iteration, one per chunk
         self._before: list[_Columns] | None = None  # after the one before it
@@ -382,7 +387,7 @@ class Segments:
         for number, (chunk, envs) in enumerate(zip(self._chunks, self._environments, strict=True)):
             part = {name: arrays[name][chunk.start : chunk.stop] for name in columns}
             way: list[Array] | dict[str, Array]
-            if isinstance(envs, NativeEnvironments):
+            if isinstance(envs, VectorEnvironments):
                 way = {name: arrays[f"{number}.{name}"] for name in envs.arrays()}
             else:
                 way = [arrays["actions"][:length, n] for n, length in zip(chunk, part["lengths"].tolist(), strict=True)]
@@ -409,7 +414,7 @@ class Segments:
             del expected["memory"]
         actions = arrays.get("actions", np.zeros((0, n)))
         for number, envs in enumerate(self._environments):
-            if isinstance(envs, NativeEnvironments):
+            if isinstance(envs, VectorEnvironments):
                 envs.reset([0])
                 expected |= {f"{number}.{name}": array for name, array in envs.arrays().items()}
             else:

@@ -27,7 +27,7 @@ from pgcli.algorithm.learner import build_agent
 from pgcli.algorithm.policy_gradient import estimate_gradient
 from pgcli.config.rules import violations
 from pgcli.config.schema import AlgorithmConfig, Config, EnvConfig, PolicyConfig, ValueConfig
-from pgcli.environments.forms import make
+from pgcli.environments.single import make_environment
 from pgcli.inspection.gradient_check.definitions import flat, gradient, pieces_of, scores_along, take
 from pgcli.inspection.gradient_check.problems import (
     Continuous,
@@ -154,7 +154,7 @@ def actions_of(config: Config) -> type:
         case "gaussian" | "tanh_gaussian" | "state_dependent_gaussian":
             return spaces.Box
         case "auto":
-            with closing(make(config.env)) as env:
+            with closing(make_environment(config.env)) as env:
                 kinds = (spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)
                 return next((kind for kind in kinds if isinstance(env.action_space, kind)), spaces.Discrete)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pgcli.algorithm.gradients import user_code as student
 from pgcli.algorithm.gradients.user_code import Rollouts, TutorialPolicy, fault_of, rollouts_of
 from pgcli.config.schema import PolicyConfig
-from pgcli.environments.failures import is_fault, told
+from pgcli.environments.failures import describe, is_user_error
 from pgcli.inspection.gradient_check.definitions import scores_along
 from pgcli.inspection.gradient_check.measurement import (
     Measured,
@@ -384,10 +384,10 @@ def _call(function: Any, policy: Policy, rollouts: Rollouts) -> Any:
     try:
         result = function(given, adapter, GAMMA)
     except BaseException as error:
-        if not is_fault(error):
+        if not is_user_error(error):
             raise
         lengths = ", ".join(str(len(episode)) for episode in rollouts)
-        raise Fault(f"it raised {told(error)}, for episodes of lengths {lengths}") from error
+        raise Fault(f"it raised {describe(error)}, for episodes of lengths {lengths}") from error
     if not torch.equal(adapter.get_parameters(), before):
         policy.load_state_dict(kept)
         raise Fault("it changed the policy's parameters; it is to return the gradient, and the step comes after")

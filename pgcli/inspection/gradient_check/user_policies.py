@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pgcli.environments.failures import is_fault, told
+from pgcli.environments.failures import describe, is_user_error
 
 Array = NDArray[Any]
 INPUTS, ACTIONS, HIDDEN = 3, 4, 5
@@ -91,9 +91,9 @@ def _built(found: type) -> Any:
         except TypeError:
             continue
         except BaseException as error:
-            if not is_fault(error):
+            if not is_user_error(error):
                 raise
-            raise Wrong(f"{found.__name__}({', '.join(map(str, arguments))}) raised {told(error)}") from error
+            raise Wrong(f"{found.__name__}({', '.join(map(str, arguments))}) raised {describe(error)}") from error
     return _tried(f"{found.__name__}({INPUTS}, {ACTIONS})", lambda: found(*tried[-1]))
 
 
@@ -101,9 +101,9 @@ def _tried(what: str, function: Callable[[], Any]) -> Any:
     try:
         return function()
     except BaseException as error:
-        if not is_fault(error):
+        if not is_user_error(error):
             raise
-        raise Wrong(f"{what} raised {told(error)}") from error
+        raise Wrong(f"{what} raised {describe(error)}") from error
 
 
 def _kind(value: Any) -> str:
@@ -142,9 +142,9 @@ def _of_draws(policy: Any, probabilities: Callable[[Array], Tensor], notes: list
         )
         given = torch.from_numpy(STATES[0])
     except BaseException as error:
-        if not is_fault(error):
+        if not is_user_error(error):
             raise
-        raise Wrong(f"draw_action(state) raised {told(error)}") from error
+        raise Wrong(f"draw_action(state) raised {describe(error)}") from error
     first = _tried("draw_action(state)", lambda: policy.draw_action(given))
     try:
         drawn = [int(first), *(int(policy.draw_action(given)) for _ in range(DRAWS - 1))]
