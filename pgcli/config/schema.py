@@ -1,4 +1,4 @@
-"""Every key of a config: its default, its rule and one sentence, which is also the editor's tooltip."""
+"""Every key of a config: its default, its rule and its description, which is also the editor's tooltip."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ DEFAULT_ITERATIONS = 100  # of a run with no budget
 class Section(BaseModel):
     """A mapping of the config: strict types, no unknown keys, immutable once read."""
 
-    # defer_build: the first config to be read waits for the validators, not every import
+    # defer_build: the validators are built when the first config is read, not on import
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 def _integral(value: Any) -> Any:
-    """Let `1e6` stand for 1000000 where a whole number is wanted."""
+    """Return a float such as `1e6` as the whole number that it equals."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-_WHOLE = BeforeValidator(_integral)  # stands last: bounds after it would be missing from the JSON Schema
+_WHOLE = BeforeValidator(_integral)  # comes last: bounds after it would be missing from the JSON Schema
 Count = Annotated[int, Field(ge=1, le=10**12), _WHOLE]
-Json = Any  # what YAML can hold: handed to the environment as it is
+Json = Any  # any YAML value: passed to the environment unchanged
 
 
 class WrapperConfig(Section):
@@ -34,12 +34,12 @@ class WrapperConfig(Section):
 
 
 def _by_name(value: Any) -> Any:
-    """Let a name alone stand for a wrapper without arguments."""
+    """Return a wrapper without arguments for a name alone."""
     return {"name": value} if isinstance(value, str) else value
 
 
 def _or_name(schema: dict[str, Any]) -> None:
-    """Tell editors of `_by_name`."""
+    """Add to the JSON Schema that a wrapper may be a name alone."""
     schema["items"] = {"anyOf": [{"type": "string"}, schema["items"]]}
 
 
@@ -377,17 +377,17 @@ class Config(Section):
 
     @property
     def estimator(self) -> str:
-        """The name of its gradient estimator: RETURNS+BASELINE, and +STANDARDIZE if it does."""
+        """The name of its gradient estimator: RETURNS+BASELINE, and +STANDARDIZE where not none."""
         algorithm = self.algorithm
         standardize = () if algorithm.standardize == "none" else (algorithm.standardize,)
         return "+".join((algorithm.returns, algorithm.baseline, *standardize))
 
     def with_estimator(self, name: str) -> Config:
-        """Give the config with another estimator, and without what only its own can have; measuring nothing."""
+        """Return the config with another estimator, without diagnostics and without keys that only its own allows."""
         returns, baseline, standardize, *_ = (*name.split("+"), "none")
         changes: dict[str, Any] = {"returns": returns, "baseline": baseline, "standardize": standardize}
         if returns == "total":
-            changes["discount_weighting"] = False  # its gradient is that of the discounted return already
+            changes["discount_weighting"] = False  # it already is the exact gradient of the discounted return
         if baseline != "group":
             changes |= {"group_size": None, "group_mean": "whole"}
         algorithm = self.algorithm.model_copy(update=changes)
