@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import json
 import math
@@ -19,7 +18,7 @@ import numpy as np
 
 from pgcli.config import flat
 from pgcli.config.yaml import parse, read_bytes
-from pgcli.errors import ConfigError, Problem, RunDirectoryError
+from pgcli.errors import ConfigError, Problem, RunDirectoryError, closest
 from pgcli.records import GradientEstimate
 from pgcli.report.statistics import RESAMPLES, Aggregate, Array, Band, Curve, Stat, aggregate, smoothed
 from pgcli.runs.files import read_json
@@ -208,8 +207,8 @@ def _checked(x: str, y: str, stat: str, band: str, smooth: int, output: Path | N
 
 
 def _did_you_mean(value: str, choices: Collection[str]) -> str:
-    close = difflib.get_close_matches(value, choices, n=1)
-    return f"did you mean `{close[0]}`?" if close else f"there are {', '.join(choices)}"
+    close = closest(value, choices)
+    return f"did you mean `{close}`?" if close else f"there are {', '.join(choices)}"
 
 
 # From folders to runs

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pgcli.environments.failures import is_fault, told
-from pgcli.errors import UsageError
+from pgcli.errors import UsageError, closest
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.distributions import Softmax
 from pgcli.policies.policy import Policy
@@ -178,11 +178,9 @@ def load(location: str) -> Any:
         hint = f"install the package that has `{error.name}`" if isinstance(error, ModuleNotFoundError) else main
         raise UsageError(f"{location}: running the file raised {told(error)}", hint) from error
     if not hasattr(module, name):
-        import difflib
-
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        close = difflib.get_close_matches(name, names, 1)
-        hint = f"did you mean `{close[0]}`?" if close else f"it has {', '.join(names) or 'no functions'}"
+        close = closest(name, names)
+        hint = f"did you mean `{close}`?" if close else f"it has {', '.join(names) or 'no functions'}"
         raise UsageError(f"{location}: the file has no `{name}`", hint)
     found = getattr(module, name)
     if not callable(found):
