@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from pgcli.config.schema import ESTIMATOR, Config, WrapperConfig
+from pgcli.config.choices import Baseline, Returns
+from pgcli.config.schema import Config, WrapperConfig
 from pgcli.errors import closest
 
 Path_ = tuple[str | int, ...]
@@ -64,9 +65,7 @@ _EXAMPLES = {
     "float_type": "numbers are written like 0.99, 1e-3 or 200, without quotes or underscores",
     "int_type": "whole numbers are written like 200 or 1e6, without quotes or underscores",
 }
-
-
-_ESTIMATORS = tuple(group.split("|") for group in re.findall(r"\(([a-z_|]+)\)", ESTIMATOR))  # returns, baselines, …
+_ESTIMATOR_PARTS = (get_args(Returns), get_args(Baseline), ("batch", "group"))
 
 
 def dotted(path: Path_) -> str:
@@ -151,7 +150,7 @@ def _hint(error: ErrorDetails, path: Path_) -> str:
     value = error["input"]
     match error["type"], value:
         case "string_pattern_mismatch", str() if path[:2] == ("diagnostics", "shadows"):
-            parts = [closest(part, choices) for part, choices in zip(value.split("+"), _ESTIMATORS, strict=False)]
+            parts = [closest(part, choices) for part, choices in zip(value.split("+"), _ESTIMATOR_PARTS, strict=False)]
             if len(parts) > 1 and all(parts):
                 return f"did you mean `{'+'.join(map(str, parts))}`?"
         case "literal_error", _:

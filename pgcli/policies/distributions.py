@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pgcli.config.choices import DistributionName
 from pgcli.errors import Diverged, EnvironmentFailure, UsageError
 
 Array = NDArray[Any]
-Name = Literal["auto", "softmax", "gaussian", "tanh_gaussian", "state_dependent_gaussian", "bernoulli"]
 
 
 class Scored(NamedTuple):
@@ -428,7 +428,9 @@ _FITTING = {
 }
 
 
-def make_distribution(space: spaces.Space[Any], name: Name, standard_deviation: float, features: int) -> Distribution:
+def make_distribution(
+    space: spaces.Space[Any], name: DistributionName, standard_deviation: float, features: int
+) -> Distribution:
     """Build the distribution called `name` over the actions of `space`; auto: the usual one.
 
     `features` is the size of the last hidden layer.

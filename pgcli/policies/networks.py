@@ -10,21 +10,21 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pgcli.config.choices import ActivationName, ConvolutionsName
 from pgcli.errors import UsageError
 
-Activation = Literal["tanh", "relu", "elu", "identity"]
 Array = NDArray[Any]
 Forward = Callable[[Array], Array]
 NATURE_SIDE = 36  # pixels: the smallest that its three layers leave something of
 
-_MODULES: dict[Activation, type[nn.Module]] = {
+_MODULES: dict[ActivationName, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
     "elu": nn.ELU,
@@ -58,7 +58,7 @@ _SLOPES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
 _FUNCTIONS: dict[type[nn.Module], Forward] = {nn.Tanh: _tanh, nn.ReLU: _relu, nn.ELU: _elu}
 
 
-def mlp(sizes: list[int], activation: Activation) -> nn.Sequential:
+def mlp(sizes: list[int], activation: ActivationName) -> nn.Sequential:
     """Build Linear layers of `sizes` with `activation` between them, with torch's own start: uniform in ±1/√fan_in."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
@@ -145,7 +145,7 @@ def _linear(weight: Array, bias: Array) -> Forward:
     return apply
 
 
-def image_network(shape: tuple[int, int, int], kind: Literal["auto", "nature", "small"]) -> nn.Sequential:
+def image_network(shape: tuple[int, int, int], kind: ConvolutionsName) -> nn.Sequential:
     """Build a convolutional network from images `[M, channels, height, width]` to features `[M, 512 | 256 | 128]`.
 
     nature: that of Mnih et al. (2015), for sides of 36 pixels or more. small: for such sides that of Mnih et al.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pgcli.config.choices import Mode
 from pgcli.config.schema import PolicyConfig, ValueConfig
 from pgcli.errors import UsageError
 from pgcli.policies.distributions import Factorised, Softmax, make_distribution
@@ -21,7 +22,6 @@ from pgcli.policies.observations import Encoder
 from pgcli.policies.recurrent import Memory, Windows
 
 Array = NDArray[Any]
-Mode = Literal["sampled", "greedy"]
 STATISTICS_ROWS = 256  # images whose pixels are taken in at a time
 FORBIDDEN = -1e8  # the logit of an action that is not permitted: exp of it is 0, and 0 times it too
 

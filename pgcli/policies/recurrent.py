@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from pgcli.config.choices import RecurrentName
 
 Array = NDArray[Any]
 Respond = Callable[[Array, Array], tuple[Array, Array]]  # inputs, memory → outputs, memory after, each [N, …]
@@ -41,7 +43,7 @@ class Memory(nn.Module):
     Sources: Cho et al. (2014); Hochreiter & Schmidhuber (1997), with the forget gate of Gers et al. (2000).
     """
 
-    def __init__(self, kind: Literal["gru", "lstm"], inputs: int, size: int) -> None:
+    def __init__(self, kind: RecurrentName, inputs: int, size: int) -> None:
         super().__init__()
         self.size = size
         self.parts = 1 if kind == "gru" else 2  # of the state: h, or h and c

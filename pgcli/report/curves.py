@@ -12,21 +12,21 @@ import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
 from pgcli.config import flat
+from pgcli.config.choices import Band, Stat, XAxis
 from pgcli.config.yaml import parse, read_bytes
 from pgcli.errors import ConfigError, Problem, RunDirectoryError, closest
 from pgcli.records import GradientEstimate
-from pgcli.report.statistics import RESAMPLES, Aggregate, Array, Band, Curve, Stat, aggregate, smoothed
+from pgcli.report.statistics import RESAMPLES, Aggregate, Array, Curve, aggregate, smoothed
 from pgcli.runs.files import read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-X = Literal["iteration", "env_steps", "episodes", "seconds"]
 
 _FORMATS = (".png", ".svg", ".pdf", ".csv")
 _RETURNS = {"return_mean", "return_median", "return_min", "return_max"}  # what a reward threshold is about
@@ -82,7 +82,7 @@ _STYLE: dict[Any, Any] = {
 class Drawing:
     """What is drawn against what, and how."""
 
-    x: X
+    x: XAxis
     y: str
     stat: Stat
     band: Band
@@ -185,7 +185,7 @@ def read_lines(
 def _checked(x: str, y: str, stat: str, band: str, smooth: int, output: Path | None) -> Drawing:
     problems = []
     for option, value, choices in (
-        ("-x", x, get_args(X)),
+        ("-x", x, get_args(XAxis)),
         ("--stat", stat, get_args(Stat)),
         ("--band", band, get_args(Band)),
         ("-o", output.suffix.lower() if output else ".png", _FORMATS),
@@ -203,7 +203,7 @@ def _checked(x: str, y: str, stat: str, band: str, smooth: int, output: Path | N
         raise ConfigError(problems)
     if y in {field.name for field in fields(GradientEstimate)}:  # in no other file
         y = f"gradients.{y}"
-    return Drawing(cast(X, x), y, cast(Stat, stat), cast(Band, band), smooth)
+    return Drawing(cast(XAxis, x), y, cast(Stat, stat), cast(Band, band), smooth)
 
 
 def _did_you_mean(value: str, choices: Collection[str]) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pgcli.config.choices import Band, Stat
+
 Array = NDArray[np.float64]
-Stat = Literal["mean", "iqm", "median"]
-Band = Literal["ci95", "standard_error", "none"]
 
 MAX_POINTS = 1000  # more than a figure has pixels for
 RESAMPLES = 10_000

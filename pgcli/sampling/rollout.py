@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pgcli.config.choices import Mode
 from pgcli.config.schema import Config, EnvConfig
 from pgcli.environments.checks import MAX_EPISODE_STEPS
 from pgcli.environments.forms import Environments, make_environments
 from pgcli.errors import EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories, pad_columns
-from pgcli.policies.policy import Actor, Mode, Policy
+from pgcli.policies.policy import Actor, Policy
 from pgcli.sampling.pool import Crew
 from pgcli.seeding import Purpose, Seeds, derived_seed, generator
 
