@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import tasks  # noqa: F401 - registers the environments
 import torch
-from helpers import config
+from helpers import config, executor_for
 from torch import Tensor
 
 from pgcli.algorithm import policy_gradient as room
@@ -25,7 +25,7 @@ from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.config.schema import Config
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.records import Update
-from pgcli.sampling.rollout import Chunks, collect_episodes
+from pgcli.sampling.episodes import collect_episodes
 from pgcli.seeding import Purpose, generator
 
 PPO = {
@@ -68,10 +68,10 @@ def settings_of(case: str, **more: Any) -> Config:
 
 
 def agents_of(settings: Config, count: int) -> tuple[list[PolicyGradient], Trajectories]:
-    chunks = Chunks(settings.env)
-    one = chunks.environments(8)
+    executor = executor_for(settings)
+    one = executor.environments.of_width(8)
     agents = [PolicyGradient(one.observation_space, one.action_space, settings) for _ in range(count)]
-    return agents, collect_episodes(settings, chunks, agents[0].policy, 0, lambda: None)
+    return agents, collect_episodes(settings, executor, agents[0].policy, 0, lambda: None)
 
 
 def numbers(update: Update) -> dict[str, float]:

@@ -14,8 +14,9 @@ from pgcli.records import Record
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import elapsed_seconds
 from pgcli.runs.files import read_json
-from pgcli.sampling.rollout import Chunks
-from pgcli.sampling.samplers import Sampler, make_sampler
+from pgcli.sampling.chunks import EnvironmentCache
+from pgcli.sampling.executor import ChunkExecutor
+from pgcli.sampling.sampler import Sampler, make_sampler
 from pgcli.training.loop import Counters, train
 
 
@@ -25,14 +26,14 @@ class Repetition:
 
     config: Config
     agent: PolicyGradient
-    chunks: Chunks
+    executor: ChunkExecutor
     sampler: Sampler
     counters: Counters
     lost: int
 
     def records(self) -> Iterator[Record]:
         """Go on, and yield what happens, to the end of the budget."""
-        return train(self.config, self.agent, self.chunks, self.sampler, self.counters)
+        return train(self.config, self.agent, self.executor, self.sampler, self.counters)
 
 
 @contextmanager
@@ -41,8 +42,8 @@ def repeated(path: Path, config: Config, file: Path | None) -> Iterator[Repetiti
 
     Raises: CheckpointError, EnvironmentFailure.
     """
-    with closing(Chunks(environments_of(config))) as chunks:
-        agent, counters, tensors = build_agent(config, chunks), Counters(), {}
+    with closing(ChunkExecutor(EnvironmentCache(environments_of(config)))) as executor:
+        agent, counters, tensors = build_agent(config, executor.environments), Counters(), {}
         if file is not None:
             checkpoint = checkpoints.load(file)
             checkpoints.check_tensors(checkpoint.agent, agent.state_dict(), str(file))
@@ -50,9 +51,9 @@ def repeated(path: Path, config: Config, file: Path | None) -> Iterator[Repetiti
             tensors = checkpoint.sampler
             seconds = elapsed_seconds(path, checkpoint.counters["iteration"])
             counters = Counters(**checkpoint.counters, seconds=seconds)
-        with closing(make_sampler(config, chunks)) as sampler:
-            lost = sampler.load_state_dict(tensors, agent.policy)
-            yield Repetition(config, agent, chunks, sampler, counters, lost)
+        sampler = make_sampler(config, executor)
+        lost = sampler.load_state_dict(tensors, agent.policy, counters.iteration)
+        yield Repetition(config, agent, executor, sampler, counters, lost)
 
 
 def changed_iterations(path: Path, config: Config) -> list[int]:

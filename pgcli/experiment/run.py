@@ -27,11 +27,12 @@ from pgcli.runs import checkpoints
 from pgcli.runs.directory import RunDirectory, elapsed_seconds, find_checkpoint, is_run, move_aside
 from pgcli.runs.files import make_folder, storage
 from pgcli.runs.lock import lock
-from pgcli.sampling.pool import Crew, automatic
-from pgcli.sampling.process_pool import Workers
-from pgcli.sampling.ray_pool import Actors
-from pgcli.sampling.rollout import Chunks
-from pgcli.sampling.samplers import Sampler, make_sampler
+from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
+from pgcli.sampling.executor import ChunkExecutor
+from pgcli.sampling.pool import LocalPool, WorkerPool, worker_count
+from pgcli.sampling.process_pool import ProcessPool
+from pgcli.sampling.ray_pool import RayPool
+from pgcli.sampling.sampler import Sampler, make_sampler
 from pgcli.system.locations import split
 from pgcli.system.packages import require
 from pgcli.system.processes import keep_freed_memory
@@ -130,19 +131,20 @@ def _run(
 ) -> Outcome:
     config, path = request.config, request.path
     with storage(path), ExitStack() as resources:
-        chunks = resources.enter_context(_released(Chunks(environments_of(config))))
-        agent = build_agent(config, chunks)  # before anything is written
+        environments = resources.enter_context(_released(EnvironmentCache(environments_of(config))))
+        agent = build_agent(config, environments)  # before anything is written
         let_in(config, agent)
         keep_freed_memory()
-        chunks.workers = crew_of(config, chunks, request.share, check)
+        pool = make_pool(config, environments, request.share, check)
+        executor = resources.enter_context(_released(ChunkExecutor(environments, pool)))
         for notice in examine(config.env).notices:
             watch(Notice(notice))
         if agent.policy.masked:
             watch(Notice("actions are masked; `policy.action_mask: none` ignores the mask"))
-        parts, workers = len(chunks.ranges(columns_of(config))), chunks.workers.count if chunks.workers else 0
-        if parts < workers:
-            watch(Notice(f"{workers} workers share {parts} chunks; a smaller `env.chunk_size` makes more"))
-        sampler = resources.enter_context(_released(make_sampler(config, chunks)))
+        parts = len(chunk_ranges(config.env, columns_of(config)))
+        if parts < pool.count:
+            watch(Notice(f"{pool.count} workers share {parts} chunks; a smaller `env.chunk_size` makes more"))
+        sampler = make_sampler(config, executor)
         gc.freeze()  # what is imported and built stays: to look through it takes the collector a tenth of a second
         resources.callback(gc.unfreeze)
         if is_run(path) and request.overwrite:
@@ -154,7 +156,7 @@ def _run(
                 if is_run(path):
                     changes_of(config, stored_config(path), path)
                 directory.start(config, request.command, spec(config.env).reward_threshold)
-                return _train(config, directory, agent, chunks, sampler, Counters(), watch, check, asked_to_save)
+                return _train(config, directory, agent, executor, sampler, Counters(), watch, check, asked_to_save)
             file = find_checkpoint(path, request.which)
             checkpoint = checkpoints.load(file)
             changes = changes_of(config, checkpoint.read_config(str(file)), path)
@@ -162,14 +164,14 @@ def _run(
                 return Outcome(path, "already finished", None, None, 0.0)
             checkpoints.check_tensors(checkpoint.agent, agent.state_dict(), str(file))
             agent.load_state_dict(checkpoint.agent)
-            lost = sampler.load_state_dict(checkpoint.sampler, agent.policy)
+            lost = sampler.load_state_dict(checkpoint.sampler, agent.policy, checkpoint.counters["iteration"])
             if lost:
                 watch(Notice(f"{lost} of {config.env.num_envs} environments do not repeat themselves: new episodes"))
             exact = is_exact(config, changes) and not lost
             directory.restart(config, request.command, changes, exact, checkpoint.counters)
             seconds = elapsed_seconds(path, checkpoint.counters["iteration"])
             counters = Counters(**checkpoint.counters, seconds=seconds)
-            return _train(config, directory, agent, chunks, sampler, counters, watch, check, asked_to_save)
+            return _train(config, directory, agent, executor, sampler, counters, watch, check, asked_to_save)
 
 
 @contextmanager
@@ -223,29 +225,29 @@ def environments_of(config: Config) -> EnvConfig:
     return config.env.model_copy(update={"vectorization": "sync"}) if config.group_size > 1 else config.env
 
 
-def crew_of(config: Config, chunks: Chunks, share: int, check: Callable[[], None]) -> Crew | None:
-    """Give the workers that `sampling` asks for; none of them is started yet, but a cluster is joined.
+def make_pool(config: Config, environments: EnvironmentCache, share: int, check: Callable[[], None]) -> WorkerPool:
+    """Build the pool that `sampling` asks for. It starts no worker yet, but it joins a cluster.
 
     Raises: UsageError, EnvironmentFailure.
     """
-    env, count = environments_of(config), config.sampling.workers
-    parts = len(chunks.ranges(columns_of(config)))
+    env, count = environments.config, config.sampling.workers
+    chunks = chunk_ranges(env, columns_of(config))
     match config.sampling.backend:
         case "local":
             if count == "auto":
-                native = isinstance(chunks.environments(min(chunks.width, columns_of(config))), NativeEnvironments)
-                count = automatic(max(cores() // share, 1), parts, native)
-            return Workers(env, config.policy, count) if count else None
+                native = isinstance(environments.of_width(len(chunks[0])), NativeEnvironments)
+                count = worker_count(max(cores() // share, 1), len(chunks), native)
+            return ProcessPool(env, config.policy, count) if count else LocalPool(environments)
         case "ray":
-            if count == 0 or (count == "auto" and parts == 1):
-                return None
+            if count == 0 or (count == "auto" and len(chunks) == 1):
+                return LocalPool(environments)
             leave = join(cores() if count == "auto" else count, check)
             own = cpus() // share - (share > 1)  # a run that is placed on the cluster has a CPU itself
-            actors = automatic(own, parts, native=False) if count == "auto" else count
+            actors = worker_count(own, len(chunks), native=False) if count == "auto" else count
             if actors:
-                return Actors(env, config.policy, actors, leave)
+                return RayPool(env, config.policy, actors, leave)
             leave()
-            return None
+            return LocalPool(environments)
         case never:
             assert_never(never)
 
@@ -255,9 +257,9 @@ def columns_of(config: Config) -> int:
     return config.rollout.episodes or config.env.num_envs
 
 
-def build_agent(config: Config, chunks: Chunks) -> PolicyGradient:
-    """Build the policy, and the rule that improves it, for the environments of `chunks`."""
-    envs = chunks.environments(min(config.rollout.episodes or chunks.width, chunks.width))
+def build_agent(config: Config, environments: EnvironmentCache) -> PolicyGradient:
+    """Build the policy, and the rule that improves it, for these environments."""
+    envs = environments.of_width(len(chunk_ranges(config.env, columns_of(config))[0]))
     return PolicyGradient(envs.observation_space, envs.action_space, config)
 
 
@@ -271,7 +273,7 @@ def _train(
     config: Config,
     directory: RunDirectory,
     agent: PolicyGradient,
-    chunks: Chunks,
+    executor: ChunkExecutor,
     sampler: Sampler,
     counters: Counters,
     watch: Callable[[Record], None],
@@ -288,7 +290,7 @@ def _train(
             "episodes": counters.episodes,
         }
         agent.check_finite()
-        tensors = agent.state_dict() | sampler.state_dict()
+        tensors = agent.state_dict() | sampler.state_dict(counters.iteration)
         checkpoint = checkpoints.Checkpoint(_of_the_result(config), state, tensors)
         directory.save(checkpoint, best=best, keep=keep, every=every)
 
@@ -296,11 +298,15 @@ def _train(
     started = counters.seconds
     try:
         save()
-        for record in train(config, agent, chunks, sampler, counters, check):
+        for record in train(config, agent, executor, sampler, counters, check):
             if isinstance(record, Iteration):
-                if sampler.lost:
+                if sampler.failed_restores:
                     directory.mark_inexact()
-                    watch(Notice(f"{sampler.lost} environments did not come back in a new worker: new episodes"))
+                    watch(
+                        Notice(
+                            f"{sampler.failed_restores} environments did not come back in a new worker: new episodes"
+                        )
+                    )
                 directory.add_iteration(record)
                 if asked_to_save() or (every is not None and counters.iteration % every == 0):
                     save()

@@ -325,7 +325,7 @@ def _recompute(
                 recomputed.append(record.iteration)
                 later = path / "checkpoints" / checkpoints.file_name(run.counters.iteration)
                 if later in kept:
-                    tensors = run.agent.state_dict() | run.sampler.state_dict()
+                    tensors = run.agent.state_dict() | run.sampler.state_dict(run.counters.iteration)
                     _compare_tensors(later, kept[later].tensors, tensors)
                 if run.counters.iteration == (last if everything else first + 1):
                     break

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from pgcli.policies.policy import Mode, Policy
 from pgcli.records import Sample
-from pgcli.sampling.rollout import Chunks, Measure
+from pgcli.sampling.episodes import MeasureEpisodes
+from pgcli.sampling.executor import ChunkExecutor
 from pgcli.seeding import Purpose
 
 Array = NDArray[np.float64]
@@ -49,7 +50,7 @@ def sample(values: Sequence[float] | NDArray[Any]) -> Sample:
 
 def evaluate(
     policy: Policy,
-    chunks: Chunks,
+    executor: ChunkExecutor,
     episodes: int,
     mode: Mode,
     gamma: float,
@@ -64,5 +65,5 @@ def evaluate(
     `gamma` discounts `discounted_returns`; `horizon` cuts episodes, None leaves the environment's own limit.
     Raises: EnvironmentFailure if a return is not finite.
     """
-    measure = Measure(mode, gamma, horizon, seed, purposes, indices)
-    return Episodes(*np.concatenate(chunks.map(measure, episodes, policy, check), axis=1))
+    measure = MeasureEpisodes(mode, gamma, horizon, seed, purposes, indices)
+    return Episodes(*np.concatenate(executor.map(measure, episodes, policy, check), axis=1))

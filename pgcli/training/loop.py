@@ -14,8 +14,9 @@ from pgcli.algorithm.gradient_variance import measure
 from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.config.schema import DEFAULT_ITERATIONS, Config, TrainingConfig
 from pgcli.records import Episode, Evaluation, Iteration, Notice, Record, Timing, Update
-from pgcli.sampling.rollout import Chunks, Rollout
-from pgcli.sampling.samplers import Sampler
+from pgcli.sampling.executor import ChunkExecutor
+from pgcli.sampling.rollout import Rollout
+from pgcli.sampling.sampler import Sampler
 from pgcli.seeding import Purpose
 from pgcli.training.evaluation import evaluate, sample
 
@@ -46,7 +47,7 @@ class Counters:
 def train(
     config: Config,
     agent: PolicyGradient,
-    chunks: Chunks,
+    executor: ChunkExecutor,
     sampler: Sampler,
     counters: Counters,
     check: Callable[[], None] = lambda: None,
@@ -65,7 +66,7 @@ def train(
         finished = counters.progress(config.training) >= 1
         evaluate_seconds = 0.0
         if finished or counters.iteration == 0 or (every is not None and counters.iteration % every == 0):
-            evaluation = _evaluate(config, agent, chunks, counters, check)
+            evaluation = _evaluate(config, agent, executor, counters, check)
             evaluate_seconds = evaluation.seconds
             yield evaluation
             if target is not None and evaluation.returns.mean >= target:
@@ -79,10 +80,9 @@ def train(
         measured = config.diagnostics.every is not None and counters.iteration % config.diagnostics.every == 0
         look = partial(measure, agent, progress=progress, check=check) if measured else None
         try:
-            spare_core = chunks.workers is not None  # they wait
+            spare_core = executor.pool.count > 0  # they wait
             update = agent.update(rollout.trajectories, counters.iteration, progress, check, look, spare_core)
         except BaseException:
-            sampler.take_back()
             check()  # Ctrl-C also ends a compiler, whose failure is then this
             raise
         now = time.perf_counter()
@@ -101,12 +101,12 @@ def train(
 
 
 def _evaluate(
-    config: Config, agent: PolicyGradient, chunks: Chunks, counters: Counters, check: Callable[[], None]
+    config: Config, agent: PolicyGradient, executor: ChunkExecutor, counters: Counters, check: Callable[[], None]
 ) -> Evaluation:
     begin = time.perf_counter()
     episodes = evaluate(
         agent.policy,
-        chunks,
+        executor,
         config.evaluation.episodes,
         config.evaluation.mode,
         gamma=config.algorithm.gamma,
