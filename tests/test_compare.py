@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from pgcli.errors import ConfigError, RunDirectoryError, UsageError
-from pgcli.report.scores import paired_difference
+from pgcli.report.statistics import paired_difference
 from pgcli.studies.comparison import examine, read_run, report, sentence
 from pgcli.studies.page import markdown, plain, table
 from pgcli.studies.variants import plan, split_values

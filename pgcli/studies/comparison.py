@@ -15,19 +15,19 @@ import numpy as np
 from pgcli.config import Config
 from pgcli.errors import RunDirectoryError
 from pgcli.report.display import short
-from pgcli.report.scores import (
+from pgcli.report.statistics import (
     CONFIDENCE,
     MOST_SEEDS,
+    SCORE_RESAMPLES,
     Array,
     Difference,
-    Estimate,
-    improvement_interval,
+    bootstrap_interval,
     interquartile_mean,
     median_interval,
     paired_difference,
     performance_profile,
+    probability_of_improvement,
     steps_to,
-    stratified_interval,
 )
 from pgcli.runs.columns import Columns, read_columns
 from pgcli.runs.files import make_folder, read_json, storage, write_whole
@@ -206,7 +206,7 @@ def _threshold(runs: dict[str, list[Run]], scores: dict[str, Array], wanted: flo
     if len(registered) == 1 and (known := registered.pop()) is not None:
         return known, "the environment's reward threshold"
     start = float(np.mean([run.returns[0] for one in runs.values() for run in one if len(run.returns)]))
-    best = max(float(interquartile_mean(one[:, None])) for one in scores.values())
+    best = max(float(interquartile_mean(one)) for one in scores.values())
     if best <= start:
         return None, "none: the environment has no reward threshold, and no arm ends above the untrained policies"
     goal = start + SHARE_OF_GAIN * (best - start)
@@ -216,10 +216,9 @@ def _threshold(runs: dict[str, list[Run]], scores: dict[str, Array], wanted: flo
 
 
 def _arm(label: str, runs: list[Run], scores: Array, goal: float | None) -> dict[str, Any]:
-    matrix = scores[:, None]
-    low, high = stratified_interval(matrix, interquartile_mean)
-    times = np.array([math.inf if goal is None else _time_to(run, goal) for run in runs])
-    steps = Estimate(math.nan, math.nan, math.nan) if goal is None else median_interval(times)
+    low, high = bootstrap_interval([scores], interquartile_mean, SCORE_RESAMPLES)
+    times = np.array([math.inf if goal is None else steps_to(goal, run.env_steps, run.returns) for run in runs])
+    steps = (math.nan, math.nan, math.nan) if goal is None else median_interval(times)
     seconds = np.array([run.seconds for run in runs])
     rates = np.array([run.steps_per_second for run in runs])
     return {
@@ -228,7 +227,7 @@ def _arm(label: str, runs: list[Run], scores: Array, goal: float | None) -> dict
         "finished": sum(run.finished for run in runs),
         "diverged": sum(run.status == "diverged" for run in runs),
         "failed": sum(run.status not in ("finished", "diverged") for run in runs),
-        "iqm": float(interquartile_mean(matrix)),
+        "iqm": float(interquartile_mean(scores)),
         "iqm_low": float(low),
         "iqm_high": float(high),
         "mean": float(scores.mean()),
@@ -236,22 +235,18 @@ def _arm(label: str, runs: list[Run], scores: Array, goal: float | None) -> dict
         "min": float(scores.min()),
         "max": float(scores.max()),
         "reached": 0 if goal is None else int(np.isfinite(times).sum()),
-        "steps_median": steps.value,
-        "steps_low": steps.low,
-        "steps_high": steps.high,
+        "steps_median": steps[0],
+        "steps_low": steps[1],
+        "steps_high": steps[2],
         "env_steps_mean": float(np.mean([run.steps for run in runs])),
         "seconds_median": float(np.nanmedian(seconds)) if np.isfinite(seconds).any() else math.nan,
         "steps_per_second_median": float(np.nanmedian(rates)) if np.isfinite(rates).any() else math.nan,
     }
 
 
-def _time_to(run: Run, goal: float) -> float:
-    return steps_to(goal, run.env_steps, run.returns)
-
-
 def _pair(a: str, b: str, x: Array, y: Array, pairs: int) -> dict[str, Any]:
     difference = paired_difference(x, y, pairs)
-    improvement = improvement_interval(x[:, None], y[:, None])
+    low, high = bootstrap_interval([x, y], probability_of_improvement)
     varied = len(x) > 1 and x.std() > 0 and y.std() > 0
     return {
         "a": a,
@@ -265,9 +260,9 @@ def _pair(a: str, b: str, x: Array, y: Array, pairs: int) -> dict[str, Any]:
         "correlation": float(np.corrcoef(x, y)[0, 1]) if varied else math.nan,
         "wins": difference.wins,
         "ties": difference.ties,
-        "improvement": improvement.value,
-        "improvement_low": improvement.low,
-        "improvement_high": improvement.high,
+        "improvement": float(probability_of_improvement(x, y)),
+        "improvement_low": float(low),
+        "improvement_high": float(high),
         "shown": difference.shown,
         "seeds_needed": difference.seeds_needed,
         "sentence": sentence(a, b, difference),
@@ -301,7 +296,7 @@ def _row(label: str, run: Run, score: float, goal: float | None) -> dict[str, An
         "final_return": float(score),
         "last_evaluation": float(run.returns[-1]) if len(run.returns) else math.nan,
         "best_evaluation": float(run.returns.max()) if len(run.returns) else math.nan,
-        "steps_to_threshold": math.nan if goal is None else _time_to(run, goal),
+        "steps_to_threshold": math.nan if goal is None else steps_to(goal, run.env_steps, run.returns),
         "env_steps": run.steps,
         "iterations": run.iterations,
         "seconds": run.seconds,
@@ -314,9 +309,7 @@ def _profile(scores: dict[str, Array]) -> Iterator[dict[str, Any]]:
     margin = 0.02 * (high - low) or 1.0
     thresholds = np.linspace(low - margin, high + margin, PROFILE_POINTS)
     for label, one in scores.items():
-        shares = performance_profile(one[:, None], thresholds)
-        lows, highs = stratified_interval(one[:, None], lambda x: performance_profile(x, thresholds), resamples=2_000)
-        for row in zip(thresholds, shares, lows, highs, strict=True):
+        for row in zip(thresholds, *performance_profile(one, thresholds), strict=True):
             yield {"arm": label} | dict(
                 zip(("threshold", "share", "share_low", "share_high"), map(float, row), strict=True)
             )
@@ -328,10 +321,10 @@ def _gradient_rows(runs: dict[str, list[Run]]) -> Iterator[dict[str, Any]]:
             found = np.array([run.gradients[name] for run in one if name in run.gradients])
             row: dict[str, Any] = {"arm": label, "estimator": name, "seeds": len(found)}
             for column, values in zip(("gradient_variance", "snr"), found.T, strict=True):
-                matrix = values[np.isfinite(values)][:, None]
-                edges = stratified_interval(matrix, interquartile_mean) if len(matrix) else (math.nan, math.nan)
-                row[column] = float(interquartile_mean(matrix)) if len(matrix) else math.nan
-                row[f"{column}_low"], row[f"{column}_high"] = map(float, edges)
+                finite = values[np.isfinite(values)]
+                row[column] = float(interquartile_mean(finite)) if len(finite) else math.nan
+                low, high = bootstrap_interval([finite], interquartile_mean, SCORE_RESAMPLES)
+                row[f"{column}_low"], row[f"{column}_high"] = float(low), float(high)
             yield row
 
 

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pgcli.report.display import duration, short
-from pgcli.report.scores import MOST_SEEDS, POWER, RESAMPLES
+from pgcli.report.statistics import MOST_SEEDS, POWER, SCORE_RESAMPLES
 
 WIDTH = 80
 TABLES = ("arms", "pairs", "runs", "profile", "gradients")
-Result = dict[str, Any]  # of `pgcli.report.comparison.report`
+Result = dict[str, Any]  # of `pgcli.studies.comparison.report`
 
 _METHOD = """\
 - **IQM**: the mean of the middle half of the seeds; its interval is the percentile bootstrap over seeds, {resamples:,}
@@ -209,7 +209,9 @@ def _method(result: Result) -> Iterator[str]:
     pairs = len(result["pairs"])
     count = "1 pair" if pairs == 1 else f"{pairs} pairs"
     yield from ("## How this is reckoned", "")
-    yield _METHOD.format(resamples=RESAMPLES, pairs=count, percent=_percent(result["confidence"]), power=100 * POWER)
+    yield _METHOD.format(
+        resamples=SCORE_RESAMPLES, pairs=count, percent=_percent(result["confidence"]), power=100 * POWER
+    )
     yield "Tables: " + ", ".join(f"[{name}.csv]({name}.csv)" for name in TABLES if result[name]) + "."
 
 
