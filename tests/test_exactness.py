@@ -24,6 +24,7 @@ from helpers import (
     autograd,
     bandit,
     config,
+    executor_for,
     flat_batch,
     learner_of,
     mapped,
@@ -53,7 +54,7 @@ from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.distributions import Bernoulli, Factorised, Gaussian, Softmax, StateDependentGaussian, TanhGaussian
 from pgcli.policies.policy import Policy
 from pgcli.policies.trajectory_outputs import ratios_along, squared_scores_along, values_along
-from pgcli.sampling.rollout import Chunks, collect_episodes
+from pgcli.sampling.episodes import collect_episodes
 
 EXACT = 1e-10
 HALF, QUARTER = Fraction(1, 2), Fraction(1, 4)
@@ -320,15 +321,15 @@ def lake_gradients(cells: dict[str, dict[str, Any]], batches: int, **algorithm: 
     values = returns_from(moves, lake_logits(), GAMMA, None)
     agents = {name: tabular_agent(lake_logits(), values, **cell) for name, cell in cells.items()}
     found: dict[str, list[Array]] = {name: [] for name in cells}
-    chunks = Chunks(settings.env)
+    executor = executor_for(settings)
     policy = next(iter(agents.values())).policy
     for iteration in range(batches):
-        batch = collect_episodes(settings, chunks, policy, iteration, lambda: None)
+        batch = collect_episodes(settings, executor, policy, iteration, lambda: None)
         batch = replace(batch, rewards=batch.rewards - COST * batch.mask)
         assert batch.truncated.any(0).double().mean() > 0.05
         for name, agent in agents.items():
             found[name].append(table_ascent(agent, batch))
-    chunks.close()
+    executor.close()
     return {name: np.stack(each) for name, each in found.items()}, moves
 
 

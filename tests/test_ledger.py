@@ -38,7 +38,9 @@ from pgcli.policies.trajectory_outputs import gradients_along
 from pgcli.records import GradientEstimate
 from pgcli.report.curves import plot
 from pgcli.runs import checkpoints
-from pgcli.sampling.rollout import Chunks, collect_episodes
+from pgcli.sampling.chunks import EnvironmentCache
+from pgcli.sampling.episodes import collect_episodes
+from pgcli.sampling.executor import ChunkExecutor
 
 EXACT = 1e-10
 
@@ -336,13 +338,13 @@ def test_on_cart_pole_the_variance_is_that_of_many_batches() -> None:
             f"diagnostics={{every: 1, shadows: [{', '.join(SAMPLED[1:])}]}}",
         ],
     )
-    chunks = Chunks(environments_of(settings))
+    executor = ChunkExecutor(EnvironmentCache(environments_of(settings)))
     try:
-        envs = chunks.environments(8)
+        envs = executor.environments.of_width(8)
         agent = build_agent(envs.observation_space, envs.action_space, settings)
-        batches = [collect_episodes(settings, chunks, agent.policy, number, lambda: None) for number in range(120)]
+        batches = [collect_episodes(settings, executor, agent.policy, number, lambda: None) for number in range(120)]
     finally:
-        chunks.close()
+        executor.close()
     told = [measure(agent, batch) for batch in batches]
     for number, name in enumerate(SAMPLED):
         one = with_estimator(agent, name)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import autograd, config, flat_batch, trajectories
+from helpers import autograd, config, executor_for, flat_batch, segment_sampler, trajectories
 from test_spaces import returns
 from torch import Tensor, nn
 
@@ -22,8 +22,7 @@ from pgcli.experiment.load import Agent
 from pgcli.policies.policy import Policy
 from pgcli.policies.recurrent import Memory, Windows, ranges
 from pgcli.policies.trajectory_outputs import log_probs_along, steps_along, values_along
-from pgcli.sampling.rollout import Chunks, collect_episodes
-from pgcli.sampling.samplers import Segments
+from pgcli.sampling.episodes import collect_episodes
 
 KINDS = ["gru", "lstm"]
 
@@ -39,7 +38,7 @@ def agent_for(kind: str, cut: int | None = None, shared: bool = True, **sections
 
 
 def policy_for(settings: Config) -> Policy:
-    envs = Chunks(settings.env).environments(1)
+    envs = executor_for(settings).environments.of_width(1)
     return build_agent(envs.observation_space, envs.action_space, settings).policy
 
 
@@ -149,13 +148,13 @@ def test_the_update_says_of_an_action_what_was_said_when_it_was_drawn(kind: str)
         rollout={"episodes": 16},
         policy={"memory": kind, "memory_size": 8, "hidden_sizes": [8]},
     )
-    chunks = Chunks(settings.env)
-    envs = chunks.environments(16)
+    executor = executor_for(settings)
+    envs = executor.environments.of_width(16)
     agent = build_agent(envs.observation_space, envs.action_space, settings)
     with torch.no_grad():
         for parameter in agent.policy.parameters():
             parameter.mul_(3)  # a policy that is far from uniform, and depends on what came before
-    batch = collect_episodes(settings, chunks, agent.policy, 0, lambda: None)
+    batch = collect_episodes(settings, executor, agent.policy, 0, lambda: None)
     actor = agent.policy.actor("sampled")
     memory, acted = actor.start(16), []
     for t in range(len(batch.mask)):
@@ -258,12 +257,12 @@ def test_a_restored_sampler_remembers_too(kind: str, chunk_size: int | None) -> 
         policy={"memory": kind, "memory_size": 6},
     )
     policy = policy_for(settings)
-    one, other = Segments(settings), Segments(settings)
+    one, other = segment_sampler(settings), segment_sampler(settings)
     for iteration in range(3):
         one.collect(policy, iteration, lambda: None)
-    state = {name: tensor.clone() for name, tensor in one.state_dict().items()}
+    state = {name: tensor.clone() for name, tensor in one.state_dict(3).items()}
     assert state["sampler.memory"].abs().max() > 0
-    assert other.load_state_dict(state, policy) == 0
+    assert other.load_state_dict(state, policy, 3) == 0
     for iteration in range(3, 6):
         ours = one.collect(policy, iteration, lambda: None).trajectories
         theirs = other.collect(policy, iteration, lambda: None).trajectories
@@ -282,7 +281,7 @@ def test_memory_is_empty_at_the_start_of_every_episode() -> None:
         policy={"memory": "gru", "memory_size": 6},
     )
     policy = policy_for(settings)
-    batch = Segments(settings).collect(policy, 0, lambda: None).trajectories
+    batch = segment_sampler(settings).collect(policy, 0, lambda: None).trajectories
     rows, windows = steps_along(policy, batch)
     assert windows is not None
     assert windows.lengths.tolist() == [8, 8, 8, 3] * 2, "episodes of eight steps, a masked row between them"
@@ -316,13 +315,13 @@ def test_while_acting_memory_starts_anew_with_every_episode(kind: str) -> None:
         policy={"memory": kind, "memory_size": 6},
     )
     policy = policy_for(settings)
-    sampler, actor = Segments(settings), policy.actor("sampled")
+    sampler, actor = segment_sampler(settings), policy.actor("sampled")
     memory = actor.start(2)
     for iteration in range(3):
         batch = sampler.collect(policy, iteration, lambda: None).trajectories
         for obs, mask in zip(batch.obs[:-1].numpy(), batch.mask.numpy(), strict=True):
             memory = np.where(mask[:, None], actor.respond(obs, np.zeros(2), memory)[1], 0)
-        assert (sampler.state_dict()["sampler.memory"].numpy() == memory).all()
+        assert (sampler.state_dict(iteration + 1)["sampler.memory"].numpy() == memory).all()
 
 
 def test_an_agent_in_a_notebook_remembers_until_it_is_reset() -> None:

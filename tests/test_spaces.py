@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import Array, config
+from helpers import Array, config, executor_for
 from tasks import ACTIONS, EPISODE_STEPS, OBSERVATIONS
 
 from pgcli.algorithm.learner import Learner, build_agent
@@ -19,8 +19,7 @@ from pgcli.experiment.load import Agent
 from pgcli.policies.observations import Encoder, Layout
 from pgcli.policies.policy import Policy
 from pgcli.records import Evaluation, Record
-from pgcli.sampling.rollout import Chunks
-from pgcli.sampling.samplers import make_sampler
+from pgcli.sampling.sampler import make_sampler
 from pgcli.training.loop import Counters, Training, train
 
 NESTED = spaces.Dict(
@@ -36,10 +35,10 @@ NESTED = spaces.Dict(
 def trained(**sections: Any) -> list[Record]:
     """Train, and give every record."""
     settings = config(**sections)
-    chunks = Chunks(settings.env)
-    envs = chunks.environments(settings.env.num_envs)
+    executor = executor_for(settings)
+    envs = executor.environments.of_width(settings.env.num_envs)
     agent = build_agent(envs.observation_space, envs.action_space, settings)
-    return list(train(Training(settings, chunks, Learner(agent), make_sampler(settings, chunks), Counters())))
+    return list(train(Training(settings, executor, Learner(agent), make_sampler(settings, executor), Counters())))
 
 
 def returns(**sections: Any) -> list[float]:
