@@ -447,16 +447,15 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Train arms side by side over the same seeds, and report what differs; what is there already is reused."""
-    from pgcli.studies.variants import compare as carry_out
-    from pgcli.studies.variants import plan
+    from pgcli.studies.variants import parse_comparison, run_comparison
 
-    comparison = plan(config, overrides, _seeds(seeds), output)
+    comparison = parse_comparison(config, overrides, _seeds(seeds), output)
     for notice in [] if quiet else comparison.notices:
         _tell(f"note: {notice}")
 
     from pgcli.studies.page import plain, table  # imports numpy: errors of the config come before
 
-    result, failures = carry_out(comparison, jobs, quiet, threshold, sys.argv[1:])
+    result, failures = run_comparison(comparison, jobs, quiet, threshold, sys.argv[1:])
     for failure in failures:
         _tell(failure.text)
     if result is not None:
