@@ -410,7 +410,7 @@ def plot(
         if output is None:
             return
 
-    from pgcli.report.curves import plot as draw
+    from pgcli.report.plots import plot as draw
 
     _show(draw(run_dirs, x.value, y, stat.value, band.value, smooth, output))
 

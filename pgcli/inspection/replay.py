@@ -6,7 +6,6 @@ checkpoint is kept or can be computed again, and of derived seeds.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -38,12 +37,13 @@ from pgcli.policies.policy import Policy
 from pgcli.report.video import DEFAULT_FPS, Episode, Frame, check_name, drawing, picture, played, write
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import is_run
-from pgcli.runs.files import storage
+from pgcli.runs.tables import read_table
 from pgcli.sampling.rollout import Ended, Rollout, chunk_ranges, episode_seed
 from pgcli.sampling.samplers import Sampler, lasting_seed, native_seed
 from pgcli.system.processes import Check
 
 Array = NDArray[Any]
+_COLUMNS = ("episode", "return", "discounted_return", "length")
 
 
 @dataclass(frozen=True)
@@ -184,21 +184,22 @@ def _find(path: Path, which: str) -> _Row:
         raise UsageError(
             f"--replay {which}: not ITERATION:EPISODE", "write it like 12:345, both as numbered in episodes.csv"
         )
-    file, there = path / "episodes.csv", list[_Row]()
-    with storage(file), file.open(newline="", encoding="utf-8") as lines:
-        try:
-            for row in csv.DictReader(lines):
-                if int(row["iteration"]) == int(iteration):
-                    told = Ended(
-                        float(row["return"]), float(row["discounted_return"]), int(row["length"]), row["ended"]
-                    )
-                    there.append(_Row(int(iteration), int(row["episode"]), told, len(there)))
-        except (KeyError, ValueError, TypeError, csv.Error) as error:
-            raise RunDirectoryError(f"{file}: damaged: {error}") from None
-    for row_ in there:
-        if row_.episode == int(episode):
-            return row_
-    hint = f"there it has {there[0].episode} to {there[-1].episode}" if there else "no episode ended in that iteration"
+    file = path / "episodes.csv"
+    table = read_table(file)
+    table = table.pick(table["iteration"] == int(iteration))
+    numbers = zip(*(table[name].tolist() for name in _COLUMNS), strict=True)
+    ended = table.words.get("ended", ("",) * table.rows)
+    try:
+        rows = [
+            _Row(int(iteration), int(number), Ended(gained, discounted, int(length), how), place)
+            for place, ((number, gained, discounted, length), how) in enumerate(zip(numbers, ended, strict=True))
+        ]
+    except ValueError as error:
+        raise RunDirectoryError(f"{file}: damaged: {error}") from None
+    for row in rows:
+        if row.episode == int(episode):
+            return row
+    hint = f"there it has {rows[0].episode} to {rows[-1].episode}" if rows else "no episode ended in that iteration"
     raise UsageError(f"{file}: iteration {int(iteration)} has no episode {int(episode)}", hint)
 
 

@@ -21,7 +21,7 @@ from pgcli.config import Config, flat, to_data
 from pgcli.errors import PgcliError
 from pgcli.experiment.run import Request
 from pgcli.records import Evaluation, Iteration, Notice, Record
-from pgcli.runs.directory import EVALUATIONS, METRICS, TIMING, evaluation_row, metrics_row
+from pgcli.runs.tables import header_of, rows_of
 
 FILMED_STEPS = 500  # of the last policy's episode, at most
 
@@ -109,7 +109,7 @@ class _Logs:
 
     def _pictures(self, folder: Path) -> Iterator[Path]:
         from pgcli.experiment.load import load
-        from pgcli.report.curves import plot
+        from pgcli.report.plots import plot
         from pgcli.report.video import film
 
         with suppress(PgcliError):  # nothing to draw yet
@@ -156,14 +156,10 @@ def _read(file: Path) -> list[dict[str, str]]:
 
 
 def _row_of(record: Iteration | Evaluation) -> Row:
+    rows = {name: dict(zip(header_of(name), rows[0], strict=True)) for name, rows in rows_of(record).items() if rows}
     if isinstance(record, Evaluation):
-        row = dict(zip(EVALUATIONS, evaluation_row(record), strict=True))
-        return Row(record.iteration, _numbers("evaluation", row), 0.0)
-    timing = record.timing
-    rate = record.steps / max(timing.collect + timing.update, 1e-9)
-    parts = (record.iteration, timing.elapsed, timing.collect, timing.update, timing.evaluate, rate)
-    values = _numbers("metrics", dict(zip(METRICS, metrics_row(record), strict=True)))
-    return Row(record.iteration, values | _numbers("timing", dict(zip(TIMING, parts, strict=True))), 0.0)
+        return Row(record.iteration, _numbers("evaluation", rows["evaluations"]), 0.0)
+    return Row(record.iteration, _numbers("metrics", rows["metrics"]) | _numbers("timing", rows["timing"]), 0.0)
 
 
 def _numbers(table: str, row: dict[str, Any]) -> dict[str, float]:

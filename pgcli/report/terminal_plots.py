@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pgcli.report.curves import NAMES, Drawing, Line, caption, read_lines, shortened, thousands, y_label
+from pgcli.report.curves import Drawing, Line, caption, read_lines, shortened, thousands, x_label, y_label
 from pgcli.system.packages import require
 
 NARROWEST, WIDEST = 40, 200  # columns
@@ -87,7 +87,7 @@ def _drawn(lines: Sequence[Line], drawing: Drawing, width: int, color: bool, asc
         figure.ruler(axis).ticks(marks, [thousands(float(f"{mark:.6g}")) for mark in marks])
     name = lines[0].label if len(lines) == 1 else f"{len(lines)} experiments"
     figure.title(shortened(f"{name}: {y_label(lines, drawing)}", width - 2))
-    figure.label(NAMES.get(drawing.x, drawing.x), "x")
+    figure.label(x_label(drawing), "x")
     text: str = figure.build().string(colorless=not color)
     rows = [row.rstrip() for row in text.rstrip("\n").split("\n")]
     return "\n".join([*rows, *(legend if len(lines) > 1 else [])])
