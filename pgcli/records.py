@@ -7,29 +7,25 @@ a label, a unit and a meaning; CSV files, plots, `show`, displays and the logs o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar, get_origin, get_type_hints
 
 Cell = str | int | float | None
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Column(Generic[R]):
-    """One column of a table, of records of type R.
+class Metric:
+    """What a number means and how it is shown; as the annotation of a field, it makes a column of it.
 
     Args:
-        name: in the file.
-        value: of a record; None leaves the cell empty.
-        help: the meaning, in a sentence.
+        help: the meaning, beyond the name.
         label, unit: on the axis of a plot; without a label, the name.
         brief: the format in a display.
-        text: the cells are words.
-        logarithmic: the numbers span powers of ten.
+        text: the values are words.
+        logarithmic: the values span powers of ten.
     """
 
-    name: str
-    value: Callable[[R], Cell]
     help: str
     label: str = ""
     unit: str = ""
@@ -37,15 +33,20 @@ class Column(Generic[R]):
     text: bool = False
     logarithmic: bool = False
 
+
+@dataclass(frozen=True)
+class Column(Generic[R]):
+    """One column of a table: its name in the file, and its value in a record of type R; None leaves the cell empty."""
+
+    name: str
+    value: Callable[[R], Cell]
+    metric: Metric
+
     @property
     def axis(self) -> str:
         """The words on an axis."""
-        return (self.label or self.name.replace("_", " ")) + (f" ({self.unit})" if self.unit else "")
-
-
-def _metric(help: str, label: str = "", **more: Any) -> dict[str, Any]:
-    """Return the metadata of a field that becomes a `Column`."""
-    return {"help": help, "label": label, **more}
+        unit = f" ({self.metric.unit})" if self.metric.unit else ""
+        return (self.metric.label or self.name.replace("_", " ")) + unit
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,12 @@ class Sample:
     """Statistics of a sample of returns, in reward units. One value has no spread: None, not nan."""
 
     n: int
-    mean: float = field(metadata=_metric("mean return", "mean return"))
-    standard_error: float | None = field(
-        metadata=_metric("standard deviation / √n; empty for one episode", "standard error of the mean return")
-    )
-    standard_deviation: float | None = field(
-        metadata=_metric("with n - 1; empty for one episode", "standard deviation of the return")
-    )
-    median: float = field(metadata=_metric("median return", "median return"))
-    min: float = field(metadata=_metric("smallest return", "smallest return"))
-    max: float = field(metadata=_metric("largest return", "largest return"))
+    mean: Annotated[float, Metric("over episodes", "mean return")]
+    standard_error: Annotated[float | None, Metric("standard deviation / √n", "standard error of the mean return")]
+    standard_deviation: Annotated[float | None, Metric("with n - 1", "standard deviation of the return")]
+    median: Annotated[float, Metric("over episodes", "median return")]
+    min: Annotated[float, Metric("over episodes", "smallest return")]
+    max: Annotated[float, Metric("over episodes", "largest return")]
 
 
 @dataclass(frozen=True)
@@ -76,41 +73,30 @@ class Episode:
     ended: str
 
 
+def _of_gradient(help: str, label: str) -> Metric:
+    return Metric(help, label, logarithmic=True)
+
+
 @dataclass(frozen=True)
 class GradientEstimate:
-    """The variance of an estimator, measured on an iteration's trajectories; None where it is undefined."""
+    """The variance of an estimator, measured on an iteration's trajectories; None where it is undefined.
 
-    estimator: str = field(metadata=_metric("RETURNS+BASELINE; the config's own comes first", text=True))
-    trajectories: int = field(metadata=_metric("number of trajectories N"))
-    gradient_norm: float | None = field(
-        metadata=_metric("norm of the batch's estimate", "norm of the gradient estimate", logarithmic=True)
-    )
-    gradient_variance: float | None = field(
-        metadata=_metric(
-            "trace of the estimate's covariance, in squared units of the gradient",
-            "variance of the gradient estimate",
-            logarithmic=True,
-        )
-    )
-    trajectory_variance: float | None = field(
-        metadata=_metric("the same of one trajectory", "variance of one trajectory's gradient", logarithmic=True)
-    )
-    snr: float | None = field(
-        metadata=_metric(
-            "squared norm of the true gradient over gradient_variance; below 0, the signal is lost in the noise",
-            "signal-to-noise ratio of the gradient",
-            logarithmic=True,
-        )
-    )
-    trajectories_for_snr_1: float | None = field(
-        metadata=_metric("N / snr", "trajectories for a signal-to-noise ratio of 1", logarithmic=True)
-    )
-    variance_removed: float | None = field(
-        metadata=_metric("by the baseline, a share", "share of the variance that the baseline removes")
-    )
-    cosine: float | None = field(
-        metadata=_metric("between this estimate and the config's own", "cosine with the gradient that was taken")
-    )
+    snr is the squared norm of the true gradient over gradient_variance. Below 0, the noise hides the signal.
+    """
+
+    estimator: Annotated[str, Metric("RETURNS+BASELINE; the config's own comes first", text=True)]
+    trajectories: Annotated[int, Metric("their number N")]
+    gradient_norm: Annotated[float | None, _of_gradient("|g|", "norm of the gradient estimate")]
+    gradient_variance: Annotated[float | None, _of_gradient("v = tr Cov[g]", "variance of the gradient estimate")]
+    trajectory_variance: Annotated[float | None, _of_gradient("N v", "variance of one trajectory's gradient")]
+    snr: Annotated[float | None, _of_gradient("(|g|² - v) / v", "signal-to-noise ratio of the gradient")]
+    trajectories_for_snr_1: Annotated[
+        float | None, _of_gradient("N / snr", "trajectories for a signal-to-noise ratio of 1")
+    ]
+    variance_removed: Annotated[
+        float | None, Metric("1 - v(A) / v(G)", "share of the variance that the baseline removes")
+    ]
+    cosine: Annotated[float | None, Metric("g · g_own / (|g| |g_own|)", "cosine with the gradient that was taken")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,38 +106,26 @@ class Update:
     Each is measured before the optimizer step that it leads to, so one step on fresh data has approx_kl 0.
     """
 
-    policy_loss: float | None = field(metadata=_metric("empty if the gradient is computed by the user's code"))
-    value_loss: float | None = field(default=None, metadata=_metric("loss of the value function", brief="loss {:.3g}"))
-    entropy: float = field(
-        metadata=_metric("mean over steps", "entropy of the policy", unit="nats", brief="entropy {:.3f}")
+    policy_loss: Annotated[float | None, Metric("None if the user's code computes the gradient")]
+    value_loss: Annotated[float | None, Metric("of the value function", brief="loss {:.3g}")] = None
+    entropy: Annotated[float, Metric("mean over steps", "entropy of the policy", "nats", "entropy {:.3f}")]
+    approx_kl: Annotated[float | None, Metric("KL(μ‖π), by k3", "approximate KL divergence", "nats", "KL {:.2g}")] = (
+        None
     )
-    approx_kl: float | None = field(
-        default=None,
-        metadata=_metric("KL(μ‖π), by k3", "approximate KL divergence", unit="nats", brief="KL {:.2g}"),
-    )
-    clip_fraction: float | None = field(
-        default=None, metadata=_metric("share of the steps whose ratio is clipped", brief="clipped {:.0%}")
-    )
-    effective_sample_size: float | None = field(default=None, metadata=_metric("(Σ ρ)² / Σ ρ², in steps"))
-    explained_variance: float | None = field(
-        default=None,
-        metadata=_metric("1 - Var[G - V] / Var[G], by V before the update", brief="explained variance {:.2f}"),
-    )
-    grad_norm: float = field(
-        metadata=_metric("of all parameters, before clipping", "gradient norm", brief="gradient norm {:.3g}")
-    )
-    learning_rate: float = field(metadata=_metric("of the policy"))
-    update_epochs: int = field(default=1, metadata=_metric("epochs; target_kl may cut the last one short"))
-    clip_range: float | None = field(default=None, metadata=_metric("ε of the clipped objective"))
-    entropy_coef: float | None = field(default=None, metadata=_metric("weight of the entropy bonus"))
-    zero_variance_groups: int | None = field(default=None, metadata=_metric("groups whose returns are all equal"))
-    return_scale: float | None = field(default=None, metadata=_metric("divisor of the rewards"))
-    action_standard_deviation: float | None = field(
-        default=None, metadata=_metric("σ of a Gaussian policy, mean over the entries of an action")
-    )
-    action_clip_fraction: float | None = field(
-        default=None, metadata=_metric("share of action entries that are clipped to the bounds")
-    )
+    clip_fraction: Annotated[float | None, Metric("of the steps", brief="clipped {:.0%}")] = None
+    effective_sample_size: Annotated[float | None, Metric("(Σ ρ)² / Σ ρ², in steps")] = None
+    explained_variance: Annotated[
+        float | None, Metric("1 - Var[G - V] / Var[G], before the update", brief="explained variance {:.2f}")
+    ] = None
+    grad_norm: Annotated[float, Metric("before clipping", "gradient norm", brief="gradient norm {:.3g}")]
+    learning_rate: Annotated[float, Metric("of the policy")]
+    update_epochs: Annotated[int, Metric("target_kl may cut the last one short")] = 1
+    clip_range: Annotated[float | None, Metric("ε of the clipped objective")] = None
+    entropy_coef: Annotated[float | None, Metric("weight of the entropy bonus")] = None
+    zero_variance_groups: Annotated[int | None, Metric("groups whose returns are all equal")] = None
+    return_scale: Annotated[float | None, Metric("divisor of the rewards")] = None
+    action_standard_deviation: Annotated[float | None, Metric("σ, mean over the entries of an action")] = None
+    action_clip_fraction: Annotated[float | None, Metric("of the entries of the actions")] = None
     gradients: Sequence[GradientEstimate] = ()  # the config's own first; empty unless they were measured
 
 
@@ -181,6 +155,11 @@ class Iteration:
     timing: Timing
     progress: float
 
+    @property
+    def steps_per_second(self) -> float:
+        """Environment steps per second of collecting and updating."""
+        return self.steps / max(self.timing.collect + self.timing.update, 1e-9)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -207,69 +186,67 @@ Record = Iteration | Evaluation | Notice
 
 def _metrics(kind: type, of: Callable[[R], object], prefix: str = "", names: Sequence[str] = ()) -> Iterator[Column[R]]:
     """Yield the columns of the fields of `kind`, or of those in `names`; `of` finds the object in a record."""
-    declared = {one.name: one.metadata for one in fields(kind) if one.metadata}
+    hints = get_type_hints(kind, include_extras=True)
+    metrics = {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
 
     def value(name: str) -> Callable[[R], Any]:
         return lambda record: getattr(of(record), name, None)
 
-    for name in names or declared:
-        yield Column(f"{prefix}{name}", value(name), **declared[name])
+    for name in names or metrics:
+        yield Column(f"{prefix}{name}", value(name), metrics[name])
 
 
 def _returns(of: Callable[[R], Sample | None], *names: str) -> Iterator[Column[R]]:
     return _metrics(Sample, of, "return_", names)
 
 
-_ITERATION, _ENV_STEPS = "number of the iteration, from 0", "environment steps so far, this iteration included"
-_UPDATES = "number of updates made before; 0: the untrained policy"
-_STEPS, _LENGTH, _DISCOUNTED = "environment steps", "mean length in steps", "mean discounted return"
+_ITERATION = Metric("from 0; of an evaluation, the number of updates before it")
+_ENV_STEPS = Metric("so far, an iteration's own included", "environment steps")
+_LENGTH = Metric("of the episodes", "mean length in steps")
+_DISCOUNTED = Metric("from each reset", "mean discounted return")
 
 METRICS: tuple[Column[Iteration], ...] = (
-    Column("iteration", lambda record: record.iteration, _ITERATION),
-    Column("env_steps", lambda record: record.env_steps, _ENV_STEPS, _STEPS),
-    Column("episodes", lambda record: record.episode_count, "episodes ended so far"),
-    *_returns(lambda record: record.returns, "mean", "standard_error", "standard_deviation", "min", "max"),
-    Column("length_mean", lambda record: record.length_mean, "of the episodes that ended", _LENGTH),
-    Column("discounted_return_mean", lambda record: record.discounted_return_mean, "from each reset", _DISCOUNTED),
-    *_metrics(Update, lambda record: record.update),
+    Column("iteration", lambda it: it.iteration, _ITERATION),
+    Column("env_steps", lambda it: it.env_steps, _ENV_STEPS),
+    Column("episodes", lambda it: it.episode_count, Metric("ended so far")),
+    *_returns(lambda it: it.returns, "mean", "standard_error", "standard_deviation", "min", "max"),
+    Column("length_mean", lambda it: it.length_mean, _LENGTH),
+    Column("discounted_return_mean", lambda it: it.discounted_return_mean, _DISCOUNTED),
+    *_metrics(Update, lambda it: it.update),
 )
 TIMING: tuple[Column[Iteration], ...] = (
-    Column("iteration", lambda record: record.iteration, _ITERATION),
-    Column("elapsed_seconds", lambda record: record.timing.elapsed, "since the run began", "seconds of training"),
-    Column("collect_seconds", lambda record: record.timing.collect, "of collecting"),
-    Column("update_seconds", lambda record: record.timing.update, "of the update"),
-    Column("evaluate_seconds", lambda record: record.timing.evaluate, "of the evaluation before the iteration"),
-    Column(
-        "steps_per_second",
-        lambda record: record.steps / max(record.timing.collect + record.timing.update, 1e-9),
-        "environment steps per second of collecting and updating",
-    ),
+    Column("iteration", lambda it: it.iteration, _ITERATION),
+    Column("elapsed_seconds", lambda it: it.timing.elapsed, Metric("since the run began", "seconds of training")),
+    Column("collect_seconds", lambda it: it.timing.collect, Metric("of this iteration")),
+    Column("update_seconds", lambda it: it.timing.update, Metric("of this iteration")),
+    Column("evaluate_seconds", lambda it: it.timing.evaluate, Metric("of the evaluation before this iteration")),
+    Column("steps_per_second", lambda it: it.steps_per_second, Metric("of collecting and updating")),
 )
 EVALUATIONS: tuple[Column[Evaluation], ...] = (
-    Column("iteration", lambda record: record.iteration, _UPDATES),
-    Column("env_steps", lambda record: record.env_steps, "environment steps made before", _STEPS),
-    Column("mode", lambda record: record.mode, "sampled or greedy", text=True),
-    Column("evaluation_episodes", lambda record: record.returns.n, "number of episodes"),
-    *_returns(lambda record: record.returns, "mean", "standard_error", "standard_deviation"),
-    Column("length_mean", lambda record: record.length_mean, "of the episodes", _LENGTH),
-    *_returns(lambda record: record.returns, "median", "min", "max"),
-    Column("discounted_return_mean", lambda record: record.discounted_return_mean, "from each reset", _DISCOUNTED),
+    Column("iteration", lambda it: it.iteration, _ITERATION),
+    Column("env_steps", lambda it: it.env_steps, _ENV_STEPS),
+    Column("mode", lambda it: it.mode, Metric("sampled or greedy", text=True)),
+    Column("evaluation_episodes", lambda it: it.returns.n, Metric("their number")),
+    *_returns(lambda it: it.returns, "mean", "standard_error", "standard_deviation"),
+    Column("length_mean", lambda it: it.length_mean, _LENGTH),
+    *_returns(lambda it: it.returns, "median", "min", "max"),
+    Column("discounted_return_mean", lambda it: it.discounted_return_mean, _DISCOUNTED),
 )
 EPISODES: tuple[Column[tuple[Iteration, Episode]], ...] = (
     Column("iteration", lambda row: row[0].iteration, _ITERATION),
-    Column("episode", lambda row: row[1].episode, "number of the episode, from 0"),
-    Column("return", lambda row: row[1].episode_return, "sum of the rewards"),
-    Column("discounted_return", lambda row: row[1].discounted_return, "Σ γ^t r_t from the reset"),
-    Column("length", lambda row: row[1].length, "steps"),
-    Column("ended", lambda row: row[1].ended, "terminated, truncated or horizon", text=True),
+    Column("episode", lambda row: row[1].episode, Metric("from 0")),
+    Column("return", lambda row: row[1].episode_return, Metric("sum of the rewards")),
+    Column("discounted_return", lambda row: row[1].discounted_return, Metric("Σ γ^t r_t from the reset")),
+    Column("length", lambda row: row[1].length, Metric("in steps")),
+    Column("ended", lambda row: row[1].ended, Metric("terminated, truncated or horizon", text=True)),
 )
 GRADIENTS: tuple[Column[tuple[Iteration, GradientEstimate]], ...] = (
     Column("iteration", lambda row: row[0].iteration, _ITERATION),
-    Column("env_steps", lambda row: row[0].env_steps, _ENV_STEPS, _STEPS),
+    Column("env_steps", lambda row: row[0].env_steps, _ENV_STEPS),
     *_metrics(GradientEstimate, lambda row: row[1]),
 )
 COLUMNS: dict[str, Column[Any]] = {
-    column.name: column for table in (TIMING, EPISODES, GRADIENTS, EVALUATIONS, METRICS) for column in table
+    column.name: column for table in (METRICS, TIMING, EVALUATIONS, EPISODES, GRADIENTS) for column in table
 }
 
 
@@ -280,5 +257,5 @@ def axis(name: str) -> str:
 
 def brief(update: Update, *names: str) -> list[str]:
     """Write metrics of an update for a display, without those that do not apply."""
-    values = ((COLUMNS[name], getattr(update, name)) for name in names)
-    return [column.brief.format(value).replace("%", " %") for column, value in values if value is not None]
+    values = ((COLUMNS[name].metric.brief, getattr(update, name)) for name in names)
+    return [form.format(value).replace("%", " %") for form, value in values if value is not None]

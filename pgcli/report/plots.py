@@ -100,7 +100,7 @@ def _as_figure(lines: Sequence[Line], drawing: Drawing, suffix: str) -> bytes:
         threshold = _threshold(lines) if drawing.column in _RETURNS else None
         if threshold is not None:
             _draw_threshold(axes, threshold)
-        if drawing.column in COLUMNS and COLUMNS[drawing.column].logarithmic and _positive(lines):
+        if drawing.column in COLUMNS and COLUMNS[drawing.column].metric.logarithmic and _positive(lines):
             axes.set_yscale("log")
         axes.margins(x=0.01)
         axes.set_xlabel(x_label(drawing))

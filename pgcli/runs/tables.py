@@ -78,11 +78,9 @@ def _row(columns: Sequence[Column[Any]], record: object) -> Row:
 
 
 def as_csv(rows: Iterable[Sequence[Cell]]) -> str:
-    """Write rows as lines of CSV: floats so that they read back exactly, an empty cell for None."""
+    """Write rows as lines of CSV: floats by `repr`, which reads back exactly, and None as an empty cell."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(
-        [repr(cell) if isinstance(cell, float) else cell for cell in row] for row in rows
-    )
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
@@ -184,7 +182,9 @@ def read_table(
                     return Table(path, header)
                 raise RunDirectoryError(f"{path}: does not begin with the names of its columns", hint)
             wanted = {*header} if as_text else {"iteration", *columns}
-            texts = {name: as_text or (name in COLUMNS and COLUMNS[name].text) for name in header if name in wanted}
+            texts = {
+                name: as_text or (name in COLUMNS and COLUMNS[name].metric.text) for name in header if name in wanted
+            }
             parts = {name: [] for name in texts}
             while block := file.read(_BLOCK):
                 lines, end, rest = (rest + block).rpartition(b"\n")
