@@ -7,10 +7,11 @@ a label, a unit and a meaning; CSV files, plots, `show`, displays and the logs o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Generic, TypeVar, get_origin, get_type_hints
 
 Cell = str | int | float | None
+Number = float | None
 R = TypeVar("R")
 
 
@@ -55,8 +56,8 @@ class Sample:
 
     n: int
     mean: Annotated[float, Metric("over episodes", "mean return")]
-    standard_error: Annotated[float | None, Metric("standard deviation / √n", "standard error of the mean return")]
-    standard_deviation: Annotated[float | None, Metric("with n - 1", "standard deviation of the return")]
+    standard_error: Annotated[Number, Metric("standard deviation / √n", "standard error of the mean return")]
+    standard_deviation: Annotated[Number, Metric("with n - 1", "standard deviation of the return")]
     median: Annotated[float, Metric("over episodes", "median return")]
     min: Annotated[float, Metric("over episodes", "smallest return")]
     max: Annotated[float, Metric("over episodes", "largest return")]
@@ -73,7 +74,7 @@ class Episode:
     ended: str
 
 
-def _of_gradient(help: str, label: str) -> Metric:
+def _wide(help: str, label: str) -> Metric:
     return Metric(help, label, logarithmic=True)
 
 
@@ -86,17 +87,13 @@ class GradientEstimate:
 
     estimator: Annotated[str, Metric("RETURNS+BASELINE; the config's own comes first", text=True)]
     trajectories: Annotated[int, Metric("their number N")]
-    gradient_norm: Annotated[float | None, _of_gradient("|g|", "norm of the gradient estimate")]
-    gradient_variance: Annotated[float | None, _of_gradient("v = tr Cov[g]", "variance of the gradient estimate")]
-    trajectory_variance: Annotated[float | None, _of_gradient("N v", "variance of one trajectory's gradient")]
-    snr: Annotated[float | None, _of_gradient("(|g|² - v) / v", "signal-to-noise ratio of the gradient")]
-    trajectories_for_snr_1: Annotated[
-        float | None, _of_gradient("N / snr", "trajectories for a signal-to-noise ratio of 1")
-    ]
-    variance_removed: Annotated[
-        float | None, Metric("1 - v(A) / v(G)", "share of the variance that the baseline removes")
-    ]
-    cosine: Annotated[float | None, Metric("g · g_own / (|g| |g_own|)", "cosine with the gradient that was taken")]
+    gradient_norm: Annotated[Number, _wide("|g|", "norm of the gradient estimate")]
+    gradient_variance: Annotated[Number, _wide("v = tr Cov[g]", "variance of the gradient estimate")]
+    trajectory_variance: Annotated[Number, _wide("N v", "variance of one trajectory's gradient")]
+    snr: Annotated[Number, _wide("(|g|² - v) / v", "signal-to-noise ratio of the gradient")]
+    trajectories_for_snr_1: Annotated[Number, _wide("N / snr", "trajectories for a signal-to-noise ratio of 1")]
+    variance_removed: Annotated[Number, Metric("1 - v(A) / v(G)", "share of the variance that the baseline removes")]
+    cosine: Annotated[Number, Metric("g · g_own / (|g| |g_own|)", "cosine with the gradient that was taken")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,27 +103,29 @@ class Update:
     Each is measured before the optimizer step that it leads to, so one step on fresh data has approx_kl 0.
     """
 
-    policy_loss: Annotated[float | None, Metric("None if the user's code computes the gradient")]
-    value_loss: Annotated[float | None, Metric("of the value function", brief="loss {:.3g}")] = None
-    entropy: Annotated[float, Metric("mean over steps", "entropy of the policy", "nats", "entropy {:.3f}")]
-    approx_kl: Annotated[float | None, Metric("KL(μ‖π), by k3", "approximate KL divergence", "nats", "KL {:.2g}")] = (
-        None
-    )
-    clip_fraction: Annotated[float | None, Metric("of the steps", brief="clipped {:.0%}")] = None
-    effective_sample_size: Annotated[float | None, Metric("(Σ ρ)² / Σ ρ², in steps")] = None
+    policy_loss: Annotated[Number, Metric("None if the user's code computes the gradient")] = None
+    value_loss: Annotated[Number, Metric("of the value function", brief="loss {:.3g}")] = None
+    entropy: Annotated[Number, Metric("mean over steps", "entropy of the policy", "nats", "entropy {:.3f}")] = None
+    approx_kl: Annotated[Number, Metric("KL(μ‖π), by k3", "approximate KL divergence", "nats", "KL {:.2g}")] = None
+    clip_fraction: Annotated[Number, Metric("of the steps", brief="clipped {:.0%}")] = None
+    effective_sample_size: Annotated[Number, Metric("(Σ ρ)² / Σ ρ², in steps")] = None
     explained_variance: Annotated[
-        float | None, Metric("1 - Var[G - V] / Var[G], before the update", brief="explained variance {:.2f}")
+        Number, Metric("1 - Var[G - V] / Var[G], before the update", brief="explained variance {:.2f}")
     ] = None
-    grad_norm: Annotated[float, Metric("before clipping", "gradient norm", brief="gradient norm {:.3g}")]
-    learning_rate: Annotated[float, Metric("of the policy")]
-    update_epochs: Annotated[int, Metric("target_kl may cut the last one short")] = 1
-    clip_range: Annotated[float | None, Metric("ε of the clipped objective")] = None
-    entropy_coef: Annotated[float | None, Metric("weight of the entropy bonus")] = None
+    grad_norm: Annotated[Number, Metric("before clipping", "gradient norm", brief="gradient norm {:.3g}")] = None
+    learning_rate: Annotated[Number, Metric("of the policy")] = None
+    update_epochs: Annotated[int | None, Metric("target_kl may cut the last one short")] = None
+    clip_range: Annotated[Number, Metric("ε of the clipped objective")] = None
+    entropy_coef: Annotated[Number, Metric("weight of the entropy bonus")] = None
     zero_variance_groups: Annotated[int | None, Metric("groups whose returns are all equal")] = None
-    return_scale: Annotated[float | None, Metric("divisor of the rewards")] = None
-    action_standard_deviation: Annotated[float | None, Metric("σ, mean over the entries of an action")] = None
-    action_clip_fraction: Annotated[float | None, Metric("of the entries of the actions")] = None
+    return_scale: Annotated[Number, Metric("divisor of the rewards")] = None
+    action_standard_deviation: Annotated[Number, Metric("σ, mean over the entries of an action")] = None
+    action_clip_fraction: Annotated[Number, Metric("of the entries of the actions")] = None
     gradients: Sequence[GradientEstimate] = ()  # the config's own first; empty unless they were measured
+
+    def __or__(self, other: Update) -> Update:
+        """Return this record completed by the metrics that `other` has."""
+        return replace(self, **{name: x for name, x in vars(other).items() if x is not None})
 
 
 @dataclass(frozen=True)

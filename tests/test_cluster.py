@@ -24,9 +24,11 @@ from test_workers import EPISODES, SEGMENTS, SHORT, THREE, digests, run
 
 from pgcli.config import load_config
 from pgcli.errors import EnvironmentFailure, RunDirectoryError, UsageError
+from pgcli.experiment.build import build_learner, environments_of, worker_pool
 from pgcli.experiment.cluster import _Remote
 from pgcli.experiment.jobs import run_all
-from pgcli.experiment.run import Outcome, Request, build_agent, check_request, crew_of, environments_of
+from pgcli.experiment.recorder import Outcome
+from pgcli.experiment.run import Request, check_request
 from pgcli.records import Iteration, Record
 from pgcli.report.logs import logged
 from pgcli.sampling import ray_pool as actors
@@ -348,15 +350,15 @@ def test_auto_is_a_core_and_a_chunk_for_each(cores: int, chunks: int, native: bo
 def automatic_crew(share: int, *words: str) -> Workers | None:
     config = load_config(words[0], [*words[1:], "sampling.workers=auto"])
     chunks = Chunks(environments_of(config))
-    build_agent(config, chunks)
-    crew = crew_of(config, chunks, share, lambda: None)
+    build_learner(config, chunks)
+    crew = worker_pool(config, chunks, share, lambda: None)
     chunks.close()
     assert crew is None or isinstance(crew, Workers)
     return crew
 
 
 def test_auto_looks_at_cores_chunks_and_the_vector_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgcli.experiment.run.cores", lambda: 4)
+    monkeypatch.setattr("pgcli.experiment.build.cores", lambda: 4)
     eight = ("env.num_envs=8", "env.chunk_size=1", "rollout.episodes=8")
     crew = automatic_crew(1, "acrobot/baseline", *eight)
     assert crew is not None

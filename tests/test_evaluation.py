@@ -10,16 +10,16 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from helpers import Counting, config
+from helpers import Counting, config, learner_of
 
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.learner import build_agent
 from pgcli.config.schema import Config
 from pgcli.records import Evaluation, Iteration, Record
 from pgcli.sampling.rollout import Chunks
 from pgcli.sampling.samplers import make_sampler
 from pgcli.seeding import Purpose, derived_seed
 from pgcli.training.evaluation import Episodes, evaluate, sample
-from pgcli.training.loop import Counters, train
+from pgcli.training.loop import Counters, Training, train
 
 TEST = (Purpose.TEST_RESET, Purpose.TEST_ACT)
 
@@ -35,7 +35,7 @@ def measured(
     settings = config(env={"num_envs": 4} | env, policy={"hidden_sizes": [4]})
     chunks = Chunks(settings.env)
     one = chunks.environments(1)
-    policy = PolicyGradient(one.observation_space, one.action_space, settings).policy
+    policy = build_agent(one.observation_space, one.action_space, settings).policy
     return evaluate(policy, chunks, episodes, mode, gamma, horizon, seed, TEST)
 
 
@@ -109,8 +109,8 @@ def trained(**sections: Any) -> tuple[list[Record], dict[str, torch.Tensor]]:
     settings: Config = config(**sections)
     chunks = Chunks(settings.env)
     one = chunks.environments(1)
-    agent = PolicyGradient(one.observation_space, one.action_space, settings)
-    records = list(train(settings, agent, chunks, make_sampler(settings, chunks), Counters()))
+    agent = learner_of(one.observation_space, one.action_space, settings)
+    records = list(train(Training(settings, chunks, agent, make_sampler(settings, chunks), Counters())))
     return records, agent.state_dict()
 
 

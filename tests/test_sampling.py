@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import Array, Counting, config, mapped
 
+from pgcli.algorithm.learner import build_agent
 from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.config.schema import Config
 from pgcli.environments.forms import Environments, NativeEnvironments, SingleEnvironments, make, make_environments
@@ -36,7 +37,7 @@ def counting(episodes: int = 10, horizon: int | None = None, **env: Any) -> Conf
 
 def agent_for(settings: Config, chunks: Chunks) -> PolicyGradient:
     one = chunks.environments(1)
-    return PolicyGradient(one.observation_space, one.action_space, settings)
+    return build_agent(one.observation_space, one.action_space, settings)
 
 
 def collect(settings: Config, iteration: int = 0, chunks: Chunks | None = None) -> Trajectories:

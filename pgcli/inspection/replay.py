@@ -30,9 +30,10 @@ from pgcli.environments.forms import (
     make_lasting,
 )
 from pgcli.errors import EnvironmentFailure, PgcliError, RunDirectoryError, UsageError
+from pgcli.experiment.build import environments_of
 from pgcli.experiment.load import refuse_foreign_modules
-from pgcli.experiment.repeat import Repetition, changed_iterations, follows_the_clock, repeated
-from pgcli.experiment.run import environments_of, has_constant_schedules, stored_config
+from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated
+from pgcli.experiment.resume import has_constant_schedules, stored_config
 from pgcli.policies.policy import Policy
 from pgcli.report.video import DEFAULT_FPS, Episode, Frame, check_name, drawing, picture, played, write
 from pgcli.runs import checkpoints
@@ -41,6 +42,7 @@ from pgcli.runs.tables import read_table
 from pgcli.sampling.rollout import Ended, Rollout, chunk_ranges, episode_seed
 from pgcli.sampling.samplers import Sampler, lasting_seed, native_seed
 from pgcli.system.processes import Check
+from pgcli.training.loop import Training, train
 
 Array = NDArray[Any]
 _COLUMNS = ("episode", "return", "discounted_return", "length")
@@ -74,19 +76,15 @@ class _Recorder:
 
     def collect(self, policy: Policy, iteration: int, check: Check) -> Rollout:
         """Collect, and keep it."""
-        before = self.sampler.state_dict() if iteration >= self.first else {}
+        before = self.sampler.state_dict(iteration) if iteration >= self.first else {}
         rollout = self.sampler.collect(policy, iteration, check)
         if iteration >= self.first:
             self.collected[iteration] = _Collected(before, rollout)
         return rollout
 
-    def take_back(self) -> None:
+    def state_dict(self, iteration: int) -> dict[str, Tensor]:
         """Do what the sampler does."""
-        self.sampler.take_back()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Do what the sampler does."""
-        return self.sampler.state_dict()
+        return self.sampler.state_dict(iteration)
 
     def load_state_dict(self, tensors: dict[str, Tensor], policy: Policy) -> int:
         """Do what the sampler does."""
@@ -124,11 +122,11 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
         native = isinstance(envs, NativeEnvironments)
     first = _first_iteration(config, row) if native else row.iteration
     file, config = _start(path, config, first, row.iteration)
-    with repeated(path, config, file) as run:
+    with repeated(path, config, file) as (run, lost):
         origin = file.name if file else "the start of the run"
-        if run.lost:
+        if lost:
             raise EnvironmentFailure(
-                f"{run.lost} environments do not come back to where {origin} left them: nothing can be replayed from it"
+                f"{lost} environments do not come back to where {origin} left them: nothing can be replayed from it"
             )
         begun = run.counters.iteration
         tell(f"iteration {row.iteration} from {origin}, with {row.iteration - begun} iterations computed again before")
@@ -154,7 +152,7 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
         "repeated_iterations": row.iteration - begun,
     }
     if played_again == row.told and video is not None:
-        _film(config, run.agent.policy, collected, row, native, video)
+        _film(config, run.learner.policy, collected, row, native, video)
         result["video"] = str(video)
     return result
 
@@ -254,16 +252,16 @@ def _as_of(config: Config, at: int, iteration: int) -> Config:
     return override(config, quiet)
 
 
-def _repeat(run: Repetition, first: int, iteration: int) -> dict[int, _Collected]:
+def _repeat(run: Training, first: int, iteration: int) -> dict[int, _Collected]:
     """Go on to `iteration` and collect it; give what was collected from `first` on."""
     recorder = _Recorder(run.sampler, first)
     run.sampler = recorder
     if run.counters.iteration < iteration:
-        for _ in run.records():
+        for _ in train(run):
             if run.counters.iteration == iteration:
                 break
     torch.set_num_threads(run.config.training.threads)
-    recorder.collect(run.agent.policy, iteration, lambda: None)
+    recorder.collect(run.learner.policy, iteration, lambda: None)
     return recorder.collected
 
 

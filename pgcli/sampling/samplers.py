@@ -48,11 +48,8 @@ class Sampler(Protocol):
         Raises: EnvironmentFailure.
         """
 
-    def take_back(self) -> None:
-        """Let the state be that of before the last `collect`, whose iteration will not be completed."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Give the state after the last iteration, as tensors named `sampler.…`."""
+    def state_dict(self, iteration: int) -> dict[str, Tensor]:
+        """Return the state before `iteration`, the last one collected or the next, as tensors named `sampler.…`."""
 
     def load_state_dict(self, tensors: dict[str, Tensor], policy: Policy) -> int:
         """Put back what `state_dict` gave; say how many environments could not be brought back to where they were.
@@ -82,11 +79,8 @@ class Episodes:
         trajectories = collect_episodes(self._config, self._chunks, policy, iteration, check)
         return Rollout(trajectories, ended_episodes(trajectories, self._config.algorithm.gamma))
 
-    def take_back(self) -> None:
-        """Do nothing."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Give nothing."""
+    def state_dict(self, iteration: int) -> dict[str, Tensor]:
+        """Return nothing."""
         return {}
 
     def load_state_dict(self, tensors: dict[str, Tensor], policy: Policy) -> int:
@@ -320,6 +314,7 @@ class Segments:
             self._environments = [shown[len(chunk)] for chunk in self._chunks]
         self._states: list[_Columns] | None = None  # after the last iteration, one per chunk
         self._before: list[_Columns] | None = None  # after the one before it
+        self._collected = -1  # the last iteration
         self._at: list[tuple[object, _Columns]] = []  # the worker that has a chunk, and the state in which it has it
 
     def collect(self, policy: Policy, iteration: int, check: Check) -> Rollout:
@@ -335,6 +330,7 @@ class Segments:
         else:
             segments, self.lost = self._in_workers(self._workers, self._states, policy, iteration, check)
             self._at = [(self._workers.of(n), segment[2]) for n, segment in enumerate(segments)]
+        self._collected = iteration
         self._before, self._states = self._states, [then for _, _, then in segments]
         return Rollout(
             pad_columns([part for part, _, _ in segments]), [one for _, ended, _ in segments for one in ended]
@@ -353,22 +349,19 @@ class Segments:
         done = workers.run(policy, len(self._chunks), task, check)
         return [result for result, _ in done], sum(lost for _, lost in done)
 
-    def take_back(self) -> None:
-        """Let the state be that of before the last `collect`; the simulators have gone on, and are of no use then."""
-        self._states = self._before
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Give where the environments are, and what it takes to bring them there."""
-        if self._states is None:
+    def state_dict(self, iteration: int) -> dict[str, Tensor]:
+        """Return where the environments are before `iteration`, and what it takes to bring them there."""
+        states = self._before if iteration == self._collected else self._states
+        if states is None:
             return {}
         arrays = {
-            name: np.concatenate([getattr(state, name) for state in self._states])
+            name: np.concatenate([getattr(state, name) for state in states])
             for name in ("episode", "over", "obs", "lengths", "returns", "discounted", "memory")
         }
         if not arrays["memory"].size:
             del arrays["memory"]
         actions = list[Array]()
-        for number, state in enumerate(self._states):
+        for number, state in enumerate(states):
             if isinstance(state.way, dict):
                 arrays |= {f"{number}.{name}": array for name, array in state.way.items()}
             else:

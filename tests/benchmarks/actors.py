@@ -20,7 +20,7 @@ from pgcli.config import load_config
 from pgcli.config.schema import Config
 from pgcli.errors import PgcliError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
-from pgcli.experiment.run import build_agent, columns_of, environments_of
+from pgcli.experiment.build import build_learner, columns_of, environments_of
 from pgcli.policies.policy import Policy, parameters_of
 from pgcli.sampling.pool import Crew, taken_apart
 from pgcli.sampling.process_pool import Workers
@@ -90,7 +90,7 @@ def bytes_per_step() -> None:
     for name in ("cartpole", "lunar-lander/ppo", "half-cheetah/ppo"):
         config = load_config(name, ["env.chunk_size=8"])
         chunks, crew = Chunks(environments_of(config)), Weighed()
-        agent = build_agent(config, chunks)
+        agent = build_learner(config, chunks)
         chunks.workers = crew
         sampler = make_sampler(config, chunks)
         for iteration in range(3):
@@ -119,7 +119,7 @@ def assembling() -> None:
     for name in ("lunar-lander/ppo", "half-cheetah/ppo"):
         config = load_config(name, ["env.chunk_size=8", "env.num_envs=32"])
         chunks, crew = Chunks(environments_of(config)), Weighed()
-        agent = build_agent(config, chunks)
+        agent = build_learner(config, chunks)
         chunks.workers = crew
         sampler = make_sampler(config, chunks)
         steps = sampler.collect(agent.policy, 0, ignore).trajectories.num_steps
@@ -151,7 +151,7 @@ def cpu_per_step() -> None:
     for name in ("cartpole", "lunar-lander/baseline", "lunar-lander/ppo", "half-cheetah/ppo"):
         config = load_config(name, [])
         chunks = Chunks(environments_of(config))
-        agent = build_agent(config, chunks)
+        agent = build_learner(config, chunks)
         sampler = make_sampler(config, chunks)
         collect, update = [], []
         for iteration in range(4):
@@ -169,7 +169,7 @@ def cpu_per_step() -> None:
 def overhead(config: Config) -> None:
     """Compare crews: jobs of nothing, 32 MB from each, and an iteration's rollout."""
     chunks = Chunks(environments_of(config))
-    policy = build_agent(config, chunks).policy
+    policy = build_learner(config, chunks).policy
     crews: dict[str, Crew | None] = {"this process": None}
     for count in (1, 2):
         crews[f"{count} local"] = Workers(config.env, config.policy, count)

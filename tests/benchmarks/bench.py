@@ -91,7 +91,9 @@ def learner(
     """Build what does iteration i, and gives its env steps and the seconds of rollout and of update; and its end."""
     import torch
 
-    from pgcli.algorithm.policy_gradient import PolicyGradient
+    from pgcli.algorithm.learner import Learner, build_agent
+    from pgcli.algorithm.parts import in_turn
+    from pgcli.algorithm.second_process import SecondProcess
     from pgcli.config.schema import Config
     from pgcli.sampling.process_pool import Workers
     from pgcli.sampling.rollout import Chunks
@@ -103,13 +105,15 @@ def learner(
     config = Config.model_validate(data)
     chunks = Chunks(config.env, Workers(config.env, config.policy, workers) if workers else None)
     shown = Chunks(config.env).environments(1)
-    agent, sampler = PolicyGradient(shown.observation_space, shown.action_space, config), make_sampler(config, chunks)
+    run = SecondProcess() if workers else in_turn
+    agent = Learner(build_agent(shown.observation_space, shown.action_space, config), run)
+    sampler = make_sampler(config, chunks)
 
     def iterate(iteration: int) -> tuple[int, float, float]:
         begin = time.perf_counter()
         trajectories = sampler.collect(agent.policy, iteration, lambda: None).trajectories
         collected = time.perf_counter()
-        agent.update(trajectories, iteration, spare_core=workers > 0)
+        agent.update(trajectories, iteration)
         return trajectories.num_steps, collected - begin, time.perf_counter() - collected
 
     as_a_run_does()
@@ -423,7 +427,8 @@ def parts_side(name: str) -> None:
     import numpy as np
     import torch
 
-    from pgcli.algorithm.policy_gradient import PolicyGradient
+    from pgcli.algorithm.batch import flatten
+    from pgcli.algorithm.learner import Learner, build_agent
     from pgcli.config.schema import Config
     from pgcli.environments.forms import make_environments
     from pgcli.sampling.rollout import Chunks
@@ -434,7 +439,8 @@ def parts_side(name: str) -> None:
     config = Config.model_validate(WORKS[name])
     n = config.env.num_envs
     chunks, envs = Chunks(config.env), make_environments(config.env, n)
-    agent, sampler = PolicyGradient(envs.observation_space, envs.action_space, config), make_sampler(config, chunks)
+    agent = Learner(build_agent(envs.observation_space, envs.action_space, config))
+    sampler = make_sampler(config, chunks)
     state = {key: value.clone() for key, value in agent.state_dict().items()}
     agent.update(sampler.collect(agent.policy, 0, lambda: None).trajectories)
     agent.load_state_dict(state)
@@ -469,7 +475,7 @@ def parts_side(name: str) -> None:
             actor.for_environment(actor.respond(obs[t], noise[t % 64], memory)[0])
 
     def estimate() -> None:
-        agent.batch(trajectories)
+        flatten(agent.agent, trajectories, agent.agent.estimate(trajectories))
 
     def update() -> None:
         agent.load_state_dict(state)
@@ -634,7 +640,7 @@ def cost_side(case: dict[str, int]) -> None:
     """Time collecting and learning from more episodes, or learning with more parameters."""
     import torch
 
-    from pgcli.algorithm.policy_gradient import PolicyGradient
+    from pgcli.algorithm.learner import Learner, build_agent
     from pgcli.config.schema import Config
     from pgcli.sampling.rollout import Chunks
     from pgcli.sampling.samplers import make_sampler
@@ -646,7 +652,8 @@ def cost_side(case: dict[str, int]) -> None:
     config = Config.model_validate(data)
     chunks = Chunks(config.env)
     envs = chunks.environments(64)
-    agent, sampler = PolicyGradient(envs.observation_space, envs.action_space, config), make_sampler(config, chunks)
+    agent = Learner(build_agent(envs.observation_space, envs.action_space, config))
+    sampler = make_sampler(config, chunks)
     trajectories = sampler.collect(agent.policy, 0, lambda: None).trajectories
     as_a_run_does()
 
