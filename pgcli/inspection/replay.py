@@ -35,7 +35,7 @@ from pgcli.experiment.load import refuse_foreign_modules
 from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated
 from pgcli.experiment.resume import has_constant_schedules, stored_config
 from pgcli.policies.policy import Policy
-from pgcli.report.video import DEFAULT_FPS, Episode, Frame, check_name, drawing, picture, played, write
+from pgcli.report.video import DEFAULT_FPS, FilmedEpisode, Frame, check_name, drawing, picture, played, write
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import is_run
 from pgcli.runs.tables import read_table
@@ -273,7 +273,7 @@ def _film(
 ) -> None:
     """Write the frames of the episode."""
     column, last = _place(config, collected[row.iteration].rollout, row.number)
-    episode = Episode()
+    episode = FilmedEpisode()
     if native:
         moments = list(_native_moments(config, policy, collected, row, column, last))
         frames = _native_frames(config, moments, episode)
@@ -297,7 +297,7 @@ def _place(config: Config, rollout: Rollout, number: int) -> tuple[int, int]:
 
 
 def _single_frames(
-    config: Config, policy: Policy, collected: _Collected, row: _Row, column: int, last: int, film: Episode
+    config: Config, policy: Policy, collected: _Collected, row: _Row, column: int, last: int, film: FilmedEpisode
 ) -> Iterator[Frame]:
     """Play the actions of an episode in a fresh instance of its environment, and see that it is the same episode."""
     drawn, seed = _actions_since_reset(config, collected, row.iteration, column, last)
@@ -378,7 +378,7 @@ def _native_moments(
         yield _Moment(obs[stop, place], column_of(envs.arrays(), like, place), None)
 
 
-def _native_frames(config: Config, moments: list[_Moment], film: Episode) -> Iterator[Frame]:
+def _native_frames(config: Config, moments: list[_Moment], film: FilmedEpisode) -> Iterator[Frame]:
     """Let a vector form of one column draw each state; where it draws none, the single form, if it is the same."""
     env = environments_of(config)
     with drawing(env):
@@ -397,7 +397,7 @@ def _native_frames(config: Config, moments: list[_Moment], film: Episode) -> Ite
                 yield picture(alone.pictures()[0], env.id)
 
 
-def _frames_of_the_single_form(config: Config, moments: list[_Moment], film: Episode) -> Iterator[Frame]:
+def _frames_of_the_single_form(config: Config, moments: list[_Moment], film: FilmedEpisode) -> Iterator[Frame]:
     """Put the first state into the single form, and step it through the actions, if it sees the same to the bit."""
     cannot = EnvironmentFailure(
         f"the vector form of {config.env.id} draws no pictures, and its single form does not come to the same "
