@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgcli.errors import ConfigError, PgcliError, RunDirectoryError
-from pgcli.report.curves import plot
+from pgcli.report.plots import plot
 from pgcli.report.statistics import Curve, aggregate, bootstrap_interval, smoothed
 
 

@@ -36,8 +36,9 @@ from pgcli.inspection.verify import verify
 from pgcli.policies import trajectory_outputs as along
 from pgcli.policies.trajectory_outputs import gradients_along
 from pgcli.records import GradientEstimate
-from pgcli.report.curves import plot
+from pgcli.report.plots import plot
 from pgcli.runs import checkpoints
+from pgcli.runs.tables import header_of
 from pgcli.sampling.chunks import EnvironmentCache
 from pgcli.sampling.episodes import collect_episodes
 from pgcli.sampling.executor import ChunkExecutor
@@ -517,7 +518,7 @@ def scaled(path: Path) -> None:
         (without_line(5, 9), "iteration 1 is not there"),
         (without_line(13, 17), "iteration 3 is not there"),
         (scaled, "the gradient_norm of iteration 0 is not the grad_norm of metrics.csv"),
-        (lambda path: (path / "gradients.csv").unlink(), "gradients.csv: No such file"),
+        (lambda path: (path / "gradients.csv").unlink(), "gradients.csv: is missing"),
     ],
 )
 def test_what_is_changed_afterwards_is_found(
@@ -696,7 +697,5 @@ def test_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_rows_are_the_fields_of_a_record() -> None:
-    from pgcli.runs.directory import GRADIENTS, METRICS
-
-    assert list(GRADIENTS) == ["iteration", "env_steps", *GradientEstimate.__dataclass_fields__]
-    assert set(METRICS) & set(GradientEstimate.__dataclass_fields__) == set()
+    assert header_of("gradients") == ["iteration", "env_steps", *GradientEstimate.__dataclass_fields__]
+    assert set(header_of("metrics")) & set(GradientEstimate.__dataclass_fields__) == set()

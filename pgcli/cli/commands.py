@@ -378,7 +378,7 @@ def plot(
         if output is None:
             return
 
-    from pgcli.report.curves import plot as draw
+    from pgcli.report.plots import plot as draw
 
     _show(draw(run_dirs, x, y, stat, band, smooth, output))
 

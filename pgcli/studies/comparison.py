@@ -32,8 +32,8 @@ from pgcli.report.statistics import (
     probability_of_improvement,
     steps_to,
 )
-from pgcli.runs.columns import Columns, read_columns
 from pgcli.runs.files import make_folder, read_json, storage, write_whole
+from pgcli.runs.tables import Table, read_table
 from pgcli.studies.page import TABLES, as_csv, markdown, same_decimals
 
 PROFILE_POINTS = 101
@@ -140,18 +140,16 @@ def read_run(path: Path, seed: int) -> RunSummary:
     )
 
 
-def _read(path: Path, columns: Sequence[str], ended: bool) -> Columns:
+def _read(path: Path, columns: Sequence[str], ended: bool) -> Table:
     """Read a table; of a run that did not finish it may be missing."""
-    if not ended and not path.exists():
-        return Columns(path, 0, {}, {})
-    return read_columns(path, columns, whole=ended)
+    return read_table(path, columns, whole=ended) if ended or path.exists() else Table(path)
 
 
 def _gradients(path: Path, ended: bool) -> dict[str, tuple[float, float]]:
     if not path.exists():
         return {}
-    table = read_columns(path, ("gradient_variance", "snr"), ("estimator",), whole=ended)
-    names = table.words.get("estimator", np.full(table.rows, b"gradient"))
+    table = read_table(path, ("estimator", "gradient_variance", "snr"), whole=ended)
+    names = table.words.get("estimator", np.full(table.rows, "gradient"))
     found = {}
     for name in dict.fromkeys(names.tolist()):
         rows = names == name
@@ -159,7 +157,7 @@ def _gradients(path: Path, ended: bool) -> dict[str, tuple[float, float]]:
         variance, ratio = (
             float(np.median(one[np.isfinite(one)])) if np.isfinite(one).any() else math.nan for one in values
         )
-        found[name.decode(errors="replace")] = (variance, ratio)
+        found[name] = (variance, ratio)
     return found
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from pgcli.report.curves import _COLORS, _STYLE, _plain, plot, shortened
+from pgcli.report.curves import shortened
+from pgcli.report.plots import _COLORS, _STYLE, _plain, plot
 from pgcli.runs.files import write_whole
 
 MOST_PAIRS = 40  # more than a page shows
