@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pgcli import __version__
 from pgcli.errors import UsageError
 from pgcli.experiment.load import Agent
+from pgcli.policies.activations import ACTIVATION_OF
 from pgcli.policies.distributions import (
     Bernoulli,
     Distribution,
@@ -35,7 +36,6 @@ from pgcli.system.packages import require
 
 Array = NDArray[Any]
 OPSET, IR_VERSION = 17, 8  # of 2022: runtimes of that year and later read it
-_OPERATORS: dict[type[nn.Module], str] = {nn.Tanh: "Tanh", nn.ReLU: "Relu", nn.ELU: "Elu", nn.Flatten: "Flatten"}
 
 
 def check_extra() -> None:
@@ -244,10 +244,12 @@ def _forward(graph: _Graph, network: nn.Sequential, x: str) -> str:
                 assert module.bias is not None
                 strides = [int(stride) for stride in module.stride]
                 x = graph.op("Conv", x, graph.constant(module.weight), graph.constant(module.bias), strides=strides)
+            case nn.Flatten():
+                x = graph.op("Flatten", x)
             case nn.Identity():
                 pass
             case _:
-                x = graph.op(_OPERATORS[type(module)], x)
+                x = graph.op(ACTIVATION_OF[type(module)].operator, x)
     return x
 
 

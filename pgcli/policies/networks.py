@@ -8,61 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pgcli.errors import UsageError
+from pgcli.policies.activations import ACTIVATION_OF, ACTIVATIONS
 
-Activation = Literal["tanh", "relu", "elu", "identity"]
 Array = NDArray[Any]
 Forward = Callable[[Array], Array]
 NATURE_SIDE = 36  # pixels: the smallest that its three layers leave something of
 
-_MODULES: dict[Activation, type[nn.Module]] = {
-    "tanh": nn.Tanh,
-    "relu": nn.ReLU,
-    "elu": nn.ELU,
-    "identity": nn.Identity,
-}
 
-
-def _relu(x: Array) -> Array:
-    return np.maximum(x, 0, out=x)
-
-
-def _elu(x: Array) -> Array:
-    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
-
-
-def _tanh(x: Array) -> Array:
-    return np.tanh(x, out=x)
-
-
-# In place, x to y = f(x), and ∂L/∂y to ∂L/∂x, which takes y alone.
-_VALUES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
-    nn.Tanh: torch.tanh_,
-    nn.ReLU: torch.relu_,
-    nn.ELU: partial(nn.functional.elu, inplace=True),
-}
-_SLOPES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
-    nn.Tanh: lambda slope, y: torch.ops.aten.tanh_backward.grad_input(slope, y, grad_input=slope),
-    nn.ReLU: lambda slope, y: slope.mul_(y > 0),
-    nn.ELU: lambda slope, y: slope.mul_(torch.where(y > 0, 1, y + 1)),
-}
-_FUNCTIONS: dict[type[nn.Module], Forward] = {nn.Tanh: _tanh, nn.ReLU: _relu, nn.ELU: _elu}
-
-
-def mlp(sizes: list[int], activation: Activation) -> nn.Sequential:
+def mlp(sizes: list[int], activation: str) -> nn.Sequential:
     """Build Linear layers of `sizes` with `activation` between them, with torch's own start: uniform in ±1/√fan_in."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
-        layers += [nn.Linear(fan_in, fan_out), _MODULES[activation]()]
+        layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation].module()]
     return nn.Sequential(*layers[:-1])
 
 
@@ -85,7 +50,7 @@ def numpy_forward(network: nn.Sequential) -> Forward:
         if isinstance(module, nn.Linear):
             steps.append(_linear(module.weight.detach().numpy().T, module.bias.detach().numpy()))
         elif not isinstance(module, nn.Identity):
-            steps.append(_FUNCTIONS[type(module)])
+            steps.append(_in_place(ACTIVATION_OF[type(module)].value))
 
     def forward(x: Array) -> Array:
         for step in steps:
@@ -106,7 +71,7 @@ class Chain:
         self._layers = [
             (layer.weight, layer.bias, gradient_of[layer.weight], gradient_of[layer.bias])
             if isinstance(layer, nn.Linear)
-            else type(layer)
+            else ACTIVATION_OF[type(layer)]
             for layer in layers
             if not isinstance(layer, nn.Identity)
         ]
@@ -115,7 +80,7 @@ class Chain:
         """Give x [M, in] and the output of each layer after the other, that of an activation in its input's place."""
         outputs = [x]
         for layer in self._layers:
-            x = nn.functional.linear(x, *layer[:2]) if isinstance(layer, tuple) else _VALUES[layer](x)
+            x = nn.functional.linear(x, *layer[:2]) if isinstance(layer, tuple) else layer.value_(x)
             outputs.append(x)
         return outputs
 
@@ -132,7 +97,7 @@ class Chain:
                 if number or inner:
                     slope = torch.mm(slope, weight)
             else:
-                slope = _SLOPES[layer](slope, outputs[number + 1])
+                slope = layer.backward_(slope, outputs[number + 1])
         return slope
 
 
@@ -143,6 +108,10 @@ def _linear(weight: Array, bias: Array) -> Forward:
         return product
 
     return apply
+
+
+def _in_place(value: Callable[..., Array]) -> Forward:
+    return lambda z: value(z, z)
 
 
 def image_network(shape: tuple[int, int, int], kind: Literal["auto", "nature", "small"]) -> nn.Sequential:

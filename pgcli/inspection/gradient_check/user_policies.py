@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pgcli.environments.failures import is_fault, told
+from pgcli.policies.activations import ACTIVATIONS
 
 Array = NDArray[Any]
 INPUTS, ACTIONS, HIDDEN = 3, 4, 5
@@ -25,20 +27,18 @@ class Wrong(Exception):
     """A mistake after which nothing more can be tried, in words."""
 
 
-class Activation(NamedTuple):
-    """What stands between two layers: its value, its slope."""
-
-    name: str
-    value: Callable[[Array], Array]
-    slope: Callable[[Array], Array]
+def _sigmoid(z: Array) -> Array:
+    return 1 / (1 + np.exp(-z))
 
 
-ACTIVATIONS = (
-    Activation("no activation", lambda z: z, np.ones_like),
-    Activation("a ReLU", lambda z: np.maximum(z, 0), lambda z: (z > 0).astype(float)),
-    Activation("a tanh", np.tanh, lambda z: 1 - np.tanh(z) ** 2),
-    Activation("a sigmoid", lambda z: 1 / (1 + np.exp(-z)), lambda z: np.exp(-z) / (1 + np.exp(-z)) ** 2),
-)
+# Activations that a user may have written, as messages name them: each with its value and its derivative.
+Known = tuple[Callable[..., Array], Callable[[Array], Array]]
+KNOWN: dict[str, Known] = {
+    "no activation": (ACTIVATIONS["identity"].value, ACTIVATIONS["identity"].derivative),
+    "a ReLU": (ACTIVATIONS["relu"].value, ACTIVATIONS["relu"].derivative),
+    "a tanh": (ACTIVATIONS["tanh"].value, ACTIVATIONS["tanh"].derivative),
+    "a sigmoid": (_sigmoid, lambda z: _sigmoid(z) * _sigmoid(-z)),
+}
 
 
 def judge_class(found: type) -> dict[str, Any]:
@@ -217,16 +217,13 @@ def _named(found: Array, right: Array, pi: Array, theta: Array) -> str:
         if _close(found, wrong):
             return f"grad_log is not the score: {words}"
     if len(theta) == INPUTS * HIDDEN + HIDDEN + HIDDEN * ACTIONS + ACTIONS:
-        between = next((one for one in ACTIVATIONS if _close(right, by_hand(theta, pi, one, one))), None)
-        for value in ACTIVATIONS:
-            for slope in ACTIVATIONS:
-                if between is not None and _close(found, by_hand(theta, pi, value, slope)):
-                    if value is not slope:
-                        part = f"the value of {value.name} and the slope of {slope.name}"
-                        return f"grad_log is not the score: it has {part}, and the network has {between.name}"
-                    if between.name == "no activation":
-                        return f"grad_log is not the score: it has {value.name} that the network does not have"
-                    return f"grad_log is not the score: it has {value.name}, and the network has {between.name}"
+        network = next((name for name in KNOWN if _close(right, by_hand(theta, pi, name, name))), None)
+        for value, slope in product(KNOWN, KNOWN) if network is not None else ():
+            if _close(found, by_hand(theta, pi, value, slope)):
+                part = value if value == slope else f"the value of {value} and the slope of {slope}"
+                if value == slope and network == "no activation":
+                    return f"grad_log is not the score: it has {part} that the network does not have"
+                return f"grad_log is not the score: it has {part}, and the network has {network}"
     sizes = (INPUTS * HIDDEN, HIDDEN, HIDDEN * ACTIONS, ACTIONS)
     if sum(sizes) == len(theta):
         parts = np.split(right, np.cumsum(sizes)[:-1], axis=-1)
@@ -238,13 +235,15 @@ def _named(found: Array, right: Array, pi: Array, theta: Array) -> str:
     return f"grad_log is not ∇log π(a|s) of its own forward pass: off by up to {off:.3g}, cosine {cosine:.3f}"
 
 
-def by_hand(theta: Array, pi: Array, value: Activation, slope: Activation) -> Array:
-    """Compute ∇log π of one hidden layer, with the activation's value and slope, [states, actions, dim]."""
+def by_hand(theta: Array, pi: Array, value: str, slope: str) -> Array:
+    """Compute ∇log π of one hidden layer with the value and slope of activations of KNOWN, [states, actions, dim]."""
     w1, b1, w2, _ = np.split(theta, np.cumsum([INPUTS * HIDDEN, HIDDEN, HIDDEN * ACTIONS]))
     w1, w2 = w1.reshape(HIDDEN, INPUTS), w2.reshape(ACTIONS, HIDDEN)
     z = STATES.astype(float) @ w1.T + b1
     scores = []
-    for state, hidden, inside, shares in zip(STATES.astype(float), value.value(z), slope.slope(z), pi, strict=True):
+    for state, hidden, inside, shares in zip(
+        STATES.astype(float), KNOWN[value][0](z), KNOWN[slope][1](z), pi, strict=True
+    ):
         row = []
         for action in range(ACTIONS):
             delta = np.eye(ACTIONS)[action] - shares[:, 0]
