@@ -19,7 +19,7 @@ from pgcli.config.schema import Config
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.experiment.load import Agent
 from pgcli.policies.policy import Policy
-from pgcli.policies.recurrent import Memory, Windows, ranges
+from pgcli.policies.recurrent import RecurrentNetwork, Sequences, ranges
 from pgcli.policies.trajectory_outputs import log_probs_along, steps_along, values_along
 from pgcli.sampling.rollout import Chunks, collect_episodes
 from pgcli.sampling.samplers import Segments
@@ -172,7 +172,7 @@ def test_the_update_says_of_an_action_what_was_said_when_it_was_drawn(kind: str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_numpy_steps_as_torch_does(kind: Literal["gru", "lstm"]) -> None:
     torch.manual_seed(0)
-    memory = Memory(kind, 4, 6)
+    memory = RecurrentNetwork(kind, 4, 6)
     x, state = torch.randn(9, 5, 4), torch.randn(5, memory.state_size)
     expected, last = memory.run(x, state)
     step, now = memory.in_numpy(), state.numpy()
@@ -185,7 +185,7 @@ def test_numpy_steps_as_torch_does(kind: Literal["gru", "lstm"]) -> None:
 
 
 def test_windows_are_taken_whole() -> None:
-    windows = Windows(torch.tensor([3, 1, 2]), torch.arange(3.0)[:, None])
+    windows = Sequences(torch.tensor([3, 1, 2]), torch.arange(3.0)[:, None])
     rows, taken = windows.take(torch.tensor([2, 0]))
     assert rows.tolist() == [4, 5, 0, 1, 2]
     assert taken.lengths.tolist() == [2, 3]

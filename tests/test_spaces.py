@@ -299,10 +299,10 @@ def test_images_are_normalised_by_channel() -> None:
 
 
 def _beginnings(policy: Policy, count: int) -> Any:
-    from pgcli.policies.recurrent import Windows
+    from pgcli.policies.recurrent import Sequences
 
     assert policy.memory is not None
-    return Windows(torch.ones(count, dtype=torch.long), torch.zeros(count, policy.memory.state_size))
+    return Sequences(torch.ones(count, dtype=torch.long), torch.zeros(count, policy.memory.state_size))
 
 
 def test_a_value_function_of_its_own_has_image_networks_of_its_own() -> None:

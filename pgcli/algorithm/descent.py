@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pgcli.algorithm.optimizers import Optimizer
 from pgcli.errors import Diverged
-from pgcli.policies.recurrent import Windows
+from pgcli.policies.recurrent import Sequences
 
 Named = Iterable[tuple[str, Tensor]]
 Terms = dict[str, Tensor]  # the `loss` to descend, and what to report, all scalars: means over a batch
@@ -31,7 +31,7 @@ class Batch:
     returns: Tensor
     values: Tensor  # before the update
     behavior_log_probs: Tensor | None  # None: the policy is the one that acted
-    windows: Windows | None = None  # of a policy with memory: which of the steps follow each other
+    windows: Sequences | None = None  # of a policy with memory: which of the steps follow each other
     read: Tensor | None = None  # what plain networks read of obs, [M, size], for gradients in closed form
     share: float = 1.0
 
@@ -63,7 +63,7 @@ class Batch:
     def _tensors(self) -> dict[str, Tensor]:
         return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
 
-    def _part(self, parts: int, windows: Windows | None, tensors: dict[str, Tensor]) -> Batch:
+    def _part(self, parts: int, windows: Sequences | None, tensors: dict[str, Tensor]) -> Batch:
         tensors["weights"] = tensors["weights"] * (self.parts / parts)
         share = tensors["weights"].shape[0] / self.advantages.shape[0] * self.share
         behavior_log_probs = tensors.pop("behavior_log_probs", None)

@@ -31,7 +31,8 @@ from pgcli.estimators.objectives import (
     value_slope,
 )
 from pgcli.policies.distributions import Scored
-from pgcli.policies.policy import Policy, ValueFunction
+from pgcli.policies.policy import Policy
+from pgcli.policies.value_function import ValueFunction
 
 Array = NDArray[Any]
 Part = Literal["policy", "value", "joint"]  # of what is learned; joint: both, over a trunk that they share

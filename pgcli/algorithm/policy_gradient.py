@@ -28,7 +28,7 @@ from pgcli.estimators.objectives import explained_variance, group_standardized, 
 from pgcli.estimators.returns import trajectory_returns, vtrace_returns
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.normalizers import ReturnScale
-from pgcli.policies.policy import Policy, ValueFunction, parameters_of
+from pgcli.policies.policy import Policy, parameters_of
 from pgcli.policies.trajectory_outputs import (
     log_probs_along,
     ratios_along,
@@ -36,6 +36,7 @@ from pgcli.policies.trajectory_outputs import (
     steps_along,
     values_along,
 )
+from pgcli.policies.value_function import ValueFunction
 from pgcli.records import GradientEstimate, Update
 from pgcli.seeding import Purpose, derived_seed, generator
 from pgcli.system.processes import Aside, Check, may_fork

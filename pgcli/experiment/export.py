@@ -30,7 +30,7 @@ from pgcli.policies.distributions import (
 from pgcli.policies.normalizers import CLIP, EPSILON, Normalizer
 from pgcli.policies.observations import Encoder, Leaf
 from pgcli.policies.policy import FORBIDDEN, Policy
-from pgcli.policies.recurrent import Memory
+from pgcli.policies.recurrent import RecurrentNetwork
 from pgcli.runs.files import make_folder, storage, write_whole
 from pgcli.system.packages import require
 
@@ -180,7 +180,7 @@ def _read(graph: _Graph, policy: Policy, inputs: dict[int, str]) -> str:
     for number, picture in enumerate(policy.encoder.image_leaves):
         if not len(policy.images):
             break
-        x = graph.rows(inputs[picture.leaf.numbers.start], *picture.held)
+        x = graph.rows(inputs[picture.leaf.numbers.start], *picture.stored)
         if picture.channels_last:
             x = graph.op("Transpose", x, perm=[0, 1, 4, 2, 3])
         x = graph.cast(graph.rows(x, *picture.shape), np.float32)
@@ -253,7 +253,7 @@ def _forward(graph: _Graph, network: nn.Sequential, x: str) -> str:
     return x
 
 
-def _remember(graph: _Graph, memory: Memory, x: str, before: str) -> tuple[str, str]:
+def _remember(graph: _Graph, memory: RecurrentNetwork, x: str, before: str) -> tuple[str, str]:
     """Add one step of a GRU or an LSTM, gate by gate as in `pgcli.policies.memory`: its output, the memory after."""
     w, u, b, c = memory.core.parameters()
     size, gates = memory.size, 3 if memory.parts == 1 else 4

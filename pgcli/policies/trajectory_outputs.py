@@ -1,4 +1,4 @@
-"""What a policy and a value function, on whatever device, say along trajectories, [T, N]; masked rows are neutral."""
+"""Outputs of a policy and a value function for trajectories, [T, N], computed on the policy's device."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from pgcli.estimators.trajectories import Trajectories, from_steps
-from pgcli.policies.policy import Policy, ValueFunction
-from pgcli.policies.recurrent import Windows, ranges
+from pgcli.policies.policy import Policy
+from pgcli.policies.recurrent import Sequences, ranges
+from pgcli.policies.value_function import ValueFunction
 
-NUMBERS = 2**24  # float32 that the gradients of several columns, and what they are computed from, may take: 64 MiB
+NUMBERS = 2**24  # of float32, 64 MiB: the memory for the gradients and activations of columns computed together
 
 
 def steps_along(
     policy: Policy, trajectories: Trajectories, *, cut: int | None = None, values: bool = False
-) -> tuple[Tensor, Windows | None]:
-    """List the valid steps in an order that `policy` can go through: rows t N + n [M]; and their windows.
+) -> tuple[Tensor, Sequences | None]:
+    """List the valid steps in the order that `policy` processes: rows t N + n [M], and their sequences.
 
-    A policy without memory takes them as they stand. One with memory takes each episode's run of steps as a window;
-    `cut` ends windows after so many steps, each starting from what the policy remembers there. With `values`, the
-    state after a run belongs to it, and cuts none.
+    For a feed-forward policy, the rows ascend and there are no sequences. For a recurrent policy, each episode's steps
+    form a sequence; `cut` ends sequences after so many steps, and each part starts from the policy's state there. With
+    `values`, a sequence includes the state after its last step.
     """
     mask = trajectories.reached if values else trajectories.mask
     if policy.memory is None:
@@ -36,28 +37,28 @@ def steps_along(
     if trajectories.memory is not None:
         memory = torch.where((start == 0)[:, None], trajectories.memory[column], memory)
     rows = ranges(start, lengths) * columns + column.repeat_interleave(lengths)
-    windows = Windows(lengths, memory)
+    sequences = Sequences(lengths, memory)
     if cut is None or int(lengths.max()) <= cut:
-        return rows, windows
-    return rows, _cut(policy, trajectories.obs.flatten(0, 1)[rows], windows, cut)
+        return rows, sequences
+    return rows, _cut(policy, trajectories.obs.flatten(0, 1)[rows], sequences, cut)
 
 
 @torch.no_grad()
-def _cut(policy: Policy, obs: Tensor, windows: Windows, cut: int) -> Windows:
-    """Cut windows after every `cut` steps, and run the policy to what it remembers there."""
+def _cut(policy: Policy, obs: Tensor, sequences: Sequences, cut: int) -> Sequences:
+    """Split sequences after every `cut` steps, and compute the policy's recurrent state there."""
     assert policy.memory is not None
-    x, starts = policy.read(obs.to(policy.device)), windows.lengths.cumsum(0) - windows.lengths
-    counts = (windows.lengths - 1) // cut + 1
+    x, starts = policy.read(obs.to(policy.device)), sequences.lengths.cumsum(0) - sequences.lengths
+    counts = (sequences.lengths - 1) // cut + 1
     firsts = counts.cumsum(0) - counts
-    memory = windows.memory.repeat_interleave(counts, 0).to(x)
+    memory = sequences.memory.repeat_interleave(counts, 0).to(x)
     for number in range(1, int(counts.max())):
         longer = (counts > number).nonzero().squeeze(1)
         rows = starts[longer] + (number - 1) * cut + torch.arange(cut)[:, None]
         _, after = policy.memory.run(x[rows], memory[firsts[longer] + number - 1])
         memory[firsts[longer] + number] = after
     lengths = torch.full((len(memory),), cut)
-    lengths[firsts + counts - 1] = windows.lengths - (counts - 1) * cut
-    return Windows(lengths, memory)
+    lengths[firsts + counts - 1] = sequences.lengths - (counts - 1) * cut
+    return Sequences(lengths, memory)
 
 
 @torch.no_grad()
@@ -66,26 +67,26 @@ def values_along(policy: Policy, value: ValueFunction | None, trajectories: Traj
     shape, dtype = trajectories.reached.shape, trajectories.rewards.dtype
     if value is None:
         return torch.zeros(shape, dtype=dtype)
-    rows, windows = steps_along(policy, trajectories, values=True)
-    values = value(policy, trajectories.obs.flatten(0, 1)[rows].to(policy.device), windows)
+    rows, sequences = steps_along(policy, trajectories, values=True)
+    values = value(policy, trajectories.obs.flatten(0, 1)[rows].to(policy.device), sequences)
     return from_steps(values.to(trajectories.rewards), rows, shape)
 
 
 def log_probs_along(policy: Policy, trajectories: Trajectories) -> Tensor:
-    """Compute log π(a|s) [T, N] of what was done, in nats; 0 on masked rows."""
+    """Compute log π(a|s) [T, N] of the actions taken, in nats; 0 on masked rows."""
     log_probs, rows = _log_probs(policy, trajectories)
     return from_steps(log_probs, rows, trajectories.mask.shape)
 
 
 def _log_probs(policy: Policy, trajectories: Trajectories, cut: int | None = None) -> tuple[Tensor, Tensor]:
-    rows, windows = steps_along(policy, trajectories, cut=cut)
+    rows, sequences = steps_along(policy, trajectories, cut=cut)
     obs, actions = (x.flatten(0, 1)[rows].to(policy.device) for x in (trajectories.obs, trajectories.actions))
-    return policy.distribution.log_probs(policy(obs, windows), actions).to(rows.device), rows
+    return policy.distribution.log_probs(policy(obs, sequences), actions).to(rows.device), rows
 
 
 @torch.no_grad()
 def ratios_along(policy: Policy, trajectories: Trajectories) -> Tensor:
-    """Compute π/μ [T, N]; 1 on masked rows, and for data without behavior_log_probs, which are the policy's own."""
+    """Compute π/μ [T, N]; 1 on masked rows, and where no behavior_log_probs were recorded, since then μ is π."""
     behavior, rewards = trajectories.behavior_log_probs, trajectories.rewards
     if behavior is None:
         return torch.ones_like(rewards)
@@ -107,14 +108,13 @@ def gradients_along(
 ) -> Iterator[Tensor]:
     """Compute g_n = Σ_t c_t,n ∇log π(a_t|s_t) of each column, for each of K tables of coefficients c.
 
-    Side by side (vmap) for as many neighbouring columns as NUMBERS has room for, a multiple of `together`; one by one
-    where what a policy reads depends on its parameters, through a memory or an image network. `cut`: as `steps_along`.
-    A memory passes no gradient from one column to the next, nor through what it remembers at row 0.
+    As many columns as NUMBERS allows, a multiple of `together`, are computed at once (vmap). For recurrent policies and
+    image networks, columns are computed one by one. No gradient flows into the recurrent state before row 0.
 
-    Args: coefficients, [K, T, N]; those on masked rows do not count.
+    Args: coefficients, [K, T, N]; those on masked rows are ignored. cut, as in `steps_along`.
     Yields: [K, n, P] over the P parameters, in their order: the first n columns, the next, and so on.
     """
-    of = _one_by_one if policy.memory is not None or len(policy.images) else _side_by_side
+    of = _gradients_in_turn if policy.memory is not None or len(policy.images) else _gradients_at_once
     size = sum(parameter.numel() for parameter in policy.parameters())
     width = policy.encoder.size + sum(layer.out_features for layer in policy.network if isinstance(layer, nn.Linear))
     rows, columns = trajectories.mask.shape
@@ -129,7 +129,7 @@ def gradients_along(
             yield own.new_zeros(len(own), own.shape[2], size)
 
 
-def _one_by_one(policy: Policy, trajectories: Trajectories, coefficients: Tensor, cut: int | None) -> Tensor:
+def _gradients_in_turn(policy: Policy, trajectories: Trajectories, coefficients: Tensor, cut: int | None) -> Tensor:
     parameters, gradients = list(policy.parameters()), []
     for number in range(coefficients.shape[2]):
         column = trajectories.columns(slice(number, number + 1))
@@ -143,7 +143,7 @@ def _one_by_one(policy: Policy, trajectories: Trajectories, coefficients: Tensor
 
 
 class _LogProbs(nn.Module):
-    """log π(a|s) as one function of all parameters: those of the network, and those of the distribution."""
+    """log π(a|s) as a function of all parameters: the network's and the distribution's."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
@@ -154,9 +154,9 @@ class _LogProbs(nn.Module):
         return policy.distribution.log_probs(policy(obs, trunk=policy.network[:-1](read)), actions)
 
 
-def _side_by_side(policy: Policy, trajectories: Trajectories, coefficients: Tensor, cut: int | None) -> Tensor:
+def _gradients_at_once(policy: Policy, trajectories: Trajectories, coefficients: Tensor, cut: int | None) -> Tensor:
     valid = trajectories.mask.flatten()
-    first = valid.nonzero()[0]  # stands where nothing does: there, a 0 from the coefficients must not meet a nan
+    first = valid.nonzero()[0]  # replaces masked rows, so that a coefficient of 0 is not multiplied by nan
     rows = torch.where(valid, torch.arange(len(valid)), first)
     obs, actions = trajectories.obs.flatten(0, 1)[rows], trajectories.actions.flatten(0, 1)[rows]
     read, obs, actions = (x.view(*trajectories.mask.shape, *x.shape[1:]) for x in (policy.encode(obs), obs, actions))

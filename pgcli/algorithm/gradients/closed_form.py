@@ -18,7 +18,8 @@ from pgcli.algorithm.descent import Batch
 from pgcli.algorithm.optimizers import flattened, unflattened
 from pgcli.policies.distributions import Scored
 from pgcli.policies.networks import Chain
-from pgcli.policies.policy import FORBIDDEN, Policy, ValueFunction
+from pgcli.policies.policy import FORBIDDEN, Policy
+from pgcli.policies.value_function import ValueFunction
 
 Array = NDArray[Any]
 Slope = Callable[[Array], Array]  # log_probs or V [M] → ∂loss/∂ of each, [M]

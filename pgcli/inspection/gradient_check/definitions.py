@@ -19,7 +19,7 @@ from torch import Tensor
 from pgcli.config.schema import AlgorithmConfig
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.policy import Policy
-from pgcli.policies.recurrent import Windows
+from pgcli.policies.recurrent import Sequences
 from pgcli.policies.trajectory_outputs import steps_along
 
 Array = NDArray[Any]
@@ -184,7 +184,7 @@ def scores_along(policy: Policy, trajectories: Trajectories, of_entropy: bool = 
     return found.view(*trajectories.mask.shape, -1).numpy()
 
 
-def _scores(policy: Policy, obs: Tensor, actions: Tensor, windows: Windows | None, of_entropy: bool) -> Tensor:
+def _scores(policy: Policy, obs: Tensor, actions: Tensor, windows: Sequences | None, of_entropy: bool) -> Tensor:
     parameters, outputs = list(policy.parameters()), policy(obs, windows)
     along = policy.distribution.entropy(outputs) if of_entropy else policy.distribution.log_probs(outputs, actions)
     if len(rows := list(along)) <= FEW:  # the first use of batched gradients imports sympy: as slow as torch itself
