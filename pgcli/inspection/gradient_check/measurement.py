@@ -147,17 +147,12 @@ def action_kind(config: Config) -> type:
 
     Raises: EnvironmentFailure: if the environment cannot be made.
     """
-    match config.policy.distribution:
-        case "softmax":
-            return spaces.Discrete
-        case "bernoulli":
-            return spaces.MultiBinary
-        case "gaussian" | "tanh_gaussian" | "state_dependent_gaussian":
-            return spaces.Box
-        case "auto":
-            with closing(make(config.env)) as env:
-                kinds = (spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)
-                return next((kind for kind in kinds if isinstance(env.action_space, kind)), spaces.Discrete)
+    kinds = {"softmax": spaces.Discrete, "bernoulli": spaces.MultiBinary}
+    if config.policy.distribution != "auto":
+        return kinds.get(config.policy.distribution, spaces.Box)
+    with closing(make(config.env)) as env:
+        others = (spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)
+        return next((kind for kind in others if isinstance(env.action_space, kind)), spaces.Discrete)
 
 
 # ---------------------------------------------------------------------------------------------------- bias by design

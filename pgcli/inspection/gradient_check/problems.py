@@ -76,43 +76,33 @@ class Trajectory(NamedTuple):
     truncated: bool
 
 
-def enumerate_episodes(mdp: FiniteMDP, state: int = 0, t: int = 0) -> Iterator[tuple[float, Trajectory]]:
-    """Yield every possible episode from `state` at time `t`, with the product of its transition probabilities."""
+def enumerate_trajectories(
+    mdp: FiniteMDP, rows: int | None = None, state: int = 0, t: int = 0
+) -> Iterator[tuple[float, Trajectory]]:
+    """Yield all possible trajectories from `state` at time `t` with the product of their transition probabilities.
+
+    They are whole episodes, or with `rows` cut after so many steps.
+    """
     for action, outcomes in enumerate(mdp.moves[state]):
         for p, after, reward, terminated in outcomes:
-            if terminated or t + 1 == mdp.horizon:
-                yield p, Trajectory((state, after), (action,), (reward,), terminated, not terminated)
+            truncated = not terminated and t + 1 == mdp.horizon
+            if terminated or truncated or t + 1 == rows:
+                yield p, Trajectory((state, after), (action,), (reward,), terminated, truncated)
                 continue
-            for q, rest in enumerate_episodes(mdp, after, t + 1):
+            for q, rest in enumerate_trajectories(mdp, rows, after, t + 1):
                 joined = ((state, *rest.states), (action, *rest.actions), (reward, *rest.rewards))
                 yield p * q, Trajectory(*joined, rest.terminated, rest.truncated)
 
 
 def enumerate_segments(mdp: FiniteMDP, rows: int) -> Iterator[tuple[float, list[Trajectory]]]:
-    """Yield every possible segment of `rows` rows from a reset; a masked row follows each episode that ended."""
-    for first in dict.fromkeys(_cut(episode, rows) for _, episode in enumerate_episodes(mdp)):
-        p, left = _probability(mdp, first), rows - len(first.actions) - 1
+    """Yield all possible segments of `rows` rows from a reset; a masked row follows each episode that ended."""
+    for p, first in enumerate_trajectories(mdp, rows):
+        left = rows - len(first.actions) - 1
         if left <= 0 or not (first.terminated or first.truncated):
             yield p, [first]
             continue
         for q, rest in enumerate_segments(mdp, left):
             yield p * q, [first, *rest]
-
-
-def _cut(episode: Trajectory, rows: int) -> Trajectory:
-    states, actions, rewards, _, _ = episode
-    if len(actions) <= rows:
-        return episode
-    return Trajectory(states[: rows + 1], actions[:rows], rewards[:rows], terminated=False, truncated=False)
-
-
-def _probability(mdp: FiniteMDP, trajectory: Trajectory) -> float:
-    """Compute the product of the transition probabilities of a trajectory."""
-    states, actions, rewards, _, _ = trajectory
-    probability = 1.0
-    for state, action, after, reward in zip(states[:-1], actions, states[1:], rewards, strict=True):
-        probability *= sum(p for p, to, r, _ in mdp.moves[state][action] if (to, r) == (after, reward))
-    return probability
 
 
 def to_trajectories(mdp: FiniteMDP, actions: Array, columns: Sequence[Sequence[Trajectory]]) -> Trajectories:
@@ -163,7 +153,7 @@ class FiniteProblem:
         self.horizon = self.mdp.horizon
         self.observation_space: spaces.Space[Any] = spaces.Box(-np.inf, np.inf, self.mdp.features.shape[1:], np.float64)
         self.action_space, self.actions = _all_actions(self.kind, len(self.mdp.moves[0]))
-        episodes = [] if self.sampled else [episode for _, episode in enumerate_episodes(self.mdp)]
+        episodes = [] if self.sampled else [episode for _, episode in enumerate_trajectories(self.mdp)]
         self.lengths_vary = self.sampled or len({len(episode.actions) for episode in episodes}) > 1
         self.truncates = self.sampled or any(episode.truncated for episode in episodes)
 
@@ -177,7 +167,7 @@ class FiniteProblem:
         if self.sampled:
             return ProblemData(self._sample(policy, estimates * self.columns, random), None)
         if self.rows is None:
-            columns = [(p, [episode]) for p, episode in enumerate_episodes(self.mdp)]
+            columns = [(p, [episode]) for p, episode in enumerate_trajectories(self.mdp)]
         else:
             columns = list(enumerate_segments(self.mdp, self.rows))
         trajectories = to_trajectories(self.mdp, self.actions, [column for _, column in columns])
@@ -192,7 +182,7 @@ class FiniteProblem:
         """Compute J: Σ_τ P(τ) R(τ) over all episodes; if `sampled`, by dynamic programming."""
         if self.sampled:
             return self._value_of_start(policy, gamma)
-        episodes = list(enumerate_episodes(self.mdp))
+        episodes = list(enumerate_trajectories(self.mdp))
         trajectories = to_trajectories(self.mdp, self.actions, [[episode] for _, episode in episodes])
         returns = [p * sum(gamma**t * r for t, r in enumerate(episode.rewards)) for p, episode in episodes]
         weighted = torch.tensor(returns, dtype=torch.float64)
@@ -226,10 +216,10 @@ class FiniteProblem:
         cumulative = table[..., 0].cumsum(2)
         noise = actor.noise(random, mdp.horizon, count)
         states, running, steps = np.zeros(count, int), np.ones(count, bool), []
-        index = {tuple(np.ravel(action).tolist()): n for n, action in enumerate(self.actions)}
         for t in range(mdp.horizon):
             drawn = actor.act(mdp.features[states], noise[t])
-            chosen = np.array([index[tuple(np.ravel(action).tolist())] for action in drawn])
+            equal = drawn.reshape(count, 1, -1) == self.actions.reshape(1, len(self.actions), -1)
+            chosen = equal.all(2).argmax(1)
             outcome = (cumulative[states, chosen] <= random.random(count)[:, None]).sum(1).clip(max=most - 1)
             after, reward, over = table[states, chosen, outcome, 1:].T
             steps.append((states, drawn, np.where(running, reward, 0.0), (over > 0) & running, running))

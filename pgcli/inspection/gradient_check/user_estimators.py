@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import product, takewhile
 from typing import Any, NamedTuple
 
@@ -45,22 +45,6 @@ class Component(NamedTuple):
     compute: Callable[..., Array]
 
 
-@dataclass(frozen=True)
-class Batches:
-    """All batches of one problem."""
-
-    rewards: Array  # [B, N, T]
-    mask: Array  # [B, N, T]
-    probabilities: Array  # [B]
-    episodes: Array  # the index of each episode, [B, N]
-
-    @property
-    def discounts(self) -> Array:
-        """γ^t, [T]."""
-        powers: Array = GAMMA ** np.arange(self.mask.shape[2])
-        return powers
-
-
 def _sum_from(x: Array) -> Array:
     """Σ_{l ≥ t} x_l, for each t."""
     total: Array = x[..., ::-1].cumsum(-1)[..., ::-1]
@@ -72,50 +56,37 @@ def _sum_all(x: Array) -> Array:
     return np.broadcast_to(x.sum(-1, keepdims=True), x.shape)
 
 
+IMMEDIATE = "each score is multiplied by the immediate reward, or the rewards so far"
 UNDISCOUNTED = "gamma is not used: it is the gradient of the undiscounted return"
-RETURNS = (
-    Component("", False, lambda b: _sum_from(b.discounts * b.rewards)),
-    Component("", False, lambda b: _sum_all(b.discounts * b.rewards)),
-    Component(
-        "the γ^t in front of G_t is missing: late states count as much as early ones",
-        False,
-        lambda b: _sum_from(b.discounts * b.rewards) / b.discounts,
-    ),
-    Component(
-        "each score is multiplied by the immediate reward, or the rewards so far, not by the return: what comes later "
-        "teaches nothing, and where every step is paid alike (CartPole) the gradient is 0 in expectation",
-        True,
-        lambda b: b.discounts * b.rewards,
-    ),
-    Component(
-        "each score is multiplied by the immediate reward, or the rewards so far, undiscounted, not by the return",
-        True,
-        lambda b: b.rewards,
-    ),
-    Component(UNDISCOUNTED, True, lambda b: _sum_from(b.rewards)),
-    Component(UNDISCOUNTED, True, lambda b: _sum_all(b.rewards)),
-    Component(
-        "γ^t is there twice: R(τ), which is discounted from the start, is weighed by γ^t again",
-        True,
-        lambda b: b.discounts * _sum_all(b.discounts * b.rewards),
-    ),
-    Component(
-        "γ^t is there twice: Σ γ^l r_l from t on, which has it, is weighed by γ^t again",
-        True,
-        lambda b: b.discounts * _sum_from(b.discounts * b.rewards),
-    ),
-)
+RETURNS = (  # of rewards [B, N, T] and γ^t [T]
+    Component("", False, lambda r, d: _sum_from(d * r)),
+    Component("", False, lambda r, d: _sum_all(d * r)),
+    Component("the γ^t in front of G_t is missing: late states count as much as early ones", False,
+              lambda r, d: _sum_from(d * r) / d),
+    Component(f"{IMMEDIATE}, not by the return: what comes later teaches nothing, and where every step is paid alike "
+              "(CartPole) the gradient is 0 in expectation", True, lambda r, d: d * r),
+    Component(f"{IMMEDIATE}, undiscounted, not by the return", True, lambda r, d: r),
+    Component(UNDISCOUNTED, True, lambda r, d: _sum_from(r)),
+    Component(UNDISCOUNTED, True, lambda r, d: _sum_all(r)),
+    Component("γ^t is there twice: R(τ), which is discounted from the start, is weighed by γ^t again", True,
+              lambda r, d: d * _sum_all(d * r)),
+    Component("γ^t is there twice: Σ γ^l r_l from t on, which has it, is weighed by γ^t again", True,
+              lambda r, d: d * _sum_from(d * r)),
+)  # fmt: skip
 
 
-def _mean(x: Array, mask: Array, axis: tuple[int, ...]) -> Array:
-    count = mask.sum(axis, keepdims=True).clip(min=1)
-    mean: Array = np.where(mask, x, 0).sum(axis, keepdims=True) / count
-    return mean
-
-
-def _standardized(axis: tuple[int, ...], correction: int) -> Callable[[Array, Array], Array]:
+def _centred(*axis: int) -> Callable[[Array, Array], Array]:
     def compute(x: Array, mask: Array) -> Array:
-        centred = np.where(mask, x - _mean(x, mask, axis), 0)
+        count = mask.sum(axis, keepdims=True).clip(min=1)
+        centred: Array = x - np.where(mask, x, 0).sum(axis, keepdims=True) / count
+        return centred
+
+    return compute
+
+
+def _standardized(*axis: int, correction: int) -> Callable[[Array, Array], Array]:
+    def compute(x: Array, mask: Array) -> Array:
+        centred = np.where(mask, _centred(*axis)(x, mask), 0)
         count = (mask.sum(axis, keepdims=True) - correction).clip(min=1)
         deviation = np.sqrt(np.square(centred).sum(axis, keepdims=True) / count)
         scaled: Array = np.where(deviation > EPSILON, centred / np.maximum(deviation, EPSILON), 0)
@@ -136,28 +107,28 @@ def _per_episode(function: Callable[[Array, Array], Array]) -> Callable[[Array, 
 
 OWN = "a baseline that has each episode's own return in it leaves"
 STANDARDIZED = "they are divided by their own standard deviation, a random factor"
-ADVANTAGES = (
+ADVANTAGES = (  # of returns and mask [B, N, T]
     Component("", False, lambda x, mask: x),
-    Component(f"{OWN} 1 - 1/N of the gradient", False, _per_episode(lambda x, mask: x - _mean(x, mask, (1,)))),
-    Component(f"{OWN} 1 - 1/N_t of each step over the N_t that run", False, lambda x, mask: x - _mean(x, mask, (1,))),
+    Component(f"{OWN} 1 - 1/N of the gradient", False, _per_episode(_centred(1))),
+    Component(f"{OWN} 1 - 1/N_t of each step over the N_t that run", False, _centred(1)),
     Component("the mean over all steps of the batch is subtracted, to which each adds its own", False,
-              lambda x, mask: x - _mean(x, mask, (1, 2))),
+              _centred(1, 2)),
     Component("the mean over the steps of the episode itself is subtracted: it depends on the actions", True,
-              lambda x, mask: x - _mean(x, mask, (2,))),
+              _centred(2)),
     *(
         component
         for correction in (0, 1)
         for component in (
             Component(f"the returns of the episodes are standardised: {STANDARDIZED}", False,
-                      _per_episode(_standardized((1,), correction))),
+                      _per_episode(_standardized(1, correction=correction))),
             Component(f"the returns of all steps of the batch are standardised: {STANDARDIZED}", False,
-                      _standardized((1, 2), correction)),
+                      _standardized(1, 2, correction=correction)),
             Component(f"the returns within each episode are standardised: {STANDARDIZED}, and their mean depends on "
-                      "the actions", True, _standardized((2,), correction)),
+                      "the actions", True, _standardized(2, correction=correction)),
         )
     ),
 )  # fmt: skip
-AVERAGES = (
+AVERAGES = (  # of mask [B, N, T]
     Component("", False, lambda mask: np.full(mask.shape, 1 / mask.shape[1])),
     Component("it is not divided by the number of episodes N: N times the gradient", True,
               lambda mask: np.ones(mask.shape)),
@@ -168,7 +139,7 @@ AVERAGES = (
     Component("it is divided by an episode's length, and not by the number of episodes N", True,
               lambda mask: np.ones(mask.shape) / mask.sum(2, keepdims=True)),
 )  # fmt: skip
-SIGNS = (
+SIGNS = (  # of the gradient [dim]
     Component("", False, lambda g: g),
     Component("the sign is wrong: it points downhill, like a loss's; θ + α g is an ascent", True, lambda g: -g),
 )
@@ -217,11 +188,12 @@ class EnumeratedProblem:
         whole = data.trajectories
         index, probabilities = batches_of(data, problem.columns)
         assert probabilities is not None
-        states, numbers, mask = whole.obs[:-1].float().numpy(), np.array(index), whole.mask.numpy().T
+        states, mask = whole.obs[:-1].float().numpy(), whole.mask.numpy().T
         episodes = rollouts_of(whole, states)
         self.problem = problem
         self.rollouts = [[episodes[n] for n in one] for one in index]
-        self.batches = Batches(whole.rewards.numpy().T[numbers], mask[numbers], probabilities, numbers)
+        self.episodes, self.probabilities = np.array(index), probabilities  # [B, N], [B]
+        self.rewards, self.mask = whole.rewards.numpy().T[self.episodes], mask[self.episodes]  # [B, N, T]
         self.truth = gradient_of_return(problem, policy, GAMMA)
         with_relu = _relu_scores(policy, states.swapaxes(0, 1), whole.actions.numpy().T) * mask[..., None]
         self.scores = (step_scores(policy, whole).swapaxes(0, 1), with_relu)
@@ -229,10 +201,11 @@ class EnumeratedProblem:
     def expectation(self, hypothesis: Hypothesis) -> Array:
         """Compute E[g] of a hypothesis: [dim]."""
         returns, advantages, averages, signs = hypothesis.parts
-        mask = self.batches.mask
-        weights = averages.compute(mask) * advantages.compute(returns.compute(self.batches), mask) * mask
-        scores = self.scores[hypothesis.relu][self.batches.episodes]
-        return signs.compute(np.einsum("b,bnt,bntd->d", self.batches.probabilities, weights, scores))
+        discounts = GAMMA ** np.arange(self.mask.shape[2])
+        weights = advantages.compute(returns.compute(self.rewards, discounts), self.mask)
+        weights = averages.compute(self.mask) * weights * self.mask
+        scores = self.scores[hypothesis.relu][self.episodes]
+        return signs.compute(np.einsum("b,bnt,bntd->d", self.probabilities, weights, scores))
 
 
 def _relu_scores(policy: Policy, states: Array, actions: Array) -> Array:
@@ -280,14 +253,14 @@ def _check_function(function: Any) -> dict[str, Any]:
     verdict, texts, expected = _diagnose(problems, estimates)
     rows = []
     for each, found, wanted in zip(problems, estimates, expected, strict=True):
-        probabilities, p_value = each.batches.probabilities, float(verdict != "wrong")
+        probabilities, p_value = each.probabilities, float(verdict != "wrong")
         rows.append(summarize(each.problem, verdict, texts, each.truth, found, wanted, probabilities, p_value))
     return {"verdict": verdict, "reasons": texts, "problems": [asdict(row) for row in rows]}
 
 
 def _diagnose(problems: list[EnumeratedProblem], estimates: list[Array]) -> tuple[Verdict, list[str], list[Array]]:
     """Find the hypothesis with the fewest deviations that has the estimator's expectation on every problem."""
-    means = [each.batches.probabilities @ found for each, found in zip(problems, estimates, strict=True)]
+    means = [each.probabilities @ found for each, found in zip(problems, estimates, strict=True)]
     bounds = [ROUNDING * max(float(np.abs(found).max()), 1e-3) for found in estimates]
 
     def matches(expected: Any) -> bool:
@@ -384,7 +357,7 @@ def _shape_error(results: list[Any], problem: EnumeratedProblem) -> str:
     if all(tensor.numel() == dim for tensor in tensors):
         return f"{error}: flatten it, say by .view(-1)"
     if len(tensors) == len(problem.rollouts):
-        total = float(problem.batches.probabilities @ np.array([float(tensor.sum()) for tensor in tensors]))
+        total = float(problem.probabilities @ np.array([float(tensor.sum()) for tensor in tensors]))
         few_deviations = takewhile(lambda hypothesis: not hypothesis.relu, HYPOTHESES)
         sums = (float(problem.expectation(hypothesis).sum()) for hypothesis in few_deviations)
         if any(abs(total - one) <= ROUNDING * max(abs(total), 1e-2) for one in sums):
