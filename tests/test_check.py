@@ -309,6 +309,7 @@ def test_hotellings_test_is_students_in_one_dimension_and_keeps_its_rate_in_seve
 
 def test_the_table_is_plain_in_a_pipe_and_has_colours_on_a_terminal() -> None:
     result = check_config(given("algorithm.baseline=mean"), spaces.Discrete, sampled=False)
+    assert result["estimator"] == "reward_to_go × mean × policy_gradient"
     plain, coloured = table(result, terminal=False), table(result, terminal=True)
     assert "\x1b" not in plain
     assert "\x1b[" in coloured

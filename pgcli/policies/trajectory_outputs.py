@@ -13,16 +13,18 @@ from pgcli.policies.policy import Policy
 from pgcli.policies.recurrent import Sequences, ranges
 from pgcli.policies.value_function import ValueFunction
 
-NUMBERS = 2**24  # of float32, 64 MiB: the memory for the gradients and activations of columns computed together
+NUMBERS = (
+    2**24
+)  # of float32, 64 MiB: the memory for the gradients and activations of columns that are computed together
 
 
-def steps_along(
-    policy: Policy, trajectories: Trajectories, *, cut: int | None = None, values: bool = False
+def valid_steps(
+    policy: Policy, trajectories: Trajectories, *, max_length: int | None = None, values: bool = False
 ) -> tuple[Tensor, Sequences | None]:
     """List the valid steps in the order that `policy` processes: rows t N + n [M], and their sequences.
 
     For a feed-forward policy, the rows ascend and there are no sequences. For a recurrent policy, each episode's steps
-    form a sequence; `cut` ends sequences after so many steps, and each part starts from the policy's state there. With
+    form a sequence, split after every `max_length` steps, where the policy's recurrent state is computed. With
     `values`, a sequence includes the state after its last step.
     """
     mask = trajectories.reached if values else trajectories.mask
@@ -38,105 +40,113 @@ def steps_along(
         memory = torch.where((start == 0)[:, None], trajectories.memory[column], memory)
     rows = ranges(start, lengths) * columns + column.repeat_interleave(lengths)
     sequences = Sequences(lengths, memory)
-    if cut is None or int(lengths.max()) <= cut:
+    if max_length is None or int(lengths.max()) <= max_length:
         return rows, sequences
-    return rows, _cut(policy, trajectories.obs.flatten(0, 1)[rows], sequences, cut)
+    return rows, _cut(policy, trajectories.obs.flatten(0, 1)[rows], sequences, max_length)
 
 
 @torch.no_grad()
-def _cut(policy: Policy, obs: Tensor, sequences: Sequences, cut: int) -> Sequences:
-    """Split sequences after every `cut` steps, and compute the policy's recurrent state there."""
+def _cut(policy: Policy, obs: Tensor, sequences: Sequences, max_length: int) -> Sequences:
+    """Split sequences after every `max_length` steps, and compute the policy's recurrent state there."""
     assert policy.memory is not None
     x, starts = policy.read(obs.to(policy.device)), sequences.lengths.cumsum(0) - sequences.lengths
-    counts = (sequences.lengths - 1) // cut + 1
+    counts = (sequences.lengths - 1) // max_length + 1
     firsts = counts.cumsum(0) - counts
     memory = sequences.memory.repeat_interleave(counts, 0).to(x)
     for number in range(1, int(counts.max())):
         longer = (counts > number).nonzero().squeeze(1)
-        rows = starts[longer] + (number - 1) * cut + torch.arange(cut)[:, None]
+        rows = starts[longer] + (number - 1) * max_length + torch.arange(max_length)[:, None]
         _, after = policy.memory.run(x[rows], memory[firsts[longer] + number - 1])
         memory[firsts[longer] + number] = after
-    lengths = torch.full((len(memory),), cut)
-    lengths[firsts + counts - 1] = sequences.lengths - (counts - 1) * cut
+    lengths = torch.full((len(memory),), max_length)
+    lengths[firsts + counts - 1] = sequences.lengths - (counts - 1) * max_length
     return Sequences(lengths, memory)
 
 
 @torch.no_grad()
-def values_along(policy: Policy, value: ValueFunction | None, trajectories: Trajectories) -> Tensor:
+def trajectory_values(policy: Policy, value: ValueFunction | None, trajectories: Trajectories) -> Tensor:
     """Compute V [T + 1, N] of the states that were reached; 0 elsewhere, and without a value function."""
     shape, dtype = trajectories.reached.shape, trajectories.rewards.dtype
     if value is None:
         return torch.zeros(shape, dtype=dtype)
-    rows, sequences = steps_along(policy, trajectories, values=True)
+    rows, sequences = valid_steps(policy, trajectories, values=True)
     values = value(policy, trajectories.obs.flatten(0, 1)[rows].to(policy.device), sequences)
     return from_steps(values.to(trajectories.rewards), rows, shape)
 
 
-def log_probs_along(policy: Policy, trajectories: Trajectories) -> Tensor:
+def trajectory_log_probs(policy: Policy, trajectories: Trajectories) -> Tensor:
     """Compute log π(a|s) [T, N] of the actions taken, in nats; 0 on masked rows."""
     log_probs, rows = _log_probs(policy, trajectories)
     return from_steps(log_probs, rows, trajectories.mask.shape)
 
 
-def _log_probs(policy: Policy, trajectories: Trajectories, cut: int | None = None) -> tuple[Tensor, Tensor]:
-    rows, sequences = steps_along(policy, trajectories, cut=cut)
+def _log_probs(policy: Policy, trajectories: Trajectories, max_length: int | None = None) -> tuple[Tensor, Tensor]:
+    rows, sequences = valid_steps(policy, trajectories, max_length=max_length)
     obs, actions = (x.flatten(0, 1)[rows].to(policy.device) for x in (trajectories.obs, trajectories.actions))
     return policy.distribution.log_probs(policy(obs, sequences), actions).to(rows.device), rows
 
 
 @torch.no_grad()
-def ratios_along(policy: Policy, trajectories: Trajectories) -> Tensor:
+def trajectory_ratios(policy: Policy, trajectories: Trajectories) -> Tensor:
     """Compute π/μ [T, N]; 1 on masked rows, and where no behavior_log_probs were recorded, since then μ is π."""
     behavior, rewards = trajectories.behavior_log_probs, trajectories.rewards
     if behavior is None:
         return torch.ones_like(rewards)
-    log_ratios = torch.where(trajectories.mask, log_probs_along(policy, trajectories) - behavior, 0)
+    log_ratios = torch.where(trajectories.mask, trajectory_log_probs(policy, trajectories) - behavior, 0)
     return log_ratios.exp().to(rewards.dtype)
 
 
-def squared_scores_along(policy: Policy, trajectories: Trajectories) -> Tensor:
+def squared_score_norms(policy: Policy, trajectories: Trajectories) -> Tensor:
     """Compute |Σ_t ∇log π(a_t|s_t)|² of each trajectory, [N], with one backward pass for each."""
-    log_probs = log_probs_along(policy, trajectories).sum(0)
+    log_probs = trajectory_log_probs(policy, trajectories).sum(0)
     each = torch.eye(len(log_probs), dtype=log_probs.dtype)
     scores = torch.autograd.grad(log_probs, list(policy.parameters()), each, is_grads_batched=True)
     squares = torch.stack([score.flatten(1).square().sum(1) for score in scores])
     return squares.sum(0).to(trajectories.rewards)
 
 
-def gradients_along(
-    policy: Policy, trajectories: Trajectories, coefficients: Tensor, *, cut: int | None = None, together: int = 1
+def trajectory_gradients(
+    policy: Policy,
+    trajectories: Trajectories,
+    coefficients: Tensor,
+    *,
+    max_length: int | None = None,
+    multiple_of: int = 1,
 ) -> Iterator[Tensor]:
     """Compute g_n = Σ_t c_t,n ∇log π(a_t|s_t) of each column, for each of K tables of coefficients c.
 
-    As many columns as NUMBERS allows, a multiple of `together`, are computed at once (vmap). For recurrent policies and
-    image networks, columns are computed one by one. No gradient flows into the recurrent state before row 0.
+    As many columns as NUMBERS allows are computed at once (vmap): a multiple of `multiple_of`. Recurrent policies and
+    image networks process columns one by one. No gradient flows into the recurrent state before row 0.
 
-    Args: coefficients, [K, T, N]; those on masked rows are ignored. cut, as in `steps_along`.
+    Args: coefficients, [K, T, N]; those on masked rows are ignored. max_length, as in `valid_steps`.
     Yields: [K, n, P] over the P parameters, in their order: the first n columns, the next, and so on.
     """
-    of = _gradients_in_turn if policy.memory is not None or len(policy.images) else _gradients_at_once
     size = sum(parameter.numel() for parameter in policy.parameters())
     width = policy.encoder.size + sum(layer.out_features for layer in policy.network if isinstance(layer, nn.Linear))
     rows, columns = trajectories.mask.shape
     room = NUMBERS // (len(coefficients) * (size + rows * width))
-    step = max(room // together, 1) * together
+    step = max(room // multiple_of, 1) * multiple_of
     for start in range(0, columns, step):
         part = trajectories.columns(slice(start, start + step))
         own = coefficients[:, : len(part.mask), start : start + step]
-        if part.mask.any():
-            yield of(policy, part, torch.where(part.mask, own, 0), cut)
-        else:
+        if not part.mask.any():
             yield own.new_zeros(len(own), own.shape[2], size)
+        elif policy.memory is not None or len(policy.images):
+            yield _gradients_in_turn(policy, part, own, max_length)
+        else:
+            yield _gradients_at_once(policy, part, torch.where(part.mask, own, 0))
 
 
-def _gradients_in_turn(policy: Policy, trajectories: Trajectories, coefficients: Tensor, cut: int | None) -> Tensor:
+def _gradients_in_turn(
+    policy: Policy, trajectories: Trajectories, coefficients: Tensor, max_length: int | None
+) -> Tensor:
     parameters, gradients = list(policy.parameters()), []
     for number in range(coefficients.shape[2]):
         column = trajectories.columns(slice(number, number + 1))
         if not column.mask.any():
             gradients.append(coefficients.new_zeros(len(coefficients), sum(each.numel() for each in parameters)))
             continue
-        log_probs, rows = _log_probs(policy, column, cut)
+        log_probs, rows = _log_probs(policy, column, max_length)
         each = [torch.autograd.grad(log_probs, parameters, c, retain_graph=True) for c in coefficients[:, rows, number]]
         gradients.append(torch.stack([torch.cat([part.flatten() for part in parts]) for parts in each]))
     return torch.stack(gradients, 1)
@@ -154,7 +164,7 @@ class _LogProbs(nn.Module):
         return policy.distribution.log_probs(policy(obs, trunk=policy.network[:-1](read)), actions)
 
 
-def _gradients_at_once(policy: Policy, trajectories: Trajectories, coefficients: Tensor, cut: int | None) -> Tensor:
+def _gradients_at_once(policy: Policy, trajectories: Trajectories, coefficients: Tensor) -> Tensor:
     valid = trajectories.mask.flatten()
     first = valid.nonzero()[0]  # replaces masked rows, so that a coefficient of 0 is not multiplied by nan
     rows = torch.where(valid, torch.arange(len(valid)), first)

@@ -1,7 +1,7 @@
-"""Worker processes: each owns environments and a copy of the policy, and does whole chunks; nothing passes per step.
+"""A pool of worker processes: each has environments and a copy of the policy, and runs whole chunks.
 
-Messages are small and go through pipes. Parameters, and what was collected, go through shared memory, all of it made
-and freed by the parent. A worker that dies or hangs is replaced, and its chunks are done again, to the same bytes.
+Messages are small and go through pipes. Parameters and results go through shared memory, which the parent makes and
+frees. A worker that dies or hangs is replaced, and its chunks run again, with the same bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Mapping
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
@@ -26,72 +27,77 @@ from numpy.typing import NDArray
 from pgcli.config.schema import EnvConfig, PolicyConfig
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.policy import Policy, parameters_of
-from pgcli.sampling.pool import HANG_SECONDS, TRIES, Job, build_policy, close_all, pickled, sendable, taken_apart
+from pgcli.sampling.chunks import EnvironmentCache
+from pgcli.sampling.pool import (
+    HANG_SECONDS,
+    TRIES,
+    Task,
+    build_policy,
+    closing_error,
+    pickled,
+    pickled_apart,
+    sendable,
+)
 from pgcli.system.processes import POLL_SECONDS, Check, process_context
 
 CLOSE_SECONDS = 5.0
-_HEAD = 2 * 8  # bytes per worker in the block of parameters: steps so far, the job that it is at
+_HEAD = 2 * 8  # bytes per worker in the block of parameters: steps so far, the task that it runs
 
 
-class Workers:
-    """Up to `count` worker processes; one is started when there is a first job for it."""
+class ProcessPool:
+    """Up to `count` worker processes."""
 
     def __init__(self, env: EnvConfig, policy: PolicyConfig, count: int) -> None:
         self._env, self._policy, self.count = env, policy, count
         self._workers: dict[int, _Worker] = {}
         self._shared: SharedMemory | None = None
 
-    def of(self, number: int) -> object:
-        """Give the worker that does job `number`: another object if it was replaced."""
-        return self._workers.get(number % self.count)
+    def map(self, policy: Policy, tasks: Mapping[int, Task], check: Check) -> dict[int, Any]:
+        """Run task n on worker n mod `count`, in the order of n; return the results by n.
 
-    def run(self, policy: Policy, count: int, job: Callable[[int, object], Job], check: Check) -> list[Any]:
-        """Do jobs 0, …, count - 1, job n at worker n mod `self.count`; give their results in that order.
-
-        `job(n, worker)` is asked for when it is sent: to a replaced worker once more. `check` is called while waiting;
-        what it raises ends the workers that are busy. Of several jobs that fail, the first one's error is raised.
+        A task may run more than once, in a new worker, if its worker dies or hangs. `check` is called meanwhile; an
+        exception in it ends the busy workers. If several tasks fail, the error of the smallest n is raised.
         """
         self._write(policy)
         results: dict[int, Any] = {}
         failures: dict[int, Exception] = {}
-        deaths = dict.fromkeys(range(min(self.count, count)), 0)
+        losses: Counter[int] = Counter()
+        shares: dict[int, dict[int, Task]] = {}
+        for number, task in tasks.items():
+            shares.setdefault(number % self.count, {})[number] = task
         busy: dict[int, _Worker] = {}
         try:
-            for place in deaths:
-                busy[place] = self._ask(place, count, job)
+            for place, share in shares.items():
+                busy[place] = self._send(place, share)
             while busy:
                 check()
                 wait([worker.connection for worker in busy.values()], POLL_SECONDS)
                 for place, worker in list(busy.items()):
-                    lost = worker.lost()
-                    if not lost:
-                        done = worker.answer()
-                        if done is None:
-                            continue
-                        results |= done[0]
-                        failures |= done[1]
+                    if reason := worker.loss():
+                        losses[place] += 1
+                        at = worker.task
+                        self._end(place)
+                        if losses[place] == TRIES:
+                            del busy[place]
+                            raise EnvironmentFailure(
+                                f"the worker process of chunk {at} {reason}, {TRIES} times in a row",
+                                "with 0 workers it happens in this process, which shows more",
+                            )
+                        busy[place] = self._send(place, shares[place])
+                    elif answer := worker.receive():
+                        results |= answer[0]
+                        failures |= answer[1]
                         del busy[place]
-                        continue
-                    deaths[place] += 1
-                    at = worker.job
-                    self._end(place)
-                    if deaths[place] == TRIES:
-                        del busy[place]
-                        raise EnvironmentFailure(
-                            f"the worker process of chunk {at} {lost}, {TRIES} times in a row",
-                            "with 0 workers it happens in this process, which shows more",
-                        )
-                    busy[place] = self._ask(place, count, job)
         except BaseException:
             for place in busy:
                 self._end(place)
             raise
         if failures:
             raise failures[min(failures)]
-        return [results[number] for number in range(count)]
+        return results
 
     def close(self) -> None:
-        """Let the workers close their environments, and end them."""
+        """Close the workers' environments and end the workers."""
         workers, stop = list(self._workers.values()), time.monotonic() + CLOSE_SECONDS
         failure: Exception | None = None
         try:
@@ -99,7 +105,7 @@ class Workers:
                 with contextlib.suppress(OSError):
                     worker.connection.send(None)
             for worker in workers:
-                failure = failure or worker.farewell(stop)
+                failure = failure or worker.closing_error(stop)
         finally:
             for place in list(self._workers):
                 self._end(place)
@@ -110,7 +116,7 @@ class Workers:
             raise failure
 
     def _write(self, policy: Policy) -> None:
-        """Put the parameters where every worker reads them."""
+        """Copy the parameters to where every worker reads them."""
         arrays = [tensor.numpy() for tensor in parameters_of(policy, None).values()]
         head = _HEAD * self.count
         if self._shared is None:
@@ -124,13 +130,13 @@ class Workers:
             _view(self._shared, array.dtype, array.size, start)[:] = array.ravel()
             start += array.nbytes
 
-    def _ask(self, place: int, count: int, job: Callable[[int, object], Job]) -> _Worker:
+    def _send(self, place: int, tasks: dict[int, Task]) -> _Worker:
+        """Send tasks to a worker, which is started if there is none."""
         assert self._shared is not None
         if place not in self._workers:
             self._workers[place] = _Worker(self._env, self._policy, self._shared, place, self.count)
-        worker = self._workers[place]
-        worker.ask({number: job(number, worker) for number in range(place, count, self.count)})
-        return worker
+        self._workers[place].send(tasks)
+        return self._workers[place]
 
     def _end(self, place: int) -> None:
         self._workers.pop(place).end()
@@ -158,20 +164,20 @@ class _Worker:
         return self._process.pid
 
     @property
-    def job(self) -> int:
-        """The number of the job that it is at, or was last."""
+    def task(self) -> int:
+        """The number of the task that it runs, or ran last."""
         return self._head(1)
 
-    def ask(self, jobs: dict[int, Job]) -> None:
-        """Send jobs. Raises what cannot be pickled."""
+    def send(self, tasks: dict[int, Task]) -> None:
+        """Send tasks. Raises: an error if they cannot be pickled."""
         self._since = time.monotonic()
-        with contextlib.suppress(OSError):  # `lost` finds out
-            self.connection.send(jobs)
+        with contextlib.suppress(OSError):  # `loss` finds out
+            self.connection.send(tasks)
 
-    def lost(self) -> str:
-        """Say what became of it, if it is dead or hangs."""
+    def loss(self) -> str:
+        """Return how it died, or that it hangs; nothing if it works."""
         if not self._gone and self.connection.poll():
-            return ""  # an answer, or the end of the pipe, which `answer` finds
+            return ""  # an answer, or the end of the pipe, which `receive` finds
         if self._gone or not self._process.is_alive():
             code = self._process.exitcode
             return "was killed" if code is None or code < 0 else f"ended itself with exit code {code}"
@@ -180,8 +186,8 @@ class _Worker:
             self._steps, self._since = steps, time.monotonic()
         return f"made no step in {HANG_SECONDS:g} s" if time.monotonic() - self._since > HANG_SECONDS else ""
 
-    def answer(self) -> tuple[dict[int, Any], dict[int, Exception]] | None:
-        """Give results and failures, or None while there are none."""
+    def receive(self) -> tuple[dict[int, Any], dict[int, Exception]] | None:
+        """Return results and errors by task, or None while there are none."""
         try:
             if not self.connection.poll():
                 return None
@@ -194,7 +200,7 @@ class _Worker:
                 return None
         except (EOFError, OSError):
             self._gone = True
-            self._process.join(1)  # `lost` tells how it ended
+            self._process.join(1)  # `loss` reports how it ended
             return None
         data, sizes, failures = content
         if kind == "pipe":
@@ -208,8 +214,8 @@ class _Worker:
             start += size
         return pickle.loads(data, buffers=buffers), failures
 
-    def farewell(self, stop: float) -> Exception | None:
-        """Wait until its environments are closed; give what was wrong with that."""
+    def closing_error(self, stop: float) -> Exception | None:
+        """Wait until it has closed its environments; return the error, if there is one."""
         with contextlib.suppress(EOFError, OSError):
             if self.connection.poll(max(stop - time.monotonic(), 0)):
                 error = self.connection.recv()
@@ -217,7 +223,7 @@ class _Worker:
         return None
 
     def end(self) -> None:
-        """End it, whatever it does, and free what it shared."""
+        """Kill it, and free its shared memory."""
         self._process.kill()
         self._process.join()
         self._process.close()
@@ -270,7 +276,7 @@ def _work(
     policy_config: PolicyConfig,
     folder: str,
 ) -> None:
-    """Do what the parent asks until it asks no more, or is gone."""
+    """Run the parent's tasks until it sends None, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the parent, which ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_leave_with_parent, args=(alive,), daemon=True).start()
@@ -283,32 +289,32 @@ def _work(
     head[:] = 0
     policy: Policy | None = None
     block: SharedMemory | None = None
-    kept: dict[Any, Any] = {}
+    environments = EnvironmentCache(env)
 
     def check() -> None:
         head[0] += 1
 
     while True:
         try:
-            jobs: dict[int, Job] | None = connection.recv()
+            tasks: dict[int, Task] | None = connection.recv()
         except EOFError:
             os._exit(0)
-        if jobs is None:
+        if tasks is None:
             break
         results: dict[int, Any] = {}
         failures: dict[int, Exception] = {}
-        for number, job in jobs.items():
+        for number, task in tasks.items():
             head[1] = number
             check()
             try:
                 if policy is None:
                     policy = build_policy(env, policy_config)
                 _read(policy, shared, _HEAD * count)
-                results[number] = job(kept, policy, check)
+                results[number] = task(environments, policy, check)
             except BaseException as error:
                 failures[number] = sendable(error)
                 break
-        data, buffers = taken_apart(results)
+        data, buffers = pickled_apart(results)
         sizes = [len(buffer) for buffer in buffers]
         if block is None or block.size < sum(sizes):
             if block is not None:
@@ -325,8 +331,8 @@ def _work(
             start += len(buffer)
         connection.send(("shared", data, sizes, failures))
     with contextlib.suppress(OSError):
-        connection.send(close_all(kept))
-    os._exit(0)  # at once: everything is told, and the views of shared memory need no order
+        connection.send(closing_error(environments))
+    os._exit(0)  # at once: everything is sent, and the views of shared memory need no order
 
 
 def _leave_with_parent(alive: Connection) -> None:

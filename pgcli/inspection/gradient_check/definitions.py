@@ -20,7 +20,7 @@ from pgcli.config.schema import AlgorithmConfig
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.policy import Policy
 from pgcli.policies.recurrent import Sequences
-from pgcli.policies.trajectory_outputs import steps_along
+from pgcli.policies.trajectory_outputs import valid_steps
 
 Array = NDArray[Any]
 CHUNK = 256  # scores computed together
@@ -162,7 +162,7 @@ def gradient(batch: Sequence[ScoredTrajectory], columns: int, algorithm: Algorit
 
 def step_scores(policy: Policy, trajectories: Trajectories, of_entropy: bool = False) -> Array:
     """Compute ∇log π(a_t|s_t), or ∇ of the entropy at s_t, of every step: [T, N, dim], 0 on masked rows."""
-    rows, sequences = steps_along(policy, trajectories)
+    rows, sequences = valid_steps(policy, trajectories)
     obs, actions = trajectories.obs.flatten(0, 1)[rows], trajectories.actions.flatten(0, 1)[rows]
     if sequences is None:  # repeated pairs are computed once
         pairs = np.concatenate([x.reshape(len(rows), -1).double().numpy() for x in (obs, actions)], 1)

@@ -23,7 +23,8 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.learner import build_agent
+from pgcli.algorithm.policy_gradient import estimate_gradient
 from pgcli.config.rules import violations
 from pgcli.config.schema import AlgorithmConfig, Config, EnvConfig, PolicyConfig, ValueConfig
 from pgcli.environments.forms import make
@@ -45,7 +46,7 @@ from pgcli.inspection.gradient_check.problems import (
     grid_mdp,
 )
 from pgcli.policies.policy import Policy
-from pgcli.policies.trajectory_outputs import ratios_along, values_along
+from pgcli.policies.trajectory_outputs import trajectory_ratios, trajectory_values
 
 Array = NDArray[Any]
 Verdict = Literal["wrong", "biased by design", "unbiased"]  # the worst first
@@ -270,7 +271,7 @@ def measure(config: Config, problem: CheckProblem) -> Measurement:
     """Measure the estimator of `config` on `problem`."""
     reasons, config = list(bias_reasons(config, problem)), _reduced(config, problem)
     algorithm = config.algorithm
-    agent = PolicyGradient(problem.observation_space, problem.action_space, config)
+    agent = build_agent(problem.observation_space, problem.action_space, config)
     policy, value = agent.policy.double(), agent.value
     problem.initialize(policy)
     if value is not None:  # a baseline may be any function of the state
@@ -284,17 +285,18 @@ def measure(config: Config, problem: CheckProblem) -> Measurement:
     given = replace(whole, behavior_log_probs=None) if algorithm.objective == "policy_gradient" else whole
     batches, probabilities = batches_of(data, problem.columns, exchangeable=config.group_size == 1)
     parameters = list(policy.parameters())
-    estimates = [-flat(agent.gradient(select_columns(given, batch))[0], parameters).numpy() for batch in batches]
+    each = (estimate_gradient(agent, select_columns(given, batch))[0] for batch in batches)
+    estimates = np.stack([-flat(one, parameters).numpy() for one in each])
     factor = known_factor(reasons)
     if factor is not None:
-        return _compare(problem, reasons, truth, np.stack(estimates), factor * truth, probabilities)
+        return _compare(problem, reasons, truth, estimates, factor * truth, probabilities)
     scores = step_scores(policy, whole)
     bonus = step_scores(policy, whole, of_entropy=True) if algorithm.entropy_coef > 0 else np.zeros_like(scores)
-    values, ratios = values_along(policy, value, whole).numpy(), ratios_along(policy, whole).numpy()
+    values, ratios = trajectory_values(policy, value, whole).numpy(), trajectory_ratios(policy, whole).numpy()
     columns = scored_trajectories(whole, scores, bonus, values, ratios)
     parts = [[trajectory for n in batch for trajectory in columns[n]] for batch in batches]
     by_definition = np.stack([gradient(part, problem.columns, algorithm) for part in parts])
-    return _compare(problem, reasons, truth, np.stack(estimates), by_definition, probabilities)
+    return _compare(problem, reasons, truth, estimates, by_definition, probabilities)
 
 
 def gradient_of_return(problem: CheckProblem, policy: Policy, gamma: float) -> Array:

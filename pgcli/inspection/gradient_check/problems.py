@@ -20,7 +20,7 @@ from torch import Tensor
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.distributions import StateDependentGaussian, TanhGaussian
 from pgcli.policies.policy import Policy
-from pgcli.policies.trajectory_outputs import log_probs_along
+from pgcli.policies.trajectory_outputs import trajectory_log_probs
 
 Array = NDArray[Any]
 Outcome = tuple[float, int, float, bool]  # probability, next state, reward, terminated
@@ -172,7 +172,7 @@ class FiniteProblem:
             columns = list(enumerate_segments(self.mdp, self.rows))
         trajectories = to_trajectories(self.mdp, self.actions, [column for _, column in columns])
         with torch.no_grad():
-            log_probs = log_probs_along(policy, trajectories)
+            log_probs = trajectory_log_probs(policy, trajectories)
         if self.off_policy:  # the behavior policy is an earlier one, closer to uniform
             log_probs = torch.where(trajectories.mask, (0.25 * log_probs.exp() + 0.75 / len(self.actions)).log(), 0)
         probabilities = np.array([p for p, _ in columns]) * np.exp(log_probs.sum(0).numpy())
@@ -186,7 +186,7 @@ class FiniteProblem:
         trajectories = to_trajectories(self.mdp, self.actions, [[episode] for _, episode in episodes])
         returns = [p * sum(gamma**t * r for t, r in enumerate(episode.rewards)) for p, episode in episodes]
         weighted = torch.tensor(returns, dtype=torch.float64)
-        return (weighted * log_probs_along(policy, trajectories).sum(0).exp()).sum()
+        return (weighted * trajectory_log_probs(policy, trajectories).sum(0).exp()).sum()
 
     def _value_of_start(self, policy: Policy, gamma: float) -> Tensor:
         """Compute V_0(s_0) by V_t(s) = Σ_a π(a|s) [r(s,a) + γ Σ_s' p(s'|s,a) V_t+1(s')], backwards from the horizon."""
