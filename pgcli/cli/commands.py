@@ -507,9 +507,9 @@ def check(
 
         split(target)  # what is not there is told before torch is imported
         with results_only():
-            from pgcli.inspection.gradient_check.user_estimators import judge_own
+            from pgcli.inspection.gradient_check.user_estimators import check_user_code
 
-            result = judge_own(target)
+            result = check_user_code(target)
     else:
         from pgcli.config import load_config, override
         from pgcli.config.schema import Config as Schema
@@ -520,16 +520,15 @@ def check(
         else:
             loaded = load_config(target, overrides or [])
         with results_only():
-            from pgcli.inspection.gradient_check.measurement import actions_of, check_all
-            from pgcli.inspection.gradient_check.measurement import check as examine
+            from pgcli.inspection.gradient_check.measurement import action_kind, check_config, check_grid
 
             if loaded.algorithm.estimator is None:
-                kind = actions_of(loaded)
-                result = check_all(loaded, kind) if everything else examine(loaded, kind)
+                kind = action_kind(loaded)
+                result = check_grid(loaded, kind) if everything else check_config(loaded, kind)
             else:  # the config names it, and the user this config
-                from pgcli.inspection.gradient_check.user_estimators import judge_own
+                from pgcli.inspection.gradient_check.user_estimators import check_user_code
 
-                result = judge_own(loaded.algorithm.estimator)
+                result = check_user_code(loaded.algorithm.estimator)
     from pgcli.inspection.gradient_check.tables import table
 
     _show(json.dumps(result, allow_nan=False) if as_json else table(result, sys.stdout.isatty()))
