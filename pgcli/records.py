@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,21 @@ class GradientEstimate:
 
 @dataclass(frozen=True)
 class Update:
-    """What one update did; None where it does not apply. Losses to grad_norm are means over the policy's last epoch.
+    """The metrics of one update; None where one does not apply. Losses to grad_norm are means over the last epoch.
 
-    Each is measured before the step that it leads to, so after one step on data of its own the policy has approx_kl 0.
+    Each is measured before the step that it leads to, so after one step on its own data a policy has approx_kl 0.
     """
 
-    policy_loss: float | None  # None: the gradient is the user's own
-    entropy: float  # nats
-    grad_norm: float
-    learning_rate: float
+    policy_loss: float | None = None  # None: the gradient is the user's own
+    entropy: float | None = None  # nats
+    grad_norm: float | None = None
+    learning_rate: float | None = None
     value_loss: float | None = None
     approx_kl: float | None = None  # KL(μ‖π) in nats, by k3
     clip_fraction: float | None = None  # of the steps
     effective_sample_size: float | None = None  # (Σ ρ)² / Σ ρ², in steps
     explained_variance: float | None = None  # by V as it was before the update
-    update_epochs: int = 1  # the last of which target_kl may have cut short
+    update_epochs: int | None = None  # the last of which target_kl may have cut short
     clip_range: float | None = None
     entropy_coef: float | None = None
     zero_variance_groups: int | None = None
@@ -69,6 +69,10 @@ class Update:
     action_standard_deviation: float | None = None  # mean over the entries of an action
     action_clip_fraction: float | None = None  # of the entries
     gradients: Sequence[GradientEstimate] = ()  # the config's own first, where they were measured
+
+    def __or__(self, other: Update) -> Update:
+        """Return this record completed by the metrics that `other` has."""
+        return replace(self, **{name: x for name, x in vars(other).items() if x is not None})
 
 
 @dataclass(frozen=True)

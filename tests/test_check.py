@@ -302,7 +302,7 @@ def test_hotellings_test_is_students_in_one_dimension_and_keeps_its_rate_in_seve
     assert hotelling(np.ones((9, 3)), 1e-9) == 0, "off where nothing varies"
 
 
-def test_the_table_is_plain_in_a_pipe_and_has_colours_on_a_terminal() -> None:
+def test_the_table_has_closed_form_in_a_pipe_and_has_colours_on_a_terminal() -> None:
     result = check(given("algorithm.baseline=mean"), spaces.Discrete, sampled=False)
     plain, coloured = table(result, terminal=False), table(result, terminal=True)
     assert "\x1b" not in plain

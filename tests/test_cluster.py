@@ -24,9 +24,11 @@ from test_workers import EPISODES, SEGMENTS, SHORT, THREE, digests, run
 
 from pgcli.config import load_config
 from pgcli.errors import EnvironmentFailure, RunDirectoryError, UsageError
+from pgcli.experiment.build import environments_of, worker_pool
 from pgcli.experiment.cluster import _Remote
 from pgcli.experiment.jobs import run_all
-from pgcli.experiment.run import Outcome, Request, check_request, environments_of, make_pool
+from pgcli.experiment.recorder import Outcome
+from pgcli.experiment.run import Request, check_request
 from pgcli.records import Iteration, Record
 from pgcli.report.logs import logged
 from pgcli.sampling import ray_pool as actors
@@ -348,14 +350,14 @@ def test_auto_is_a_core_and_a_chunk_for_each(cores: int, chunks: int, native: bo
 def automatic_pool(share: int, *words: str) -> WorkerPool:
     config = load_config(words[0], [*words[1:], "sampling.workers=auto"])
     environments = EnvironmentCache(environments_of(config))
-    pool = make_pool(config, environments, share, lambda: None)
+    pool = worker_pool(config, environments, share, lambda: None)
     environments.close()
     assert isinstance(pool, ProcessPool) == (pool.count > 0)
     return pool
 
 
 def test_auto_looks_at_cores_chunks_and_the_vector_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgcli.experiment.run.cores", lambda: 4)
+    monkeypatch.setattr("pgcli.experiment.build.cores", lambda: 4)
     eight = ("env.num_envs=8", "env.chunk_size=1", "rollout.episodes=8")
     assert automatic_pool(1, "acrobot/baseline", *eight).count == 4
     assert automatic_pool(2, "acrobot/baseline", *eight).count == 2

@@ -484,7 +484,9 @@ def test_rewards_of_any_size_in_episodes_of_any_length_leave_every_number_finite
         assert np.isfinite(numbers).all()
         if same and (length == 1 or not standardized):
             # equal returns teach nothing: whole sums to the last bit, others to rounding
-            assert max(update.grad_norm for update in updates) <= (0 if pay in (0, 1) else 1e-14 * length * abs(pay))
+            assert max(update.grad_norm or 0 for update in updates) <= (
+                0 if pay in (0, 1) else 1e-14 * length * abs(pay)
+            )
 
 
 def test_rewards_too_large_for_a_gradient_in_float32_end_the_run_before_a_step() -> None:

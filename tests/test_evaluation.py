@@ -10,15 +10,15 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from helpers import Counting, config, executor_for
+from helpers import Counting, config, executor_for, learner_of
 
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.learner import build_agent
 from pgcli.config.schema import Config
 from pgcli.records import Evaluation, Iteration, Record
 from pgcli.sampling.sampler import make_sampler
 from pgcli.seeding import Purpose, derived_seed
 from pgcli.training.evaluation import Episodes, evaluate, sample
-from pgcli.training.loop import Counters, train
+from pgcli.training.loop import Counters, Training, train
 
 TEST = (Purpose.TEST_RESET, Purpose.TEST_ACT)
 
@@ -34,7 +34,7 @@ def measured(
     settings = config(env={"num_envs": 4} | env, policy={"hidden_sizes": [4]})
     executor = executor_for(settings)
     one = executor.environments.of_width(1)
-    policy = PolicyGradient(one.observation_space, one.action_space, settings).policy
+    policy = build_agent(one.observation_space, one.action_space, settings).policy
     return evaluate(policy, executor, episodes, mode, gamma, horizon, seed, TEST)
 
 
@@ -108,8 +108,8 @@ def trained(**sections: Any) -> tuple[list[Record], dict[str, torch.Tensor]]:
     settings: Config = config(**sections)
     executor = executor_for(settings)
     one = executor.environments.of_width(1)
-    agent = PolicyGradient(one.observation_space, one.action_space, settings)
-    records = list(train(settings, agent, executor, make_sampler(settings, executor), Counters()))
+    agent = learner_of(one.observation_space, one.action_space, settings)
+    records = list(train(Training(settings, executor, agent, make_sampler(settings, executor), Counters())))
     return records, agent.state_dict()
 
 

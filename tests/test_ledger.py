@@ -23,13 +23,15 @@ from gymnasium import spaces
 from helpers import World, ascent, bandit, chain, config, mapped, moments, random_batch, softmax_agent, trajectories
 from torch import Tensor
 
-from pgcli.algorithm.gradient_variance import measure
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.gradient_variance import measure, with_estimator
+from pgcli.algorithm.learner import build_agent
+from pgcli.algorithm.policy_gradient import PolicyGradient, estimate_gradient
 from pgcli.config import load_config, override
 from pgcli.config.schema import Config
 from pgcli.errors import ConfigError, RunDirectoryError
 from pgcli.estimators.trajectories import Trajectories
-from pgcli.experiment.run import Request, environments_of, run_experiment
+from pgcli.experiment.build import environments_of
+from pgcli.experiment.run import Request, run_experiment
 from pgcli.inspection.verify import verify
 from pgcli.policies import trajectory_outputs as along
 from pgcli.policies.trajectory_outputs import gradients_along
@@ -68,7 +70,7 @@ def agent_and_batch(kind: str, **algorithm: Any) -> tuple[PolicyGradient, Trajec
     """Build an agent in float64 and four ragged trajectories that it can have done."""
     space, policy = POLICIES[kind]
     settings = config(policy={"hidden_sizes": [6, 5]} | policy, algorithm=algorithm)
-    agent = PolicyGradient(spaces.Box(-1, 1, (3,)), space, settings)
+    agent = build_agent(spaces.Box(-1, 1, (3,)), space, settings)
     agent.policy.double()
     batch, draw = random_batch(), np.random.default_rng(3)
     if not isinstance(space, spaces.Discrete):
@@ -92,7 +94,7 @@ def test_the_gradient_of_a_column_is_that_of_a_batch_of_it_alone(kind: str) -> N
     for column in range(4):
         alone = batch.columns(slice(column, column + 1))
         assert len(alone.mask) == [5, 3, 1, 4][column]
-        assert (each[0, column] + flat(agent.gradient(alone)[0])).abs().max() < EXACT
+        assert (each[0, column] + flat(estimate_gradient(agent, alone)[0])).abs().max() < EXACT
     assert each[0].abs().sum() > 1
     assert each[2].abs().max() == 0
 
@@ -143,12 +145,12 @@ def test_a_column_without_a_step_has_no_gradient() -> None:
 def test_images_are_read_column_by_column() -> None:
     space = spaces.Box(0, 255, (8, 8, 1), np.uint8)
     settings = config(policy={"hidden_sizes": [4]}, algorithm={"baseline": "none", "average": "episodes"})
-    agent = PolicyGradient(space, spaces.Discrete(4), settings)
+    agent = build_agent(space, spaces.Discrete(4), settings)
     agent.policy.double()
     batch, draw = random_batch(), torch.Generator().manual_seed(1)
     batch = replace(batch, obs=torch.randint(256, (6, 4, 8, 8, 1), generator=draw, dtype=torch.uint8))
     (each,) = gradients_along(agent.policy, batch, agent.estimate(batch).advantages[None])
-    alone = flat(agent.gradient(batch.columns(slice(1, 2)))[0])
+    alone = flat(estimate_gradient(agent, batch.columns(slice(1, 2)))[0])
     assert alone.abs().max() > 1e-3
     assert (each[0, 1] + alone).abs().max() < EXACT
 
@@ -245,7 +247,7 @@ def test_groups_that_share_a_start_state_are_the_independent_parts(baseline: str
             probability = 0.25 * math.prod(probabilities[a] for a in actions)
             batch = trajectories(*([(a, pays[contexts[n // 2]][a])] for n, a in enumerate(actions)))
             found = measure(agent, batch)[-1]
-            g = ascent(agent if name == "group" else agent.with_estimator(f"total+{name}"), batch)
+            g = ascent(agent if name == "group" else with_estimator(agent, f"total+{name}"), batch)
             mean, square = mean + probability * g, square + probability * float(g @ g)
             variance += probability * (found.gradient_variance or 0.0)
             assert found.gradient_norm == pytest.approx(float(torch.linalg.vector_norm(g)), abs=1e-6)
@@ -258,7 +260,7 @@ def test_groups_that_share_a_start_state_are_the_independent_parts(baseline: str
 
 
 def ascent_of_one(agent: PolicyGradient, batch: Trajectories, column: int) -> Tensor:
-    one = agent.with_estimator("total+none")
+    one = with_estimator(agent, "total+none")
     return ascent(one, batch.columns(slice(column, column + 1))) / 4
 
 
@@ -339,14 +341,14 @@ def test_on_cart_pole_the_variance_is_that_of_many_batches() -> None:
     executor = ChunkExecutor(EnvironmentCache(environments_of(settings)))
     try:
         envs = executor.environments.of_width(8)
-        agent = PolicyGradient(envs.observation_space, envs.action_space, settings)
+        agent = build_agent(envs.observation_space, envs.action_space, settings)
         batches = [collect_episodes(settings, executor, agent.policy, number, lambda: None) for number in range(120)]
     finally:
         executor.close()
     told = [measure(agent, batch) for batch in batches]
     for number, name in enumerate(SAMPLED):
-        one = agent.with_estimator(name)
-        drawn = torch.stack([flat(one.gradient(batch)[0]).double() for batch in batches])
+        one = with_estimator(agent, name)
+        drawn = torch.stack([flat(estimate_gradient(one, batch)[0]).double() for batch in batches])
         squares = (drawn - drawn.mean(0)).square().sum(1) * (120 / 119)
         said = torch.tensor([row[number].gradient_variance for row in told], dtype=torch.float64)
         error = float((squares.var() / 120 + said.var() / 120).sqrt())
@@ -375,7 +377,7 @@ def test_the_own_row_is_the_gradient_that_an_update_begins_with(kind: str, algor
     if agent.value is not None:
         agent.value.double()
     (own,) = measure(agent, batch)
-    gradient = flat(agent.gradient(batch)[0])
+    gradient = flat(estimate_gradient(agent, batch)[0])
     assert own.estimator == "+".join(
         [algorithm.get("returns", "reward_to_go"), algorithm.get("baseline", "mean")]
         + ([algorithm["standardize"]] if "standardize" in algorithm else [])
@@ -386,9 +388,11 @@ def test_the_own_row_is_the_gradient_that_an_update_begins_with(kind: str, algor
 def test_reused_trajectories_are_weighed_by_their_ratios() -> None:
     agent, batch = agent_and_batch("softmax", objective="importance_sampling", reuse=2)
     batch = replace(batch, behavior_log_probs=-torch.ones_like(batch.rewards))
-    gradient = float(torch.linalg.vector_norm(flat(agent.gradient(batch)[0])))
+    gradient = float(torch.linalg.vector_norm(flat(estimate_gradient(agent, batch)[0])))
     assert measure(agent, batch)[0].gradient_norm == pytest.approx(gradient, rel=1e-9)
-    unweighed = float(torch.linalg.vector_norm(flat(agent.gradient(replace(batch, behavior_log_probs=None))[0])))
+    unweighed = float(
+        torch.linalg.vector_norm(flat(estimate_gradient(agent, replace(batch, behavior_log_probs=None))[0]))
+    )
     assert gradient != pytest.approx(unweighed, rel=1e-3)
 
 

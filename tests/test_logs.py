@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pgcli.config import load_config
 from pgcli.errors import Interrupted, UsageError
+from pgcli.experiment.recorder import Context
 from pgcli.experiment.run import Request, check_request, run_experiment
 from pgcli.records import Iteration, Notice, Record
 from pgcli.report import logs
@@ -37,7 +38,7 @@ def train(
 ) -> Path:
     request = Request(load_config("cartpole", [*TINY, *overrides]), path, ["train"], resume=resume)
     with logged(request, watch) as watch_and_log:
-        run_experiment(request, watch_and_log)
+        run_experiment(request, Context(watch_and_log))
     return path
 
 

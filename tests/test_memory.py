@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import config, executor_for, segment_sampler, trajectories
+from helpers import autograd, config, executor_for, flat_batch, segment_sampler, trajectories
 from test_spaces import returns
 from torch import Tensor, nn
 
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.learner import build_agent
+from pgcli.algorithm.policy_gradient import PolicyGradient, estimate_gradient
 from pgcli.config.schema import Config
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.experiment.load import Agent
@@ -33,12 +34,12 @@ def agent_for(kind: str, cut: int | None = None, shared: bool = True, **sections
         policy={"memory": kind, "memory_size": 5, "hidden_sizes": [4], "backpropagation_steps": cut},
         **sections,
     )
-    return PolicyGradient(spaces.Box(-1, 1, (3,)), spaces.Discrete(3), settings)
+    return build_agent(spaces.Box(-1, 1, (3,)), spaces.Discrete(3), settings)
 
 
 def policy_for(settings: Config) -> Policy:
     envs = executor_for(settings).environments.of_width(1)
-    return PolicyGradient(envs.observation_space, envs.action_space, settings).policy
+    return build_agent(envs.observation_space, envs.action_space, settings).policy
 
 
 def doubled(agent: PolicyGradient) -> PolicyGradient:
@@ -120,7 +121,7 @@ def test_log_probabilities_and_values_are_those_of_going_step_by_step(kind: str)
 def test_the_gradient_goes_back_through_so_many_steps_and_no_more(kind: str, cut: int | None) -> None:
     agent = doubled(agent_for(kind, cut))
     batch = segment(agent)
-    taken, _ = agent.batch(batch)
+    taken, _ = flat_batch(agent, batch)
     weights = torch.randn(len(taken), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     rows, _ = steps_along(agent.policy, batch, cut=cut)
     log_probs = agent.policy.distribution.log_probs(agent.policy(taken.obs, taken.windows), taken.actions)
@@ -135,7 +136,7 @@ def test_a_shorter_way_back_is_another_gradient() -> None:
     gradients = []
     for cut in (None, 2):
         agent = doubled(agent_for("gru", cut))
-        gradients.append(torch.cat([g.flatten() for g in agent.gradient(segment(agent))[0]]))
+        gradients.append(torch.cat([g.flatten() for g in estimate_gradient(agent, segment(agent))[0]]))
     assert not torch.allclose(gradients[0], gradients[1])
 
 
@@ -149,7 +150,7 @@ def test_the_update_says_of_an_action_what_was_said_when_it_was_drawn(kind: str)
     )
     executor = executor_for(settings)
     envs = executor.environments.of_width(16)
-    agent = PolicyGradient(envs.observation_space, envs.action_space, settings)
+    agent = build_agent(envs.observation_space, envs.action_space, settings)
     with torch.no_grad():
         for parameter in agent.policy.parameters():
             parameter.mul_(3)  # a policy that is far from uniform, and depends on what came before
@@ -193,11 +194,11 @@ def test_windows_are_taken_whole() -> None:
 
 
 def test_the_minibatches_of_an_epoch_hold_every_step_once_and_sum_to_the_batch() -> None:
-    from pgcli.algorithm.descent import minibatches
+    from pgcli.algorithm.batch import minibatches
 
     agent = doubled(agent_for("lstm", cut=2, algorithm={"average": "steps"}))
-    batch, _ = agent.batch(segment(agent))
-    whole = torch.autograd.grad(agent.losses.policy_terms(batch)["policy_loss"], list(agent.policy.parameters()))
+    batch, _ = flat_batch(agent, segment(agent))
+    whole = torch.autograd.grad(autograd(agent).policy_terms(batch)["policy_loss"], list(agent.policy.parameters()))
     parts = [part for _, part in minibatches(batch, 1, 3, lambda epoch: np.random.default_rng(epoch), on_policy=False)]
     assert sum(map(len, parts)) == len(batch) == 17
     sums = [torch.zeros_like(g) for g in whole]
@@ -205,7 +206,9 @@ def test_the_minibatches_of_an_epoch_hold_every_step_once_and_sum_to_the_batch()
         assert part.windows is not None
         share = part.parts / batch.parts
         assert part.share == len(part) / len(batch), "its weight in what is reported"
-        gradients = torch.autograd.grad(agent.losses.policy_terms(part)["policy_loss"], list(agent.policy.parameters()))
+        gradients = torch.autograd.grad(
+            autograd(agent).policy_terms(part)["policy_loss"], list(agent.policy.parameters())
+        )
         sums = [total + share * g for total, g in zip(sums, gradients, strict=True)]
     for one, other in zip(sums, whole, strict=True):
         torch.testing.assert_close(one, other)
@@ -324,7 +327,7 @@ def test_while_acting_memory_starts_anew_with_every_episode(kind: str) -> None:
 def test_an_agent_in_a_notebook_remembers_until_it_is_reset() -> None:
     settings = config(policy={"memory": "lstm", "memory_size": 6})
     space = spaces.Dict({"x": spaces.Box(-1, 1, (2,)), "n": spaces.Discrete(3)})
-    policy = PolicyGradient(space, spaces.Box(-1, 1, (4,)), settings).policy
+    policy = build_agent(space, spaces.Box(-1, 1, (4,)), settings).policy
     agent = Agent(policy, settings, {}, Path("nowhere"), seed=0)
     one = {"x": np.array([0.1, -0.2], np.float32), "n": 1}
     several = {"x": np.array([[0.1, -0.2], [0.3, 0.4]], np.float32), "n": np.array([1, 2])}

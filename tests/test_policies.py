@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from helpers import Array, config, log_probs
 
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.learner import build_agent
 from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.policies.distributions import Softmax
 from pgcli.policies.networks import mlp, numpy_forward
@@ -190,11 +190,11 @@ def test_entropy_is_in_nats(probabilities: list[float], entropy: float) -> None:
 
 def test_the_runs_seed_decides_the_start_and_torchs_own_generator_is_left_alone() -> None:
     state = torch.get_rng_state()
-    a, again, other = (PolicyGradient(SPACES[1], spaces.Discrete(2), config(seed=seed)).policy for seed in (1, 1, 2))
+    a, again, other = (build_agent(SPACES[1], spaces.Discrete(2), config(seed=seed)).policy for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(123)
-        later = PolicyGradient(SPACES[1], spaces.Discrete(2), config(seed=1)).policy
+        later = build_agent(SPACES[1], spaces.Discrete(2), config(seed=1)).policy
     for p, q, r, s in zip(*(x.parameters() for x in (a, again, later, other)), strict=True):
         assert torch.equal(p, q)
         assert torch.equal(p, r)
@@ -279,7 +279,7 @@ def test_an_action_outside_its_bounds_is_clipped_on_its_way_and_counted() -> Non
     gaussian = Gaussian(spaces.Box(np.array([-1, 0], np.float32), np.array([1, np.inf], np.float32)), 1.0)
     actions = np.array([[-3, 5], [0.5, -2], [1, 0]], np.float32)
     assert gaussian.for_environment(actions).tolist() == [[-1, 5], [0.5, 0], [1, 0]]
-    assert gaussian.report(torch.from_numpy(actions))["action_clip_fraction"] == pytest.approx(2 / 6)
+    assert gaussian.action_statistics(torch.from_numpy(actions))[1] == pytest.approx(2 / 6)
 
 
 @pytest.mark.parametrize("distribution", ["gaussian", "bernoulli", "tanh_gaussian", "state_dependent_gaussian"])

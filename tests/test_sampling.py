@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import Array, Counting, config, executor_for, mapped
 
+from pgcli.algorithm.learner import build_agent
 from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.config.schema import Config
 from pgcli.environments.forms import NativeEnvironments, SingleEnvironments, make, make_environments
@@ -40,7 +41,7 @@ def counting(episodes: int = 10, horizon: int | None = None, **env: Any) -> Conf
 
 def agent_for(settings: Config, executor: ChunkExecutor) -> PolicyGradient:
     one = executor.environments.of_width(1)
-    return PolicyGradient(one.observation_space, one.action_space, settings)
+    return build_agent(one.observation_space, one.action_space, settings)
 
 
 def collect(settings: Config, iteration: int = 0, executor: ChunkExecutor | None = None) -> Trajectories:

@@ -22,6 +22,7 @@ from kills import CASES
 from pgcli.config import load_config
 from pgcli.errors import EnvironmentFailure, Interrupted
 from pgcli.experiment.load import load
+from pgcli.experiment.recorder import Context
 from pgcli.experiment.run import Request, run_experiment
 from pgcli.inspection.evaluate import assess
 from pgcli.policies.policy import Policy
@@ -76,7 +77,7 @@ SHORT = ("evaluation.episodes=3", "evaluation.every=2", "evaluation.stop_at_retu
 
 def run(path: Path, name: str, *overrides: str, resume: bool = False, **how: Any) -> list[Record]:
     shown: list[Record] = []
-    run_experiment(Request(load_config(name, list(overrides)), path, [], resume), shown.append, **how)
+    run_experiment(Request(load_config(name, list(overrides)), path, [], resume), Context(shown.append, **how))
     return shown
 
 

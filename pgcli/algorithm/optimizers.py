@@ -100,6 +100,17 @@ class Optimizer:
         return vector
 
 
+def clip_grad_norm_(gradient: Tensor, limit: float | None) -> Tensor:
+    """Scale a gradient [dim] in place to a norm of at most `limit`; return the norm that it had."""
+    norm: Tensor = torch.linalg.vector_norm(gradient)
+    if limit is not None:
+        if not gradient.is_cpu:  # without waiting for the number
+            gradient *= (limit / norm).clamp(max=1)
+        elif (found := float(norm)) > limit:
+            gradient *= limit / found
+    return norm
+
+
 def flattened(tensors: Sequence[Tensor]) -> Tensor:
     """Put tensors one after the other, [dim]."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -18,7 +18,8 @@ from pgcli import __version__
 from pgcli.cli import completion
 
 if TYPE_CHECKING:
-    from pgcli.experiment.run import Outcome, Request
+    from pgcli.experiment.recorder import Outcome
+    from pgcli.experiment.run import Request
 
 app = typer.Typer(
     name="pgcli",
@@ -187,7 +188,8 @@ def resume(
 ) -> None:
     """Go on with an interrupted run, or extend a finished one by a larger training.iterations."""
     from pgcli.config import override
-    from pgcli.experiment.run import Request, stored_config
+    from pgcli.experiment.resume import stored_config
+    from pgcli.experiment.run import Request
 
     config = override(stored_config(run_dir), overrides or [])
     _train([Request(config, run_dir, sys.argv[1:], resume=True, which=which)], 1, quiet)

@@ -31,9 +31,10 @@ from pgcli.environments.forms import (
     make_lasting,
 )
 from pgcli.errors import EnvironmentFailure, PgcliError, RunDirectoryError, UsageError
+from pgcli.experiment.build import environments_of
 from pgcli.experiment.load import refuse_foreign_modules
-from pgcli.experiment.repeat import Repetition, changed_iterations, follows_the_clock, repeated
-from pgcli.experiment.run import environments_of, has_constant_schedules, stored_config
+from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated
+from pgcli.experiment.resume import has_constant_schedules, stored_config
 from pgcli.policies.policy import Policy
 from pgcli.report.video import DEFAULT_FPS, Episode, Frame, check_name, drawing, picture, played, write
 from pgcli.runs import checkpoints
@@ -45,6 +46,7 @@ from pgcli.sampling.rollout import Ended, Rollout
 from pgcli.sampling.sampler import Sampler
 from pgcli.sampling.segments import native_seed, segment_seed
 from pgcli.system.processes import Check
+from pgcli.training.loop import Training, train
 
 Array = NDArray[Any]
 
@@ -119,11 +121,11 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
         native = isinstance(envs, NativeEnvironments)
     first = _first_iteration(config, row) if native else row.iteration
     file, config = _start(path, config, first, row.iteration)
-    with repeated(path, config, file) as run:
+    with repeated(path, config, file) as (run, lost):
         origin = file.name if file else "the start of the run"
-        if run.lost:
+        if lost:
             raise EnvironmentFailure(
-                f"{run.lost} environments do not come back to where {origin} left them: nothing can be replayed from it"
+                f"{lost} environments do not come back to where {origin} left them: nothing can be replayed from it"
             )
         begun = run.counters.iteration
         tell(f"iteration {row.iteration} from {origin}, with {row.iteration - begun} iterations computed again before")
@@ -149,7 +151,7 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
         "repeated_iterations": row.iteration - begun,
     }
     if played_again == row.told and video is not None:
-        _film(config, run.agent.policy, collected, row, native, video)
+        _film(config, run.learner.policy, collected, row, native, video)
         result["video"] = str(video)
     return result
 
@@ -248,16 +250,16 @@ def _as_of(config: Config, at: int, iteration: int) -> Config:
     return override(config, quiet)
 
 
-def _repeat(run: Repetition, first: int, iteration: int) -> dict[int, _Collected]:
+def _repeat(run: Training, first: int, iteration: int) -> dict[int, _Collected]:
     """Go on to `iteration` and collect it; give what was collected from `first` on."""
     recorder = _Recorder(run.sampler, first)
     run.sampler = recorder
     if run.counters.iteration < iteration:
-        for _ in run.records():
+        for _ in train(run):
             if run.counters.iteration == iteration:
                 break
     torch.set_num_threads(run.config.training.threads)
-    recorder.collect(run.agent.policy, iteration, lambda: None)
+    recorder.collect(run.learner.policy, iteration, lambda: None)
     return recorder.collected
 
 

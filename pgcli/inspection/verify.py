@@ -19,7 +19,7 @@ from pgcli.config import Config
 from pgcli.errors import PgcliError, RunDirectoryError
 from pgcli.experiment.load import refuse_foreign_modules
 from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated, without_clock
-from pgcli.experiment.run import changes_of, stored_config
+from pgcli.experiment.resume import changes_of, stored_config
 from pgcli.records import Evaluation, Iteration, Notice
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import (
@@ -35,6 +35,7 @@ from pgcli.runs.directory import (
 from pgcli.runs.files import as_csv, read_json
 from pgcli.runs.lock import lock
 from pgcli.training.evaluation import sample
+from pgcli.training.loop import train
 
 WIDTH = 80
 Rows = list[dict[str, str]]
@@ -314,18 +315,18 @@ def _recompute(
     tables = tables | {"gradients": [row for row in tables.get("gradients", []) if int(row["iteration"]) >= since]}
     file = min(starts) if everything else max(starts)
     first, last, name = kept[file].counters["iteration"], len(tables["metrics"]), file.name
-    with repeated(path, without_clock(config, last), file) as run:
-        if run.lost:
-            yield Finding("note", f"{run.lost} environments do not repeat themselves: no iteration computed again")
+    with repeated(path, without_clock(config, last), file) as (run, lost):
+        if lost:
+            yield Finding("note", f"{lost} environments do not repeat themselves: no iteration computed again")
             return
-        for record in run.records():
+        for record in train(run):
             if not isinstance(record, Notice):
                 _compare(record, tables)
             if isinstance(record, Iteration):
                 recomputed.append(record.iteration)
                 later = path / "checkpoints" / checkpoints.file_name(run.counters.iteration)
                 if later in kept:
-                    tensors = run.agent.state_dict() | run.sampler.state_dict(run.counters.iteration)
+                    tensors = run.learner.state_dict() | run.sampler.state_dict(run.counters.iteration)
                     _compare_tensors(later, kept[later].tensors, tensors)
                 if run.counters.iteration == (last if everything else first + 1):
                     break

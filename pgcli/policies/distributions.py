@@ -73,9 +73,9 @@ class Distribution(nn.Module):
         """Give actions as the environment takes them."""
         return actions
 
-    def report(self, actions: Tensor) -> dict[str, float]:
-        """Say what a row of metrics.csv should know of the actions [M, …] of an iteration."""
-        return {}
+    def action_statistics(self, actions: Tensor) -> tuple[float | None, float | None]:
+        """Return the mean σ of an action's entries, and the clipped share of the entries of actions [M, …]."""
+        return None, None
 
 
 class Softmax(Distribution):
@@ -302,14 +302,14 @@ class Gaussian(Distribution):
         """Clip actions to the bounds, and give them the shape and type of the space."""
         return self._in_space(np.minimum(np.maximum(actions, self.low), self.high))  # np.clip takes thrice as long
 
-    def report(self, actions: Tensor) -> dict[str, float]:
-        """Give the mean σ and the share of entries that were clipped."""
+    def action_statistics(self, actions: Tensor) -> tuple[float | None, float | None]:
+        """Return the mean σ, and the share of entries that were clipped."""
         low, high = torch.from_numpy(self.low), torch.from_numpy(self.high)
         outside = (actions < low) | (actions > high)
-        return self._spread() | {"action_clip_fraction": float(outside.double().mean())}
+        return self._mean_deviation(), float(outside.double().mean())
 
-    def _spread(self) -> dict[str, float]:
-        return {"action_standard_deviation": float(self.log_standard_deviation.detach().exp().mean())}
+    def _mean_deviation(self) -> float:
+        return float(self.log_standard_deviation.detach().exp().mean())
 
     def _in_space(self, actions: Array) -> Array:
         if not np.isfinite(actions).all():
@@ -359,9 +359,9 @@ class TanhGaussian(Gaussian):
         """Squash actions into the bounds."""
         return self._in_space(self.low + (self.high - self.low) * (1 + np.tanh(actions.astype(np.float64))) / 2)
 
-    def report(self, actions: Tensor) -> dict[str, float]:
-        """Give the mean σ of u; nothing is clipped."""
-        return self._spread()
+    def action_statistics(self, actions: Tensor) -> tuple[float | None, float | None]:
+        """Return the mean σ of u; nothing is clipped."""
+        return self._mean_deviation(), None
 
 
 class StateDependentGaussian(Gaussian):
@@ -407,9 +407,8 @@ class StateDependentGaussian(Gaussian):
         variance: Tensor = outputs[:, self.size :].square() @ (2 * self.log_standard_deviation).exp()
         return variance + 1e-6  # where all features are 0
 
-    def _spread(self) -> dict[str, float]:
-        sigma = self.log_standard_deviation.detach().exp().square().sum(0).sqrt()  # where every φ_i is 1
-        return {"action_standard_deviation": float(sigma.mean())}
+    def _mean_deviation(self) -> float:
+        return float(self.log_standard_deviation.detach().exp().square().sum(0).sqrt().mean())  # where every φ_i is 1
 
     @property
     def _shape(self) -> tuple[int, ...]:

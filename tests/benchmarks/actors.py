@@ -20,7 +20,7 @@ from pgcli.config import load_config
 from pgcli.config.schema import Config, EnvConfig
 from pgcli.errors import PgcliError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
-from pgcli.experiment.run import build_agent, columns_of, environments_of
+from pgcli.experiment.build import build_learner, columns_of, environments_of
 from pgcli.policies.policy import Policy, parameters_of
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
@@ -82,7 +82,7 @@ def bytes_per_step() -> None:
         config = load_config(name, ["env.chunk_size=8"])
         env = environments_of(config)
         environments, pool = EnvironmentCache(env), WeighingPool(env)
-        agent, executor = build_agent(config, environments), ChunkExecutor(environments, pool)
+        agent, executor = build_learner(config, environments), ChunkExecutor(environments, pool)
         sampler = make_sampler(config, executor)
         for iteration in range(3):
             pool.sent = pool.received = 0
@@ -110,7 +110,7 @@ def assembling() -> None:
         config = load_config(name, ["env.chunk_size=8", "env.num_envs=32"])
         env = environments_of(config)
         environments, pool = EnvironmentCache(env), WeighingPool(env)
-        agent, executor = build_agent(config, environments), ChunkExecutor(environments, pool)
+        agent, executor = build_learner(config, environments), ChunkExecutor(environments, pool)
         sampler = make_sampler(config, executor)
         steps = sampler.collect(agent.policy, 0, ignore).trajectories.num_steps
         taken = [pickled_apart(result) for result in pool.last.values()]
@@ -140,7 +140,7 @@ def cpu_per_step() -> None:
     for name in ("cartpole", "lunar-lander/baseline", "lunar-lander/ppo", "half-cheetah/ppo"):
         config = load_config(name, [])
         executor = ChunkExecutor(EnvironmentCache(environments_of(config)))
-        agent = build_agent(config, executor.environments)
+        agent = build_learner(config, executor.environments)
         sampler = make_sampler(config, executor)
         collect, update = [], []
         for iteration in range(4):
@@ -157,7 +157,7 @@ def cpu_per_step() -> None:
 def overhead(config: Config) -> None:
     """Compare pools: tasks of nothing, 32 MB from each, and an iteration's rollout."""
     environments = EnvironmentCache(environments_of(config))
-    policy = build_agent(config, environments).policy
+    policy = build_learner(config, environments).policy
     pools: dict[str, WorkerPool] = {"this process": LocalPool(environments)}
     for count in (1, 2):
         pools[f"{count} local"] = ProcessPool(config.env, config.policy, count)

@@ -91,7 +91,9 @@ def learner(
     """Build what does iteration i, and gives its env steps and the seconds of rollout and of update; and its end."""
     import torch
 
-    from pgcli.algorithm.policy_gradient import PolicyGradient
+    from pgcli.algorithm.learner import Learner, build_agent
+    from pgcli.algorithm.parts import in_turn
+    from pgcli.algorithm.second_process import SecondProcess
     from pgcli.config.schema import Config
     from pgcli.sampling.chunks import EnvironmentCache
     from pgcli.sampling.executor import ChunkExecutor
@@ -105,13 +107,16 @@ def learner(
     pool = ProcessPool(config.env, config.policy, workers) if workers else None
     executor = ChunkExecutor(EnvironmentCache(config.env), pool)
     shown = executor.environments.of_width(1)
-    agent, sampler = PolicyGradient(shown.observation_space, shown.action_space, config), make_sampler(config, executor)
+    agent = Learner(
+        build_agent(shown.observation_space, shown.action_space, config), SecondProcess() if workers else in_turn
+    )
+    sampler = make_sampler(config, executor)
 
     def iterate(iteration: int) -> tuple[int, float, float]:
         begin = time.perf_counter()
         trajectories = sampler.collect(agent.policy, iteration, lambda: None).trajectories
         collected = time.perf_counter()
-        agent.update(trajectories, iteration, spare_core=workers > 0)
+        agent.update(trajectories, iteration)
         return trajectories.num_steps, collected - begin, time.perf_counter() - collected
 
     as_a_run_does()
@@ -425,7 +430,8 @@ def parts_side(name: str) -> None:
     import numpy as np
     import torch
 
-    from pgcli.algorithm.policy_gradient import PolicyGradient
+    from pgcli.algorithm.batch import flatten
+    from pgcli.algorithm.learner import Learner, build_agent
     from pgcli.config.schema import Config
     from pgcli.environments.forms import make_environments
     from pgcli.sampling.chunks import EnvironmentCache
@@ -437,7 +443,8 @@ def parts_side(name: str) -> None:
     config = Config.model_validate(WORKS[name])
     n = config.env.num_envs
     executor, envs = ChunkExecutor(EnvironmentCache(config.env)), make_environments(config.env, n)
-    agent, sampler = PolicyGradient(envs.observation_space, envs.action_space, config), make_sampler(config, executor)
+    agent = Learner(build_agent(envs.observation_space, envs.action_space, config))
+    sampler = make_sampler(config, executor)
     state = {key: value.clone() for key, value in agent.state_dict().items()}
     agent.update(sampler.collect(agent.policy, 0, lambda: None).trajectories)
     agent.load_state_dict(state)
@@ -472,7 +479,7 @@ def parts_side(name: str) -> None:
             actor.for_environment(actor.respond(obs[t], noise[t % 64], memory)[0])
 
     def estimate() -> None:
-        agent.batch(trajectories)
+        flatten(agent.agent, trajectories, agent.agent.estimate(trajectories))
 
     def update() -> None:
         agent.load_state_dict(state)
@@ -637,7 +644,7 @@ def cost_side(case: dict[str, int]) -> None:
     """Time collecting and learning from more episodes, or learning with more parameters."""
     import torch
 
-    from pgcli.algorithm.policy_gradient import PolicyGradient
+    from pgcli.algorithm.learner import Learner, build_agent
     from pgcli.config.schema import Config
     from pgcli.sampling.chunks import EnvironmentCache
     from pgcli.sampling.executor import ChunkExecutor
@@ -650,7 +657,8 @@ def cost_side(case: dict[str, int]) -> None:
     config = Config.model_validate(data)
     executor = ChunkExecutor(EnvironmentCache(config.env))
     envs = executor.environments.of_width(64)
-    agent, sampler = PolicyGradient(envs.observation_space, envs.action_space, config), make_sampler(config, executor)
+    agent = Learner(build_agent(envs.observation_space, envs.action_space, config))
+    sampler = make_sampler(config, executor)
     trajectories = sampler.collect(agent.policy, 0, lambda: None).trajectories
     as_a_run_does()
 

@@ -11,13 +11,16 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pgcli.algorithm.batch import Batch
+from pgcli.algorithm.losses import Step
+from pgcli.algorithm.parts import PartName
 from pgcli.environments.failures import is_fault, told
 from pgcli.errors import UsageError
 from pgcli.estimators.trajectories import Trajectories
@@ -25,7 +28,11 @@ from pgcli.policies.distributions import Softmax
 from pgcli.policies.policy import Policy
 from pgcli.system.locations import split
 
+if TYPE_CHECKING:
+    from pgcli.algorithm.gradients import Gradient
+
 Array = NDArray[Any]
+UserEstimator = Callable[[Trajectories], Tensor]
 Rollouts = list[list[tuple[Array, int, float]]]
 SIGNATURE = "it is called as {name}(rollouts, policy, gamma) and returns a tensor of policy.dim numbers"
 
@@ -193,10 +200,27 @@ def load(location: str) -> Any:
 # ---------------------------------------------------------------------------------------------------------- in training
 
 
-def estimator(location: str, policy: Policy, gamma: float) -> Callable[[Trajectories], Tensor]:
-    """Load a user's estimator for `policy`: a function from whole episodes to ∇J, [dim].
+class UserGradient:
+    """The user's own gradient for the policy; the value function, if there is one, keeps the gradient `other`."""
 
-    Raises: UsageError for a policy that is no softmax MLP, and as `load` and `called` do.
+    def __init__(self, estimate: UserEstimator | None, policy: Policy, other: Gradient) -> None:
+        self._estimate, self._policy, self._other = estimate, policy, other
+        self.inputs = other.inputs
+
+    def __call__(self, batch: Batch, part: PartName, progress: float) -> Step:
+        """Return minus the user's ∇J, [dim], and the policy's entropy."""
+        if part != "policy":
+            return self._other(batch, part, progress)
+        assert self._estimate is not None, "the user's estimator was not loaded"
+        gradient = -self._estimate(batch.trajectories).to(batch.obs.device)
+        distribution = self._policy.distribution
+        return gradient, lambda: {"entropy": distribution.entropy(self._policy(batch.obs)).mean()}
+
+
+def load_user_estimator(location: str, policy: Policy, gamma: float) -> UserEstimator:
+    """Load a user's estimator for `policy`: a function from whole episodes to ∇J, [dim]. This runs the user's file.
+
+    Raises: UsageError for a policy that is not a softmax MLP, and as `load` and `called` do.
     """
     refuse(policy)
     function = load(location)

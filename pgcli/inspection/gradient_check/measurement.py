@@ -23,7 +23,8 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.learner import build_agent
+from pgcli.algorithm.policy_gradient import estimate_gradient
 from pgcli.config.rules import violations
 from pgcli.config.schema import AlgorithmConfig, Config, EnvConfig, PolicyConfig, ValueConfig
 from pgcli.environments.forms import make
@@ -275,7 +276,7 @@ def measure(config: Config, problem: Problem) -> Measured:
     """Measure the estimator of `config` on `problem`."""
     why, config = list(reasons(config, problem)), reduced(config, problem)
     algorithm = config.algorithm
-    agent = PolicyGradient(problem.observation_space, problem.action_space, config)
+    agent = build_agent(problem.observation_space, problem.action_space, config)
     policy, value = agent.policy.double(), agent.value
     problem.start(policy)
     if value is not None:  # V says anything: a baseline may
@@ -289,7 +290,7 @@ def measure(config: Config, problem: Problem) -> Measured:
     given = replace(whole, behavior_log_probs=None) if algorithm.objective == "policy_gradient" else whole
     batches, chances = batches_of(data, problem.columns, alike=config.group_size == 1)
     parameters = list(policy.parameters())
-    found = np.stack([-flat(agent.gradient(take(given, batch))[0], parameters).numpy() for batch in batches])
+    found = np.stack([-flat(estimate_gradient(agent, take(given, batch))[0], parameters).numpy() for batch in batches])
     factor = known_factor(why)
     if factor is not None:
         return judge(problem, why, truth, found, factor * truth, chances)
