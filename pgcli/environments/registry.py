@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -22,7 +21,7 @@ from gymnasium.envs.registration import EnvSpec, find_highest_version, load_env_
 
 from pgcli.config.schema import EnvConfig, WrapperConfig
 from pgcli.environments.failures import describe, is_user_error, line_of, message_of
-from pgcli.errors import EnvironmentFailure, PgcliError, UsageError
+from pgcli.errors import EnvironmentFailure, PgcliError, UsageError, closest
 
 HERE = str(Path.cwd())  # before an environment can change it
 _ATARI = "ALE"  # the namespace of the package that is imported without being named
@@ -199,8 +198,8 @@ def _install_command(error: BaseException) -> str:
 def _suggestion(name: str, names: Iterable[str], prefix: str = "", suffix: str = "") -> str:
     """Suggest the most similar of `names`, ignoring case; "" if none is similar."""
     spelled = {one.lower(): one for one in names}
-    close = difflib.get_close_matches(name.lower(), spelled, n=1)
-    return f"did you mean `{prefix}{spelled[close[0]]}{suffix}`?" if close else ""
+    close = closest(name.lower(), spelled)
+    return f"did you mean `{prefix}{spelled[close]}{suffix}`?" if close else ""
 
 
 def _redirect_warnings_of_mujoco() -> None:
