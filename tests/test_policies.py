@@ -13,6 +13,7 @@ from gymnasium import spaces
 from helpers import Array, config, log_probs
 
 from pgcli.algorithm.learner import build_agent
+from pgcli.config.choices import ActivationName
 from pgcli.config.schema import PolicyConfig
 from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.policies.activations import ACTIVATIONS
@@ -101,7 +102,7 @@ def test_an_activation_stands_after_the_hidden_layer_alone(
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_an_activations_forms_agree_with_torch_and_its_derivatives_with_autograd(name: str) -> None:
+def test_an_activations_forms_agree_with_torch_and_its_derivatives_with_autograd(name: ActivationName) -> None:
     activation = ACTIVATIONS[name]
     z = torch.tensor([-3.0, -0.5, -0.0, 0.25, 2.0], dtype=torch.float64, requires_grad=True)
     y = activation.module()(z)
