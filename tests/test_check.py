@@ -149,16 +149,16 @@ def test_the_linear_quadratic_problem_has_the_return_of_its_episodes() -> None:
     assert true_gradient(problem, policy, 0.9) == pytest.approx(slopes, abs=1e-7)
 
 
-def test_going_backwards_through_a_grid_is_summing_over_its_episodes() -> None:
-    told, solved = (
+def test_dynamic_programming_on_a_grid_equals_the_sum_over_its_episodes() -> None:
+    enumerated, solved = (
         FiniteProblem("grid", "", grid_mdp(2, 0.2, 3), spaces.Discrete, 2, sampled=sampled) for sampled in (False, True)
     )
-    policy = policy_for(told)
-    assert true_gradient(solved, policy, 0.9) == pytest.approx(true_gradient(told, policy, 0.9), abs=EXACT)
+    policy = policy_for(enumerated)
+    assert true_gradient(solved, policy, 0.9) == pytest.approx(true_gradient(enumerated, policy, 0.9), abs=EXACT)
 
 
 @pytest.mark.parametrize("kind", [spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary])
-def test_every_batch_and_every_segment_is_told_once(kind: type) -> None:
+def test_every_batch_and_every_segment_is_enumerated_once(kind: type) -> None:
     for world, rows_ in product((chain_mdp(3, 1.0, 2.0), corridor_mdp(3)), (None, 2, 4, 7)):
         problem = FiniteProblem("", "", world, kind, 2, rows=rows_)
         data = problem.data(policy_for(problem), 0, np.random.default_rng(0))
