@@ -19,6 +19,7 @@ from test_cli import pgcli, rows
 from test_environments import PATHS
 from test_grid import CELLS
 
+from pgcli.algorithm import batch as batch_module
 from pgcli.algorithm import losses as losses_module
 from pgcli.algorithm import policy_gradient as agent_module
 from pgcli.algorithm.gradients.user_code import TutorialPolicy
@@ -233,7 +234,7 @@ def test_continuous_actions_are_sampled_and_unbiased(distribution: str) -> None:
 Broken = Callable[[Any], Callable[..., Any]]
 BREAKS: list[tuple[Any, str, Broken, tuple[str, ...], str]] = [
     (losses_module, "policy_gradient_slope", lambda f: lambda *a: -f(*a), IN_FULL, "bandit"),
-    (agent_module, "step_weights", lambda f: lambda m, a: 1.01 * f(m, a), IN_FULL, "chain"),
+    (batch_module, "step_weights", lambda f: lambda m, a: 1.01 * f(m, a), IN_FULL, "chain"),
     (
         agent_module,
         "leave_one_out_baseline",
@@ -242,7 +243,7 @@ BREAKS: list[tuple[Any, str, Broken, tuple[str, ...], str]] = [
         "corridor",
     ),
     (agent_module, "mean_baseline", lambda f: lambda r, m: 0.9 * f(r, m), (), "chain"),
-    (agent_module, "standardized", lambda f: lambda a, x: 0.99 * f(a, x), ("algorithm.standardize=batch",), "bandit"),
+    (batch_module, "standardized", lambda f: lambda a, x: 0.99 * f(a, x), ("algorithm.standardize=batch",), "bandit"),
     (
         returns_module,
         "lambda_returns",
