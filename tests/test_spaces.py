@@ -276,8 +276,8 @@ def test_acting_and_learning_see_the_same_in_a_nested_observation(memory: str, n
     if normalize_obs:
         policy.add_statistics(torch.from_numpy(obs))
     acted = policy.actor("greedy").act(obs, np.zeros((6, 3)))
-    windows = None if policy.memory is None else _beginnings(policy, 6)
-    learned = policy(torch.from_numpy(obs), windows).detach()
+    sequences = None if policy.memory is None else _beginnings(policy, 6)
+    learned = policy(torch.from_numpy(obs), sequences).detach()
     np.testing.assert_allclose(acted, learned, rtol=1e-4, atol=1e-5)
     assert len(np.unique(acted)) == acted.size, "every observation is told from the others"
 
@@ -298,10 +298,10 @@ def test_images_are_normalised_by_channel() -> None:
 
 
 def _beginnings(policy: Policy, count: int) -> Any:
-    from pgcli.policies.recurrent import Windows
+    from pgcli.policies.recurrent import Sequences
 
     assert policy.memory is not None
-    return Windows(torch.ones(count, dtype=torch.long), torch.zeros(count, policy.memory.state_size))
+    return Sequences(torch.ones(count, dtype=torch.long), torch.zeros(count, policy.memory.state_size))
 
 
 def test_a_value_function_of_its_own_has_image_networks_of_its_own() -> None:

@@ -23,7 +23,8 @@ from pgcli.config.schema import Config
 from pgcli.errors import Diverged
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.normalizers import ReturnScale
-from pgcli.policies.policy import Policy, ValueFunction
+from pgcli.policies.policy import Policy
+from pgcli.policies.value_function import ValueFunction
 from pgcli.records import Update
 from pgcli.seeding import Purpose, derived_seed
 from pgcli.system.processes import Check

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import closing
 from typing import Any
 
+from pgcli.config.choices import Mode
 from pgcli.experiment.load import Agent
-from pgcli.policies.policy import Mode
 from pgcli.sampling.chunks import EnvironmentCache
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.process_pool import ProcessPool

@@ -6,7 +6,6 @@ checkpoint is kept or can be computed again, and of derived seeds.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -36,10 +35,10 @@ from pgcli.experiment.load import refuse_foreign_modules
 from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated
 from pgcli.experiment.resume import has_constant_schedules, stored_config
 from pgcli.policies.policy import Policy
-from pgcli.report.video import DEFAULT_FPS, Episode, Frame, check_name, drawing, picture, played, write
+from pgcli.report.video import DEFAULT_FPS, FilmedEpisode, Frame, check_name, drawing, picture, played, write
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import is_run
-from pgcli.runs.files import storage
+from pgcli.runs.tables import read_table
 from pgcli.sampling.chunks import chunk_ranges
 from pgcli.sampling.episodes import episode_seed
 from pgcli.sampling.rollout import Ended, Rollout
@@ -49,6 +48,7 @@ from pgcli.system.processes import Check
 from pgcli.training.loop import Training, train
 
 Array = NDArray[Any]
+_COLUMNS = ("episode", "return", "discounted_return", "length")
 
 
 @dataclass(frozen=True)
@@ -181,21 +181,22 @@ def _find(path: Path, which: str) -> _Row:
         raise UsageError(
             f"--replay {which}: not ITERATION:EPISODE", "write it like 12:345, both as numbered in episodes.csv"
         )
-    file, there = path / "episodes.csv", list[_Row]()
-    with storage(file), file.open(newline="", encoding="utf-8") as lines:
-        try:
-            for row in csv.DictReader(lines):
-                if int(row["iteration"]) == int(iteration):
-                    told = Ended(
-                        float(row["return"]), float(row["discounted_return"]), int(row["length"]), row["ended"]
-                    )
-                    there.append(_Row(int(iteration), int(row["episode"]), told, len(there)))
-        except (KeyError, ValueError, TypeError, csv.Error) as error:
-            raise RunDirectoryError(f"{file}: damaged: {error}") from None
-    for row_ in there:
-        if row_.episode == int(episode):
-            return row_
-    hint = f"there it has {there[0].episode} to {there[-1].episode}" if there else "no episode ended in that iteration"
+    file = path / "episodes.csv"
+    table = read_table(file)
+    table = table.pick(table["iteration"] == int(iteration))
+    numbers = zip(*(table[name].tolist() for name in _COLUMNS), strict=True)
+    ended = table.words.get("ended", ("",) * table.rows)
+    try:
+        rows = [
+            _Row(int(iteration), int(number), Ended(gained, discounted, int(length), how), place)
+            for place, ((number, gained, discounted, length), how) in enumerate(zip(numbers, ended, strict=True))
+        ]
+    except ValueError as error:
+        raise RunDirectoryError(f"{file}: damaged: {error}") from None
+    for row in rows:
+        if row.episode == int(episode):
+            return row
+    hint = f"there it has {rows[0].episode} to {rows[-1].episode}" if rows else "no episode ended in that iteration"
     raise UsageError(f"{file}: iteration {int(iteration)} has no episode {int(episode)}", hint)
 
 
@@ -271,7 +272,7 @@ def _film(
 ) -> None:
     """Write the frames of the episode."""
     column, last = _place(config, collected[row.iteration].rollout, row.number)
-    episode = Episode()
+    episode = FilmedEpisode()
     if native:
         moments = list(_native_moments(config, policy, collected, row, column, last))
         frames = _native_frames(config, moments, episode)
@@ -295,7 +296,7 @@ def _place(config: Config, rollout: Rollout, number: int) -> tuple[int, int]:
 
 
 def _single_frames(
-    config: Config, policy: Policy, collected: _Collected, row: _Row, column: int, last: int, film: Episode
+    config: Config, policy: Policy, collected: _Collected, row: _Row, column: int, last: int, film: FilmedEpisode
 ) -> Iterator[Frame]:
     """Play the actions of an episode in a fresh instance of its environment, and see that it is the same episode."""
     drawn, seed = _actions_since_reset(config, collected, row.iteration, column, last)
@@ -376,7 +377,7 @@ def _native_moments(
         yield _Moment(obs[stop, place], column_of(envs.arrays(), like, place), None)
 
 
-def _native_frames(config: Config, moments: list[_Moment], film: Episode) -> Iterator[Frame]:
+def _native_frames(config: Config, moments: list[_Moment], film: FilmedEpisode) -> Iterator[Frame]:
     """Let a vector form of one column draw each state; where it draws none, the single form, if it is the same."""
     env = environments_of(config)
     with drawing(env):
@@ -395,7 +396,7 @@ def _native_frames(config: Config, moments: list[_Moment], film: Episode) -> Ite
                 yield picture(alone.pictures()[0], env.id)
 
 
-def _frames_of_the_single_form(config: Config, moments: list[_Moment], film: Episode) -> Iterator[Frame]:
+def _frames_of_the_single_form(config: Config, moments: list[_Moment], film: FilmedEpisode) -> Iterator[Frame]:
     """Put the first state into the single form, and step it through the actions, if it sees the same to the bit."""
     cannot = EnvironmentFailure(
         f"the vector form of {config.env.id} draws no pictures, and its single form does not come to the same "

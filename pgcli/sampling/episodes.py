@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from pgcli.config.choices import Mode
 from pgcli.config.schema import Config
 from pgcli.environments.forms import Environments
 from pgcli.errors import CheckpointError, EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories, pad_columns
-from pgcli.policies.policy import Actor, Mode, Policy
+from pgcli.policies.policy import Actor, Policy
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.rollout import Array, Ended, Rollout, play, to_trajectories
 from pgcli.seeding import Purpose, Seeds, derived_seed, generator

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pgcli.config.choices import Mode
 from pgcli.environments.forms import Environments
-from pgcli.policies.policy import Actor, Mode, Policy
+from pgcli.policies.policy import Actor, Policy
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.pool import LocalPool, WorkerPool
 from pgcli.system.processes import Check

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pgcli.config.choices import Mode
 from pgcli.config.schema import Config
-from pgcli.policies.policy import Mode, Policy
+from pgcli.policies.policy import Policy
 from pgcli.records import Evaluation, Sample
 from pgcli.sampling.episodes import MeasureEpisodes
 from pgcli.sampling.executor import ChunkExecutor
