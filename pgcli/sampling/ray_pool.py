@@ -54,11 +54,7 @@ class RayPool:
         self._parameters: Any = None  # their reference in the object store
 
     def map(self, policy: Policy, tasks: Mapping[int, Task], check: Check) -> dict[int, Any]:
-        """Run task n on worker n mod `count`; return the results by n.
-
-        A task may run more than once, in a new worker, if its worker dies or hangs. `check` is called meanwhile; an
-        exception in it ends the busy workers. If several tasks fail, the error of the smallest n is raised.
-        """
+        """Run the tasks, see WorkerPool. A task may run again on an actor that has run others since."""
         import ray
 
         self._put(policy)
