@@ -41,7 +41,7 @@ from pgcli.runs.directory import is_run
 from pgcli.runs.tables import read_table
 from pgcli.sampling.chunks import chunk_ranges
 from pgcli.sampling.episodes import episode_seed
-from pgcli.sampling.rollout import Ended, Rollout
+from pgcli.sampling.rollout import EndedEpisode, Rollout
 from pgcli.sampling.sampler import Sampler
 from pgcli.sampling.segments import native_seed, segment_seed
 from pgcli.system.processes import Check
@@ -57,7 +57,7 @@ class _Row:
 
     iteration: int
     episode: int
-    told: Ended
+    told: EndedEpisode
     number: int
 
 
@@ -188,7 +188,7 @@ def _find(path: Path, which: str) -> _Row:
     ended = table.words.get("ended", ("",) * table.rows)
     try:
         rows = [
-            _Row(int(iteration), int(number), Ended(gained, discounted, int(length), how), place)
+            _Row(int(iteration), int(number), EndedEpisode(gained, discounted, int(length), how), place)
             for place, ((number, gained, discounted, length), how) in enumerate(zip(numbers, ended, strict=True))
         ]
     except ValueError as error:
