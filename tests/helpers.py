@@ -24,6 +24,9 @@ from pgcli.config.schema import Config
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.policy import Policy
 from pgcli.records import Update
+from pgcli.sampling.chunks import EnvironmentCache
+from pgcli.sampling.executor import ChunkExecutor
+from pgcli.sampling.segments import SegmentSampler
 
 Array = NDArray[Any]
 Episode = Sequence[tuple[int, float]]  # (action, reward) of each step
@@ -36,6 +39,16 @@ torch.set_num_threads(1)  # tests run side by side
 def config(**sections: Any) -> Config:
     """Validate the sections of a config, given as plain data."""
     return Config.model_validate(sections)
+
+
+def executor_for(settings: Config) -> ChunkExecutor:
+    """Build what runs chunks of these environments in this process."""
+    return ChunkExecutor(EnvironmentCache(settings.env))
+
+
+def segment_sampler(settings: Config) -> SegmentSampler:
+    """Build a sampler of segments in this process."""
+    return SegmentSampler(settings, executor_for(settings))
 
 
 def softmax_agent(logits: Sequence[float], **algorithm: Any) -> PolicyGradient:

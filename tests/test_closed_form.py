@@ -77,7 +77,7 @@ def batch_of(agent: PolicyGradient, obs: Tensor) -> Batch:
         values=values,
         behavior_log_probs=behavior,
         on_policy=False,
-        windows=None,
+        sequences=None,
         trajectories=random_batch(),
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import tasks  # noqa: F401 - registers the environments
 import torch
-from helpers import config, flat_batch, learner_of
+from helpers import config, executor_for, flat_batch, learner_of
 from torch import Tensor
 
 from pgcli.algorithm import gradients
@@ -24,7 +24,7 @@ from pgcli.algorithm.optimizers import clip_grad_norm_
 from pgcli.config.schema import Config
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.records import Update
-from pgcli.sampling.rollout import Chunks, collect_episodes
+from pgcli.sampling.episodes import collect_episodes
 
 PPO = {
     "objective": "clip",
@@ -66,10 +66,10 @@ def settings_of(case: str, **more: Any) -> Config:
 
 
 def learners_of(settings: Config, count: int) -> tuple[list[Learner], Trajectories]:
-    chunks = Chunks(settings.env)
-    one = chunks.environments(8)
+    executor = executor_for(settings)
+    one = executor.environments.of_width(8)
     learners = [learner_of(one.observation_space, one.action_space, settings) for _ in range(count)]
-    return learners, collect_episodes(settings, chunks, learners[0].policy, 0, lambda: None)
+    return learners, collect_episodes(settings, executor, learners[0].policy, 0, lambda: None)
 
 
 def numbers(update: Update) -> dict[str, float]:

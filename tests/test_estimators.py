@@ -33,7 +33,7 @@ from pgcli.algorithm.policy_gradient import PolicyGradient, estimate_gradient
 from pgcli.estimators.baselines import mean_baseline
 from pgcli.estimators.objectives import standardized, step_weights
 from pgcli.estimators.trajectories import Trajectories
-from pgcli.sampling.rollout import ended_episodes
+from pgcli.sampling.episodes import ended_episodes
 
 EXACT = 1e-10
 GRPO = {"baseline": "mean", "standardize": "batch"}

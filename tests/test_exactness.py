@@ -24,6 +24,7 @@ from helpers import (
     autograd,
     bandit,
     config,
+    executor_for,
     flat_batch,
     learner_of,
     mapped,
@@ -52,8 +53,8 @@ from pgcli.estimators.returns import vtrace_returns
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.distributions import Bernoulli, Factorised, Gaussian, Softmax, StateDependentGaussian, TanhGaussian
 from pgcli.policies.policy import Policy
-from pgcli.policies.trajectory_outputs import ratios_along, squared_scores_along, values_along
-from pgcli.sampling.rollout import Chunks, collect_episodes
+from pgcli.policies.trajectory_outputs import squared_score_norms, trajectory_ratios, trajectory_values
+from pgcli.sampling.episodes import collect_episodes
 
 EXACT = 1e-10
 HALF, QUARTER = Fraction(1, 2), Fraction(1, 4)
@@ -320,15 +321,15 @@ def lake_gradients(cells: dict[str, dict[str, Any]], batches: int, **algorithm: 
     values = returns_from(moves, lake_logits(), GAMMA, None)
     agents = {name: tabular_agent(lake_logits(), values, **cell) for name, cell in cells.items()}
     found: dict[str, list[Array]] = {name: [] for name in cells}
-    chunks = Chunks(settings.env)
+    executor = executor_for(settings)
     policy = next(iter(agents.values())).policy
     for iteration in range(batches):
-        batch = collect_episodes(settings, chunks, policy, iteration, lambda: None)
+        batch = collect_episodes(settings, executor, policy, iteration, lambda: None)
         batch = replace(batch, rewards=batch.rewards - COST * batch.mask)
         assert batch.truncated.any(0).double().mean() > 0.05
         for name, agent in agents.items():
             found[name].append(table_ascent(agent, batch))
-    chunks.close()
+    executor.close()
     return {name: np.stack(each) for name, each in found.items()}, moves
 
 
@@ -418,12 +419,12 @@ def test_importance_sampling_of_another_policys_pulls_is_exact(
 @pytest.mark.parametrize("world", BANDITS)
 def test_ratios_have_mean_one_under_the_policy_that_acted(world: Bandit) -> None:
     agent = softmax_agent(world[0][0], baseline="none")
-    assert sum(float(p) * ratios_along(agent.policy, batch).item() for p, _, batch in pulls(world, 1)) == pytest.approx(
-        1, abs=1e-14
-    )
+    assert sum(
+        float(p) * trajectory_ratios(agent.policy, batch).item() for p, _, batch in pulls(world, 1)
+    ) == pytest.approx(1, abs=1e-14)
     (pi, mu) = world[1]
     for _, (action,), batch in pulls(world, 1):
-        assert ratios_along(agent.policy, batch).item() == pytest.approx(float(pi[action] / mu[action]), rel=1e-14)
+        assert trajectory_ratios(agent.policy, batch).item() == pytest.approx(float(pi[action] / mu[action]), rel=1e-14)
 
 
 @pytest.mark.parametrize("bound", [Fraction(1, 2), Fraction(1), Fraction(3, 2), Fraction(100)])
@@ -501,7 +502,7 @@ def test_the_squared_score_of_a_trajectory_is_that_of_the_sum_over_its_steps() -
     # π even, so a score is ±(1/2, -1/2): three of one sign sum to (3/2, -3/2), and one against one to nothing
     agent = softmax_agent([0.0, 0.0], returns="total", baseline="optimal")
     batch = trajectories([(0, 1.0)] * 3, [(0, 1.0), (1, 1.0)], [(1, 2.0)])
-    assert squared_scores_along(agent.policy, batch).tolist() == pytest.approx([4.5, 0, 0.5], abs=1e-15)
+    assert squared_score_norms(agent.policy, batch).tolist() == pytest.approx([4.5, 0, 0.5], abs=1e-15)
     advantages = agent.estimate(replace(batch, rewards=batch.rewards * 2)).advantages
     returns = [2 * (1 + 0.99 + 0.99**2), 2 * 1.99, 4.0]
     expected = [returns[0] - 4.0, returns[1] - (4.5 * returns[0] + 0.5 * 4) / 5, 4 - returns[0]]
@@ -986,7 +987,7 @@ def test_values_stand_only_where_a_state_was_reached() -> None:
     batch = segment()
     dirty = replace(batch, obs=torch.where(batch.reached[..., None], batch.obs, math.nan))
     agent = line_agent()
-    values = values_along(agent.policy, agent.value, dirty)
+    values = trajectory_values(agent.policy, agent.value, dirty)
     assert torch.equal(values, torch.where(batch.reached, 2 * batch.obs[..., 0] - 1, 0))
     assert batch.cut.sum() == 6  # the episodes that end in another way than by termination
     assert batch.reached.sum() == 34 + 10  # one more than its steps for each of the ten episodes
@@ -1349,4 +1350,4 @@ def test_ratios_are_one_on_masked_rows_whatever_stands_there() -> None:
     batch = ragged()
     assert batch.behavior_log_probs is not None
     dirty = replace(batch, behavior_log_probs=torch.where(batch.mask, batch.behavior_log_probs, 7.0))
-    assert (ratios_along(deep_agent(baseline="none").policy, dirty)[~batch.mask] == 1).all()
+    assert (trajectory_ratios(deep_agent(baseline="none").policy, dirty)[~batch.mask] == 1).all()

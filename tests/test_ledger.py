@@ -34,12 +34,14 @@ from pgcli.experiment.build import environments_of
 from pgcli.experiment.run import Request, run_experiment
 from pgcli.inspection.verify import verify
 from pgcli.policies import trajectory_outputs as along
-from pgcli.policies.trajectory_outputs import gradients_along
+from pgcli.policies.trajectory_outputs import trajectory_gradients
 from pgcli.records import GradientEstimate
 from pgcli.report.plots import plot
 from pgcli.runs import checkpoints
 from pgcli.runs.tables import header_of
-from pgcli.sampling.rollout import Chunks, collect_episodes
+from pgcli.sampling.chunks import EnvironmentCache
+from pgcli.sampling.episodes import collect_episodes
+from pgcli.sampling.executor import ChunkExecutor
 
 EXACT = 1e-10
 
@@ -88,7 +90,7 @@ def test_the_gradient_of_a_column_is_that_of_a_batch_of_it_alone(kind: str) -> N
     agent, batch = agent_and_batch(kind, returns="reward_to_go", baseline="none", average="episodes")
     returns = agent.estimate(batch).advantages
     tables = torch.stack([returns, batch.mask.double(), torch.zeros_like(returns)])
-    (each,) = gradients_along(agent.policy, batch, tables, cut=agent.config.policy.backpropagation_steps)
+    (each,) = trajectory_gradients(agent.policy, batch, tables, max_length=agent.config.policy.backpropagation_steps)
     assert each.shape == (3, 4, sum(p.numel() for p in agent.policy.parameters()))
     for column in range(4):
         alone = batch.columns(slice(column, column + 1))
@@ -113,7 +115,7 @@ def test_what_stands_in_masked_places_does_not_matter(kind: str) -> None:
     dirty = mapped(batch, garbage)
     assert not torch.equal(torch.nan_to_num(dirty.obs, 7.0), batch.obs)
     tables = torch.ones(1, *batch.mask.shape, dtype=torch.float64)
-    (clean,), (found,) = (list(gradients_along(agent.policy, b, tables)) for b in (batch, dirty))
+    (clean,), (found,) = (list(trajectory_gradients(agent.policy, b, tables)) for b in (batch, dirty))
     assert torch.equal(clean, found)
 
 
@@ -121,10 +123,10 @@ def test_what_stands_in_masked_places_does_not_matter(kind: str) -> None:
 def test_columns_in_parts_are_the_columns_together(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     agent, batch = agent_and_batch(kind)
     tables = torch.stack([batch.rewards, batch.mask.double()])
-    (whole,) = gradients_along(agent.policy, batch, tables)
+    (whole,) = trajectory_gradients(agent.policy, batch, tables)
     for numbers, together, sizes in ((1, 1, [1, 1, 1, 1]), (1, 2, [2, 2]), (1, 3, [3, 1]), (1000, 1, None)):
         monkeypatch.setattr(along, "NUMBERS", numbers)
-        parts = list(gradients_along(agent.policy, batch, tables, together=together))
+        parts = list(trajectory_gradients(agent.policy, batch, tables, multiple_of=together))
         assert sizes is None or [part.shape[1] for part in parts] == sizes
         assert (torch.cat(parts, 1) - whole).abs().max() < EXACT
 
@@ -133,10 +135,12 @@ def test_a_column_without_a_step_has_no_gradient() -> None:
     for kind in ("softmax", "gru"):
         agent, batch = agent_and_batch(kind)
         mask = batch.mask & (torch.arange(4) != 2)
-        (each,) = gradients_along(agent.policy, replace(batch, mask=mask), torch.ones(1, 5, 4, dtype=torch.float64))
+        (each,) = trajectory_gradients(
+            agent.policy, replace(batch, mask=mask), torch.ones(1, 5, 4, dtype=torch.float64)
+        )
         assert each[0].abs().sum(1).gt(0).tolist() == [True, True, False, True]
         empty = replace(batch, mask=torch.zeros_like(mask))
-        (none,) = gradients_along(agent.policy, empty, torch.ones(1, 5, 4, dtype=torch.float64))
+        (none,) = trajectory_gradients(agent.policy, empty, torch.ones(1, 5, 4, dtype=torch.float64))
         assert none.shape == each.shape
         assert none.abs().max() == 0
 
@@ -148,7 +152,7 @@ def test_images_are_read_column_by_column() -> None:
     agent.policy.double()
     batch, draw = random_batch(), torch.Generator().manual_seed(1)
     batch = replace(batch, obs=torch.randint(256, (6, 4, 8, 8, 1), generator=draw, dtype=torch.uint8))
-    (each,) = gradients_along(agent.policy, batch, agent.estimate(batch).advantages[None])
+    (each,) = trajectory_gradients(agent.policy, batch, agent.estimate(batch).advantages[None])
     alone = flat(estimate_gradient(agent, batch.columns(slice(1, 2)))[0])
     assert alone.abs().max() > 1e-3
     assert (each[0, 1] + alone).abs().max() < EXACT
@@ -337,13 +341,13 @@ def test_on_cart_pole_the_variance_is_that_of_many_batches() -> None:
             f"diagnostics={{every: 1, shadows: [{', '.join(SAMPLED[1:])}]}}",
         ],
     )
-    chunks = Chunks(environments_of(settings))
+    executor = ChunkExecutor(EnvironmentCache(environments_of(settings)))
     try:
-        envs = chunks.environments(8)
+        envs = executor.environments.of_width(8)
         agent = build_agent(envs.observation_space, envs.action_space, settings)
-        batches = [collect_episodes(settings, chunks, agent.policy, number, lambda: None) for number in range(120)]
+        batches = [collect_episodes(settings, executor, agent.policy, number, lambda: None) for number in range(120)]
     finally:
-        chunks.close()
+        executor.close()
     told = [measure(agent, batch) for batch in batches]
     for number, name in enumerate(SAMPLED):
         one = with_estimator(agent, name)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import config, learner_of, trajectories
+from helpers import config, executor_for, learner_of, trajectories
 
 from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.policies.normalizers import CLIP, Normalizer, ReturnScale, RunningMoments
-from pgcli.sampling.rollout import Chunks, collect_episodes
+from pgcli.sampling.episodes import collect_episodes
 
 ROWS = torch.randn(1000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 5 + 1e4
 
@@ -120,11 +120,11 @@ def test_the_statistics_are_part_of_the_state() -> None:
 
 def test_evaluation_leaves_the_statistics_alone() -> None:
     settings = config(env={"num_envs": 3}, rollout={"episodes": 4}, policy={"normalize_obs": True, "hidden_sizes": [4]})
-    chunks = Chunks(settings.env)
-    one = chunks.environments(1)
+    executor = executor_for(settings)
+    one = executor.environments.of_width(1)
     agent = learner_of(one.observation_space, one.action_space, settings)
     before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
-    collect_episodes(settings, chunks, agent.policy, 0, lambda: None)
+    collect_episodes(settings, executor, agent.policy, 0, lambda: None)
     assert all(torch.equal(tensor, before[name]) for name, tensor in agent.state_dict().items())
 
 

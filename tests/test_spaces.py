@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import Array, config
+from helpers import Array, config, executor_for
 from tasks import ACTIONS, EPISODE_STEPS, OBSERVATIONS
 
 from pgcli.algorithm.learner import Learner, build_agent
@@ -19,8 +19,7 @@ from pgcli.experiment.load import Agent
 from pgcli.policies.observations import Encoder, Layout
 from pgcli.policies.policy import Policy
 from pgcli.records import Evaluation, Record
-from pgcli.sampling.rollout import Chunks
-from pgcli.sampling.samplers import make_sampler
+from pgcli.sampling.sampler import make_sampler
 from pgcli.training.loop import Counters, Training, train
 
 NESTED = spaces.Dict(
@@ -36,10 +35,10 @@ NESTED = spaces.Dict(
 def trained(**sections: Any) -> list[Record]:
     """Train, and give every record."""
     settings = config(**sections)
-    chunks = Chunks(settings.env)
-    envs = chunks.environments(settings.env.num_envs)
+    executor = executor_for(settings)
+    envs = executor.environments.of_width(settings.env.num_envs)
     agent = build_agent(envs.observation_space, envs.action_space, settings)
-    return list(train(Training(settings, chunks, Learner(agent), make_sampler(settings, chunks), Counters())))
+    return list(train(Training(settings, executor, Learner(agent), make_sampler(settings, executor), Counters())))
 
 
 def returns(**sections: Any) -> list[float]:
@@ -277,8 +276,8 @@ def test_acting_and_learning_see_the_same_in_a_nested_observation(memory: str, n
     if normalize_obs:
         policy.add_statistics(torch.from_numpy(obs))
     acted = policy.actor("greedy").act(obs, np.zeros((6, 3)))
-    windows = None if policy.memory is None else _beginnings(policy, 6)
-    learned = policy(torch.from_numpy(obs), windows).detach()
+    sequences = None if policy.memory is None else _beginnings(policy, 6)
+    learned = policy(torch.from_numpy(obs), sequences).detach()
     np.testing.assert_allclose(acted, learned, rtol=1e-4, atol=1e-5)
     assert len(np.unique(acted)) == acted.size, "every observation is told from the others"
 
@@ -299,10 +298,10 @@ def test_images_are_normalised_by_channel() -> None:
 
 
 def _beginnings(policy: Policy, count: int) -> Any:
-    from pgcli.policies.recurrent import Windows
+    from pgcli.policies.recurrent import Sequences
 
     assert policy.memory is not None
-    return Windows(torch.ones(count, dtype=torch.long), torch.zeros(count, policy.memory.state_size))
+    return Sequences(torch.ones(count, dtype=torch.long), torch.zeros(count, policy.memory.state_size))
 
 
 def test_a_value_function_of_its_own_has_image_networks_of_its_own() -> None:

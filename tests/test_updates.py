@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import autograd, config, flat_batch, learner_of, random_batch
+from helpers import autograd, config, executor_for, flat_batch, learner_of, random_batch
 from torch import Tensor
 
 from pgcli.algorithm import learner as learning
 from pgcli.algorithm import second_process
 from pgcli.algorithm.learner import Learner
 from pgcli.errors import Diverged
-from pgcli.sampling.rollout import Chunks, collect_episodes
+from pgcli.sampling.episodes import collect_episodes
 from pgcli.system import processes
 
 CLIP: dict[str, Any] = {"objective": "clip", "baseline": "value", "update_epochs": 4, "num_minibatches": 3}
@@ -263,23 +263,23 @@ def test_what_a_reuse_remembers_can_be_collected_again_to_the_bit(normalize: boo
         algorithm={"objective": "importance_sampling", "reuse": 3, "update_epochs": 2, "num_minibatches": 2},
         optimizer={"learning_rate": 0.05},
     )
-    chunks = Chunks(settings.env)
-    one = chunks.environments(1)
+    executor = executor_for(settings)
+    one = executor.environments.of_width(1)
     agent, again = (learner_of(one.observation_space, one.action_space, settings) for _ in range(2))
     for iteration in range(5):
-        batch = collect_episodes(settings, chunks, agent.policy, iteration, lambda: None)
+        batch = collect_episodes(settings, executor, agent.policy, iteration, lambda: None)
         steps = batch.num_steps + sum(past.num_steps for past in agent.past.trajectories)
         update = agent.update(batch, iteration)
         assert len(agent.past.trajectories) == min(iteration + 1, 2)
         assert update.effective_sample_size is not None
         assert batch.num_steps / 2 < update.effective_sample_size < steps
     again.load_state_dict({name: tensor.clone() for name, tensor in agent.state_dict().items()})
-    again.past.collect_again(5, lambda policy, k: collect_episodes(settings, chunks, policy, k, lambda: None))
+    again.past.collect_again(5, lambda policy, k: collect_episodes(settings, executor, policy, k, lambda: None))
     for ours, theirs in zip(agent.past.trajectories, again.past.trajectories, strict=True):
         for name, tensor in vars(ours).items():
             other = getattr(theirs, name)
             assert tensor is other is None or torch.equal(tensor, other), name
-    batch = collect_episodes(settings, chunks, agent.policy, 5, lambda: None)
+    batch = collect_episodes(settings, executor, agent.policy, 5, lambda: None)
     assert agent.update(batch, 5) == again.update(batch, 5)
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in agent.state_dict().items())
 

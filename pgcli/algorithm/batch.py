@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pgcli.estimators.objectives import explained_variance, group_standardized, standardized, step_weights
 from pgcli.estimators.trajectories import Trajectories
-from pgcli.policies.recurrent import Windows
-from pgcli.policies.trajectory_outputs import steps_along
+from pgcli.policies.recurrent import Sequences
+from pgcli.policies.trajectory_outputs import valid_steps
 from pgcli.records import Update
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Batch:
     values: Tensor  # V before the update
     behavior_log_probs: Tensor
     on_policy: bool  # the policy is still the one that acted: ratios are exactly 1
-    windows: Windows | None  # for a recurrent policy: which of the steps follow each other
+    sequences: Sequences | None  # for a recurrent policy: which of the steps follow each other
     trajectories: Trajectories  # where the steps come from
     share: float = 1.0
 
@@ -51,21 +51,21 @@ class Batch:
         return self.advantages.shape[0]
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on another device; windows and trajectories stay."""
+        """Return the batch on another device; sequences and trajectories stay."""
         tensors: dict[str, Any] = {name: x.to(device) for name, x in self._tensors().items()}
         return replace(self, **tensors)
 
     @property
     def parts(self) -> int:
-        """How many units a split shuffles: steps, or the windows of a recurrent policy."""
-        return len(self) if self.windows is None else len(self.windows.lengths)
+        """How many units a split shuffles: steps, or the sequences of a recurrent policy."""
+        return len(self) if self.sequences is None else len(self.sequences.lengths)
 
     def split(self, order: Tensor, count: int) -> Iterator[Batch]:
         """Yield `count` batches of the units in `order`, weighted so that the loss of each estimates that of all."""
-        if self.windows is not None:
+        if self.sequences is not None:
             for chosen in order.tensor_split(count):
-                rows, windows = self.windows.take(chosen)
-                yield self._part(len(chosen), windows, {name: x[rows] for name, x in self._tensors().items()})
+                rows, sequences = self.sequences.take(chosen)
+                yield self._part(len(chosen), sequences, {name: x[rows] for name, x in self._tensors().items()})
             return
         names, columns = zip(*self._tensors().items(), strict=True)
         order = order.to(self.advantages.device)
@@ -75,10 +75,12 @@ class Batch:
     def _tensors(self) -> dict[str, Tensor]:
         return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
 
-    def _part(self, parts: int, windows: Windows | None, tensors: dict[str, Tensor]) -> Batch:
+    def _part(self, parts: int, sequences: Sequences | None, tensors: dict[str, Tensor]) -> Batch:
         tensors["weights"] = tensors["weights"] * (self.parts / parts)
         share = tensors["weights"].shape[0] / self.advantages.shape[0] * self.share
-        return Batch(**tensors, on_policy=self.on_policy, windows=windows, trajectories=self.trajectories, share=share)
+        return Batch(
+            **tensors, on_policy=self.on_policy, sequences=sequences, trajectories=self.trajectories, share=share
+        )
 
 
 def flatten(agent: PolicyGradient, trajectories: Trajectories, estimate: Estimate) -> tuple[Batch, Update]:
@@ -92,7 +94,7 @@ def flatten(agent: PolicyGradient, trajectories: Trajectories, estimate: Estimat
     floor = 1e-8 * largest  # no return is larger: below this a spread is rounding
     if algorithm.standardize == "group":
         advantages, zero_variance_groups = group_standardized(advantages, agent.config.group_size, floor)
-    rows, windows = steps_along(agent.policy, trajectories, cut=agent.config.policy.backpropagation_steps)
+    rows, sequences = valid_steps(agent.policy, trajectories, max_length=agent.config.policy.backpropagation_steps)
 
     def taken(x: Tensor) -> Tensor:
         return x.flatten(0, 1)[rows]
@@ -116,7 +118,7 @@ def flatten(agent: PolicyGradient, trajectories: Trajectories, estimate: Estimat
         values=values.to(dtype),
         behavior_log_probs=torch.zeros(len(rows), dtype=dtype) if behavior is None else taken(behavior),
         on_policy=behavior is None,
-        windows=windows,
+        sequences=sequences,
         trajectories=trajectories,
     )
     spread, clipped = agent.policy.distribution.action_statistics(actions)

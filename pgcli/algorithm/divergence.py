@@ -64,7 +64,7 @@ class CheckedGradient:
         policy, value = self._agent.policy, self._agent.value
         yield from self._state().items()
         yield from ((name, x) for name, x in vars(batch).items() if isinstance(x, Tensor))
-        yield "log_probs", policy.distribution.log_probs(policy(batch.obs, batch.windows), batch.actions)
+        yield "log_probs", policy.distribution.log_probs(policy(batch.obs, batch.sequences), batch.actions)
         names = {x.data_ptr(): name for name, x in parameters_of(policy, value).items()}
         (parameters,) = (one.optimizer.parameters for one in self._agent.parts if one.name == part)
         for parameter, slope in zip(parameters, unflattened(gradient, parameters), strict=True):

@@ -15,7 +15,7 @@ from pgcli.algorithm.gradients import make_gradient
 from pgcli.algorithm.losses import Losses
 from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.estimators.trajectories import Trajectories, from_steps
-from pgcli.policies.trajectory_outputs import gradients_along, log_probs_along, steps_along
+from pgcli.policies.trajectory_outputs import trajectory_gradients, trajectory_log_probs, valid_steps
 from pgcli.records import GradientEstimate
 
 
@@ -49,7 +49,7 @@ def measure(
     """
     config, policy = agent.config, agent.policy
     with torch.no_grad():
-        log_probs = log_probs_along(policy, trajectories)
+        log_probs = trajectory_log_probs(policy, trajectories)
     tables: list[Tensor] = []  # of coefficients, each once
 
     def place(one: PolicyGradient, estimate: Estimate) -> int:
@@ -89,7 +89,7 @@ def _coefficients(
 ) -> Tensor:
     """Compute c = -∂L/∂log π(a|s) [T, N], 0 on masked rows, from log π [T, N]."""
     batch, _ = flatten(agent, trajectories, estimate)
-    rows, _ = steps_along(agent.policy, trajectories)
+    rows, _ = valid_steps(agent.policy, trajectories)
     own = log_probs.flatten()[rows].requires_grad_()
     behavior = own.detach() if agent.config.algorithm.reuse == 1 else batch.behavior_log_probs
     loss = agent.losses.policy_loss(own, own - behavior, batch, progress)
@@ -105,7 +105,7 @@ def _moments(
     parts = trajectories.mask.shape[1] // group
     size = sum(parameter.numel() for parameter in agent.policy.parameters())
     total, squares = (torch.zeros(len(tables), *shape, dtype=torch.float64) for shape in ((size,), ()))
-    for gradients in gradients_along(agent.policy, trajectories, tables, cut=cut, together=group):
+    for gradients in trajectory_gradients(agent.policy, trajectories, tables, max_length=cut, multiple_of=group):
         check()
         independent = gradients.double().view(len(tables), -1, group, gradients.shape[2]).sum(2)
         total += independent.sum(1)

@@ -23,7 +23,8 @@ from pgcli.config.schema import Config
 from pgcli.errors import Diverged
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.normalizers import ReturnScale
-from pgcli.policies.policy import Policy, ValueFunction
+from pgcli.policies.policy import Policy
+from pgcli.policies.value_function import ValueFunction
 from pgcli.records import Update
 from pgcli.seeding import Purpose, derived_seed
 from pgcli.system.processes import Check
@@ -33,7 +34,7 @@ class Learner:
     """Updates an agent. `run` runs the parts of an update: one after the other, or in two processes."""
 
     def __init__(self, agent: PolicyGradient, run: Runner = in_turn) -> None:
-        self.agent, self.policy, self.config, self._run = agent, agent.policy, agent.config, run
+        self.agent, self.policy, self.config, self.run = agent, agent.policy, agent.config, run
         value, columns = self.config.value, self.config.env.num_envs if self.config.rollout.steps else 0
         self.return_scale = ReturnScale(columns) if value.normalize_returns and agent.value is not None else None
         self.past = PastIterations(agent.policy, self.config.algorithm.reuse - 1)
@@ -51,7 +52,7 @@ class Learner:
         reset_torch()
         try:
             with rolled_back(self):
-                return self._update(self._twin, trajectories, iteration, progress, check, self._run)
+                return self._update(self._twin, trajectories, iteration, progress, check, self.run)
         except Diverged as error:
             checked = copy(self.agent)
             checked.gradient = CheckedGradient(self.agent, self.state_dict)

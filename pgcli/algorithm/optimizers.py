@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Rule = Literal["adam", "sgd", "rmsprop"]
-Schedule = Literal["constant", "linear", "cosine"]
+from pgcli.config.choices import OptimizerName, Schedule
 
 
 def scheduled(value: float, schedule: Schedule, progress: float) -> float:
@@ -37,7 +35,7 @@ class Optimizer:
     adam: β = (0.9, 0.999), ε = 1e-8 (Kingma & Ba 2015, algorithm 1).
     """
 
-    def __init__(self, rule: Rule, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, rule: OptimizerName, parameters: Sequence[Tensor]) -> None:
         self.rule = rule
         self.parameters = list(parameters)
         self._vector = self._gathered()

@@ -8,7 +8,8 @@ from typing import Literal, Protocol
 
 from pgcli.algorithm.optimizers import Optimizer
 from pgcli.config.schema import Config
-from pgcli.policies.policy import Policy, ValueFunction
+from pgcli.policies.policy import Policy
+from pgcli.policies.value_function import ValueFunction
 from pgcli.records import Update
 from pgcli.seeding import Purpose
 from pgcli.system.processes import Check

@@ -23,8 +23,9 @@ from pgcli.config.schema import Config
 from pgcli.estimators.baselines import group_baseline, leave_one_out_baseline, mean_baseline, optimal_baseline
 from pgcli.estimators.returns import trajectory_returns, vtrace_returns
 from pgcli.estimators.trajectories import Trajectories
-from pgcli.policies.policy import Policy, ValueFunction
-from pgcli.policies.trajectory_outputs import ratios_along, squared_scores_along, values_along
+from pgcli.policies.policy import Policy
+from pgcli.policies.trajectory_outputs import squared_score_norms, trajectory_ratios, trajectory_values
+from pgcli.policies.value_function import ValueFunction
 from pgcli.records import Update
 from pgcli.seeding import generator
 from pgcli.system.processes import Check
@@ -47,7 +48,7 @@ class PolicyGradient:
 
     def estimate(self, trajectories: Trajectories) -> Estimate:
         """Compute A = G - b, [T, N]. Where a trajectory is cut, V stands for the rest of it."""
-        values = values_along(self.policy, self.value, trajectories)  # [T + 1, N]; zeros without a value function
+        values = trajectory_values(self.policy, self.value, trajectories)  # [T + 1, N]; zeros without a value function
         to_go, returns = self._returns(trajectories, values)
         baseline = self._baseline(trajectories, returns, values)
         return Estimate(returns - baseline, baseline, to_go, values)
@@ -67,7 +68,7 @@ class PolicyGradient:
                 to_go = trajectory_returns(rewards, algorithm.gamma, algorithm.gae_lambda, *ends, values[1:])
                 return to_go, to_go
             case "vtrace":
-                ratios = ratios_along(self.policy, trajectories)
+                ratios = trajectory_ratios(self.policy, trajectories)
                 return vtrace_returns(rewards, algorithm.gamma, algorithm.gae_lambda, *ends, values, ratios)
             case _:
                 assert_never(algorithm.returns)
@@ -84,7 +85,7 @@ class PolicyGradient:
             case "leave_one_out":
                 return leave_one_out_baseline(returns, peers)
             case "optimal":
-                return optimal_baseline(returns[0], squared_scores_along(self.policy, trajectories)).expand_as(returns)
+                return optimal_baseline(returns[0], squared_score_norms(self.policy, trajectories)).expand_as(returns)
             case "group":
                 leave_one_out = algorithm.group_mean == "leave_one_out"
                 return group_baseline(returns, peers, self.config.group_size, leave_one_out)

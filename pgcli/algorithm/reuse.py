@@ -10,7 +10,7 @@ import torch
 
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Policy
-from pgcli.policies.trajectory_outputs import log_probs_along
+from pgcli.policies.trajectory_outputs import trajectory_log_probs
 
 
 class PastIterations:
@@ -44,4 +44,4 @@ class PastIterations:
 @torch.no_grad()
 def with_log_probs(policy: Policy, trajectories: Trajectories) -> Trajectories:
     """Return trajectories with the log-probabilities of the policy that collected them."""
-    return replace(trajectories, behavior_log_probs=log_probs_along(policy, trajectories))
+    return replace(trajectories, behavior_log_probs=trajectory_log_probs(policy, trajectories))

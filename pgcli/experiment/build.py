@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Protocol, TypeVar, assert_never
 
 from pgcli.algorithm.learner import Learner, build_agent
-from pgcli.algorithm.parts import in_turn
-from pgcli.algorithm.second_process import SecondProcess
 from pgcli.config import Config
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.forms import NativeEnvironments
 from pgcli.errors import EnvironmentFailure
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import elapsed_seconds
-from pgcli.sampling.pool import Crew, automatic
-from pgcli.sampling.process_pool import Workers
-from pgcli.sampling.ray_pool import Actors
-from pgcli.sampling.rollout import Chunks
+from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
+from pgcli.sampling.pool import LocalPool, WorkerPool, worker_count
+from pgcli.sampling.process_pool import ProcessPool
+from pgcli.sampling.ray_pool import RayPool
 from pgcli.system.processes import Check
 from pgcli.system.ray_cluster import cores, cpus, join
 from pgcli.training.loop import Counters, Training
@@ -35,40 +33,39 @@ def columns_of(config: Config) -> int:
     return config.rollout.episodes or config.env.num_envs
 
 
-def build_learner(config: Config, chunks: Chunks, *, user_code: bool = True, workers: bool = False) -> Learner:
-    """Build the learner for the environments of `chunks`.
+def build_learner(config: Config, environments: EnvironmentCache, *, user_code: bool = True) -> Learner:
+    """Build the learner for these environments.
 
-    Args: user_code: load `algorithm.estimator`, which runs the user's file. workers: cores are free during an update.
+    Args: user_code: load `algorithm.estimator`, which runs the user's file.
     """
-    envs = chunks.environments(min(columns_of(config), chunks.width))
-    agent = build_agent(envs.observation_space, envs.action_space, config, user_code=user_code)
-    return Learner(agent, SecondProcess() if workers else in_turn)
+    envs = environments.of_width(len(chunk_ranges(config.env, columns_of(config))[0]))
+    return Learner(build_agent(envs.observation_space, envs.action_space, config, user_code=user_code))
 
 
-def worker_pool(config: Config, chunks: Chunks, share: int, check: Check) -> Crew | None:
-    """Return the workers that `sampling` asks for. They start with their first task; a cluster is joined at once.
+def worker_pool(config: Config, environments: EnvironmentCache, share: int, check: Check) -> WorkerPool:
+    """Build the pool that `sampling` asks for. It starts no worker yet, but it joins a cluster.
 
     Args: share: how many runs share the cores.
     Raises: UsageError, EnvironmentFailure.
     """
-    env, count = environments_of(config), config.sampling.workers
-    parts = len(chunks.ranges(columns_of(config)))
+    env, count = environments.config, config.sampling.workers
+    chunks = chunk_ranges(env, columns_of(config))
     match config.sampling.backend:
         case "local":
             if count == "auto":
-                native = isinstance(chunks.environments(min(chunks.width, columns_of(config))), NativeEnvironments)
-                count = automatic(max(cores() // share, 1), parts, native)
-            return Workers(env, config.policy, count) if count else None
+                native = isinstance(environments.of_width(len(chunks[0])), NativeEnvironments)
+                count = worker_count(max(cores() // share, 1), len(chunks), native)
+            return ProcessPool(env, config.policy, count) if count else LocalPool(environments)
         case "ray":
-            if count == 0 or (count == "auto" and parts == 1):
-                return None
+            if count == 0 or (count == "auto" and len(chunks) == 1):
+                return LocalPool(environments)
             leave = join(cores() if count == "auto" else count, check)
             own = cpus() // share - (share > 1)  # a run that is placed on the cluster has a CPU itself
-            actors = automatic(own, parts, native=False) if count == "auto" else count
+            actors = worker_count(own, len(chunks), native=False) if count == "auto" else count
             if actors:
-                return Actors(env, config.policy, actors, leave)
+                return RayPool(env, config.policy, actors, leave)
             leave()
-            return None
+            return LocalPool(environments)
         case never:
             assert_never(never)
 
@@ -80,7 +77,7 @@ def restore(run: Training, checkpoint: checkpoints.Checkpoint, name: str, path: 
     """
     checkpoints.check_tensors(checkpoint.agent, run.learner.state_dict(), name)
     run.learner.load_state_dict(checkpoint.agent)
-    lost = run.sampler.load_state_dict(checkpoint.sampler, run.learner.policy)
+    lost = run.sampler.load_state_dict(checkpoint.sampler, run.learner.policy, checkpoint.counters["iteration"])
     seconds = elapsed_seconds(path, checkpoint.counters["iteration"])
     run.counters = Counters(**checkpoint.counters, seconds=seconds)
     return lost

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.config import Config
+from pgcli.config.choices import Mode
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.forms import make
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import ACTION_MASK
-from pgcli.policies.policy import Mode, Policy
+from pgcli.policies.policy import Policy
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import find_checkpoint
 from pgcli.seeding import Purpose, generator

@@ -64,9 +64,9 @@ class Recorder:
         """Write a record, and a checkpoint where one is due."""
         every, iteration = self._run.config.checkpoint.every, self._run.counters.iteration
         if isinstance(record, Iteration):
-            if self._run.sampler.lost:
+            if lost := self._run.sampler.failed_restores:
                 self._directory.mark_inexact()
-                self._notice(f"{self._run.sampler.lost} environments did not come back in a new worker: new episodes")
+                self._notice(f"{lost} environments did not come back in a new worker: new episodes")
             self._directory.add_iteration(record)
             if self._context.asked_to_save() or (every is not None and iteration % every == 0):
                 self.save()

@@ -11,8 +11,9 @@ from pgcli.experiment.build import build_learner, environments_of, restore
 from pgcli.experiment.resume import has_constant_schedules, is_exact
 from pgcli.runs import checkpoints
 from pgcli.runs.files import read_json
-from pgcli.sampling.rollout import Chunks
-from pgcli.sampling.samplers import make_sampler
+from pgcli.sampling.chunks import EnvironmentCache
+from pgcli.sampling.executor import ChunkExecutor
+from pgcli.sampling.sampler import make_sampler
 from pgcli.training.loop import Counters, Training
 
 
@@ -23,11 +24,10 @@ def repeated(path: Path, config: Config, file: Path | None) -> Iterator[tuple[Tr
     Yields: the run, and how many of its environments could not be brought back.
     Raises: CheckpointError, EnvironmentFailure.
     """
-    with closing(Chunks(environments_of(config))) as chunks:
-        learner = build_learner(config, chunks, user_code=False)
-        with closing(make_sampler(config, chunks)) as sampler:
-            run = Training(config, chunks, learner, sampler, Counters())
-            yield run, 0 if file is None else restore(run, checkpoints.load(file), str(file), path)
+    with closing(ChunkExecutor(EnvironmentCache(environments_of(config)))) as executor:
+        learner = build_learner(config, executor.environments, user_code=False)
+        run = Training(config, executor, learner, make_sampler(config, executor), Counters())
+        yield run, 0 if file is None else restore(run, checkpoints.load(file), str(file), path)
 
 
 def changed_iterations(path: Path, config: Config) -> list[int]:

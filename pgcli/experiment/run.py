@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from pgcli.algorithm.gradients.autograd import check_compiler
+from pgcli.algorithm.second_process import SecondProcess
 from pgcli.config import Config
 from pgcli.environments.checks import examine
 from pgcli.environments.registry import spec
@@ -25,8 +26,9 @@ from pgcli.runs import checkpoints
 from pgcli.runs.directory import RunDirectory, find_checkpoint, is_run, move_aside
 from pgcli.runs.files import make_folder, storage
 from pgcli.runs.lock import lock
-from pgcli.sampling.rollout import Chunks
-from pgcli.sampling.samplers import make_sampler
+from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
+from pgcli.sampling.executor import ChunkExecutor
+from pgcli.sampling.sampler import make_sampler
 from pgcli.system.locations import split
 from pgcli.system.packages import require
 from pgcli.system.processes import keep_freed_memory
@@ -93,21 +95,23 @@ def run_experiment(request: Request, context: Context = Context()) -> Outcome:  
 def _built(request: Request, context: Context, resources: ExitStack) -> Training:
     """Build everything that the run needs, before anything is written."""
     config = request.config
-    chunks = resources.enter_context(released(Chunks(environments_of(config))))
-    learner = build_learner(config, chunks)
+    environments = resources.enter_context(released(EnvironmentCache(environments_of(config))))
+    learner = build_learner(config, environments)
     keep_freed_memory()
-    chunks.workers = worker_pool(config, chunks, request.share, context.check)
+    pool = worker_pool(config, environments, request.share, context.check)
+    if pool.count:  # workers wait during an update
+        learner.run = SecondProcess()
+    executor = resources.enter_context(released(ChunkExecutor(environments, pool)))
     for notice in examine(config.env).notices:
         context.watch(Notice(notice))
     if learner.policy.masked:
         context.watch(Notice("actions are masked; `policy.action_mask: none` ignores the mask"))
-    parts, workers = len(chunks.ranges(columns_of(config))), chunks.workers.count if chunks.workers else 0
-    if parts < workers:
-        context.watch(Notice(f"{workers} workers share {parts} chunks; a smaller `env.chunk_size` makes more"))
-    sampler = resources.enter_context(released(make_sampler(config, chunks)))
+    parts = len(chunk_ranges(config.env, columns_of(config)))
+    if parts < pool.count:
+        context.watch(Notice(f"{pool.count} workers share {parts} chunks; a smaller `env.chunk_size` makes more"))
     gc.freeze()  # imported modules stay: the collector would spend a tenth of a second on them
     resources.callback(gc.unfreeze)
-    return Training(config, chunks, learner, sampler, Counters())
+    return Training(config, executor, learner, make_sampler(config, executor), Counters())
 
 
 def _opened(request: Request, path: Path, run: Training, directory: RunDirectory, context: Context) -> bool:

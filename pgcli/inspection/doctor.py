@@ -23,10 +23,12 @@ from pgcli.environments.forms import NativeEnvironments, SingleEnvironments, mak
 from pgcli.environments.masks import MaskColumns, draw
 from pgcli.environments.registry import spec
 from pgcli.errors import EnvironmentFailure
-from pgcli.experiment.build import build_learner, environments_of
+from pgcli.experiment.build import build_learner, columns_of, environments_of
 from pgcli.policies.observations import Layout, is_image
-from pgcli.sampling.rollout import Chunks, Rollout
-from pgcli.sampling.samplers import make_sampler
+from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
+from pgcli.sampling.executor import ChunkExecutor
+from pgcli.sampling.rollout import Rollout
+from pgcli.sampling.sampler import make_sampler
 
 Array = NDArray[Any]
 Level = Literal["ok", "note", "warning"]
@@ -103,14 +105,13 @@ def diagnose(config: Config) -> dict[str, Any]:
     torch.set_num_threads(config.training.threads)
     with closing(make(config.env)) as env:
         layout, action_space = Layout(env.observation_space), env.action_space
-    with closing(Chunks(environments_of(config))) as chunks:
-        learner = build_learner(config, chunks)
-        native = isinstance(
-            chunks.environments(min(config.rollout.episodes or chunks.width, chunks.width)), NativeEnvironments
-        )
+    with closing(ChunkExecutor(EnvironmentCache(environments_of(config)))) as executor:
+        learner = build_learner(config, executor.environments)
+        widest = len(chunk_ranges(config.env, columns_of(config))[0])
+        native = isinstance(executor.environments.of_width(widest), NativeEnvironments)
         repeats = _repeats(config.env)
         steps_per_second, buffered = _raw(config.env)
-        speed, sampler_bytes = _iteration(config, chunks, learner)
+        speed, sampler_bytes = _iteration(config, executor, learner)
     sizes = {name: sum(x.numel() for x in child.parameters()) for name, child in learner.policy.named_children()}
     estimate = _estimate(config, learner, speed, sampler_bytes, repeats.length_mean)
     findings = [
@@ -244,7 +245,7 @@ def _share(layout: Layout, one: Any, other: Any) -> bool:
     return False
 
 
-def _iteration(config: Config, chunks: Chunks, learner: Learner) -> tuple[Speed, int]:
+def _iteration(config: Config, executor: ChunkExecutor, learner: Learner) -> tuple[Speed, int]:
     """Collect and update once, as a run would; also give the bytes of what the sampler would keep in a checkpoint.
 
     What would take too long is done with fewer steps of each environment.
@@ -259,26 +260,26 @@ def _iteration(config: Config, chunks: Chunks, learner: Learner) -> tuple[Speed,
         rows += 1
 
     try:
-        return _once(config, chunks, learner, check, whole=True)
+        return _once(config, executor, learner, check, whole=True)
     except _TooLong:
         fewer = {"steps" if config.rollout.steps else "horizon": max(rows // 2, 1)}
         part = config.model_copy(update={"rollout": config.rollout.model_copy(update=fewer)})
-        return _once(part, chunks, learner, lambda: None, whole=False)
+        return _once(part, executor, learner, lambda: None, whole=False)
 
 
 def _once(
-    config: Config, chunks: Chunks, learner: Learner, check: Callable[[], None], whole: bool
+    config: Config, executor: ChunkExecutor, learner: Learner, check: Callable[[], None], whole: bool
 ) -> tuple[Speed, int]:
-    with closing(make_sampler(config, chunks)) as sampler:
-        begin = time.perf_counter()
-        rollout: Rollout = sampler.collect(learner.policy, 0, check)
-        collected = time.perf_counter()
-        if config.training.compile:
-            learner.update(rollout.trajectories, 0)  # which compiles, once in a run
-        begin_update = time.perf_counter()
-        learner.update(rollout.trajectories, 0)
-        updated = time.perf_counter()
-        kept = sum(x.numel() * x.element_size() for x in sampler.state_dict(1).values())
+    sampler = make_sampler(config, executor)
+    begin = time.perf_counter()
+    rollout: Rollout = sampler.collect(learner.policy, 0, check)
+    collected = time.perf_counter()
+    if config.training.compile:
+        learner.update(rollout.trajectories, 0)  # which compiles, once in a run
+    begin_update = time.perf_counter()
+    learner.update(rollout.trajectories, 0)
+    updated = time.perf_counter()
+    kept = sum(x.numel() * x.element_size() for x in sampler.state_dict(1).values())
     steps = rollout.trajectories.num_steps
     return Speed(steps, len(rollout.episodes), collected - begin, updated - begin_update, whole), kept
 

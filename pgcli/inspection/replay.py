@@ -39,8 +39,11 @@ from pgcli.report.video import DEFAULT_FPS, FilmedEpisode, Frame, check_name, dr
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import is_run
 from pgcli.runs.tables import read_table
-from pgcli.sampling.rollout import Ended, Rollout, chunk_ranges, episode_seed
-from pgcli.sampling.samplers import Sampler, lasting_seed, native_seed
+from pgcli.sampling.chunks import chunk_ranges
+from pgcli.sampling.episodes import episode_seed
+from pgcli.sampling.rollout import Ended, Rollout
+from pgcli.sampling.sampler import Sampler
+from pgcli.sampling.segments import native_seed, segment_seed
 from pgcli.system.processes import Check
 from pgcli.training.loop import Training, train
 
@@ -72,7 +75,7 @@ class _Recorder:
     sampler: Sampler
     first: int
     collected: dict[int, _Collected] = field(default_factory=dict)
-    lost: int = 0
+    failed_restores: int = 0
 
     def collect(self, policy: Policy, iteration: int, check: Check) -> Rollout:
         """Collect, and keep it."""
@@ -86,13 +89,9 @@ class _Recorder:
         """Do what the sampler does."""
         return self.sampler.state_dict(iteration)
 
-    def load_state_dict(self, tensors: dict[str, Tensor], policy: Policy) -> int:
+    def load_state_dict(self, tensors: dict[str, Tensor], policy: Policy, iteration: int) -> int:
         """Do what the sampler does."""
-        return self.sampler.load_state_dict(tensors, policy)
-
-    def close(self) -> None:
-        """Do what the sampler does."""
-        self.sampler.close()
+        return self.sampler.load_state_dict(tensors, policy, iteration)
 
 
 class _Moment(NamedTuple):
@@ -288,7 +287,7 @@ def _place(config: Config, rollout: Rollout, number: int) -> tuple[int, int]:
     if config.rollout.steps is None:
         return number, int(trajectories.lengths[number]) - 1
     over = trajectories.terminated | trajectories.truncated
-    for chunk in chunk_ranges(config.env.num_envs, config.env.chunk_size or config.env.num_envs):
+    for chunk in chunk_ranges(config.env, config.env.num_envs):
         ends = over[:, chunk.start : chunk.stop].nonzero()  # in the order in which they happened
         if number < len(ends):
             return chunk.start + int(ends[number, 1]), int(ends[number, 0])
@@ -336,7 +335,7 @@ def _actions_since_reset(
     elif collected.before:
         way = collected.before["sampler.actions"][: int(before["lengths"]), column].numpy()
         drawn = np.concatenate((way, drawn)) if len(way) else drawn
-    return drawn, lasting_seed(config, column, episode)
+    return drawn, segment_seed(config, column, episode)
 
 
 def _native_moments(
@@ -348,7 +347,7 @@ def _native_moments(
     """
     steps, env = config.rollout.steps, environments_of(config)
     columns = config.rollout.episodes or config.env.num_envs
-    chunk = next(one for one in chunk_ranges(columns, config.env.chunk_size or config.env.num_envs) if column in one)
+    chunk = next(one for one in chunk_ranges(env, columns) if column in one)
     number, place = chunk.start // (config.env.chunk_size or config.env.num_envs), column - chunk.start
     for_environment = policy.actor("sampled").for_environment
     begin = row.iteration * (steps or 0) + last + 1 - row.told.length  # the row of its first step, from iteration 0 on
@@ -363,7 +362,7 @@ def _native_moments(
             if steps is None:
                 envs.reset([episode_seed(config, iteration, one) for one in chunk])
             else:
-                envs.reset([lasting_seed(config, chunk.start, 0)])
+                envs.reset([segment_seed(config, chunk.start, 0)])
                 prefix = f"sampler.{number}."
                 envs.put_back({k.removeprefix(prefix): x.numpy() for k, x in before.items() if k.startswith(prefix)})
                 envs.seed(native_seed(config, iteration, chunk.start))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -10,19 +9,18 @@ import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 
 from pgcli.config import flat
+from pgcli.config.choices import Band, Stat, XAxis
 from pgcli.config.yaml import parse, read_bytes
-from pgcli.errors import ConfigError, Problem, RunDirectoryError
+from pgcli.errors import ConfigError, Problem, RunDirectoryError, closest
 from pgcli.records import GRADIENTS, axis
-from pgcli.report.statistics import RESAMPLES, Aggregate, Array, Band, Curve, Stat, aggregate, smoothed
+from pgcli.report.statistics import RESAMPLES, Aggregate, Array, Curve, aggregate, smoothed
 from pgcli.runs.files import read_json
 from pgcli.runs.tables import Table, read_table
-
-X = Literal["iteration", "env_steps", "episodes", "seconds"]
 
 _FORMATS = (".png", ".svg", ".pdf", ".csv")
 _STATISTICS = {"mean": "mean", "iqm": "interquartile mean", "median": "median"}
@@ -33,7 +31,7 @@ _TABLES = {"evaluation.": "evaluations.csv", "gradients.": "gradients.csv", "": 
 class Drawing:
     """What is drawn against what, and how."""
 
-    x: X
+    x: XAxis
     y: str
     stat: Stat
     band: Band
@@ -95,7 +93,7 @@ def read_lines(
 def _checked(x: str, y: str, stat: str, band: str, smooth: int, output: Path | None) -> Drawing:
     problems = []
     for option, value, choices in (
-        ("-x", x, get_args(X)),
+        ("-x", x, get_args(XAxis)),
         ("--stat", stat, get_args(Stat)),
         ("--band", band, get_args(Band)),
         ("-o", output.suffix.lower() if output else ".png", _FORMATS),
@@ -113,12 +111,12 @@ def _checked(x: str, y: str, stat: str, band: str, smooth: int, output: Path | N
         raise ConfigError(problems)
     if y in {column.name for column in GRADIENTS[2:]}:  # in no other table
         y = f"gradients.{y}"
-    return Drawing(cast(X, x), y, cast(Stat, stat), cast(Band, band), smooth)
+    return Drawing(cast(XAxis, x), y, cast(Stat, stat), cast(Band, band), smooth)
 
 
 def _did_you_mean(value: str, choices: Collection[str]) -> str:
-    close = difflib.get_close_matches(value, choices, n=1)
-    return f"did you mean `{close[0]}`?" if close else f"there are {', '.join(choices)}"
+    close = closest(value, choices)
+    return f"did you mean `{close}`?" if close else f"there are {', '.join(choices)}"
 
 
 # From folders to runs

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops
 from PIL.GifImagePlugin import getdata, getheader
 
+from pgcli.config.choices import Mode
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.checks import examine, make
 from pgcli.environments.failures import is_fault, told
 from pgcli.errors import EnvironmentFailure, PgcliError, UsageError
 from pgcli.experiment.load import Agent
-from pgcli.policies.policy import Mode
 from pgcli.runs.files import storage
 from pgcli.seeding import Purpose, derived_seed, generator
 

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pgcli.config.choices import Mode
 from pgcli.config.schema import Config
-from pgcli.policies.policy import Mode, Policy
+from pgcli.policies.policy import Policy
 from pgcli.records import Evaluation, Sample
-from pgcli.sampling.rollout import Chunks, Measure
+from pgcli.sampling.episodes import MeasureEpisodes
+from pgcli.sampling.executor import ChunkExecutor
 from pgcli.seeding import Purpose
 from pgcli.system.processes import Check
 
@@ -52,7 +54,7 @@ def sample(values: Sequence[float] | NDArray[Any]) -> Sample:
 
 def evaluate(
     policy: Policy,
-    chunks: Chunks,
+    executor: ChunkExecutor,
     episodes: int,
     mode: Mode,
     gamma: float,
@@ -67,15 +69,15 @@ def evaluate(
     `gamma` discounts `discounted_returns`; `horizon` cuts episodes, None keeps the environment's own limit.
     Raises: EnvironmentFailure if a return is not finite.
     """
-    measure = Measure(mode, gamma, horizon, seed, purposes, indices)
-    return Episodes(*np.concatenate(chunks.map(measure, episodes, policy, check), axis=1))
+    measure = MeasureEpisodes(mode, gamma, horizon, seed, purposes, indices)
+    return Episodes(*np.concatenate(executor.map(measure, episodes, policy, check), axis=1))
 
 
 class Evaluator:
     """Evaluates the policy of a run at its cadence. Does not affect what is learned."""
 
-    def __init__(self, config: Config, chunks: Chunks) -> None:
-        self._config, self._chunks = config, chunks
+    def __init__(self, config: Config, executor: ChunkExecutor) -> None:
+        self._config, self._executor = config, executor
 
     def is_due(self, iteration: int) -> bool:
         """Return whether the policy after `iteration` updates is evaluated."""
@@ -87,7 +89,7 @@ class Evaluator:
         begin, settings = time.perf_counter(), self._config.evaluation
         episodes = evaluate(
             policy,
-            self._chunks,
+            self._executor,
             settings.episodes,
             settings.mode,
             gamma=self._config.algorithm.gamma,

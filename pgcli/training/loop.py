@@ -12,8 +12,9 @@ import torch
 from pgcli.algorithm.learner import Learner
 from pgcli.config.schema import DEFAULT_ITERATIONS, Config, TrainingConfig
 from pgcli.records import Episode, Iteration, Record, Timing, Update
-from pgcli.sampling.rollout import Chunks, Rollout
-from pgcli.sampling.samplers import Sampler
+from pgcli.sampling.executor import ChunkExecutor
+from pgcli.sampling.rollout import Rollout
+from pgcli.sampling.sampler import Sampler
 from pgcli.system.processes import Check
 from pgcli.training.evaluation import Evaluator, sample
 
@@ -51,7 +52,7 @@ class Training:
     """What the loop trains: the state of a run in memory, with its counters."""
 
     config: Config
-    chunks: Chunks
+    executor: ChunkExecutor
     learner: Learner
     sampler: Sampler
     counters: Counters
@@ -66,7 +67,7 @@ def train(run: Training, check: Check = lambda: None) -> Iterator[Record]:
     config, learner, sampler, counters = run.config, run.learner, run.sampler, run.counters
     torch.set_num_threads(config.training.threads)
     learner.past.collect_again(counters.iteration, lambda policy, k: sampler.collect(policy, k, check).trajectories)
-    evaluator, started = Evaluator(config, run.chunks), time.perf_counter() - counters.seconds
+    evaluator, started = Evaluator(config, run.executor), time.perf_counter() - counters.seconds
     while True:
         progress, evaluate_seconds = counters.progress(config.training), 0.0
         if progress == 1 or evaluator.is_due(counters.iteration):

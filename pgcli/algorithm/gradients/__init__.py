@@ -13,7 +13,8 @@ from pgcli.algorithm.gradients.user_code import UserEstimator, UserGradient
 from pgcli.algorithm.losses import Losses, Step
 from pgcli.algorithm.parts import PartName
 from pgcli.config.schema import Config
-from pgcli.policies.policy import Policy, ValueFunction
+from pgcli.policies.policy import Policy
+from pgcli.policies.value_function import ValueFunction
 
 
 class Gradient(Protocol):

@@ -15,7 +15,8 @@ from pgcli.algorithm.losses import Losses, Step, Terms, joint_terms
 from pgcli.algorithm.optimizers import flattened
 from pgcli.algorithm.parts import PartName
 from pgcli.errors import UsageError
-from pgcli.policies.policy import Policy, ValueFunction
+from pgcli.policies.policy import Policy
+from pgcli.policies.value_function import ValueFunction
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -59,7 +60,7 @@ class Autograd:
             case "value":
                 terms, parameters = self.value_terms(batch), value
             case "joint":
-                trunk = self._trunk(batch.obs, batch.windows)
+                trunk = self._trunk(batch.obs, batch.sequences)
                 terms = joint_terms(self.policy_terms(batch, progress, trunk), self.value_terms(batch, trunk))
                 parameters = policy + value
             case _:
@@ -68,7 +69,7 @@ class Autograd:
 
     def policy_terms(self, batch: Batch, progress: float = 0.0, trunk: Tensor | None = None) -> Terms:
         """Compute the policy's loss; `trunk` is its last hidden layer [M, features], if that is known."""
-        outputs = self._outputs(batch.obs, batch.windows, trunk)
+        outputs = self._outputs(batch.obs, batch.sequences, trunk)
         log_probs = self._policy.distribution.log_probs(outputs, batch.actions)
         with torch.set_grad_enabled(self._losses.entropy_coef(progress) > 0):
             entropy = self._policy.distribution.entropy(outputs)
@@ -77,4 +78,4 @@ class Autograd:
     def value_terms(self, batch: Batch, trunk: Tensor | None = None) -> Terms:
         """Compute the value function's loss; `trunk` as in `policy_terms`."""
         (values,) = self._values
-        return self._losses.value_terms(values(self._policy, batch.obs, batch.windows, trunk), batch)
+        return self._losses.value_terms(values(self._policy, batch.obs, batch.sequences, trunk), batch)

@@ -19,7 +19,8 @@ from pgcli.algorithm.optimizers import flattened, unflattened
 from pgcli.algorithm.parts import PartName
 from pgcli.policies.distributions import Scored
 from pgcli.policies.networks import Chain
-from pgcli.policies.policy import FORBIDDEN, Policy, ValueFunction
+from pgcli.policies.policy import FORBIDDEN, Policy
+from pgcli.policies.value_function import ValueFunction
 
 Array = NDArray[Any]
 
