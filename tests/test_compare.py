@@ -20,8 +20,9 @@ import pytest
 
 from pgcli.errors import ConfigError, RunDirectoryError, UsageError
 from pgcli.report.scores import paired_difference
+from pgcli.report.text import finite
 from pgcli.studies.comparison import examine, read_run, report, sentence
-from pgcli.studies.page import markdown, plain, table
+from pgcli.studies.page import markdown, table
 from pgcli.studies.variants import plan, split_values
 
 TINY = (
@@ -202,7 +203,7 @@ def test_one_seed_has_no_intervals_and_json_has_no_nan(tmp_path: Path) -> None:
     config = plan("cartpole", ["algorithm.gamma=0.9,1.0", "training.env_steps=100"], [0], None).arms[0].config
     result = report(tmp_path / "out", config, paths, None, ["compare"])
     assert math.isnan(result["arms"][0]["iqm_low"])
-    json.dumps(plain(result), allow_nan=False)
+    json.dumps(finite(result), allow_nan=False)
     page = markdown(result)
     assert "nan" not in page.lower().replace("finance", "")
     assert "One seed shows no spread" in page

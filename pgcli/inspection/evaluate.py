@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
-from pgcli.experiment.load import Agent
+from pgcli.experiment.load import Agent, load
 from pgcli.policies.policy import Mode
 from pgcli.sampling.process_pool import Workers
 from pgcli.sampling.rollout import Chunks
@@ -13,13 +14,40 @@ from pgcli.seeding import Purpose
 from pgcli.training.evaluation import evaluate, sample
 
 
+def evaluate_checkpoint(
+    checkpoint: Path,
+    which: str,
+    episodes: int,
+    mode: Mode,
+    gamma: float,
+    horizon: int | None,
+    seed: int,
+    workers: int = 0,
+    video: Path | None = None,
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Measure the agent of a checkpoint, and film one more episode: the object that `pgcli eval --json` prints.
+
+    Raises: CheckpointError, RunDirectoryError, EnvironmentFailure, UsageError.
+    """
+    film_path = video and video.absolute()  # an environment may leave this folder
+    agent = load(checkpoint, which, trust=trust)
+    result = assess(agent, episodes, mode, gamma, horizon, seed, workers)
+    if film_path is not None:
+        from pgcli.report.video import film
+
+        episode = film(agent, film_path, mode, seed, horizon)
+        result |= {"video": str(video), "video_return": episode.episode_return, "video_length": episode.length}
+    return result
+
+
 def assess(
     agent: Agent, episodes: int, mode: Mode, gamma: float, horizon: int | None, seed: int, workers: int = 0
 ) -> dict[str, Any]:
-    """Measure an agent on `episodes` fresh episodes: the object that `pgcli eval --json` prints.
+    """Measure an agent on `episodes` fresh episodes.
 
     Returns are discounted by `gamma`, in reward units; the spread of one episode is None. The number of worker
-    processes that play has no effect on the result; 0 is this one.
+    processes has no effect on the result; with 0, this process plays.
     """
     env, policy = agent.config.env, agent.config.policy
     with closing(Chunks(env, Workers(env, policy, workers) if workers else None)) as chunks:

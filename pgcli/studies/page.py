@@ -47,15 +47,6 @@ def _cell(value: Any) -> Any:
     return "" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
-def plain(value: Any) -> Any:
-    """Give a result as JSON can hold it: null for what is not finite."""
-    if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def table(result: Result) -> str:
     """Write the report's folder and its main numbers for people, in 80 columns where the arms' names allow."""
     goal, pairs = result["threshold"], result["pairs"]
