@@ -22,7 +22,7 @@ from pgcli.errors import ConfigError, RunDirectoryError, UsageError
 from pgcli.report.scores import paired_difference
 from pgcli.report.text import finite
 from pgcli.studies.comparison import examine, read_run, report, sentence
-from pgcli.studies.page import markdown, table
+from pgcli.studies.page import comparison_text, markdown
 from pgcli.studies.variants import plan, split_values
 
 TINY = (
@@ -207,7 +207,7 @@ def test_one_seed_has_no_intervals_and_json_has_no_nan(tmp_path: Path) -> None:
     page = markdown(result)
     assert "nan" not in page.lower().replace("finance", "")
     assert "One seed shows no spread" in page
-    assert "nan" not in table(result)
+    assert "nan" not in comparison_text(result)
     assert "| `a¦x` | 1 | 5.0 | 5.0 | 5.0 to 5.0 |" in page  # a bar in a name does not make another column
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from pgcli.config.schema import Config
 from pgcli.records import Episode, Evaluation, Iteration, Sample, Timing, Update
 from pgcli.report import display as module
-from pgcli.report.display import LiveDisplay, PlainDisplay, SilentDisplay, View, duration, make_display, sparkline
+from pgcli.report.display import LiveDisplay, PlainDisplay, SilentDisplay, View, make_display, sparkline
 
 CONFIG = Config.model_validate({"name": "pole", "training": {"iterations": 40}})
 
@@ -120,10 +120,6 @@ def test_the_time_left_goes_on_as_this_session_did() -> None:
 )
 def test_a_sparkline_runs_from_the_lowest_to_the_highest(values: list[float], width: int, line: str) -> None:
     assert sparkline(values, width) == line
-
-
-def test_durations_are_written_for_people() -> None:
-    assert [duration(x) for x in (None, 3.4, 187, 7500)] == ["…", "3 s", "3:07 min", "2:05:00 h"]
 
 
 def test_plain_lines_come_at_most_once_a_second_and_the_last_one_always(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,8 +34,8 @@ def check(
     result = (
         check_user_code(target) if own and target is not None else check_config(target, overrides or [], everything)
     )
-    from pgcli.inspection.gradient_check.tables import table
+    from pgcli.inspection.gradient_check.tables import check_text
 
-    print_report(result, as_json, partial(table, terminal=sys.stdout.isatty()))
+    print_report(result, as_json, partial(check_text, terminal=sys.stdout.isatty()))
     if result["verdict"] == "wrong" or (strict and result["verdict"] != "unbiased"):
         raise typer.Exit(7)

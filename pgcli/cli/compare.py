@@ -43,12 +43,12 @@ def compare(
     for notice in [] if quiet else comparison.notices:
         print_message(f"note: {notice}")
 
-    from pgcli.studies.page import table  # imports numpy: errors of the config come before
+    from pgcli.studies.page import comparison_text  # imports numpy: errors of the config come before
 
     result, failures = train_and_report(comparison, jobs, quiet, threshold, sys.argv[1:])
     for failure in failures:
         print_message(failure.text)
     if result is not None:
-        print_report(result, as_json, table)
+        print_report(result, as_json, comparison_text)
     if failures:
         raise typer.Exit(failures[0].exit_code)

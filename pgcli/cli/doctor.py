@@ -15,7 +15,7 @@ def doctor(config: Config, overrides: Overrides = None, as_json: AsJson = False)
     check_environment(loaded.env)
 
     with results_only():
-        from pgcli.inspection.doctor import diagnose, table
+        from pgcli.inspection.doctor import diagnose, diagnosis_text
 
         result = diagnose(loaded)
-    print_report(result, as_json, table)
+    print_report(result, as_json, diagnosis_text)

@@ -52,14 +52,14 @@ def eval(
         _replay(context, checkpoint, replay, video, trust, as_json)
         return
 
-    from pgcli.inspection.evaluate import evaluate_checkpoint, table
+    from pgcli.inspection.evaluate import evaluate_checkpoint, evaluation_text
     from pgcli.system.streams import results_only
 
     with results_only():
         result = evaluate_checkpoint(
             checkpoint, which, episodes, mode.value, gamma, horizon, seed, workers, video, trust
         )
-    print_report(result, as_json, table)
+    print_report(result, as_json, evaluation_text)
 
 
 def _replay(context: typer.Context, run: Path, which: str, video: Path | None, trust: bool, as_json: bool) -> None:
@@ -74,13 +74,13 @@ def _replay(context: typer.Context, run: Path, which: str, video: Path | None, t
                 "a replayed episode is the one of the training, as it was",
             )
 
-    from pgcli.inspection.replay import replay, table
+    from pgcli.inspection.replay import replay, replay_text
 
     film_path = video and video.absolute()  # an environment may leave this folder
     with results_only():
         result = replay(run, which, film_path, trust=trust, tell=print_message)
     if "video" in result:
         result["video"] = str(video)
-    print_report(result, as_json, table)
+    print_report(result, as_json, replay_text)
     if not result["matches"]:
         raise typer.Exit(7)

@@ -22,6 +22,6 @@ def show(
     from pgcli.inspection import explain
 
     if other is None:
-        print_report(explain.show(run_dir), as_json, explain.table)
+        print_report(explain.show(run_dir), as_json, explain.explanation_text)
     else:
-        print_report(explain.differ(run_dir, other), as_json, explain.difference_table)
+        print_report(explain.differ(run_dir, other), as_json, explain.difference_text)

@@ -19,12 +19,12 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Hold the files of a run against each other, and compute an iteration again."""
-    from pgcli.inspection.verify import table
+    from pgcli.inspection.verify import verification_text
     from pgcli.inspection.verify import verify as verify_run
     from pgcli.system.streams import results_only
 
     with results_only():
         result = verify_run(run_dir, everything=everything, trust=trust)
-    print_report(result, as_json, table)
+    print_report(result, as_json, verification_text)
     if not result["passed"]:
         raise typer.Exit(7)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pgcli.experiment.load import Agent, load
 from pgcli.policies.policy import Mode
+from pgcli.report.text import table
 from pgcli.sampling.process_pool import Workers
 from pgcli.sampling.rollout import Chunks
 from pgcli.seeding import Purpose
@@ -74,8 +75,8 @@ def assess(
     }
 
 
-def table(result: dict[str, Any]) -> str:
-    """Write an assessment for people."""
+def evaluation_text(result: dict[str, Any]) -> str:
+    """Write an evaluation for people."""
     spread = "" if result["standard_error"] is None else f" ± {result['standard_error']:.2f}"
     deviation = result["standard_deviation"]
     discount = "undiscounted" if result["gamma"] == 1 else f"discounted by {result['gamma']:g}"
@@ -92,4 +93,4 @@ def table(result: dict[str, Any]) -> str:
     if "video" in result:
         shown = f"return {result['video_return']:.2f} in {result['video_length']} steps"
         rows.append(("video", f"{result['video']}: one more, {shown}"))
-    return "\n".join([result["env"], *(f"  {name:<9} {text}" for name, text in rows)])
+    return "\n".join([result["env"], *table(rows, 12, indent=2, width=None)])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from pgcli.config import Config
 from pgcli.config.schema import DEFAULT_ITERATIONS
 from pgcli.records import Evaluation, Iteration, Notice, Record, Sample, Update
+from pgcli.report.text import duration, mean_and_error, short
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -104,19 +105,6 @@ class View:
         return f"{made}/{limit}" if limit else f"{made}"
 
 
-def mean_and_error(sample: Sample) -> str:
-    """Write `mean ± standard error`, or the mean alone where one value has no error; small ones with three decimals."""
-    small = abs(sample.mean) < 10 and sample.standard_error is not None and sample.standard_error < 0.1
-    digits = 3 if small else 1
-    error = "" if sample.standard_error is None else f" ± {sample.standard_error:.{digits}f}"
-    return f"{sample.mean:.{digits}f}{error}"
-
-
-def short(value: float) -> str:
-    """Write a return alone."""
-    return f"{value:.3f}" if abs(value) < 2 else f"{value:.1f}"
-
-
 def sparkline(values: Sequence[float], width: int, levels: str = "▁▂▃▄▅▆▇█") -> str:
     """Draw `values` in at most `width` characters, from their lowest to their highest; each the mean of its share."""
     if not values or width < 1:
@@ -127,18 +115,6 @@ def sparkline(values: Sequence[float], width: int, levels: str = "▁▂▃▄�
     low, high = min(means), max(means)
     scale = (len(levels) - 1) / (high - low) if high > low else 0.0
     return "".join(levels[round((mean - low) * scale)] for mean in means)
-
-
-def duration(seconds: float | None) -> str:
-    """Write a time for people: `42 s`, `3:07 min`, `2:05:00 h`."""
-    if seconds is None:
-        return "…"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02d} min"
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d} h"
 
 
 class SilentDisplay:

@@ -9,7 +9,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from pgcli.records import Evaluation, Iteration, Notice, Record
-from pgcli.report.display import LIVE_INTERVAL, PLAIN_INTERVAL, Display, SilentDisplay, short
+from pgcli.report.display import LIVE_INTERVAL, PLAIN_INTERVAL, Display, SilentDisplay
+from pgcli.report.text import short
 
 if TYPE_CHECKING:
     from rich.table import Table

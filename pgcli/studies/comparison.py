@@ -14,7 +14,6 @@ import numpy as np
 
 from pgcli.config import Config
 from pgcli.errors import RunDirectoryError
-from pgcli.report.display import short
 from pgcli.report.scores import (
     CONFIDENCE,
     MOST_SEEDS,
@@ -29,6 +28,7 @@ from pgcli.report.scores import (
     steps_to,
     stratified_interval,
 )
+from pgcli.report.text import short
 from pgcli.runs.columns import Columns, read_columns
 from pgcli.runs.files import make_folder, read_json, storage, write_whole
 from pgcli.studies.page import TABLES, alike, as_csv, markdown
