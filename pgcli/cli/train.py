@@ -62,12 +62,13 @@ def train_all(requests: Sequence[Request], jobs: int, quiet: bool) -> None:
 
     from pgcli.errors import typed
     from pgcli.experiment.jobs import Failure, run_all
-    from pgcli.report.display import make_display
+    from pgcli.report.display import TrainingView, make_display
     from pgcli.report.logs import logged
     from pgcli.report.text import outcome_text
     from pgcli.system.streams import print_message, results_only
 
-    with results_only(), closing(make_display([request.config for request in requests], quiet)) as display:
+    view = TrainingView([request.config for request in requests])
+    with results_only(), closing(make_display(view, quiet)) as display:
         results = run_all(requests, jobs, display.show, logged)
     for result in results:
         if isinstance(result, Failure):
