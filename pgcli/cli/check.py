@@ -24,16 +24,15 @@ def check(
 ) -> None:
     """Hold a gradient estimator against gradients that are known; exit 7 if it is wrong."""
     from pgcli.errors import UsageError
-    from pgcli.inspection.gradient_check.targets import check_config, check_user_code, is_user_code
+    from pgcli.inspection.gradient_check.targets import check_target, is_user_code
 
-    own = target is not None and is_user_code(target)
+    own = is_user_code(target)
     if own and (everything or overrides):
         raise UsageError("--all and KEY=VALUE are for configs", "leave them out")
     if strict and not own:
         raise UsageError("--strict is for your own code", "name it: `pgcli check my.py:reinforce --strict`")
-    result = (
-        check_user_code(target) if own and target is not None else check_config(target, overrides or [], everything)
-    )
+    result = check_target(target, overrides or [], everything)
+
     from pgcli.inspection.gradient_check.tables import check_text
 
     print_report(result, as_json, partial(check_text, terminal=sys.stdout.isatty()))

@@ -35,17 +35,16 @@ def compare(
 ) -> None:
     """Train arms side by side over the same seeds, and report what differs; what is there already is reused."""
     from pgcli.config.seeds import parse_seeds
-    from pgcli.studies.variants import compare as train_and_report
-    from pgcli.studies.variants import plan
+    from pgcli.studies.variants import parse_comparison, run_comparison
     from pgcli.system.streams import print_message
 
-    comparison = plan(config, overrides, parse_seeds(seeds), output)
+    comparison = parse_comparison(config, overrides, parse_seeds(seeds), output)
     for notice in [] if quiet else comparison.notices:
         print_message(f"note: {notice}")
 
     from pgcli.studies.page import comparison_text  # imports numpy: errors of the config come before
 
-    result, failures = train_and_report(comparison, jobs, quiet, threshold, sys.argv[1:])
+    result, failures = run_comparison(comparison, jobs, quiet, threshold, sys.argv[1:])
     for failure in failures:
         print_message(failure.text)
     if result is not None:

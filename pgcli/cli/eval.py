@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +9,7 @@ import typer
 
 from pgcli.cli.arguments import AsJson, CheckpointOrRun, Trust, Which
 from pgcli.cli.output import print_report
-
-
-class Mode(StrEnum):
-    """How evaluation acts."""
-
-    sampled = "sampled"
-    greedy = "greedy"
+from pgcli.config.choices import Mode
 
 
 def eval(
@@ -25,7 +18,7 @@ def eval(
     which: Which = "latest",
     episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 100,
     mode: Annotated[Mode, typer.Option(help="Draw actions from the policy, or take the most probable one.")] = (
-        Mode.sampled
+        "sampled"
     ),
     gamma: Annotated[float, typer.Option(min=0, max=1, help="Discount per step; 1 counts rewards as they are.")] = 1.0,
     horizon: Annotated[
@@ -56,9 +49,7 @@ def eval(
     from pgcli.system.streams import results_only
 
     with results_only():
-        result = evaluate_checkpoint(
-            checkpoint, which, episodes, mode.value, gamma, horizon, seed, workers, video, trust
-        )
+        result = evaluate_checkpoint(checkpoint, which, episodes, mode, gamma, horizon, seed, workers, video, trust)
     print_report(result, as_json, evaluation_text)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,31 +9,7 @@ import typer
 
 from pgcli.cli import completion
 from pgcli.cli.output import print_result, terminal
-
-
-class Stat(StrEnum):
-    """What the line of a figure is."""
-
-    mean = "mean"
-    iqm = "iqm"
-    median = "median"
-
-
-class Band(StrEnum):
-    """What the band of a figure is."""
-
-    ci95 = "ci95"
-    standard_error = "standard_error"
-    none = "none"
-
-
-class Axis(StrEnum):
-    """What a figure's x axis counts."""
-
-    iteration = "iteration"
-    env_steps = "env_steps"
-    episodes = "episodes"
-    seconds = "seconds"
+from pgcli.config.choices import Band, Stat, XAxis
 
 
 def plot(
@@ -46,12 +21,12 @@ def plot(
             autocompletion=completion.run_directories,
         ),
     ],
-    x: Annotated[Axis, typer.Option("-x", help="What to count.")] = Axis.env_steps,
+    x: Annotated[XAxis, typer.Option("-x", help="What to count.")] = "env_steps",
     y: Annotated[
         str, typer.Option("-y", help="A column of metrics.csv, or evaluation.COLUMN, or gradients.COLUMN.")
     ] = "evaluation.return_mean",
-    stat: Annotated[Stat, typer.Option(help="Of the runs that differ only in their seed.")] = Stat.mean,
-    band: Annotated[Band, typer.Option(help="Around it.")] = Band.ci95,
+    stat: Annotated[Stat, typer.Option(help="Of the runs that differ only in their seed.")] = "mean",
+    band: Annotated[Band, typer.Option(help="Around it.")] = "ci95",
     smooth: Annotated[int, typer.Option(min=1, help="Moving average over so many points; 1: none.")] = 1,
     output: Annotated[
         Path | None,
@@ -64,13 +39,11 @@ def plot(
         from pgcli.report.terminal_plots import show as draw_here
 
         width, color, unicode = terminal()
-        text = draw_here(
-            run_dirs, x.value, y, stat.value, band.value, smooth, width=width, color=color, ascii_only=not unicode
-        )
+        text = draw_here(run_dirs, x, y, stat, band, smooth, width=width, color=color, ascii_only=not unicode)
         print_result(text)
         if output is None:
             return
 
-    from pgcli.report.curves import plot as draw
+    from pgcli.report.plots import plot as draw
 
-    print_result(draw(run_dirs, x.value, y, stat.value, band.value, smooth, output))
+    print_result(draw(run_dirs, x, y, stat, band, smooth, output))

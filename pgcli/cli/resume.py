@@ -21,7 +21,8 @@ def resume(
 ) -> None:
     """Go on with an interrupted run, or extend a finished one by a larger training.iterations."""
     from pgcli.config import override
-    from pgcli.experiment.run import Request, stored_config
+    from pgcli.experiment.resume import stored_config
+    from pgcli.experiment.run import Request
 
     config = override(stored_config(run_dir), overrides or [])
     train_all([Request(config, run_dir, sys.argv[1:], resume=True, which=which)], 1, quiet)

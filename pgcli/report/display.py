@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pgcli.config import Config
 from pgcli.config.schema import DEFAULT_ITERATIONS
-from pgcli.records import Evaluation, Iteration, Notice, Record, Sample, Update
+from pgcli.records import Evaluation, Iteration, Notice, Record, Sample, Update, brief
 from pgcli.report.text import duration, mean_and_error, percent, short
 from pgcli.system.streams import print_message
 
@@ -264,20 +264,13 @@ def sparkline(values: Sequence[float], width: int, bars: str = BARS) -> str:
 
 
 def _of_policy(update: Update) -> list[str]:
-    """Describe what an update did to the policy, the most important first."""
-    parts = [f"entropy {update.entropy:.3f}", f"gradient norm {update.grad_norm:.3g}"]
-    if update.approx_kl is not None:
-        parts.append(f"KL {update.approx_kl:.2g}")
-    if update.clip_fraction is not None:
-        parts.append(f"clipped {percent(update.clip_fraction)}")
-    return parts
+    """Describe what an update did to the policy."""
+    return brief(update, "entropy", "grad_norm", "approx_kl", "clip_fraction")
 
 
 def _of_value(update: Update) -> list[str]:
     """Describe how good the value function is."""
-    share = update.explained_variance
-    known = [] if share is None else [f"explained variance {share:.2f}"]
-    return known if update.value_loss is None else [*known, f"loss {update.value_loss:.3g}"]
+    return brief(update, "explained_variance", "value_loss")
 
 
 def _line(record: Record, run: RunProgress) -> str:

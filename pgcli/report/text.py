@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from pgcli.experiment.run import Outcome
+    from pgcli.experiment.recorder import Outcome
     from pgcli.records import Sample
 
 WIDTH = 80  # columns
