@@ -41,21 +41,34 @@ def eval(
     as_json: AsJson = False,
 ) -> None:
     """Measure a trained policy on fresh episodes, and film it; or replay an episode of its training."""
-    if replay is not None:
-        _replay(context, checkpoint, replay, video, trust, as_json)
-        return
-
-    from pgcli.inspection.evaluate import evaluate_checkpoint, evaluation_text
-    from pgcli.system.streams import results_only
-
-    with results_only():
-        result = evaluate_checkpoint(checkpoint, which, episodes, mode, gamma, horizon, seed, workers, video, trust)
-    print_report(result, as_json, evaluation_text)
-
-
-def _replay(context: typer.Context, run: Path, which: str, video: Path | None, trust: bool, as_json: bool) -> None:
-    from pgcli.errors import UsageError
     from pgcli.system.streams import print_message, results_only
+
+    film_path = video and video.absolute()  # an environment may leave this folder
+    if replay is None:
+        from pgcli.experiment.load import load
+        from pgcli.inspection.evaluate import assess
+        from pgcli.inspection.evaluate import evaluation_text as text
+
+        with results_only():
+            agent = load(checkpoint, which, trust=trust)
+            result = assess(agent, episodes, mode, gamma, horizon, seed, workers, film_path)
+    else:
+        _check_replay(context)
+        from pgcli.inspection.replay import replay as replay_episode
+        from pgcli.inspection.replay import replay_text as text
+
+        with results_only():
+            result = replay_episode(checkpoint, replay, film_path, trust=trust, tell=print_message)
+    if "video" in result:
+        result["video"] = str(video)  # as the user wrote it
+    print_report(result, as_json, text)
+    if not result.get("matches", True):
+        raise typer.Exit(7)
+
+
+def _check_replay(context: typer.Context) -> None:
+    """Raise UsageError for an option that a replay does not have."""
+    from pgcli.errors import UsageError
 
     for name in ("which", "episodes", "mode", "gamma", "horizon", "seed", "workers"):
         source = context.get_parameter_source(name)
@@ -64,14 +77,3 @@ def _replay(context: typer.Context, run: Path, which: str, video: Path | None, t
                 f"--{name} and --replay contradict each other",
                 "a replayed episode is the one of the training, as it was",
             )
-
-    from pgcli.inspection.replay import replay, replay_text
-
-    film_path = video and video.absolute()  # an environment may leave this folder
-    with results_only():
-        result = replay(run, which, film_path, trust=trust, tell=print_message)
-    if "video" in result:
-        result["video"] = str(video)
-    print_report(result, as_json, replay_text)
-    if not result["matches"]:
-        raise typer.Exit(7)

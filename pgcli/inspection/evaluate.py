@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pgcli.config.choices import Mode
-from pgcli.experiment.load import Agent, load
+from pgcli.experiment.load import Agent
 from pgcli.report.text import table
 from pgcli.sampling.chunks import EnvironmentCache
 from pgcli.sampling.executor import ChunkExecutor
@@ -16,9 +16,8 @@ from pgcli.seeding import Purpose
 from pgcli.training.evaluation import evaluate, sample
 
 
-def evaluate_checkpoint(
-    checkpoint: Path,
-    which: str,
+def assess(
+    agent: Agent,
     episodes: int,
     mode: Mode,
     gamma: float,
@@ -26,27 +25,8 @@ def evaluate_checkpoint(
     seed: int,
     workers: int = 0,
     video: Path | None = None,
-    trust: bool = False,
 ) -> dict[str, Any]:
-    """Measure the agent of a checkpoint, and film one more episode: the object that `pgcli eval --json` prints.
-
-    Raises: CheckpointError, RunDirectoryError, EnvironmentFailure, UsageError.
-    """
-    film_path = video and video.absolute()  # an environment may leave this folder
-    agent = load(checkpoint, which, trust=trust)
-    result = assess(agent, episodes, mode, gamma, horizon, seed, workers)
-    if film_path is not None:
-        from pgcli.report.video import film
-
-        episode = film(agent, film_path, mode, seed, horizon)
-        result |= {"video": str(video), "video_return": episode.episode_return, "video_length": episode.length}
-    return result
-
-
-def assess(
-    agent: Agent, episodes: int, mode: Mode, gamma: float, horizon: int | None, seed: int, workers: int = 0
-) -> dict[str, Any]:
-    """Measure an agent on `episodes` fresh episodes.
+    """Measure an agent on fresh episodes, and film one more: the object that `pgcli eval --json` prints.
 
     Returns are discounted by `gamma`, in reward units; the spread of one episode is None. The number of worker
     processes has no effect on the result; with 0, this process plays.
@@ -57,7 +37,7 @@ def assess(
         purposes = (Purpose.TEST_RESET, Purpose.TEST_ACT)
         played = evaluate(agent.policy, executor, episodes, mode, gamma, horizon, seed, purposes)
     returns = sample(played.discounted_returns)
-    return {
+    result = {
         "mean_return": returns.mean,
         "standard_error": returns.standard_error,
         "standard_deviation": returns.standard_deviation,
@@ -75,6 +55,12 @@ def assess(
         "env_steps": agent.counters["env_steps"],
         "env": agent.config.env.id,
     }
+    if video is not None:
+        from pgcli.report.video import film
+
+        episode = film(agent, video, mode, seed, horizon)
+        result |= {"video": str(video), "video_return": episode.episode_return, "video_length": episode.length}
+    return result
 
 
 def evaluation_text(result: dict[str, Any]) -> str:

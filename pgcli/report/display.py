@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pgcli.config import Config
 from pgcli.config.schema import DEFAULT_ITERATIONS
-from pgcli.records import Evaluation, Iteration, Notice, Record, Sample, Update, brief
+from pgcli.records import Evaluation, Iteration, Notice, Record, Sample, brief
 from pgcli.report.text import duration, mean_and_error, percent, short
 from pgcli.system.streams import print_message
 
@@ -25,21 +25,13 @@ if TYPE_CHECKING:
 PLAIN_INTERVAL = 1.0  # seconds between plain lines
 LIVE_INTERVAL = 0.1  # seconds between refreshes, at least
 LABEL_WIDTH = len("evaluation")
+OF_POLICY = ("entropy", "grad_norm", "approx_kl", "clip_fraction")
+OF_VALUE = ("explained_variance", "value_loss")
 LIVE_SHARE = 0.01  # of the run time that refreshing may take, at most
 BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", " .:-=+*#"  # from low to high
 
 
 # ------------------------------------------------------------------------------------------------- when something shows
-
-
-class Display(Protocol):
-    """Shows the records of one run, or of several by their numbers."""
-
-    def show(self, record: Record, run: int = 0) -> None:
-        """Take note of a record of run number `run`, and show it if it is time."""
-
-    def close(self) -> None:
-        """Show the last state and leave the terminal as it was."""
 
 
 class View(Protocol):
@@ -63,22 +55,22 @@ class View(Protocol):
 def make_display(view: View, quiet: bool) -> Display:
     """Choose a display for a view: none if `quiet`, live in a terminal, plain lines elsewhere."""
     if quiet:
-        return SilentDisplay()
+        return Display()
     dumb = os.environ.get("TERM", "") in ("dumb", "unknown")
     return LiveDisplay(view) if sys.stderr is not None and sys.stderr.isatty() and not dumb else PlainDisplay(view)
 
 
-class SilentDisplay:
-    """Shows nothing."""
+class Display:
+    """Takes the records of one run, or of several by their numbers, and shows nothing of them."""
 
     def show(self, record: Record, run: int = 0) -> None:
-        """Do nothing."""
+        """Take note of a record of run number `run`, and show it if it is time."""
 
     def close(self) -> None:
-        """Do nothing."""
+        """Show the last state and leave the terminal as it was."""
 
 
-class PlainDisplay:
+class PlainDisplay(Display):
     """Prints a line to stderr, at most one a second; notices are printed at once."""
 
     def __init__(self, view: View) -> None:
@@ -107,7 +99,7 @@ class PlainDisplay:
         self._pending, self._printed = "", time.perf_counter()
 
 
-class LiveDisplay:
+class LiveDisplay(Display):
     """Draws on stderr as often as a hundredth of the run time allows; a closed terminal ends the drawing alone."""
 
     def __init__(self, view: View) -> None:
@@ -263,16 +255,6 @@ def sparkline(values: Sequence[float], width: int, bars: str = BARS) -> str:
     return "".join(bars[round((mean - low) * scale)] for mean in means)
 
 
-def _of_policy(update: Update) -> list[str]:
-    """Describe what an update did to the policy."""
-    return brief(update, "entropy", "grad_norm", "approx_kl", "clip_fraction")
-
-
-def _of_value(update: Update) -> list[str]:
-    """Describe how good the value function is."""
-    return brief(update, "explained_variance", "value_loss")
-
-
 def _line(record: Record, run: RunProgress) -> str:
     if isinstance(record, Notice):
         return f"note: {record.text}"
@@ -281,10 +263,9 @@ def _line(record: Record, run: RunProgress) -> str:
             f"evaluation at iteration {record.iteration}: return {mean_and_error(record.returns)} "
             f"({record.returns.n} episodes, {record.mode})"
         )
-    return (
-        f"iteration {run.count}  env steps {record.env_steps:,}  return {run.returns_text}  "
-        f"{'  '.join(_of_policy(record.update) + _of_value(record.update)[:1])}  {run.steps_per_second:,.0f} steps/s"
-    )
+    counts = f"iteration {run.count}  env steps {record.env_steps:,}  return {run.returns_text}"
+    metrics = brief(record.update, *OF_POLICY) + brief(record.update, *OF_VALUE)[:1]
+    return "  ".join([counts, *metrics, f"{run.steps_per_second:,.0f} steps/s"])
 
 
 def _panel(run: RunProgress, width: int, bars: str, closed: bool) -> Table:
@@ -324,9 +305,9 @@ def _panel(run: RunProgress, width: int, bars: str, closed: bool) -> Table:
         )
         grid.add_row("evaluation", text)
     if record is not None:
-        grid.add_row("update", " · ".join(_of_policy(record.update)))
+        grid.add_row("update", " · ".join(brief(record.update, *OF_POLICY)))
         if record.update.value_loss is not None:
-            grid.add_row("value", " · ".join(_of_value(record.update)))
+            grid.add_row("value", " · ".join(brief(record.update, *OF_VALUE)))
         grid.add_row("env steps", f"{record.env_steps:,} · {run.steps_per_second:,.0f}/s · {run.split}")
     return grid
 
