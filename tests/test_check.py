@@ -47,7 +47,7 @@ from pgcli.inspection.gradient_check.problems import (
     grid_mdp,
     initialize_linear,
 )
-from pgcli.inspection.gradient_check.tables import table
+from pgcli.inspection.gradient_check.tables import check_text
 from pgcli.inspection.gradient_check.user_estimators import check_user_code
 from pgcli.policies.distributions import Gaussian, Softmax
 from pgcli.policies.policy import Policy
@@ -311,7 +311,7 @@ def test_hotellings_test_is_students_in_one_dimension_and_keeps_its_rate_in_seve
 def test_the_table_is_plain_in_a_pipe_and_has_colours_on_a_terminal() -> None:
     result = check_config(given("algorithm.baseline=mean"), spaces.Discrete, sampled=False)
     assert result["estimator"] == "reward_to_go × mean × policy_gradient"
-    plain, coloured = table(result, terminal=False), table(result, terminal=True)
+    plain, coloured = check_text(result, terminal=False), check_text(result, terminal=True)
     assert "\x1b" not in plain
     assert "\x1b[" in coloured
     assert max(map(len, plain.splitlines())) <= 80
@@ -557,7 +557,7 @@ def test_the_example_of_the_page_is_right_and_its_mistake_is_told(tmp_path: Path
     wrong = example.replace("torch.cumsum(scores, dim=0)", "scores")
     (tmp_path / "wrong.py").write_text(wrong)
     result = check_user_code(str(tmp_path / "wrong.py:reinforce"))
-    shown = [line.strip() for line in table(result, terminal=False).splitlines()[1:9]]
+    shown = [line.strip() for line in check_text(result, terminal=False).splitlines()[1:9]]
     assert "\n".join(shown) in "\n".join(line.strip() for line in page.splitlines())
 
 

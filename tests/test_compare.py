@@ -20,8 +20,9 @@ import pytest
 
 from pgcli.errors import ConfigError, RunDirectoryError, UsageError
 from pgcli.report.statistics import paired_difference
+from pgcli.report.text import finite
 from pgcli.studies.comparison import RunSummary, analyze, conclusion, read_run, write_report
-from pgcli.studies.page import markdown, plain, table
+from pgcli.studies.page import comparison_text, markdown
 from pgcli.studies.variants import parse_comparison, split_values
 
 TINY = (
@@ -203,11 +204,11 @@ def test_one_seed_has_no_intervals_and_json_has_no_nan(tmp_path: Path) -> None:
     config = parse_comparison("cartpole", words, [0], None).variants[0].config
     result = write_report(tmp_path / "out", config, paths, None, ["compare"])
     assert math.isnan(result["arms"][0]["iqm_low"])
-    json.dumps(plain(result), allow_nan=False)
+    json.dumps(finite(result), allow_nan=False)
     page = markdown(result)
     assert "nan" not in page.lower().replace("finance", "")
     assert "One seed shows no spread" in page
-    assert "nan" not in table(result)
+    assert "nan" not in comparison_text(result)
     assert "| `a¦x` | 1 | 5.0 | 5.0 | 5.0 to 5.0 |" in page  # a bar in a name does not make another column
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from pgcli.config import load_config
 from pgcli.errors import EnvironmentFailure, RunDirectoryError, UsageError
 from pgcli.experiment.run import Request, run_experiment
-from pgcli.inspection.replay import replay, table
+from pgcli.inspection.replay import replay, replay_text
 from pgcli.runs import checkpoints
 from pgcli.seeding import Purpose, derived_seed
 
@@ -269,4 +269,4 @@ def test_the_command_line_says_both_where_they_differ(runs: Callable[[str], Path
     assert "1234.5" in done.stdout
     assert repr(result["return"]) in done.stdout
     assert not (tmp_path / "other.mp4").exists()
-    assert "they differ" in table(result | {"matches": False})
+    assert "they differ" in replay_text(result | {"matches": False})

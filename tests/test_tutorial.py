@@ -34,7 +34,7 @@ def short(command: str) -> str:
 
 RUN = """
 import shlex, sys
-from pgcli.cli.commands import app
+from pgcli.cli import app
 for line in sys.stdin.read().splitlines():
     print("$", line, file=sys.stderr, flush=True)
     sys.argv = shlex.split(line)

@@ -17,7 +17,7 @@ import torch
 from pgcli.config import load_config
 from pgcli.errors import EnvironmentFailure, RunDirectoryError, RunInUse
 from pgcli.experiment.run import Request, run_experiment
-from pgcli.inspection.verify import table, verify
+from pgcli.inspection.verify import verification_text, verify
 from pgcli.runs import checkpoints
 from pgcli.runs.lock import lock
 
@@ -226,4 +226,4 @@ def test_the_command_line_says_all_of_it(run: Path) -> None:
     assert bad.returncode == 7
     told = json.loads(bad.stdout)
     assert not told["passed"]
-    assert "failed  metrics.csv" in table(told)
+    assert "failed  metrics.csv" in verification_text(told)

@@ -29,6 +29,7 @@ from pgcli.experiment.load import refuse_foreign_modules
 from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated
 from pgcli.experiment.resume import has_constant_schedules, stored_config
 from pgcli.policies.policy import Policy
+from pgcli.report.text import table
 from pgcli.report.video import DEFAULT_FPS, FilmedEpisode, Frame, check_name, drawing, picture, played, write
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import is_run
@@ -150,7 +151,7 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
     return result
 
 
-def table(result: dict[str, Any]) -> str:
+def replay_text(result: dict[str, Any]) -> str:
     """Write a replay for people."""
 
     def described(prefix: str) -> str:
@@ -165,7 +166,7 @@ def table(result: dict[str, Any]) -> str:
     if "video" in result:
         rows.append(("video", result["video"]))
     head = f"{result['env']}, iteration {result['iteration']}, episode {result['episode']}"
-    return "\n".join([head, *(f"  {name:<9} {text}" for name, text in rows)])
+    return "\n".join([head, *table(rows, 12, indent=2, width=None)])
 
 
 def _find(path: Path, which: str) -> _Row:
