@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import pgcli
 from gymnasium import spaces
-from test_cli import pgcli, rows
+from test_cli import rows
 from test_environments import PATHS
 from test_grid import CELLS
 

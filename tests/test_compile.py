@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import pgcli
+from command_line import pgcli
 
 HERE = str(Path(__file__).parent)
 IMAGES = (

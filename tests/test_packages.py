@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_cli import contents, pgcli
+from command_line import pgcli
+from test_cli import contents
 
 from pgcli.config import Config, to_data
 
