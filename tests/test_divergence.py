@@ -15,8 +15,6 @@ from command_line import pgcli
 from gymnasium import spaces
 from helpers import config, random_batch
 
-import pgcli.algorithm.policy_gradient
-import pgcli.experiment.run
 from pgcli.algorithm.descent import Batch, minibatches
 from pgcli.algorithm.losses import Losses
 from pgcli.algorithm.policy_gradient import PolicyGradient
@@ -153,7 +151,7 @@ def test_ratios_beyond_the_range_of_floats_are_told_or_count_for_nothing(
             assert log_probs is not None
             yield epoch, replace(part, behavior_log_probs=log_probs - log_ratio)
 
-    monkeypatch.setattr(pgcli.algorithm.policy_gradient, "minibatches", far)
+    monkeypatch.setattr("pgcli.algorithm.policy_gradient.minibatches", far)
     agent = agent_with({"objective": "clip", "baseline": "mean", "update_epochs": 2})
     if isinstance(outcome, str):
         with pytest.raises(Diverged, match=outcome):
@@ -187,7 +185,7 @@ def test_a_bad_number_never_reaches_a_checkpoint(every: int, at: int, kept: int,
             agents[-1].state_dict()["policy.network.0.weight"][0, 0] = math.nan
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pgcli.experiment.run, "PolicyGradient", build)
+        patch.setattr("pgcli.experiment.run.PolicyGradient", build)
         with pytest.raises(Diverged, match=rf"policy\.network\.0\.weight is not finite.* in iteration {at + 1} of run"):
             run_experiment(Request(settings, Path("run"), [], folder=tmp_path), watch)
     files = checkpoints.list_checkpoints(tmp_path / "run/checkpoints")

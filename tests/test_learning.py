@@ -9,7 +9,7 @@ import pytest
 from command_line import pgcli
 
 
-@pytest.mark.slow
+@pytest.mark.slow("trains a shipped config to its goal")
 @pytest.mark.parametrize(
     ("config", "untrained", "learned"),
     [
