@@ -172,7 +172,14 @@ def test_every_batch_and_every_segment_is_told_once(kind: type) -> None:
 # --------------------------------------------------------------------------------------------------- pgcli's estimators
 
 
-@pytest.mark.parametrize("cell", [cell for cell, kind in CELLS.items() if kind != "refused"], ids="-".join)
+ON_OWN_DATA = [  # there, the objectives differ in no expectation: one for each pair, and all of two pairs
+    cell
+    for cell, kind in CELLS.items()
+    if kind != "refused" and ("policy_gradient" in cell or "vtrace" in cell or cell[:2] == ("total", "mean"))
+]
+
+
+@pytest.mark.parametrize("cell", ON_OWN_DATA, ids="-".join)
 def test_a_cell_is_what_the_grid_says(cell: tuple[str, str, str]) -> None:
     """On the chain, which nothing cuts, with λ = 1, where V is a baseline."""
     settings = at(given(*IN_FULL, "algorithm.gae_lambda=1"), *cell)
