@@ -177,7 +177,13 @@ def test_atari_is_imported_by_itself_or_told_with_its_extra(monkeypatch: pytest.
 
 
 def test_what_the_models_of_mujoco_are_deprecated_for_reaches_neither_screen_nor_folder(tmp_path: Path) -> None:
-    small = ("rollout.steps=32", "algorithm.num_minibatches=1", "training.env_steps=null", "training.iterations=1")
+    small = (
+        "rollout.steps=32",
+        "algorithm.num_minibatches=1",
+        "training.env_steps=null",
+        "training.iterations=1",
+        "evaluation.episodes=1",
+    )
     done = pgcli("train", "half-cheetah/ppo", *small, "evaluation.every=null", cwd=tmp_path)
     assert "settotalmass" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
@@ -786,9 +792,9 @@ def test_a_run_whose_process_its_environment_ends_goes_on_to_the_byte(
     how: str, jobs: int, code: int, words: str, tmp_path: Path
 ) -> None:
     world = ["env.id=worlds:Leaving", f"env.kwargs.how={how}", "env.max_episode_steps=50", "checkpoint.every=1"]
-    several = ["--seeds", "0,1", "--jobs", jobs] if jobs > 1 else []
+    several = ["--seeds", "0,1"] if jobs > 1 else []
     command = ["train", "cartpole", *TINY, *world, *several, "--resume", "--run-dir"]
-    done = pgcli(*command, "run", cwd=tmp_path, code=code, PYTHONPATH=PATHS)
+    done = pgcli(*command, "run", "--jobs", jobs, cwd=tmp_path, code=code, PYTHONPATH=PATHS)
     assert done.stdout == ""
     runs = [f"run/seed-{seed}" for seed in (0, 1)] if several else ["run"]
     for run in runs:
