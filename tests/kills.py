@@ -50,7 +50,12 @@ CASES: dict[str, tuple[str, ...]] = {
     "MuJoCo": ("inverted-pendulum/reinforce", *SMALL, *EPISODES, "env.max_episode_steps=50"),
     "memory and a mask": (
         *("cartpole/ppo", *SMALL, *SEGMENTS, "env.id=Taxi-v4", "policy.memory=lstm", "policy.backpropagation_steps=8"),
-        *("algorithm.num_minibatches=4", "env.max_episode_steps=30", "diagnostics.every=1"),
+        *(
+            "algorithm.num_minibatches=4",
+            "algorithm.update_epochs=2",
+            "env.max_episode_steps=30",
+            "diagnostics.every=1",
+        ),
     ),
 }
 
