@@ -29,7 +29,7 @@ from helpers import (
 from torch import Tensor
 
 from pgcli.algorithm.policy_gradient import PolicyGradient
-from pgcli.estimators.baselines import mean_baseline
+from pgcli.estimators.baselines import leave_one_out_baseline, mean_baseline
 from pgcli.estimators.objectives import standardized, step_weights
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.sampling.rollout import ended_episodes
@@ -183,15 +183,6 @@ def test_scores_times_immediate_rewards_are_something_else(world: World, expecte
     assert right[1] - wrong > 0.05
 
 
-def test_leaving_one_out_keeps_the_gradient_where_two_of_three_columns_still_run() -> None:
-    """The mean is over the others that run at t. With two columns, as in `test_grid`, that is one or none."""
-    world = chain(THETA, 3, every_step=1, at_the_end=0)
-    survival = [P * GAMMA, (P * GAMMA) ** 2]  # J = 1 + pγ + (pγ)², and dp/dθ = p (1 - p)
-    agent = chain_agent(returns="reward_to_go", baseline="leave_one_out", discount_weighting=True)
-    g, _ = moments(agent, world, 3)
-    assert g[1].item() == pytest.approx((1 - P) * (survival[0] + 2 * survival[1]), abs=EXACT)
-
-
 def test_the_baseline_of_a_lone_trajectory_is_zero_if_it_is_left_out() -> None:
     lone = trajectories([(1, 1.0), (0, 1.0)], [(0, 5.0)])
     advantages = chain_agent(baseline="leave_one_out").estimate(lone).advantages
@@ -210,6 +201,12 @@ def test_the_mean_baseline_counts_only_what_runs() -> None:
     returns = torch.tensor([[1.0, 3.0, 8.0], [5.0, math.nan, 9.0], [math.inf, math.nan, 2.0]])
     mask = torch.tensor([[True, True, True], [True, False, True], [False, False, False]])
     assert mean_baseline(returns, mask).tolist() == [[4.0], [7.0], [0.0]]
+
+
+def test_leaving_one_out_is_the_mean_over_the_others_that_run() -> None:
+    returns = torch.tensor([[1.0, 3.0, 8.0], [5.0, math.nan, 9.0], [math.inf, math.nan, 2.0]])
+    mask = torch.tensor([[True, True, True], [True, False, True], [False, False, True]])
+    assert leave_one_out_baseline(returns, mask)[mask].tolist() == [5.5, 4.5, 2, 9, 5, 0]
 
 
 def test_gpomdp_is_reward_to_go_with_discount_weighting_in_another_order() -> None:
