@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import pgcli
 from gymnasium import spaces
-from test_cli import pgcli, rows
+from test_cli import rows
 from test_environments import PATHS
 from test_grid import CELLS
 
@@ -178,7 +179,14 @@ def test_every_batch_and_every_segment_is_enumerated_once(kind: type) -> None:
 # --------------------------------------------------------------------------------------------------- pgcli's estimators
 
 
-@pytest.mark.parametrize("cell", [cell for cell, kind in CELLS.items() if kind != "refused"], ids="-".join)
+ON_OWN_DATA = [  # there, the objectives differ in no expectation: one for each pair, and all of two pairs
+    cell
+    for cell, kind in CELLS.items()
+    if kind != "refused" and ("policy_gradient" in cell or "vtrace" in cell or cell[:2] == ("total", "mean"))
+]
+
+
+@pytest.mark.parametrize("cell", ON_OWN_DATA, ids="-".join)
 def test_a_cell_is_what_the_grid_says(cell: tuple[str, str, str]) -> None:
     """On the chain, which nothing cuts, with λ = 1, where V is a baseline."""
     settings = in_cell(given(*IN_FULL, "algorithm.gae_lambda=1"), *cell)

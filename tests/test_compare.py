@@ -5,11 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Command, pgcli
 
 from pgcli.errors import ConfigError, RunDirectoryError, UsageError
 from pgcli.report.statistics import paired_difference
@@ -29,15 +27,6 @@ TINY = (
     "cartpole algorithm.baseline=none,mean training.env_steps=600 rollout.episodes=6 env.num_envs=6 "
     "policy.hidden_sizes=[4] evaluation.episodes=5"
 ).split()
-
-
-def pgcli(*words: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "pgcli", *map(str, words)], cwd=cwd, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
-    return done
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -265,18 +254,15 @@ def test_an_interrupted_comparison_goes_on_with_the_same_command(tmp_path: Path)
         "        return super().step(action)\n"
     )
     words = [*TINY, "env.id=slow:Slow", "env.max_episode_steps=50", "--seeds", "0", "--jobs", "2", "-o", "out"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pgcli", "compare", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
+    process = Command("compare", *words, cwd=tmp_path)
     deadline = time.monotonic() + 100
     while not any(file.read_text().count("\n") > 2 for file in tmp_path.glob("out/runs/*/*/metrics.csv")):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "hint: the same command again goes on" in told
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert "hint: the same command again goes on" in process.stderr
     assert not (tmp_path / "out/report.md").exists()
     (tmp_path / "fast").touch()
     pgcli("compare", *words, "-q", cwd=tmp_path)

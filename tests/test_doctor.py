@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import pgcli
 from helpers import config
-from test_cli import TINY, pgcli
+from test_cli import TINY
 from test_environments import PATHS
 
 from pgcli.config.schema import Config

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import pgcli
 
 from pgcli.config import load_config
 from pgcli.errors import RunDirectoryError
@@ -367,11 +368,7 @@ def test_show_imports_neither_torch_nor_an_environment(run: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["env"] == "evil:Evil-v0"
-    missing = subprocess.run(
-        [sys.executable, "-m", "pgcli", "show", "nowhere"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert missing.returncode == 4
-    assert "hint: " in missing.stderr
+    assert "hint: " in pgcli("show", "nowhere", cwd=ROOT, code=4).stderr
 
 
 def test_a_million_rows_are_read_in_seconds(tmp_path: Path) -> None:
