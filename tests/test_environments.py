@@ -15,9 +15,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import worlds
+from command_line import Command, pgcli
 from gymnasium import spaces
 from helpers import config, segment_sampler
-from test_cli import TINY, contents, pgcli, rows
+from test_cli import TINY, contents, rows
 
 from pgcli.config import config_from_data
 from pgcli.config.schema import EnvConfig
@@ -178,7 +179,13 @@ def test_atari_is_imported_by_itself_or_told_with_its_extra(monkeypatch: pytest.
 
 
 def test_what_the_models_of_mujoco_are_deprecated_for_reaches_neither_screen_nor_folder(tmp_path: Path) -> None:
-    small = ("rollout.steps=32", "algorithm.num_minibatches=1", "training.env_steps=null", "training.iterations=1")
+    small = (
+        "rollout.steps=32",
+        "algorithm.num_minibatches=1",
+        "training.env_steps=null",
+        "training.iterations=1",
+        "evaluation.episodes=1",
+    )
     done = pgcli("train", "half-cheetah/ppo", *small, "evaluation.every=null", cwd=tmp_path)
     assert "settotalmass" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
@@ -789,9 +796,9 @@ def test_a_run_whose_process_its_environment_ends_goes_on_to_the_byte(
     how: str, jobs: int, code: int, words: str, tmp_path: Path
 ) -> None:
     world = ["env.id=worlds:Leaving", f"env.kwargs.how={how}", "env.max_episode_steps=50", "checkpoint.every=1"]
-    several = ["--seeds", "0,1", "--jobs", jobs] if jobs > 1 else []
+    several = ["--seeds", "0,1"] if jobs > 1 else []
     command = ["train", "cartpole", *TINY, *world, *several, "--resume", "--run-dir"]
-    done = pgcli(*command, "run", cwd=tmp_path, code=code, PYTHONPATH=PATHS)
+    done = pgcli(*command, "run", "--jobs", jobs, cwd=tmp_path, code=code, PYTHONPATH=PATHS)
     assert done.stdout == ""
     runs = [f"run/seed-{seed}" for seed in (0, 1)] if several else ["run"]
     for run in runs:
@@ -839,15 +846,9 @@ def test_what_an_environment_sets_for_the_whole_process_changes_no_byte(tmp_path
         assert plain == meddled
 
 
-def begun(command: list[Any], folder: Path, sign: str, count: int = 1) -> subprocess.Popen[bytes]:
-    """Start pgcli, its stderr in a file, and wait until it has written what `sign` matches."""
-    with (folder / "stderr").open("wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pgcli", *map(str, command)],
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": PATHS},
-            stderr=stderr,
-        )
+def begun(command: list[Any], folder: Path, sign: str, count: int = 1) -> Command:
+    """Start pgcli and wait until it has written what `sign` matches."""
+    process = Command(*command, cwd=folder, PYTHONPATH=PATHS)
     deadline = time.monotonic() + 60
     while len(list(folder.glob(sign))) < count and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -860,14 +861,13 @@ def test_a_second_signal_ends_a_run_whose_environment_hangs(in_step: bool, tmp_p
     process = begun(["train", "cartpole", *TINY, *world, "--run-dir", "run"], tmp_path, "hanging")
     try:
         process.send_signal(signal.SIGINT)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.5)  # the first one waits for the step to end
+        assert process.poll(0.5) is None  # the first one waits for the step to end
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
     finally:
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         process.wait()
-    assert "Traceback" not in (tmp_path / "stderr").read_text()
+    assert "Traceback" not in process.stderr
     assert (tmp_path / "run").exists() is in_step, "a constructor comes before the run directory"
     if in_step:
         assert json.loads((tmp_path / "run/checkpoints/latest.json").read_text())["iteration"] >= 0
@@ -880,7 +880,7 @@ def test_without_their_parent_the_processes_of_jobs_save_and_leave(tmp_path: Pat
     locks = [tmp_path / f"runs/cartpole/seed-{seed}/.lock" for seed in (0, 1)]
     children = [json.loads(lock.read_text())["pid"] for lock in locks]
     assert process.pid not in children
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + 20
     while any(map(alive, children)) and time.monotonic() < deadline:
@@ -921,13 +921,9 @@ def test_a_run_of_segments_stops_at_an_episode_without_end(monkeypatch: pytest.M
 
 def test_ctrl_c_in_an_environment_is_no_fault_of_its_own(tmp_path: Path) -> None:
     pgcli("train", "cartpole", *TINY, "env.id=worlds:Slow", "--run-dir", "run", cwd=tmp_path, PYTHONPATH=PATHS)
-    command = [sys.executable, "-m", "pgcli", "eval", "run", "--trust", "--episodes", "100000"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": PATHS}, stderr=subprocess.PIPE, text=True
-    )
+    process = Command("eval", "run", "--trust", "--episodes", "100000", cwd=tmp_path, PYTHONPATH=PATHS)
     while not (tmp_path / "stepping").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert stderr == ""
+    assert process.wait(30) == 130
+    assert process.stderr == ""

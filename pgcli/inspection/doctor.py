@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,28 +26,18 @@ from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import EnvironmentFailure
 from pgcli.experiment.build import build_learner, columns_of, environments_of
 from pgcli.policies.observations import Layout, is_image
+from pgcli.report.text import Finding, percent, table
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.sampler import make_sampler
 
 Array = NDArray[Any]
-Level = Literal["ok", "note", "warning"]
-WIDTH = 80
 LONGEST_EPISODE = 200  # steps of an episode that is played several times
 TRIALS = 8  # half of them suffice to find that BipedalWalker remembers
 REPEATING_SECONDS, SPEED_SECONDS, COLLECTING_SECONDS = 3.0, 0.5, 4.0  # limits of the measurements
 LARGE = 10.0  # observations beyond it saturate a tanh
 LARGE_REWARD = 100.0
 BYTES_PER_ITERATION, BYTES_PER_EPISODE, BYTES_PER_EVALUATION = 500, 70, 250  # rows of the tables, measured
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing found: what, and which key changes it."""
-
-    level: Level
-    text: str
-    key: str = ""
 
 
 class PlayedEpisode(NamedTuple):
@@ -135,7 +124,7 @@ def diagnose(config: Config) -> dict[str, Any]:
         **{name: getattr(repeats, name) for name in ("deterministic", "remembers", "starts_differ")},
         "env_steps_per_second": steps_per_second,
         **estimate,
-        "findings": [asdict(finding) for finding in findings],
+        "findings": [finding.select("level", "text", "key") for finding in findings],
     }
 
 
@@ -365,7 +354,7 @@ def _cost_findings(config: Config, estimate: dict[str, Any]) -> Iterator[Finding
     share = estimate["evaluate_seconds"] / max(estimate["run_seconds"], 1e-9)
     if share > 0.5 and config.evaluation.every:
         key = f"evaluation.every={10 * config.evaluation.every}"
-        yield Finding("note", f"evaluation takes {100 * share:.0f} % of the time", key=key)
+        yield Finding("note", f"evaluation takes {percent(share)} of the time", key=key)
 
 
 # -------------------------------------------------------------------------------------------------------- for readers
@@ -386,7 +375,7 @@ def _describe_space(name: str, space: spaces.Space[Any]) -> dict[str, Any]:
     return known | {"dtype": str(space.dtype)}
 
 
-def table(result: dict[str, Any]) -> str:
+def diagnosis_text(result: dict[str, Any]) -> str:
     """Write a diagnosis for people, in 80 columns."""
     value, threshold, limit = result["value_parameters"], result["reward_threshold"], result["time_limit"]
     parts = " · ".join(f"{name} {size:,}" for name, size in result["policy_parts"].items())
@@ -414,13 +403,9 @@ def table(result: dict[str, Any]) -> str:
         ("run", f"{result['iterations']:,} iterations: about {_seconds(result['run_seconds'])} at this one's pace,"),
         ("", f"{evaluating} of it evaluation; about {written} on disk"),
     ]
-    lines = [result["env"]]
-    for name, text in rows:
-        lines += textwrap.wrap(text, WIDTH, initial_indent=f"  {name:<11}", subsequent_indent=" " * 13)
+    lines = [result["env"], *table(rows, 13, indent=2)]
     for finding in result["findings"]:
-        lines += textwrap.wrap(
-            finding["text"], WIDTH, initial_indent=f"{finding['level']:<9}", subsequent_indent=" " * 9
-        )
+        lines += table([(finding["level"], finding["text"])], 9)
         if finding["key"]:
             lines.append(f"  {finding['key']}")
     return "\n".join(lines)

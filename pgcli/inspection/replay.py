@@ -29,13 +29,14 @@ from pgcli.experiment.load import refuse_foreign_modules
 from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated
 from pgcli.experiment.resume import has_constant_schedules, stored_config
 from pgcli.policies.policy import Policy
+from pgcli.report.text import table
 from pgcli.report.video import DEFAULT_FPS, FilmedEpisode, Frame, check_name, drawing, picture, played, write
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import is_run
 from pgcli.runs.tables import read_table
 from pgcli.sampling.chunks import chunk_ranges
 from pgcli.sampling.episodes import episode_seed
-from pgcli.sampling.rollout import Ended, Rollout
+from pgcli.sampling.rollout import EndedEpisode, Rollout
 from pgcli.sampling.sampler import Sampler
 from pgcli.sampling.segments import native_seed, segment_seed
 from pgcli.system.processes import Check
@@ -51,7 +52,7 @@ class _Row:
 
     iteration: int
     episode: int
-    told: Ended
+    told: EndedEpisode
     number: int
 
 
@@ -150,7 +151,7 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
     return result
 
 
-def table(result: dict[str, Any]) -> str:
+def replay_text(result: dict[str, Any]) -> str:
     """Write a replay for people."""
 
     def described(prefix: str) -> str:
@@ -165,7 +166,7 @@ def table(result: dict[str, Any]) -> str:
     if "video" in result:
         rows.append(("video", result["video"]))
     head = f"{result['env']}, iteration {result['iteration']}, episode {result['episode']}"
-    return "\n".join([head, *(f"  {name:<9} {text}" for name, text in rows)])
+    return "\n".join([head, *table(rows, 12, indent=2, width=None)])
 
 
 def _find(path: Path, which: str) -> _Row:
@@ -182,7 +183,7 @@ def _find(path: Path, which: str) -> _Row:
     ended = table.words.get("ended", ("",) * table.rows)
     try:
         rows = [
-            _Row(int(iteration), int(number), Ended(gained, discounted, int(length), how), place)
+            _Row(int(iteration), int(number), EndedEpisode(gained, discounted, int(length), how), place)
             for place, ((number, gained, discounted, length), how) in enumerate(zip(numbers, ended, strict=True))
         ]
     except ValueError as error:

@@ -93,13 +93,6 @@ def sendable(error: BaseException) -> Exception:
     return RuntimeError("in a worker process:\n" + "".join(traceback.format_exception(error)))
 
 
-def pickled(result: object) -> bytes:
-    """Pickle a result, with its tensors as arrays, which is faster."""
-    stream = io.BytesIO()
-    _Pickler(stream, 5).dump(result)
-    return stream.getvalue()
-
-
 def pickled_apart(result: object) -> tuple[bytes, list[memoryview]]:
     """Pickle a result; return the bytes of its tensors and arrays separately."""
     stream, buffers = io.BytesIO(), list[pickle.PickleBuffer]()

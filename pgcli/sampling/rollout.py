@@ -20,7 +20,7 @@ Array = NDArray[Any]
 NOISE_ROWS = 64  # random numbers are drawn for so many steps at a time
 
 
-class Ended(NamedTuple):
+class EndedEpisode(NamedTuple):
     """An episode that ended, or was cut at the horizon: returns in reward units, length in steps."""
 
     episode_return: float
@@ -33,7 +33,7 @@ class Rollout(NamedTuple):
     """The trajectories of one iteration, and the episodes that ended in it."""
 
     trajectories: Trajectories
-    episodes: list[Ended]
+    episodes: list[EndedEpisode]
 
 
 class Transition(NamedTuple):

@@ -25,7 +25,15 @@ from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Policy
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
-from pgcli.sampling.rollout import NOISE_ROWS, Array, Ended, Rollout, Transition, endless_episode, to_trajectories
+from pgcli.sampling.rollout import (
+    NOISE_ROWS,
+    Array,
+    EndedEpisode,
+    Rollout,
+    Transition,
+    endless_episode,
+    to_trajectories,
+)
 from pgcli.seeding import Purpose, Seeds, derived_seed, generator
 from pgcli.system.processes import Check
 
@@ -50,7 +58,7 @@ class Segment(NamedTuple):
     """What one chunk contributes to an iteration."""
 
     trajectories: Trajectories
-    episodes: list[Ended]
+    episodes: list[EndedEpisode]
     state: ColumnState  # after it
     failed_restores: int
 
@@ -230,7 +238,9 @@ class _LiveColumns:
         never = np.zeros(n, bool)
         self.state = ColumnState(counts, never, obs, counts, sums, sums, memory, history, self._simulator())
 
-    def collect(self, config: Config, policy: Policy, iteration: int, check: Check) -> tuple[Trajectories, list[Ended]]:
+    def collect(
+        self, config: Config, policy: Policy, iteration: int, check: Check
+    ) -> tuple[Trajectories, list[EndedEpisode]]:
         """Step every column `rollout.steps` times; return the trajectories and the episodes that ended."""
         state, self.state = self.state, None
         assert state is not None
@@ -326,7 +336,7 @@ def _extended(history: list[Array], actions: Array, lengths: Array) -> list[Arra
     ]
 
 
-def _ended(trajectories: Trajectories, state: ColumnState, gamma: float) -> tuple[list[Ended], dict[str, Array]]:
+def _ended(trajectories: Trajectories, state: ColumnState, gamma: float) -> tuple[list[EndedEpisode], dict[str, Array]]:
     """Describe the episodes that ended in a segment, by row and column; return the sums of those that continue.
 
     The rows of all columns, one column after the other, are cut into pieces: the first row of a column begins one,
@@ -356,6 +366,6 @@ def _ended(trajectories: Trajectories, state: ColumnState, gamma: float) -> tupl
     order = order[np.argsort(last[order] % mask.shape[1], kind="stable")]
     how = np.where(by_termination, "terminated", "truncated")
     fields = (sums["returns"], sums["discounted"], sums["lengths"], how)
-    ended = [Ended(*one) for one in zip(*(x[order].tolist() for x in fields), strict=True)]
+    ended = [EndedEpisode(*one) for one in zip(*(x[order].tolist() for x in fields), strict=True)]
     final = np.append(first[1:], True)
     return ended, {name: np.where(over, 0, x)[final] for name, x in sums.items()}

@@ -612,9 +612,9 @@ def timed(run, checkpoint, **options):
     begin = time.perf_counter(); save(run, checkpoint, **options)
     spent.append((checkpoint.counters["iteration"], time.perf_counter() - begin))
 RunDirectory.save = timed
-from pgcli.cli import commands as cli
+from pgcli.cli import app
 try:
-    cli.app(sys.argv[1:], standalone_mode=False)
+    app(sys.argv[1:], standalone_mode=False)
 finally:
     print(spent)
 """
