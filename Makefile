@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test soak check format bench results clean
+.PHONY: demo test test-slow test-all soak check format bench results clean
 
 demo: $(INSTALLED) ## train CartPole, evaluate it, draw its curve, film it
 	rm -rf runs/demo
@@ -16,7 +16,13 @@ demo: $(INSTALLED) ## train CartPole, evaluate it, draw its curve, film it
 	@echo "its curve:  runs/demo/plots/return.png"
 	@echo "the agent:  runs/demo/videos/agent.gif"
 
-test: $(INSTALLED) ## every test, in parallel
+test: $(INSTALLED) ## the tests that are not marked slow, in parallel; minutes
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow"
+
+test-slow: $(INSTALLED) ## the other tests
+	$(BIN)/pytest -n auto --dist worksteal -m slow
+
+test-all: $(INSTALLED) ## every test
 	$(BIN)/pytest -n auto --dist worksteal
 
 soak: $(INSTALLED) ## kill runs at 200 random instants, resume them, compare their bytes; minutes

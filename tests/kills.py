@@ -50,7 +50,12 @@ CASES: dict[str, tuple[str, ...]] = {
     "MuJoCo": ("inverted-pendulum/reinforce", *SMALL, *EPISODES, "env.max_episode_steps=50"),
     "memory and a mask": (
         *("cartpole/ppo", *SMALL, *SEGMENTS, "env.id=Taxi-v4", "policy.memory=lstm", "policy.backpropagation_steps=8"),
-        *("algorithm.num_minibatches=4", "env.max_episode_steps=30", "diagnostics.every=1"),
+        *(
+            "algorithm.num_minibatches=4",
+            "algorithm.update_epochs=2",
+            "env.max_episode_steps=30",
+            "diagnostics.every=1",
+        ),
     ),
 }
 
@@ -115,10 +120,10 @@ def kill_in(case: str, path: Path, iteration: int, seconds: float) -> bool:
     """Kill a run so many seconds after an iteration is written; say whether it was still running."""
     pid, metrics = child(lambda: run_experiment(request(case, path))), path / "metrics.csv"
     while not (metrics.exists() and metrics.read_bytes().count(b"\n") > iteration):
-        if ended(pid, 0.0) is not None:
+        if ended(pid, 0.002) is not None:
             return False
     time.sleep(seconds)
-    if ended(pid, 0.0) is not None:
+    if ended(pid, 0.002) is not None:
         return False
     os.kill(pid, signal.SIGKILL)
     return ended(pid) == -signal.SIGKILL

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import pgcli
 from gymnasium import spaces
-from test_cli import pgcli, rows
+from test_cli import rows
 from test_environments import PATHS
 from test_grid import CELLS
 
+from pgcli.algorithm import batch as batch_module
 from pgcli.algorithm import losses as losses_module
 from pgcli.algorithm import policy_gradient as agent_module
 from pgcli.algorithm.gradients.user_code import TutorialPolicy
@@ -46,7 +48,7 @@ from pgcli.inspection.gradient_check.problems import (
     grid_mdp,
     initialize_linear,
 )
-from pgcli.inspection.gradient_check.tables import table
+from pgcli.inspection.gradient_check.tables import check_text
 from pgcli.inspection.gradient_check.user_estimators import check_user_code
 from pgcli.policies.distributions import Gaussian, Softmax
 from pgcli.policies.policy import Policy
@@ -149,16 +151,16 @@ def test_the_linear_quadratic_problem_has_the_return_of_its_episodes() -> None:
     assert true_gradient(problem, policy, 0.9) == pytest.approx(slopes, abs=1e-7)
 
 
-def test_going_backwards_through_a_grid_is_summing_over_its_episodes() -> None:
-    told, solved = (
+def test_dynamic_programming_on_a_grid_equals_the_sum_over_its_episodes() -> None:
+    enumerated, solved = (
         FiniteProblem("grid", "", grid_mdp(2, 0.2, 3), spaces.Discrete, 2, sampled=sampled) for sampled in (False, True)
     )
-    policy = policy_for(told)
-    assert true_gradient(solved, policy, 0.9) == pytest.approx(true_gradient(told, policy, 0.9), abs=EXACT)
+    policy = policy_for(enumerated)
+    assert true_gradient(solved, policy, 0.9) == pytest.approx(true_gradient(enumerated, policy, 0.9), abs=EXACT)
 
 
 @pytest.mark.parametrize("kind", [spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary])
-def test_every_batch_and_every_segment_is_told_once(kind: type) -> None:
+def test_every_batch_and_every_segment_is_enumerated_once(kind: type) -> None:
     for world, rows_ in product((chain_mdp(3, 1.0, 2.0), corridor_mdp(3)), (None, 2, 4, 7)):
         problem = FiniteProblem("", "", world, kind, 2, rows=rows_)
         data = problem.data(policy_for(problem), 0, np.random.default_rng(0))
@@ -177,7 +179,14 @@ def test_every_batch_and_every_segment_is_told_once(kind: type) -> None:
 # --------------------------------------------------------------------------------------------------- pgcli's estimators
 
 
-@pytest.mark.parametrize("cell", [cell for cell, kind in CELLS.items() if kind != "refused"], ids="-".join)
+ON_OWN_DATA = [  # there, the objectives differ in no expectation: one for each pair, and all of two pairs
+    cell
+    for cell, kind in CELLS.items()
+    if kind != "refused" and ("policy_gradient" in cell or "vtrace" in cell or cell[:2] == ("total", "mean"))
+]
+
+
+@pytest.mark.parametrize("cell", ON_OWN_DATA, ids="-".join)
 def test_a_cell_is_what_the_grid_says(cell: tuple[str, str, str]) -> None:
     """On the chain, which nothing cuts, with λ = 1, where V is a baseline."""
     settings = in_cell(given(*IN_FULL, "algorithm.gae_lambda=1"), *cell)
@@ -233,7 +242,7 @@ def test_continuous_actions_are_sampled_and_unbiased(distribution: str) -> None:
 Broken = Callable[[Any], Callable[..., Any]]
 BREAKS: list[tuple[Any, str, Broken, tuple[str, ...], str]] = [
     (losses_module, "policy_gradient_slope", lambda f: lambda *a: -f(*a), IN_FULL, "bandit"),
-    (agent_module, "step_weights", lambda f: lambda m, a: 1.01 * f(m, a), IN_FULL, "chain"),
+    (batch_module, "step_weights", lambda f: lambda m, a: 1.01 * f(m, a), IN_FULL, "chain"),
     (
         agent_module,
         "leave_one_out_baseline",
@@ -242,7 +251,7 @@ BREAKS: list[tuple[Any, str, Broken, tuple[str, ...], str]] = [
         "corridor",
     ),
     (agent_module, "mean_baseline", lambda f: lambda r, m: 0.9 * f(r, m), (), "chain"),
-    (agent_module, "standardized", lambda f: lambda a, x: 0.99 * f(a, x), ("algorithm.standardize=batch",), "bandit"),
+    (batch_module, "standardized", lambda f: lambda a, x: 0.99 * f(a, x), ("algorithm.standardize=batch",), "bandit"),
     (
         returns_module,
         "lambda_returns",
@@ -310,7 +319,7 @@ def test_hotellings_test_is_students_in_one_dimension_and_keeps_its_rate_in_seve
 def test_the_table_is_plain_in_a_pipe_and_has_colours_on_a_terminal() -> None:
     result = check_config(given("algorithm.baseline=mean"), spaces.Discrete, sampled=False)
     assert result["estimator"] == "reward_to_go × mean × policy_gradient"
-    plain, coloured = table(result, terminal=False), table(result, terminal=True)
+    plain, coloured = check_text(result, terminal=False), check_text(result, terminal=True)
     assert "\x1b" not in plain
     assert "\x1b[" in coloured
     assert max(map(len, plain.splitlines())) <= 80
@@ -556,7 +565,7 @@ def test_the_example_of_the_page_is_right_and_its_mistake_is_told(tmp_path: Path
     wrong = example.replace("torch.cumsum(scores, dim=0)", "scores")
     (tmp_path / "wrong.py").write_text(wrong)
     result = check_user_code(str(tmp_path / "wrong.py:reinforce"))
-    shown = [line.strip() for line in table(result, terminal=False).splitlines()[1:9]]
+    shown = [line.strip() for line in check_text(result, terminal=False).splitlines()[1:9]]
     assert "\n".join(shown) in "\n".join(line.strip() for line in page.splitlines())
 
 

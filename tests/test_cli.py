@@ -1,4 +1,4 @@
-"""The real command line, in subprocesses, as a user runs it."""
+"""The command line, as a user runs it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_line import Command, pgcli
 
 from pgcli.config import load_config
 from pgcli.report.logs import logged
@@ -34,21 +35,6 @@ HEADER = (
     "length_mean,discounted_return_mean,policy_loss,value_loss,entropy,approx_kl,clip_fraction,effective_sample_size,"
     "explained_variance,grad_norm,learning_rate,"
 )
-
-
-def pgcli(*arguments: object, cwd: Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "pgcli", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
-    return done
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -149,21 +135,20 @@ def test_a_run_that_was_stopped_and_resumed_has_the_bytes_of_one_that_was_not(
 ) -> None:
     long = [
         *TINY,
-        "training.iterations=200",
+        "training.iterations=80",
         "rollout.episodes=10",
         "checkpoint.every=7",
         "env.max_episode_steps=30",
         *env,
     ]
-    command = [sys.executable, "-m", "pgcli", "train", "cartpole", *long, "--run-dir"]
     pgcli("train", "cartpole", *long, "--run-dir", "whole", cwd=tmp_path)
-    process = subprocess.Popen([*command, "cut", "--resume"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = Command("train", "cartpole", *long, "--run-dir", "cut", "--resume", cwd=tmp_path)
     metrics = tmp_path / "cut/metrics.csv"
-    while process.poll() is None and not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 12):
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 8):
         time.sleep(0.005)
     process.send_signal(number)
     begin = time.monotonic()
-    _, stderr = process.communicate(timeout=30)
+    stderr = process.finished(30).stderr
     if number is signal.SIGKILL:
         assert process.returncode == -9
     else:
@@ -171,7 +156,7 @@ def test_a_run_that_was_stopped_and_resumed_has_the_bytes_of_one_that_was_not(
         assert time.monotonic() - begin < 2
         assert "hint: `pgcli resume cut` goes on" in stderr
         assert json.loads((tmp_path / "cut/status.json").read_text())["status"] == "interrupted"
-    assert len(rows(metrics)) < 200, "it had finished already: nothing was tested"
+    assert len(rows(metrics)) < 80, "it had finished already: nothing was tested"
     pgcli("resume", "cut", cwd=tmp_path)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     assert json.loads((tmp_path / "cut/run.json").read_text())["exact"] is True
@@ -187,16 +172,15 @@ def test_a_signal_amid_a_long_update_stops_it_within_two_seconds_and_nothing_is_
         *("evaluation.episodes=2", "evaluation.every=null", "evaluation.stop_at_return=null"),
     ]
     pgcli("train", *long, "--run-dir", "whole", cwd=tmp_path)
-    command = [sys.executable, "-m", "pgcli", "train", *long, "--run-dir", "cut"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = Command("train", *long, "--run-dir", "cut", cwd=tmp_path)
     metrics = tmp_path / "cut/metrics.csv"
     while process.poll() is None and not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 1):
         time.sleep(0.005)
     time.sleep(0.5)  # collecting takes less, and updating more
     process.send_signal(number)
     begin = time.monotonic()
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, stderr
+    done = process.finished(60)
+    assert done.returncode == 128 + number, done.stderr
     assert time.monotonic() - begin < 2
     assert len(rows(metrics)) == 1
     pgcli("resume", "cut", cwd=tmp_path)
@@ -206,8 +190,7 @@ def test_a_signal_amid_a_long_update_stops_it_within_two_seconds_and_nothing_is_
 @pytest.mark.parametrize("seeds", [[], ["--seeds", "0-1", "--jobs", "2"]], ids=["one run", "two at a time"])
 def test_a_checkpoint_can_be_asked_for_and_training_goes_on(seeds: list[str], tmp_path: Path) -> None:
     never = ["training.iterations=400", "checkpoint.every=null", "evaluation.every=null", "env.max_episode_steps=30"]
-    command = [sys.executable, "-m", "pgcli", "train", "cartpole", *TINY, *never, *seeds, "--run-dir", "run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = Command("train", "cartpole", *TINY, *never, *seeds, "--run-dir", "run", cwd=tmp_path)
     folders = [tmp_path / "run" / name for name in (("seed-0", "seed-1") if seeds else ("",))]
     metrics = [folder / "metrics.csv" for folder in folders]
     while process.poll() is None and not all(m.exists() and len(m.read_bytes().splitlines()) > 3 for m in metrics):
@@ -220,8 +203,7 @@ def test_a_checkpoint_can_be_asked_for_and_training_goes_on(seeds: list[str], tm
             saved |= {folder} if names and "iteration-000400" not in names[0].name else set()
         time.sleep(0.002)
     assert len(saved) == len(folders)
-    process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.wait(60) == 0
     assert all(len(rows(m)) == 400 for m in metrics)
 
 
@@ -285,15 +267,13 @@ def test_several_seeds_in_processes_write_the_bytes_that_one_process_writes(fini
 
 def test_interrupted_jobs_save_their_state_and_go_on_with_resume(tmp_path: Path) -> None:
     long = [*TINY, "training.iterations=100000", "--seeds", "0,1", "--jobs", "2", "--run-dir", "runs"]
-    command = [sys.executable, "-m", "pgcli", "train", "cartpole", *long]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = Command("train", "cartpole", *long, cwd=tmp_path)
     both = [tmp_path / f"runs/seed-{seed}/metrics.csv" for seed in (0, 1)]
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not all(path.exists() and len(path.read_bytes()) > 2000 for path in both):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.wait(30) == 130
     for path in both:
         status = json.loads((path.parent / "status.json").read_text())
         assert status["status"] == "interrupted"
@@ -439,17 +419,15 @@ def test_a_diverging_run_stops_with_the_last_good_checkpoint(tmp_path: Path) -> 
 
 def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
     long = [*TINY, "training.iterations=100000", "--run-dir", "run"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pgcli", "train", "cartpole", *long, "-q"], cwd=tmp_path, stderr=subprocess.DEVNULL
-    )
+    process = Command("train", "cartpole", *long, "-q", cwd=tmp_path)
     try:
         while not (tmp_path / "run/metrics.csv").exists():
             time.sleep(0.01)
         done = pgcli("resume", "run", cwd=tmp_path, code=6)
         assert str(process.pid) in done.stderr
     finally:
-        process.terminate()
-        process.wait(timeout=30)
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
 
 
 def test_a_closed_pipe_or_a_full_stdout_does_not_stop_training(tmp_path: Path) -> None:
@@ -467,7 +445,7 @@ def test_a_closed_pipe_or_a_full_stdout_does_not_stop_training(tmp_path: Path) -
 
 def test_an_ascii_locale_gets_replacements_instead_of_an_error(tmp_path: Path) -> None:
     command = ["train", "cartpole", *TINY, "name=pole 🎢"]
-    done = pgcli(*command, cwd=tmp_path, LANG="C", LC_ALL="C", PYTHONIOENCODING="ascii")
+    done = pgcli(*command, cwd=tmp_path, LANG="C", LC_ALL="C", PYTHONIOENCODING="ascii", real_process=True)
     assert done.stdout.endswith("seed-0\n")
     assert (tmp_path / "runs/pole 🎢/seed-0/status.json").exists()
 

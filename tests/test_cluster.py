@@ -148,7 +148,7 @@ def on_one_machine(path: Path) -> None:
     leave()
 
 
-@pytest.mark.slow
+@pytest.mark.slow("starts a Ray cluster and loses parts of it")
 def test_actors_give_the_bytes_of_this_process_also_when_they_are_killed_or_hang(tmp_path: Path) -> None:
     for case, words in SAME.items():
         run(tmp_path / case / "0", *words)
@@ -217,7 +217,7 @@ def on_several_machines(path: Path) -> None:
         machines.shutdown()  # type: ignore[no-untyped-call]  # Ray's
 
 
-@pytest.mark.slow
+@pytest.mark.slow("starts a Ray cluster and loses parts of it")
 def test_a_lost_machine_costs_time_and_no_result(tmp_path: Path) -> None:
     run(tmp_path / "0", *LANDER)
     local = run_all(seeds(tmp_path / "local"), 1, lambda record, number: None, logged)
@@ -255,7 +255,7 @@ def session_of(pid: int) -> list[str]:
     return [row[3] for row in rows if row[1] == str(pid) and row[0] != str(pid) and not row[2].startswith("Z")]
 
 
-@pytest.mark.slow
+@pytest.mark.slow("starts a Ray cluster and loses parts of it")
 def test_ctrl_c_leaves_a_run_to_be_resumed_and_no_process(tmp_path: Path) -> None:
     run(tmp_path / "whole", *LANDER)
     name, *overrides = LANDER

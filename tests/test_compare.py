@@ -5,11 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,26 +14,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Command, pgcli
 
 from pgcli.errors import ConfigError, RunDirectoryError, UsageError
 from pgcli.report.statistics import paired_difference
+from pgcli.report.text import finite
 from pgcli.studies.comparison import RunSummary, analyze, conclusion, read_run, write_report
-from pgcli.studies.page import markdown, plain, table
+from pgcli.studies.page import comparison_text, markdown
 from pgcli.studies.variants import parse_comparison, split_values
 
 TINY = (
     "cartpole algorithm.baseline=none,mean training.env_steps=600 rollout.episodes=6 env.num_envs=6 "
     "policy.hidden_sizes=[4] evaluation.episodes=5"
 ).split()
-
-
-def pgcli(*words: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "pgcli", *map(str, words)], cwd=cwd, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
-    return done
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -203,11 +193,11 @@ def test_one_seed_has_no_intervals_and_json_has_no_nan(tmp_path: Path) -> None:
     config = parse_comparison("cartpole", words, [0], None).variants[0].config
     result = write_report(tmp_path / "out", config, paths, None, ["compare"])
     assert math.isnan(result["arms"][0]["iqm_low"])
-    json.dumps(plain(result), allow_nan=False)
+    json.dumps(finite(result), allow_nan=False)
     page = markdown(result)
     assert "nan" not in page.lower().replace("finance", "")
     assert "One seed shows no spread" in page
-    assert "nan" not in table(result)
+    assert "nan" not in comparison_text(result)
     assert "| `a¦x` | 1 | 5.0 | 5.0 | 5.0 to 5.0 |" in page  # a bar in a name does not make another column
 
 
@@ -264,18 +254,15 @@ def test_an_interrupted_comparison_goes_on_with_the_same_command(tmp_path: Path)
         "        return super().step(action)\n"
     )
     words = [*TINY, "env.id=slow:Slow", "env.max_episode_steps=50", "--seeds", "0", "--jobs", "2", "-o", "out"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pgcli", "compare", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
+    process = Command("compare", *words, cwd=tmp_path)
     deadline = time.monotonic() + 100
     while not any(file.read_text().count("\n") > 2 for file in tmp_path.glob("out/runs/*/*/metrics.csv")):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "hint: the same command again goes on" in told
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert "hint: the same command again goes on" in process.stderr
     assert not (tmp_path / "out/report.md").exists()
     (tmp_path / "fast").touch()
     pgcli("compare", *words, "-q", cwd=tmp_path)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import pgcli
+from command_line import pgcli
 
 HERE = str(Path(__file__).parent)
 IMAGES = (
@@ -31,9 +31,16 @@ IMAGES = (
 )
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which all compiled runs of a session look for compiled code."""
+    home = tmp_path_factory.getbasetemp()
+    return (home.parent if "PYTEST_XDIST_WORKER" in os.environ else home) / "compiled"
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., Any]:
-    return partial(pgcli, cwd=tmp_path, PYTHONPATH=HERE, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+def run(tmp_path: Path, cache: Path) -> Callable[..., Any]:
+    return partial(pgcli, cwd=tmp_path, timeout=600, PYTHONPATH=HERE, TORCHINDUCTOR_CACHE_DIR=str(cache))
 
 
 def rows(path: Path) -> list[dict[str, float]]:
@@ -41,15 +48,15 @@ def rows(path: Path) -> list[dict[str, float]]:
         return [{name: float(x) for name, x in row.items() if x} for row in csv.DictReader(file)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shared", ["true", "false"])
+@pytest.mark.slow("compiles networks")
+@pytest.mark.parametrize("shared", ["true", "false"], ids=["a shared trunk", "two networks"])
 def test_a_compiled_run_learns_the_same_and_is_resumed_to_the_same_bytes(
-    shared: str, run: Callable[..., Any], tmp_path: Path
+    shared: str, run: Callable[..., Any], cache: Path, tmp_path: Path
 ) -> None:
     train = partial(run, "train", *IMAGES, f"value.shared_trunk={shared}", "--run-dir")
     train("eager", "training.iterations=1")
     train("whole", "training.iterations=3", "training.compile=true")
-    assert any("convolution_backward" in file.read_text() for file in (tmp_path / "cache").rglob("*.py"))
+    assert any("convolution_backward" in file.read_text() for file in cache.rglob("*.py"))
     assert rows(tmp_path / "whole")[0] == pytest.approx(rows(tmp_path / "eager")[0], rel=1e-3)
     train("parts", "training.iterations=1", "training.compile=true")  # sees other sizes first
     run("resume", "parts", "training.iterations=3")
@@ -57,15 +64,16 @@ def test_a_compiled_run_learns_the_same_and_is_resumed_to_the_same_bytes(
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.slow("compiles networks")
 def test_without_a_compiler_nothing_is_written(run: Callable[..., Any], tmp_path: Path) -> None:
     words = ("--run-dir", "run", "training.compile=true")
-    done = run("train", *IMAGES, *words, code=2, PATH="/nonexistent", CXX="/nonexistent/c++")
+    nothing = {"PATH": "/nonexistent", "CXX": "/nonexistent/c++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "empty")}
+    done = run("train", *IMAGES, *words, code=2, **nothing)
     assert done.stderr.startswith("error: training.compile: torch.compile does not work here: ")
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.slow("compiles networks")
 def test_ctrl_c_which_ends_the_compiler_too_is_no_failure(tmp_path: Path) -> None:
     run, compiler = tmp_path / "run", tmp_path / "c++"
     compiler.write_text(f'#!/bin/sh\nif [ -e "{run}/evaluations.csv" ]; then kill -INT 0; fi\nexec g++ "$@"\n')

@@ -6,8 +6,6 @@ wait for a GPU is an error, and so is what mixes two devices.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 import tasks  # noqa: F401 - registers the environments
 import torch
+from command_line import pgcli
 from helpers import config, executor_for, flat_batch, learner_of
 from torch import Tensor
 
@@ -130,9 +129,7 @@ def test_no_step_looks_at_a_number_or_mixes_devices(case: str, by_autograd: None
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="no GPU")
 def test_a_missing_gpu_is_told_before_anything_is_written(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pgcli", "train", "cartpole", "training.device=cuda", "--run-dir", "run"]
-    done = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == 2
+    done = pgcli("train", "cartpole", "training.device=cuda", "--run-dir", "run", cwd=tmp_path, code=2)
     assert done.stderr.startswith(f"error: training.device: cuda, and torch {torch.__version__} finds no GPU here")
     assert not list(tmp_path.iterdir())
 

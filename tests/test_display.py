@@ -10,9 +10,19 @@ import pytest
 from rich.console import Console
 
 from pgcli.config.schema import Config
-from pgcli.records import Episode, Evaluation, Iteration, Sample, Timing, Update
-from pgcli.report import display as module
-from pgcli.report.display import LiveDisplay, PlainDisplay, SilentDisplay, View, duration, make_display, sparkline
+from pgcli.records import Episode, Evaluation, Iteration, Notice, Record, Sample, Timing, Update
+from pgcli.report.display import (
+    ASCII_BARS,
+    BARS,
+    ComparisonView,
+    Display,
+    LiveDisplay,
+    PlainDisplay,
+    TrainingView,
+    View,
+    make_display,
+    sparkline,
+)
 
 CONFIG = Config.model_validate({"name": "pole", "training": {"iterations": 40}})
 
@@ -41,14 +51,15 @@ def evaluation(k: int, mean: float) -> Evaluation:
     return Evaluation(k, 100 * k, "sampled", sample(mean), 50.0, mean, seconds=0.1)
 
 
-def seen_after(records: list[Iteration | Evaluation]) -> View:
-    view = View(CONFIG)
+def seen_after(records: list[Record], seeds: int = 1) -> TrainingView:
+    """Give the view of `seeds` runs, the first of which had some records."""
+    view = TrainingView([CONFIG.model_copy(update={"seed": seed}) for seed in range(seeds)])
     for record in records:
-        view.add(record)
+        view.add(record, 0)
     return view
 
 
-RECORDS: list[Iteration | Evaluation] = [
+RECORDS: list[Record] = [
     evaluation(0, 20.0),
     *(iteration(k, 10.0 * k) for k in range(10)),
     evaluation(10, 77.0),
@@ -56,18 +67,17 @@ RECORDS: list[Iteration | Evaluation] = [
 ]
 
 
-def drawn(width: int, views: list[View], ascii_only: bool = False) -> list[str]:
+def drawn(width: int, view: View, bars: str = BARS, closed: bool = False) -> list[str]:
     screen = io.StringIO()
-    console = Console(file=screen, width=width, force_terminal=False, legacy_windows=ascii_only)
-    levels = " .:-=+*#" if ascii_only else "▁▂▃▄▅▆▇█"
-    console.print(module._panel(views[0], width, levels) if len(views) == 1 else module._list(views, width, levels))
+    console = Console(file=screen, width=width, force_terminal=False)
+    for part in view.draw(width, bars, closed):
+        console.print(part)
     return screen.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_the_panel_fits_and_says_everything(width: int) -> None:
-    view = seen_after(RECORDS)
-    lines = drawn(width, [view])
+    lines = drawn(width, seen_after(RECORDS))
     text = "\n".join(lines)
     assert max(map(len, lines)) <= width
     assert "…" not in text.replace("… left", "")
@@ -91,8 +101,16 @@ def test_the_panel_fits_and_says_everything(width: int) -> None:
         assert words in text, f"{words} is not in\n{text}"
 
 
+def test_a_notice_stands_below_the_panel_and_a_closed_one_has_no_time_left() -> None:
+    lines = drawn(80, seen_after([*RECORDS, Notice("long " * 30)]), ASCII_BARS, closed=True)
+    assert "\n".join(lines).count("long") == 30
+    assert max(map(len, lines)) <= 80
+    assert " left" not in "\n".join(lines)
+    assert not set("\n".join(lines)) & set(BARS)
+
+
 def test_several_runs_get_a_line_each() -> None:
-    lines = drawn(80, [seen_after(RECORDS), View(CONFIG.model_copy(update={"seed": 1}))])
+    lines = drawn(80, seen_after(RECORDS, seeds=2))
     assert len(lines) == 2
     assert max(map(len, lines)) <= 80
     assert "evaluation 77.0 ± 1.2" in lines[0]
@@ -101,10 +119,11 @@ def test_several_runs_get_a_line_each() -> None:
 
 def test_the_time_left_goes_on_as_this_session_did() -> None:
     view = seen_after([iteration(19, 1.0)])  # a run resumed at half its budget
-    assert view.remaining is None, "one iteration tells nothing of the speed"
-    view.started = time.perf_counter() - 10
-    view.add(iteration(29, 1.0))  # ten more of forty in ten seconds: ten are left
-    assert view.remaining == pytest.approx(10, abs=0.2)
+    run = view.runs[0]
+    assert run.remaining is None, "one iteration tells nothing of the speed"
+    run.started = time.perf_counter() - 10
+    run.add(iteration(29, 1.0))  # ten more of forty in ten seconds: ten are left
+    assert run.remaining == pytest.approx(10, abs=0.2)
 
 
 @pytest.mark.parametrize(
@@ -122,12 +141,8 @@ def test_a_sparkline_runs_from_the_lowest_to_the_highest(values: list[float], wi
     assert sparkline(values, width) == line
 
 
-def test_durations_are_written_for_people() -> None:
-    assert [duration(x) for x in (None, 3.4, 187, 7500)] == ["…", "3 s", "3:07 min", "2:05:00 h"]
-
-
 def test_plain_lines_come_at_most_once_a_second_and_the_last_one_always(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = PlainDisplay([CONFIG])
+    shown = PlainDisplay(TrainingView([CONFIG]))
     for record in RECORDS:
         shown.show(record)
     shown.close()
@@ -138,13 +153,39 @@ def test_plain_lines_come_at_most_once_a_second_and_the_last_one_always(capsys: 
     assert "\x1b" not in "".join(lines)
 
 
+def test_a_notice_is_printed_at_once_after_what_came_first(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = PlainDisplay(TrainingView([CONFIG]))
+    for record in (*RECORDS[:3], Notice("masked"), RECORDS[3]):
+        shown.show(record)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in lines[1:]] == ["iteration 2/40", "note: masked"]
+    shown.close()
+    assert capsys.readouterr().err.startswith("iteration 3/40")
+
+
+def test_a_comparison_has_a_line_for_each_variant_and_each_notice_once(capsys: pytest.CaptureFixture[str]) -> None:
+    view = ComparisonView(["none", "none", "mean"], reused=2)
+    shown = PlainDisplay(view)
+    for run, records in enumerate(((evaluation(0, 20.0), iteration(39, 1.0)), (evaluation(0, 30.0),), ())):
+        for record in (Notice("masked"), *records):
+            shown.show(record, run)
+    lines = drawn(80, view)
+    assert "none" in lines[0]
+    assert lines[0].rstrip().endswith(" 50 %  evaluation 25.0")
+    assert lines[1].rstrip().endswith("  0 %  waiting")
+    assert lines[2].strip() == "1 of 3 runs, 33 %, 2 there already"
+    shown.close()
+    printed = capsys.readouterr().err.splitlines()
+    assert printed == ["note: masked", "1 of 3 runs, 33 %, 2 there already"]
+
+
 def test_a_closed_stderr_ends_the_lines_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     class Closed(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError
 
     monkeypatch.setattr(sys, "stderr", Closed())
-    shown = PlainDisplay([CONFIG])
+    shown = PlainDisplay(TrainingView([CONFIG]))
     for record in RECORDS:
         shown.show(record)
     shown.close()
@@ -153,7 +194,7 @@ def test_a_closed_stderr_ends_the_lines_and_nothing_else(monkeypatch: pytest.Mon
 def test_drawing_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("pgcli.report.display.time.perf_counter", lambda: clock[0])
-    shown = LiveDisplay([CONFIG])
+    shown = LiveDisplay(TrainingView([CONFIG]))
     drawings = []
 
     def refresh() -> None:
@@ -169,8 +210,8 @@ def test_drawing_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_display_fits_where_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(make_display([CONFIG], quiet=True), SilentDisplay)
-    assert isinstance(make_display([CONFIG], quiet=False), PlainDisplay)
+    assert type(make_display(TrainingView([CONFIG]), quiet=True)) is Display
+    assert isinstance(make_display(TrainingView([CONFIG]), quiet=False), PlainDisplay)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "dumb")
-    assert isinstance(make_display([CONFIG], quiet=False), PlainDisplay)
+    assert isinstance(make_display(TrainingView([CONFIG]), quiet=False), PlainDisplay)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import pgcli
 from helpers import config
-from test_cli import TINY, pgcli
+from test_cli import TINY
 from test_environments import PATHS
 
 from pgcli.config.schema import Config
 from pgcli.inspection import doctor
-from pgcli.inspection.doctor import diagnose, table
+from pgcli.inspection.doctor import diagnose, diagnosis_text
 
 SEGMENTS = {"rollout": {"episodes": None, "steps": 8}, "algorithm": {"baseline": "value", "returns": "lambda_return"}}
 
@@ -117,7 +118,7 @@ def test_what_would_disappoint_is_found_with_the_key_that_mends_it(case: Config,
     assert len(found) == 1, result["findings"]
     assert key in found[0]
     assert bool(key) == bool(found[0])
-    assert text[:40] in " ".join(table(result).split())
+    assert text[:40] in " ".join(diagnosis_text(result).split())
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_a_buffer_and_a_mask_are_seen() -> None:
     assert not any("in one buffer" in text for text, _ in findings(diagnose(fresh), "ok"))
     masked = diagnose(settings("Masked-v0"))
     assert masked["action_mask"]
-    assert "with a mask" in table(masked)
+    assert "with a mask" in diagnosis_text(masked)
     assert findings(masked) == []
 
 
@@ -165,4 +166,4 @@ def test_the_batch_and_the_budget_are_those_of_the_config() -> None:
     assert result["minibatch_steps"] == 60
     assert result["optimizer_steps_per_iteration"] == 6
     assert result["iterations"] == 11
-    assert "120 steps of 6 episodes; 6 optimizer steps of 60" in table(result)
+    assert "120 steps of 6 episodes; 6 optimizer steps of 60" in diagnosis_text(result)

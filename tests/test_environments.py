@@ -15,17 +15,20 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import worlds
+from command_line import Command, pgcli
 from gymnasium import spaces
 from helpers import config, segment_sampler
-from test_cli import TINY, contents, pgcli, rows
+from test_cli import TINY, contents, rows
 
 from pgcli.config import config_from_data
 from pgcli.config.schema import EnvConfig
-from pgcli.environments import checks as examination
-from pgcli.environments import registry
-from pgcli.environments.checks import examine
-from pgcli.environments.forms import Environments, NativeEnvironments, SingleEnvironments, Step, make, make_environments
+from pgcli.environments import checks, registry
+from pgcli.environments.checks import check_environment
+from pgcli.environments.make import Environments, make_environments
+from pgcli.environments.outputs import Step
 from pgcli.environments.registry import spec
+from pgcli.environments.single import SingleEnvironments, make_environment
+from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import ConfigError, EnvironmentFailure, PgcliError, UsageError
 
 TESTS = str(Path(__file__).parent)
@@ -44,7 +47,7 @@ def env_config(env_id: str = "World-v0", *wrappers: Any, **kwargs: Any) -> EnvCo
 
 @pytest.fixture(autouse=True)
 def _anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examination, "_examined", {})
+    monkeypatch.setattr(checks, "_checked", {})
 
 
 @pytest.fixture
@@ -96,12 +99,12 @@ def test_a_name_that_nothing_has_is_told_with_the_nearest_one(env_id: str, words
 
 
 def test_a_class_that_is_not_registered_is_an_environment() -> None:
-    with make(env_config("worlds:World", length=3)) as env:
+    with make_environment(env_config("worlds:World", length=3)) as env:
         assert isinstance(env.unwrapped, worlds.World)
         assert env.unwrapped.length == 3
     limited = config(env={"id": "worlds:World", "max_episode_steps": 4}).env
-    assert examine(limited).time_limit == 4
-    assert examine(env_config("worlds:World-v0")).time_limit == 1000
+    assert check_environment(limited).time_limit == 4
+    assert check_environment(env_config("worlds:World-v0")).time_limit == 1000
 
 
 KWARGS: list[tuple[EnvConfig, type[PgcliError], tuple[str, ...]]] = [
@@ -176,7 +179,13 @@ def test_atari_is_imported_by_itself_or_told_with_its_extra(monkeypatch: pytest.
 
 
 def test_what_the_models_of_mujoco_are_deprecated_for_reaches_neither_screen_nor_folder(tmp_path: Path) -> None:
-    small = ("rollout.steps=32", "algorithm.num_minibatches=1", "training.env_steps=null", "training.iterations=1")
+    small = (
+        "rollout.steps=32",
+        "algorithm.num_minibatches=1",
+        "training.env_steps=null",
+        "training.iterations=1",
+        "evaluation.episodes=1",
+    )
     done = pgcli("train", "half-cheetah/ppo", *small, "evaluation.every=null", cwd=tmp_path)
     assert "settotalmass" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
@@ -309,7 +318,7 @@ def test_a_wrapper_that_a_run_cannot_have_is_refused_with_what_does_its_work(nam
 
 
 def test_pictures_can_be_observations() -> None:
-    with make(env_config("CartPole-v1", "AddRenderObservation")) as env:
+    with make_environment(env_config("CartPole-v1", "AddRenderObservation")) as env:
         assert env.observation_space.shape == (400, 600, 3)
 
 
@@ -410,23 +419,23 @@ def test_counts_out_of_their_range_are_a_fault(pair: bool) -> None:
 
 
 def test_notices_tell_of_limits_bounds_and_versions() -> None:
-    assert examine(env_config("worlds:World-v2")).notices == []
-    (endless,) = examine(env_config("Endless-v0")).notices
+    assert check_environment(env_config("worlds:World-v2")).notices == []
+    (endless,) = check_environment(env_config("Endless-v0")).notices
     assert "100,000" in endless
     assert "env.max_episode_steps" in endless
     limited = config(env={"id": "Endless-v0", "wrappers": [{"name": "TimeLimit", "kwargs": {"max_episode_steps": 9}}]})
-    assert examine(limited.env).notices == []
-    assert examine(limited.env).time_limit == 9
-    old, far = examine(env_config("World-v0", fault="far obs")).notices
+    assert check_environment(limited.env).notices == []
+    assert check_environment(limited.env).time_limit == 9
+    old, far = check_environment(env_config("World-v0", fault="far obs")).notices
     assert old == "World-v0 is out of date: there is a v2"
     assert far == "World-v0 gave an observation of 7 outside the bounds of its space; nothing is clipped"
 
 
 def test_the_start_check_is_made_once_per_config(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[EnvConfig] = []
-    monkeypatch.setattr(examination, "_examine", built.append)
+    monkeypatch.setattr(checks, "_check", built.append)
     for env in ({}, {"num_envs": 3}, {"vectorization": "sync", "rebuild": True}, {"kwargs": {"length": 3}}, {}):
-        examine(config(env={"id": "World-v0"} | env).env)
+        check_environment(config(env={"id": "World-v0"} | env).env)
     assert [settings.kwargs for settings in built] == [{}, {"length": 3}]
 
 
@@ -601,15 +610,15 @@ def test_an_environment_can_be_asked_for_its_mask_and_takes_the_seeds_that_it_ca
     envs = make_environments(settings, 1)
     assert envs.reset([2**62 + 5])[0, :3].tolist() == [0, 1, 0]
     assert envs.step(np.ones(1, int), np.ones(1, bool)).obs[0, :3].tolist() == [1, 1, 0]
-    found = examine(settings)
+    found = check_environment(settings)
     assert found.seed(2**62 + 5) == 5
-    assert examine(env_config("CartPole-v1")).seed(2**62 + 5) == 2**62 + 5
+    assert check_environment(env_config("CartPole-v1")).seed(2**62 + 5) == 2**62 + 5
 
 
 def test_a_dict_that_shows_its_mask_is_left_as_it_is() -> None:
     settings = env_config("worlds:Shown")
-    assert not examine(settings).adds_mask
-    assert set(make(settings).observation_space.spaces) == {"action_mask", "place"}  # type: ignore[attr-defined]
+    assert not check_environment(settings).adds_mask
+    assert set(make_environment(settings).observation_space.spaces) == {"action_mask", "place"}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -651,7 +660,7 @@ def test_at_the_end_a_mask_may_permit_nothing_and_is_never_used() -> None:
 
 
 def test_native_forms_are_taken_only_where_they_are_the_same_environment() -> None:
-    assert isinstance(make_environments(env_config("CartPole-v1"), 2), NativeEnvironments)
+    assert isinstance(make_environments(env_config("CartPole-v1"), 2), VectorEnvironments)
     assert isinstance(make_environments(env_config("CartPole-v1", "FlattenObservation"), 2), SingleEnvironments)
     assert isinstance(make_environments(env_config("Other-v0"), 2), SingleEnvironments), (
         "its vector form has other spaces"
@@ -692,7 +701,7 @@ gym.register("Ill-v0", entry_point="worlds:World", vector_entry_point="test_envi
 @pytest.mark.parametrize("fault", ["", "error"])
 def test_a_fault_of_a_vector_form_is_told_where_the_column_runs(fault: str) -> None:
     envs = make_environments(env_config("Ill-v0", fault=fault, at=99), 3)
-    assert isinstance(envs, NativeEnvironments)
+    assert isinstance(envs, VectorEnvironments)
     first = envs.reset([4, 5, 6])
     running = np.array([True, True, False])
     seen = [envs.step(np.zeros(3, int), running).obs for _ in range(3)]
@@ -787,9 +796,9 @@ def test_a_run_whose_process_its_environment_ends_goes_on_to_the_byte(
     how: str, jobs: int, code: int, words: str, tmp_path: Path
 ) -> None:
     world = ["env.id=worlds:Leaving", f"env.kwargs.how={how}", "env.max_episode_steps=50", "checkpoint.every=1"]
-    several = ["--seeds", "0,1", "--jobs", jobs] if jobs > 1 else []
+    several = ["--seeds", "0,1"] if jobs > 1 else []
     command = ["train", "cartpole", *TINY, *world, *several, "--resume", "--run-dir"]
-    done = pgcli(*command, "run", cwd=tmp_path, code=code, PYTHONPATH=PATHS)
+    done = pgcli(*command, "run", "--jobs", jobs, cwd=tmp_path, code=code, PYTHONPATH=PATHS)
     assert done.stdout == ""
     runs = [f"run/seed-{seed}" for seed in (0, 1)] if several else ["run"]
     for run in runs:
@@ -837,15 +846,9 @@ def test_what_an_environment_sets_for_the_whole_process_changes_no_byte(tmp_path
         assert plain == meddled
 
 
-def begun(command: list[Any], folder: Path, sign: str, count: int = 1) -> subprocess.Popen[bytes]:
-    """Start pgcli, its stderr in a file, and wait until it has written what `sign` matches."""
-    with (folder / "stderr").open("wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pgcli", *map(str, command)],
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": PATHS},
-            stderr=stderr,
-        )
+def begun(command: list[Any], folder: Path, sign: str, count: int = 1) -> Command:
+    """Start pgcli and wait until it has written what `sign` matches."""
+    process = Command(*command, cwd=folder, PYTHONPATH=PATHS)
     deadline = time.monotonic() + 60
     while len(list(folder.glob(sign))) < count and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -858,14 +861,13 @@ def test_a_second_signal_ends_a_run_whose_environment_hangs(in_step: bool, tmp_p
     process = begun(["train", "cartpole", *TINY, *world, "--run-dir", "run"], tmp_path, "hanging")
     try:
         process.send_signal(signal.SIGINT)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.5)  # the first one waits for the step to end
+        assert process.poll(0.5) is None  # the first one waits for the step to end
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
     finally:
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         process.wait()
-    assert "Traceback" not in (tmp_path / "stderr").read_text()
+    assert "Traceback" not in process.stderr
     assert (tmp_path / "run").exists() is in_step, "a constructor comes before the run directory"
     if in_step:
         assert json.loads((tmp_path / "run/checkpoints/latest.json").read_text())["iteration"] >= 0
@@ -878,7 +880,7 @@ def test_without_their_parent_the_processes_of_jobs_save_and_leave(tmp_path: Pat
     locks = [tmp_path / f"runs/cartpole/seed-{seed}/.lock" for seed in (0, 1)]
     children = [json.loads(lock.read_text())["pid"] for lock in locks]
     assert process.pid not in children
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + 20
     while any(map(alive, children)) and time.monotonic() < deadline:
@@ -919,13 +921,9 @@ def test_a_run_of_segments_stops_at_an_episode_without_end(monkeypatch: pytest.M
 
 def test_ctrl_c_in_an_environment_is_no_fault_of_its_own(tmp_path: Path) -> None:
     pgcli("train", "cartpole", *TINY, "env.id=worlds:Slow", "--run-dir", "run", cwd=tmp_path, PYTHONPATH=PATHS)
-    command = [sys.executable, "-m", "pgcli", "eval", "run", "--trust", "--episodes", "100000"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": PATHS}, stderr=subprocess.PIPE, text=True
-    )
+    process = Command("eval", "run", "--trust", "--episodes", "100000", cwd=tmp_path, PYTHONPATH=PATHS)
     while not (tmp_path / "stepping").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert stderr == ""
+    assert process.wait(30) == 130
+    assert process.stderr == ""

@@ -37,7 +37,10 @@ def test_a_run_that_is_killed_three_times_ends_with_the_same_bytes(
     assert kills.digests(tmp_path / "cut") == kills.digests(whole[case])
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+AFTER = pytest.param(True, id="after", marks=pytest.mark.slow("the other half of a sweep"))
+
+
+@pytest.mark.parametrize("after", [pytest.param(False, id="before"), AFTER])
 @pytest.mark.parametrize("first", range(1, 9))
 def test_a_kill_at_a_call_that_writes_loses_nothing(
     first: int, after: bool, whole: dict[str, Path], tmp_path: Path

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import pgcli
 
 
-@pytest.mark.slow
+@pytest.mark.slow("trains a shipped config to its goal")
 @pytest.mark.parametrize(
     ("config", "untrained", "learned"),
     [
@@ -32,8 +31,7 @@ import pytest
 def test_a_shipped_config_learns(config: str, untrained: float, learned: float, tmp_path: Path) -> None:
     name, *words = config.split()
     settings = ["seed=11", "evaluation.every=null", *words, "--run-dir", "run", "--quiet"]
-    command = [sys.executable, "-m", "pgcli", "train", name, *settings]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    pgcli("train", name, *settings, cwd=tmp_path, timeout=900)
     with (tmp_path / "run/evaluations.csv").open(newline="") as file:
         first, last = (float(row["return_mean"]) for row in csv.DictReader(file))
     assert first < untrained

@@ -5,10 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
@@ -19,6 +16,7 @@ import kills
 import numpy as np
 import pytest
 import torch
+from command_line import pgcli
 from gymnasium import spaces
 from helpers import World, ascent, bandit, chain, config, mapped, moments, random_batch, softmax_agent, trajectories
 from torch import Tensor
@@ -680,21 +678,14 @@ def test_a_run_without_a_ledger_has_nothing_to_draw(measured: Callable[[str], Pa
 
 
 def test_from_the_command_line(tmp_path: Path) -> None:
-    def pgcli(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pgcli", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=False)
-
     overrides = [*RUNS["native episodes"], *SHORT, "diagnostics.every=3"]
-    done = pgcli("train", *overrides, "--run-dir", "run", "--quiet")
-    assert done.returncode == 0, done.stderr
+    pgcli("train", *overrides, "--run-dir", "run", "--quiet", cwd=tmp_path)
     assert len(rows(tmp_path / "run/gradients.csv")) == 8
-    done = pgcli("plot", "run", "-y", "snr")
-    assert done.returncode == 0, done.stderr
+    done = pgcli("plot", "run", "-y", "snr", cwd=tmp_path)
     assert (tmp_path / done.stdout.strip()).stat().st_size > 1000
     assert done.stdout.strip() == "run/plots/snr.png"
-    assert pgcli("verify", "run").returncode == 0
-    done = pgcli("train", *overrides, "diagnostics.shadows=[total+vlaue]")
-    assert done.returncode == 2
+    pgcli("verify", "run", cwd=tmp_path)
+    done = pgcli("train", *overrides, "diagnostics.shadows=[total+vlaue]", cwd=tmp_path, code=2)
     assert "did you mean `total+value`?" in done.stderr
 
 

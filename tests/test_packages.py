@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_cli import contents, pgcli
+from command_line import pgcli
+from test_cli import contents
 
 from pgcli.config import Config, to_data
 
-SMALL = ["training.iterations=2", "evaluation.episodes=2", "evaluation.every=null", "--quiet"]
+SMALL = ["training.iterations=2", "evaluation.episodes=1", "evaluation.every=null", "--quiet"]
 SEGMENTS = ["rollout={episodes: null, steps: 16}", "algorithm={returns: lambda_return, baseline: value}"]
 EPISODES = ["rollout.episodes=2"]
 IMAGE = "env.wrappers=[{name: FilterObservation, kwargs: {filter_keys: [image, direction]}}]"
@@ -64,14 +65,21 @@ def test_a_strangers_module_is_imported_for_an_evaluation_only_if_it_is_trusted(
     refused = pgcli("eval", run, cwd=tmp_path, code=3)
     assert "minigrid" in refused.stderr
     assert "--trust" in refused.stderr
-    shown = pgcli("eval", run, "--trust", "--episodes", "2", "--json", "--video", "agent.gif", cwd=tmp_path)
+    shown = pgcli(
+        "eval", run, "--trust", "--episodes", "2", "--horizon", "9", "--json", "--video", "agent.gif", cwd=tmp_path
+    )
     assert json.loads(shown.stdout)["episodes"] == 2
     assert (tmp_path / "agent.gif").read_bytes().startswith(b"GIF89a")
 
 
-def test_atari_is_no_strangers_module(tmp_path: Path) -> None:
-    run = train(tmp_path / "run", *STRANGERS["Atari without naming its package"], *SMALL)
-    assert json.loads(pgcli("eval", run, "--episodes", "1", "--json", cwd=tmp_path).stdout)["mean_length"] == 10, (
+@pytest.fixture(scope="module")
+def atari(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run in an Atari game."""
+    return train(tmp_path_factory.mktemp("atari") / "run", *STRANGERS["Atari without naming its package"], *SMALL)
+
+
+def test_atari_is_no_strangers_module(atari: Path) -> None:
+    assert json.loads(pgcli("eval", atari, "--episodes", "1", "--json", cwd=atari).stdout)["mean_length"] == 10, (
         "of four frames"
     )
 
@@ -84,8 +92,7 @@ def test_what_a_text_leaves_to_be_read_is_named(tmp_path: Path) -> None:
     assert "filter_keys: [direction, image]" in refused.stderr
 
 
-def test_a_config_of_a_stranger_says_all_of_it(tmp_path: Path) -> None:
-    run = train(tmp_path / "run", *STRANGERS["Atari without naming its package"], *SMALL)
-    stored = yaml.safe_load((run / "config.yaml").read_text())
+def test_a_config_of_a_stranger_says_all_of_it(atari: Path) -> None:
+    stored = yaml.safe_load((atari / "config.yaml").read_text())
     assert stored["env"]["wrappers"][1] == {"name": "ResizeObservation", "kwargs": {"shape": [36, 36]}}
     assert stored.keys() == to_data(Config()).keys()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from command_line import pgcli
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv, CartPoleVectorEnv
 from helpers import Counting
 from PIL import Image
@@ -20,7 +20,7 @@ from PIL import Image
 from pgcli.config import load_config
 from pgcli.errors import EnvironmentFailure, RunDirectoryError, UsageError
 from pgcli.experiment.run import Request, run_experiment
-from pgcli.inspection.replay import replay, table
+from pgcli.inspection.replay import replay, replay_text
 from pgcli.runs import checkpoints
 from pgcli.seeding import Purpose, derived_seed
 
@@ -244,29 +244,24 @@ def test_what_is_no_episode_is_told(runs: Callable[[str], Path], tmp_path: Path)
 def test_the_command_line_says_both_where_they_differ(runs: Callable[[str], Path], tmp_path: Path) -> None:
     path = runs("native episodes")
 
-    def pgcli(*arguments: object, code: int) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pgcli", "eval", str(path), "--replay", "6:32", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-        assert done.returncode == code, done.stderr
-        return done
-
-    done = pgcli("--json", "--video", tmp_path / "film.mp4", code=0)
+    again = partial(pgcli, "eval", path, "--replay", "6:32", cwd=tmp_path)
+    done = again("--json", "--video", tmp_path / "film.mp4")
     result = json.loads(done.stdout)
     assert result["matches"]
     assert result["video"] == str(tmp_path / "film.mp4")
     assert (tmp_path / "film.mp4").stat().st_size > 1000
     assert "with 0 iterations computed again" in done.stderr
-    assert "contradict" in pgcli("--episodes", 3, code=2).stderr
+    assert "contradict" in again("--episodes", 3, code=2).stderr
     text = (path / "episodes.csv").read_text()
     lines = text.splitlines()
     iteration, episode, _, discounted, *rest = lines[33].split(",")
     lines[33] = ",".join([iteration, episode, "1234.5", discounted, *rest])
     (path / "episodes.csv").write_text("\n".join(lines) + "\n")
     try:
-        done = pgcli("--video", tmp_path / "other.mp4", code=7)
+        done = again("--video", tmp_path / "other.mp4", code=7)
     finally:
         (path / "episodes.csv").write_text(text)
     assert "1234.5" in done.stdout
     assert repr(result["return"]) in done.stdout
     assert not (tmp_path / "other.mp4").exists()
-    assert "they differ" in table(result | {"matches": False})
+    assert "they differ" in replay_text(result | {"matches": False})

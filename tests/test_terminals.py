@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+from command_line import pgcli
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are shown where there are some")
 RUN = (
@@ -153,16 +154,7 @@ def test_an_interrupt_that_is_held_down_leaves_at_once_and_whole(tmp_path: Path)
         assert shown.finish(5)[0] == 130
         assert time.monotonic() - begin < 2
     assert shown.cursor_is_shown
-    again = subprocess.run(
-        [sys.executable, "-m", "pgcli", "resume", "run", "training.iterations=3", "--quiet"],
-        cwd=tmp_path,
-        env=BARE,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert again.returncode == 0, again.stderr
+    pgcli("resume", "run", "training.iterations=3", "--quiet", cwd=tmp_path)
 
 
 def test_a_terminal_that_is_closed_ends_the_run_with_its_state_saved(tmp_path: Path) -> None:

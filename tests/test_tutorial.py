@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
 import pytest
+from command_line import pgcli
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = ("tutorial.md", "ledger.md")
@@ -32,28 +32,13 @@ def short(command: str) -> str:
     return command.replace("--episodes 100", "--episodes 3")
 
 
-RUN = """
-import shlex, sys
-from pgcli.cli.commands import app
-for line in sys.stdin.read().splitlines():
-    print("$", line, file=sys.stderr, flush=True)
-    sys.argv = shlex.split(line)
-    if code := app(sys.argv[1:], standalone_mode=False):
-        sys.exit(code)
-"""
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_a_lesson_runs_and_makes_its_figures(page: str, tmp_path: Path) -> None:
-    """All of them in one process, which imports torch once."""
-    lines = commands(page)
+    lines = list(map(short, commands(page)))
     assert len(lines) >= 3
-    told = "\n".join(short(line) for line in lines)
-    done = subprocess.run(
-        [sys.executable, "-c", RUN], input=told, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    for figure in re.findall(r" (?:-o|--video) (\S+)", told):
+    for line in lines:
+        pgcli(*shlex.split(line)[1:], cwd=tmp_path)
+    for figure in re.findall(r" (?:-o|--video) (\S+)", "\n".join(lines)):
         assert (tmp_path / figure).stat().st_size > 1000, figure
     figures = set(re.findall(r"!\[[^\]]+\]\(images/([^)]+)\)", (DOCS / page).read_text()))
     assert figures

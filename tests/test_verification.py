@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import pgcli
 
 from pgcli.config import load_config
 from pgcli.errors import EnvironmentFailure, RunDirectoryError, RunInUse
 from pgcli.experiment.run import Request, run_experiment
-from pgcli.inspection.verify import table, verify
+from pgcli.inspection.verify import verification_text, verify
 from pgcli.runs import checkpoints
 from pgcli.runs.lock import lock
 
@@ -213,17 +212,12 @@ def test_foreign_modules_need_trust(run: Path) -> None:
 
 
 def test_the_command_line_says_all_of_it(run: Path) -> None:
-    def shown(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pgcli", "verify", str(run), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-
-    good = shown()
-    assert (good.returncode, good.stderr) == (0, "")
+    good = pgcli("verify", run, cwd=run)
+    assert good.stderr == ""
     assert "computed again from iteration-000006.safetensors" in " ".join(good.stdout.split())
     assert max(map(len, good.stdout.splitlines()[1:])) <= 80
     edited("metrics.csv", 3, 3, "9.5")(run)
-    bad = shown("--json")
-    assert bad.returncode == 7
+    bad = pgcli("verify", run, "--json", cwd=run, code=7)
     told = json.loads(bad.stdout)
     assert not told["passed"]
-    assert "failed  metrics.csv" in table(told)
+    assert "failed  metrics.csv" in verification_text(told)

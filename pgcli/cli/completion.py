@@ -1,4 +1,4 @@
-"""What Tab offers: shipped configs, keys and their values, run directories. Imports no torch, no gymnasium."""
+"""Shell completion: shipped configs, keys and their values, run directories. Imports no torch, no gymnasium."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Literal, get_args, get_origin
 
 import typer
 
-Offer = tuple[str, str]  # a word, and what it means
+Offer = tuple[str, str]  # a word and its meaning
 
 
 def configs(incomplete: str) -> list[Offer]:
-    """Offer the names of shipped configs, YAML files, and folders on the way to one."""
+    """Offer the names of shipped configs, YAML files, and folders."""
     return shipped_names(incomplete) + _paths(incomplete, lambda path: path.suffix in (".yaml", ".yml"))
 
 
@@ -26,22 +26,22 @@ def shipped_names(incomplete: str) -> list[Offer]:
 
 
 def run_directories(incomplete: str) -> list[Offer]:
-    """Offer run directories, and folders on the way to one."""
+    """Offer run directories, and other folders."""
     return _paths(incomplete, lambda path: False)
 
 
 def checkpoints(incomplete: str) -> list[Offer]:
-    """Offer run directories, checkpoints, and folders on the way to one."""
+    """Offer run directories, checkpoints, and other folders."""
     return _paths(incomplete, lambda path: path.suffix == ".safetensors")
 
 
 def overrides(context: typer.Context, incomplete: str) -> list[Offer]:
-    """Offer `KEY=`, and once there is only one, its values: the choices, or the default.
+    """Offer `KEY=`, or if one key is left, its values: the choices, or the default.
 
-    bash takes `KEY=VALUE` for three words; the last of them is then completed alone.
+    bash splits `KEY=VALUE` into three words and completes the last of them alone.
     """
     before = list(context.params.get("overrides") or [])
-    if not incomplete and before and (values := _values(before[-1])):  # a key alone: the word at the cursor is its `=`
+    if not incomplete and before and (values := _values(before[-1])):  # the word at the cursor is the `=` of a key
         return [(value, "") for value in values]
     if len(before) >= 2 and before[-1] == "=":
         return [(value, "") for value in _values(before[-2]) if value.startswith(incomplete)]
@@ -55,7 +55,7 @@ def overrides(context: typer.Context, incomplete: str) -> list[Offer]:
 
 
 def _keys() -> Iterator[tuple[str, str, Any]]:
-    """Give every key of a config: its dotted name, its sentence, its field."""
+    """Yield every key of a config: its dotted name, its description, its field."""
     from pydantic import BaseModel
 
     from pgcli.config.schema import Config
@@ -71,7 +71,7 @@ def _keys() -> Iterator[tuple[str, str, Any]]:
 
 
 def _values(key: str) -> list[str]:
-    """Give what may stand behind a key, the default first."""
+    """Return the values of a key, the default first."""
     field = next((field for name, _, field in _keys() if name == key), None)
     if field is None:
         return []
@@ -93,7 +93,7 @@ def _choices(annotation: Any) -> Iterator[str]:
 
 
 def _paths(incomplete: str, wanted: Callable[[Path], bool]) -> list[Offer]:
-    """Offer what the folder of an unfinished path holds: folders, of which runs are told, and wanted files."""
+    """Offer the folders (marked if they are run directories) and wanted files that complete a path."""
     head, start = os.path.split(incomplete)
     folder = Path(os.path.expanduser(head)) if head else Path()
     try:

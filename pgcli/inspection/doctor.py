@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,37 +16,28 @@ from numpy.typing import NDArray
 
 from pgcli.algorithm.learner import Learner
 from pgcli.config.schema import DEFAULT_ITERATIONS, Config, EnvConfig
-from pgcli.environments.checks import MAX_EPISODE_STEPS, examine
-from pgcli.environments.failures import is_fault, told
-from pgcli.environments.forms import NativeEnvironments, SingleEnvironments, make, rebuilds
+from pgcli.environments.checks import MAX_EPISODE_STEPS, check_environment
+from pgcli.environments.failures import describe, is_user_error
 from pgcli.environments.masks import MaskColumns, draw
 from pgcli.environments.registry import spec
+from pgcli.environments.single import SingleEnvironments, make_environment, uses_fresh_instances
+from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import EnvironmentFailure
 from pgcli.experiment.build import build_learner, columns_of, environments_of
 from pgcli.policies.observations import Layout, is_image
+from pgcli.report.text import Finding, percent, table
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.rollout import Rollout
 from pgcli.sampling.sampler import make_sampler
 
 Array = NDArray[Any]
-Level = Literal["ok", "note", "warning"]
-WIDTH = 80
 LONGEST_EPISODE = 200  # steps of an episode that is played several times
 TRIALS = 8  # BipedalWalker is found out by half of them
 REPEATING_SECONDS, SPEED_SECONDS, COLLECTING_SECONDS = 3.0, 0.5, 4.0  # at most, each
 LARGE = 10.0  # observations beyond it saturate a tanh
 LARGE_REWARD = 100.0
 BYTES_PER_ITERATION, BYTES_PER_EPISODE, BYTES_PER_EVALUATION = 500, 70, 250  # rows of the tables, measured
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing found: what, and which key changes it."""
-
-    level: Level
-    text: str
-    key: str = ""
 
 
 @dataclass
@@ -101,21 +91,21 @@ def diagnose(config: Config) -> dict[str, Any]:
 
     Raises: EnvironmentFailure, UsageError.
     """
-    found, registered = examine(config.env), spec(config.env)
+    found, registered = check_environment(config.env), spec(config.env)
     torch.set_num_threads(config.training.threads)
-    with closing(make(config.env)) as env:
+    with closing(make_environment(config.env)) as env:
         layout, action_space = Layout(env.observation_space), env.action_space
     with closing(ChunkExecutor(EnvironmentCache(environments_of(config)))) as executor:
         learner = build_learner(config, executor.environments)
         widest = len(chunk_ranges(config.env, columns_of(config))[0])
-        native = isinstance(executor.environments.of_width(widest), NativeEnvironments)
+        native = isinstance(executor.environments.of_width(widest), VectorEnvironments)
         repeats = _repeats(config.env)
         steps_per_second, buffered = _raw(config.env)
         speed, sampler_bytes = _iteration(config, executor, learner)
     sizes = {name: sum(x.numel() for x in child.parameters()) for name, child in learner.policy.named_children()}
     estimate = _estimate(config, learner, speed, sampler_bytes, repeats.length_mean)
     findings = [
-        *(Finding("note", oddity) for oddity in found.oddities),
+        *(Finding("note", oddity) for oddity in found.warnings),
         *_of_time(found.time_limit),
         *_of_repeating(config.env, repeats),
         *_of_numbers(config, learner, layout, action_space, repeats),
@@ -132,14 +122,14 @@ def diagnose(config: Config) -> dict[str, Any]:
         "reward_threshold": registered.reward_threshold,
         "vectorization": "native" if native else "sync",
         "num_envs": config.env.num_envs,
-        "rebuild": rebuilds(config.env),
+        "rebuild": uses_fresh_instances(config.env),
         "policy_parameters": sum(sizes.values()),
         "policy_parts": {name: size for name, size in sizes.items() if size},
         "value_parameters": sum(x.numel() for x in learner.agent.value.parameters()) if learner.agent.value else None,
         **{name: getattr(repeats, name) for name in ("deterministic", "remembers", "starts_differ")},
         "env_steps_per_second": steps_per_second,
         **estimate,
-        "findings": [asdict(finding) for finding in findings],
+        "findings": [finding.select("level", "text", "key") for finding in findings],
     }
 
 
@@ -210,15 +200,15 @@ def _blamed(config: EnvConfig) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not is_fault(error):
+        if not is_user_error(error):
             raise
-        raise EnvironmentFailure(f"{config.id} raised {told(error)}") from error
+        raise EnvironmentFailure(f"{config.id} raised {describe(error)}") from error
 
 
 def _raw(config: EnvConfig) -> tuple[float, bool]:
     """Measure steps per second of one environment with random actions; say whether it reuses its observations."""
     random, steps, seconds, buffered = np.random.default_rng(0), 0, 0.0, False
-    with _blamed(config), closing(make(config)) as env:
+    with _blamed(config), closing(make_environment(config)) as env:
         layout = Layout(env.observation_space)
         columns = MaskColumns(layout, env.action_space)
         obs, _ = env.reset(seed=0)
@@ -324,7 +314,7 @@ def _estimate(config: Config, learner: Learner, speed: Speed, kept: int, random_
 def _of_time(limit: int | None) -> Iterator[Finding]:
     if limit is None:
         text = f"no time limit: an episode that does not end by itself stops the run at {MAX_EPISODE_STEPS:,} steps"
-        yield Finding("warning", text, "env.max_episode_steps=1000")
+        yield Finding("warning", text, key="env.max_episode_steps=1000")
     else:
         yield Finding("ok", f"an episode ends after {limit:,} steps at the latest")
 
@@ -338,11 +328,11 @@ def _of_repeating(config: EnvConfig, repeats: Repeats) -> Iterator[Finding]:
         )
     elif not repeats.remembers:
         yield Finding("ok", "the same seed and actions give the same episode to the bit, fresh instance or used")
-    elif rebuilds(config):
+    elif uses_fresh_instances(config):
         yield Finding("ok", "a used instance remembers past episodes, so each episode is given a fresh one")
     else:
         text = "a used instance remembers past episodes: a resumed run would not be exact"
-        yield Finding("warning", text, "env.rebuild=true")
+        yield Finding("warning", text, key="env.rebuild=true")
     if repeats.starts_differ:
         yield Finding("ok", "seeds differ in where episodes start")
     elif repeats.episodes_differ:
@@ -358,13 +348,13 @@ def _of_numbers(
 ) -> Iterator[Finding]:
     if repeats.largest_obs > LARGE and not config.policy.normalize_obs:
         text = f"observations reach {repeats.largest_obs:.4g}, and a network learns best from numbers around 1"
-        yield Finding("note", text, "policy.normalize_obs=true")
+        yield Finding("note", text, key="policy.normalize_obs=true")
     if any(map(is_image, layout.leaves)) and not len(learner.policy.images):
         text = "an image is read number by number: the policy has no convolutions"
-        yield Finding("warning", text, "policy.image_network=auto")
+        yield Finding("warning", text, key="policy.image_network=auto")
     if config.has_value and repeats.largest_reward > LARGE_REWARD and not config.value.normalize_returns:
         text = f"rewards reach {repeats.largest_reward:.4g}, and so do the errors of the value function"
-        yield Finding("note", text, "value.normalize_returns=true")
+        yield Finding("note", text, key="value.normalize_returns=true")
     if isinstance(action_space, spaces.Box) and config.policy.distribution != "tanh_gaussian":
         yield from _of_actions(action_space, config.policy.initial_standard_deviation)
 
@@ -379,7 +369,7 @@ def _of_actions(space: spaces.Box, deviation: float) -> Iterator[Finding]:
             "warning",
             f"actions between {low[far][0]:g} and {high[far][0]:g}, and the gaussian starts at 0 with a standard "
             f"deviation of {deviation:g}: most of what it draws is cut off, or all of it is alike",
-            "env.wrappers=[{name: RescaleAction, kwargs: {min_action: -1, max_action: 1}}]",
+            key="env.wrappers=[{name: RescaleAction, kwargs: {min_action: -1, max_action: 1}}]",
         )
 
 
@@ -390,7 +380,7 @@ def _of_cost(config: Config, estimate: dict[str, Any]) -> Iterator[Finding]:
     share = estimate["evaluate_seconds"] / max(estimate["run_seconds"], 1e-9)
     if share > 0.5 and config.evaluation.every:
         key = f"evaluation.every={10 * config.evaluation.every}"
-        yield Finding("note", f"evaluation takes {100 * share:.0f} % of the time", key)
+        yield Finding("note", f"evaluation takes {percent(share)} of the time", key=key)
 
 
 # -------------------------------------------------------------------------------------------------------- for readers
@@ -411,7 +401,7 @@ def _described(name: str, space: spaces.Space[Any]) -> dict[str, Any]:
     return known | {"dtype": str(space.dtype)}
 
 
-def table(result: dict[str, Any]) -> str:
+def diagnosis_text(result: dict[str, Any]) -> str:
     """Write a diagnosis for people, in 80 columns."""
     value, threshold, limit = result["value_parameters"], result["reward_threshold"], result["time_limit"]
     parts = " · ".join(f"{name} {size:,}" for name, size in result["policy_parts"].items())
@@ -433,13 +423,9 @@ def table(result: dict[str, Any]) -> str:
         ("run", f"{result['iterations']:,} iterations: about {_seconds(result['run_seconds'])} at this one's pace,"),
         ("", f"{evaluating} of it evaluation; about {written} on disk"),
     ]
-    lines = [result["env"]]
-    for name, text in rows:
-        lines += textwrap.wrap(text, WIDTH, initial_indent=f"  {name:<11}", subsequent_indent=" " * 13)
+    lines = [result["env"], *table(rows, 13, indent=2)]
     for finding in result["findings"]:
-        lines += textwrap.wrap(
-            finding["text"], WIDTH, initial_indent=f"{finding['level']:<9}", subsequent_indent=" " * 9
-        )
+        lines += table([(finding["level"], finding["text"])], 9)
         if finding["key"]:
             lines.append(f"  {finding['key']}")
     return "\n".join(lines)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from pgcli.config.choices import Mode
 from pgcli.experiment.load import Agent
+from pgcli.report.text import table
 from pgcli.sampling.chunks import EnvironmentCache
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.process_pool import ProcessPool
@@ -15,12 +17,19 @@ from pgcli.training.evaluation import evaluate, sample
 
 
 def assess(
-    agent: Agent, episodes: int, mode: Mode, gamma: float, horizon: int | None, seed: int, workers: int = 0
+    agent: Agent,
+    episodes: int,
+    mode: Mode,
+    gamma: float,
+    horizon: int | None,
+    seed: int,
+    workers: int = 0,
+    video: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure an agent on `episodes` fresh episodes: the object that `pgcli eval --json` prints.
+    """Measure an agent on fresh episodes, and film one more: the object that `pgcli eval --json` prints.
 
     Returns are discounted by `gamma`, in reward units; the spread of one episode is None. The number of worker
-    processes that play has no effect on the result; 0 is this one.
+    processes has no effect on the result; with 0, this process plays.
     """
     env, policy = agent.config.env, agent.config.policy
     pool = ProcessPool(env, policy, workers) if workers else None
@@ -28,7 +37,7 @@ def assess(
         purposes = (Purpose.TEST_RESET, Purpose.TEST_ACT)
         played = evaluate(agent.policy, executor, episodes, mode, gamma, horizon, seed, purposes)
     returns = sample(played.discounted_returns)
-    return {
+    result = {
         "mean_return": returns.mean,
         "standard_error": returns.standard_error,
         "standard_deviation": returns.standard_deviation,
@@ -46,10 +55,16 @@ def assess(
         "env_steps": agent.counters["env_steps"],
         "env": agent.config.env.id,
     }
+    if video is not None:
+        from pgcli.report.video import film
+
+        episode = film(agent, video, mode, seed, horizon)
+        result |= {"video": str(video), "video_return": episode.episode_return, "video_length": episode.length}
+    return result
 
 
-def table(result: dict[str, Any]) -> str:
-    """Write an assessment for people."""
+def evaluation_text(result: dict[str, Any]) -> str:
+    """Write an evaluation for people."""
     spread = "" if result["standard_error"] is None else f" ± {result['standard_error']:.2f}"
     deviation = result["standard_deviation"]
     discount = "undiscounted" if result["gamma"] == 1 else f"discounted by {result['gamma']:g}"
@@ -66,4 +81,4 @@ def table(result: dict[str, Any]) -> str:
     if "video" in result:
         shown = f"return {result['video_return']:.2f} in {result['video_length']} steps"
         rows.append(("video", f"{result['video']}: one more, {shown}"))
-    return "\n".join([result["env"], *(f"  {name:<9} {text}" for name, text in rows)])
+    return "\n".join([result["env"], *table(rows, 12, indent=2, width=None)])

@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,14 @@ import numpy as np
 from pgcli.config import Config, flat, load_config, to_data
 from pgcli.errors import ConfigError, RunDirectoryError, typed
 from pgcli.inspection import findings
-from pgcli.inspection.findings import Array, Finding
-from pgcli.report.display import duration, short
+from pgcli.inspection.findings import Array
+from pgcli.report.text import Finding, duration, percent, short, table
 from pgcli.runs.files import read_json
 from pgcli.runs.lock import is_held
 from pgcli.runs.tables import Table, first_difference, read_table
 
-WIDTH, LABEL = 80, 13
+TEXT_COLUMN = 13
+FIELDS = ("name", "level", "text", "iteration", "key")  # of a finding
 TABLES = ("metrics.csv", "evaluations.csv", "episodes.csv")  # which equal runs have in equal bytes
 _CHECKPOINT = re.compile(r"iteration-([0-9]{6,18})\.safetensors")
 _STATISTICS = (".count", ".mean", ".variance")  # of what was seen, not learned
@@ -53,7 +53,7 @@ def show(path: Path) -> dict[str, Any]:
     looked = {name: check() for name, there, check in checks if there}
     threshold = information.get("reward_threshold")
     reached = _reached(evaluations, threshold)
-    found = [finding for finding in looked.values() if finding]
+    found = [replace(finding, name=name) for name, finding in looked.items() if finding]
     if _is_solved(reached, threshold):  # at its goal, what would otherwise be a warning is worth knowing
         found = [replace(finding, level="note") for finding in found]
     return {
@@ -75,7 +75,7 @@ def show(path: Path) -> dict[str, Any]:
         "versions": information.get("versions", {}),
         "exact": bool(information.get("exact", True)),
         "resumes": len(information.get("resumes", [])),
-        "findings": [asdict(one) for one in (*_of_status(path, state, status, information), *found)],
+        "findings": [one.select(*FIELDS) for one in (*_of_status(path, state, status, information), *found)],
         "checked": list(looked),
         "not_applicable": [name for name, there, _ in checks if not there],
     }
@@ -160,18 +160,17 @@ def _of_status(path: Path, state: str, status: dict[str, Any], information: dict
     at, again = status.get("iteration"), f"pgcli resume {typed(path)}"
     reason = status.get("reason") or "no reason told"
     if state == "diverged":
-        yield Finding(
-            "status", "warning", f"diverged: {reason}", at, f"{again} optimizer.learning_rate=… (a lower one)"
-        )
+        again += " optimizer.learning_rate=… (a lower one)"
+        yield Finding("warning", f"diverged: {reason}", at, again, "status")
     elif state == "failed":
-        yield Finding("status", "warning", f"failed: {reason}", at, f"{again} (once it is mended)")
+        yield Finding("warning", f"failed: {reason}", at, f"{again} (once it is mended)", "status")
     elif state == "interrupted":
-        yield Finding("status", "note", f"interrupted: {reason}", at, again)
+        yield Finding("note", f"interrupted: {reason}", at, again, "status")
     elif state == "killed":
-        yield Finding("status", "note", "killed while it was running: what was saved stands", None, again)
+        yield Finding("note", "killed while it was running: what was saved stands", None, again, "status")
     if not information.get("exact", True):
         text = "resumed with changes, or not to where it was: not the run that its config alone would make"
-        yield Finding("exact", "note", text)
+        yield Finding("note", text, name="exact")
 
 
 def _checks(
@@ -297,12 +296,12 @@ def _policy(file: Path) -> dict[str, Array]:
         raise RunDirectoryError(f"{file}: damaged, or no checkpoint: {error}", hint) from None
 
 
-def table(result: dict[str, Any]) -> str:
-    """Write what was found for people, in 80 columns."""
+def explanation_text(result: dict[str, Any]) -> str:
+    """Write the explanation of a run for people, in 80 columns."""
     steps = f"{result['iterations']:,} iterations, {result['env_steps']:,} env steps, {result['episodes']:,} episodes"
     seconds = "" if result["seconds"] is None else f", {duration(result['seconds'])}"
     changed = ", ".join(f"{key}={_value(value)}" for key, value in result["changed"].items())
-    shares = " · ".join(f"{name} {100 * share:.0f} %" for name, share in result["shares"].items())
+    shares = " · ".join(f"{name} {percent(share)}" for name, share in result["shares"].items())
     reason = f": {result['reason']}" if result["reason"] and result["status"] == "finished" else ""
     rows = [
         ("status", f"{result['status']}{reason}"),
@@ -311,19 +310,16 @@ def table(result: dict[str, Any]) -> str:
         *_reached_rows(result),
         ("time", shares or "nothing yet"),
     ]
-    lines = [result["run"]]
-    for name, text in rows:
-        lines += _wrapped(name, text)
     for finding in result["findings"]:
         where = "" if finding["iteration"] is None else f"iteration {finding['iteration']}: "
-        lines += _wrapped(finding["level"], where + finding["text"])
+        rows.append((finding["level"], where + finding["text"]))
         if finding["key"]:
-            lines += _wrapped("", f"→ {finding['key']}")
+            rows.append(("", f"→ {finding['key']}"))
     checked, absent = len(result["checked"]), len(result["not_applicable"])
     none = "no finding: " if not result["findings"] else ""
     rest = f", and {absent} did not apply: {', '.join(result['not_applicable'])}" if absent else ""
-    lines += _wrapped("checked", f"{none}{checked} checks were made{rest}")
-    return "\n".join(lines)
+    rows.append(("checked", f"{none}{checked} checks were made{rest}"))
+    return "\n".join([result["run"], *table(rows, TEXT_COLUMN, break_on_hyphens=False)])
 
 
 def _reached_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -342,12 +338,6 @@ def _reached_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
         solved = result["solved"]
         when = "not reached" if solved is None else f"first reached after {solved['env_steps']:,} env steps"
         yield "solved at", f"a return of {goal:g}: {when}"
-
-
-def _wrapped(name: str, text: str) -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=f"{name:<{LABEL}}", subsequent_indent=" " * LABEL, break_on_hyphens=False
-    ) or [name]
 
 
 def _value(value: Any) -> str:
@@ -389,26 +379,24 @@ def differ(a: Path, b: Path) -> dict[str, Any]:
     }
 
 
-def difference_table(result: dict[str, Any]) -> str:
+def difference_text(result: dict[str, Any]) -> str:
     """Write the difference of two runs for people, in 80 columns."""
-    lines = [f"a  {result['a']}  ({result['status'][0]})", f"b  {result['b']}  ({result['status'][1]})"]
+    heads = [f"{run}  {result[run]}  ({status})" for run, status in zip("ab", result["status"], strict=True)]
     config = list(result["config"].items())
     count = "1 key differs:" if len(config) == 1 else f"{len(config)} keys differ:"
-    lines += _wrapped("config", count if config else "the same")
-    for key, (x, y) in config[:_MOST_KEYS]:
-        lines += _wrapped("", f"{key}: {_value(x)} → {_value(y)}")
+    rows = [("config", count if config else "the same")]
+    rows += (("", f"{key}: {_value(x)} → {_value(y)}") for key, (x, y) in config[:_MOST_KEYS])
     if len(config) > _MOST_KEYS:
-        lines += _wrapped("", f"… and {len(config) - _MOST_KEYS} more; --json has all of them")
+        rows.append(("", f"… and {len(config) - _MOST_KEYS} more; --json has all of them"))
     versions = ", ".join(f"{key} {x} → {y}" for key, (x, y) in result["versions"].items())
-    lines += _wrapped("versions", versions or "the same")
-    for name, part in result["tables"].items():
-        lines += _wrapped(name.removesuffix(".csv"), _told(part))
+    rows.append(("versions", versions or "the same"))
+    rows += ((name.removesuffix(".csv"), _difference(part)) for name, part in result["tables"].items())
     if result["same"]:
-        lines += _wrapped("result", "the same to the byte: metrics.csv, evaluations.csv and episodes.csv")
-    return "\n".join(lines)
+        rows.append(("result", "the same to the byte: metrics.csv, evaluations.csv and episodes.csv"))
+    return "\n".join([*heads, *table(rows, TEXT_COLUMN, break_on_hyphens=False)])
 
 
-def _told(part: dict[str, Any]) -> str:
+def _difference(part: dict[str, Any]) -> str:
     if part["same"]:
         return "the same to the byte"
     at = part["iteration"]

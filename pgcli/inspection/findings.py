@@ -7,11 +7,11 @@ are there: what a run begins with is no fault.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pgcli.report.text import Finding, percent
 
 Array = NDArray[np.float64]
 
@@ -32,17 +32,6 @@ FELL = 0.2  # of what was gained since the start
 GREEDY_GAP = 0.1  # of the sampled return
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that the files of a run show: the evidence, the iteration it speaks of, and the key that changes it."""
-
-    name: str
-    level: Literal["warning", "note"]
-    text: str
-    iteration: int | None = None
-    key: str = ""
-
-
 def entropy_collapse(iteration: Array, entropy: Array) -> Finding | None:
     """Find where the entropy of a discrete policy fell below 1 % of what it was at the start.
 
@@ -57,7 +46,7 @@ def entropy_collapse(iteration: Array, entropy: Array) -> Finding | None:
         return None
     at = below[0]
     text = f"the entropy fell to {entropy[at]:.2g} nats, from {start:.2g} at the start: the policy hardly explores"
-    return Finding("entropy_collapse", "warning", text, int(iteration[at]), "algorithm.entropy_coef=0.01")
+    return Finding("warning", text, int(iteration[at]), "algorithm.entropy_coef=0.01")
 
 
 def narrow_actions(iteration: Array, deviation: Array) -> Finding | None:
@@ -72,7 +61,7 @@ def narrow_actions(iteration: Array, deviation: Array) -> Finding | None:
     text = (
         f"the standard deviation of the actions fell to {deviation[at]:.2g}, from {start:.2g}: no exploration is left"
     )
-    return Finding("narrow_actions", "warning", text, int(iteration[at]), "algorithm.entropy_coef=0.001")
+    return Finding("warning", text, int(iteration[at]), "algorithm.entropy_coef=0.001")
 
 
 def low_snr(iteration: Array, snr: Array) -> Finding | None:
@@ -81,7 +70,7 @@ def low_snr(iteration: Array, snr: Array) -> Finding | None:
     if late is None or (middle := float(np.median(snr[late]))) >= LOW_SNR:
         return None
     text = f"the gradient's signal-to-noise ratio is {middle:.2g} (median of the last {len(late)}): noise leads the way"
-    return Finding("low_snr", "warning", text, int(iteration[late[0]]), "more rollout.episodes or rollout.steps")
+    return Finding("warning", text, int(iteration[late[0]]), "more rollout.episodes or rollout.steps")
 
 
 def cut_by_horizon(iteration: Array, ended: NDArray[np.object_]) -> Finding | None:
@@ -95,7 +84,7 @@ def cut_by_horizon(iteration: Array, ended: NDArray[np.object_]) -> Finding | No
     if not (ended[late] == "horizon").all():
         return None
     text = f"all of the last {len(late):,} episodes were cut by rollout.horizon: nothing beyond it is learned from"
-    return Finding("cut_by_horizon", "note", text, int(iteration[late[0]]), "rollout.horizon=null")
+    return Finding("note", text, int(iteration[late[0]]), "rollout.horizon=null")
 
 
 def zero_variance_groups(iteration: Array, zero: Array, groups: float) -> Finding | None:
@@ -106,8 +95,8 @@ def zero_variance_groups(iteration: Array, zero: Array, groups: float) -> Findin
     late = _late(zero)
     if late is None or not groups or (share := float(np.mean(zero[late])) / groups) <= ZERO_GROUPS:
         return None
-    text = f"{_percent(share)} of the groups have one return for all their episodes, and so no gradient"
-    return Finding("zero_variance_groups", "warning", text, int(iteration[late[0]]), "a larger algorithm.group_size")
+    text = f"{percent(share)} of the groups have one return for all their episodes, and so no gradient"
+    return Finding("warning", text, int(iteration[late[0]]), "a larger algorithm.group_size")
 
 
 def low_effective_sample_size(iteration: Array, size: Array, batch: Array) -> Finding | None:
@@ -118,9 +107,8 @@ def low_effective_sample_size(iteration: Array, size: Array, batch: Array) -> Fi
     late = _late(size / batch)
     if late is None or (share := float(np.median((size / batch)[late]))) >= LOW_ESS:
         return None
-    text = f"the effective sample size is {_percent(share)} of the batch: a few steps outweigh the others"
+    text = f"the effective sample size is {percent(share)} of the batch: a few steps outweigh the others"
     return Finding(
-        "low_effective_sample_size",
         "warning",
         text,
         int(iteration[late[0]]),
@@ -145,7 +133,7 @@ def greedy_gap(
         return None
     text = f"greedy evaluation has {greedy[at]:.4g}, training by the same policy, sampled, {sampled[at]:.4g}"
     key = "evaluation.mode=sampled" if gap > 0 else "a longer run, or a lower algorithm.entropy_coef"
-    return Finding("greedy_gap", "note", text, int(iteration[at]), key)
+    return Finding("note", text, int(iteration[at]), key)
 
 
 def clip_fraction(iteration: Array, fraction: Array, optimizer_steps: int) -> Finding | None:
@@ -158,19 +146,17 @@ def clip_fraction(iteration: Array, fraction: Array, optimizer_steps: int) -> Fi
         return None
     middle, first = float(np.median(fraction[late])), int(iteration[late[0]])
     if middle > MUCH_CLIPPED:
-        text = f"{_percent(middle)} of the steps are clipped: their gradient is cut, and the policy moves far"
-        return Finding(
-            "clip_fraction", "warning", text, first, "a lower optimizer.learning_rate or algorithm.update_epochs"
-        )
+        text = f"{percent(middle)} of the steps are clipped: their gradient is cut, and the policy moves far"
+        return Finding("warning", text, first, "a lower optimizer.learning_rate or algorithm.update_epochs")
     if np.nanmax(fraction) >= HARDLY_CLIPPED:
         return None
     if optimizer_steps == 1:
         text = "nothing is ever clipped: one optimizer step for each batch leaves every ratio at 1"
-        return Finding("clip_fraction", "note", text, first, "algorithm.update_epochs=4")
+        return Finding("note", text, first, "algorithm.update_epochs=4")
     text = (
         f"at most {100 * np.nanmax(fraction):.2g} % of the steps are ever clipped: the policy hardly moves in an update"
     )
-    return Finding("clip_fraction", "note", text, first, "a larger optimizer.learning_rate or algorithm.update_epochs")
+    return Finding("note", text, first, "a larger optimizer.learning_rate or algorithm.update_epochs")
 
 
 def explained_variance(iteration: Array, explained: Array) -> Finding | None:
@@ -179,13 +165,7 @@ def explained_variance(iteration: Array, explained: Array) -> Finding | None:
     if late is None or (middle := float(np.median(explained[late]))) >= WORSE:
         return None
     text = f"the explained variance is {middle:.2g}: as a baseline, the value function is worse than a constant"
-    return Finding(
-        "explained_variance",
-        "warning",
-        text,
-        int(iteration[late[0]]),
-        "value.update_epochs=10, or another value.learning_rate",
-    )
+    return Finding("warning", text, int(iteration[late[0]]), "value.update_epochs=10, or another value.learning_rate")
 
 
 def small_steps(iteration: int, moved: float, size: float, optimizer_steps: int) -> Finding | None:
@@ -201,7 +181,7 @@ def small_steps(iteration: int, moved: float, size: float, optimizer_steps: int)
     if ratio >= SMALL_STEP:
         return None
     text = f"in {optimizer_steps:,} optimizer steps since, |Δθ| is {moved / size:.1e} of |θ|: {ratio:.1e} by step"
-    return Finding("small_steps", "warning", text, iteration, "a larger optimizer.learning_rate")
+    return Finding("warning", text, iteration, "a larger optimizer.learning_rate")
 
 
 def evaluation_time(collect: Array, update: Array, evaluate: Array, every: int | None) -> Finding | None:
@@ -210,8 +190,8 @@ def evaluation_time(collect: Array, update: Array, evaluate: Array, every: int |
     total = sum(parts)
     if not total or every is None or parts[2] / total <= MUCH_EVALUATING:
         return None
-    text = f"evaluation takes {_percent(parts[2] / total)} of the time"
-    return Finding("evaluation_time", "note", text, None, f"evaluation.every={10 * every}")
+    text = f"evaluation takes {percent(parts[2] / total)} of the time"
+    return Finding("note", text, None, f"evaluation.every={10 * every}")
 
 
 def large_kl(iteration: Array, kl: Array) -> Finding | None:
@@ -223,11 +203,7 @@ def large_kl(iteration: Array, kl: Array) -> Finding | None:
     worst = large[np.argmax(kl[large])]
     text = f"approx_kl is above {LARGE_KL} nats in {len(large):,} of {there.sum():,} updates, at most {kl[worst]:.2g}"
     return Finding(
-        "large_kl",
-        "warning",
-        text,
-        int(iteration[worst]),
-        "algorithm.target_kl=0.02, or a lower optimizer.learning_rate",
+        "warning", text, int(iteration[worst]), "algorithm.target_kl=0.02, or a lower optimizer.learning_rate"
     )
 
 
@@ -245,11 +221,7 @@ def fell_after_best(iteration: Array, returns: Array, errors: Array) -> Finding 
         return None
     text = f"the return fell from its best, {returns[best]:.4g}, to {returns[last]:.4g}; `--which best` is that policy"
     return Finding(
-        "fell_after_best",
-        "warning",
-        text,
-        int(iteration[best]),
-        "optimizer.schedule=linear, or a lower optimizer.learning_rate",
+        "warning", text, int(iteration[best]), "optimizer.schedule=linear, or a lower optimizer.learning_rate"
     )
 
 
@@ -262,14 +234,10 @@ def no_gain(iteration: Array, returns: Array, errors: Array) -> Finding | None:
     if returns[best] - returns[0] > SURE * error:
         return None
     text = f"no evaluation is surely above the untrained policy's {returns[0]:.4g}: nothing is learned yet"
-    return Finding("no_gain", "warning", text, int(iteration[-1]), "a longer run, or another optimizer.learning_rate")
+    return Finding("warning", text, int(iteration[-1]), "a longer run, or another optimizer.learning_rate")
 
 
 def _late(values: Array) -> NDArray[np.int64] | None:
     """Give where the last quarter of the entries stands, one at least; None if there are none."""
     there = np.flatnonzero(np.isfinite(values))
     return there[-max(1, len(there) // 4) :] if len(there) else None
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"

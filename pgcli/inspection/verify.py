@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
 from itertools import pairwise
 from math import isclose, isfinite
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -20,25 +18,17 @@ from pgcli.errors import PgcliError, RunDirectoryError
 from pgcli.experiment.load import refuse_foreign_modules
 from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated, without_clock
 from pgcli.experiment.resume import changes_of, stored_config
-from pgcli.records import Evaluation, Iteration, Notice
+from pgcli.records import TABLES, Evaluation, Iteration, Notice
+from pgcli.report.text import Finding, table
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import is_run, versions
 from pgcli.runs.files import read_json
 from pgcli.runs.lock import lock
-from pgcli.runs.tables import TABLES, as_csv, header_of, read_table, rows_of, tables_of
+from pgcli.runs.tables import as_csv, header_of, read_table, rows_of, tables_of
 from pgcli.training.evaluation import sample
 from pgcli.training.loop import train
 
-WIDTH = 80
 Rows = list[dict[str, str]]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was held against another."""
-
-    level: Literal["ok", "note", "failed"]
-    text: str
 
 
 class _Failed(Exception):
@@ -78,18 +68,14 @@ def verify(path: Path, *, everything: bool = False, trust: bool = False) -> dict
         "rows": {name: len(rows) for name, rows in tables.items()},
         "checkpoints": [checkpoints.iteration_of(file) for file in kept],
         "recomputed": recomputed,
-        "findings": [asdict(finding) for finding in findings],
+        "findings": [finding.select("level", "text") for finding in findings],
     }
 
 
-def table(result: dict[str, Any]) -> str:
-    """Write what was found for people, in 80 columns."""
-    lines = [result["run"]]
-    for finding in result["findings"]:
-        lines += textwrap.wrap(
-            finding["text"], WIDTH, initial_indent=f"{finding['level']:<8}", subsequent_indent=" " * 8
-        )
-    return "\n".join(lines)
+def verification_text(result: dict[str, Any]) -> str:
+    """Write the findings of a verification for people, in 80 columns."""
+    rows = ((finding["level"], finding["text"]) for finding in result["findings"])
+    return "\n".join([result["run"], *table(rows, 8)])
 
 
 def _check(name: str, findings: list[Finding], found: Iterator[Finding]) -> None:

@@ -1,17 +1,22 @@
-"""What a user sees while training: a live panel in a terminal, plain lines elsewhere. It only consumes records."""
+"""What a user sees during training: a live panel in a terminal, plain lines elsewhere. It only consumes records."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
+from statistics import fmean
 from typing import TYPE_CHECKING, Protocol
 
 from pgcli.config import Config
 from pgcli.config.schema import DEFAULT_ITERATIONS
-from pgcli.records import Evaluation, Iteration, Notice, Record, Sample, Update, brief
+from pgcli.records import Evaluation, Iteration, Notice, Record, Sample, brief
+from pgcli.report.text import duration, mean_and_error, percent, short
+from pgcli.system.streams import print_message
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -20,22 +25,126 @@ if TYPE_CHECKING:
 PLAIN_INTERVAL = 1.0  # seconds between plain lines
 LIVE_INTERVAL = 0.1  # seconds between refreshes, at least
 LABEL_WIDTH = len("evaluation")
+OF_POLICY = ("entropy", "grad_norm", "approx_kl", "clip_fraction")
+OF_VALUE = ("explained_variance", "value_loss")
 LIVE_SHARE = 0.01  # of the run time that refreshing may take, at most
+BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", " .:-=+*#"  # from low to high
 
 
-class Display(Protocol):
-    """Shows the records of one run, or of several under their numbers."""
+# ------------------------------------------------------------------------------------------------- when something shows
+
+
+class View(Protocol):
+    """What a display shows of its runs."""
+
+    @property
+    def last_line(self) -> str:
+        """The line that ends a plain display; empty for that of the last record."""
+
+    @property
+    def last_notices(self) -> Sequence[str]:
+        """What a live display prints below its last drawing."""
+
+    def add(self, record: Record, run: int) -> str:
+        """Take note of a record; return its line for a plain display, or nothing if there is none."""
+
+    def draw(self, width: int, bars: str, closed: bool) -> Iterator[Table]:
+        """Draw the current state for a live display, the last one if it is `closed`."""
+
+
+def make_display(view: View, quiet: bool) -> Display:
+    """Choose a display for a view: none if `quiet`, live in a terminal, plain lines elsewhere."""
+    if quiet:
+        return Display()
+    dumb = os.environ.get("TERM", "") in ("dumb", "unknown")
+    return LiveDisplay(view) if sys.stderr is not None and sys.stderr.isatty() and not dumb else PlainDisplay(view)
+
+
+class Display:
+    """Takes the records of one run, or of several by their numbers, and shows nothing of them."""
 
     def show(self, record: Record, run: int = 0) -> None:
-        """Take note of a record of run number `run`."""
+        """Take note of a record of run number `run`, and show it if it is time."""
 
     def close(self) -> None:
         """Show the last state and leave the terminal as it was."""
 
 
+class PlainDisplay(Display):
+    """Prints a line to stderr, at most one a second; notices are printed at once."""
+
+    def __init__(self, view: View) -> None:
+        self._view, self._pending, self._printed = view, "", float("-inf")
+
+    def show(self, record: Record, run: int = 0) -> None:
+        """Print the record's line if it is time for one."""
+        line = self._view.add(record, run)
+        if not line:
+            return
+        if isinstance(record, Notice):
+            self._print()  # what came first
+            self._printed = float("-inf")
+        self._pending = line
+        if time.perf_counter() - self._printed >= PLAIN_INTERVAL:
+            self._print()
+
+    def close(self) -> None:
+        """Print the last line, unless it is printed already."""
+        self._pending = self._view.last_line or self._pending
+        self._print()
+
+    def _print(self) -> None:
+        if self._pending:
+            print_message(self._pending)
+        self._pending, self._printed = "", time.perf_counter()
+
+
+class LiveDisplay(Display):
+    """Draws on stderr as often as a hundredth of the run time allows; a closed terminal ends the drawing alone."""
+
+    def __init__(self, view: View) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._view, self._closed = view, False
+        self._live = Live(self, console=Console(stderr=True), auto_refresh=False)
+        self._next, self._open = 0.0, True
+        self._draw(partial(self._live.start, refresh=True))
+
+    def show(self, record: Record, run: int = 0) -> None:
+        """Take note, and draw if it is time."""
+        self._view.add(record, run)
+        now = time.perf_counter()
+        if now >= self._next:
+            self._draw(self._live.refresh)
+            cost = time.perf_counter() - now
+            self._next = now + max(LIVE_INTERVAL, cost / LIVE_SHARE)
+
+    def close(self) -> None:
+        """Draw the last state and give the cursor back."""
+        self._closed = True
+        self._draw(self._live.refresh)
+        self._draw(self._live.stop)
+        for text in self._view.last_notices:
+            self._draw(partial(self._live.console.print, f"note: {text}", markup=False, highlight=False))
+
+    def _draw(self, draw: Callable[[], None]) -> None:
+        if self._open:
+            try:
+                draw()
+            except OSError:
+                self._open = False
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self._view.draw(options.max_width, ASCII_BARS if options.ascii_only else BARS, self._closed)
+
+
+# ------------------------------------------------------------------------------------------------ the runs of `train`
+
+
 @dataclass
-class View:
-    """What there is to say of one run so far."""
+class RunProgress:
+    """The state of one run so far."""
 
     config: Config
     started: float = field(default_factory=time.perf_counter)
@@ -46,7 +155,6 @@ class View:
     best: Evaluation | None = None
     history: list[float] = field(default_factory=list)
     steps: int = 0
-    closed: bool = False
     notices: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # collect, update, evaluate
 
@@ -78,7 +186,7 @@ class View:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds left, if the rest goes on as this session's part did."""
+        """Seconds left, at the pace of this session."""
         done = self.progress - (self.first_progress or 0.0)
         return (time.perf_counter() - self.started) * (1 - self.progress) / done if done > 0 else None
 
@@ -92,32 +200,50 @@ class View:
         """Shares of the time so far."""
         total = max(sum(self.seconds), 1e-9)
         shares = zip(("collect", "update", "evaluate"), self.seconds, strict=True)
-        return " · ".join(f"{name} {part / total:.0%}".replace("%", " %") for name, part in shares)
+        return " · ".join(f"{name} {percent(part / total)}" for name, part in shares)
 
     @property
     def count(self) -> str:
-        """Iterations made, of how many if the budget says so."""
+        """Iterations made, of how many if the budget limits them."""
         made = self.iteration.iteration + 1 if self.iteration else 0
         budget = self.config.training
         unlimited = budget.iterations is budget.env_steps is budget.seconds is None
         limit = DEFAULT_ITERATIONS if unlimited else budget.iterations
         return f"{made}/{limit}" if limit else f"{made}"
 
-
-def mean_and_error(sample: Sample) -> str:
-    """Write `mean ± standard error`, or the mean alone where one value has no error; small ones with three decimals."""
-    small = abs(sample.mean) < 10 and sample.standard_error is not None and sample.standard_error < 0.1
-    digits = 3 if small else 1
-    error = "" if sample.standard_error is None else f" ± {sample.standard_error:.{digits}f}"
-    return f"{sample.mean:.{digits}f}{error}"
+    @property
+    def returns_text(self) -> str:
+        """The returns of the last iteration in which episodes ended."""
+        return mean_and_error(self.returns) if self.returns else "no episode has ended yet"
 
 
-def short(value: float) -> str:
-    """Write a return alone."""
-    return f"{value:.3f}" if abs(value) < 2 else f"{value:.1f}"
+class TrainingView:
+    """The runs of one config: a panel for one, a row for each of several."""
+
+    last_line = ""
+    last_notices = ()
+
+    def __init__(self, configs: Sequence[Config]) -> None:
+        self.runs = [RunProgress(config) for config in configs]
+
+    def add(self, record: Record, run: int) -> str:
+        """Take note of a record; return its line for a plain display."""
+        progress = self.runs[run]
+        progress.add(record)
+        seed = f"seed {progress.config.seed}  " if len(self.runs) > 1 else ""
+        return seed + _line(record, progress)
+
+    def draw(self, width: int, bars: str, closed: bool) -> Iterator[Table]:
+        """Draw the panel and the notices of the only run, or the rows of several."""
+        if len(self.runs) > 1:
+            yield _rows(self.runs, width, bars)
+            return
+        yield _panel(self.runs[0], width, bars, closed)
+        if self.runs[0].notices:
+            yield _notices(self.runs[0].notices)
 
 
-def sparkline(values: Sequence[float], width: int, levels: str = "▁▂▃▄▅▆▇█") -> str:
+def sparkline(values: Sequence[float], width: int, bars: str = BARS) -> str:
     """Draw `values` in at most `width` characters, from their lowest to their highest; each the mean of its share."""
     if not values or width < 1:
         return ""
@@ -125,83 +251,11 @@ def sparkline(values: Sequence[float], width: int, levels: str = "▁▂▃▄�
     edges = [round(i * len(values) / width) for i in range(width + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, high = min(means), max(means)
-    scale = (len(levels) - 1) / (high - low) if high > low else 0.0
-    return "".join(levels[round((mean - low) * scale)] for mean in means)
+    scale = (len(bars) - 1) / (high - low) if high > low else 0.0
+    return "".join(bars[round((mean - low) * scale)] for mean in means)
 
 
-def duration(seconds: float | None) -> str:
-    """Write a time for people: `42 s`, `3:07 min`, `2:05:00 h`."""
-    if seconds is None:
-        return "…"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02d} min"
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d} h"
-
-
-class SilentDisplay:
-    """Shows nothing."""
-
-    def show(self, record: Record, run: int = 0) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-class PlainDisplay:
-    """One line per record on stderr, at most one a second; a closed stderr ends the lines, not the training."""
-
-    def __init__(self, configs: Sequence[Config]) -> None:
-        self._views = [View(config) for config in configs]
-        self._printed = float("-inf")
-        self._open = True
-        self._pending = ""
-
-    def show(self, record: Record, run: int = 0) -> None:
-        """Print the record's line if it is time for one."""
-        view = self._views[run]
-        view.add(record)
-        if isinstance(record, Notice):
-            self._print()  # what was to come first
-            self._printed = float("-inf")
-        seed = f"seed {view.config.seed}  " if len(self._views) > 1 else ""
-        self._pending = seed + _plain_line(record, view)
-        if time.perf_counter() - self._printed >= PLAIN_INTERVAL:
-            self._print()
-
-    def close(self) -> None:
-        """Print the last line if it is still to come."""
-        self._print()
-
-    def _print(self) -> None:
-        if self._pending and self._open:
-            try:
-                sys.stderr.write(self._pending + "\n")
-                sys.stderr.flush()
-            except (OSError, ValueError, AttributeError):
-                self._open = False
-        self._pending, self._printed = "", time.perf_counter()
-
-
-def _returns(view: View) -> str:
-    """Write the returns of the last iteration in which episodes ended."""
-    return mean_and_error(view.returns) if view.returns else "no episode has ended yet"
-
-
-def _of_policy(update: Update) -> list[str]:
-    """Describe what an update did to the policy."""
-    return brief(update, "entropy", "grad_norm", "approx_kl", "clip_fraction")
-
-
-def _of_value(update: Update) -> list[str]:
-    """Describe how good the value function is."""
-    return brief(update, "explained_variance", "value_loss")
-
-
-def _plain_line(record: Record, view: View) -> str:
+def _line(record: Record, run: RunProgress) -> str:
     if isinstance(record, Notice):
         return f"note: {record.text}"
     if isinstance(record, Evaluation):
@@ -209,63 +263,17 @@ def _plain_line(record: Record, view: View) -> str:
             f"evaluation at iteration {record.iteration}: return {mean_and_error(record.returns)} "
             f"({record.returns.n} episodes, {record.mode})"
         )
-    return (
-        f"iteration {view.count}  env steps {record.env_steps:,}  return {_returns(view)}  "
-        f"{'  '.join(_of_policy(record.update) + _of_value(record.update)[:1])}  {view.steps_per_second:,.0f} steps/s"
-    )
+    counts = f"iteration {run.count}  env steps {record.env_steps:,}  return {run.returns_text}"
+    metrics = brief(record.update, *OF_POLICY) + brief(record.update, *OF_VALUE)[:1]
+    return "  ".join([counts, *metrics, f"{run.steps_per_second:,.0f} steps/s"])
 
 
-class LiveDisplay:
-    """A panel that is drawn again as often as a hundredth of the run time allows; a closed terminal ends it alone."""
-
-    def __init__(self, configs: Sequence[Config]) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        self._views = [View(config) for config in configs]
-        self._live = Live(self, console=Console(stderr=True), auto_refresh=False)
-        self._next, self._open = 0.0, True
-        self._draw(lambda: self._live.start(refresh=True))
-
-    def show(self, record: Record, run: int = 0) -> None:
-        """Take note, and draw if it is time."""
-        self._views[run].add(record)
-        now = time.perf_counter()
-        if now >= self._next:
-            self._draw(self._live.refresh)
-            cost = time.perf_counter() - now
-            self._next = now + max(LIVE_INTERVAL, cost / LIVE_SHARE)
-
-    def close(self) -> None:
-        """Draw the last state and give the cursor back."""
-        for view in self._views:
-            view.closed = True
-        self._draw(self._live.refresh)
-        self._draw(self._live.stop)
-
-    def _draw(self, draw: Callable[[], None]) -> None:
-        if self._open:
-            try:
-                draw()
-            except OSError:
-                self._open = False
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        levels = " .:-=+*#" if options.ascii_only else "▁▂▃▄▅▆▇█"
-        if len(self._views) == 1:
-            yield _panel(self._views[0], options.max_width, levels)
-            if self._views[0].notices:
-                yield _notes(self._views[0])
-        else:
-            yield _list(self._views, options.max_width, levels)
-
-
-def _panel(view: View, width: int, levels: str) -> Table:
+def _panel(run: RunProgress, width: int, bars: str, closed: bool) -> Table:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    config, record = view.config, view.iteration
+    config, record = run.config, run.iteration
     algorithm = config.algorithm
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True, min_width=LABEL_WIDTH)
@@ -279,71 +287,112 @@ def _panel(view: View, width: int, levels: str) -> Table:
 
     bar = Table.grid(padding=(0, 2))
     bar.add_row(
-        Text(view.count),
-        ProgressBar(total=1.0, completed=view.progress, width=max(width - 60, 10)),
-        Text(f"{view.progress:.0%}".replace("%", " %")),
-        Text("" if view.closed else f"{duration(view.remaining)} left", style="dim"),
+        Text(run.count),
+        ProgressBar(total=1.0, completed=run.progress, width=max(width - 60, 10)),
+        Text(percent(run.progress)),
+        Text("" if closed else f"{duration(run.remaining)} left", style="dim"),
     )
     grid.add_row("iteration", bar)
     if record is not None:
-        text = Text(f"{_returns(view):<17}", style="bold cyan")
-        text.append(sparkline(view.history, width - 36, levels), style="not bold cyan")
+        text = Text(f"{run.returns_text:<17}", style="bold cyan")
+        text.append(sparkline(run.history, width - 36, bars), style="not bold cyan")
         grid.add_row("return", text)
-    if view.last is not None and view.best is not None:
-        text = Text(f"{mean_and_error(view.last.returns):<17}", style="bold green")
+    if run.last is not None and run.best is not None:
+        text = Text(f"{mean_and_error(run.last.returns):<17}", style="bold green")
         text.append(
-            f"at {view.last.iteration} · best {short(view.best.returns.mean)} at {view.best.iteration}",
+            f"at {run.last.iteration} · best {short(run.best.returns.mean)} at {run.best.iteration}",
             style="not bold green",
         )
         grid.add_row("evaluation", text)
     if record is not None:
-        grid.add_row("update", " · ".join(_of_policy(record.update)))
+        grid.add_row("update", " · ".join(brief(record.update, *OF_POLICY)))
         if record.update.value_loss is not None:
-            grid.add_row("value", " · ".join(_of_value(record.update)))
-        grid.add_row("env steps", f"{record.env_steps:,} · {view.steps_per_second:,.0f}/s · {view.split}")
+            grid.add_row("value", " · ".join(brief(record.update, *OF_VALUE)))
+        grid.add_row("env steps", f"{record.env_steps:,} · {run.steps_per_second:,.0f}/s · {run.split}")
     return grid
 
 
-def _notes(view: View) -> Table:
-    """Give each notice as many lines as it needs."""
+def _notices(notices: Sequence[str]) -> Table:
+    """Draw notices, each with as many lines as it needs."""
     from rich.table import Table
 
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True, min_width=LABEL_WIDTH)
     grid.add_column(overflow="fold")
-    for notice in view.notices:
+    for notice in notices:
         grid.add_row("note", notice)
     return grid
 
 
-def _list(views: Sequence[View], width: int, levels: str) -> Table:
+def _rows(runs: Sequence[RunProgress], width: int, bars: str) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     grid = Table.grid(padding=(0, 2))
-    for view in views:
-        returns = mean_and_error(view.returns) if view.returns else "running" if view.iteration else "waiting"
-        evaluation = f"evaluation {mean_and_error(view.last.returns)}" if view.last else ""
+    for run in runs:
+        returns = mean_and_error(run.returns) if run.returns else "running" if run.iteration else "waiting"
+        evaluation = f"evaluation {mean_and_error(run.last.returns)}" if run.last else ""
         grid.add_row(
-            Text(f"seed {view.config.seed}", style="dim"),
-            Text(f"{view.progress:4.0%}".replace("%", " %")),
+            Text(f"seed {run.config.seed}", style="dim"),
+            Text(f"{percent(run.progress):>5}"),
             Text(returns, style="bold cyan"),
-            Text(sparkline(view.history, max(width - 65, 8), levels), style="cyan"),
+            Text(sparkline(run.history, max(width - 65, 8), bars), style="cyan"),
             Text(evaluation, style="green"),
         )
     return grid
 
 
-def make_display(configs: Sequence[Config], quiet: bool) -> Display:
-    """Choose the display that fits: none, live in a terminal, plain lines elsewhere."""
-    if quiet:
-        return SilentDisplay()
-    if sys.stderr is not None and sys.stderr.isatty() and not _is_dumb():
-        return LiveDisplay(configs)
-    return PlainDisplay(configs)
+# ---------------------------------------------------------------------------------------------- the runs of `compare`
 
 
-def _is_dumb() -> bool:
-    import os
+class ComparisonView:
+    """The variants of a comparison, a row for each: `labels` has that of every run, `reused` counts finished ones."""
 
-    return os.environ.get("TERM", "") in ("dumb", "unknown")
+    def __init__(self, labels: Sequence[str], reused: int) -> None:
+        self.labels, self.reused = list(labels), reused
+        self.progress = [0.0] * len(labels)
+        self.returns: list[float | None] = [None] * len(labels)
+        self.last_notices: list[str] = []
+
+    def add(self, record: Record, run: int) -> str:
+        """Take note of a record; return the line of its variant, or a notice that no run had before."""
+        if isinstance(record, Notice):
+            if record.text in self.last_notices:  # every run of an environment has the same notices
+                return ""
+            self.last_notices.append(record.text)
+            return f"note: {record.text}"
+        if isinstance(record, Iteration):
+            self.progress[run] = min(record.progress, 1.0)
+        else:
+            self.returns[run] = record.returns.mean
+        latest = self.returns[run]
+        return f"{self.last_line}  {self.labels[run]}" + ("" if latest is None else f": evaluation {short(latest)}")
+
+    @property
+    def last_line(self) -> str:
+        """How many runs are finished, and the share of all work that is done."""
+        done, total = sum(share >= 1 for share in self.progress), len(self.labels)
+        reused = f", {self.reused} there already" if self.reused else ""
+        return f"{done} of {total} runs, {percent(fmean(self.progress))}{reused}"
+
+    def draw(self, width: int, bars: str, closed: bool) -> Iterator[Table]:
+        """Draw for each variant the share that is done and the mean of its latest evaluations."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 2))
+        for _ in range(4):
+            table.add_column(no_wrap=True, overflow="ellipsis")
+        for label in dict.fromkeys(self.labels):
+            runs = [run for run, other in enumerate(self.labels) if other == label]
+            share = fmean(self.progress[run] for run in runs)
+            known = [value for run in runs if (value := self.returns[run]) is not None]
+            table.add_row(
+                Text(label, style="bold"),
+                ProgressBar(total=1.0, completed=share, width=16),
+                f"{percent(share):>5}",
+                Text(f"evaluation {short(fmean(known))}" if known else "waiting", style="green"),
+            )
+        table.caption, table.caption_justify = self.last_line, "left"
+        yield table

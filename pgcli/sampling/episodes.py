@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pgcli.config.choices import Mode
 from pgcli.config.schema import Config
-from pgcli.environments.forms import Environments
+from pgcli.environments.make import Environments
 from pgcli.errors import CheckpointError, EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Actor, Policy

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pgcli.environments.checks import MAX_EPISODE_STEPS
-from pgcli.environments.forms import Environments
+from pgcli.environments.make import Environments
 from pgcli.errors import EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.policy import Actor

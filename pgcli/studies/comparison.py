@@ -17,7 +17,6 @@ import numpy as np
 
 from pgcli.config import Config
 from pgcli.errors import RunDirectoryError
-from pgcli.report.display import short
 from pgcli.report.statistics import (
     CONFIDENCE,
     MOST_SEEDS,
@@ -32,6 +31,7 @@ from pgcli.report.statistics import (
     probability_of_improvement,
     steps_to,
 )
+from pgcli.report.text import short
 from pgcli.runs.files import make_folder, read_json, storage, write_whole
 from pgcli.runs.tables import Table, read_table
 from pgcli.studies.page import TABLES, as_csv, markdown, same_decimals

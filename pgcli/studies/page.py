@@ -9,10 +9,9 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pgcli.report.display import duration, short
 from pgcli.report.statistics import MOST_SEEDS, POWER, SCORE_RESAMPLES
+from pgcli.report.text import WIDTH, columns, duration, short
 
-WIDTH = 80
 TABLES = ("arms", "pairs", "runs", "profile", "gradients")
 Result = dict[str, Any]  # of `pgcli.studies.comparison.write_report`, or one row of its tables
 
@@ -47,36 +46,22 @@ def _cell(value: Any) -> Any:
     return "" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
-def plain(value: Any) -> Any:
-    """Give a result as JSON can hold it: null for what is not finite."""
-    if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def table(result: Result) -> str:
+def comparison_text(result: Result) -> str:
     """Write the report's folder and its main numbers for people, in 80 columns where the arms' names allow."""
     goal, pairs = result["threshold"], result["pairs"]
     rows = [("arm", "final return: IQM [95 %]", *(() if goal is None else (f"reached {goal:g}", "steps to it")))]
     for arm in result["arms"]:
         reached = (f"{arm['reached']} of {arm['seeds']}", _steps(arm["steps_median"]))
         rows.append((arm["arm"], _iqm(arm), *(() if goal is None else reached)))
-    lines = _aligned(rows) if max(map(len, _aligned(rows))) <= WIDTH else _below_labels(rows)
+    lines = columns(rows) if max(map(len, columns(rows))) <= WIDTH else _below_labels(rows)
     for text in (*result["notes"], *(pair["sentence"] for pair in pairs)):
         lines += textwrap.wrap(text.replace("`", ""), WIDTH, subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join([result["directory"], *lines])
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
 def _below_labels(rows: Sequence[Sequence[str]]) -> list[str]:
     """Give each label a line of its own, where it leaves no room for the numbers."""
-    numbers = _aligned([row[1:] for row in rows])
+    numbers = columns([row[1:] for row in rows])
     labels = [row[0] for row in rows]
     return [
         f"  {numbers[0]}",

@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -172,22 +173,21 @@ def _train(comparison: Comparison, missing: list[tuple[Config, Path]], jobs: int
 
         from pgcli.experiment.jobs import Failure, run_all
         from pgcli.experiment.run import Request, check_request
+        from pgcli.report.display import ComparisonView, make_display
         from pgcli.report.logs import logged
-        from pgcli.report.progress import make_grid_display
 
         requests = [Request(config, path, sys.argv[1:], resume=True) for config, path in missing]
         for request in requests:
             check_request(request)
         labels = {variant.folder: variant.label for variant in comparison.variants}
         complete = len(comparison.runs) - len(missing)
-        display = make_grid_display([labels[path.parent] for _, path in missing], complete, quiet)
+        view = ComparisonView([labels[path.parent] for _, path in missing], complete)
         try:
-            results = run_all(requests, jobs, display.show, logged)
+            with closing(make_display(view, quiet)) as display:
+                results = run_all(requests, jobs, display.show, logged)
         except Interrupted as interruption:
             interruption.hint = "the same command again goes on"
             raise
-        finally:
-            display.close()
     return [result for result in results if isinstance(result, Failure)]
 
 

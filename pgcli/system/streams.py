@@ -1,4 +1,4 @@
-"""stdout is for results: what environments print goes to stderr. And the way out, once the results are told."""
+"""The standard streams: stdout has results only, stderr everything else; and leaving the process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
+
+
+def print_message(text: str) -> None:
+    """Print a line to stderr, unless it is closed or full."""
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 @contextmanager

@@ -1,0 +1,40 @@
+"""`pgcli check`."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from pgcli.cli.arguments import AsJson, Overrides
+from pgcli.cli.output import print_report
+
+
+def check(
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="CONFIG | FILE.py:NAME", help="A config, or a function or policy class of your own."),
+    ] = None,
+    overrides: Overrides = None,
+    everything: Annotated[bool, typer.Option("--all", help="All cells of returns × baseline × objective.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Of your own code: a known bias fails too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a gradient estimator against gradients that are known; exit 7 if it is wrong."""
+    from pgcli.errors import UsageError
+    from pgcli.inspection.gradient_check.targets import check_target, is_user_code
+
+    own = is_user_code(target)
+    if own and (everything or overrides):
+        raise UsageError("--all and KEY=VALUE are for configs", "leave them out")
+    if strict and not own:
+        raise UsageError("--strict is for your own code", "name it: `pgcli check my.py:reinforce --strict`")
+    result = check_target(target, overrides or [], everything)
+
+    from pgcli.inspection.gradient_check.tables import check_text
+
+    print_report(result, as_json, partial(check_text, terminal=sys.stdout.isatty()))
+    if result["verdict"] == "wrong" or (strict and result["verdict"] != "unbiased"):
+        raise typer.Exit(7)

@@ -1,0 +1,30 @@
+"""`pgcli export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pgcli.cli.arguments import CheckpointOrRun, Trust, Which
+from pgcli.cli.output import print_result
+
+
+def export(
+    checkpoint: CheckpointOrRun,
+    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="Where to write.")],
+    which: Which = "latest",
+    trust: Trust = False,
+) -> None:
+    """Write a policy, with its normaliser, as an ONNX file."""
+    from pgcli.experiment.export import check_extra
+    from pgcli.experiment.export import export as write
+    from pgcli.experiment.load import load
+    from pgcli.system.streams import results_only
+
+    check_extra()
+    target = file.absolute()  # an environment may leave this folder
+    with results_only():
+        write(load(checkpoint, which, trust=trust), target)
+    print_result(file)

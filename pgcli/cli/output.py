@@ -1,0 +1,36 @@
+"""What a command prints: its result on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+
+def print_result(result: object, if_closed: int = 128 + 13) -> None:
+    """Print a result to stdout. If nobody reads it, leave with `if_closed`, by default the exit code of SIGPIPE."""
+    try:
+        typer.echo(result)
+    except BrokenPipeError:
+        raise typer.Exit(if_closed) from None
+
+
+def print_report(result: dict[str, Any], as_json: bool, text: Callable[[dict[str, Any]], str]) -> None:
+    """Print a result as one JSON object, with null for numbers that are not finite, or as `text` for people."""
+    from pgcli.report.text import finite
+
+    print_result(json.dumps(finite(result), allow_nan=False) if as_json else text(result))
+
+
+def terminal() -> tuple[int, bool, bool]:
+    """Return the columns of the terminal at stdout, whether it shows colours, and whether it shows Unicode."""
+    import codecs
+    import os
+    import shutil
+
+    wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    utf = codecs.lookup(sys.stdout.encoding or "ascii").name.startswith("utf")
+    return shutil.get_terminal_size((80, 24)).columns, wanted and sys.stdout.isatty(), utf

@@ -1,0 +1,86 @@
+"""`pgcli train`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pgcli.cli.arguments import Config, Overrides, Quiet, check_environment
+from pgcli.cli.output import print_result
+
+if TYPE_CHECKING:
+    from pgcli.experiment.run import Request
+
+
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where to write; runs/NAME/seed-SEED if left out.", show_default=False)
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Several runs, one per seed: 0-4 or 0,3,7.", show_default=False)
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="How many seeds to train at a time.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run if there is one, else start.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Move an existing run aside and start anew.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a policy and write a run directory."""
+    from pgcli.config import load_config, override
+    from pgcli.config.seeds import parse_seeds
+    from pgcli.errors import UsageError
+
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite contradict each other")
+    base = load_config(config, overrides or [])
+    if seeds is not None and any(text.startswith("seed=") for text in overrides or []):
+        raise UsageError("--seeds and seed=… contradict each other")
+    configs = [base] if seeds is None else [override(base, [f"seed={seed}"]) for seed in parse_seeds(seeds)]
+    check_environment(base.env)
+
+    from pgcli.experiment.run import Request, check_request
+
+    def path_of(seed: int) -> Path:
+        if run_dir and seeds is None:
+            return run_dir
+        return (run_dir or Path("runs") / base.name) / f"seed-{seed}"
+
+    requests = [Request(one, path_of(one.seed), sys.argv[1:], resume, overwrite) for one in configs]
+    for request in requests:
+        check_request(request)  # all of them before the first one starts
+    train_all(requests, jobs, quiet)
+
+
+def train_all(requests: Sequence[Request], jobs: int, quiet: bool) -> None:
+    """Train, `jobs` runs at a time, and print the run directories; leave with the exit code of the first failure."""
+    from contextlib import closing
+
+    from pgcli.errors import typed
+    from pgcli.experiment.jobs import Failure, run_all
+    from pgcli.report.display import TrainingView, make_display
+    from pgcli.report.logs import logged
+    from pgcli.report.text import outcome_text
+    from pgcli.system.streams import print_message, results_only
+
+    view = TrainingView([request.config for request in requests])
+    with results_only(), closing(make_display(view, quiet)) as display:
+        results = run_all(requests, jobs, display.show, logged)
+    for result in results:
+        if isinstance(result, Failure):
+            print_message(result.text)
+        elif not quiet:
+            print_message(outcome_text(result))
+    done = [result.path for result in results if not isinstance(result, Failure)]
+    if done and not quiet:
+        path, agent = typed(done[0] if len(done) == 1 else done[0].parent), typed(done[0])
+        print_message(f"next:\n  pgcli plot {path}\n  pgcli eval {agent} --video agent.gif")
+    for one in done:
+        print_result(one, if_closed=0)  # the training is done, and safe
+    failures = [result for result in results if isinstance(result, Failure)]
+    if failures:
+        raise typer.Exit(failures[0].exit_code)

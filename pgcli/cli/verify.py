@@ -1,0 +1,30 @@
+"""`pgcli verify`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pgcli.cli.arguments import AsJson, RunDir, Trust
+from pgcli.cli.output import print_report
+
+
+def verify(
+    run_dir: RunDir,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Compute every iteration since the oldest kept checkpoint again, not one.")
+    ] = False,
+    trust: Trust = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hold the files of a run against each other, and compute an iteration again."""
+    from pgcli.inspection.verify import verification_text
+    from pgcli.inspection.verify import verify as verify_run
+    from pgcli.system.streams import results_only
+
+    with results_only():
+        result = verify_run(run_dir, everything=everything, trust=trust)
+    print_report(result, as_json, verification_text)
+    if not result["passed"]:
+        raise typer.Exit(7)

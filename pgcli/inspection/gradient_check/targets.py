@@ -1,0 +1,42 @@
+"""What `pgcli check` checks: a config, or the user's own code. Errors in naming it need no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+from pgcli.config import Config, load_config, override
+from pgcli.system.locations import split
+from pgcli.system.streams import results_only
+
+
+def is_user_code(target: str | None) -> TypeGuard[str]:
+    """Return whether a target is FILE.py:NAME rather than a config."""
+    return target is not None and (target.endswith(".py") or ".py:" in target)
+
+
+def check_target(target: str | None, overrides: Sequence[str], everything: bool) -> dict[str, Any]:
+    """Check an estimator or policy class FILE.py:NAME, or a config: the object that `pgcli check --json` prints.
+
+    Without a target, the defaults are checked with a softmax policy; with `everything`, all cells of the grid, by
+    default those of the exact gradient. A config that names the user's estimator has that one checked.
+    Raises: ConfigError, UsageError, EnvironmentFailure.
+    """
+    config, location = Config(), target
+    if is_user_code(target):
+        split(target)  # before torch is imported
+    else:
+        exact = ["algorithm.average=episodes", "algorithm.discount_weighting=true"] if everything else []
+        default = [*exact, "policy.distribution=softmax", *overrides]
+        config = override(config, default) if target is None else load_config(target, overrides)
+        location = config.algorithm.estimator
+    with results_only():
+        if location is not None:
+            from pgcli.inspection.gradient_check.user_estimators import check_user_code
+
+            return check_user_code(location)
+
+        from pgcli.inspection.gradient_check.measurement import action_kind, check_config, check_grid
+
+        kind = action_kind(config)
+        return check_grid(config, kind) if everything else check_config(config, kind)

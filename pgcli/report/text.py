@@ -1,0 +1,128 @@
+"""Results as text for a terminal: numbers, tables of labels or columns, findings."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pgcli.experiment.recorder import Outcome
+    from pgcli.records import Sample
+
+WIDTH = 80  # columns
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that an inspection found: the evidence, the iteration it belongs to, and the key that changes it."""
+
+    level: Literal["ok", "note", "warning", "failed"]
+    text: str
+    iteration: int | None = None
+    key: str = ""
+    name: str = ""
+
+    def select(self, *names: str) -> dict[str, Any]:
+        """Return some of the fields, in the order of their names here."""
+        return {name: getattr(self, name) for name in names}
+
+
+def table(
+    rows: Iterable[tuple[str, str]],
+    start: int,
+    *,
+    indent: int = 0,
+    width: int | None = WIDTH,
+    break_on_hyphens: bool = True,
+) -> list[str]:
+    """Write rows of a label and a text: labels begin in column `indent`, texts in column `start`.
+
+    Texts are wrapped to `width` columns; with None, each stays on one line.
+    """
+    lines = []
+    for label, text in rows:
+        first = f"{' ' * indent}{label:<{start - indent}}"
+        if width is None:
+            lines.append(first + text)
+            continue
+        lines += textwrap.wrap(
+            text, width, initial_indent=first, subsequent_indent=" " * start, break_on_hyphens=break_on_hyphens
+        ) or [first.rstrip()]
+    return lines
+
+
+def columns(rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None) -> list[str]:
+    """Write rows, the first of them the head, as left-aligned columns, two spaces apart.
+
+    With `styles` the head is bold, and a last cell with one of their words has that style of Rich.
+    """
+    if styles is None:
+        widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+        return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(*rows[0], box=None, pad_edge=False, header_style="bold")
+    for row in rows[1:]:
+        drawn.add_row(*row[:-1], Text(row[-1], style=styles.get(row[-1], "")))
+    console = Console(width=WIDTH + 20, force_terminal=True)
+    with console.capture() as captured:
+        console.print(drawn)
+    return captured.get().rstrip("\n").splitlines()
+
+
+def finite(value: Any) -> Any:
+    """Return a result with None in place of numbers that JSON does not have: infinities and nan."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def mean_and_error(sample: Sample) -> str:
+    """Write `mean ± standard error`, or the mean alone where one value has no error; small ones with three decimals."""
+    small = abs(sample.mean) < 10 and sample.standard_error is not None and sample.standard_error < 0.1
+    digits = 3 if small else 1
+    error = "" if sample.standard_error is None else f" ± {sample.standard_error:.{digits}f}"
+    return f"{sample.mean:.{digits}f}{error}"
+
+
+def short(value: float) -> str:
+    """Write a return alone."""
+    return f"{value:.3f}" if abs(value) < 2 else f"{value:.1f}"
+
+
+def percent(share: float) -> str:
+    """Write a share as a whole percentage: `28 %`."""
+    return f"{share:.0%}".replace("%", " %")
+
+
+def duration(seconds: float | None) -> str:
+    """Write a time for people: `42 s`, `3:07 min`, `2:05:00 h`; `…` where it is unknown."""
+    if seconds is None:
+        return "…"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d} min"
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d} h"
+
+
+def outcome_text(outcome: Outcome) -> str:
+    """Describe how a run ended, in the lines that `pgcli train` prints."""
+    last = outcome.last
+    if last is None:
+        return f"{outcome.path}: {outcome.reason}\n  `pgcli resume` with a larger training.iterations extends it"
+    best = "" if outcome.best is None else f"; best {short(outcome.best[0])} at iteration {outcome.best[1]}"
+    return (
+        f"{outcome.path}: {outcome.reason}\n"
+        f"  {last.iteration} iterations, {last.env_steps:,} env steps, {duration(outcome.seconds)}\n"
+        f"  return {mean_and_error(last.returns)} ({last.returns.n} episodes, {last.mode}){best}"
+    )
