@@ -129,8 +129,8 @@ def on_one_machine(path: Path) -> None:
     patch = pytest.MonkeyPatch()
     patch.setattr(actors, "HANG_SECONDS", 6.0)
     patch.setattr(actors, "PULSE_SECONDS", 0.5)
-    for case, (trouble, rollout, crew) in LOST.items():
-        run(path / case / "ray", *fragile(trouble, str(path / case / "once"), *rollout), *crew)
+    for case, (trouble, rollout, workers) in LOST.items():
+        run(path / case / "ray", *fragile(trouble, str(path / case / "once"), *rollout), *workers)
     patch.undo()
     with pytest.raises(EnvironmentFailure, match=r"the actor of chunk \d was lost, 3 times in a row"):
         run(path / "exit", *fragile("exit", "", *EPISODES, "env.kwargs.after=1"), *ONE)
