@@ -244,9 +244,14 @@ GRADIENTS: tuple[Column[tuple[Iteration, GradientEstimate]], ...] = (
     Column("env_steps", lambda row: row[0].env_steps, _ENV_STEPS),
     *_metrics(GradientEstimate, lambda row: row[1]),
 )
-COLUMNS: dict[str, Column[Any]] = {
-    column.name: column for table in (METRICS, TIMING, EVALUATIONS, EPISODES, GRADIENTS) for column in table
+TABLES: dict[str, tuple[Column[Any], ...]] = {
+    "metrics": METRICS,
+    "timing": TIMING,
+    "evaluations": EVALUATIONS,
+    "episodes": EPISODES,
+    "gradients": GRADIENTS,  # only with `diagnostics.every`
 }
+COLUMNS = {column.name: column for table in TABLES.values() for column in table}
 
 
 def axis(name: str) -> str:

@@ -19,6 +19,7 @@ from test_cli import pgcli, rows
 from test_environments import PATHS
 from test_grid import CELLS
 
+from pgcli.algorithm import batch as batch_module
 from pgcli.algorithm import losses as losses_module
 from pgcli.algorithm import policy_gradient as agent_module
 from pgcli.algorithm.gradients.user_code import TutorialPolicy
@@ -149,16 +150,16 @@ def test_the_linear_quadratic_problem_has_the_return_of_its_episodes() -> None:
     assert true_gradient(problem, policy, 0.9) == pytest.approx(slopes, abs=1e-7)
 
 
-def test_going_backwards_through_a_grid_is_summing_over_its_episodes() -> None:
-    told, solved = (
+def test_dynamic_programming_on_a_grid_equals_the_sum_over_its_episodes() -> None:
+    enumerated, solved = (
         FiniteProblem("grid", "", grid_mdp(2, 0.2, 3), spaces.Discrete, 2, sampled=sampled) for sampled in (False, True)
     )
-    policy = policy_for(told)
-    assert true_gradient(solved, policy, 0.9) == pytest.approx(true_gradient(told, policy, 0.9), abs=EXACT)
+    policy = policy_for(enumerated)
+    assert true_gradient(solved, policy, 0.9) == pytest.approx(true_gradient(enumerated, policy, 0.9), abs=EXACT)
 
 
 @pytest.mark.parametrize("kind", [spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary])
-def test_every_batch_and_every_segment_is_told_once(kind: type) -> None:
+def test_every_batch_and_every_segment_is_enumerated_once(kind: type) -> None:
     for world, rows_ in product((chain_mdp(3, 1.0, 2.0), corridor_mdp(3)), (None, 2, 4, 7)):
         problem = FiniteProblem("", "", world, kind, 2, rows=rows_)
         data = problem.data(policy_for(problem), 0, np.random.default_rng(0))
@@ -233,7 +234,7 @@ def test_continuous_actions_are_sampled_and_unbiased(distribution: str) -> None:
 Broken = Callable[[Any], Callable[..., Any]]
 BREAKS: list[tuple[Any, str, Broken, tuple[str, ...], str]] = [
     (losses_module, "policy_gradient_slope", lambda f: lambda *a: -f(*a), IN_FULL, "bandit"),
-    (agent_module, "step_weights", lambda f: lambda m, a: 1.01 * f(m, a), IN_FULL, "chain"),
+    (batch_module, "step_weights", lambda f: lambda m, a: 1.01 * f(m, a), IN_FULL, "chain"),
     (
         agent_module,
         "leave_one_out_baseline",
@@ -242,7 +243,7 @@ BREAKS: list[tuple[Any, str, Broken, tuple[str, ...], str]] = [
         "corridor",
     ),
     (agent_module, "mean_baseline", lambda f: lambda r, m: 0.9 * f(r, m), (), "chain"),
-    (agent_module, "standardized", lambda f: lambda a, x: 0.99 * f(a, x), ("algorithm.standardize=batch",), "bandit"),
+    (batch_module, "standardized", lambda f: lambda a, x: 0.99 * f(a, x), ("algorithm.standardize=batch",), "bandit"),
     (
         returns_module,
         "lambda_returns",

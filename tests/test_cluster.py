@@ -25,7 +25,7 @@ from test_workers import EPISODES, SEGMENTS, SHORT, THREE, digests, run
 from pgcli.config import load_config
 from pgcli.errors import EnvironmentFailure, RunDirectoryError, UsageError
 from pgcli.experiment.build import environments_of, worker_pool
-from pgcli.experiment.cluster import _Remote
+from pgcli.experiment.cluster import _RunActor
 from pgcli.experiment.jobs import run_all
 from pgcli.experiment.recorder import Outcome
 from pgcli.experiment.run import Request, check_request
@@ -131,6 +131,7 @@ def on_one_machine(path: Path) -> None:
     patch.setattr(actors, "PULSE_SECONDS", 0.5)
     for case, (trouble, rollout, crew) in LOST.items():
         run(path / case / "ray", *fragile(trouble, str(path / case / "once"), *rollout), *crew)
+    patch.undo()
     with pytest.raises(EnvironmentFailure, match=r"the actor of chunk \d was lost, 3 times in a row"):
         run(path / "exit", *fragile("exit", "", *EPISODES, "env.kwargs.after=1"), *ONE)
     faults = []
@@ -141,7 +142,7 @@ def on_one_machine(path: Path) -> None:
         faults.append((caught.value.seed, caught.value.reproduction))
     assert faults[0] == faults[1]
     assert faults[0][1]
-    patch.setattr(cluster, "__version__", "9.9")
+    patch.setattr("pgcli.__version__", "9.9")
     with pytest.raises(EnvironmentFailure, match=r"has pgcli 0\.\S+ \(here 9\.9"):
         run(path / "versions", *SAME["native episodes"], *ONE)
     leave()
@@ -232,8 +233,10 @@ def test_a_lost_machine_costs_time_and_no_result(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:
-    remote = _Remote()
-    remote.run(Request(load_config("cartpole", []), tmp_path / "run", []), str(tmp_path / "no-such-sign"), 0.0)
+    remote = _RunActor()
+    remote.run(
+        Request(load_config("cartpole", []), tmp_path / "run", []), versions(), [], str(tmp_path / "no-such-sign"), 0.0
+    )
     _, result = remote.news()
     assert not isinstance(result, Outcome)
     assert result is not None
@@ -331,9 +334,9 @@ def test_without_ray_the_command_that_installs_it_is_told(tmp_path: Path, monkey
 
 
 def test_other_versions_are_refused_with_the_difference() -> None:
-    check_versions(versions(), "there")
+    check_versions(versions(), versions(), "there")
     with pytest.raises(EnvironmentFailure, match=r"there has torch 1\.0 \(here \d.*, extra 5 \(here none\)"):
-        check_versions(versions() | {"torch": "1.0", "extra": "5"}, "there")
+        check_versions(versions(), versions() | {"torch": "1.0", "extra": "5"}, "there")
 
 
 # ------------------------------------------------------------------------------------------------- auto

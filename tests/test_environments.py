@@ -21,11 +21,13 @@ from test_cli import TINY, contents, pgcli, rows
 
 from pgcli.config import config_from_data
 from pgcli.config.schema import EnvConfig
-from pgcli.environments import checks as examination
-from pgcli.environments import registry
-from pgcli.environments.checks import examine
-from pgcli.environments.forms import Environments, NativeEnvironments, SingleEnvironments, Step, make, make_environments
+from pgcli.environments import checks, registry
+from pgcli.environments.checks import check_environment
+from pgcli.environments.make import Environments, make_environments
+from pgcli.environments.outputs import Step
 from pgcli.environments.registry import spec
+from pgcli.environments.single import SingleEnvironments, make_environment
+from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import ConfigError, EnvironmentFailure, PgcliError, UsageError
 
 TESTS = str(Path(__file__).parent)
@@ -44,7 +46,7 @@ def env_config(env_id: str = "World-v0", *wrappers: Any, **kwargs: Any) -> EnvCo
 
 @pytest.fixture(autouse=True)
 def _anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examination, "_examined", {})
+    monkeypatch.setattr(checks, "_checked", {})
 
 
 @pytest.fixture
@@ -96,12 +98,12 @@ def test_a_name_that_nothing_has_is_told_with_the_nearest_one(env_id: str, words
 
 
 def test_a_class_that_is_not_registered_is_an_environment() -> None:
-    with make(env_config("worlds:World", length=3)) as env:
+    with make_environment(env_config("worlds:World", length=3)) as env:
         assert isinstance(env.unwrapped, worlds.World)
         assert env.unwrapped.length == 3
     limited = config(env={"id": "worlds:World", "max_episode_steps": 4}).env
-    assert examine(limited).time_limit == 4
-    assert examine(env_config("worlds:World-v0")).time_limit == 1000
+    assert check_environment(limited).time_limit == 4
+    assert check_environment(env_config("worlds:World-v0")).time_limit == 1000
 
 
 KWARGS: list[tuple[EnvConfig, type[PgcliError], tuple[str, ...]]] = [
@@ -309,7 +311,7 @@ def test_a_wrapper_that_a_run_cannot_have_is_refused_with_what_does_its_work(nam
 
 
 def test_pictures_can_be_observations() -> None:
-    with make(env_config("CartPole-v1", "AddRenderObservation")) as env:
+    with make_environment(env_config("CartPole-v1", "AddRenderObservation")) as env:
         assert env.observation_space.shape == (400, 600, 3)
 
 
@@ -410,23 +412,23 @@ def test_counts_out_of_their_range_are_a_fault(pair: bool) -> None:
 
 
 def test_notices_tell_of_limits_bounds_and_versions() -> None:
-    assert examine(env_config("worlds:World-v2")).notices == []
-    (endless,) = examine(env_config("Endless-v0")).notices
+    assert check_environment(env_config("worlds:World-v2")).notices == []
+    (endless,) = check_environment(env_config("Endless-v0")).notices
     assert "100,000" in endless
     assert "env.max_episode_steps" in endless
     limited = config(env={"id": "Endless-v0", "wrappers": [{"name": "TimeLimit", "kwargs": {"max_episode_steps": 9}}]})
-    assert examine(limited.env).notices == []
-    assert examine(limited.env).time_limit == 9
-    old, far = examine(env_config("World-v0", fault="far obs")).notices
+    assert check_environment(limited.env).notices == []
+    assert check_environment(limited.env).time_limit == 9
+    old, far = check_environment(env_config("World-v0", fault="far obs")).notices
     assert old == "World-v0 is out of date: there is a v2"
     assert far == "World-v0 gave an observation of 7 outside the bounds of its space; nothing is clipped"
 
 
 def test_the_start_check_is_made_once_per_config(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[EnvConfig] = []
-    monkeypatch.setattr(examination, "_examine", built.append)
+    monkeypatch.setattr(checks, "_check", built.append)
     for env in ({}, {"num_envs": 3}, {"vectorization": "sync", "rebuild": True}, {"kwargs": {"length": 3}}, {}):
-        examine(config(env={"id": "World-v0"} | env).env)
+        check_environment(config(env={"id": "World-v0"} | env).env)
     assert [settings.kwargs for settings in built] == [{}, {"length": 3}]
 
 
@@ -601,15 +603,15 @@ def test_an_environment_can_be_asked_for_its_mask_and_takes_the_seeds_that_it_ca
     envs = make_environments(settings, 1)
     assert envs.reset([2**62 + 5])[0, :3].tolist() == [0, 1, 0]
     assert envs.step(np.ones(1, int), np.ones(1, bool)).obs[0, :3].tolist() == [1, 1, 0]
-    found = examine(settings)
+    found = check_environment(settings)
     assert found.seed(2**62 + 5) == 5
-    assert examine(env_config("CartPole-v1")).seed(2**62 + 5) == 2**62 + 5
+    assert check_environment(env_config("CartPole-v1")).seed(2**62 + 5) == 2**62 + 5
 
 
 def test_a_dict_that_shows_its_mask_is_left_as_it_is() -> None:
     settings = env_config("worlds:Shown")
-    assert not examine(settings).adds_mask
-    assert set(make(settings).observation_space.spaces) == {"action_mask", "place"}  # type: ignore[attr-defined]
+    assert not check_environment(settings).adds_mask
+    assert set(make_environment(settings).observation_space.spaces) == {"action_mask", "place"}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -651,7 +653,7 @@ def test_at_the_end_a_mask_may_permit_nothing_and_is_never_used() -> None:
 
 
 def test_native_forms_are_taken_only_where_they_are_the_same_environment() -> None:
-    assert isinstance(make_environments(env_config("CartPole-v1"), 2), NativeEnvironments)
+    assert isinstance(make_environments(env_config("CartPole-v1"), 2), VectorEnvironments)
     assert isinstance(make_environments(env_config("CartPole-v1", "FlattenObservation"), 2), SingleEnvironments)
     assert isinstance(make_environments(env_config("Other-v0"), 2), SingleEnvironments), (
         "its vector form has other spaces"
@@ -692,7 +694,7 @@ gym.register("Ill-v0", entry_point="worlds:World", vector_entry_point="test_envi
 @pytest.mark.parametrize("fault", ["", "error"])
 def test_a_fault_of_a_vector_form_is_told_where_the_column_runs(fault: str) -> None:
     envs = make_environments(env_config("Ill-v0", fault=fault, at=99), 3)
-    assert isinstance(envs, NativeEnvironments)
+    assert isinstance(envs, VectorEnvironments)
     first = envs.reset([4, 5, 6])
     running = np.array([True, True, False])
     seen = [envs.step(np.zeros(3, int), running).obs for _ in range(3)]

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from helpers import Array, config, log_probs
 
 from pgcli.algorithm.learner import build_agent
-from pgcli.config.schema import PolicyConfig
+from pgcli.config.choices import ActivationName
 from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.policies.activations import ACTIVATIONS
 from pgcli.policies.distributions import Softmax
@@ -101,7 +101,7 @@ def test_an_activation_stands_after_the_hidden_layer_alone(
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_an_activations_forms_agree_with_torch_and_its_derivatives_with_autograd(name: str) -> None:
+def test_an_activations_forms_agree_with_torch_and_its_derivatives_with_autograd(name: ActivationName) -> None:
     activation = ACTIVATIONS[name]
     z = torch.tensor([-3.0, -0.5, -0.0, 0.25, 2.0], dtype=torch.float64, requires_grad=True)
     y = activation.module()(z)
@@ -118,7 +118,7 @@ def test_an_activations_forms_agree_with_torch_and_its_derivatives_with_autograd
 
 
 def test_every_activation_of_a_config_is_in_the_table() -> None:
-    assert get_args(PolicyConfig.model_fields["activation"].annotation) == tuple(ACTIVATIONS)
+    assert get_args(ActivationName) == tuple(ACTIVATIONS)
 
 
 def test_the_actor_follows_weights_and_biases_changed_in_place() -> None:

@@ -72,9 +72,9 @@ def test_a_run_spares_the_collector_what_was_there_before_it_and_gives_it_back(t
     assert gc.get_freeze_count() == 0
 
 
-ASIDE = """
+FORKED = """
 import os, time
-from pgcli.system.processes import Aside
+from pgcli.system.processes import ForkedTask
 
 def work(check):
     while {endless}:
@@ -82,7 +82,7 @@ def work(check):
         time.sleep(0.01)
     return bytes(10_000_000)
 
-with Aside(work) as other:
+with ForkedTask(work) as other:
     print(other._process.pid, flush=True)
     time.sleep(60)
 """
@@ -91,7 +91,7 @@ with Aside(work) as other:
 @pytest.mark.skipif(sys.platform != "linux", reason="ps")
 @pytest.mark.parametrize("endless", [True, False], ids=["at work", "with an answer that nobody reads"])
 def test_a_copy_of_a_process_does_not_outlive_it(endless: bool) -> None:
-    code = ASIDE.format(endless=endless)
+    code = FORKED.format(endless=endless)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())

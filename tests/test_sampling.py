@@ -16,7 +16,9 @@ from helpers import Array, Counting, config, executor_for, mapped
 from pgcli.algorithm.learner import build_agent
 from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.config.schema import Config
-from pgcli.environments.forms import NativeEnvironments, SingleEnvironments, make, make_environments
+from pgcli.environments.make import make_environments
+from pgcli.environments.single import SingleEnvironments, make_environment
+from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.distributions import Softmax
@@ -242,7 +244,7 @@ def test_an_environment_need_not_know_of_rendering() -> None:
 
     gym.register("Modeless-v0", entry_point=build)  # type: ignore[arg-type]
     try:
-        make(counting(id="Modeless-v0", kwargs={"at": 2}).env).close()
+        make_environment(counting(id="Modeless-v0", kwargs={"at": 2}).env).close()
     finally:
         del gym.registry["Modeless-v0"]
 
@@ -301,7 +303,7 @@ def test_actions_follow_the_noise_of_their_chunk() -> None:
 
 def test_cartpole_in_its_vector_form_is_cartpole() -> None:
     settings = config(env={"num_envs": 8}, rollout={"episodes": 20}, policy={"hidden_sizes": [4]})
-    assert isinstance(make_environments(settings.env, 2), NativeEnvironments)
+    assert isinstance(make_environments(settings.env, 2), VectorEnvironments)
     batch = collect(settings)
     assert batch.num_steps == batch.lengths.sum() == batch.rewards.sum()
     single: Any = gym.make("CartPole-v1").unwrapped
@@ -335,7 +337,7 @@ def test_discrete_observations_make_trajectories() -> None:
 
 def test_wrappers_are_applied_innermost_first() -> None:
     stack = {"name": "gymnasium.wrappers:FrameStackObservation", "kwargs": {"stack_size": 2}}
-    with make(counting(wrappers=["TimeAwareObservation", stack], max_episode_steps=9).env) as env:
+    with make_environment(counting(wrappers=["TimeAwareObservation", stack], max_episode_steps=9).env) as env:
         assert env.observation_space.shape == (2, 3)
 
 
@@ -351,7 +353,7 @@ def test_wrappers_are_applied_innermost_first() -> None:
 def test_a_wrapper_that_cannot_be_used_is_named(wrapper: Any) -> None:
     name = wrapper if isinstance(wrapper, str) else wrapper["name"]
     with pytest.raises(EnvironmentFailure, match=f"wrapper `?{name}"):
-        make(counting(wrappers=[wrapper]).env)
+        make_environment(counting(wrappers=[wrapper]).env)
 
 
 def test_chunks_side_by_side_are_padded_to_the_longest() -> None:

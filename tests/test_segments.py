@@ -14,7 +14,9 @@ from helpers import Array, Counting, config, executor_for, learner_of, mapped, s
 
 from pgcli.algorithm.learner import build_agent
 from pgcli.config.schema import Config
-from pgcli.environments.forms import NativeEnvironments, SingleEnvironments, make, make_environments, make_lasting
+from pgcli.environments.make import make_environments, make_resumable_environments
+from pgcli.environments.single import SingleEnvironments, make_environment
+from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import CheckpointError, EnvironmentFailure, UsageError
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.sampling.segments import SegmentSampler
@@ -33,7 +35,7 @@ def segments(env_id: str = "Counting-v0", num_envs: int = 3, steps: int = STEPS,
 
 
 def policy_for(settings: Config) -> Any:
-    with make(settings.env) as env:
+    with make_environment(settings.env) as env:
         return build_agent(env.observation_space, env.action_space, settings).policy
 
 
@@ -149,7 +151,7 @@ def test_a_native_form_goes_on_with_the_true_last_observation_and_one_masked_row
     acts, sampler = policy_for(settings), segment_sampler(settings)
     rollouts = collect(sampler, acts, range(3))
     whole = joined(rollouts)
-    single = make(settings.env)
+    single = make_environment(settings.env)
     single.reset(seed=0)
     hows = set()
     for column in range(20):
@@ -201,7 +203,7 @@ class Forgetful(gym.vector.VectorEnv[Any, Any, Any]):
 
     def __init__(self, num_envs: int, max_episode_steps: int = 99) -> None:
         self.num_envs = num_envs
-        with make(segments().env) as single:
+        with make_environment(segments().env) as single:
             self.single_observation_space, self.single_action_space = single.observation_space, single.action_space
 
     def reset(self, *, seed: Any = None, options: Any = None) -> Any:
@@ -224,11 +226,11 @@ gym.register(
 
 
 def test_a_native_form_that_keeps_more_than_arrays_goes_on_one_by_one() -> None:
-    assert isinstance(make_environments(segments("Forgetful-v0").env, 2), NativeEnvironments)
-    assert isinstance(make_lasting(segments("Forgetful-v0").env, 2), SingleEnvironments)
-    assert isinstance(make_lasting(segments("CartPole-v1").env, 2), NativeEnvironments)
+    assert isinstance(make_environments(segments("Forgetful-v0").env, 2), VectorEnvironments)
+    assert isinstance(make_resumable_environments(segments("Forgetful-v0").env, 2), SingleEnvironments)
+    assert isinstance(make_resumable_environments(segments("CartPole-v1").env, 2), VectorEnvironments)
     with pytest.raises(UsageError, match="keeps more than arrays"):
-        make_lasting(segments("Forgetful-v0", vectorization="native").env, 2)
+        make_resumable_environments(segments("Forgetful-v0", vectorization="native").env, 2)
 
 
 @pytest.mark.parametrize("name", ["state", "steps", "prev_done"])
@@ -436,7 +438,7 @@ def test_every_action_space_gets_actions_of_its_own_and_learns(space: spaces.Spa
         },
         policy={"hidden_sizes": [4]},
     )
-    with make(settings.env) as env:
+    with make_environment(settings.env) as env:
         agent = learner_of(env.observation_space, env.action_space, settings)
     sampler = make_sampler(settings, executor_for(settings))
     before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}

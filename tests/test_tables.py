@@ -10,8 +10,20 @@ import numpy as np
 import pytest
 
 from pgcli.errors import RunDirectoryError
-from pgcli.records import COLUMNS, Episode, Evaluation, GradientEstimate, Iteration, Sample, Timing, Update, axis, brief
-from pgcli.runs.tables import TABLES, TableWriter, as_csv, first_difference, header_of, read_table, rows_of
+from pgcli.records import (
+    COLUMNS,
+    TABLES,
+    Episode,
+    Evaluation,
+    GradientEstimate,
+    Iteration,
+    Sample,
+    Timing,
+    Update,
+    axis,
+    brief,
+)
+from pgcli.runs.tables import TableWriter, as_csv, first_difference, header_of, read_table, rows_of
 
 HEADERS = {
     "metrics": "iteration,env_steps,episodes,return_mean,return_standard_error,return_standard_deviation,return_min,"

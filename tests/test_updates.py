@@ -199,7 +199,7 @@ def update_with_a_spare_core(trouble: str) -> None:
     """Update twice without and with a spare core, and with trouble there; in a process of one thread."""
     forks = 0
 
-    class Troubled(processes.Aside[Any]):
+    class Troubled(processes.ForkedTask[Any]):
         def __init__(self, work: Callable[[processes.Check], Any]) -> None:
             def troubled(check: processes.Check) -> Any:
                 self.meet()
@@ -221,7 +221,7 @@ def update_with_a_spare_core(trouble: str) -> None:
                 case "failed":
                     raise ValueError
 
-    setattr(second_process, "Aside", Troubled)  # noqa: B010 - imported there
+    setattr(second_process, "ForkedTask", Troubled)  # noqa: B010 - imported there
     second_process.WORTH_A_FORK, processes.PATIENCE_SECONDS = 0.0, 0.5
     if trouble == "two threads":
         threading.Thread(target=threading.Event().wait, daemon=True).start()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pgcli.algorithm.parts import Job, in_turn
 from pgcli.records import Update
-from pgcli.system.processes import Aside, Check, may_fork
+from pgcli.system.processes import Check, ForkedTask, may_fork
 
 WORTH_A_FORK = 0.03  # s: three times what a fork of this process costs
 
@@ -30,7 +30,7 @@ class SecondProcess:
         def arrays() -> list[NDArray[Any]]:
             return [tensor.numpy() for tensor in last.part.optimizer.memory]
 
-        with Aside(lambda check: (last.work(check), arrays())) as fork:
+        with ForkedTask(lambda check: (last.work(check), arrays())) as fork:
             results = in_turn(first, check)
             if (done := fork.result(check)) is None:
                 return [*results, self._run_here(last, check)]

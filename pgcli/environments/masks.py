@@ -1,4 +1,4 @@
-"""Action masks: which actions an environment permits, made a part of what the policy observes."""
+"""Action masks: the actions that an environment permits, as a part of the observation."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from pgcli.environments.failures import Broken
+from pgcli.environments.failures import InvalidOutput
 from pgcli.policies.observations import ACTION_MASK, Layout
 
 Array = NDArray[Any]
-METHOD = "action_masks"  # of environments that say what they permit when they are asked
+_METHOD = "action_masks"  # of environments that return their mask on request
 
 
 def choices(action_space: spaces.Space[Any]) -> list[int]:
-    """Count what there is to choose from, for each part of an action; nothing where no mask could say."""
+    """Return the number of choices for each part of an action; [] for a space without action masks."""
     match action_space:
         case spaces.Discrete():
             return [int(action_space.n)]
@@ -27,32 +27,32 @@ def choices(action_space: spaces.Space[Any]) -> list[int]:
     return []
 
 
-def shown_mask(env: gym.Env[Any, Any], info: dict[str, Any]) -> Any:
-    """Give `info["action_mask"]`, or what a method `action_masks` of the environment says; None without either."""
+def reported_mask(env: gym.Env[Any, Any], info: dict[str, Any]) -> Any:
+    """Return `info["action_mask"]`, or the result of the environment's method `action_masks`; None without either."""
     if ACTION_MASK in info:
         return info[ACTION_MASK]
-    return env.get_wrapper_attr(METHOD)() if env.has_wrapper_attr(METHOD) else None
+    return env.get_wrapper_attr(_METHOD)() if env.has_wrapper_attr(_METHOD) else None
 
 
 def read_mask(mask: Any, action_space: spaces.Space[Any]) -> Array:
-    """Read a mask, an array or a tuple of arrays, as one row of zeros and ones.
+    """Return a mask, an array or a tuple of arrays, as one row of zeros and ones.
 
-    Raises: Broken.
+    Raises: InvalidOutput.
     """
     size = sum(choices(action_space))
     if mask is None:
-        raise Broken("no action mask", "an environment that masks actions puts `action_mask` into every info")
-    parts = [np.asarray(part).ravel() for part in mask] if isinstance(mask, tuple) else [np.asarray(mask).ravel()]
-    row = np.concatenate(parts)
+        raise InvalidOutput("no action mask", "an environment that masks actions puts `action_mask` into every info")
+    row = np.concatenate([np.asarray(part).ravel() for part in (mask if isinstance(mask, tuple) else (mask,))])
     if row.shape != (size,):
-        raise Broken(f"an action mask of {len(row)} entries for {size} actions", "there is one for each action")
+        raise InvalidOutput(f"an action mask of {len(row)} entries for {size} actions", "there is one for each action")
     if row.dtype.kind not in "biuf" or not np.isin(row, (0, 1)).all():
-        raise Broken(f"an action mask with entries other than 0 and 1: {row.tolist()}", "1 permits, 0 forbids")
+        message = f"an action mask with entries other than 0 and 1: {row.tolist()}"
+        raise InvalidOutput(message, "1 permits, 0 forbids")
     return row.astype(np.int8)
 
 
 def draw(action_space: spaces.Space[Any], mask: Array | None, random: np.random.Generator) -> Any:
-    """Draw an action as the environment takes it, of those that the row `mask` permits."""
+    """Draw an action, in the form that the environment takes, from those that the row `mask` permits."""
     if mask is None:
         action_space.seed(int(random.integers(2**31)))
         return action_space.sample()
@@ -65,7 +65,7 @@ def draw(action_space: spaces.Space[Any], mask: Array | None, random: np.random.
 
 
 class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
-    """Shows the action mask as an entry of the observation, which is made a Dict if it is none."""
+    """Adds the action mask to the observation, as an entry of a Dict."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -78,22 +78,23 @@ class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode."""
         obs, info = self.env.reset(seed=seed, options=options)
-        return self._masked(obs, read_mask(shown_mask(self.env, info), self.action_space)), info
+        return self._masked(obs, reported_mask(self.env, info)), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Act."""
+        """Execute an action. After the last one of an episode, a missing mask permits everything."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        shown = shown_mask(self.env, info)
-        if (terminated or truncated) and shown is None:  # there is nothing left to choose
-            shown = np.ones(sum(choices(self.action_space)), np.int8)
-        return self._masked(obs, read_mask(shown, self.action_space)), reward, terminated, truncated, info
+        mask = reported_mask(self.env, info)
+        if (terminated or truncated) and mask is None:
+            mask = np.ones(sum(choices(self.action_space)), np.int8)
+        return self._masked(obs, mask), reward, terminated, truncated, info
 
-    def _masked(self, obs: Any, mask: Array) -> dict[str, Any]:
-        return {**(obs if self._is_dict else {"observation": obs}), ACTION_MASK: mask}
+    def _masked(self, obs: Any, mask: Any) -> dict[str, Any]:
+        row = read_mask(mask, self.action_space)
+        return {**(obs if self._is_dict else {"observation": obs}), ACTION_MASK: row}
 
 
 class MaskColumns:
-    """Where a mask of the actions stands in packed observations `[N, …]`, if there is one that fits them."""
+    """The position of the action mask in packed observations `[N, …]`, if there is one that fits the actions."""
 
     def __init__(self, layout: Layout, action_space: spaces.Space[Any]) -> None:
         mask = layout.action_mask
@@ -103,12 +104,12 @@ class MaskColumns:
         self._parts = [slice(*part) for part in pairwise(ends)] if fits else []
 
     def permits(self, obs: Array) -> Array | None:
-        """Say of each row whether every part of an action has a choice left; None without a mask."""
+        """Return for each row whether every part of an action has a choice, bool [N]; None without a mask."""
         if not self._parts:
             return None
         return np.all([obs[:, part].any(1) for part in self._parts], axis=0)  # type: ignore[no-any-return]
 
     def permit_all(self, row: Array) -> None:
-        """Let a row that nobody acts on permit everything, in place."""
+        """Let a row permit every action, in place."""
         for part in self._parts:
             row[part] = 1

@@ -1,7 +1,8 @@
-"""A fault in an episode as a Python program of its own, in which it happens again."""
+"""A standalone Python program that reproduces the fault of an episode."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from numpy.typing import NDArray
@@ -43,11 +44,16 @@ _CLOSING = """\
 
 
 def reproduction(
-    config: EnvConfig, seed: int, actions: NDArray[Any], message: str, keeps_arrays: bool, closes: bool
+    config: EnvConfig, seed: int, actions: NDArray[Any], message: str, array_actions: bool, closes: bool
 ) -> str:
-    """Write the program: the environment with its arguments and wrappers, the reset, and the very actions."""
+    """Return a program that builds the environment, resets it with `seed`, and executes exactly these actions.
+
+    `seed` is the reset seed that the environment received, and `actions`, [L, …], are all that followed. With
+    `array_actions`, an action of shape () is passed as an array, not as a number. `closes` adds a call of `close`,
+    in which the fault happened.
+    """
     modules, lines = set[str](), [f"env = {_make(config)}"]
-    for wrapper, arguments in zip(config.wrappers, _arguments(config), strict=True):
+    for wrapper, arguments in zip(config.wrappers, _wrapper_arguments(config), strict=True):
         module, _, name = wrapper.name.rpartition(":")
         modules.add(module or "gymnasium.wrappers")
         lines.append(f"env = {module or 'gymnasium.wrappers'}.{name}(env{_keywords(arguments)})")
@@ -60,14 +66,14 @@ def reproduction(
         build="\n".join(lines),
         actions=actions.tolist(),
         dtype=actions.dtype,
-        entry="number, ..." if keeps_arrays else "number",
+        entry="number, ..." if array_actions else "number",
         seed=seed,
         closing=_CLOSING if closes else "",
     )
 
 
 def _make(config: EnvConfig) -> str:
-    """Write the call that builds the environment without its wrappers."""
+    """Return the call that builds the environment without its wrappers."""
     made = repr(config.id)
     if spec(config).id == config.id and ":" in config.id:  # a class that is not registered
         made = f"gymnasium.envs.registration.EnvSpec({made}, entry_point={made})"
@@ -77,16 +83,13 @@ def _make(config: EnvConfig) -> str:
 
 
 def _keywords(arguments: dict[str, Any]) -> str:
-    """Write keyword arguments so that they read back exactly."""
     return f", **{arguments!r}" if arguments else ""
 
 
-def _arguments(config: EnvConfig) -> list[dict[str, Any]]:
-    """Give the arguments that the wrappers took; if they cannot be built once more, those of the config."""
+def _wrapper_arguments(config: EnvConfig) -> list[dict[str, Any]]:
+    """Return the arguments that the wrappers accepted, or those of the config if they cannot be built again."""
     used: list[dict[str, Any]] = []
-    try:
-        if config.wrappers:
+    if config.wrappers:
+        with suppress(PgcliError):
             build(config, used=used)
-    except PgcliError:
-        pass
     return used if len(used) == len(config.wrappers) else [wrapper.kwargs for wrapper in config.wrappers]

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar, assert_never
 from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.config import Config
 from pgcli.config.schema import EnvConfig
-from pgcli.environments.forms import NativeEnvironments
+from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import EnvironmentFailure
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import elapsed_seconds
@@ -53,7 +53,7 @@ def worker_pool(config: Config, environments: EnvironmentCache, share: int, chec
     match config.sampling.backend:
         case "local":
             if count == "auto":
-                native = isinstance(environments.of_width(len(chunks[0])), NativeEnvironments)
+                native = isinstance(environments.of_width(len(chunks[0])), VectorEnvironments)
                 count = worker_count(max(cores() // share, 1), len(chunks), native)
             return ProcessPool(env, config.policy, count) if count else LocalPool(environments)
         case "ray":

@@ -1,6 +1,6 @@
-"""Whole runs on a Ray cluster, each in an actor of its own; their folders are on a file system that all machines share.
+"""Whole runs on a Ray cluster, each in an actor of its own; all machines share the file system of their folders.
 
-A run whose actor is lost goes on from its last checkpoint in another one, to the bytes of a run that was never lost.
+If its actor is lost, a run continues from its last checkpoint in another one, with the same bytes.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from pgcli.system.ray_cluster import check_versions, join, versions
 from pgcli.system.signals import StopOnSignal
 
 POLL_SECONDS = 0.2
-RELEASE_SECONDS = 60.0  # until the machines know that a lost run holds its folder no more
-STOP_SECONDS = 60.0  # to save what there is
+RELEASE_SECONDS = 60.0  # until the machines know that a lost run has released its folder
+STOP_SECONDS = 60.0  # for the runs to save their state
 TRIES = 3  # without an iteration between
 
 
 def run_on_cluster(
     requests: Sequence[Request], jobs: int, watch: Callable[[Record, int], None], stop: StopOnSignal
 ) -> list[Result]:
-    """Run every request, `jobs` at a time, on the cluster at RAY_ADDRESS, or on a Ray started here.
+    """Run every request, `jobs` at a time, on the cluster at RAY_ADDRESS, or on a Ray that is started here.
 
-    Raises: Interrupted, once every run that was under way has saved its state; UsageError, EnvironmentFailure.
+    Raises: Interrupted, once every running run has saved its state; UsageError, EnvironmentFailure.
     """
     workers = requests[0].config.sampling.workers
     leave = join(min(jobs, len(requests)) * (1 if workers == "auto" else 1 + workers), stop.check)
@@ -49,7 +49,7 @@ def _run(
     requests: Sequence[Request], jobs: int, watch: Callable[[Record, int], None], stop: StopOnSignal
 ) -> list[Result]:
     waiting = list(range(len(requests)))
-    running: dict[int, _Run] = {}
+    running: dict[int, _PlacedRun] = {}
     results: dict[int, Result] = {}
     interruption: Interrupted | None = None
     give_up = 0.0
@@ -57,13 +57,13 @@ def _run(
         while waiting and len(running) < jobs:
             number = waiting.pop(0)
             try:
-                running[number] = _Run(requests[number])
+                running[number] = _PlacedRun(requests[number])
             except PgcliError as error:
                 results[number] = failure_of(error)
         save = stop.asked_to_save()
         for number, run in list(running.items()):
             if save:
-                run.ask("save")
+                run.send("save")
             records, result = run.news()
             for record in records:
                 watch(record, number)
@@ -77,7 +77,7 @@ def _run(
                 interruption, give_up = received, time.monotonic() + STOP_SECONDS
                 waiting.clear()
                 for run in running.values():
-                    run.ask("stop", received.exit_code - 128)
+                    run.send("stop", received.exit_code - 128)
         elif time.monotonic() > give_up or not any(run.is_up for run in running.values()):
             break
         time.sleep(POLL_SECONDS)
@@ -89,10 +89,14 @@ def _run(
     return [results[number] for number in range(len(requests))]
 
 
-class _Run:
-    """One run, as the process that asked for it sees it; placed anew when it is lost."""
+class _PlacedRun:
+    """A run on the cluster, as its owner sees it.
 
-    _answer: Any  # where what it was asked for last will be
+    Ray's own retries would count the losses of a whole run, and repeat the same call. Here the count starts again with
+    every iteration, and the repeated call resumes.
+    """
+
+    _answer: Any  # the reference of the next news
 
     def __init__(self, request: Request) -> None:
         self._request, self._losses, self._has_begun, self.is_up = request, 0, False, False
@@ -103,7 +107,7 @@ class _Run:
         self._place()
 
     def news(self) -> tuple[list[Record], Result | None]:
-        """Give the records since the last time, and the result if there is one."""
+        """Return the records since the last call, and the result if there is one."""
         import ray
         from ray.exceptions import RayError
 
@@ -111,18 +115,12 @@ class _Run:
         try:
             if not ray.wait([self._answer], timeout=0)[0]:
                 return records, result
-            answer = ray.get(self._answer)
-            if self.is_up:
-                records, result = answer
-            else:
-                check_versions(*answer)
-                self.is_up = True
-                self._handle.run.remote(self._request, self._sign.name, RELEASE_SECONDS if self._losses else 0.0)
-            self._answer = self._handle.news.options(concurrency_group="talk").remote()
+            records, result = ray.get(self._answer)
         except (RayError, RuntimeError) as error:
-            result = self._after_loss(error)
-        except PgcliError as error:
-            result = failure_of(error)
+            result = self._replace(error)
+        else:
+            self.is_up = True
+            self._ask_for_news()
         self._has_begun = self._has_begun or bool(records)
         if any(isinstance(record, Iteration) for record in records):
             self._losses = 0
@@ -130,13 +128,13 @@ class _Run:
             self.end()
         return records, result
 
-    def ask(self, what: str, *arguments: object) -> None:
-        """Ask it to `save`, or to `stop` for a signal."""
+    def send(self, message: str, *arguments: object) -> None:
+        """Ask the run to `save`, or to `stop` for a signal."""
         with contextlib.suppress(Exception):  # it may be lost, which `news` finds out
-            getattr(self._handle, what).options(concurrency_group="talk").remote(*arguments)
+            getattr(self._handle, message).options(concurrency_group="talk").remote(*arguments)
 
     def end(self) -> None:
-        """End its actor, whatever it does."""
+        """Kill its actor."""
         import ray
 
         with contextlib.suppress(Exception):  # the cluster may be gone
@@ -149,26 +147,31 @@ class _Run:
 
         options: Any = {"num_cpus": 1, "concurrency_groups": {"talk": 1}}
         remote: Any = ray.remote(**options)
-        self._handle: Any = remote(_Remote).remote()
-        self._answer = self._handle.hello.remote(str(self._request.folder), sys.path)
+        self._handle: Any = remote(_RunActor).remote()
+        patience = RELEASE_SECONDS if self._losses else 0.0
+        self._handle.run.remote(self._request, versions(), sys.path, self._sign.name, patience)
+        self._ask_for_news()
         self.is_up = False
 
-    def _after_loss(self, error: Exception) -> Result | None:
-        """Place it anew; what was to be overwritten is aside already if it has told anything."""
+    def _ask_for_news(self) -> None:
+        self._answer = self._handle.news.options(concurrency_group="talk").remote()
+
+    def _replace(self, error: Exception) -> Result | None:
+        """Place the run again; after too many losses, return the failure. `overwrite` applies to its start only."""
         self._losses += 1
         if self._losses == TRIES:
             reason = str(error).strip().splitlines()[-1]
-            what = f"{self._request.path}: its actor was lost, {TRIES} times in a row: {reason}"
+            message = f"{self._request.path}: its actor was lost, {TRIES} times in a row: {reason}"
             hint = "pgcli must be installed on all machines of the cluster; the same command with --resume goes on"
-            return failure_of(EnvironmentFailure(what, hint))
+            return failure_of(EnvironmentFailure(message, hint))
         if self._has_begun or not self._request.overwrite:
             self._request = replace(self._request, resume=True, overwrite=False)
         self._place()
         return None
 
 
-class _Remote:
-    """A run where it runs: news and wishes pass while it does."""
+class _RunActor:
+    """A run where it runs; it answers while it does."""
 
     def __init__(self) -> None:
         self._records: deque[Record] = deque()
@@ -176,20 +179,17 @@ class _Remote:
         self._signal: int | None = None
         self._save = False
 
-    def hello(self, folder: str, path: list[str]) -> tuple[dict[str, str], str]:
-        """Look for modules where the owner does, if these folders exist; give the machine's versions and its name."""
+    def run(self, request: Request, owner: dict[str, str], path: list[str], sign: str, patience: float) -> None:
+        """Run, and find modules where the owner does. The actor before may hold the folder for `patience` seconds."""
+        stop, place = time.monotonic() + patience, request.folder / request.path
         with contextlib.suppress(OSError):
-            os.chdir(folder)
+            os.chdir(request.folder)
         sys.path += [entry for entry in path if entry not in sys.path]
-        return versions(), platform.node()
-
-    def run(self, request: Request, sign: str, patience: float) -> None:
-        """Run; wait for so many seconds while the folder is still held, by the actor before this one."""
-        stop = time.monotonic() + patience
         try:
+            check_versions(owner, versions(), platform.node())
             if not os.path.exists(sign):
-                what = f"{request.folder / request.path}: {platform.node()} sees another folder there"
-                raise RunDirectoryError(what, "--run-dir names a folder that all machines of the cluster share")
+                message = f"{place}: {platform.node()} sees another folder there"
+                raise RunDirectoryError(message, "--run-dir names a folder that all machines of the cluster share")
             context = Context(self._records.append, self._check, self._asked_to_save)
             while self._result is None:
                 try:
@@ -203,16 +203,16 @@ class _Remote:
             self._result = failure_of(error)
 
     def news(self) -> tuple[list[Record], Result | None]:
-        """Give the records since the last time, and the result if there is one."""
-        result = self._result  # before the records: all of them are there if it is
+        """Return the records since the last call, and the result if there is one."""
+        result = self._result  # before the records: then all of them are there
         return [self._records.popleft() for _ in range(len(self._records))], result
 
     def stop(self, number: int) -> None:
-        """Let the run stop as if a signal had come."""
+        """Stop the run as a signal would."""
         self._signal = number
 
     def save(self) -> None:
-        """Let the run save a checkpoint after this iteration."""
+        """Save a checkpoint after this iteration."""
         self._save = True
 
     def _check(self) -> None:

@@ -13,7 +13,7 @@ from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.config import Config
 from pgcli.config.choices import Mode
 from pgcli.config.schema import EnvConfig
-from pgcli.environments.forms import make
+from pgcli.environments.single import make_environment
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import ACTION_MASK
 from pgcli.policies.policy import Policy
@@ -91,7 +91,7 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
     config = checkpoint.read_config(str(path))
     if not trust:
         refuse_foreign_modules(config.env, path)
-    with closing(make(config.env)) as env:
+    with closing(make_environment(config.env)) as env:
         learner = Learner(build_agent(env.observation_space, env.action_space, config))
     checkpoints.check_tensors(checkpoint.agent, learner.state_dict(), str(path))
     learner.load_state_dict(checkpoint.agent)

@@ -15,7 +15,7 @@ import torch
 from pgcli.algorithm.gradients.autograd import check_compiler
 from pgcli.algorithm.second_process import SecondProcess
 from pgcli.config import Config
-from pgcli.environments.checks import examine
+from pgcli.environments.checks import check_environment
 from pgcli.environments.registry import spec
 from pgcli.errors import PgcliError, RunDirectoryError, UsageError
 from pgcli.experiment.build import build_learner, columns_of, environments_of, released, restore, worker_pool
@@ -102,7 +102,7 @@ def _built(request: Request, context: Context, resources: ExitStack) -> Training
     if pool.count:  # workers wait during an update
         learner.run = SecondProcess()
     executor = resources.enter_context(released(ChunkExecutor(environments, pool)))
-    for notice in examine(config.env).notices:
+    for notice in check_environment(config.env).notices:
         context.watch(Notice(notice))
     if learner.policy.masked:
         context.watch(Notice("actions are masked; `policy.action_mask: none` ignores the mask"))

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from pgcli.algorithm.learner import Learner
 from pgcli.config.schema import DEFAULT_ITERATIONS, Config, EnvConfig
-from pgcli.environments.checks import MAX_EPISODE_STEPS, examine
-from pgcli.environments.failures import is_fault, told
-from pgcli.environments.forms import NativeEnvironments, SingleEnvironments, make, rebuilds
+from pgcli.environments.checks import MAX_EPISODE_STEPS, check_environment
+from pgcli.environments.failures import describe, is_user_error
 from pgcli.environments.masks import MaskColumns, draw
 from pgcli.environments.registry import spec
+from pgcli.environments.single import SingleEnvironments, make_environment, uses_fresh_instances
+from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import EnvironmentFailure
 from pgcli.experiment.build import build_learner, columns_of, environments_of
 from pgcli.policies.observations import Layout, is_image
@@ -90,21 +91,21 @@ def diagnose(config: Config) -> dict[str, Any]:
 
     Raises: EnvironmentFailure, UsageError.
     """
-    found, registered = examine(config.env), spec(config.env)
+    found, registered = check_environment(config.env), spec(config.env)
     torch.set_num_threads(config.training.threads)
-    with closing(make(config.env)) as env:
+    with closing(make_environment(config.env)) as env:
         layout, action_space = Layout(env.observation_space), env.action_space
     with closing(ChunkExecutor(EnvironmentCache(environments_of(config)))) as executor:
         learner = build_learner(config, executor.environments)
         widest = len(chunk_ranges(config.env, columns_of(config))[0])
-        native = isinstance(executor.environments.of_width(widest), NativeEnvironments)
+        native = isinstance(executor.environments.of_width(widest), VectorEnvironments)
         repeats = _repeats(config.env)
         steps_per_second, buffered = _raw(config.env)
         speed, sampler_bytes = _iteration(config, executor, learner)
     sizes = {name: sum(x.numel() for x in child.parameters()) for name, child in learner.policy.named_children()}
     estimate = _estimate(config, learner, speed, sampler_bytes, repeats.length_mean)
     findings = [
-        *(Finding("note", oddity) for oddity in found.oddities),
+        *(Finding("note", oddity) for oddity in found.warnings),
         *_of_time(found.time_limit),
         *_of_repeating(config.env, repeats),
         *_of_numbers(config, learner, layout, action_space, repeats),
@@ -121,7 +122,7 @@ def diagnose(config: Config) -> dict[str, Any]:
         "reward_threshold": registered.reward_threshold,
         "vectorization": "native" if native else "sync",
         "num_envs": config.env.num_envs,
-        "rebuild": rebuilds(config.env),
+        "rebuild": uses_fresh_instances(config.env),
         "policy_parameters": sum(sizes.values()),
         "policy_parts": {name: size for name, size in sizes.items() if size},
         "value_parameters": sum(x.numel() for x in learner.agent.value.parameters()) if learner.agent.value else None,
@@ -199,15 +200,15 @@ def _blamed(config: EnvConfig) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not is_fault(error):
+        if not is_user_error(error):
             raise
-        raise EnvironmentFailure(f"{config.id} raised {told(error)}") from error
+        raise EnvironmentFailure(f"{config.id} raised {describe(error)}") from error
 
 
 def _raw(config: EnvConfig) -> tuple[float, bool]:
     """Measure steps per second of one environment with random actions; say whether it reuses its observations."""
     random, steps, seconds, buffered = np.random.default_rng(0), 0, 0.0, False
-    with _blamed(config), closing(make(config)) as env:
+    with _blamed(config), closing(make_environment(config)) as env:
         layout = Layout(env.observation_space)
         columns = MaskColumns(layout, env.action_space)
         obs, _ = env.reset(seed=0)
@@ -327,7 +328,7 @@ def _of_repeating(config: EnvConfig, repeats: Repeats) -> Iterator[Finding]:
         )
     elif not repeats.remembers:
         yield Finding("ok", "the same seed and actions give the same episode to the bit, fresh instance or used")
-    elif rebuilds(config):
+    elif uses_fresh_instances(config):
         yield Finding("ok", "a used instance remembers past episodes, so each episode is given a fresh one")
     else:
         text = "a used instance remembers past episodes: a resumed run would not be exact"

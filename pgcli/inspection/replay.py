@@ -19,16 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgcli.config import Config, override
-from pgcli.environments.checks import examine
-from pgcli.environments.forms import (
-    Environments,
-    NativeEnvironments,
-    SingleEnvironments,
-    column_of,
-    make,
-    make_environments,
-    make_lasting,
-)
+from pgcli.environments.checks import check_environment
+from pgcli.environments.make import Environments, make_environments, make_resumable_environments
+from pgcli.environments.single import SingleEnvironments, make_environment
+from pgcli.environments.vector import VectorEnvironments, select_column
 from pgcli.errors import EnvironmentFailure, PgcliError, RunDirectoryError, UsageError
 from pgcli.experiment.build import environments_of
 from pgcli.experiment.load import refuse_foreign_modules
@@ -42,7 +36,7 @@ from pgcli.runs.directory import is_run
 from pgcli.runs.tables import read_table
 from pgcli.sampling.chunks import chunk_ranges
 from pgcli.sampling.episodes import episode_seed
-from pgcli.sampling.rollout import Ended, Rollout
+from pgcli.sampling.rollout import EndedEpisode, Rollout
 from pgcli.sampling.sampler import Sampler
 from pgcli.sampling.segments import native_seed, segment_seed
 from pgcli.system.processes import Check
@@ -58,7 +52,7 @@ class _Row:
 
     iteration: int
     episode: int
-    told: Ended
+    told: EndedEpisode
     number: int
 
 
@@ -119,7 +113,7 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
         refuse_foreign_modules(config.env, path)
     row = _find(path, which)
     with closing(_environments(config)) as envs:
-        native = isinstance(envs, NativeEnvironments)
+        native = isinstance(envs, VectorEnvironments)
     first = _first_iteration(config, row) if native else row.iteration
     file, config = _start(path, config, first, row.iteration)
     with repeated(path, config, file) as (run, lost):
@@ -189,7 +183,7 @@ def _find(path: Path, which: str) -> _Row:
     ended = table.words.get("ended", ("",) * table.rows)
     try:
         rows = [
-            _Row(int(iteration), int(number), Ended(gained, discounted, int(length), how), place)
+            _Row(int(iteration), int(number), EndedEpisode(gained, discounted, int(length), how), place)
             for place, ((number, gained, discounted, length), how) in enumerate(zip(numbers, ended, strict=True))
         ]
     except ValueError as error:
@@ -205,7 +199,7 @@ def _environments(config: Config) -> Environments:
     """Build one chunk's environments, as training does, to see of which form they are."""
     width = min(config.env.chunk_size or config.env.num_envs, config.rollout.episodes or config.env.num_envs)
     if config.rollout.steps is not None:
-        return make_lasting(config.env, width)
+        return make_resumable_environments(config.env, width)
     return make_environments(environments_of(config), width)
 
 
@@ -352,7 +346,7 @@ def _native_moments(
     number, place = chunk.start // (config.env.chunk_size or config.env.num_envs), column - chunk.start
     for_environment = policy.actor("sampled").for_environment
     begin = row.iteration * (steps or 0) + last + 1 - row.told.length  # the row of its first step, from iteration 0 on
-    with closing(NativeEnvironments(env, len(chunk))) as envs, closing(NativeEnvironments(env, 1)) as alone:
+    with closing(VectorEnvironments(env, len(chunk))) as envs, closing(VectorEnvironments(env, 1)) as alone:
         alone.reset([0])
         like = alone.arrays()
         iterations = [row.iteration] if steps is None else range(begin // steps, row.iteration + 1)
@@ -365,17 +359,17 @@ def _native_moments(
             else:
                 envs.reset([segment_seed(config, chunk.start, 0)])
                 prefix = f"sampler.{number}."
-                envs.put_back({k.removeprefix(prefix): x.numpy() for k, x in before.items() if k.startswith(prefix)})
+                envs.restore({k.removeprefix(prefix): x.numpy() for k, x in before.items() if k.startswith(prefix)})
                 envs.seed(native_seed(config, iteration, chunk.start))
             stop = last + 1 if iteration == row.iteration else len(actions)
             for t in range(stop):
                 if iteration * (steps or 0) + t >= begin:
                     taken = for_environment(actions[t])[place]
-                    yield _Moment(obs[t, place], column_of(envs.arrays(), like, place), taken)
+                    yield _Moment(obs[t, place], select_column(envs.arrays(), like, place), taken)
                 step = envs.step(for_environment(actions[t]), np.ones(len(chunk), bool))
                 if step.obs[place].tobytes() != obs[t + 1, place].tobytes():
                     raise _another(config)
-        yield _Moment(obs[stop, place], column_of(envs.arrays(), like, place), None)
+        yield _Moment(obs[stop, place], select_column(envs.arrays(), like, place), None)
 
 
 def _native_frames(config: Config, moments: list[_Moment], film: FilmedEpisode) -> Iterator[Frame]:
@@ -383,18 +377,18 @@ def _native_frames(config: Config, moments: list[_Moment], film: FilmedEpisode) 
     env = environments_of(config)
     with drawing(env):
         try:
-            alone = NativeEnvironments(env, 1, "rgb_array")
+            alone = VectorEnvironments(env, 1, "rgb_array")
             alone.reset([0])
-            alone.put_back(moments[0].arrays)
-            picture(alone.pictures()[0], env.id)
+            alone.restore(moments[0].arrays)
+            picture(alone.render()[0], env.id)
         except (PgcliError, TypeError, IndexError, NotImplementedError):
             yield from _frames_of_the_single_form(config, moments, film)
             return
         with closing(alone):
             film.fps = float(alone.render_fps or DEFAULT_FPS)
             for moment in moments:
-                alone.put_back(moment.arrays)
-                yield picture(alone.pictures()[0], env.id)
+                alone.restore(moment.arrays)
+                yield picture(alone.render()[0], env.id)
 
 
 def _frames_of_the_single_form(config: Config, moments: list[_Moment], film: FilmedEpisode) -> Iterator[Frame]:
@@ -406,9 +400,9 @@ def _frames_of_the_single_form(config: Config, moments: list[_Moment], film: Fil
     )
     with closing(SingleEnvironments(environments_of(config), 1)) as known:
         layout = known.layout
-    with closing(make(config.env, render_mode="rgb_array")) as env:
+    with closing(make_environment(config.env, render_mode="rgb_array")) as env:
         film.fps = float(env.metadata.get("render_fps") or DEFAULT_FPS)
-        env.reset(seed=examine(config.env).seed(0))
+        env.reset(seed=check_environment(config.env).seed(0))
         inner = env.unwrapped
         for name, array in moments[0].arrays.items():
             there = getattr(inner, name, None)

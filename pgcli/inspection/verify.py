@@ -18,13 +18,13 @@ from pgcli.errors import PgcliError, RunDirectoryError
 from pgcli.experiment.load import refuse_foreign_modules
 from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated, without_clock
 from pgcli.experiment.resume import changes_of, stored_config
-from pgcli.records import Evaluation, Iteration, Notice
+from pgcli.records import TABLES, Evaluation, Iteration, Notice
 from pgcli.report.text import Finding, table
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import is_run, versions
 from pgcli.runs.files import read_json
 from pgcli.runs.lock import lock
-from pgcli.runs.tables import TABLES, as_csv, header_of, read_table, rows_of, tables_of
+from pgcli.runs.tables import as_csv, header_of, read_table, rows_of, tables_of
 from pgcli.training.evaluation import sample
 from pgcli.training.loop import train
 

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pgcli.config.choices import ActivationName
+
 Array = NDArray[Any]
 
 
@@ -31,7 +33,7 @@ def _elu(z: Array, out: Array | None = None) -> Array:
     return np.where(z > 0, z, np.expm1(np.minimum(z, 0)))
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[ActivationName, Activation] = {
     "tanh": Activation(
         module=nn.Tanh,
         operator="Tanh",

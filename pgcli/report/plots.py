@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 _RETURNS = {"return_mean", "return_median", "return_min", "return_max"}  # in the unit of a reward threshold
 # Okabe & Ito (2008), told apart with every common kind of colour vision; without yellow, which fades on white.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINE_STYLES = ("-", "--", ":", "-.")
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "legend.fontsize": 8,
@@ -87,15 +87,15 @@ def _as_figure(lines: Sequence[Line], drawing: Drawing, suffix: str) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.add_subplot()
         for number, line in enumerate(lines):
-            color = _COLORS[number % len(_COLORS)]
-            style = _LINE_STYLES[number // len(_COLORS) % len(_LINE_STYLES)]
+            color = COLORS[number % len(COLORS)]
+            style = _LINE_STYLES[number // len(COLORS) % len(_LINE_STYLES)]
             c = line.curve
             dot = "o" if len(c.x) == 1 else ""  # a single point draws no line
-            axes.plot(c.x, c.center, style, marker=dot, color=color, linewidth=1.5, label=_plain(line.label))
+            axes.plot(c.x, c.center, style, marker=dot, color=color, linewidth=1.5, label=plain(line.label))
             axes.fill_between(c.x, c.low, c.high, color=color, alpha=0.2, linewidth=0)
         threshold = _threshold(lines) if drawing.column in _RETURNS else None
         if threshold is not None:
@@ -110,9 +110,9 @@ def _as_figure(lines: Sequence[Line], drawing: Drawing, suffix: str) -> bytes:
         if len(lines) > 1:
             axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)  # hides no curve
         else:
-            axes.set_title(_plain(lines[0].label), loc="left")
+            axes.set_title(plain(lines[0].label), loc="left")
         figure.supxlabel(
-            _plain(textwrap.fill(caption(lines, drawing), 130)), fontsize=6.5, color="0.35", x=0.01, ha="left"
+            plain(textwrap.fill(caption(lines, drawing), 130)), fontsize=6.5, color="0.35", x=0.01, ha="left"
         )
         stream = io.BytesIO()
         metadata: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -159,6 +159,6 @@ def _threshold_of(path: Path) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Escape the dollar sign, which begins a formula in matplotlib."""
     return text.replace("$", r"\$")

@@ -16,8 +16,9 @@ from PIL.GifImagePlugin import getdata, getheader
 
 from pgcli.config.choices import Mode
 from pgcli.config.schema import EnvConfig
-from pgcli.environments.checks import examine, make
-from pgcli.environments.failures import is_fault, told
+from pgcli.environments.checks import check_environment
+from pgcli.environments.failures import describe, is_user_error
+from pgcli.environments.single import make_environment
 from pgcli.errors import EnvironmentFailure, PgcliError, UsageError
 from pgcli.experiment.load import Agent
 from pgcli.runs.files import storage
@@ -87,9 +88,9 @@ def played(
 
     Args: choose: returns an action for an observation. Raises: EnvironmentFailure.
     """
-    with drawing(config), closing(make(config, render_mode="rgb_array")) as env:
+    with drawing(config), closing(make_environment(config, render_mode="rgb_array")) as env:
         episode.fps = float(env.metadata.get("render_fps") or DEFAULT_FPS)
-        obs, _ = env.reset(seed=examine(config).seed(seed))
+        obs, _ = env.reset(seed=check_environment(config).seed(seed))
         yield picture(env.render(), config.id)
         over = False
         while not over and episode.length != horizon:
@@ -109,9 +110,9 @@ def drawing(config: EnvConfig) -> Iterator[None]:
     except OSError:
         raise
     except BaseException as error:
-        if not is_fault(error):
+        if not is_user_error(error):
             raise
-        raise EnvironmentFailure(f"{config.id} cannot be filmed: {told(error)}") from error
+        raise EnvironmentFailure(f"{config.id} cannot be filmed: {describe(error)}") from error
 
 
 def picture(rendered: Any, env_id: str) -> Frame:

@@ -16,7 +16,7 @@ import numpy as np
 from pgcli import __version__
 from pgcli.config import Config, to_yaml
 from pgcli.errors import CheckpointError, RunDirectoryError, UsageError
-from pgcli.records import Evaluation, Iteration
+from pgcli.records import TABLES, Evaluation, Iteration
 from pgcli.runs import checkpoints
 from pgcli.runs.files import (
     make_folder,
@@ -28,7 +28,6 @@ from pgcli.runs.files import (
     write_whole,
 )
 from pgcli.runs.tables import (
-    TABLES,
     TableWriter,
     has_rows,
     header_of,
@@ -96,7 +95,8 @@ class RunDirectory:
         write_whole(self.path / "config.yaml", _config_text(config, self.path))
         self.set_status("running")
         self._open_tables(config)
-        self._find_best()
+        self.best = _best_evaluation(self.path / "evaluations.csv")
+        self._point_to_best()
 
     def _open_tables(self, config: Config) -> None:
         for name in tables_of(config):
@@ -153,15 +153,8 @@ class RunDirectory:
         for table in self._tables.values():
             table.close()
 
-    def _find_best(self) -> None:
-        """Read the best evaluation, and point best.json to it. A run resumed from an earlier state may have lost it."""
-        table = read_table(self.path / "evaluations.csv", ("return_mean",))
-        returns = table["return_mean"]
-        if np.isnan(returns).any():
-            raise RunDirectoryError(f"{table.path}: damaged: `return_mean` of some row is no number")
-        if table.rows:
-            at = int(returns.argmax())  # the first of equal ones
-            self.best = (float(returns[at]), int(table["iteration"][at]))
+    def _point_to_best(self) -> None:
+        """Point best.json to the best checkpoint, if it exists: resumed from an earlier state, a run may lose it."""
         best = self.checkpoints / "best.json"
         path = self.checkpoints / checkpoints.file_name(self.best[1]) if self.best else None
         if path is None or not path.exists():
@@ -172,6 +165,16 @@ class RunDirectory:
     def _remove_temporary(self) -> None:
         for folder in (self.path, self.checkpoints, self.path / "crash"):
             remove_temporary(folder)
+
+
+def _best_evaluation(file: Path) -> tuple[float, int] | None:
+    """Return the mean return and the iteration of the best evaluation, the first of equal ones."""
+    table = read_table(file, ("return_mean",))
+    returns = table["return_mean"]
+    if np.isnan(returns).any():
+        raise RunDirectoryError(f"{file}: damaged: `return_mean` of some row is no number")
+    at = int(returns.argmax()) if table.rows else 0
+    return (float(returns[at]), int(table["iteration"][at])) if table.rows else None
 
 
 def _to_delete(files: Sequence[Path], newest: Path, best: str, keep: int, every: int | None) -> list[Path]:

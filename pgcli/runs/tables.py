@@ -21,30 +21,11 @@ from numpy.typing import NDArray
 
 from pgcli.config import Config
 from pgcli.errors import RunDirectoryError, typed
-from pgcli.records import (
-    COLUMNS,
-    EPISODES,
-    EVALUATIONS,
-    GRADIENTS,
-    METRICS,
-    TIMING,
-    Cell,
-    Column,
-    Evaluation,
-    Iteration,
-)
+from pgcli.records import COLUMNS, TABLES, Cell, Evaluation, Iteration
 from pgcli.runs.files import BINARY, FILE_MODE, naming, open_file, write_all
 
-TABLES: dict[str, tuple[Column[Any], ...]] = {
-    "metrics": METRICS,
-    "timing": TIMING,
-    "evaluations": EVALUATIONS,
-    "episodes": EPISODES,
-    "gradients": GRADIENTS,  # only with `diagnostics.every`
-}
 Array = NDArray[np.float64]
 Words = NDArray[np.object_]  # of str
-Row = list[Cell]
 _BLOCK = 2**23  # bytes read at once
 
 
@@ -61,20 +42,16 @@ def header_of(name: str) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def rows_of(record: Iteration | Evaluation) -> dict[str, list[Row]]:
+def rows_of(record: Iteration | Evaluation) -> dict[str, list[list[Cell]]]:
     """Return the rows that a record adds to each table; the row of metrics.csv, which completes it, is the last."""
+    of: dict[str, list[Any]]
     if isinstance(record, Evaluation):
-        return {"evaluations": [_row(EVALUATIONS, record)]}
-    return {
-        "gradients": [_row(GRADIENTS, (record, estimate)) for estimate in record.update.gradients],
-        "episodes": [_row(EPISODES, (record, episode)) for episode in record.episodes],
-        "timing": [_row(TIMING, record)],
-        "metrics": [_row(METRICS, record)],
-    }
-
-
-def _row(columns: Sequence[Column[Any]], record: object) -> Row:
-    return [column.value(record) for column in columns]
+        of = {"evaluations": [record]}
+    else:
+        gradients = [(record, estimate) for estimate in record.update.gradients]
+        episodes = [(record, episode) for episode in record.episodes]
+        of = {"gradients": gradients, "episodes": episodes, "timing": [record], "metrics": [record]}
+    return {name: [[column.value(one) for column in TABLES[name]] for one in ones] for name, ones in of.items()}
 
 
 def as_csv(rows: Iterable[Sequence[Cell]]) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pgcli.config.schema import EnvConfig
-from pgcli.environments.forms import Environments, make_environments
+from pgcli.environments.make import Environments, make_environments
 
 T = TypeVar("T")
 

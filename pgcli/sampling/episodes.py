@@ -9,12 +9,12 @@ from torch import Tensor
 
 from pgcli.config.choices import Mode
 from pgcli.config.schema import Config
-from pgcli.environments.forms import Environments
+from pgcli.environments.make import Environments
 from pgcli.errors import CheckpointError, EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Actor, Policy
 from pgcli.sampling.executor import ChunkExecutor
-from pgcli.sampling.rollout import Array, Ended, Rollout, play, to_trajectories
+from pgcli.sampling.rollout import Array, EndedEpisode, Rollout, play, to_trajectories
 from pgcli.seeding import Purpose, Seeds, derived_seed, generator
 from pgcli.system.processes import Check
 
@@ -59,7 +59,7 @@ def episode_seed(config: Config, iteration: int, column: int) -> int:
     return derived_seed(config.seed, Purpose.RESET, iteration, column // config.group_size)
 
 
-def ended_episodes(trajectories: Trajectories, gamma: float) -> list[Ended]:
+def ended_episodes(trajectories: Trajectories, gamma: float) -> list[EndedEpisode]:
     """Describe each trajectory of whole episodes; the discounted return is Σ_t γ^t r_t."""
     rewards, mask, terminated, truncated = (
         x.numpy() for x in (trajectories.rewards, trajectories.mask, trajectories.terminated, trajectories.truncated)
@@ -68,7 +68,7 @@ def ended_episodes(trajectories: Trajectories, gamma: float) -> list[Ended]:
     cut = np.where((truncated & mask).any(0), "truncated", "horizon")
     how = np.where((terminated & mask).any(0), "terminated", cut)
     columns = (rewards.sum(0), (discounts * rewards).sum(0), mask.sum(0), how)
-    return [Ended(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    return [EndedEpisode(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 @dataclass(frozen=True)

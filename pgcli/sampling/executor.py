@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pgcli.config.choices import Mode
-from pgcli.environments.forms import Environments
+from pgcli.environments.make import Environments
 from pgcli.policies.policy import Actor, Policy
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.pool import LocalPool, WorkerPool

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pgcli.config.schema import EnvConfig, PolicyConfig
-from pgcli.environments.forms import make
+from pgcli.environments.single import make_environment
 from pgcli.errors import PgcliError
 from pgcli.policies.policy import Policy
 from pgcli.sampling.chunks import EnvironmentCache
@@ -73,7 +73,7 @@ def worker_count(cores: int, chunks: int, native: bool) -> int:
 
 def build_policy(env: EnvConfig, config: PolicyConfig) -> Policy:
     """Build a worker's copy of the policy; its parameters are set later."""
-    with contextlib.closing(make(env)) as one:
+    with contextlib.closing(make_environment(env)) as one:
         return Policy(one.observation_space, one.action_space, config)
 
 
@@ -91,13 +91,6 @@ def sendable(error: BaseException) -> Exception:
     if isinstance(error, PgcliError):
         return error
     return RuntimeError("in a worker process:\n" + "".join(traceback.format_exception(error)))
-
-
-def pickled(result: object) -> bytes:
-    """Pickle a result, with its tensors as arrays, which is faster."""
-    stream = io.BytesIO()
-    _Pickler(stream, 5).dump(result)
-    return stream.getvalue()
 
 
 def pickled_apart(result: object) -> tuple[bytes, list[memoryview]]:

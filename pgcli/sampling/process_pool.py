@@ -29,16 +29,7 @@ from pgcli.config.schema import EnvConfig, PolicyConfig
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.policy import Policy, parameters_of
 from pgcli.sampling.chunks import EnvironmentCache
-from pgcli.sampling.pool import (
-    HANG_SECONDS,
-    TRIES,
-    Task,
-    build_policy,
-    closing_error,
-    pickled,
-    pickled_apart,
-    sendable,
-)
+from pgcli.sampling.pool import HANG_SECONDS, TRIES, Task, build_policy, closing_error, pickled_apart, sendable
 from pgcli.system.processes import POLL_SECONDS, Check, process_context
 
 CLOSE_SECONDS = 5.0
@@ -55,11 +46,7 @@ class ProcessPool:
         self._progress: Tensor | None = None  # [count, 2], shared
 
     def map(self, policy: Policy, tasks: Mapping[int, Task], check: Check) -> dict[int, Any]:
-        """Run task n on worker n mod `count`, in the order of n; return the results by n.
-
-        A task may run more than once, in a new worker, if its worker dies or hangs. `check` is called meanwhile; an
-        exception in it ends the busy workers. If several tasks fail, the error of the smallest n is raised.
-        """
+        """Run the tasks, see WorkerPool. A worker that dies or hangs is replaced, and all of its tasks run again."""
         self._share(policy)
         results: dict[int, Any] = {}
         failures: dict[int, Exception] = {}
@@ -79,7 +66,6 @@ class ProcessPool:
                         losses[index] += 1
                         self._end(index)
                         if losses[index] == TRIES:
-                            del busy[index]
                             raise EnvironmentFailure(
                                 f"the worker process of chunk {worker.task} {reason}, {TRIES} times in a row",
                                 "with 0 workers it happens in this process, which shows more",
@@ -136,7 +122,8 @@ class ProcessPool:
         return self._workers[index]
 
     def _end(self, index: int) -> None:
-        self._workers.pop(index).end()
+        if worker := self._workers.pop(index, None):
+            worker.end()
 
 
 class _Worker:
@@ -182,15 +169,16 @@ class _Worker:
         try:
             if not self.connection.poll():
                 return None
-            data, sizes, larger, failures = self.connection.recv()
+            data, parts, larger, failures = self.connection.recv()
         except (EOFError, OSError):
             self._gone = True
             self._process.join(1)  # `loss` reports how it ended
             return None
         if larger is not None:
             self._results = larger
-        buffers = [buffer.copy() for buffer in _parts(self._results, sizes)]
-        return pickle.loads(data, buffers=buffers), failures
+        if parts and isinstance(parts[0], int):  # sizes in shared memory
+            parts = [part.copy() for part in _parts(self._results, parts)]
+        return pickle.loads(data, buffers=parts), failures
 
     def closing_error(self, stop: float) -> Exception | None:
         """Wait until it has closed its environments; return the error, if there is one."""
@@ -286,7 +274,7 @@ def _work(
             except RuntimeError:
                 is_full = True
         if sum(sizes) > len(block):  # through the pipe
-            connection.send((pickled(results), [], None, failures))
+            connection.send((data, list(map(bytearray, buffers)), None, failures))
             continue
         for part, buffer in zip(_parts(block, sizes), buffers, strict=True):
             part[:] = buffer

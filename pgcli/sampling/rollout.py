@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pgcli.environments.checks import MAX_EPISODE_STEPS
-from pgcli.environments.forms import Environments
+from pgcli.environments.make import Environments
 from pgcli.errors import EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.policy import Actor
@@ -20,7 +20,7 @@ Array = NDArray[Any]
 NOISE_ROWS = 64  # random numbers are drawn for so many steps at a time
 
 
-class Ended(NamedTuple):
+class EndedEpisode(NamedTuple):
     """An episode that ended, or was cut at the horizon: returns in reward units, length in steps."""
 
     episode_return: float
@@ -33,7 +33,7 @@ class Rollout(NamedTuple):
     """The trajectories of one iteration, and the episodes that ended in it."""
 
     trajectories: Trajectories
-    episodes: list[Ended]
+    episodes: list[EndedEpisode]
 
 
 class Transition(NamedTuple):

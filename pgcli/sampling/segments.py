@@ -18,13 +18,22 @@ from torch import Tensor
 
 from pgcli.config.schema import Config, EnvConfig
 from pgcli.environments.checks import MAX_EPISODE_STEPS
-from pgcli.environments.forms import NativeEnvironments, make_lasting
+from pgcli.environments.make import make_resumable_environments
+from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import CheckpointError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Policy
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
-from pgcli.sampling.rollout import NOISE_ROWS, Array, Ended, Rollout, Transition, endless_episode, to_trajectories
+from pgcli.sampling.rollout import (
+    NOISE_ROWS,
+    Array,
+    EndedEpisode,
+    Rollout,
+    Transition,
+    endless_episode,
+    to_trajectories,
+)
 from pgcli.seeding import Purpose, Seeds, derived_seed, generator
 from pgcli.system.processes import Check
 
@@ -49,7 +58,7 @@ class Segment(NamedTuple):
     """What one chunk contributes to an iteration."""
 
     trajectories: Trajectories
-    episodes: list[Ended]
+    episodes: list[EndedEpisode]
     state: ColumnState  # after it
     failed_restores: int
 
@@ -126,7 +135,7 @@ class SegmentSampler:
         for number, (chunk, example) in enumerate(zip(self._chunks, self._examples, strict=True)):
             part = {name: arrays[name][chunk.start : chunk.stop] for name in names}
             history, simulator = list[Array](), dict[str, Array]()
-            if isinstance(example.envs, NativeEnvironments):
+            if isinstance(example.envs, VectorEnvironments):
                 simulator = {name: arrays[f"{number}.{name}"] for name in example.envs.arrays()}
             else:
                 lengths = zip(chunk, part["lengths"].tolist(), strict=True)
@@ -148,7 +157,7 @@ class SegmentSampler:
             del expected["memory"]
         actions = arrays.get("actions", np.zeros((0, n)))
         for number, example in enumerate(self._examples):
-            if isinstance(example.envs, NativeEnvironments):
+            if isinstance(example.envs, VectorEnvironments):
                 example.state = None
                 example.envs.reset([0])
                 expected |= {f"{number}.{name}": array for name, array in example.envs.arrays().items()}
@@ -213,7 +222,7 @@ class _LiveColumns:
     """A chunk's environments in the process that steps them; `state` is None while it is unknown."""
 
     def __init__(self, env: EnvConfig, chunk: range) -> None:
-        self._chunk, self.envs = chunk, make_lasting(env, len(chunk))
+        self._chunk, self.envs = chunk, make_resumable_environments(env, len(chunk))
         self.state: ColumnState | None = None
 
     def close(self) -> None:
@@ -225,17 +234,19 @@ class _LiveColumns:
         self.state, n = None, len(self._chunk)
         obs = self.envs.reset([segment_seed(config, column, 0) for column in self._chunk])
         counts, sums, memory = np.zeros(n, int), np.zeros(n), policy.actor("sampled").start(n)
-        history = [] if isinstance(self.envs, NativeEnvironments) else [np.empty(0)] * n
+        history = [] if isinstance(self.envs, VectorEnvironments) else [np.empty(0)] * n
         never = np.zeros(n, bool)
         self.state = ColumnState(counts, never, obs, counts, sums, sums, memory, history, self._simulator())
 
-    def collect(self, config: Config, policy: Policy, iteration: int, check: Check) -> tuple[Trajectories, list[Ended]]:
+    def collect(
+        self, config: Config, policy: Policy, iteration: int, check: Check
+    ) -> tuple[Trajectories, list[EndedEpisode]]:
         """Step every column `rollout.steps` times; return the trajectories and the episodes that ended."""
         state, self.state = self.state, None
         assert state is not None
         chunk, envs, actor = self._chunk, self.envs, policy.actor("sampled")
         random = generator(config.seed, Purpose.ACT, iteration, chunk.start)
-        if isinstance(envs, NativeEnvironments):
+        if isinstance(envs, VectorEnvironments):
             envs.seed(native_seed(config, iteration, chunk.start))
         episode, obs, running, memory = state.episode.copy(), state.obs, ~state.over, state.memory
         rows, waiting = [], bool(state.over.any())
@@ -272,9 +283,9 @@ class _LiveColumns:
     def restore(self, config: Config, state: ColumnState, policy: Policy, check: Check) -> int:
         """Bring the columns to a state; return how many fail, each of which starts a new episode instead."""
         self.state = None
-        if isinstance(self.envs, NativeEnvironments):
+        if isinstance(self.envs, VectorEnvironments):
             self.envs.reset([0])
-            self.envs.put_back(state.simulator)
+            self.envs.restore(state.simulator)
             self.state = state
             return 0
         reached = self._replay(config, state, policy, check) | state.over
@@ -307,7 +318,7 @@ class _LiveColumns:
         return reached
 
     def _simulator(self) -> dict[str, Array]:
-        return self.envs.arrays() if isinstance(self.envs, NativeEnvironments) else {}
+        return self.envs.arrays() if isinstance(self.envs, VectorEnvironments) else {}
 
 
 def _padded(actions: list[Array]) -> Array:
@@ -325,7 +336,7 @@ def _extended(history: list[Array], actions: Array, lengths: Array) -> list[Arra
     ]
 
 
-def _ended(trajectories: Trajectories, state: ColumnState, gamma: float) -> tuple[list[Ended], dict[str, Array]]:
+def _ended(trajectories: Trajectories, state: ColumnState, gamma: float) -> tuple[list[EndedEpisode], dict[str, Array]]:
     """Describe the episodes that ended in a segment, by row and column; return the sums of those that continue.
 
     The rows of all columns, one column after the other, are cut into pieces: the first row of a column begins one,
@@ -355,6 +366,6 @@ def _ended(trajectories: Trajectories, state: ColumnState, gamma: float) -> tupl
     order = order[np.argsort(last[order] % mask.shape[1], kind="stable")]
     how = np.where(by_termination, "terminated", "truncated")
     fields = (sums["returns"], sums["discounted"], sums["lengths"], how)
-    ended = [Ended(*one) for one in zip(*(x[order].tolist() for x in fields), strict=True)]
+    ended = [EndedEpisode(*one) for one in zip(*(x[order].tolist() for x in fields), strict=True)]
     final = np.append(first[1:], True)
     return ended, {name: np.where(over, 0, x)[final] for name, x in sums.items()}

@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from pgcli.report.curves import shortened
-from pgcli.report.plots import _COLORS, _STYLE, _plain, plot
+from pgcli.report.plots import COLORS, STYLE, plain, plot
 from pgcli.runs.files import write_whole
 
 MOST_PAIRS = 40  # more than a page shows
@@ -21,7 +21,7 @@ MOST_PAIRS = 40  # more than a page shows
 
 def draw(folder: Path, result: dict[str, Any], runs: Sequence[Path]) -> None:
     """Write returns.png, differences.png and curves.png into `folder`."""
-    with rc_context(_STYLE), warnings.catch_warnings():
+    with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # an emoji becomes a box
         write_whole(folder / "returns.png", _png(_returns(result)))
         write_whole(folder / "differences.png", _png(_differences(result)))
@@ -34,7 +34,7 @@ def _returns(result: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(9.6, max(2.6, 1.2 + 0.42 * len(variants))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for row, variant in enumerate(variants):
-        color = _COLORS[row % len(_COLORS)]
+        color = COLORS[row % len(COLORS)]
         finals = [run["final_return"] for run in result["runs"] if run["arm"] == variant["arm"]]
         left.plot(finals, [row + 0.18] * len(finals), "o", color=color, alpha=0.45, markersize=4, markeredgewidth=0)
         low, high = variant["iqm_low"], variant["iqm_high"]
@@ -85,7 +85,7 @@ def _differences(result: dict[str, Any]) -> Figure:
 
 
 def _label(text: str, width: int = 45) -> str:
-    return _plain(shortened(text, width))
+    return plain(shortened(text, width))
 
 
 def _png(figure: Figure) -> bytes:

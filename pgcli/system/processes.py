@@ -1,4 +1,4 @@
-"""How pgcli starts processes of its own."""
+"""Start processes: from a fork server, or as a fork of this one."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from typing import Generic, TypeVar
 
 Check = Callable[[], None]
 POLL_SECONDS = 0.05
-PATIENCE_SECONDS = 60.0  # for an answer, once it is waited for
+PATIENCE_SECONDS = 60.0  # for the result of a fork
 
 T = TypeVar("T")
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep what is freed for the next minibatch; say whether it is there and does.
+    """Let glibc keep freed memory for the next minibatch; return whether that succeeded.
 
-    By default it gives large blocks back to the system and asks for fresh pages, which are zeroed one by one: up to a
+    By default it returns large blocks to the system and asks for fresh pages, which are zeroed one by one: up to a
     third of the time of an update on images, a quarter of one on many steps of CartPole.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
@@ -37,12 +37,12 @@ def keep_freed_memory() -> bool:
 
 
 def process_context() -> ForkServerContext | SpawnContext:
-    """Fork from a server that has imported torch once, where the system can."""
+    """Return the context to start processes in: forks of a server that has imported torch, where possible."""
     if os.name != "posix":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pgcli.experiment.run"])
-    if threading.current_thread() is not threading.main_thread():  # only that one has signal handlers
+    if threading.current_thread() is not threading.main_thread():  # which alone sets signal handlers
         forkserver.ensure_running()
         return context
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server inherits it: Ctrl-C is for the parent
@@ -54,25 +54,25 @@ def process_context() -> ForkServerContext | SpawnContext:
 
 
 def may_fork() -> bool:
-    """Say whether this process may be copied: it has one thread, so that no other one's lock is copied closed."""
+    """Return whether this process has one thread only: a fork would copy a lock that another thread holds."""
     try:
         return len(os.listdir("/proc/self/task")) == 1
-    except OSError:  # the system does not tell
+    except OSError:  # not on Linux
         return False
 
 
-class Aside(Generic[T]):
-    """Do `work` in a fork of this process, until the end of this context. `work` calls its argument now and then."""
+class ForkedTask(Generic[T]):
+    """Runs `work` in a fork of this process until the end of this context. `work` calls its argument repeatedly."""
 
     def __init__(self, work: Callable[[Check], T]) -> None:
         self._work = work
 
-    def __enter__(self) -> Aside[T]:
+    def __enter__(self) -> ForkedTask[T]:
         context = multiprocessing.get_context("fork")
-        self._answer, there = context.Pipe(duplex=False)
-        self._process = context.Process(target=self._do, args=(there, os.getpid()), daemon=True)
+        self._connection, child = context.Pipe(duplex=False)
+        self._process = context.Process(target=self._run, args=(child, os.getpid()), daemon=True)
         self._process.start()
-        there.close()
+        child.close()
         return self
 
     def __exit__(
@@ -81,28 +81,28 @@ class Aside(Generic[T]):
         self._process.kill()
         self._process.join()
         self._process.close()
-        self._answer.close()
+        self._connection.close()
 
     def result(self, check: Check) -> T | None:
-        """Wait for what `work` gives; None if it failed, was lost or does not answer. `check` is called meanwhile."""
+        """Wait for the result of `work`; None if the fork fails, dies or hangs. `check` is called meanwhile."""
         stop = time.monotonic() + PATIENCE_SECONDS
         try:
-            while not self._answer.poll(POLL_SECONDS):
+            while not self._connection.poll(POLL_SECONDS):
                 check()
                 if time.monotonic() > stop:
                     return None
-            result: T = pickle.loads(self._answer.recv_bytes())
+            result: T = pickle.loads(self._connection.recv_bytes())
             return result
         except (EOFError, OSError):
             return None
 
-    def _do(self, there: Connection, parent: int) -> None:
+    def _run(self, connection: Connection, parent: int) -> None:
         def check() -> None:
             if os.getppid() != parent:
                 os._exit(1)
 
         try:
-            self._answer.close()  # or nobody would be told that the parent reads no more
-            there.send_bytes(pickle.dumps(self._work(check)))
+            self._connection.close()  # so that writing fails when the parent is gone
+            connection.send_bytes(pickle.dumps(self._work(check)))
         finally:
-            os._exit(0)  # with whatever was raised: who waits does the work, and sees
+            os._exit(0)  # without the exception: the parent does the work itself, and meets it there

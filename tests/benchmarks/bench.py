@@ -302,8 +302,8 @@ def compare(
 
 TO_THE_FIRST_STEP = """
 import os, sys
-from pgcli.environments.forms import NativeEnvironments
-NativeEnvironments.step = lambda *_: os._exit(0)
+from pgcli.environments.vector import VectorEnvironments
+VectorEnvironments.step = lambda *_: os._exit(0)
 sys.argv = ["pgcli", "train", "cartpole", "--run-dir", os.path.join(__import__("tempfile").mkdtemp(), "run"), "--quiet"]
 from pgcli.__main__ import main
 main()
@@ -433,7 +433,7 @@ def parts_side(name: str) -> None:
     from pgcli.algorithm.batch import flatten
     from pgcli.algorithm.learner import Learner, build_agent
     from pgcli.config.schema import Config
-    from pgcli.environments.forms import make_environments
+    from pgcli.environments.make import make_environments
     from pgcli.sampling.chunks import EnvironmentCache
     from pgcli.sampling.executor import ChunkExecutor
     from pgcli.sampling.sampler import make_sampler

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pgcli.algorithm.batch import Batch
 from pgcli.algorithm.losses import Step
 from pgcli.algorithm.parts import PartName
-from pgcli.environments.failures import is_fault, told
+from pgcli.environments.failures import describe, is_user_error
 from pgcli.errors import UsageError, closest
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.activations import ACTIVATION_OF, ACTIVATIONS
@@ -123,9 +123,10 @@ def called(function: Any, name: str, rollouts: Rollouts, policy: TutorialPolicy,
     try:
         result = function(rollouts, policy, gamma)
     except BaseException as error:
-        if not is_fault(error):
+        if not is_user_error(error):
             raise
-        raise UsageError(f"{name} raised {told(error)}", f"`pgcli check {name}` tries it on small problems") from error
+        hint = f"`pgcli check {name}` tries it on small problems"
+        raise UsageError(f"{name} raised {describe(error)}", hint) from error
     fault = fault_of(result, policy.dim)
     if fault:
         raise UsageError(f"{name} returned {fault}", f"`pgcli check {name}` says more")
@@ -167,11 +168,11 @@ def load(location: str) -> Any:
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
-        if not is_fault(error):
+        if not is_user_error(error):
             raise
         main = 'what is to run as a program belongs under `if __name__ == "__main__":`'
         hint = f"install the package that has `{error.name}`" if isinstance(error, ModuleNotFoundError) else main
-        raise UsageError(f"{location}: running the file raised {told(error)}", hint) from error
+        raise UsageError(f"{location}: running the file raised {describe(error)}", hint) from error
     if not hasattr(module, name):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         close = closest(name, names)

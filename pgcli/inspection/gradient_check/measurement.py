@@ -27,7 +27,7 @@ from pgcli.algorithm.learner import build_agent
 from pgcli.algorithm.policy_gradient import estimate_gradient
 from pgcli.config.rules import violations
 from pgcli.config.schema import AlgorithmConfig, Config, EnvConfig, PolicyConfig, ValueConfig
-from pgcli.environments.forms import make
+from pgcli.environments.single import make_environment
 from pgcli.inspection.gradient_check.definitions import (
     flat,
     gradient,
@@ -151,7 +151,7 @@ def action_kind(config: Config) -> type:
     kinds = {"softmax": spaces.Discrete, "bernoulli": spaces.MultiBinary}
     if config.policy.distribution != "auto":
         return kinds.get(config.policy.distribution, spaces.Box)
-    with closing(make(config.env)) as env:
+    with closing(make_environment(config.env)) as env:
         others = (spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)
         return next((kind for kind in others if isinstance(env.action_space, kind)), spaces.Discrete)
 

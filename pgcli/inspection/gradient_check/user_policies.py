@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pgcli.environments.failures import is_fault, told
+from pgcli.environments.failures import describe, is_user_error
 from pgcli.inspection.gradient_check.definitions import flat, hidden_layer_scores
 from pgcli.policies.activations import ACTIVATIONS
 
@@ -33,9 +33,9 @@ def attempt(what: str, function: Callable[[], Any], when: str = "") -> Any:
     try:
         return function()
     except BaseException as error:
-        if not is_fault(error):
+        if not is_user_error(error):
             raise
-        raise CheckFailed(f"{what} raised {told(error)}{when}") from error
+        raise CheckFailed(f"{what} raised {describe(error)}{when}") from error
 
 
 def _sigmoid(z: Array) -> Array:

@@ -1,0 +1,135 @@
+"""Gymnasium's own vector form of an environment: all columns in one simulator, its state in arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from pgcli.config.schema import EnvConfig
+from pgcli.environments.failures import InvalidOutput, describe_outcome, is_user_error
+from pgcli.environments.outputs import Array, Step, is_finite, pack_observation
+from pgcli.environments.registry import build_vector
+from pgcli.errors import EnvironmentFailure
+from pgcli.policies.observations import Layout
+
+
+class VectorEnvironments:
+    """Environments in one vector form, with one generator, which is seeded with the first column's seed.
+
+    A column whose episode ended starts the next one by itself in the following step.
+    """
+
+    def __init__(self, config: EnvConfig, num_envs: int, render_mode: str | None = None) -> None:
+        self._config = config
+        self._envs = build_vector(config, num_envs, render_mode)
+        self.observation_space = self._envs.single_observation_space
+        self.action_space = self._envs.single_action_space
+        self.layout = Layout(self.observation_space)
+        self._seed, self._steps = 0, 0
+        self._obs: Array = np.zeros(())
+
+    def reset(self, seeds: Sequence[int]) -> Array:
+        """Start an episode in every column and return the observations, [N, …]."""
+        self._seed, self._steps = seeds[0], 0
+        try:
+            obs = pack_observation(self.layout, self._envs.reset(seed=seeds[0])[0], batch=True).copy()
+            if not is_finite(obs):
+                raise InvalidOutput("a non-finite observation")
+        except BaseException as error:
+            self._raise_failure("at the reset", error)
+        self._obs = obs
+        return obs
+
+    def seed(self, seed: int) -> None:
+        """Seed the generator, from which all later episodes start."""
+        self._seed, self._steps = seed, 0
+        self._envs.np_random = np.random.default_rng(seed)
+
+    def arrays(self) -> dict[str, Array]:
+        """Return copies of the simulator's arrays: its whole state, if `is_restorable`."""
+        attributes = sorted(vars(self._envs.unwrapped).items())
+        return {name: x.copy() for name, x in attributes if isinstance(x, np.ndarray) and x.dtype.kind in "biuf"}
+
+    def restore(self, arrays: dict[str, Array]) -> None:
+        """Set the simulator's arrays to those that `arrays` returned earlier."""
+        for name, array in arrays.items():
+            setattr(self._envs.unwrapped, name, array.copy())
+
+    def step(self, actions: Array, running: Array) -> Step:
+        """Execute the actions in every column; faults of columns that are not running are ignored."""
+        try:
+            obs, *others, _ = self._envs.step(actions.copy())
+            step = Step(pack_observation(self.layout, obs, batch=True).copy(), *map(np.array, others))
+            for name, values in (("reward", step.rewards), ("observation", step.obs)):
+                if not (is_finite(values) or is_finite(values[running])):
+                    raise InvalidOutput(f"a non-finite {name}")
+        except BaseException as error:
+            self._raise_failure(f"in step {self._steps}", error)
+        self._steps += 1
+        self._obs = step.obs
+        return step
+
+    def restart(self, columns: Sequence[int], seeds: Sequence[int]) -> Array:
+        """Return the observations of the last step, in which the ended columns started an episode without a seed."""
+        return self._obs
+
+    def render(self) -> Any:
+        """Return one picture per column, if the environments were built with a `render_mode`."""
+        return self._envs.render()
+
+    @property
+    def render_fps(self) -> float | None:
+        """Return the pictures per second of simulated time that the environment declares."""
+        return self._envs.metadata.get("render_fps")
+
+    def close(self) -> None:
+        """Free the resources of the simulator."""
+        try:
+            self._envs.close()
+        except BaseException as error:
+            self._raise_failure("at the close", error)
+
+    def _raise_failure(self, when: str, error: BaseException) -> NoReturn:
+        if not is_user_error(error):
+            raise error
+        what = f"the vector form of {self._config.id} {describe_outcome(error)} {when}"
+        message = f"{what} of the episodes with reset seed {self._seed}"
+        raise EnvironmentFailure(message, "env.vectorization=sync tells which episode it is") from error
+
+
+def is_restorable(envs: VectorEnvironments, spare: VectorEnvironments) -> bool:
+    """Return whether `spare` continues as `envs` does, once it has its arrays and its seed. Closes `spare`.
+
+    Both are stepped through the same 16 rows of random actions and must return the same bytes.
+    """
+    n, rows = len(envs.reset([0])), 16
+    spare.reset([1])
+    envs.action_space.seed(0)
+    actions = np.array([[envs.action_space.sample() for _ in range(n)] for _ in range(4 * rows)])
+    running = np.ones(n, bool)
+    for row in actions[rows:]:
+        envs.step(row, running)
+    spare.restore(envs.arrays())
+    results = []
+    for one in (envs, spare):
+        one.seed(2)
+        results.append([b"".join(x.tobytes() for x in one.step(row, running)) for row in actions[:rows]])
+    spare.close()
+    return results[0] == results[1]
+
+
+def select_column(arrays: dict[str, Array], single: dict[str, Array], column: int) -> dict[str, Array]:
+    """Return one column of a vector form's arrays, in the shapes of `single`, the arrays of a form with one column.
+
+    Raises: ValueError: if the shapes do not determine the axis of the columns.
+    """
+    selected = {}
+    for name, one in single.items():
+        array = arrays[name]
+        axes = [axis for axis, (n, m) in enumerate(zip(array.shape, one.shape, strict=True)) if n != m]
+        if len(axes) > 1 or any(one.shape[axis] != 1 for axis in axes):
+            raise ValueError(f"{name} of shape {array.shape} has no column of shape {one.shape}")
+        selected[name] = array if not axes else np.take(array, [column], axes[0])
+    return selected
