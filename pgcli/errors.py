@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,13 @@ class PgcliError(Exception):
 
     def __str__(self) -> str:
         return f"error: {self.message}" + (f"\nhint: {self.hint}" if self.hint else "")
+
+
+def closest(word: str, candidates: Iterable[str]) -> str | None:
+    """Return the candidate that is spelled most like `word`, for a did-you-mean; None if none is similar."""
+    import difflib  # only a mistake needs it
+
+    return next(iter(difflib.get_close_matches(word, list(candidates), n=1)), None)
 
 
 def typed(path: Path) -> str:

@@ -1,9 +1,53 @@
-"""What training tells: plain records, which the run directory and the display only consume."""
+"""The records of a run, and the columns of its tables: each metric is declared here, once.
+
+`METRICS`, `TIMING`, `EVALUATIONS`, `EPISODES` and `GRADIENTS` are the tables. A column has a name, a value in a record,
+a label, a unit and a meaning; CSV files, plots, `show`, displays and the logs of other tools derive from it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Generic, TypeVar, get_origin, get_type_hints
+
+Cell = str | int | float | None
+Number = float | None
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a number means and how it is shown; as the annotation of a field, it makes a column of it.
+
+    Args:
+        help: the meaning, beyond the name.
+        label, unit: on the axis of a plot; without a label, the name.
+        brief: the format in a display.
+        text: the values are words.
+        logarithmic: the values span powers of ten.
+    """
+
+    help: str
+    label: str = ""
+    unit: str = ""
+    brief: str = ""
+    text: bool = False
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True)
+class Column(Generic[R]):
+    """One column of a table: its name in the file, and its value in a record of type R; None leaves the cell empty."""
+
+    name: str
+    value: Callable[[R], Cell]
+    metric: Metric
+
+    @property
+    def axis(self) -> str:
+        """The words on an axis."""
+        unit = f" ({self.metric.unit})" if self.metric.unit else ""
+        return (self.metric.label or self.name.replace("_", " ")) + unit
 
 
 @dataclass(frozen=True)
@@ -11,17 +55,17 @@ class Sample:
     """Statistics of a sample of returns, in reward units. One value has no spread: None, not nan."""
 
     n: int
-    mean: float
-    standard_error: float | None
-    standard_deviation: float | None
-    median: float
-    min: float
-    max: float
+    mean: Annotated[float, Metric("over episodes", "mean return")]
+    standard_error: Annotated[Number, Metric("standard deviation / √n", "standard error of the mean return")]
+    standard_deviation: Annotated[Number, Metric("with n - 1", "standard deviation of the return")]
+    median: Annotated[float, Metric("over episodes", "median return")]
+    min: Annotated[float, Metric("over episodes", "smallest return")]
+    max: Annotated[float, Metric("over episodes", "largest return")]
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One training episode: a row of episodes.csv."""
+    """One training episode."""
 
     episode: int
     episode_return: float
@@ -30,50 +74,63 @@ class Episode:
     ended: str
 
 
+def _wide(help: str, label: str) -> Metric:
+    return Metric(help, label, logarithmic=True)
+
+
 @dataclass(frozen=True)
 class GradientEstimate:
-    """What an iteration's trajectories say of an estimator, a row of gradients.csv; None where it says nothing."""
+    """The variance of an estimator, measured on an iteration's trajectories; None where it is undefined.
 
-    estimator: str
-    trajectories: int
-    gradient_norm: float | None  # of the estimate of the whole batch
-    gradient_variance: float | None  # trace of its covariance, in squared units of the gradient
-    trajectory_variance: float | None  # the same of a single trajectory
-    snr: float | None  # squared norm of the true gradient over gradient_variance; below 0: nothing to be seen of it
-    trajectories_for_snr_1: float | None
-    variance_removed: float | None  # by the baseline, a share
-    cosine: float | None  # between this estimate and the config's own
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one update did; None where it does not apply. Losses to grad_norm are means over the policy's last epoch.
-
-    Each is measured before the step that it leads to, so after one step on data of its own the policy has approx_kl 0.
+    snr is the squared norm of the true gradient over gradient_variance. Below 0, the noise hides the signal.
     """
 
-    policy_loss: float | None  # None: the gradient is the user's own
-    entropy: float  # nats
-    grad_norm: float
-    learning_rate: float
-    value_loss: float | None = None
-    approx_kl: float | None = None  # KL(μ‖π) in nats, by k3
-    clip_fraction: float | None = None  # of the steps
-    effective_sample_size: float | None = None  # (Σ ρ)² / Σ ρ², in steps
-    explained_variance: float | None = None  # by V as it was before the update
-    update_epochs: int = 1  # the last of which target_kl may have cut short
-    clip_range: float | None = None
-    entropy_coef: float | None = None
-    zero_variance_groups: int | None = None
-    return_scale: float | None = None  # what rewards were divided by
-    action_standard_deviation: float | None = None  # mean over the entries of an action
-    action_clip_fraction: float | None = None  # of the entries
-    gradients: Sequence[GradientEstimate] = ()  # the config's own first, where they were measured
+    estimator: Annotated[str, Metric("RETURNS+BASELINE; the config's own comes first", text=True)]
+    trajectories: Annotated[int, Metric("their number N")]
+    gradient_norm: Annotated[Number, _wide("|g|", "norm of the gradient estimate")]
+    gradient_variance: Annotated[Number, _wide("v = tr Cov[g]", "variance of the gradient estimate")]
+    trajectory_variance: Annotated[Number, _wide("N v", "variance of one trajectory's gradient")]
+    snr: Annotated[Number, _wide("(|g|² - v) / v", "signal-to-noise ratio of the gradient")]
+    trajectories_for_snr_1: Annotated[Number, _wide("N / snr", "trajectories for a signal-to-noise ratio of 1")]
+    variance_removed: Annotated[Number, Metric("1 - v(A) / v(G)", "share of the variance that the baseline removes")]
+    cosine: Annotated[Number, Metric("g · g_own / (|g| |g_own|)", "cosine with the gradient that was taken")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """The metrics of one update; None where one does not apply. Losses to grad_norm are means over the last epoch.
+
+    Each is measured before the optimizer step that it leads to, so one step on fresh data has approx_kl 0.
+    """
+
+    policy_loss: Annotated[Number, Metric("None if the user's code computes the gradient")] = None
+    value_loss: Annotated[Number, Metric("of the value function", brief="loss {:.3g}")] = None
+    entropy: Annotated[Number, Metric("mean over steps", "entropy of the policy", "nats", "entropy {:.3f}")] = None
+    approx_kl: Annotated[Number, Metric("KL(μ‖π), by k3", "approximate KL divergence", "nats", "KL {:.2g}")] = None
+    clip_fraction: Annotated[Number, Metric("of the steps", brief="clipped {:.0%}")] = None
+    effective_sample_size: Annotated[Number, Metric("(Σ ρ)² / Σ ρ², in steps")] = None
+    explained_variance: Annotated[
+        Number, Metric("1 - Var[G - V] / Var[G], before the update", brief="explained variance {:.2f}")
+    ] = None
+    grad_norm: Annotated[Number, Metric("before clipping", "gradient norm", brief="gradient norm {:.3g}")] = None
+    learning_rate: Annotated[Number, Metric("of the policy")] = None
+    update_epochs: Annotated[int | None, Metric("target_kl may cut the last one short")] = None
+    clip_range: Annotated[Number, Metric("ε of the clipped objective")] = None
+    entropy_coef: Annotated[Number, Metric("weight of the entropy bonus")] = None
+    zero_variance_groups: Annotated[int | None, Metric("groups whose returns are all equal")] = None
+    return_scale: Annotated[Number, Metric("divisor of the rewards")] = None
+    action_standard_deviation: Annotated[Number, Metric("σ, mean over the entries of an action")] = None
+    action_clip_fraction: Annotated[Number, Metric("of the entries of the actions")] = None
+    gradients: Sequence[GradientEstimate] = ()  # the config's own first; empty unless they were measured
+
+    def __or__(self, other: Update) -> Update:
+        """Return this record completed by the metrics that `other` has."""
+        return replace(self, **{name: x for name, x in vars(other).items() if x is not None})
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that an iteration took, by its parts; `evaluate` is that of the policy it started from."""
+    """Seconds of an iteration, by part; `evaluate` is the evaluation before it."""
 
     elapsed: float
     collect: float
@@ -83,7 +140,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Iteration:
-    """One iteration: a row of metrics.csv, the episodes that ended in it, its timing."""
+    """One iteration: its metrics, the episodes that ended in it, its timing."""
 
     iteration: int
     env_steps: int
@@ -97,10 +154,15 @@ class Iteration:
     timing: Timing
     progress: float
 
+    @property
+    def steps_per_second(self) -> float:
+        """Environment steps per second of collecting and updating."""
+        return self.steps / max(self.timing.collect + self.timing.update, 1e-9)
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of the policy after `iteration` updates: a row of evaluations.csv."""
+    """One evaluation of the policy after `iteration` updates."""
 
     iteration: int
     env_steps: int
@@ -113,9 +175,86 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that the user should know."""
+    """A text that the user should read."""
 
     text: str
 
 
 Record = Iteration | Evaluation | Notice
+
+
+def _metrics(kind: type, of: Callable[[R], object], prefix: str = "", names: Sequence[str] = ()) -> Iterator[Column[R]]:
+    """Yield the columns of the fields of `kind`, or of those in `names`; `of` finds the object in a record."""
+    hints = get_type_hints(kind, include_extras=True)
+    metrics = {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
+
+    def value(name: str) -> Callable[[R], Any]:
+        return lambda record: getattr(of(record), name, None)
+
+    for name in names or metrics:
+        yield Column(f"{prefix}{name}", value(name), metrics[name])
+
+
+def _returns(of: Callable[[R], Sample | None], *names: str) -> Iterator[Column[R]]:
+    return _metrics(Sample, of, "return_", names)
+
+
+_ITERATION = Metric("from 0; of an evaluation, the number of updates before it")
+_ENV_STEPS = Metric("so far, an iteration's own included", "environment steps")
+_LENGTH = Metric("of the episodes", "mean length in steps")
+_DISCOUNTED = Metric("from each reset", "mean discounted return")
+
+METRICS: tuple[Column[Iteration], ...] = (
+    Column("iteration", lambda it: it.iteration, _ITERATION),
+    Column("env_steps", lambda it: it.env_steps, _ENV_STEPS),
+    Column("episodes", lambda it: it.episode_count, Metric("ended so far")),
+    *_returns(lambda it: it.returns, "mean", "standard_error", "standard_deviation", "min", "max"),
+    Column("length_mean", lambda it: it.length_mean, _LENGTH),
+    Column("discounted_return_mean", lambda it: it.discounted_return_mean, _DISCOUNTED),
+    *_metrics(Update, lambda it: it.update),
+)
+TIMING: tuple[Column[Iteration], ...] = (
+    Column("iteration", lambda it: it.iteration, _ITERATION),
+    Column("elapsed_seconds", lambda it: it.timing.elapsed, Metric("since the run began", "seconds of training")),
+    Column("collect_seconds", lambda it: it.timing.collect, Metric("of this iteration")),
+    Column("update_seconds", lambda it: it.timing.update, Metric("of this iteration")),
+    Column("evaluate_seconds", lambda it: it.timing.evaluate, Metric("of the evaluation before this iteration")),
+    Column("steps_per_second", lambda it: it.steps_per_second, Metric("of collecting and updating")),
+)
+EVALUATIONS: tuple[Column[Evaluation], ...] = (
+    Column("iteration", lambda it: it.iteration, _ITERATION),
+    Column("env_steps", lambda it: it.env_steps, _ENV_STEPS),
+    Column("mode", lambda it: it.mode, Metric("sampled or greedy", text=True)),
+    Column("evaluation_episodes", lambda it: it.returns.n, Metric("their number")),
+    *_returns(lambda it: it.returns, "mean", "standard_error", "standard_deviation"),
+    Column("length_mean", lambda it: it.length_mean, _LENGTH),
+    *_returns(lambda it: it.returns, "median", "min", "max"),
+    Column("discounted_return_mean", lambda it: it.discounted_return_mean, _DISCOUNTED),
+)
+EPISODES: tuple[Column[tuple[Iteration, Episode]], ...] = (
+    Column("iteration", lambda row: row[0].iteration, _ITERATION),
+    Column("episode", lambda row: row[1].episode, Metric("from 0")),
+    Column("return", lambda row: row[1].episode_return, Metric("sum of the rewards")),
+    Column("discounted_return", lambda row: row[1].discounted_return, Metric("Σ γ^t r_t from the reset")),
+    Column("length", lambda row: row[1].length, Metric("in steps")),
+    Column("ended", lambda row: row[1].ended, Metric("terminated, truncated or horizon", text=True)),
+)
+GRADIENTS: tuple[Column[tuple[Iteration, GradientEstimate]], ...] = (
+    Column("iteration", lambda row: row[0].iteration, _ITERATION),
+    Column("env_steps", lambda row: row[0].env_steps, _ENV_STEPS),
+    *_metrics(GradientEstimate, lambda row: row[1]),
+)
+COLUMNS: dict[str, Column[Any]] = {
+    column.name: column for table in (METRICS, TIMING, EVALUATIONS, EPISODES, GRADIENTS) for column in table
+}
+
+
+def axis(name: str) -> str:
+    """Return the words on an axis for a column, declared or not."""
+    return COLUMNS[name].axis if name in COLUMNS else name.replace("_", " ")
+
+
+def brief(update: Update, *names: str) -> list[str]:
+    """Write metrics of an update for a display, without those that do not apply."""
+    values = ((COLUMNS[name].metric.brief, getattr(update, name)) for name in names)
+    return [form.format(value).replace("%", " %") for form, value in values if value is not None]

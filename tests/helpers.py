@@ -16,10 +16,17 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.batch import Batch, flatten
+from pgcli.algorithm.gradients.autograd import Autograd
+from pgcli.algorithm.learner import Learner, build_agent
+from pgcli.algorithm.policy_gradient import PolicyGradient, estimate_gradient
 from pgcli.config.schema import Config
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.policy import Policy
+from pgcli.records import Update
+from pgcli.sampling.chunks import EnvironmentCache
+from pgcli.sampling.executor import ChunkExecutor
+from pgcli.sampling.segments import SegmentSampler
 
 Array = NDArray[Any]
 Episode = Sequence[tuple[int, float]]  # (action, reward) of each step
@@ -34,13 +41,23 @@ def config(**sections: Any) -> Config:
     return Config.model_validate(sections)
 
 
+def executor_for(settings: Config) -> ChunkExecutor:
+    """Build what runs chunks of these environments in this process."""
+    return ChunkExecutor(EnvironmentCache(settings.env))
+
+
+def segment_sampler(settings: Config) -> SegmentSampler:
+    """Build a sampler of segments in this process."""
+    return SegmentSampler(settings, executor_for(settings))
+
+
 def softmax_agent(logits: Sequence[float], **algorithm: Any) -> PolicyGradient:
     """Build an agent in float64 with π = softmax(logits) in every state: linear, and shown only zeros.
 
     So only the bias acts, and its gradient is that with respect to the logits.
     """
     settings = config(policy={"hidden_sizes": []}, algorithm=algorithm)
-    agent = PolicyGradient(spaces.Box(-1, 1, (1,)), spaces.Discrete(len(logits)), settings)
+    agent = build_agent(spaces.Box(-1, 1, (1,)), spaces.Discrete(len(logits)), settings)
     bias = list(agent.policy.double().parameters())[-1]
     with torch.no_grad():
         bias.copy_(torch.tensor(logits, dtype=torch.float64))
@@ -92,9 +109,24 @@ def log_probs(policy: Policy, obs: Tensor, actions: Tensor) -> Tensor:
     return policy.distribution.log_probs(policy(obs), actions)
 
 
+def learner_of(observation_space: spaces.Space[Any], action_space: spaces.Space[Any], settings: Config) -> Learner:
+    """Build an agent and the learner that updates it."""
+    return Learner(build_agent(observation_space, action_space, settings))
+
+
+def flat_batch(agent: PolicyGradient, batch: Trajectories) -> tuple[Batch, Update]:
+    """Return the batch that an update of the agent learns from."""
+    return flatten(agent, batch, agent.estimate(batch))
+
+
+def autograd(agent: PolicyGradient) -> Autograd:
+    """Return the gradient by autograd of any agent, so that its losses can be differentiated."""
+    return Autograd(agent.policy, agent.value, agent.losses)
+
+
 def ascent(agent: PolicyGradient, batch: Trajectories) -> Tensor:
     """Estimate ∇J with respect to the last bias: of a `softmax_agent`, the logits."""
-    return -agent.gradient(batch)[0][-1]
+    return -estimate_gradient(agent, batch)[0][-1]
 
 
 def moments(agent: PolicyGradient, world: World, n: int) -> tuple[Tensor, float]:

@@ -31,18 +31,24 @@ from pgcli.estimators import returns as returns_module
 from pgcli.estimators.baselines import mean_baseline
 from pgcli.inspection.gradient_check.definitions import flat
 from pgcli.inspection.gradient_check.measurement import (
-    at,
     batches_of,
-    check,
+    check_config,
     gradient_of_return,
     hotelling,
+    in_cell,
     measure,
-    name_of,
     problems_for,
 )
-from pgcli.inspection.gradient_check.problems import Continuous, Finite, begin, chain_world, corridor_world, grid_world
+from pgcli.inspection.gradient_check.problems import (
+    ContinuousProblem,
+    FiniteProblem,
+    chain_mdp,
+    corridor_mdp,
+    grid_mdp,
+    initialize_linear,
+)
 from pgcli.inspection.gradient_check.tables import table
-from pgcli.inspection.gradient_check.user_estimators import judge_own
+from pgcli.inspection.gradient_check.user_estimators import check_user_code
 from pgcli.policies.distributions import Gaussian, Softmax
 from pgcli.policies.policy import Policy
 from pgcli.runs import checkpoints
@@ -63,14 +69,14 @@ def found(settings: Config, name: str, kind: type = spaces.Discrete) -> Any:
 # ------------------------------------------------------------------------------------------- the gradients are the true
 
 
-def policy_for(problem: Finite | Continuous, **settings: Any) -> Policy:
+def policy_for(problem: FiniteProblem | ContinuousProblem, **settings: Any) -> Policy:
     small = PolicyConfig(hidden_sizes=[], **settings)
     policy = Policy(problem.observation_space, problem.action_space, small).double()
-    problem.start(policy)
+    problem.initialize(policy)
     return policy
 
 
-def true_gradient(problem: Finite | Continuous, policy: Policy, gamma: float) -> list[float]:
+def true_gradient(problem: FiniteProblem | ContinuousProblem, policy: Policy, gamma: float) -> list[float]:
     gradient: list[float] = gradient_of_return(problem, policy, gamma).tolist()
     return gradient
 
@@ -105,7 +111,7 @@ def test_the_chain_has_its_closed_form() -> None:
 
 @pytest.mark.parametrize("name", ["gaussian", "tanh_gaussian", "state_dependent_gaussian"])
 def test_the_target_has_its_closed_form(name: str) -> None:
-    problem = Continuous("target", "", 1, 4, bounded=name == "tanh_gaussian")
+    problem = ContinuousProblem("target", "", 1, 4, bounded=name == "tanh_gaussian")
     policy = policy_for(problem, distribution=name)
     gradient = true_gradient(problem, policy, 0.9)
     mean, variance = -0.1, 0.49  # -0.4 s + 0.3 at s = 1
@@ -122,7 +128,7 @@ def test_the_target_has_its_closed_form(name: str) -> None:
 
 def test_the_linear_quadratic_problem_has_the_return_of_its_episodes() -> None:
     """Two steps by quadrature over both actions, which is exact for polynomials; differences for the gradient."""
-    problem = Continuous("lqr", "", 2, 4)
+    problem = ContinuousProblem("lqr", "", 2, 4)
     policy = policy_for(problem)
     nodes, weights = np.polynomial.hermite_e.hermegauss(8)
     weights = weights / weights.sum()
@@ -146,7 +152,7 @@ def test_the_linear_quadratic_problem_has_the_return_of_its_episodes() -> None:
 
 def test_going_backwards_through_a_grid_is_summing_over_its_episodes() -> None:
     told, solved = (
-        Finite("grid", "", grid_world(2, 0.2, 3), spaces.Discrete, 2, sampled=sampled) for sampled in (False, True)
+        FiniteProblem("grid", "", grid_mdp(2, 0.2, 3), spaces.Discrete, 2, sampled=sampled) for sampled in (False, True)
     )
     policy = policy_for(told)
     assert true_gradient(solved, policy, 0.9) == pytest.approx(true_gradient(told, policy, 0.9), abs=EXACT)
@@ -154,8 +160,8 @@ def test_going_backwards_through_a_grid_is_summing_over_its_episodes() -> None:
 
 @pytest.mark.parametrize("kind", [spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary])
 def test_every_batch_and_every_segment_is_told_once(kind: type) -> None:
-    for world, rows_ in product((chain_world(3, 1.0, 2.0), corridor_world(3)), (None, 2, 4, 7)):
-        problem = Finite("", "", world, kind, 2, rows=rows_)
+    for world, rows_ in product((chain_mdp(3, 1.0, 2.0), corridor_mdp(3)), (None, 2, 4, 7)):
+        problem = FiniteProblem("", "", world, kind, 2, rows=rows_)
         data = problem.data(policy_for(problem), 0, np.random.default_rng(0))
         assert data.probabilities is not None
         assert data.probabilities.sum() == pytest.approx(1, abs=EXACT)
@@ -182,9 +188,8 @@ ON_OWN_DATA = [  # there, the objectives differ in no expectation: one for each 
 @pytest.mark.parametrize("cell", ON_OWN_DATA, ids="-".join)
 def test_a_cell_is_what_the_grid_says(cell: tuple[str, str, str]) -> None:
     """On the chain, which nothing cuts, with λ = 1, where V is a baseline."""
-    settings = at(given(*IN_FULL, "algorithm.gae_lambda=1"), *cell)
+    settings = in_cell(given(*IN_FULL, "algorithm.gae_lambda=1"), *cell)
     assert not list(violations(settings))
-    assert name_of(settings) == " × ".join(cell)
     one = found(settings, "chain")
     assert one.verdict == {"exact": "unbiased"}.get(CELLS[cell], CELLS[cell])
     assert one.exact
@@ -210,7 +215,7 @@ OTHERS = [
 
 @pytest.mark.parametrize(("overrides", "kind"), OTHERS, ids=str)
 def test_other_estimators_are_biased_as_their_definition_has_it(overrides: str, kind: type) -> None:
-    result = check(given(overrides), kind, sampled=False)
+    result = check_config(given(overrides), kind, sampled=False)
     assert result["verdict"] == "biased by design"
     assert "wrong" not in [one["verdict"] for one in result["problems"]]
     assert result["reasons"]
@@ -226,7 +231,7 @@ def test_segments_are_tried_on_segments() -> None:
 @pytest.mark.parametrize("distribution", ["gaussian", "tanh_gaussian", "state_dependent_gaussian"])
 def test_continuous_actions_are_sampled_and_unbiased(distribution: str) -> None:
     settings = given(*IN_FULL, "algorithm.baseline=leave_one_out", f"policy.distribution={distribution}")
-    result = check(settings, spaces.Box)
+    result = check_config(settings, spaces.Box)
     assert result["verdict"] == "unbiased", [one["p_value"] for one in result["problems"]]
     for one in result["problems"]:
         assert one["bias_low"] - 0.05 < 0 < one["bias_high"] + 0.05
@@ -311,7 +316,8 @@ def test_hotellings_test_is_students_in_one_dimension_and_keeps_its_rate_in_seve
 
 
 def test_the_table_is_plain_in_a_pipe_and_has_colours_on_a_terminal() -> None:
-    result = check(given("algorithm.baseline=mean"), spaces.Discrete, sampled=False)
+    result = check_config(given("algorithm.baseline=mean"), spaces.Discrete, sampled=False)
+    assert result["estimator"] == "reward_to_go × mean × policy_gradient"
     plain, coloured = table(result, terminal=False), table(result, terminal=True)
     assert "\x1b" not in plain
     assert "\x1b[" in coloured
@@ -542,7 +548,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", [*RIGHT, *BIASED, *WRONG])
 def test_a_students_estimator_is_told_what_it_is(name: str, here: Path) -> None:
-    result = judge_own(f"student.py:{name}")
+    result = check_user_code(f"student.py:{name}")
     verdict = "unbiased" if name in RIGHT else "biased by design" if name in BIASED else "wrong"
     assert (result["verdict"], len(result["reasons"])) == (verdict, len(({} | BIASED | WRONG).get(name, [])))
     for reason, words in zip(result["reasons"], ({} | BIASED | WRONG).get(name, []), strict=True):
@@ -554,10 +560,10 @@ def test_the_example_of_the_page_is_right_and_its_mistake_is_told(tmp_path: Path
     page = (Path(__file__).parent.parent / "docs/check.md").read_text()
     example = page.partition("```python\n")[2].partition("```")[0]
     (tmp_path / "my.py").write_text(example)
-    assert judge_own(str(tmp_path / "my.py:reinforce"))["verdict"] == "unbiased"
+    assert check_user_code(str(tmp_path / "my.py:reinforce"))["verdict"] == "unbiased"
     wrong = example.replace("torch.cumsum(scores, dim=0)", "scores")
     (tmp_path / "wrong.py").write_text(wrong)
-    result = judge_own(str(tmp_path / "wrong.py:reinforce"))
+    result = check_user_code(str(tmp_path / "wrong.py:reinforce"))
     shown = [line.strip() for line in table(result, terminal=False).splitlines()[1:9]]
     assert "\n".join(shown) in "\n".join(line.strip() for line in page.splitlines())
 
@@ -730,7 +736,7 @@ def test_a_students_policy_class_is_told_what_it_is(
 ) -> None:
     (tmp_path / "network.py").write_text(NETWORK)
     monkeypatch.chdir(tmp_path)
-    result = judge_own(f"network.py:{name}")
+    result = check_user_code(f"network.py:{name}")
     assert result["verdict"] == ("wrong" if reasons else "unbiased")
     for told, words in ((result["reasons"], reasons), (result["notes"], notes)):
         assert len(told) == len(words), told
@@ -751,7 +757,7 @@ def test_the_tutorials_class_from_the_command_line(tmp_path: Path) -> None:
 def test_the_adapters_score_is_the_gradient_of_the_log_probability(activation: Any, hidden_sizes: list[int]) -> None:
     space = spaces.Discrete(3, start=2)
     policy = Policy(spaces.Box(-1, 1, (2,)), space, PolicyConfig(hidden_sizes=hidden_sizes, activation=activation))
-    begin(policy)
+    initialize_linear(policy)
     adapter, state = TutorialPolicy(policy), np.array([0.3, -0.8], np.float32)
     for action in (2, 3, 4):
         log_prob = policy.distribution.log_probs(policy(torch.from_numpy(state)[None]), torch.tensor([action]))[0]

@@ -609,7 +609,8 @@ def test_a_segment_in_which_no_episode_ends_leaves_returns_empty(tmp_path: Path)
 def test_a_bug_in_one_run_does_not_keep_the_others_from_running(monkeypatch: pytest.MonkeyPatch) -> None:
     from pgcli.config import Config
     from pgcli.experiment import jobs
-    from pgcli.experiment.run import Outcome, Request
+    from pgcli.experiment.recorder import Outcome
+    from pgcli.experiment.run import Request
 
     def run(request: Request, *others: object) -> Outcome:
         if request.config.seed == 0:

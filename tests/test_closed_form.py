@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import config, random_batch
+from helpers import autograd, config, learner_of, random_batch
 from torch import Tensor
 
-from pgcli.algorithm.descent import Batch
-from pgcli.algorithm.gradients.closed_form import is_plain
+from pgcli.algorithm.batch import Batch
+from pgcli.algorithm.gradients.closed_form import has_closed_form
+from pgcli.algorithm.learner import build_agent
 from pgcli.algorithm.optimizers import unflattened
 from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.estimators.objectives import value_slope
@@ -44,7 +44,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 def agent_of(space: spaces.Space[Any], *, obs: spaces.Space[Any] | None = None, **sections: Any) -> PolicyGradient:
     settings = config(**{"policy": {"hidden_sizes": [6, 5]}} | sections)
     torch.manual_seed(0)
-    agent = PolicyGradient(obs or spaces.Box(-9, 9, (3,)), space, settings)
+    agent = build_agent(obs or spaces.Box(-9, 9, (3,)), space, settings)
     for module in (agent.policy, agent.value):
         if module is not None:
             for parameter in module.double().parameters():
@@ -67,25 +67,35 @@ def batch_of(agent: PolicyGradient, obs: Tensor) -> Batch:
         behavior = distribution.log_probs(outputs, actions) + 0.3 * normal(M)
         values = normal(M) if agent.value is None else agent.value(agent.policy, obs) + 0.3 * normal(M)
     assert actor is not None
-    batch = Batch(obs, actions, normal(M), normal(M).abs(), normal(M), values, behavior)
-    return replace(batch, read=agent.policy.encode(obs))
+    return Batch(
+        obs=obs,
+        inputs=agent.gradient.inputs(obs),
+        actions=actions,
+        advantages=normal(M),
+        weights=normal(M).abs(),
+        returns=normal(M),
+        values=values,
+        behavior_log_probs=behavior,
+        on_policy=False,
+        sequences=None,
+        trajectories=random_batch(),
+    )
 
 
 def assert_same(agent: PolicyGradient, batch: Batch, of: Any) -> None:
-    assert is_plain(agent.policy, agent.value)
+    assert has_closed_form(agent.policy, agent.value)
     with torch.no_grad():
-        gradient, terms = agent.losses.step_of(batch, of, 0.25)
-    expected, expected_terms = agent.losses.step_of(replace(batch, read=None), of, 0.25)
-    optimizer = agent.value_optimizer if of == "value" else agent.optimizer
-    assert optimizer is not None
+        gradient, terms = agent.gradient(batch, of, 0.25)
+    expected, expected_terms = autograd(agent)(batch, of, 0.25)
+    (optimizer,) = (part.optimizer for part in agent.parts if part.name == of)
     parts = [unflattened(vector, optimizer.parameters) for vector in (gradient, expected)]
     for number, (one, other) in enumerate(zip(*parts, strict=True)):
         assert other.abs().max() > 1e-6, number  # none is trivially equal
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
-    found, autograd = terms(), expected_terms()
-    assert found.keys() == autograd.keys()
+    found, wanted = terms(), expected_terms()
+    assert found.keys() == wanted.keys()
     for name, term in found.items():
-        assert term.item() == pytest.approx(autograd[name].item(), rel=1e-10), name
+        assert term.item() == pytest.approx(wanted[name].item(), rel=1e-10), name
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -149,15 +159,15 @@ def test_others_are_left_to_autograd() -> None:
     box = SPACES["gaussian"]
     for distribution in ("tanh_gaussian", "state_dependent_gaussian"):
         agent = agent_of(box, policy={"distribution": distribution})
-        assert not is_plain(agent.policy, None)
-    assert not is_plain(agent_of(box, policy={"memory": "gru"}).policy, None)
+        assert not has_closed_form(agent.policy, None)
+    assert not has_closed_form(agent_of(box, policy={"memory": "gru"}).policy, None)
     pictures = agent_of(box, obs=spaces.Box(0, 255, (8, 8, 3), np.uint8))
-    assert not is_plain(pictures.policy, None)
+    assert not has_closed_form(pictures.policy, None)
 
 
 def test_an_update_takes_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that equal gradients are not those of one and the same way."""
-    agent = PolicyGradient(spaces.Box(-9, 9, (3,)), spaces.Discrete(4), config())
+    agent = learner_of(spaces.Box(-9, 9, (3,)), spaces.Discrete(4), config())
     monkeypatch.setattr(torch.autograd, "grad", None)
     agent.update(random_batch(torch.float32))
 

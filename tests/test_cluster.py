@@ -24,15 +24,17 @@ from test_workers import EPISODES, SEGMENTS, SHORT, THREE, digests, run
 
 from pgcli.config import load_config
 from pgcli.errors import EnvironmentFailure, RunDirectoryError, UsageError
+from pgcli.experiment.build import environments_of, worker_pool
 from pgcli.experiment.cluster import _Remote
 from pgcli.experiment.jobs import run_all
-from pgcli.experiment.run import Outcome, Request, build_agent, check_request, crew_of, environments_of
+from pgcli.experiment.recorder import Outcome
+from pgcli.experiment.run import Request, check_request
 from pgcli.records import Iteration, Record
 from pgcli.report.logs import logged
 from pgcli.sampling import ray_pool as actors
-from pgcli.sampling.pool import automatic
-from pgcli.sampling.process_pool import Workers
-from pgcli.sampling.rollout import Chunks
+from pgcli.sampling.chunks import EnvironmentCache
+from pgcli.sampling.pool import WorkerPool, worker_count
+from pgcli.sampling.process_pool import ProcessPool
 from pgcli.system import ray_cluster as cluster
 from pgcli.system.ray_cluster import check_versions, cores, join, versions
 
@@ -342,31 +344,27 @@ def test_other_versions_are_refused_with_the_difference() -> None:
     [(8, 4, False, 4), (4, 8, False, 4), (8, 1, False, 0), (1, 8, False, 0), (0, 8, False, 0), (8, 8, True, 0)],
 )
 def test_auto_is_a_core_and_a_chunk_for_each(cores: int, chunks: int, native: bool, workers: int) -> None:
-    assert automatic(cores, chunks, native) == workers
+    assert worker_count(cores, chunks, native) == workers
 
 
-def automatic_crew(share: int, *words: str) -> Workers | None:
+def automatic_pool(share: int, *words: str) -> WorkerPool:
     config = load_config(words[0], [*words[1:], "sampling.workers=auto"])
-    chunks = Chunks(environments_of(config))
-    build_agent(config, chunks)
-    crew = crew_of(config, chunks, share, lambda: None)
-    chunks.close()
-    assert crew is None or isinstance(crew, Workers)
-    return crew
+    environments = EnvironmentCache(environments_of(config))
+    pool = worker_pool(config, environments, share, lambda: None)
+    environments.close()
+    assert isinstance(pool, ProcessPool) == (pool.count > 0)
+    return pool
 
 
 def test_auto_looks_at_cores_chunks_and_the_vector_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgcli.experiment.run.cores", lambda: 4)
+    monkeypatch.setattr("pgcli.experiment.build.cores", lambda: 4)
     eight = ("env.num_envs=8", "env.chunk_size=1", "rollout.episodes=8")
-    crew = automatic_crew(1, "acrobot/baseline", *eight)
-    assert crew is not None
-    assert crew.count == 4
-    shared = automatic_crew(2, "acrobot/baseline", *eight)
-    assert shared is not None
-    assert shared.count == 2
-    assert automatic_crew(4, "acrobot/baseline", *eight) is None
-    assert automatic_crew(1, "cartpole", *eight) is None
-    assert automatic_crew(1, "acrobot/baseline", "env.num_envs=8", "env.chunk_size=null", "rollout.episodes=8") is None
+    assert automatic_pool(1, "acrobot/baseline", *eight).count == 4
+    assert automatic_pool(2, "acrobot/baseline", *eight).count == 2
+    assert automatic_pool(4, "acrobot/baseline", *eight).count == 0
+    assert automatic_pool(1, "cartpole", *eight).count == 0
+    one = ("env.num_envs=8", "env.chunk_size=null", "rollout.episodes=8")
+    assert automatic_pool(1, "acrobot/baseline", *one).count == 0
 
 
 def test_the_cores_are_those_that_this_process_is_bound_to() -> None:

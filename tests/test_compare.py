@@ -17,10 +17,10 @@ import pytest
 from command_line import Command, pgcli
 
 from pgcli.errors import ConfigError, RunDirectoryError, UsageError
-from pgcli.report.scores import paired_difference
-from pgcli.studies.comparison import examine, read_run, report, sentence
+from pgcli.report.statistics import paired_difference
+from pgcli.studies.comparison import RunSummary, analyze, conclusion, read_run, write_report
 from pgcli.studies.page import markdown, plain, table
-from pgcli.studies.variants import plan, split_values
+from pgcli.studies.variants import parse_comparison, split_values
 
 TINY = (
     "cartpole algorithm.baseline=none,mean training.env_steps=600 rollout.episodes=6 env.num_envs=6 "
@@ -52,13 +52,13 @@ def write_run(path: Path, returns: Sequence[float], status: str = "finished", **
     return path
 
 
-def compared(tmp_path: Path, arms: Mapping[str, Sequence[Sequence[float]]], **more: Any) -> dict[str, Any]:
-    """Examine runs with these evaluations, by arm and seed."""
+def compared(tmp_path: Path, variants: Mapping[str, Sequence[Sequence[float]]], **more: Any) -> dict[str, Any]:
+    """Analyze runs with these evaluations, by variant and seed."""
     runs = {
         label: [read_run(write_run(tmp_path / label / f"{k}", x, **more), k) for k, x in enumerate(seeds)]
-        for label, seeds in arms.items()
+        for label, seeds in variants.items()
     }
-    return examine(runs)
+    return analyze(runs)
 
 
 @pytest.mark.parametrize(
@@ -78,27 +78,27 @@ def test_values_are_split_at_the_commas_outside_brackets_and_quotes(text: str, v
     assert split_values(text) == values
 
 
-def test_the_arms_are_the_product_of_the_values_with_one_budget_for_all() -> None:
+def test_the_variants_are_the_product_of_the_values_with_one_budget_for_all() -> None:
     words = ["policy.hidden_sizes=[8],[4,4]", "algorithm.gamma=0.9,0.99,1.0", "training.env_steps=1e3"]
-    comparison = plan("cartpole", words, [3, 5], None)
+    comparison = parse_comparison("cartpole", words, [3, 5], None)
     assert comparison.folder == Path("runs/cartpole-compare-hidden_sizes-gamma")
-    assert [(arm.config.policy.hidden_sizes, arm.config.algorithm.gamma) for arm in comparison.arms] == [
-        (sizes, gamma) for sizes in ([8], [4, 4]) for gamma in (0.9, 0.99, 1.0)
-    ]
-    assert comparison.arms[-1].label == "hidden_sizes=[4,4], gamma=1.0"
-    assert {arm.config.training.env_steps for arm in comparison.arms} == {1000}
-    assert {arm.config.evaluation.stop_at_return for arm in comparison.arms} == {None}
+    assert [
+        (variant.config.policy.hidden_sizes, variant.config.algorithm.gamma) for variant in comparison.variants
+    ] == [(sizes, gamma) for sizes in ([8], [4, 4]) for gamma in (0.9, 0.99, 1.0)]
+    assert comparison.variants[-1].label == "hidden_sizes=[4,4], gamma=1.0"
+    assert {variant.config.training.env_steps for variant in comparison.variants} == {1000}
+    assert {variant.config.evaluation.stop_at_return for variant in comparison.variants} == {None}
     assert "stop_at_return" in comparison.notices[0]
     assert [config.seed for config, _ in comparison.runs] == [3] * 6 + [5] * 6
     assert len({path for _, path in comparison.runs}) == 12
 
 
 def test_a_budget_of_iterations_of_segments_is_one_of_env_steps() -> None:
-    words = ["cartpole/ppo", ["algorithm.gamma=0.9,0.99", "training.env_steps=null", "training.iterations=7"]]
-    (first, *_), notices = (lambda c: (c.arms, c.notices))(plan(words[0], words[1], [0], None))  # type: ignore[arg-type]
-    assert first.config.training.env_steps == 7 * 32 * 8
-    assert first.config.training.iterations is None
-    assert "1,792 env steps" in notices[0]
+    words = ["algorithm.gamma=0.9,0.99", "training.env_steps=null", "training.iterations=7"]
+    comparison = parse_comparison("cartpole/ppo", words, [0], None)
+    training = comparison.variants[0].config.training
+    assert (training.env_steps, training.iterations) == (7 * 32 * 8, None)
+    assert "1,792 env steps" in comparison.notices[0]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_budget_of_iterations_of_segments_is_one_of_env_steps() -> None:
 )
 def test_what_cannot_be_compared_fairly_is_refused_with_a_mend(words: list[str], told: str) -> None:
     with pytest.raises((UsageError, ConfigError)) as error:
-        plan("cartpole", words, [0], None)
+        parse_comparison("cartpole", words, [0], None)
     assert told in str(error.value)
     assert error.value.exit_code == 2
 
@@ -134,21 +134,21 @@ def test_a_run_that_did_not_finish_counts_with_the_lower_of_its_first_and_last_e
         read_run(write_run(tmp_path / "bad/1", [9, 4], "failed"), 1),
         read_run(tmp_path / "bad/2", 2),  # never came to its first evaluation
     ]
-    result = examine({"good": good, "bad": bad})
+    result = analyze({"good": good, "bad": bad})
     assert [row["final_return"] for row in result["runs"]] == [50, 50, 50, 2, 4, 1]
     assert (result["arms"][1]["diverged"], result["arms"][1]["failed"]) == (1, 2)
     assert "`bad`, seed 0: diverged at iteration 1: the loss is inf. It counts with 2.0" in result["notes"][0]
     assert result["notes"][2] == "`bad`, seed 2: not started at iteration 0. It counts with 1.000, the lowest of all."
     with pytest.raises(RunDirectoryError, match="not one run has an evaluation"):
-        examine({"bad": bad[2:]})
+        analyze({"bad": bad[2:]})
 
 
 def test_the_threshold_is_the_environment_s_or_nine_tenths_of_the_way(tmp_path: Path) -> None:
-    arms = {"a": [[0, 40, 100]] * 2, "b": [[0, 95, 20]] * 2}
-    registered = compared(tmp_path / "1", arms, threshold=30)
+    variants = {"a": [[0, 40, 100]] * 2, "b": [[0, 95, 20]] * 2}
+    registered = compared(tmp_path / "1", variants, threshold=30)
     assert registered["threshold"] == 30
     assert [arm["steps_median"] for arm in registered["arms"]] == [100, 100]
-    chosen = compared(tmp_path / "2", arms)
+    chosen = compared(tmp_path / "2", variants)
     assert chosen["threshold"] == 90
     assert [(arm["reached"], arm["steps_median"]) for arm in chosen["arms"]] == [(2, 200), (2, 100)]
     nothing = compared(tmp_path / "3", {"a": [[9, 5]] * 2, "b": [[9, 4]] * 2})
@@ -157,39 +157,40 @@ def test_the_threshold_is_the_environment_s_or_nine_tenths_of_the_way(tmp_path: 
 
 
 def test_gradients_are_each_run_s_median_by_estimator(tmp_path: Path) -> None:
-    runs: dict[str, list[Any]] = {}
-    for arm, factor in (("a", 1), ("b", 10)):
+    runs: dict[str, list[RunSummary]] = {}
+    for label, factor in (("a", 1), ("b", 10)):
         for seed in range(2):
-            path = write_run(tmp_path / arm / f"{seed}", [0, 1])
+            path = write_run(tmp_path / label / f"{seed}", [0, 1])
             lines = [
                 f"{k},{100 * k},{name},{factor * x * (seed + 1)},{x}" for k, x in enumerate((1, 2, 9)) for name in "pq"
             ]
             head = "iteration,env_steps,estimator,gradient_variance,snr"
             (path / "gradients.csv").write_text("\n".join([head, *lines]) + "\n")
-            runs.setdefault(arm, []).append(read_run(path, seed))
-    found = examine(runs)["gradients"]
+            runs.setdefault(label, []).append(read_run(path, seed))
+    found = analyze(runs)["gradients"]
     assert [(row["arm"], row["estimator"], row["gradient_variance"], row["snr"]) for row in found] == [
-        (arm, name, value, 2) for arm, value in (("a", 3), ("b", 30)) for name in "pq"
+        (label, name, value, 2) for label, value in (("a", 3), ("b", 30)) for name in "pq"
     ]
 
 
 def test_a_sentence_says_what_is_shown_what_is_not_and_what_would_show_it() -> None:
     x = np.array([10.0, 12, 14, 11, 13])
-    shown = sentence("a", "b", paired_difference(x, x - np.array([5, 6, 5, 6, 5])))
+    shown = conclusion("a", "b", paired_difference(x, x - np.array([5, 6, 5, 6, 5])))
     assert shown == "`a` is above `b` by 5.4 (4.7 to 6.1; 5 paired seeds): shown."
-    turned = sentence("a", "b", paired_difference(x - np.array([5, 6, 5, 6, 5]), x))
+    turned = conclusion("a", "b", paired_difference(x - np.array([5, 6, 5, 6, 5]), x))
     assert turned == shown.replace("`a` is above `b`", "`b` is above `a`")
-    open_ = sentence("a", "b", paired_difference(x, x - np.array([5, -4, 5, -4, 0])))
+    open_ = conclusion("a", "b", paired_difference(x, x - np.array([5, -4, 5, -4, 0])))
     assert open_.startswith("`a` above `b` by 0.4 (-")
     assert "not shown with 5 paired seeds; about 998 would show it." in open_
-    assert "nothing is shown" in sentence("a", "b", paired_difference(x[:1], x[1:2]))
-    assert "the same return on each of 5 seeds" in sentence("a", "b", paired_difference(x, x))
+    assert "nothing is shown" in conclusion("a", "b", paired_difference(x[:1], x[1:2]))
+    assert "the same return on each of 5 seeds" in conclusion("a", "b", paired_difference(x, x))
 
 
 def test_one_seed_has_no_intervals_and_json_has_no_nan(tmp_path: Path) -> None:
-    paths = {arm: {0: write_run(tmp_path / arm, [0, x])} for arm, x in (("a|x", 5), ("b", 7))}
-    config = plan("cartpole", ["algorithm.gamma=0.9,1.0", "training.env_steps=100"], [0], None).arms[0].config
-    result = report(tmp_path / "out", config, paths, None, ["compare"])
+    paths = {label: {0: write_run(tmp_path / label, [0, x])} for label, x in (("a|x", 5), ("b", 7))}
+    words = ["algorithm.gamma=0.9,1.0", "training.env_steps=100"]
+    config = parse_comparison("cartpole", words, [0], None).variants[0].config
+    result = write_report(tmp_path / "out", config, paths, None, ["compare"])
     assert math.isnan(result["arms"][0]["iqm_low"])
     json.dumps(plain(result), allow_nan=False)
     page = markdown(result)

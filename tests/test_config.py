@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pgcli.config import Config, config_from_data, load_config, override, shipped_configs, to_data, to_yaml
+from pgcli.config.rules import RULES, Not, Rule
 from pgcli.config.yaml import MAX_DEPTH, parse
 from pgcli.errors import ConfigError
 
@@ -284,6 +285,15 @@ def test_the_json_schema_explains_every_key_to_an_editor() -> None:
     assert algorithm["properties"]["returns"]["enum"] == ["total", "reward_to_go", "lambda_return", "vtrace"]
     kinds = schema["$defs"]["EnvConfig"]["properties"]["wrappers"]["items"]["anyOf"]
     assert kinds == [{"type": "string"}, {"$ref": "#/$defs/WrapperConfig"}]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: "+".join(rule.when))
+def test_a_rule_names_keys_and_values_that_exist(rule: Rule) -> None:
+    for key, wanted in rule.when.items():
+        section, name, *_ = key.split(".")
+        assert name in type(getattr(Config(), section)).model_fields
+        if not callable(wanted):
+            Config.model_validate({section: {name: wanted.value if isinstance(wanted, Not) else wanted}})
 
 
 # --- importing

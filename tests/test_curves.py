@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import re
+import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgcli.errors import ConfigError, PgcliError, RunDirectoryError
-from pgcli.report.curves import plot
+from pgcli.report.plots import plot
 from pgcli.report.statistics import Curve, aggregate, bootstrap_interval, smoothed
 
 
@@ -101,15 +102,21 @@ def test_one_run_has_the_standard_error_of_its_evaluation_episodes(tmp_path: Pat
     assert [row["low"] for row in other] == ["", ""]
 
 
+@pytest.mark.parametrize("stat", ["mean", "iqm"])
+def test_one_run_is_drawn_without_importing_scipy(stat: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)  # an import raises
+    assert column(drawn([write_run(tmp_path / "run", [10, 20])], tmp_path, stat=stat), "center") == [10, 20]
+
+
 def test_the_bootstrap_interval_of_two_values_reaches_both(tmp_path: Path) -> None:
-    low, high = bootstrap_interval(np.array([[0.0, 1.0], [5.0, 5.0]]), "mean")
+    low, high = bootstrap_interval([np.array([[0.0, 1.0], [5.0, 5.0]])], np.mean)
     assert low.tolist() == [0, 5]  # a quarter of the resamples takes the same value twice
     assert high.tolist() == [1, 5]
 
 
 def test_the_bootstrap_interval_of_many_normal_values_is_that_of_their_mean() -> None:
     values = np.random.default_rng(1).normal(size=(1, 400))
-    low, high = bootstrap_interval(values, "mean")
+    low, high = bootstrap_interval([values], np.mean)
     error = values.std() / 20
     assert high[0] - low[0] == pytest.approx(2 * 1.96 * error, rel=0.05)
 

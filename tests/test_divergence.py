@@ -13,14 +13,15 @@ import pytest
 import torch
 from command_line import pgcli
 from gymnasium import spaces
-from helpers import config, random_batch
+from helpers import config, learner_of, random_batch
 
-from pgcli.algorithm.descent import Batch, minibatches
-from pgcli.algorithm.losses import Losses
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.batch import Batch, flatten, minibatches
+from pgcli.algorithm.gradients.closed_form import ClosedForm
+from pgcli.algorithm.learner import Learner
 from pgcli.errors import Diverged
+from pgcli.experiment.recorder import Context
 from pgcli.experiment.run import Request, run_experiment
-from pgcli.records import Iteration, Notice, Record
+from pgcli.records import Iteration, Notice, Record, Update
 from pgcli.runs import checkpoints
 
 CLIP: dict[str, Any] = {"objective": "clip", "baseline": "value", "update_epochs": 2, "num_minibatches": 2}
@@ -33,12 +34,12 @@ NORMALIZED: dict[str, Any] = {
 BATCH = random_batch(dtype=torch.float32)
 
 
-def agent_with(algorithm: dict[str, Any], action_space: spaces.Space[Any] | None = None, **more: Any) -> PolicyGradient:
+def agent_with(algorithm: dict[str, Any], action_space: spaces.Space[Any] | None = None, **more: Any) -> Learner:
     settings = config(**{"policy": {"hidden_sizes": [6]}} | more, algorithm=algorithm)
-    return PolicyGradient(spaces.Box(-9, 9, (3,)), action_space or spaces.Discrete(4), settings)
+    return learner_of(spaces.Box(-9, 9, (3,)), action_space or spaces.Discrete(4), settings)
 
 
-def copied(agent: PolicyGradient) -> dict[str, list[float]]:
+def copied(agent: Learner) -> dict[str, list[float]]:
     return {name: tensor.flatten().tolist() for name, tensor in agent.state_dict().items()}
 
 
@@ -85,14 +86,14 @@ def test_data_that_are_not_finite_are_named_and_nothing_is_learned_of_them(name:
 def test_a_part_of_the_batch_that_is_not_finite_is_named(
     broken: dict[str, float], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = PolicyGradient.batch
+    whole = flatten
 
-    def batch(self: PolicyGradient, *arguments: Any) -> tuple[Batch, dict[str, Any]]:
-        made, report = whole(self, *arguments)
+    def broken_flatten(*arguments: Any) -> tuple[Batch, Update]:
+        made, report = whole(*arguments)
         bad: dict[str, Any] = {name: torch.full((len(made),), value) for name, value in broken.items()}
         return replace(made, **bad), report
 
-    monkeypatch.setattr(PolicyGradient, "batch", batch)
+    monkeypatch.setattr("pgcli.algorithm.policy_gradient.flatten", broken_flatten)
     with pytest.raises(Diverged, match=words):
         agent_with(CLIP).update(BATCH)
 
@@ -107,14 +108,14 @@ def test_an_action_that_the_policy_would_never_take_is_told_by_its_log_probabili
 
 def test_a_gradient_that_is_not_finite_is_named_where_the_loss_is(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = agent_with({"baseline": "mean"})
-    whole = agent.losses.step_of
+    whole = ClosedForm.__call__
 
-    def step_of(*arguments: Any, **keywords: Any) -> Any:
-        gradient, terms = whole(*arguments, **keywords)
+    def broken(*arguments: Any) -> Any:
+        gradient, terms = whole(*arguments)
         gradient[agent.policy.get_parameter("network.0.weight").numel()] = math.nan
         return gradient, terms
 
-    monkeypatch.setattr(Losses, "step_of", lambda self, *args, **kwargs: step_of(*args, **kwargs))
+    monkeypatch.setattr(ClosedForm, "__call__", broken)
     with pytest.raises(
         Diverged, match=r"the gradient of policy\.network\.0\.bias is not finite, and so grad_norm is nan"
     ):
@@ -147,9 +148,7 @@ def test_ratios_beyond_the_range_of_floats_are_told_or_count_for_nothing(
 
     def far(batch: Batch, *arguments: Any, **keywords: Any) -> Any:
         for epoch, part in whole(batch, *arguments, **keywords):
-            log_probs = batch.behavior_log_probs
-            assert log_probs is not None
-            yield epoch, replace(part, behavior_log_probs=log_probs - log_ratio)
+            yield epoch, replace(part, behavior_log_probs=batch.behavior_log_probs - log_ratio, on_policy=False)
 
     monkeypatch.setattr("pgcli.algorithm.policy_gradient.minibatches", far)
     agent = agent_with({"objective": "clip", "baseline": "mean", "update_epochs": 2})
@@ -174,10 +173,10 @@ def test_a_bad_number_never_reaches_a_checkpoint(every: int, at: int, kept: int,
         evaluation={"every": None, "episodes": 1},
         checkpoint={"every": every, "keep": 20},
     )
-    agents: list[PolicyGradient] = []
+    agents: list[Learner] = []
 
-    def build(*arguments: Any) -> PolicyGradient:
-        agents.append(PolicyGradient(*arguments))
+    def build(*arguments: Any) -> Learner:
+        agents.append(Learner(*arguments))
         return agents[-1]
 
     def watch(record: Record) -> None:  # as if the machine's memory had failed
@@ -185,15 +184,15 @@ def test_a_bad_number_never_reaches_a_checkpoint(every: int, at: int, kept: int,
             agents[-1].state_dict()["policy.network.0.weight"][0, 0] = math.nan
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pgcli.experiment.run.PolicyGradient", build)
+        patch.setattr("pgcli.experiment.build.Learner", build)
         with pytest.raises(Diverged, match=rf"policy\.network\.0\.weight is not finite.* in iteration {at + 1} of run"):
-            run_experiment(Request(settings, Path("run"), [], folder=tmp_path), watch)
+            run_experiment(Request(settings, Path("run"), [], folder=tmp_path), Context(watch))
     files = checkpoints.list_checkpoints(tmp_path / "run/checkpoints")
     assert checkpoints.iteration_of(files[-1]) == kept
     for file in files:
         assert all(torch.isfinite(tensor).all() for tensor in checkpoints.load(file).tensors.values())
     records: list[Record] = []
-    run_experiment(Request(settings, Path("run"), [], resume=True, folder=tmp_path), records.append)
+    run_experiment(Request(settings, Path("run"), [], resume=True, folder=tmp_path), Context(records.append))
     assert [record.iteration for record in records if isinstance(record, Iteration)] == list(range(kept, 9))
 
 
@@ -236,7 +235,7 @@ def test_a_policy_that_stops_exploring_is_told_once(rate: float, notices: int, t
         evaluation={"every": None, "episodes": 1},
     )
     records: list[Record] = []
-    run_experiment(Request(settings, Path("run"), [], folder=tmp_path), records.append)
+    run_experiment(Request(settings, Path("run"), [], folder=tmp_path), Context(records.append))
     told = [record.text for record in records if isinstance(record, Notice)]
     assert len(told) == notices
     assert all("the entropy fell to" in text and "algorithm.entropy_coef" in text for text in told)

@@ -17,7 +17,7 @@ import pytest
 import worlds
 from command_line import Command, pgcli
 from gymnasium import spaces
-from helpers import config
+from helpers import config, segment_sampler
 from test_cli import TINY, contents, rows
 
 from pgcli.config import config_from_data
@@ -491,7 +491,9 @@ def test_rewards_of_any_size_in_episodes_of_any_length_leave_every_number_finite
         assert np.isfinite(numbers).all()
         if same and (length == 1 or not standardized):
             # equal returns teach nothing: whole sums to the last bit, others to rounding
-            assert max(update.grad_norm for update in updates) <= (0 if pay in (0, 1) else 1e-14 * length * abs(pay))
+            assert max(update.grad_norm or 0 for update in updates) <= (
+                0 if pay in (0, 1) else 1e-14 * length * abs(pay)
+            )
 
 
 def test_rewards_too_large_for_a_gradient_in_float32_end_the_run_before_a_step() -> None:
@@ -906,12 +908,12 @@ def test_an_outdated_version_is_told_once_per_run(tmp_path: Path) -> None:
 def test_a_run_of_segments_stops_at_an_episode_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     from test_segments import collect, policy_for, segments
 
-    from pgcli.sampling import samplers
+    from pgcli.sampling import segments as module
 
-    monkeypatch.setattr(samplers, "MAX_EPISODE_STEPS", 30)
+    monkeypatch.setattr(module, "MAX_EPISODE_STEPS", 30)
     settings = segments("Endless-v0", kwargs={"length": 1000})
     with pytest.raises(EnvironmentFailure, match="not ended") as caught:
-        collect(samplers.Segments(settings), policy_for(settings), range(20))
+        collect(segment_sampler(settings), policy_for(settings), range(20))
     assert "env.max_episode_steps" in caught.value.hint
 
 

@@ -10,16 +10,15 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from helpers import Counting, config
+from helpers import Counting, config, executor_for, learner_of
 
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.learner import build_agent
 from pgcli.config.schema import Config
 from pgcli.records import Evaluation, Iteration, Record
-from pgcli.sampling.rollout import Chunks
-from pgcli.sampling.samplers import make_sampler
+from pgcli.sampling.sampler import make_sampler
 from pgcli.seeding import Purpose, derived_seed
 from pgcli.training.evaluation import Episodes, evaluate, sample
-from pgcli.training.loop import Counters, train
+from pgcli.training.loop import Counters, Training, train
 
 TEST = (Purpose.TEST_RESET, Purpose.TEST_ACT)
 
@@ -33,10 +32,10 @@ def measured(
     seed: int = 5,
 ) -> Episodes:
     settings = config(env={"num_envs": 4} | env, policy={"hidden_sizes": [4]})
-    chunks = Chunks(settings.env)
-    one = chunks.environments(1)
-    policy = PolicyGradient(one.observation_space, one.action_space, settings).policy
-    return evaluate(policy, chunks, episodes, mode, gamma, horizon, seed, TEST)
+    executor = executor_for(settings)
+    one = executor.environments.of_width(1)
+    policy = build_agent(one.observation_space, one.action_space, settings).policy
+    return evaluate(policy, executor, episodes, mode, gamma, horizon, seed, TEST)
 
 
 def lengths(episodes: int = 9, seed: int = 5) -> list[int]:
@@ -107,10 +106,10 @@ def test_one_value_has_no_spread() -> None:
 def trained(**sections: Any) -> tuple[list[Record], dict[str, torch.Tensor]]:
     sections = {"rollout": {"episodes": 6}, "training": {"iterations": 12}, "policy": {"hidden_sizes": [4]}} | sections
     settings: Config = config(**sections)
-    chunks = Chunks(settings.env)
-    one = chunks.environments(1)
-    agent = PolicyGradient(one.observation_space, one.action_space, settings)
-    records = list(train(settings, agent, chunks, make_sampler(settings, chunks), Counters()))
+    executor = executor_for(settings)
+    one = executor.environments.of_width(1)
+    agent = learner_of(one.observation_space, one.action_space, settings)
+    records = list(train(Training(settings, executor, agent, make_sampler(settings, executor), Counters())))
     return records, agent.state_dict()
 
 

@@ -18,13 +18,28 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import Array, ascent, bandit, config, mapped, moments, softmax_agent, trajectories
+from helpers import (
+    Array,
+    ascent,
+    autograd,
+    bandit,
+    config,
+    executor_for,
+    flat_batch,
+    learner_of,
+    mapped,
+    moments,
+    softmax_agent,
+    trajectories,
+)
 from torch import Tensor
 from torch import distributions as reference
 
-from pgcli.algorithm.descent import minibatches
-from pgcli.algorithm.losses import Losses
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.batch import Batch, minibatches
+from pgcli.algorithm.learner import Learner, build_agent
+from pgcli.algorithm.losses import Step
+from pgcli.algorithm.parts import PartName
+from pgcli.algorithm.policy_gradient import PolicyGradient, estimate_gradient
 from pgcli.estimators.baselines import optimal_baseline
 from pgcli.estimators.objectives import (
     clip_loss,
@@ -38,8 +53,8 @@ from pgcli.estimators.returns import vtrace_returns
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.distributions import Bernoulli, Factorised, Gaussian, Softmax, StateDependentGaussian, TanhGaussian
 from pgcli.policies.policy import Policy
-from pgcli.policies.trajectory_outputs import ratios_along, squared_scores_along, values_along
-from pgcli.sampling.rollout import Chunks, collect_episodes
+from pgcli.policies.trajectory_outputs import squared_score_norms, trajectory_ratios, trajectory_values
+from pgcli.sampling.episodes import collect_episodes
 
 EXACT = 1e-10
 HALF, QUARTER = Fraction(1, 2), Fraction(1, 4)
@@ -129,7 +144,7 @@ def tabular_agent(logits: Array, values: Array | None = None, **algorithm: Any) 
     """Build an agent in float64 whose logits [S, A] and values [S] are a table: linear on one-hot observations."""
     states, actions = logits.shape
     settings = config(policy={"hidden_sizes": []}, algorithm=algorithm)
-    agent = PolicyGradient(spaces.Discrete(states), spaces.Discrete(actions), settings)
+    agent = build_agent(spaces.Discrete(states), spaces.Discrete(actions), settings)
     tables = [(agent.policy, logits.T)] if agent.value is None else [(agent.policy, logits.T), (agent.value, values)]
     for module, table in tables:
         weight, bias = module.double().parameters()
@@ -141,7 +156,7 @@ def tabular_agent(logits: Array, values: Array | None = None, **algorithm: Any) 
 
 def table_ascent(agent: PolicyGradient, batch: Trajectories) -> Array:
     """Estimate ∇J with respect to the logits [S, A] of a `tabular_agent`."""
-    gradient: Array = -agent.gradient(batch)[0][0].T.numpy()
+    gradient: Array = -estimate_gradient(agent, batch)[0][0].T.numpy()
     return gradient
 
 
@@ -258,15 +273,15 @@ def lake_gradients(cells: dict[str, dict[str, Any]], batches: int, **algorithm: 
     values = returns_from(moves, lake_logits(), GAMMA, None)
     agents = {name: tabular_agent(lake_logits(), values, **cell) for name, cell in cells.items()}
     found: dict[str, list[Array]] = {name: [] for name in cells}
-    chunks = Chunks(settings.env)
+    executor = executor_for(settings)
     policy = next(iter(agents.values())).policy
     for iteration in range(batches):
-        batch = collect_episodes(settings, chunks, policy, iteration, lambda: None)
+        batch = collect_episodes(settings, executor, policy, iteration, lambda: None)
         batch = replace(batch, rewards=batch.rewards - COST * batch.mask)
         assert batch.truncated.any(0).double().mean() > 0.05
         for name, agent in agents.items():
             found[name].append(table_ascent(agent, batch))
-    chunks.close()
+    executor.close()
     return {name: np.stack(each) for name, each in found.items()}, moves
 
 
@@ -356,12 +371,12 @@ def test_importance_sampling_of_another_policys_pulls_is_exact(
 @pytest.mark.parametrize("world", BANDITS)
 def test_ratios_have_mean_one_under_the_policy_that_acted(world: Bandit) -> None:
     agent = softmax_agent(world[0][0], baseline="none")
-    assert sum(float(p) * ratios_along(agent.policy, batch).item() for p, _, batch in pulls(world, 1)) == pytest.approx(
-        1, abs=1e-14
-    )
+    assert sum(
+        float(p) * trajectory_ratios(agent.policy, batch).item() for p, _, batch in pulls(world, 1)
+    ) == pytest.approx(1, abs=1e-14)
     (pi, mu) = world[1]
     for _, (action,), batch in pulls(world, 1):
-        assert ratios_along(agent.policy, batch).item() == pytest.approx(float(pi[action] / mu[action]), rel=1e-14)
+        assert trajectory_ratios(agent.policy, batch).item() == pytest.approx(float(pi[action] / mu[action]), rel=1e-14)
 
 
 @pytest.mark.parametrize("bound", [Fraction(1, 2), Fraction(1), Fraction(3, 2), Fraction(100)])
@@ -438,7 +453,7 @@ def test_the_squared_score_of_a_trajectory_is_that_of_the_sum_over_its_steps() -
     # π even, so a score is ±(1/2, -1/2): three of one sign sum to (3/2, -3/2), and one against one to nothing
     agent = softmax_agent([0.0, 0.0], returns="total", baseline="optimal")
     batch = trajectories([(0, 1.0)] * 3, [(0, 1.0), (1, 1.0)], [(1, 2.0)])
-    assert squared_scores_along(agent.policy, batch).tolist() == pytest.approx([4.5, 0, 0.5], abs=1e-15)
+    assert squared_score_norms(agent.policy, batch).tolist() == pytest.approx([4.5, 0, 0.5], abs=1e-15)
     advantages = agent.estimate(replace(batch, rewards=batch.rewards * 2)).advantages
     returns = [2 * (1 + 0.99 + 0.99**2), 2 * 1.99, 4.0]
     expected = [returns[0] - 4.0, returns[1] - (4.5 * returns[0] + 0.5 * 4) / 5, 4 - returns[0]]
@@ -515,19 +530,19 @@ def test_at_ratio_one_the_gradient_of_the_clip_is_the_policy_gradient_to_the_las
 # ------------------------------------------------------------------------------------- updates, with ratios by hand
 
 
-def sgd_agent(logits: Sequence[float], rate: float, **algorithm: Any) -> PolicyGradient:
+def sgd_agent(logits: Sequence[float], rate: float, **algorithm: Any) -> Learner:
     """Build a `softmax_agent` that climbs by `rate` times the gradient."""
     settings = config(
         policy={"hidden_sizes": []}, optimizer={"name": "sgd", "learning_rate": rate}, algorithm=algorithm
     )
-    agent = PolicyGradient(spaces.Box(-1, 1, (1,)), spaces.Discrete(len(logits)), settings)
+    agent = learner_of(spaces.Box(-1, 1, (1,)), spaces.Discrete(len(logits)), settings)
     with torch.no_grad():
         list(agent.policy.double().parameters())[-1].copy_(torch.tensor(logits, dtype=torch.float64))
     return agent
 
 
-def probabilities(agent: PolicyGradient) -> Array:
-    logits = list(agent.policy.parameters())[-1].detach().numpy()
+def probabilities(policy: Policy) -> Array:
+    logits = list(policy.parameters())[-1].detach().numpy()
     shares: Array = np.exp(logits) / np.exp(logits).sum()
     return shares
 
@@ -547,28 +562,31 @@ def test_one_step_on_fresh_data_has_ratios_of_exactly_one(objective: str) -> Non
         assert update.effective_sample_size == batch.num_steps
 
 
-def watched(agent: PolicyGradient, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
+def watched(agent: Learner) -> list[dict[str, float]]:
     """Keep the terms of the policy's loss before each step."""
     seen: list[dict[str, float]] = []
-    step_of = agent.losses.step_of
+    gradient = agent.agent.gradient
 
-    def watching(*args: Any, **kwargs: Any) -> Any:
-        gradient, terms = step_of(*args, **kwargs)
-        seen.append({name: term.item() for name, term in terms().items()})
-        return gradient, terms
+    class Watched:
+        inputs = staticmethod(gradient.inputs)
 
-    monkeypatch.setattr(Losses, "step_of", lambda self, *args, **kwargs: watching(*args, **kwargs))
+        def __call__(self, batch: Batch, part: PartName, progress: float) -> Step:
+            slope, terms = gradient(batch, part, progress)
+            seen.append({name: term.item() for name, term in terms().items()})
+            return slope, terms
+
+    agent.agent.gradient = Watched()
     return seen
 
 
 @pytest.mark.parametrize("objective", ["clip", "importance_sampling"])
 def test_the_first_of_several_steps_has_ratios_of_exactly_one_and_the_second_has_not(
-    objective: str, monkeypatch: pytest.MonkeyPatch
+    objective: str,
 ) -> None:
     """In float32, where a part of two or three steps is rounded in another way than the batch of thirteen."""
     algorithm = {"baseline": "none", "objective": objective, "num_minibatches": 5, "update_epochs": 2}
-    agent = PolicyGradient(spaces.Box(-9, 9, (3,)), spaces.Discrete(4), config(algorithm=algorithm))
-    seen = watched(agent, monkeypatch)
+    agent = learner_of(spaces.Box(-9, 9, (3,)), spaces.Discrete(4), config(algorithm=algorithm))
+    seen = watched(agent)
     for iteration in range(10):
         agent.update(replace(ragged(), behavior_log_probs=None), iteration)
     assert len(seen) == 10 * 2 * 5
@@ -579,10 +597,10 @@ def test_the_first_of_several_steps_has_ratios_of_exactly_one_and_the_second_has
 
 @pytest.mark.parametrize("objective", ["clip", "importance_sampling"])
 def test_an_update_reports_the_means_of_its_last_epoch_by_the_size_of_its_parts(
-    objective: str, monkeypatch: pytest.MonkeyPatch
+    objective: str,
 ) -> None:
     agent = sgd_agent([0.3, -1.0, 0.1], 1.0, baseline="none", objective=objective, num_minibatches=3, update_epochs=2)
-    seen = watched(agent, monkeypatch)
+    seen = watched(agent)
     update = agent.update(trajectories(*([step] for step in ONE_STEP_EACH)))
     shares = (3 / 7, 2 / 7, 2 / 7)
     mean = {name: sum(p * terms[name] for p, terms in zip(shares, seen[3:], strict=True)) for name in seen[0]}
@@ -596,7 +614,7 @@ def test_a_second_epoch_reports_what_ratios_by_hand_say(objective: str) -> None:
     """θ after the first step is the plain policy gradient step; the second epoch measures there."""
     logits, rate = [0.3, -1.0, 0.1], 1.0
     agent = sgd_agent(logits, rate, baseline="none", objective=objective, update_epochs=2, clip_range=0.3)
-    before = probabilities(agent)
+    before = probabilities(agent.policy)
     actions = [a for a, _ in ONE_STEP_EACH]
     climb = np.mean([r * (np.eye(3)[a] - before) for a, r in ONE_STEP_EACH], axis=0)
     raised = np.exp(np.array(logits) + rate * climb)
@@ -618,13 +636,13 @@ def test_a_second_epoch_reports_what_ratios_by_hand_say(objective: str) -> None:
 
 def test_reused_data_are_weighed_against_the_policy_that_collected_them() -> None:
     agent = sgd_agent([0.3, -1.0, 0.1], 2.0, baseline="none", objective="importance_sampling", reuse=2)
-    policies = [probabilities(agent)]
+    policies = [probabilities(agent.policy)]
     first, second, third = ONE_STEP_EACH[:3], ONE_STEP_EACH[3:5], ONE_STEP_EACH[5:]
     for iteration, steps in enumerate((first, second)):
         agent.update(trajectories(*([step] for step in steps)), iteration)
-        policies.append(probabilities(agent))
+        policies.append(probabilities(agent.policy))
     # what a resumed run does first: it collects the second again, and the policy of then acts
-    agent.recall(2, lambda _, iteration: trajectories(*([step] for step in (first, second)[iteration])))
+    agent.past.collect_again(2, lambda _, iteration: trajectories(*([step] for step in (first, second)[iteration])))
     update = agent.update(trajectories(*([step] for step in third)), 2)
     # the third learns from itself and the second, not from the first
     own, old = [a for a, _ in third], [a for a, _ in second]
@@ -688,7 +706,7 @@ def ragged() -> Trajectories:
 
 def deep_agent(**algorithm: Any) -> PolicyGradient:
     settings = config(policy={"hidden_sizes": [6]}, algorithm=algorithm, value={"clip_range": 0.1})
-    agent = PolicyGradient(spaces.Box(-9, 9, (3,)), spaces.Discrete(4), settings)
+    agent = build_agent(spaces.Box(-9, 9, (3,)), spaces.Discrete(4), settings)
     agent.policy.double()
     if agent.value is not None:
         agent.value.double()
@@ -706,12 +724,12 @@ MINI: dict[str, Any] = {"objective": "clip", "entropy_coef": 0.3, "kl_coef": 0.2
 @pytest.mark.parametrize("average", ["steps", "episodes", "episode_means"])
 def test_the_losses_of_minibatches_weighed_by_their_share_sum_to_that_of_the_batch(average: str, count: int) -> None:
     agent = deep_agent(baseline="value", returns="lambda_return", average=average, **MINI)
-    batch, _ = agent.batch(ragged())
+    batch, _ = flat_batch(agent, ragged())
     order = np.random.default_rng(3).permutation(13)
     parts = [part for _, part in minibatches(batch, 1, count, lambda _: ordered(order.tolist()), on_policy=False)]
     assert len(parts) == min(count, 13)
     assert sum(part.share for part in parts) == pytest.approx(1)
-    for terms in (agent.losses.policy_terms, agent.losses.value_terms):
+    for terms in (autograd(agent).policy_terms, autograd(agent).value_terms):
         whole = terms(batch)
         for name in whole.keys() - {"squared_ratio"}:
             pieces = sum(part.share * terms(part)[name].item() for part in parts)
@@ -722,10 +740,10 @@ def test_the_losses_of_minibatches_weighed_by_their_share_sum_to_that_of_the_bat
 def test_over_all_orders_every_minibatch_has_the_gradient_of_the_batch_in_the_mean(average: str) -> None:
     agent = deep_agent(baseline="none", average=average, **MINI)
     small = mapped(ragged(), lambda _, x: x[:, 1:3])  # 3 + 1 steps, in parts of 2 and 2, or of 2, 1 and 1
-    batch, _ = agent.batch(small)
+    batch, _ = flat_batch(agent, small)
 
     def gradient(part: Any) -> Tensor:
-        gradients = torch.autograd.grad(agent.losses.policy_terms(part)["loss"], list(agent.policy.parameters()))
+        gradients = torch.autograd.grad(autograd(agent).policy_terms(part)["loss"], list(agent.policy.parameters()))
         return torch.cat([g.flatten() for g in gradients])
 
     for count in (2, 3):
@@ -795,7 +813,7 @@ def test_the_kl_penalty_has_the_gradient_of_kl(objective: str) -> None:
     mu = np.array([0.5, 0.25, 0.25])
     for logits in ([0.0, 1.0, -0.5], np.log(mu).tolist()):
         agent = softmax_agent(logits, baseline="none", objective=objective, kl_coef=0.25)
-        own, total = np.allclose(probabilities(agent), mu), torch.zeros(())
+        own, total = np.allclose(probabilities(agent.policy), mu), torch.zeros(())
         for action, p in enumerate(mu):
             batch = trajectories([(action, 0.0)])
             behavior = torch.full((1, 1), math.log(p), dtype=torch.float64)
@@ -803,7 +821,7 @@ def test_the_kl_penalty_has_the_gradient_of_kl(objective: str) -> None:
             total = total + p * g
             if own:
                 assert g.abs().max() < 1e-15, "at π = μ each estimate is at its minimum"
-        np.testing.assert_allclose(total, -0.25 * (probabilities(agent) - mu), rtol=0, atol=1e-14)
+        np.testing.assert_allclose(total, -0.25 * (probabilities(agent.policy) - mu), rtol=0, atol=1e-14)
 
 
 # ------------------------------------------------------------------------------------- λ-returns, and where they end
@@ -812,7 +830,7 @@ def test_the_kl_penalty_has_the_gradient_of_kl(objective: str) -> None:
 def line_agent(value: dict[str, Any] | None = None, **algorithm: Any) -> PolicyGradient:
     """Build an agent in float64 with V(x) = 2x - 1 of its one observation."""
     settings = config(policy={"hidden_sizes": []}, value=value or {}, algorithm={"baseline": "value"} | algorithm)
-    agent = PolicyGradient(spaces.Box(-9, 9, (1,)), spaces.Discrete(2), settings)
+    agent = build_agent(spaces.Box(-9, 9, (1,)), spaces.Discrete(2), settings)
     assert agent.value is not None
     agent.policy.double()
     weight, bias = agent.value.double().network.parameters()
@@ -890,15 +908,15 @@ def test_returns_are_mixtures_of_n_step_returns_of_each_episode_alone(returns: s
 def test_the_value_function_learns_from_the_returns_and_from_where_it_was() -> None:
     """V moves up by 1/2 everywhere, and may count as moved by 1/4 only."""
     batch, agent = segment(), line_agent(value={"clip_range": 0.25}, returns="lambda_return", gamma=0.8, gae_lambda=0.6)
-    laid_out, report = agent.batch(batch)
+    laid_out, report = flat_batch(agent, batch)
     old = (2 * batch.obs[:-1, :, 0] - 1)[batch.mask].numpy()
     targets = agent.estimate(batch).returns[batch.mask].numpy()
-    assert report["explained_variance"] == pytest.approx(1 - (targets - old).var() / targets.var(), rel=1e-12)
+    assert report.explained_variance == pytest.approx(1 - (targets - old).var() / targets.var(), rel=1e-12)
     assert agent.value is not None
     with torch.no_grad():
         list(agent.value.parameters())[-1].add_(0.5)
     expected = np.maximum((old + 0.5 - targets) ** 2, (old + 0.25 - targets) ** 2).mean()
-    terms = agent.losses.value_terms(laid_out)
+    terms = autograd(agent).value_terms(laid_out)
     assert terms["value_loss"].item() == pytest.approx(expected, rel=1e-12)
     assert terms["loss"].item() == pytest.approx(expected / 2, rel=1e-12)  # value_coef is 1/2
 
@@ -920,7 +938,7 @@ def test_values_stand_only_where_a_state_was_reached() -> None:
     batch = segment()
     dirty = replace(batch, obs=torch.where(batch.reached[..., None], batch.obs, math.nan))
     agent = line_agent()
-    values = values_along(agent.policy, agent.value, dirty)
+    values = trajectory_values(agent.policy, agent.value, dirty)
     assert torch.equal(values, torch.where(batch.reached, 2 * batch.obs[..., 0] - 1, 0))
     assert batch.cut.sum() == 6  # the episodes that end in another way than by termination
     assert batch.reached.sum() == 34 + 10  # one more than its steps for each of the ten episodes
@@ -1003,7 +1021,7 @@ def test_actions_that_the_policy_never_takes_teach_vtrace_nothing() -> None:
 def linear_gaussian(k: float, mean: float, sigma: float, **algorithm: Any) -> PolicyGradient:
     """Build an agent in float64 with a ~ N(k s + mean, σ²), and V(s) = s/3 - 2 where there is one."""
     settings = config(policy={"hidden_sizes": []}, algorithm={"average": "episodes"} | algorithm)
-    agent = PolicyGradient(spaces.Box(-9, 9, (1,)), spaces.Box(-9, 9, (1,)), settings)
+    agent = build_agent(spaces.Box(-9, 9, (1,)), spaces.Box(-9, 9, (1,)), settings)
     numbers = {"distribution.log_standard_deviation": math.log(sigma), "network.0.weight": k, "network.0.bias": mean}
     with torch.no_grad():
         for name, parameter in agent.policy.double().named_parameters():
@@ -1016,7 +1034,7 @@ def linear_gaussian(k: float, mean: float, sigma: float, **algorithm: Any) -> Po
 
 def named_ascent(agent: PolicyGradient, batch: Trajectories) -> Array:
     """Estimate dJ by k, mean and log σ of a `linear_gaussian`."""
-    gradients = agent.gradient(batch)[0]
+    gradients = estimate_gradient(agent, batch)[0]
     by_name = {name: -g.item() for (name, _), g in zip(agent.policy.named_parameters(), gradients, strict=True)}
     names = ("network.0.weight", "network.0.bias", "distribution.log_standard_deviation")
     return np.array([by_name[name] for name in names])
@@ -1242,10 +1260,10 @@ NEW_CELLS: dict[str, dict[str, Any]] = {
 
 def everything_learned(agent: PolicyGradient, batch: Trajectories) -> Tensor:
     """Give the gradients of the policy and of the value function, as one vector."""
-    laid_out, _ = agent.batch(batch)
-    gradients = list(agent.gradient(batch)[0])
+    laid_out, _ = flat_batch(agent, batch)
+    gradients = list(estimate_gradient(agent, batch)[0])
     if agent.value is not None:
-        gradients += torch.autograd.grad(agent.losses.value_terms(laid_out)["loss"], list(agent.value.parameters()))
+        gradients += torch.autograd.grad(autograd(agent).value_terms(laid_out)["loss"], list(agent.value.parameters()))
     return torch.cat([g.flatten() for g in gradients])
 
 
@@ -1284,4 +1302,4 @@ def test_ratios_are_one_on_masked_rows_whatever_stands_there() -> None:
     batch = ragged()
     assert batch.behavior_log_probs is not None
     dirty = replace(batch, behavior_log_probs=torch.where(batch.mask, batch.behavior_log_probs, 7.0))
-    assert (ratios_along(deep_agent(baseline="none").policy, dirty)[~batch.mask] == 1).all()
+    assert (trajectory_ratios(deep_agent(baseline="none").policy, dirty)[~batch.mask] == 1).all()

@@ -23,7 +23,7 @@ from pgcli.errors import UsageError
 from pgcli.experiment.export import check_extra, to_onnx
 from pgcli.experiment.run import Request, run_experiment
 from pgcli.policies.policy import Policy
-from pgcli.policies.recurrent import Windows
+from pgcli.policies.recurrent import Sequences
 
 Array = NDArray[Any]
 N = 7
@@ -107,7 +107,7 @@ def held_against_the_policy(space: spaces.Space[Any], policy: Policy) -> None:
     actor = policy.actor("greedy")
     memory, after = actor.start(N), actor.start(N)
     for _ in range(3 if policy.memory else 1):  # a policy with memory acts otherwise when it remembers
-        outputs = policy(torch.from_numpy(obs), Windows(torch.ones(N).long(), torch.from_numpy(memory)))
+        outputs = policy(torch.from_numpy(obs), Sequences(torch.ones(N).long(), torch.from_numpy(memory)))
         drawn, after = actor.respond(obs, actor.noise(np.random.default_rng(0), 1, N)[0], memory)
         expected = actor.for_environment(drawn)
         given = inputs | ({"memory": memory} if policy.memory else {})

@@ -17,6 +17,7 @@ import torch
 from gymnasium import spaces
 from helpers import World, ascent, chain, config, trajectories
 
+from pgcli.algorithm.learner import build_agent
 from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.config import Config, config_from_data, override
 from pgcli.config.schema import AlgorithmConfig
@@ -81,7 +82,7 @@ def timed_agent(values: Sequence[float], **algorithm: Any) -> PolicyGradient:
     settings = config(
         policy={"hidden_sizes": []}, algorithm={"average": "episodes", "gamma": GAMMA, "gae_lambda": LAMBDA} | algorithm
     )
-    agent = PolicyGradient(spaces.Discrete(STEPS + 1), spaces.Discrete(2), settings)
+    agent = build_agent(spaces.Discrete(STEPS + 1), spaces.Discrete(2), settings)
     weight, bias = agent.policy.double().parameters()
     with torch.no_grad():
         weight.zero_()
@@ -431,8 +432,8 @@ def test_a_distribution_over_other_actions_is_refused_when_the_agent_is_built(
 ) -> None:
     for name in names:
         with pytest.raises(UsageError, match=f"policy.distribution: {name} is not over the action space") as caught:
-            PolicyGradient(spaces.Box(-1, 1, (2,)), space, config(policy={"distribution": name}))
+            build_agent(spaces.Box(-1, 1, (2,)), space, config(policy={"distribution": name}))
         fitting = caught.value.hint.removeprefix("use ").replace("`", "").split(" or ")
         assert name not in fitting
         for other in fitting:  # and each that the hint names can be built
-            PolicyGradient(spaces.Box(-1, 1, (2,)), space, config(policy={"distribution": other}))
+            build_agent(spaces.Box(-1, 1, (2,)), space, config(policy={"distribution": other}))

@@ -21,20 +21,25 @@ from gymnasium import spaces
 from helpers import World, ascent, bandit, chain, config, mapped, moments, random_batch, softmax_agent, trajectories
 from torch import Tensor
 
-from pgcli.algorithm.gradient_variance import measure
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.gradient_variance import measure, with_estimator
+from pgcli.algorithm.learner import build_agent
+from pgcli.algorithm.policy_gradient import PolicyGradient, estimate_gradient
 from pgcli.config import load_config, override
 from pgcli.config.schema import Config
 from pgcli.errors import ConfigError, RunDirectoryError
 from pgcli.estimators.trajectories import Trajectories
-from pgcli.experiment.run import Request, environments_of, run_experiment
+from pgcli.experiment.build import environments_of
+from pgcli.experiment.run import Request, run_experiment
 from pgcli.inspection.verify import verify
 from pgcli.policies import trajectory_outputs as along
-from pgcli.policies.trajectory_outputs import gradients_along
+from pgcli.policies.trajectory_outputs import trajectory_gradients
 from pgcli.records import GradientEstimate
-from pgcli.report.curves import plot
+from pgcli.report.plots import plot
 from pgcli.runs import checkpoints
-from pgcli.sampling.rollout import Chunks, collect_episodes
+from pgcli.runs.tables import header_of
+from pgcli.sampling.chunks import EnvironmentCache
+from pgcli.sampling.episodes import collect_episodes
+from pgcli.sampling.executor import ChunkExecutor
 
 EXACT = 1e-10
 
@@ -64,7 +69,7 @@ def agent_and_batch(kind: str, **algorithm: Any) -> tuple[PolicyGradient, Trajec
     """Build an agent in float64 and four ragged trajectories that it can have done."""
     space, policy = POLICIES[kind]
     settings = config(policy={"hidden_sizes": [6, 5]} | policy, algorithm=algorithm)
-    agent = PolicyGradient(spaces.Box(-1, 1, (3,)), space, settings)
+    agent = build_agent(spaces.Box(-1, 1, (3,)), space, settings)
     agent.policy.double()
     batch, draw = random_batch(), np.random.default_rng(3)
     if not isinstance(space, spaces.Discrete):
@@ -83,12 +88,12 @@ def test_the_gradient_of_a_column_is_that_of_a_batch_of_it_alone(kind: str) -> N
     agent, batch = agent_and_batch(kind, returns="reward_to_go", baseline="none", average="episodes")
     returns = agent.estimate(batch).advantages
     tables = torch.stack([returns, batch.mask.double(), torch.zeros_like(returns)])
-    (each,) = gradients_along(agent.policy, batch, tables, cut=agent.config.policy.backpropagation_steps)
+    (each,) = trajectory_gradients(agent.policy, batch, tables, max_length=agent.config.policy.backpropagation_steps)
     assert each.shape == (3, 4, sum(p.numel() for p in agent.policy.parameters()))
     for column in range(4):
         alone = batch.columns(slice(column, column + 1))
         assert len(alone.mask) == [5, 3, 1, 4][column]
-        assert (each[0, column] + flat(agent.gradient(alone)[0])).abs().max() < EXACT
+        assert (each[0, column] + flat(estimate_gradient(agent, alone)[0])).abs().max() < EXACT
     assert each[0].abs().sum() > 1
     assert each[2].abs().max() == 0
 
@@ -108,7 +113,7 @@ def test_what_stands_in_masked_places_does_not_matter(kind: str) -> None:
     dirty = mapped(batch, garbage)
     assert not torch.equal(torch.nan_to_num(dirty.obs, 7.0), batch.obs)
     tables = torch.ones(1, *batch.mask.shape, dtype=torch.float64)
-    (clean,), (found,) = (list(gradients_along(agent.policy, b, tables)) for b in (batch, dirty))
+    (clean,), (found,) = (list(trajectory_gradients(agent.policy, b, tables)) for b in (batch, dirty))
     assert torch.equal(clean, found)
 
 
@@ -116,10 +121,10 @@ def test_what_stands_in_masked_places_does_not_matter(kind: str) -> None:
 def test_columns_in_parts_are_the_columns_together(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     agent, batch = agent_and_batch(kind)
     tables = torch.stack([batch.rewards, batch.mask.double()])
-    (whole,) = gradients_along(agent.policy, batch, tables)
+    (whole,) = trajectory_gradients(agent.policy, batch, tables)
     for numbers, together, sizes in ((1, 1, [1, 1, 1, 1]), (1, 2, [2, 2]), (1, 3, [3, 1]), (1000, 1, None)):
         monkeypatch.setattr(along, "NUMBERS", numbers)
-        parts = list(gradients_along(agent.policy, batch, tables, together=together))
+        parts = list(trajectory_gradients(agent.policy, batch, tables, multiple_of=together))
         assert sizes is None or [part.shape[1] for part in parts] == sizes
         assert (torch.cat(parts, 1) - whole).abs().max() < EXACT
 
@@ -128,10 +133,12 @@ def test_a_column_without_a_step_has_no_gradient() -> None:
     for kind in ("softmax", "gru"):
         agent, batch = agent_and_batch(kind)
         mask = batch.mask & (torch.arange(4) != 2)
-        (each,) = gradients_along(agent.policy, replace(batch, mask=mask), torch.ones(1, 5, 4, dtype=torch.float64))
+        (each,) = trajectory_gradients(
+            agent.policy, replace(batch, mask=mask), torch.ones(1, 5, 4, dtype=torch.float64)
+        )
         assert each[0].abs().sum(1).gt(0).tolist() == [True, True, False, True]
         empty = replace(batch, mask=torch.zeros_like(mask))
-        (none,) = gradients_along(agent.policy, empty, torch.ones(1, 5, 4, dtype=torch.float64))
+        (none,) = trajectory_gradients(agent.policy, empty, torch.ones(1, 5, 4, dtype=torch.float64))
         assert none.shape == each.shape
         assert none.abs().max() == 0
 
@@ -139,12 +146,12 @@ def test_a_column_without_a_step_has_no_gradient() -> None:
 def test_images_are_read_column_by_column() -> None:
     space = spaces.Box(0, 255, (8, 8, 1), np.uint8)
     settings = config(policy={"hidden_sizes": [4]}, algorithm={"baseline": "none", "average": "episodes"})
-    agent = PolicyGradient(space, spaces.Discrete(4), settings)
+    agent = build_agent(space, spaces.Discrete(4), settings)
     agent.policy.double()
     batch, draw = random_batch(), torch.Generator().manual_seed(1)
     batch = replace(batch, obs=torch.randint(256, (6, 4, 8, 8, 1), generator=draw, dtype=torch.uint8))
-    (each,) = gradients_along(agent.policy, batch, agent.estimate(batch).advantages[None])
-    alone = flat(agent.gradient(batch.columns(slice(1, 2)))[0])
+    (each,) = trajectory_gradients(agent.policy, batch, agent.estimate(batch).advantages[None])
+    alone = flat(estimate_gradient(agent, batch.columns(slice(1, 2)))[0])
     assert alone.abs().max() > 1e-3
     assert (each[0, 1] + alone).abs().max() < EXACT
 
@@ -241,7 +248,7 @@ def test_groups_that_share_a_start_state_are_the_independent_parts(baseline: str
             probability = 0.25 * math.prod(probabilities[a] for a in actions)
             batch = trajectories(*([(a, pays[contexts[n // 2]][a])] for n, a in enumerate(actions)))
             found = measure(agent, batch)[-1]
-            g = ascent(agent if name == "group" else agent.with_estimator(f"total+{name}"), batch)
+            g = ascent(agent if name == "group" else with_estimator(agent, f"total+{name}"), batch)
             mean, square = mean + probability * g, square + probability * float(g @ g)
             variance += probability * (found.gradient_variance or 0.0)
             assert found.gradient_norm == pytest.approx(float(torch.linalg.vector_norm(g)), abs=1e-6)
@@ -254,7 +261,7 @@ def test_groups_that_share_a_start_state_are_the_independent_parts(baseline: str
 
 
 def ascent_of_one(agent: PolicyGradient, batch: Trajectories, column: int) -> Tensor:
-    one = agent.with_estimator("total+none")
+    one = with_estimator(agent, "total+none")
     return ascent(one, batch.columns(slice(column, column + 1))) / 4
 
 
@@ -332,17 +339,17 @@ def test_on_cart_pole_the_variance_is_that_of_many_batches() -> None:
             f"diagnostics={{every: 1, shadows: [{', '.join(SAMPLED[1:])}]}}",
         ],
     )
-    chunks = Chunks(environments_of(settings))
+    executor = ChunkExecutor(EnvironmentCache(environments_of(settings)))
     try:
-        envs = chunks.environments(8)
-        agent = PolicyGradient(envs.observation_space, envs.action_space, settings)
-        batches = [collect_episodes(settings, chunks, agent.policy, number, lambda: None) for number in range(120)]
+        envs = executor.environments.of_width(8)
+        agent = build_agent(envs.observation_space, envs.action_space, settings)
+        batches = [collect_episodes(settings, executor, agent.policy, number, lambda: None) for number in range(120)]
     finally:
-        chunks.close()
+        executor.close()
     told = [measure(agent, batch) for batch in batches]
     for number, name in enumerate(SAMPLED):
-        one = agent.with_estimator(name)
-        drawn = torch.stack([flat(one.gradient(batch)[0]).double() for batch in batches])
+        one = with_estimator(agent, name)
+        drawn = torch.stack([flat(estimate_gradient(one, batch)[0]).double() for batch in batches])
         squares = (drawn - drawn.mean(0)).square().sum(1) * (120 / 119)
         said = torch.tensor([row[number].gradient_variance for row in told], dtype=torch.float64)
         error = float((squares.var() / 120 + said.var() / 120).sqrt())
@@ -371,7 +378,7 @@ def test_the_own_row_is_the_gradient_that_an_update_begins_with(kind: str, algor
     if agent.value is not None:
         agent.value.double()
     (own,) = measure(agent, batch)
-    gradient = flat(agent.gradient(batch)[0])
+    gradient = flat(estimate_gradient(agent, batch)[0])
     assert own.estimator == "+".join(
         [algorithm.get("returns", "reward_to_go"), algorithm.get("baseline", "mean")]
         + ([algorithm["standardize"]] if "standardize" in algorithm else [])
@@ -382,9 +389,11 @@ def test_the_own_row_is_the_gradient_that_an_update_begins_with(kind: str, algor
 def test_reused_trajectories_are_weighed_by_their_ratios() -> None:
     agent, batch = agent_and_batch("softmax", objective="importance_sampling", reuse=2)
     batch = replace(batch, behavior_log_probs=-torch.ones_like(batch.rewards))
-    gradient = float(torch.linalg.vector_norm(flat(agent.gradient(batch)[0])))
+    gradient = float(torch.linalg.vector_norm(flat(estimate_gradient(agent, batch)[0])))
     assert measure(agent, batch)[0].gradient_norm == pytest.approx(gradient, rel=1e-9)
-    unweighed = float(torch.linalg.vector_norm(flat(agent.gradient(replace(batch, behavior_log_probs=None))[0])))
+    unweighed = float(
+        torch.linalg.vector_norm(flat(estimate_gradient(agent, replace(batch, behavior_log_probs=None))[0]))
+    )
     assert gradient != pytest.approx(unweighed, rel=1e-3)
 
 
@@ -509,7 +518,7 @@ def scaled(path: Path) -> None:
         (without_line(5, 9), "iteration 1 is not there"),
         (without_line(13, 17), "iteration 3 is not there"),
         (scaled, "the gradient_norm of iteration 0 is not the grad_norm of metrics.csv"),
-        (lambda path: (path / "gradients.csv").unlink(), "gradients.csv: No such file"),
+        (lambda path: (path / "gradients.csv").unlink(), "gradients.csv: is missing"),
     ],
 )
 def test_what_is_changed_afterwards_is_found(
@@ -681,7 +690,5 @@ def test_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_rows_are_the_fields_of_a_record() -> None:
-    from pgcli.runs.directory import GRADIENTS, METRICS
-
-    assert list(GRADIENTS) == ["iteration", "env_steps", *GradientEstimate.__dataclass_fields__]
-    assert set(METRICS) & set(GradientEstimate.__dataclass_fields__) == set()
+    assert header_of("gradients") == ["iteration", "env_steps", *GradientEstimate.__dataclass_fields__]
+    assert set(header_of("metrics")) & set(GradientEstimate.__dataclass_fields__) == set()

@@ -20,10 +20,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pgcli.config import load_config
 from pgcli.errors import Interrupted, UsageError
+from pgcli.experiment.recorder import Context
 from pgcli.experiment.run import Request, check_request, run_experiment
 from pgcli.records import Iteration, Notice, Record
-from pgcli.report import logs
-from pgcli.report.logs import logged
+from pgcli.report.logs import LogEntry, logged
+from pgcli.report.tensorboard import TensorBoard
 
 TINY = (
     *("training.iterations=5", "training.env_steps=null", "evaluation.every=2", "evaluation.episodes=3"),
@@ -37,7 +38,7 @@ def train(
 ) -> Path:
     request = Request(load_config("cartpole", [*TINY, *overrides]), path, ["train"], resume=resume)
     with logged(request, watch) as watch_and_log:
-        run_experiment(request, watch_and_log)
+        run_experiment(request, Context(watch_and_log))
     return path
 
 
@@ -133,11 +134,11 @@ def test_switched_on_at_a_resume_it_has_the_past_as_well(plain: Path, tmp_path: 
 def test_a_log_that_fails_is_told_and_the_training_goes_on(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: object, row: logs.Row) -> None:
-        if row.iteration == 1:
+    def fail(self: object, entry: LogEntry) -> None:
+        if entry.iteration == 1:
             raise OSError("the disk of the logs is full")
 
-    monkeypatch.setattr(logs.TensorBoard, "add", fail)
+    monkeypatch.setattr(TensorBoard, "add", fail)
     notices: list[str] = []
     run = train(
         tmp_path / "run",

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import config, trajectories
+from helpers import autograd, config, executor_for, flat_batch, segment_sampler, trajectories
 from test_spaces import returns
 from torch import Tensor, nn
 
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.learner import build_agent
+from pgcli.algorithm.policy_gradient import PolicyGradient, estimate_gradient
 from pgcli.config.schema import Config
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.experiment.load import Agent
 from pgcli.policies.policy import Policy
-from pgcli.policies.recurrent import Memory, Windows, ranges
-from pgcli.policies.trajectory_outputs import log_probs_along, steps_along, values_along
-from pgcli.sampling.rollout import Chunks, collect_episodes
-from pgcli.sampling.samplers import Segments
+from pgcli.policies.recurrent import RecurrentNetwork, Sequences, ranges
+from pgcli.policies.trajectory_outputs import trajectory_log_probs, trajectory_values, valid_steps
+from pgcli.sampling.episodes import collect_episodes
 
 KINDS = ["gru", "lstm"]
 
@@ -34,12 +34,12 @@ def agent_for(kind: str, cut: int | None = None, shared: bool = True, **sections
         policy={"memory": kind, "memory_size": 5, "hidden_sizes": [4], "backpropagation_steps": cut},
         **sections,
     )
-    return PolicyGradient(spaces.Box(-1, 1, (3,)), spaces.Discrete(3), settings)
+    return build_agent(spaces.Box(-1, 1, (3,)), spaces.Discrete(3), settings)
 
 
 def policy_for(settings: Config) -> Policy:
-    envs = Chunks(settings.env).environments(1)
-    return PolicyGradient(envs.observation_space, envs.action_space, settings).policy
+    envs = executor_for(settings).environments.of_width(1)
+    return build_agent(envs.observation_space, envs.action_space, settings).policy
 
 
 def doubled(agent: PolicyGradient) -> PolicyGradient:
@@ -111,9 +111,9 @@ def test_log_probabilities_and_values_are_those_of_going_step_by_step(kind: str)
     agent = doubled(agent_for(kind))
     batch = segment(agent)
     log_probs, values = step_by_step(agent, batch)
-    torch.testing.assert_close(log_probs_along(agent.policy, batch), log_probs, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(values_along(agent.policy, agent.value, batch), values, rtol=1e-10, atol=1e-12)
-    assert not torch.allclose(log_probs_along(agent.policy, replace(batch, memory=None)), log_probs)
+    torch.testing.assert_close(trajectory_log_probs(agent.policy, batch), log_probs, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(trajectory_values(agent.policy, agent.value, batch), values, rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(trajectory_log_probs(agent.policy, replace(batch, memory=None)), log_probs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,10 +121,10 @@ def test_log_probabilities_and_values_are_those_of_going_step_by_step(kind: str)
 def test_the_gradient_goes_back_through_so_many_steps_and_no_more(kind: str, cut: int | None) -> None:
     agent = doubled(agent_for(kind, cut))
     batch = segment(agent)
-    taken, _ = agent.batch(batch)
+    taken, _ = flat_batch(agent, batch)
     weights = torch.randn(len(taken), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    rows, _ = steps_along(agent.policy, batch, cut=cut)
-    log_probs = agent.policy.distribution.log_probs(agent.policy(taken.obs, taken.windows), taken.actions)
+    rows, _ = valid_steps(agent.policy, batch, max_length=cut)
+    log_probs = agent.policy.distribution.log_probs(agent.policy(taken.obs, taken.sequences), taken.actions)
     ours = torch.autograd.grad((weights * log_probs).sum(), list(agent.policy.parameters()))
     expected, _ = step_by_step(agent, batch, cut)
     theirs = torch.autograd.grad((weights * expected.flatten()[rows]).sum(), list(agent.policy.parameters()))
@@ -136,7 +136,7 @@ def test_a_shorter_way_back_is_another_gradient() -> None:
     gradients = []
     for cut in (None, 2):
         agent = doubled(agent_for("gru", cut))
-        gradients.append(torch.cat([g.flatten() for g in agent.gradient(segment(agent))[0]]))
+        gradients.append(torch.cat([g.flatten() for g in estimate_gradient(agent, segment(agent))[0]]))
     assert not torch.allclose(gradients[0], gradients[1])
 
 
@@ -148,13 +148,13 @@ def test_the_update_says_of_an_action_what_was_said_when_it_was_drawn(kind: str)
         rollout={"episodes": 16},
         policy={"memory": kind, "memory_size": 8, "hidden_sizes": [8]},
     )
-    chunks = Chunks(settings.env)
-    envs = chunks.environments(16)
-    agent = PolicyGradient(envs.observation_space, envs.action_space, settings)
+    executor = executor_for(settings)
+    envs = executor.environments.of_width(16)
+    agent = build_agent(envs.observation_space, envs.action_space, settings)
     with torch.no_grad():
         for parameter in agent.policy.parameters():
             parameter.mul_(3)  # a policy that is far from uniform, and depends on what came before
-    batch = collect_episodes(settings, chunks, agent.policy, 0, lambda: None)
+    batch = collect_episodes(settings, executor, agent.policy, 0, lambda: None)
     actor = agent.policy.actor("sampled")
     memory, acted = actor.start(16), []
     for t in range(len(batch.mask)):
@@ -164,7 +164,7 @@ def test_the_update_says_of_an_action_what_was_said_when_it_was_drawn(kind: str)
             probabilities.append(actions == batch.actions[t].numpy())
         acted.append(np.mean(probabilities, 0))
         memory = after
-    said = log_probs_along(agent.policy, batch).detach().exp().numpy()
+    said = trajectory_log_probs(agent.policy, batch).detach().exp().numpy()
     np.testing.assert_allclose(np.stack(acted), said, atol=0.006)
     assert said.std() > 0.1
 
@@ -172,7 +172,7 @@ def test_the_update_says_of_an_action_what_was_said_when_it_was_drawn(kind: str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_numpy_steps_as_torch_does(kind: Literal["gru", "lstm"]) -> None:
     torch.manual_seed(0)
-    memory = Memory(kind, 4, 6)
+    memory = RecurrentNetwork(kind, 4, 6)
     x, state = torch.randn(9, 5, 4), torch.randn(5, memory.state_size)
     expected, last = memory.run(x, state)
     step, now = memory.in_numpy(), state.numpy()
@@ -185,8 +185,8 @@ def test_numpy_steps_as_torch_does(kind: Literal["gru", "lstm"]) -> None:
 
 
 def test_windows_are_taken_whole() -> None:
-    windows = Windows(torch.tensor([3, 1, 2]), torch.arange(3.0)[:, None])
-    rows, taken = windows.take(torch.tensor([2, 0]))
+    sequences = Sequences(torch.tensor([3, 1, 2]), torch.arange(3.0)[:, None])
+    rows, taken = sequences.take(torch.tensor([2, 0]))
     assert rows.tolist() == [4, 5, 0, 1, 2]
     assert taken.lengths.tolist() == [2, 3]
     assert taken.memory.flatten().tolist() == [2, 0]
@@ -194,19 +194,21 @@ def test_windows_are_taken_whole() -> None:
 
 
 def test_the_minibatches_of_an_epoch_hold_every_step_once_and_sum_to_the_batch() -> None:
-    from pgcli.algorithm.descent import minibatches
+    from pgcli.algorithm.batch import minibatches
 
     agent = doubled(agent_for("lstm", cut=2, algorithm={"average": "steps"}))
-    batch, _ = agent.batch(segment(agent))
-    whole = torch.autograd.grad(agent.losses.policy_terms(batch)["policy_loss"], list(agent.policy.parameters()))
+    batch, _ = flat_batch(agent, segment(agent))
+    whole = torch.autograd.grad(autograd(agent).policy_terms(batch)["policy_loss"], list(agent.policy.parameters()))
     parts = [part for _, part in minibatches(batch, 1, 3, lambda epoch: np.random.default_rng(epoch), on_policy=False)]
     assert sum(map(len, parts)) == len(batch) == 17
     sums = [torch.zeros_like(g) for g in whole]
     for part in parts:
-        assert part.windows is not None
+        assert part.sequences is not None
         share = part.parts / batch.parts
         assert part.share == len(part) / len(batch), "its weight in what is reported"
-        gradients = torch.autograd.grad(agent.losses.policy_terms(part)["policy_loss"], list(agent.policy.parameters()))
+        gradients = torch.autograd.grad(
+            autograd(agent).policy_terms(part)["policy_loss"], list(agent.policy.parameters())
+        )
         sums = [total + share * g for total, g in zip(sums, gradients, strict=True)]
     for one, other in zip(sums, whole, strict=True):
         torch.testing.assert_close(one, other)
@@ -255,12 +257,12 @@ def test_a_restored_sampler_remembers_too(kind: str, chunk_size: int | None) -> 
         policy={"memory": kind, "memory_size": 6},
     )
     policy = policy_for(settings)
-    one, other = Segments(settings), Segments(settings)
+    one, other = segment_sampler(settings), segment_sampler(settings)
     for iteration in range(3):
         one.collect(policy, iteration, lambda: None)
-    state = {name: tensor.clone() for name, tensor in one.state_dict().items()}
+    state = {name: tensor.clone() for name, tensor in one.state_dict(3).items()}
     assert state["sampler.memory"].abs().max() > 0
-    assert other.load_state_dict(state, policy) == 0
+    assert other.load_state_dict(state, policy, 3) == 0
     for iteration in range(3, 6):
         ours = one.collect(policy, iteration, lambda: None).trajectories
         theirs = other.collect(policy, iteration, lambda: None).trajectories
@@ -279,14 +281,14 @@ def test_memory_is_empty_at_the_start_of_every_episode() -> None:
         policy={"memory": "gru", "memory_size": 6},
     )
     policy = policy_for(settings)
-    batch = Segments(settings).collect(policy, 0, lambda: None).trajectories
-    rows, windows = steps_along(policy, batch)
-    assert windows is not None
-    assert windows.lengths.tolist() == [8, 8, 8, 3] * 2, "episodes of eight steps, a masked row between them"
-    assert windows.memory.abs().max() == 0
-    acted = policy(batch.obs.flatten(0, 1)[rows], windows).detach()
+    batch = segment_sampler(settings).collect(policy, 0, lambda: None).trajectories
+    rows, sequences = valid_steps(policy, batch)
+    assert sequences is not None
+    assert sequences.lengths.tolist() == [8, 8, 8, 3] * 2, "episodes of eight steps, a masked row between them"
+    assert sequences.memory.abs().max() == 0
+    acted = policy(batch.obs.flatten(0, 1)[rows], sequences).detach()
     seen: dict[tuple[Any, ...], Tensor] = {}
-    for start in (windows.lengths.cumsum(0) - windows.lengths).tolist():
+    for start in (sequences.lengths.cumsum(0) - sequences.lengths).tolist():
         first = (int(batch.obs.flatten(0, 1)[rows][start]),)
         torch.testing.assert_close(seen.setdefault(first, acted[start]), acted[start])
 
@@ -295,12 +297,12 @@ def test_padded_episodes_of_different_lengths_are_windows_of_their_own() -> None
     agent = agent_for("gru")
     batch = trajectories([(0, 1.0)] * 3, [(1, 1.0)], [(2, 1.0)] * 2)
     batch = replace(batch, obs=torch.randn(4, 3, 3))
-    _, windows = steps_along(agent.policy, batch)
-    assert windows is not None
-    assert windows.lengths.tolist() == [3, 1, 2]
-    rows, windows = steps_along(agent.policy, batch, values=True)
-    assert windows is not None
-    assert windows.lengths.tolist() == [4, 2, 3]
+    _, sequences = valid_steps(agent.policy, batch)
+    assert sequences is not None
+    assert sequences.lengths.tolist() == [3, 1, 2]
+    rows, sequences = valid_steps(agent.policy, batch, values=True)
+    assert sequences is not None
+    assert sequences.lengths.tolist() == [4, 2, 3]
     assert rows.tolist() == [0, 3, 6, 9, 1, 4, 2, 5, 8]
 
 
@@ -313,19 +315,19 @@ def test_while_acting_memory_starts_anew_with_every_episode(kind: str) -> None:
         policy={"memory": kind, "memory_size": 6},
     )
     policy = policy_for(settings)
-    sampler, actor = Segments(settings), policy.actor("sampled")
+    sampler, actor = segment_sampler(settings), policy.actor("sampled")
     memory = actor.start(2)
     for iteration in range(3):
         batch = sampler.collect(policy, iteration, lambda: None).trajectories
         for obs, mask in zip(batch.obs[:-1].numpy(), batch.mask.numpy(), strict=True):
             memory = np.where(mask[:, None], actor.respond(obs, np.zeros(2), memory)[1], 0)
-        assert (sampler.state_dict()["sampler.memory"].numpy() == memory).all()
+        assert (sampler.state_dict(iteration + 1)["sampler.memory"].numpy() == memory).all()
 
 
 def test_an_agent_in_a_notebook_remembers_until_it_is_reset() -> None:
     settings = config(policy={"memory": "lstm", "memory_size": 6})
     space = spaces.Dict({"x": spaces.Box(-1, 1, (2,)), "n": spaces.Discrete(3)})
-    policy = PolicyGradient(space, spaces.Box(-1, 1, (4,)), settings).policy
+    policy = build_agent(space, spaces.Box(-1, 1, (4,)), settings).policy
     agent = Agent(policy, settings, {}, Path("nowhere"), seed=0)
     one = {"x": np.array([0.1, -0.2], np.float32), "n": 1}
     several = {"x": np.array([[0.1, -0.2], [0.3, 0.4]], np.float32), "n": np.array([1, 2])}

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import config, trajectories
+from helpers import config, executor_for, learner_of, trajectories
 
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.policies.normalizers import CLIP, Normalizer, ReturnScale, RunningMoments
-from pgcli.sampling.rollout import Chunks, collect_episodes
+from pgcli.sampling.episodes import collect_episodes
 
 ROWS = torch.randn(1000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 5 + 1e4
 
@@ -86,9 +86,9 @@ def test_the_sum_goes_on_across_segments_and_starts_anew_after_a_masked_row() ->
     assert whole.scale == pytest.approx(np.std(sums), rel=1e-7)
 
 
-def agent_with(**sections: Any) -> PolicyGradient:
+def agent_with(**sections: Any) -> Learner:
     settings = config(**{"policy": {"hidden_sizes": [5], "normalize_obs": True}} | sections)
-    return PolicyGradient(spaces.Box(-1, 1, (1,)), spaces.Discrete(2), settings)
+    return learner_of(spaces.Box(-1, 1, (1,)), spaces.Discrete(2), settings)
 
 
 BATCH = trajectories([(1, 1.0), (0, 2.0), (1, 0.5)], [(0, 1.0)], [(1, -3.0), (1, 1.0)])
@@ -120,11 +120,11 @@ def test_the_statistics_are_part_of_the_state() -> None:
 
 def test_evaluation_leaves_the_statistics_alone() -> None:
     settings = config(env={"num_envs": 3}, rollout={"episodes": 4}, policy={"normalize_obs": True, "hidden_sizes": [4]})
-    chunks = Chunks(settings.env)
-    one = chunks.environments(1)
-    agent = PolicyGradient(one.observation_space, one.action_space, settings)
+    executor = executor_for(settings)
+    one = executor.environments.of_width(1)
+    agent = learner_of(one.observation_space, one.action_space, settings)
     before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
-    collect_episodes(settings, chunks, agent.policy, 0, lambda: None)
+    collect_episodes(settings, executor, agent.policy, 0, lambda: None)
     assert all(torch.equal(tensor, before[name]) for name, tensor in agent.state_dict().items())
 
 
@@ -147,7 +147,7 @@ def test_scaling_all_rewards_changes_nothing_that_is_learned_from_normalised_ret
 @pytest.mark.parametrize("hidden_sizes", [[], [8], [64, 32]], ids=str)
 def test_an_orthogonal_start_has_orthogonal_weights_of_the_right_gains_and_no_biases(hidden_sizes: list[int]) -> None:
     settings = config(policy={"hidden_sizes": hidden_sizes, "init": "orthogonal"}, algorithm={"baseline": "value"})
-    agent = PolicyGradient(spaces.Box(-1, 1, (6,)), spaces.Discrete(3), settings)
+    agent = build_agent(spaces.Box(-1, 1, (6,)), spaces.Discrete(3), settings)
     assert agent.value is not None
     for network, last in ((agent.policy.network, 0.01), (agent.value.network, 1.0)):
         layers = [module for module in network if isinstance(module, torch.nn.Linear)]

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import ascent, config, trajectories
+from helpers import ascent, config, learner_of, trajectories
 from torch import Tensor
 
+from pgcli.algorithm.learner import Learner
 from pgcli.algorithm.optimizers import Optimizer, flattened, scheduled
-from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.errors import Diverged
 
 Rule = Literal["adam", "sgd", "rmsprop"]
@@ -25,12 +25,12 @@ UNSEEN = trajectories([(1, 1.0), (0, 2.0), (1, 0.5)], [(0, 1.0)], [(1, -3.0), (1
 BATCH = replace(UNSEEN, obs=torch.linspace(-1, 1, UNSEEN.obs.numel()).reshape(UNSEEN.obs.shape))
 
 
-def agent_with(seed: int = 0, **optimizer: Any) -> PolicyGradient:
+def agent_with(seed: int = 0, **optimizer: Any) -> Learner:
     settings = config(seed=seed, policy={"hidden_sizes": [5]}, optimizer=optimizer)
-    return PolicyGradient(spaces.Box(-1, 1, (1,)), spaces.Discrete(2), settings)
+    return learner_of(spaces.Box(-1, 1, (1,)), spaces.Discrete(2), settings)
 
 
-def parameters(agent: PolicyGradient) -> Tensor:
+def parameters(agent: Learner) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in agent.policy.parameters()])
 
 
@@ -76,7 +76,7 @@ def test_linear_and_cosine_part_between_the_middle_and_the_ends() -> None:
 
 def test_an_update_climbs_along_the_gradient_by_the_scheduled_rate() -> None:
     agent = agent_with(name="sgd", learning_rate=0.5, schedule="linear")
-    before, uphill = parameters(agent), ascent(agent, BATCH)
+    before, uphill = parameters(agent), ascent(agent.agent, BATCH)
     update = agent.update(BATCH, progress=0.75)
     assert update.learning_rate == 0.125
     np.testing.assert_allclose(parameters(agent)[-2:] - before[-2:], 0.125 * uphill, rtol=1e-5, atol=1e-7)
@@ -87,6 +87,7 @@ def test_only_a_gradient_above_the_limit_is_scaled_down(norm: float, moved: floa
     free, limited = (agent_with(name="sgd", learning_rate=1.0, max_grad_norm=limit) for limit in (None, 1.0))
     start = parameters(free)
     length = free.update(BATCH).grad_norm
+    assert length is not None
     direction = (parameters(free) - start) / length
     assert direction.norm().item() == pytest.approx(1, rel=1e-5)
     louder = replace(BATCH, rewards=BATCH.rewards * norm / length)  # the gradient is linear in the rewards

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -12,8 +12,10 @@ import torch
 from gymnasium import spaces
 from helpers import Array, config, log_probs
 
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.learner import build_agent
+from pgcli.config.schema import PolicyConfig
 from pgcli.errors import EnvironmentFailure, UsageError
+from pgcli.policies.activations import ACTIVATIONS
 from pgcli.policies.distributions import Softmax
 from pgcli.policies.networks import mlp, numpy_forward
 from pgcli.policies.observations import Encoder
@@ -96,6 +98,27 @@ def test_an_activation_stands_after_the_hidden_layer_alone(
     x = np.array([[-2], [0], [0.5]], np.float32)
     assert numpy_forward(network)(x.copy())[:, 0] == pytest.approx([2 * y - 7 for y in expected])
     assert network(torch.from_numpy(x))[:, 0].tolist() == pytest.approx([2 * y - 7 for y in expected])
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activations_forms_agree_with_torch_and_its_derivatives_with_autograd(name: str) -> None:
+    activation = ACTIVATIONS[name]
+    z = torch.tensor([-3.0, -0.5, -0.0, 0.25, 2.0], dtype=torch.float64, requires_grad=True)
+    y = activation.module()(z)
+    slope = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.25], dtype=torch.float64)
+    (expected,) = torch.autograd.grad(y, z, slope)
+    array, plain = z.detach().numpy().copy(), z.detach().clone()
+    np.testing.assert_allclose(activation.value(array), y.detach(), rtol=1e-15)
+    np.testing.assert_array_equal(array, plain, err_msg="without `out`, nothing is overwritten")
+    np.testing.assert_allclose(activation.derivative(array) * slope.numpy(), expected, rtol=1e-14)
+    np.testing.assert_allclose(activation.value(array, array), y.detach(), rtol=1e-15)
+    values = activation.value_(plain)
+    torch.testing.assert_close(values, y.detach(), rtol=1e-15, atol=0)
+    torch.testing.assert_close(activation.backward_(slope.clone(), values), expected, rtol=1e-14, atol=0)
+
+
+def test_every_activation_of_a_config_is_in_the_table() -> None:
+    assert get_args(PolicyConfig.model_fields["activation"].annotation) == tuple(ACTIVATIONS)
 
 
 def test_the_actor_follows_weights_and_biases_changed_in_place() -> None:
@@ -190,11 +213,11 @@ def test_entropy_is_in_nats(probabilities: list[float], entropy: float) -> None:
 
 def test_the_runs_seed_decides_the_start_and_torchs_own_generator_is_left_alone() -> None:
     state = torch.get_rng_state()
-    a, again, other = (PolicyGradient(SPACES[1], spaces.Discrete(2), config(seed=seed)).policy for seed in (1, 1, 2))
+    a, again, other = (build_agent(SPACES[1], spaces.Discrete(2), config(seed=seed)).policy for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(123)
-        later = PolicyGradient(SPACES[1], spaces.Discrete(2), config(seed=1)).policy
+        later = build_agent(SPACES[1], spaces.Discrete(2), config(seed=1)).policy
     for p, q, r, s in zip(*(x.parameters() for x in (a, again, later, other)), strict=True):
         assert torch.equal(p, q)
         assert torch.equal(p, r)
@@ -279,7 +302,7 @@ def test_an_action_outside_its_bounds_is_clipped_on_its_way_and_counted() -> Non
     gaussian = Gaussian(spaces.Box(np.array([-1, 0], np.float32), np.array([1, np.inf], np.float32)), 1.0)
     actions = np.array([[-3, 5], [0.5, -2], [1, 0]], np.float32)
     assert gaussian.for_environment(actions).tolist() == [[-1, 5], [0.5, 0], [1, 0]]
-    assert gaussian.report(torch.from_numpy(actions))["action_clip_fraction"] == pytest.approx(2 / 6)
+    assert gaussian.action_statistics(torch.from_numpy(actions))[1] == pytest.approx(2 / 6)
 
 
 @pytest.mark.parametrize("distribution", ["gaussian", "bernoulli", "tanh_gaussian", "state_dependent_gaussian"])

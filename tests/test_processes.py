@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import config, is_running
 
+from pgcli.experiment.recorder import Context
 from pgcli.experiment.run import Request, run_experiment
 
 PAGES = """
@@ -44,13 +45,14 @@ RUN = """
 import resource, sys
 from pathlib import Path
 from pgcli.config import Config, override
+from pgcli.experiment.recorder import Context
 from pgcli.experiment.run import Request, run_experiment
 
 words = ["rollout={episodes: null, steps: 128}", "algorithm={returns: lambda_return, baseline: value}"]
 settings = override(Config(), [*words, "training.iterations=12", "evaluation.every=null"])
 faults = []
 request = Request(settings, Path("run"), [], folder=Path(sys.argv[1]))
-run_experiment(request, lambda record: faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt))
+run_experiment(request, Context(lambda record: faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)))
 print(faults[-2] - faults[-7])
 """
 
@@ -65,7 +67,7 @@ def test_a_run_spares_the_collector_what_was_there_before_it_and_gives_it_back(t
     settings = config(env={"num_envs": 2}, rollout={"episodes": 2}, training={"iterations": 1})
     during: list[int] = []
     request = Request(settings, Path("run"), [], folder=tmp_path)
-    run_experiment(request, lambda record: during.append(gc.get_freeze_count()))
+    run_experiment(request, Context(lambda record: during.append(gc.get_freeze_count())))
     assert min(during) > 10_000
     assert gc.get_freeze_count() == 0
 

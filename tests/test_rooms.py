@@ -6,8 +6,12 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from pgcli.config import choices
+from pgcli.estimators import objectives
 
 PACKAGE = Path(__file__).parent.parent / "pgcli"
 
@@ -92,6 +96,13 @@ def test_light_commands_import_no_torch_gymnasium_or_matplotlib(command: list[st
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_pgcli_is_instant_and_load_is_there() -> None:
-    program = "import sys, pgcli; assert not {'torch', 'pydantic'} & set(sys.modules); assert callable(pgcli.load)"
+def test_the_estimators_declare_the_averages_of_a_config() -> None:
+    assert get_args(objectives.Average) == get_args(choices.Average)
+
+
+def test_importing_pgcli_and_the_choices_is_instant_and_load_is_there() -> None:
+    program = (
+        "import sys, pgcli, pgcli.config.choices; "
+        "assert not {'torch', 'pydantic', 'yaml'} & set(sys.modules); assert callable(pgcli.load)"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)

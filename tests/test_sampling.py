@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import Array, Counting, config, mapped
+from helpers import Array, Counting, config, executor_for, mapped
 
+from pgcli.algorithm.learner import build_agent
 from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.config.schema import Config
-from pgcli.environments.forms import Environments, NativeEnvironments, SingleEnvironments, make, make_environments
+from pgcli.environments.forms import NativeEnvironments, SingleEnvironments, make, make_environments
 from pgcli.errors import EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.distributions import Softmax
-from pgcli.policies.policy import Actor
+from pgcli.policies.policy import Actor, Policy
 from pgcli.sampling import rollout
-from pgcli.sampling.rollout import Chunks, collect_episodes, ended_episodes
+from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
+from pgcli.sampling.episodes import collect_episodes, ended_episodes
+from pgcli.sampling.executor import ChunkExecutor
+from pgcli.sampling.pool import LocalPool, Task
 from pgcli.seeding import Purpose, derived_seed, generator
+from pgcli.system.processes import Check
 from pgcli.training.evaluation import evaluate
 
 
@@ -34,14 +39,14 @@ def counting(episodes: int = 10, horizon: int | None = None, **env: Any) -> Conf
     )
 
 
-def agent_for(settings: Config, chunks: Chunks) -> PolicyGradient:
-    one = chunks.environments(1)
-    return PolicyGradient(one.observation_space, one.action_space, settings)
+def agent_for(settings: Config, executor: ChunkExecutor) -> PolicyGradient:
+    one = executor.environments.of_width(1)
+    return build_agent(one.observation_space, one.action_space, settings)
 
 
-def collect(settings: Config, iteration: int = 0, chunks: Chunks | None = None) -> Trajectories:
-    chunks = chunks or Chunks(settings.env)
-    return collect_episodes(settings, chunks, agent_for(settings, chunks).policy, iteration, lambda: None)
+def collect(settings: Config, iteration: int = 0, executor: ChunkExecutor | None = None) -> Trajectories:
+    executor = executor or executor_for(settings)
+    return collect_episodes(settings, executor, agent_for(settings, executor).policy, iteration, lambda: None)
 
 
 def columns(batch: Trajectories, wanted: slice | list[int]) -> Trajectories:
@@ -118,27 +123,27 @@ def test_chunks_are_as_wide_as_asked_and_the_last_one_narrower(
     episodes: int, env: dict[str, int], widths: list[int]
 ) -> None:
     settings = counting(episodes, **env)
-    split = list(Chunks(settings.env).split(episodes))
-    assert [len(chunk) for chunk, _ in split] == widths
-    assert [column for chunk, _ in split for column in chunk] == list(range(episodes))
+    chunks = chunk_ranges(settings.env, episodes)
+    assert [len(chunk) for chunk in chunks] == widths
+    assert [column for chunk in chunks for column in chunk] == list(range(episodes))
     assert collect(settings).mask.shape[1] == episodes
 
 
-class Backwards(Chunks):
-    def split(self, columns: int) -> Iterator[tuple[range, Environments]]:
-        return reversed(list(super().split(columns)))
+class BackwardsPool(LocalPool):
+    def map(self, policy: Policy, tasks: Mapping[int, Task], check: Check) -> dict[int, Any]:
+        return super().map(policy, dict(reversed(list(tasks.items()))), check)
 
 
 @pytest.mark.parametrize("env", ["Counting-v0", "CartPole-v1"])
 def test_a_chunk_depends_on_nothing_but_policy_chunk_and_iteration(env: str) -> None:
     settings = counting(episodes=10, id=env)
     expected = collect(settings, iteration=2)
-    used = Chunks(settings.env)
+    used = executor_for(settings)
     for iteration in (5, 2, 0):
         again = collect(settings, iteration, used)
         assert same(again, expected) == (iteration == 2)
-    backwards = collect(settings, 2, Backwards(settings.env))
-    assert same(columns(backwards, [6, 7, 8, 9, 2, 3, 4, 5, 0, 1]), expected)
+    environments = EnvironmentCache(settings.env)
+    assert same(collect(settings, 2, ChunkExecutor(environments, BackwardsPool(environments))), expected)
     fewer = collect(settings.model_copy(update={"rollout": settings.rollout.model_copy(update={"episodes": 8})}), 2)
     assert same(fewer, columns(expected, slice(8)))
 
@@ -160,13 +165,13 @@ def test_no_two_resets_share_a_seed() -> None:
 
 def test_environments_see_the_derived_seeds_of_training_and_evaluation() -> None:
     settings = counting(episodes=5)
-    chunks = Chunks(settings.env)
-    policy = agent_for(settings, chunks).policy
+    executor = executor_for(settings)
+    policy = agent_for(settings, executor).policy
     for iteration in range(3):
-        collect_episodes(settings, chunks, policy, iteration, lambda: None)
+        collect_episodes(settings, executor, policy, iteration, lambda: None)
         purposes = (Purpose.EVALUATION_RESET, Purpose.EVALUATION_ACT)
-        evaluate(policy, chunks, 5, "sampled", 1.0, None, settings.seed, purposes, (iteration,))
-    evaluate(policy, chunks, 5, "sampled", 1.0, None, settings.seed, (Purpose.TEST_RESET, Purpose.TEST_ACT))
+        evaluate(policy, executor, 5, "sampled", 1.0, None, settings.seed, purposes, (iteration,))
+    evaluate(policy, executor, 5, "sampled", 1.0, None, settings.seed, (Purpose.TEST_RESET, Purpose.TEST_ACT))
     seen = [seed for _, seed in Counting.resets]
     assert len(set(seen)) == len(seen) == 35
     assert seen[:5] == seeds(settings, 0, 5)
@@ -175,9 +180,9 @@ def test_environments_see_the_derived_seeds_of_training_and_evaluation() -> None
 @pytest.mark.parametrize("rebuild", [True, False, "auto"])
 def test_rebuild_gives_every_episode_a_fresh_instance(rebuild: Any) -> None:
     settings = counting(episodes=8, rebuild=rebuild)
-    chunks = Chunks(settings.env)
-    policy = agent_for(settings, chunks).policy
-    batches = [collect_episodes(settings, chunks, policy, iteration, lambda: None) for iteration in (0, 1)]
+    executor = executor_for(settings)
+    policy = agent_for(settings, executor).policy
+    batches = [collect_episodes(settings, executor, policy, iteration, lambda: None) for iteration in (0, 1)]
     assert len(Counting.resets) == 16
     assert len({instance for instance, _ in Counting.resets}) == (16 if rebuild is True else 4)
     assert same(batches[1], collect(counting(episodes=8), 1))
@@ -275,16 +280,16 @@ def test_a_check_that_raises_ends_the_rollout_before_the_step() -> None:
         if next(calls) == 5:
             raise KeyboardInterrupt
 
-    chunks = Chunks(settings.env)
+    executor = executor_for(settings)
     with pytest.raises(KeyboardInterrupt):
-        collect_episodes(settings, chunks, agent_for(settings, chunks).policy, 0, check)
+        collect_episodes(settings, executor, agent_for(settings, executor).policy, 0, check)
     assert next(calls) == 6
 
 
 def test_actions_follow_the_noise_of_their_chunk() -> None:
     settings = counting(episodes=8)
-    chunks = Chunks(settings.env)
-    actor = agent_for(settings, chunks).policy.actor("sampled").act
+    executor = executor_for(settings)
+    actor = agent_for(settings, executor).policy.actor("sampled").act
     batch = collect(settings, 7)
     for start in (0, 4):
         part = columns(batch, slice(start, start + 4))

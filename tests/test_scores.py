@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pgcli.report.scores import (
-    improvement_interval,
+from pgcli.report.statistics import (
+    bootstrap_interval,
     interquartile_mean,
     median_interval,
     paired_difference,
@@ -22,7 +22,6 @@ from pgcli.report.scores import (
     probability_of_improvement,
     seeds_needed,
     steps_to,
-    stratified_interval,
 )
 
 RANDOM = np.random.default_rng(7)
@@ -55,11 +54,11 @@ def test_the_interquartile_mean_and_its_interval_are_those_of_rliable(kind: str,
     library, metrics = rliable
     np.random.seed(0)
     for scores in SCORES[kind]:
-        assert interquartile_mean(scores) == pytest.approx(metrics.aggregate_iqm(scores), abs=1e-12)
+        assert interquartile_mean(*scores.T) == pytest.approx(metrics.aggregate_iqm(scores), abs=1e-12)
         _, intervals = library.get_interval_estimates(
             {"arm": scores}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=4000
         )
-        low, high = stratified_interval(scores, interquartile_mean)
+        low, high = bootstrap_interval([*scores.T], interquartile_mean)
         assert [low, high] == pytest.approx(intervals["arm"][:, 0], abs=float(0.04 * (high - low)))
 
 
@@ -68,13 +67,13 @@ def test_the_probability_of_improvement_and_its_interval_are_those_of_rliable(ki
     library, metrics = rliable
     x, y = SCORES[kind]
     np.random.seed(0)
-    found = improvement_interval(x, y)
-    assert found.value == probability_of_improvement(x, y)
-    assert found.value == pytest.approx(metrics.probability_of_improvement(x, y), abs=1e-12)
+    tasks = [*x.T, *y.T]
+    assert probability_of_improvement(*tasks) == pytest.approx(metrics.probability_of_improvement(x, y), abs=1e-12)
     _, intervals = library.get_interval_estimates(
         {"pair": [x, y]}, lambda x, y: np.array([metrics.probability_of_improvement(x, y)]), reps=1000
     )
-    assert [found.low, found.high] == pytest.approx(intervals["pair"][:, 0], abs=0.1 * (found.high - found.low))
+    low, high = bootstrap_interval(tasks, probability_of_improvement)
+    assert [low, high] == pytest.approx(intervals["pair"][:, 0], abs=0.1 * float(high - low))
 
 
 @pytest.mark.parametrize("kind", SCORES)
@@ -83,20 +82,20 @@ def test_the_performance_profile_is_that_of_rliable(kind: str, rliable: Any) -> 
     scores = SCORES[kind][0]
     thresholds = np.append(np.linspace(scores.min(), scores.max(), 9), scores[0])  # a score itself is not above itself
     theirs, _ = library.create_performance_profile({"arm": scores}, thresholds, reps=10)
-    assert performance_profile(scores, thresholds) == pytest.approx(theirs["arm"], abs=1e-12)
+    assert performance_profile(scores.ravel(), thresholds)[0] == pytest.approx(theirs["arm"], abs=1e-12)
 
 
 def test_the_interval_of_two_runs_follows_from_their_four_resamples() -> None:
     scores = np.array([[0.0], [10.0]])
     means = sorted(np.mean(pair) for pair in product((0, 10), repeat=2))
-    low, high = stratified_interval(scores, interquartile_mean, confidence=0.4)
+    low, high = bootstrap_interval([*scores.T], interquartile_mean, confidence=0.4)
     assert [low, high] == [means[1], means[2]]  # the extremes have a quarter each, and 30 % are cut off
-    assert all(map(math.isnan, stratified_interval(scores[:1], interquartile_mean)))
+    assert np.isnan(bootstrap_interval([*scores[:1].T], interquartile_mean)).all()
 
 
 def test_runs_are_drawn_anew_within_each_task_and_never_across_tasks() -> None:
     scores = np.array([[0.0, 100.0], [0.0, 100.0]])
-    low, high = stratified_interval(scores, lambda x: x.mean((-2, -1)))
+    low, high = bootstrap_interval([*scores.T], interquartile_mean)
     assert low == high == 50
 
 
@@ -146,8 +145,14 @@ def test_the_power_is_the_share_of_simulated_tests_that_show_the_effect() -> Non
 def test_a_run_that_does_not_reach_the_threshold_counts_as_later_than_all() -> None:
     assert steps_to(5, np.array([0.0, 10, 20, 30]), np.array([1.0, 6, 4, 7])) == 10
     assert steps_to(8, np.array([0.0, 10]), np.array([1.0, 6])) == math.inf
-    assert median_interval(np.array([3.0, 1.0, math.inf])).value == 3
-    assert median_interval(np.array([3.0, math.inf, math.inf])).value == math.inf
-    assert median_interval(np.array([5.0, 5, 5])).high == 5
-    assert median_interval(np.array([1.0, 2, math.inf, math.inf])).value == math.inf  # the later of the middle two
-    assert median_interval(np.array([1.0, 2, math.inf, math.inf])).low == 1
+    assert median_interval(np.array([3.0, 1.0, math.inf])) == (3, 1, math.inf)
+    assert median_interval(np.array([3.0, math.inf, math.inf]))[0] == math.inf
+    assert median_interval(np.array([5.0, 5, 5])) == (5, 5, 5)
+    assert median_interval(np.array([1.0, 2, math.inf, math.inf])) == (math.inf, 1, math.inf)  # the later of the middle
+
+
+def test_the_interval_of_a_median_is_that_of_all_its_resamples() -> None:
+    values = np.array([4.0, 1, 9, 16, 25, 36])
+    medians = np.sort(np.array(list(product(values, repeat=6))), axis=1)[:, 3]
+    low, high = np.quantile(medians, [0.025, 0.975], method="inverted_cdf")
+    assert median_interval(values) == (16, low, high)

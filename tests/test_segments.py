@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import Array, Counting, config, mapped
+from helpers import Array, Counting, config, executor_for, learner_of, mapped, segment_sampler
 
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.learner import build_agent
 from pgcli.config.schema import Config
 from pgcli.environments.forms import NativeEnvironments, SingleEnvironments, make, make_environments, make_lasting
 from pgcli.errors import CheckpointError, EnvironmentFailure, UsageError
 from pgcli.estimators.trajectories import Trajectories
-from pgcli.sampling.samplers import Segments
+from pgcli.sampling.segments import SegmentSampler
 from pgcli.seeding import Purpose, derived_seed
 
 STEPS = 5
@@ -34,10 +34,10 @@ def segments(env_id: str = "Counting-v0", num_envs: int = 3, steps: int = STEPS,
 
 def policy_for(settings: Config) -> Any:
     with make(settings.env) as env:
-        return PolicyGradient(env.observation_space, env.action_space, settings).policy
+        return build_agent(env.observation_space, env.action_space, settings).policy
 
 
-def collect(sampler: Segments, policy: Any, iterations: range) -> list[Any]:
+def collect(sampler: SegmentSampler, policy: Any, iterations: range) -> list[Any]:
     return [sampler.collect(policy, iteration, lambda: None) for iteration in iterations]
 
 
@@ -62,7 +62,7 @@ def same(a: list[Any], b: list[Any]) -> bool:
 
 def test_episodes_go_on_across_segments_with_one_masked_row_between_them() -> None:
     settings = segments()
-    rollouts = collect(Segments(settings), policy_for(settings), range(8))
+    rollouts = collect(segment_sampler(settings), policy_for(settings), range(8))
     stream = joined(rollouts)
     for column in range(3):
         row, episode = 0, 0
@@ -84,7 +84,7 @@ def test_episodes_go_on_across_segments_with_one_masked_row_between_them() -> No
 
 def test_what_goes_on_unseen_is_cut_at_time_limits_and_at_the_end_of_a_segment() -> None:
     settings = segments(num_envs=20)
-    for rollout in collect(Segments(settings), policy_for(settings), range(4)):
+    for rollout in collect(segment_sampler(settings), policy_for(settings), range(4)):
         batch = rollout.trajectories
         assert batch.cut.any()
         assert batch.terminated.any()
@@ -95,7 +95,7 @@ def test_what_goes_on_unseen_is_cut_at_time_limits_and_at_the_end_of_a_segment()
 
 def test_an_episode_is_told_in_the_segment_where_it_ends_by_row_and_column_with_all_of_its_return() -> None:
     settings = segments()
-    rollouts = collect(Segments(settings), policy_for(settings), range(8))
+    rollouts = collect(segment_sampler(settings), policy_for(settings), range(8))
     told = [ended for rollout in rollouts for ended in rollout.episodes]
     expected = []
     for column in range(3):
@@ -132,13 +132,13 @@ def test_a_restored_sampler_goes_on_bit_for_bit(env_id: str, policy: dict[str, A
     how = "sync" if one_by_one else "auto"
     settings = segments(name, steps=12, chunk_size=chunk_size, max_episode_steps=40, vectorization=how)
     settings = settings.model_copy(update={"policy": config(policy={"hidden_sizes": [4]} | policy).policy})
-    acts, sampler = policy_for(settings), Segments(settings)
+    acts, sampler = policy_for(settings), segment_sampler(settings)
     collect(sampler, acts, range(5))
-    saved = {name: tensor.clone() for name, tensor in sampler.state_dict().items()}
+    saved = {name: tensor.clone() for name, tensor in sampler.state_dict(5).items()}
     whole = collect(sampler, acts, range(5, 9))
-    restored = Segments(settings)
-    assert restored.load_state_dict(saved, acts) == 0
-    assert all(torch.equal(tensor, saved[name]) for name, tensor in restored.state_dict().items())
+    restored = segment_sampler(settings)
+    assert restored.load_state_dict(saved, acts, 5) == 0
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in restored.state_dict(5).items())
     assert same(collect(restored, acts, range(5, 9)), whole)
     assert any(ended for rollout in whole for ended in rollout.episodes)
     assert ("sampler.0.prev_done" in saved) == (env_id == "CartPole-v1")
@@ -146,7 +146,7 @@ def test_a_restored_sampler_goes_on_bit_for_bit(env_id: str, policy: dict[str, A
 
 def test_a_native_form_goes_on_with_the_true_last_observation_and_one_masked_row() -> None:
     settings = segments("CartPole-v1", num_envs=20, steps=64, max_episode_steps=30, vectorization="native")
-    acts, sampler = policy_for(settings), Segments(settings)
+    acts, sampler = policy_for(settings), segment_sampler(settings)
     rollouts = collect(sampler, acts, range(3))
     whole = joined(rollouts)
     single = make(settings.env)
@@ -181,16 +181,16 @@ def test_a_native_form_goes_on_with_the_true_last_observation_and_one_masked_row
 def test_the_columns_of_native_segments_start_anew_from_the_iteration() -> None:
     """What follows depends on (policy, state, iteration) only: not on how many resets there were before."""
     settings = segments("CartPole-v1", num_envs=4, steps=40)
-    acts, sampler = policy_for(settings), Segments(settings)
+    acts, sampler = policy_for(settings), segment_sampler(settings)
     collect(sampler, acts, range(2))
-    saved = sampler.state_dict()
+    saved = sampler.state_dict(2)
     whole = collect(sampler, acts, range(2, 4))
-    restored = Segments(settings)
+    restored = segment_sampler(settings)
     collect(restored, acts, range(5))
-    restored.load_state_dict(saved, acts)
+    restored.load_state_dict(saved, acts, 2)
     assert same(collect(restored, acts, range(2, 4)), whole)
-    other = Segments(settings)
-    other.load_state_dict(saved, acts)
+    other = segment_sampler(settings)
+    other.load_state_dict(saved, acts, 3)
     assert not same(collect(other, acts, range(3, 4)), whole[:1])
 
 
@@ -234,23 +234,23 @@ def test_a_native_form_that_keeps_more_than_arrays_goes_on_one_by_one() -> None:
 @pytest.mark.parametrize("name", ["state", "steps", "prev_done"])
 def test_a_native_state_that_does_not_fit_is_refused(name: str) -> None:
     settings = segments("CartPole-v1")
-    acts, sampler = policy_for(settings), Segments(settings)
+    acts, sampler = policy_for(settings), segment_sampler(settings)
     collect(sampler, acts, range(2))
-    state = sampler.state_dict()
+    state = sampler.state_dict(2)
     for damaged in (
         {key: tensor for key, tensor in state.items() if key != f"sampler.0.{name}"},
         state | {f"sampler.0.{name}": torch.zeros(5)},
         state | {f"sampler.1.{name}": state[f"sampler.0.{name}"]},
     ):
         with pytest.raises(CheckpointError, match="state of the environments"):
-            Segments(settings).load_state_dict(damaged, acts)
+            segment_sampler(settings).load_state_dict(damaged, acts, 2)
 
 
 def test_before_the_first_segment_there_is_no_state() -> None:
     settings = segments()
-    sampler = Segments(settings)
-    assert sampler.state_dict() == {}
-    assert Segments(settings).load_state_dict({}, policy_for(settings)) == 0
+    sampler = segment_sampler(settings)
+    assert sampler.state_dict(0) == {}
+    assert segment_sampler(settings).load_state_dict({}, policy_for(settings), 0) == 0
 
 
 class Restless(Counting):
@@ -271,14 +271,14 @@ gym.register("Restless-v0", entry_point="test_segments:Restless")
 
 def test_an_environment_that_does_not_repeat_itself_is_counted_and_starts_anew() -> None:
     settings = segments("Restless-v0")
-    acts, sampler = policy_for(settings), Segments(settings)
+    acts, sampler = policy_for(settings), segment_sampler(settings)
     collect(sampler, acts, range(4))
-    saved = sampler.state_dict()
+    saved = sampler.state_dict(4)
     running = int((~saved["sampler.over"]).sum())
     assert running
-    restored = Segments(settings)
-    assert restored.load_state_dict(saved, acts) == running
-    assert restored.state_dict()["sampler.over"].all()
+    restored = segment_sampler(settings)
+    assert restored.load_state_dict(saved, acts, 4) == running
+    assert restored.state_dict(4)["sampler.over"].all()
     first = restored.collect(acts, 4, lambda: None).trajectories
     assert not first.mask[0].any(), "the first row resets"
     assert first.obs[1, :, 1].tolist() == [0, 0, 0]
@@ -299,18 +299,27 @@ def test_an_environment_that_does_not_repeat_itself_is_counted_and_starts_anew()
 )
 def test_a_state_that_does_not_fit_is_refused(damage: dict[str, torch.Tensor]) -> None:
     settings = segments()
-    acts, sampler = policy_for(settings), Segments(settings)
+    acts, sampler = policy_for(settings), segment_sampler(settings)
     collect(sampler, acts, range(2))
-    state = sampler.state_dict() | {f"sampler.{name}": tensor for name, tensor in damage.items()}
+    state = sampler.state_dict(2) | {f"sampler.{name}": tensor for name, tensor in damage.items()}
     with pytest.raises(CheckpointError, match="state of the environments"):
-        Segments(settings).load_state_dict(state, acts)
+        segment_sampler(settings).load_state_dict(state, acts, 2)
 
 
-def test_what_a_check_raises_leaves_the_state_of_the_last_iteration() -> None:
-    settings = segments()
-    acts, sampler = policy_for(settings), Segments(settings)
+def copy(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+@pytest.mark.parametrize("env_id", ["Counting-v0", "CartPole-v1"])
+def test_an_iteration_that_fails_leaves_the_state_at_its_start_and_can_be_collected_again(env_id: str) -> None:
+    settings = segments(env_id)
+    acts, sampler = policy_for(settings), segment_sampler(settings)
     collect(sampler, acts, range(3))
-    before = {name: tensor.clone() for name, tensor in sampler.state_dict().items()}
+    before = copy(sampler.state_dict(3))
     calls = iter([None, None])
 
     def check() -> None:
@@ -319,26 +328,29 @@ def test_what_a_check_raises_leaves_the_state_of_the_last_iteration() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         sampler.collect(acts, 3, check)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in sampler.state_dict().items())
+    assert equal(sampler.state_dict(3), before)
+    assert same(collect(sampler, acts, range(3, 6)), collect(segment_sampler(settings), acts, range(6))[3:])
 
 
-def test_what_was_collected_for_an_update_that_is_not_completed_can_be_taken_back() -> None:
-    settings = segments()
-    acts, sampler = policy_for(settings), Segments(settings)
+@pytest.mark.parametrize("env_id", ["Counting-v0", "CartPole-v1"])
+def test_the_state_of_before_the_last_segment_is_kept_for_an_update_that_fails(env_id: str) -> None:
+    settings = segments(env_id)
+    acts, sampler = policy_for(settings), segment_sampler(settings)
     sampler.collect(acts, 0, lambda: None)
-    sampler.take_back()
-    assert sampler.state_dict() == {}
-    collect(sampler, acts, range(3))
-    before = {name: tensor.clone() for name, tensor in sampler.state_dict().items()}
-    sampler.collect(acts, 3, lambda: None)
-    assert not torch.equal(sampler.state_dict()["sampler.obs"], before["sampler.obs"])
-    sampler.take_back()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in sampler.state_dict().items())
+    assert sampler.state_dict(0) == {}
+    collect(sampler, acts, range(1, 3))
+    before = copy(sampler.state_dict(3))
+    first = sampler.collect(acts, 3, lambda: None)
+    assert equal(sampler.state_dict(3), before)
+    assert not torch.equal(sampler.state_dict(4)["sampler.obs"], before["sampler.obs"])
+    assert same([sampler.collect(acts, 3, lambda: None)], [first])
+    with pytest.raises(KeyError):
+        sampler.state_dict(2)
 
 
 def test_a_fault_in_a_later_episode_names_the_seed_of_that_episode() -> None:
     settings = segments(num_envs=1, steps=40, kwargs={"fault": "inf reward", "at": 6})
-    sampler = Segments(settings)
+    sampler = segment_sampler(settings)
     facts = [derived_seed(0, Purpose.RESET, 0, episode) for episode in range(40)]
     longest = next(seed for seed in facts if Counting.facts(seed)[1] == 7)
     assert longest != facts[0]
@@ -369,7 +381,7 @@ def test_a_fault_at_a_later_reset_is_told_as_one(episode: int) -> None:
     seed = derived_seed(0, Purpose.RESET, 1, episode)
     settings = segments("Poisoned-v0", kwargs={"seed": seed})
     with pytest.raises(EnvironmentFailure, match=f"observation at the reset of the episode with reset seed {seed}$"):
-        collect(Segments(settings), policy_for(segments()), range(20))
+        collect(segment_sampler(settings), policy_for(segments()), range(20))
 
 
 class Pairs(gym.Env[Array, Any]):
@@ -410,8 +422,7 @@ gym.register("Pairs-v0", entry_point="test_segments:Pairs")
 )
 @pytest.mark.parametrize("steps", [None, 6])
 def test_every_action_space_gets_actions_of_its_own_and_learns(space: spaces.Space[Any], steps: int | None) -> None:
-    from pgcli.sampling.rollout import Chunks
-    from pgcli.sampling.samplers import make_sampler
+    from pgcli.sampling.sampler import make_sampler
 
     settings = config(
         env={"id": "Pairs-v0", "num_envs": 4, "kwargs": {"space": space}},
@@ -426,12 +437,12 @@ def test_every_action_space_gets_actions_of_its_own_and_learns(space: spaces.Spa
         policy={"hidden_sizes": [4]},
     )
     with make(settings.env) as env:
-        agent = PolicyGradient(env.observation_space, env.action_space, settings)
-    sampler = make_sampler(settings, Chunks(settings.env))
+        agent = learner_of(env.observation_space, env.action_space, settings)
+    sampler = make_sampler(settings, executor_for(settings))
     before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
     for iteration in range(3):
         update = agent.update(sampler.collect(agent.policy, iteration, lambda: None).trajectories, iteration)
         assert update.value_loss is not None
-        assert update.policy_loss is not None
-        assert np.isfinite([update.policy_loss, update.entropy, update.grad_norm, update.value_loss]).all()
+        losses = np.array([update.policy_loss, update.entropy, update.grad_norm, update.value_loss], float)
+        assert np.isfinite(losses).all()
     assert all(not torch.equal(tensor, before[name]) for name, tensor in agent.state_dict().items())

@@ -10,18 +10,17 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import Array, config
+from helpers import Array, config, executor_for
 from tasks import ACTIONS, EPISODE_STEPS, OBSERVATIONS
 
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.experiment.load import Agent
 from pgcli.policies.observations import Encoder, Layout
 from pgcli.policies.policy import Policy
 from pgcli.records import Evaluation, Record
-from pgcli.sampling.rollout import Chunks
-from pgcli.sampling.samplers import make_sampler
-from pgcli.training.loop import Counters, train
+from pgcli.sampling.sampler import make_sampler
+from pgcli.training.loop import Counters, Training, train
 
 NESTED = spaces.Dict(
     {
@@ -36,10 +35,10 @@ NESTED = spaces.Dict(
 def trained(**sections: Any) -> list[Record]:
     """Train, and give every record."""
     settings = config(**sections)
-    chunks = Chunks(settings.env)
-    envs = chunks.environments(settings.env.num_envs)
-    agent = PolicyGradient(envs.observation_space, envs.action_space, settings)
-    return list(train(settings, agent, chunks, make_sampler(settings, chunks), Counters()))
+    executor = executor_for(settings)
+    envs = executor.environments.of_width(settings.env.num_envs)
+    agent = build_agent(envs.observation_space, envs.action_space, settings)
+    return list(train(Training(settings, executor, Learner(agent), make_sampler(settings, executor), Counters())))
 
 
 def returns(**sections: Any) -> list[float]:
@@ -277,8 +276,8 @@ def test_acting_and_learning_see_the_same_in_a_nested_observation(memory: str, n
     if normalize_obs:
         policy.add_statistics(torch.from_numpy(obs))
     acted = policy.actor("greedy").act(obs, np.zeros((6, 3)))
-    windows = None if policy.memory is None else _beginnings(policy, 6)
-    learned = policy(torch.from_numpy(obs), windows).detach()
+    sequences = None if policy.memory is None else _beginnings(policy, 6)
+    learned = policy(torch.from_numpy(obs), sequences).detach()
     np.testing.assert_allclose(acted, learned, rtol=1e-4, atol=1e-5)
     assert len(np.unique(acted)) == acted.size, "every observation is told from the others"
 
@@ -299,16 +298,16 @@ def test_images_are_normalised_by_channel() -> None:
 
 
 def _beginnings(policy: Policy, count: int) -> Any:
-    from pgcli.policies.recurrent import Windows
+    from pgcli.policies.recurrent import Sequences
 
     assert policy.memory is not None
-    return Windows(torch.ones(count, dtype=torch.long), torch.zeros(count, policy.memory.state_size))
+    return Sequences(torch.ones(count, dtype=torch.long), torch.zeros(count, policy.memory.state_size))
 
 
 def test_a_value_function_of_its_own_has_image_networks_of_its_own() -> None:
     for shared in (False, True):
         settings = config(algorithm={"baseline": "value"}, value={"shared_trunk": shared}, policy={"hidden_sizes": []})
-        agent = PolicyGradient(spaces.Box(0, 255, (6, 6, 3), np.uint8), spaces.Discrete(2), settings)
+        agent = build_agent(spaces.Box(0, 255, (6, 6, 3), np.uint8), spaces.Discrete(2), settings)
         assert agent.value is not None
         names = {name for name, _ in agent.value.named_parameters()}
         assert any(name.startswith("images.0") for name in names) is not shared
@@ -318,7 +317,7 @@ def test_a_value_function_of_its_own_has_image_networks_of_its_own() -> None:
 def test_a_linear_policy_has_no_trunk_to_share() -> None:
     settings = config(algorithm={"baseline": "value"}, value={"shared_trunk": True}, policy={"hidden_sizes": []})
     with pytest.raises(UsageError, match="no trunk") as refusal:
-        PolicyGradient(spaces.Box(-1, 1, (2,)), spaces.Discrete(2), settings)
+        build_agent(spaces.Box(-1, 1, (2,)), spaces.Discrete(2), settings)
     assert "hidden layers" in refusal.value.hint
 
 
@@ -407,7 +406,7 @@ def test_taxi_is_played_within_its_mask() -> None:
 def test_an_agent_in_a_notebook_is_told_of_what_the_environment_permits() -> None:
     space = spaces.Dict({"observation": spaces.Discrete(5), "action_mask": spaces.MultiBinary(3)})
     settings = config()
-    agent = Agent(PolicyGradient(space, spaces.Discrete(3), settings).policy, settings, {}, Path("nowhere"), seed=0)
+    agent = Agent(build_agent(space, spaces.Discrete(3), settings).policy, settings, {}, Path("nowhere"), seed=0)
     assert {int(agent.act(2, action_mask=[0, 1, 0])) for _ in range(20)} == {1}
     with pytest.raises(ValueError, match="action_mask=info"):
         agent.act(2)
@@ -415,7 +414,7 @@ def test_an_agent_in_a_notebook_is_told_of_what_the_environment_permits() -> Non
 
 def test_an_agent_in_a_notebook_refuses_what_is_no_observation() -> None:
     settings = config(policy={"memory": "gru"})
-    policy = PolicyGradient(spaces.Box(-9, 9, (2,)), spaces.Discrete(3), settings).policy
+    policy = build_agent(spaces.Box(-9, 9, (2,)), spaces.Discrete(3), settings).policy
     agent = Agent(policy, settings, {}, Path("nowhere"), seed=0)
     for obs, message in ((np.full(2, np.nan), "finite"), (np.zeros(3), r"shape \(3,\)"), ("text", "shape")):
         with pytest.raises(ValueError, match=message):

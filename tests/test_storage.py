@@ -20,7 +20,8 @@ from kills import digests
 from pgcli.config import load_config
 from pgcli.errors import RunDirectoryError
 from pgcli.experiment.load import load
-from pgcli.experiment.run import Outcome, Request, run_experiment
+from pgcli.experiment.recorder import Context, Outcome
+from pgcli.experiment.run import Request, run_experiment
 from pgcli.inspection.evaluate import assess
 from pgcli.records import Iteration, Record
 from pgcli.runs import checkpoints, files
@@ -38,7 +39,7 @@ TINY = (
 def run(path: Path, *overrides: str, which: str = "latest", watch: Callable[[Record], None] | None = None) -> Outcome:
     config = load_config("cartpole", (*TINY, *overrides))
     request = Request(config, path, ["storage"], resume=True, which=which)
-    return run_experiment(request, watch or (lambda record: None))
+    return run_experiment(request, Context(watch or (lambda record: None)))
 
 
 @pytest.fixture(scope="module")

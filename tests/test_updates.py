@@ -17,25 +17,26 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import config, random_batch
+from helpers import autograd, config, executor_for, flat_batch, learner_of, random_batch
 from torch import Tensor
 
-from pgcli.algorithm import policy_gradient as room
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm import learner as learning
+from pgcli.algorithm import second_process
+from pgcli.algorithm.learner import Learner
 from pgcli.errors import Diverged
-from pgcli.sampling.rollout import Chunks, collect_episodes
+from pgcli.sampling.episodes import collect_episodes
 from pgcli.system import processes
 
 CLIP: dict[str, Any] = {"objective": "clip", "baseline": "value", "update_epochs": 4, "num_minibatches": 3}
 BATCH = random_batch(dtype=torch.float32)
 
 
-def agent_with(algorithm: dict[str, Any], **sections: Any) -> PolicyGradient:
+def agent_with(algorithm: dict[str, Any], **sections: Any) -> Learner:
     settings = config(**{"policy": {"hidden_sizes": [6]}} | sections, algorithm=algorithm)
-    return PolicyGradient(spaces.Box(-9, 9, (3,)), spaces.Discrete(4), settings)
+    return learner_of(spaces.Box(-9, 9, (3,)), spaces.Discrete(4), settings)
 
 
-def state(agent: PolicyGradient, prefix: str) -> Tensor:
+def state(agent: Learner, prefix: str) -> Tensor:
     return torch.cat([x.flatten() for name, x in agent.state_dict().items() if name.startswith(prefix)]).clone()
 
 
@@ -45,6 +46,7 @@ def test_target_kl_ends_an_update_before_a_step_from_too_far_away() -> None:
     bound = agent_with(CLIP | {"update_epochs": 10, "target_kl": 0.02}, optimizer=fast)
     update = bound.update(BATCH)
     assert free.update_epochs == 10
+    assert update.update_epochs is not None
     assert update.update_epochs < 10
     assert free.approx_kl is not None
     assert update.approx_kl is not None
@@ -87,11 +89,13 @@ def test_a_shared_trunk_descends_the_sum_of_both_losses_at_once() -> None:
     algorithm = {"baseline": "value", "value_coef": 0.25}
     sgd = {"name": "sgd", "learning_rate": 0.5}
     agent = agent_with(algorithm, optimizer=sgd, value={"shared_trunk": True})
-    assert agent.value is not None
-    batch, _ = agent.batch(BATCH)
-    parameters = [*agent.policy.parameters(), *agent.value.parameters()]
-    policy = torch.autograd.grad(agent.losses.policy_terms(batch)["policy_loss"], parameters, allow_unused=True)
-    value = torch.autograd.grad(agent.losses.value_terms(batch)["value_loss"], parameters, allow_unused=True)
+    assert agent.agent.value is not None
+    batch, _ = flat_batch(agent.agent, BATCH)
+    parameters = [*agent.policy.parameters(), *agent.agent.value.parameters()]
+    policy = torch.autograd.grad(
+        autograd(agent.agent).policy_terms(batch)["policy_loss"], parameters, allow_unused=True
+    )
+    value = torch.autograd.grad(autograd(agent.agent).value_terms(batch)["value_loss"], parameters, allow_unused=True)
     expected = [
         p.detach() - 0.5 * sum((x for x in (a, None if b is None else 0.25 * b) if x is not None), torch.zeros(()))
         for p, a, b in zip(parameters, policy, value, strict=True)
@@ -148,7 +152,7 @@ def test_a_step_that_throws_the_value_function_off_is_told() -> None:
         agent.update(replace(BATCH, rewards=1e6 * BATCH.rewards))
 
 
-def whole_state(agent: PolicyGradient) -> dict[str, list[float]]:
+def whole_state(agent: Learner) -> dict[str, list[float]]:
     return {name: x.flatten().tolist() for name, x in agent.state_dict().items()}
 
 
@@ -182,13 +186,13 @@ def test_an_update_that_diverges_amid_its_steps_leaves_the_state_of_before() -> 
 def test_an_update_that_fails_at_its_very_end_remembers_what_it_did_before(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = agent_with({"objective": "importance_sampling", "reuse": 3})
     agent.update(BATCH)
-    before, past, trajectories = whole_state(agent), list(agent.past), list(agent.past_trajectories)
-    monkeypatch.setattr(agent, "_report", None)
+    before, past, trajectories = whole_state(agent), list(agent.past.policies), list(agent.past.trajectories)
+    monkeypatch.setattr(learning, "Update", None)
     with pytest.raises(TypeError):
         agent.update(replace(BATCH, rewards=2 * BATCH.rewards))
     assert whole_state(agent) == before
-    assert agent.past == past
-    assert agent.past_trajectories == trajectories
+    assert agent.past.policies == past
+    assert agent.past.trajectories == trajectories
 
 
 def update_with_a_spare_core(trouble: str) -> None:
@@ -217,13 +221,13 @@ def update_with_a_spare_core(trouble: str) -> None:
                 case "failed":
                     raise ValueError
 
-    setattr(room, "Aside", Troubled)  # noqa: B010 - it is not the room's own
-    room.WORTH_A_COPY, processes.PATIENCE_SECONDS = 0.0, 0.5
+    setattr(second_process, "Aside", Troubled)  # noqa: B010 - imported there
+    second_process.WORTH_A_FORK, processes.PATIENCE_SECONDS = 0.0, 0.5
     if trouble == "two threads":
         threading.Thread(target=threading.Event().wait, daemon=True).start()
-    here, there = agent_with(CLIP), agent_with(CLIP)
+    here, there = agent_with(CLIP), Learner(agent_with(CLIP).agent, second_process.SecondProcess())
     for iteration in range(3):
-        assert there.update(BATCH, iteration, spare_core=True) == here.update(BATCH, iteration)
+        assert there.update(BATCH, iteration) == here.update(BATCH, iteration)
         assert whole_state(there) == whole_state(here)
     assert forks == (0 if trouble == "two threads" else 2), "the first one measures what it takes"
     before, calls = whole_state(there), iter(range(5))
@@ -233,7 +237,7 @@ def update_with_a_spare_core(trouble: str) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        there.update(BATCH, 4, check=check, spare_core=True)
+        there.update(BATCH, 4, check=check)
     assert whole_state(there) == before
     assert not active_children()
 
@@ -259,23 +263,23 @@ def test_what_a_reuse_remembers_can_be_collected_again_to_the_bit(normalize: boo
         algorithm={"objective": "importance_sampling", "reuse": 3, "update_epochs": 2, "num_minibatches": 2},
         optimizer={"learning_rate": 0.05},
     )
-    chunks = Chunks(settings.env)
-    one = chunks.environments(1)
-    agent, again = (PolicyGradient(one.observation_space, one.action_space, settings) for _ in range(2))
+    executor = executor_for(settings)
+    one = executor.environments.of_width(1)
+    agent, again = (learner_of(one.observation_space, one.action_space, settings) for _ in range(2))
     for iteration in range(5):
-        batch = collect_episodes(settings, chunks, agent.policy, iteration, lambda: None)
-        steps = batch.num_steps + sum(past.num_steps for past in agent.past_trajectories)
+        batch = collect_episodes(settings, executor, agent.policy, iteration, lambda: None)
+        steps = batch.num_steps + sum(past.num_steps for past in agent.past.trajectories)
         update = agent.update(batch, iteration)
-        assert len(agent.past_trajectories) == min(iteration + 1, 2)
+        assert len(agent.past.trajectories) == min(iteration + 1, 2)
         assert update.effective_sample_size is not None
         assert batch.num_steps / 2 < update.effective_sample_size < steps
     again.load_state_dict({name: tensor.clone() for name, tensor in agent.state_dict().items()})
-    again.recall(5, lambda policy, k: collect_episodes(settings, chunks, policy, k, lambda: None))
-    for ours, theirs in zip(agent.past_trajectories, again.past_trajectories, strict=True):
+    again.past.collect_again(5, lambda policy, k: collect_episodes(settings, executor, policy, k, lambda: None))
+    for ours, theirs in zip(agent.past.trajectories, again.past.trajectories, strict=True):
         for name, tensor in vars(ours).items():
             other = getattr(theirs, name)
             assert tensor is other is None or torch.equal(tensor, other), name
-    batch = collect_episodes(settings, chunks, agent.policy, 5, lambda: None)
+    batch = collect_episodes(settings, executor, agent.policy, 5, lambda: None)
     assert agent.update(batch, 5) == again.update(batch, 5)
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in agent.state_dict().items())
 
@@ -289,5 +293,5 @@ def test_early_in_a_run_less_is_remembered(made: int) -> None:
         asked.append(iteration)
         return BATCH
 
-    agent.recall(made, collect)
+    agent.past.collect_again(made, collect)
     assert asked == list(range(made))

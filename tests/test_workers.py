@@ -22,11 +22,15 @@ from kills import CASES
 from pgcli.config import load_config
 from pgcli.errors import EnvironmentFailure, Interrupted
 from pgcli.experiment.load import load
+from pgcli.experiment.recorder import Context
 from pgcli.experiment.run import Request, run_experiment
 from pgcli.inspection.evaluate import assess
+from pgcli.policies.policy import Policy
 from pgcli.records import Notice, Record
 from pgcli.runs import checkpoints
 from pgcli.sampling import process_pool as workers
+from pgcli.sampling.chunks import EnvironmentCache
+from pgcli.system.processes import Check
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
 
@@ -73,7 +77,7 @@ SHORT = ("evaluation.episodes=3", "evaluation.every=2", "evaluation.stop_at_retu
 
 def run(path: Path, name: str, *overrides: str, resume: bool = False, **how: Any) -> list[Record]:
     shown: list[Record] = []
-    run_experiment(Request(load_config(name, list(overrides)), path, [], resume), shown.append, **how)
+    run_experiment(Request(load_config(name, list(overrides)), path, [], resume), Context(shown.append, **how))
     return shown
 
 
@@ -190,6 +194,41 @@ def test_a_run_is_resumed_with_another_number_of_workers(tmp_path: Path) -> None
         run(tmp_path / "cut", name, *settings, "sampling.workers=1", check=stop)
     run(tmp_path / "cut", name, *settings, "sampling.workers=2", resume=True)
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+
+
+def large(environments: EnvironmentCache, policy: Policy, check: Check) -> Array:
+    check()
+    return np.arange(100_000)
+
+
+IN_LITTLE_SHARED_MEMORY = """
+import resource, sys
+import numpy as np, test_workers
+from helpers import config
+from pgcli.sampling.pool import build_policy
+from pgcli.sampling.process_pool import ProcessPool
+
+settings, size = config(), int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))  # a shared block is a file
+pool = ProcessPool(settings.env, settings.policy, 2)
+for _ in range(2):
+    results = pool.map(build_policy(settings.env, settings.policy), dict.fromkeys(range(3), test_workers.large), int)
+    assert all((results[n] == np.arange(100_000)).all() for n in range(3))
+pool.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory is a file")
+@pytest.mark.parametrize(
+    ("size", "error"),
+    [(1000, "error: there is no shared memory for the parameters of the policy"), (200_000, ""), (2**30, "")],
+    ids=["no room for parameters", "no room for results", "room"],
+)
+def test_results_that_shared_memory_cannot_hold_go_through_a_pipe(size: int, error: str) -> None:
+    command = [sys.executable, "-c", IN_LITTLE_SHARED_MEMORY, str(size)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    assert done.returncode == bool(error), done.stderr
+    assert error in done.stderr
 
 
 def children_of(pid: int) -> list[int]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from pgcli.algorithm.policy_gradient import Estimate, PolicyGradient
+from pgcli.algorithm.batch import Estimate, flatten
+from pgcli.algorithm.gradients import make_gradient
+from pgcli.algorithm.losses import Losses
+from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.estimators.trajectories import Trajectories, from_steps
-from pgcli.policies.trajectory_outputs import gradients_along, log_probs_along, steps_along
+from pgcli.policies.trajectory_outputs import trajectory_gradients, trajectory_log_probs, valid_steps
 from pgcli.records import GradientEstimate
 
 
@@ -45,7 +49,7 @@ def measure(
     """
     config, policy = agent.config, agent.policy
     with torch.no_grad():
-        log_probs = log_probs_along(policy, trajectories)
+        log_probs = trajectory_log_probs(policy, trajectories)
     tables: list[Tensor] = []  # of coefficients, each once
 
     def place(one: PolicyGradient, estimate: Estimate) -> int:
@@ -59,7 +63,7 @@ def measure(
     places = []  # of each: as it is, without standardisation, and without the baseline too
     for name in names:
         check()
-        one, plain = agent.with_estimator(name), agent.with_estimator("+".join(name.split("+")[:2]))
+        one, plain = with_estimator(agent, name), with_estimator(agent, "+".join(name.split("+")[:2]))
         estimate = one.estimate(trajectories)
         bare = replace(estimate, advantages=estimate.advantages + estimate.baseline)
         places.append((place(one, estimate), place(plain, estimate), place(plain, bare)))
@@ -70,15 +74,24 @@ def measure(
     ]
 
 
+def with_estimator(agent: PolicyGradient, name: str) -> PolicyGradient:
+    """Return an agent with another estimator on the same policy and value function, which cannot be updated."""
+    other = copy(agent)
+    other.config = agent.config.with_estimator(name)
+    other.value = agent.value if other.config.has_value else None
+    other.losses = Losses(other.config.algorithm, other.config.value.clip_range)
+    other.gradient = make_gradient(other.config, other.policy, other.value, other.losses)
+    return other
+
+
 def _coefficients(
     agent: PolicyGradient, trajectories: Trajectories, estimate: Estimate, log_probs: Tensor, progress: float
 ) -> Tensor:
     """Compute c = -∂L/∂log π(a|s) [T, N], 0 on masked rows, from log π [T, N]."""
-    batch, _ = agent.batch(trajectories, estimate)
-    rows, _ = steps_along(agent.policy, trajectories)
+    batch, _ = flatten(agent, trajectories, estimate)
+    rows, _ = valid_steps(agent.policy, trajectories)
     own = log_probs.flatten()[rows].requires_grad_()
     behavior = own.detach() if agent.config.algorithm.reuse == 1 else batch.behavior_log_probs
-    assert behavior is not None, "reused trajectories have those of the policy that acted"
     loss = agent.losses.policy_loss(own, own - behavior, batch, progress)
     (slope,) = torch.autograd.grad(loss, own)
     return from_steps(-slope, rows, trajectories.mask.shape)
@@ -92,7 +105,7 @@ def _moments(
     parts = trajectories.mask.shape[1] // group
     size = sum(parameter.numel() for parameter in agent.policy.parameters())
     total, squares = (torch.zeros(len(tables), *shape, dtype=torch.float64) for shape in ((size,), ()))
-    for gradients in gradients_along(agent.policy, trajectories, tables, cut=cut, together=group):
+    for gradients in trajectory_gradients(agent.policy, trajectories, tables, max_length=cut, multiple_of=group):
         check()
         independent = gradients.double().view(len(tables), -1, group, gradients.shape[2]).sum(2)
         total += independent.sum(1)

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Rule = Literal["adam", "sgd", "rmsprop"]
-Schedule = Literal["constant", "linear", "cosine"]
+from pgcli.config.choices import OptimizerName, Schedule
 
 
 def scheduled(value: float, schedule: Schedule, progress: float) -> float:
@@ -37,7 +35,7 @@ class Optimizer:
     adam: β = (0.9, 0.999), ε = 1e-8 (Kingma & Ba 2015, algorithm 1).
     """
 
-    def __init__(self, rule: Rule, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, rule: OptimizerName, parameters: Sequence[Tensor]) -> None:
         self.rule = rule
         self.parameters = list(parameters)
         self._vector = self._gathered()
@@ -98,6 +96,17 @@ class Optimizer:
         for parameter, part in zip(self.parameters, unflattened(vector, self.parameters), strict=True):
             parameter.data = part
         return vector
+
+
+def clip_grad_norm_(gradient: Tensor, limit: float | None) -> Tensor:
+    """Scale a gradient [dim] in place to a norm of at most `limit`; return the norm that it had."""
+    norm: Tensor = torch.linalg.vector_norm(gradient)
+    if limit is not None:
+        if not gradient.is_cpu:  # without waiting for the number
+            gradient *= (limit / norm).clamp(max=1)
+        elif (found := float(norm)) > limit:
+            gradient *= limit / found
+    return norm
 
 
 def flattened(tensors: Sequence[Tensor]) -> Tensor:

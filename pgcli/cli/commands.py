@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,9 +15,11 @@ import typer
 
 from pgcli import __version__
 from pgcli.cli import completion
+from pgcli.config.choices import Band, Mode, Stat, XAxis
 
 if TYPE_CHECKING:
-    from pgcli.experiment.run import Outcome, Request
+    from pgcli.experiment.recorder import Outcome
+    from pgcli.experiment.run import Request
 
 app = typer.Typer(
     name="pgcli",
@@ -28,38 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Mode(StrEnum):
-    """How evaluation acts."""
-
-    sampled = "sampled"
-    greedy = "greedy"
-
-
-class Stat(StrEnum):
-    """What the line of a figure is."""
-
-    mean = "mean"
-    iqm = "iqm"
-    median = "median"
-
-
-class Band(StrEnum):
-    """What the band of a figure is."""
-
-    ci95 = "ci95"
-    standard_error = "standard_error"
-    none = "none"
-
-
-class Axis(StrEnum):
-    """What a figure's x axis counts."""
-
-    iteration = "iteration"
-    env_steps = "env_steps"
-    episodes = "episodes"
-    seconds = "seconds"
 
 
 Config = Annotated[
@@ -187,7 +156,8 @@ def resume(
 ) -> None:
     """Go on with an interrupted run, or extend a finished one by a larger training.iterations."""
     from pgcli.config import override
-    from pgcli.experiment.run import Request, stored_config
+    from pgcli.experiment.resume import stored_config
+    from pgcli.experiment.run import Request
 
     config = override(stored_config(run_dir), overrides or [])
     _train([Request(config, run_dir, sys.argv[1:], resume=True, which=which)], 1, quiet)
@@ -260,7 +230,7 @@ def eval(
     which: Which = "latest",
     episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 100,
     mode: Annotated[Mode, typer.Option(help="Draw actions from the policy, or take the most probable one.")] = (
-        Mode.sampled
+        "sampled"
     ),
     gamma: Annotated[float, typer.Option(min=0, max=1, help="Discount per step; 1 counts rewards as they are.")] = 1.0,
     horizon: Annotated[
@@ -294,11 +264,11 @@ def eval(
     film_path = video and video.absolute()  # an environment may leave this folder
     with results_only():
         agent = load(checkpoint, which, trust=trust)
-        result = assess(agent, episodes, mode.value, gamma, horizon, seed, workers)
+        result = assess(agent, episodes, mode, gamma, horizon, seed, workers)
         if film_path is not None:
             from pgcli.report.video import film
 
-            episode = film(agent, film_path, mode.value, seed, horizon)
+            episode = film(agent, film_path, mode, seed, horizon)
             result |= {
                 "video": str(video),
                 "video_return": episode.episode_return,
@@ -385,12 +355,12 @@ def plot(
             autocompletion=completion.run_directories,
         ),
     ],
-    x: Annotated[Axis, typer.Option("-x", help="What to count.")] = Axis.env_steps,
+    x: Annotated[XAxis, typer.Option("-x", help="What to count.")] = "env_steps",
     y: Annotated[
         str, typer.Option("-y", help="A column of metrics.csv, or evaluation.COLUMN, or gradients.COLUMN.")
     ] = "evaluation.return_mean",
-    stat: Annotated[Stat, typer.Option(help="Of the runs that differ only in their seed.")] = Stat.mean,
-    band: Annotated[Band, typer.Option(help="Around it.")] = Band.ci95,
+    stat: Annotated[Stat, typer.Option(help="Of the runs that differ only in their seed.")] = "mean",
+    band: Annotated[Band, typer.Option(help="Around it.")] = "ci95",
     smooth: Annotated[int, typer.Option(min=1, help="Moving average over so many points; 1: none.")] = 1,
     output: Annotated[
         Path | None,
@@ -403,16 +373,14 @@ def plot(
         from pgcli.report.terminal_plots import show as draw_here
 
         width, color, unicode = _terminal()
-        text = draw_here(
-            run_dirs, x.value, y, stat.value, band.value, smooth, width=width, color=color, ascii_only=not unicode
-        )
+        text = draw_here(run_dirs, x, y, stat, band, smooth, width=width, color=color, ascii_only=not unicode)
         _show(text)
         if output is None:
             return
 
-    from pgcli.report.curves import plot as draw
+    from pgcli.report.plots import plot as draw
 
-    _show(draw(run_dirs, x.value, y, stat.value, band.value, smooth, output))
+    _show(draw(run_dirs, x, y, stat, band, smooth, output))
 
 
 @app.command()
@@ -479,16 +447,15 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Train arms side by side over the same seeds, and report what differs; what is there already is reused."""
-    from pgcli.studies.variants import compare as carry_out
-    from pgcli.studies.variants import plan
+    from pgcli.studies.variants import parse_comparison, run_comparison
 
-    comparison = plan(config, overrides, _seeds(seeds), output)
+    comparison = parse_comparison(config, overrides, _seeds(seeds), output)
     for notice in [] if quiet else comparison.notices:
         _tell(f"note: {notice}")
 
     from pgcli.studies.page import plain, table  # imports numpy: errors of the config come before
 
-    result, failures = carry_out(comparison, jobs, quiet, threshold, sys.argv[1:])
+    result, failures = run_comparison(comparison, jobs, quiet, threshold, sys.argv[1:])
     for failure in failures:
         _tell(failure.text)
     if result is not None:
@@ -540,9 +507,9 @@ def check(
 
         split(target)  # what is not there is told before torch is imported
         with results_only():
-            from pgcli.inspection.gradient_check.user_estimators import judge_own
+            from pgcli.inspection.gradient_check.user_estimators import check_user_code
 
-            result = judge_own(target)
+            result = check_user_code(target)
     else:
         from pgcli.config import load_config, override
         from pgcli.config.schema import Config as Schema
@@ -553,16 +520,15 @@ def check(
         else:
             loaded = load_config(target, overrides or [])
         with results_only():
-            from pgcli.inspection.gradient_check.measurement import actions_of, check_all
-            from pgcli.inspection.gradient_check.measurement import check as examine
+            from pgcli.inspection.gradient_check.measurement import action_kind, check_config, check_grid
 
             if loaded.algorithm.estimator is None:
-                kind = actions_of(loaded)
-                result = check_all(loaded, kind) if everything else examine(loaded, kind)
+                kind = action_kind(loaded)
+                result = check_grid(loaded, kind) if everything else check_config(loaded, kind)
             else:  # the config names it, and the user this config
-                from pgcli.inspection.gradient_check.user_estimators import judge_own
+                from pgcli.inspection.gradient_check.user_estimators import check_user_code
 
-                result = judge_own(loaded.algorithm.estimator)
+                result = check_user_code(loaded.algorithm.estimator)
     from pgcli.inspection.gradient_check.tables import table
 
     _show(json.dumps(result, allow_nan=False) if as_json else table(result, sys.stdout.isatty()))

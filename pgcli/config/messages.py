@@ -1,4 +1,4 @@
-"""What is wrong with a key, in the words of YAML: the key, the rule, the value got; and a hint that mends it."""
+"""The words of a config problem: the key, the rule and the value as YAML writes them, and a hint with the fix."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from pgcli.config.schema import ESTIMATOR, Config, WrapperConfig
+from pgcli.config.choices import Baseline, Returns
+from pgcli.config.schema import Config, WrapperConfig
+from pgcli.errors import closest
 
 Path_ = tuple[str | int, ...]
 
-# What the peers call it: no close match of spelling would find these.
+# Other libraries' names, which no comparison of spelling would find.
 _SYNONYMS = {
     "alpha": "learning_rate",
     "batch_size": "episodes",
@@ -36,7 +38,7 @@ _SYNONYMS = {
     "vf_coef": "value_coef",
 }
 
-# What should stand there instead: alternatives to one another, and to null where that is allowed.
+# pydantic's error type: the kind of value that is expected. A union has several; null may be one of them.
 _KINDS = {
     "bool_type": "true or false",
     "dict_type": "a mapping",
@@ -58,18 +60,16 @@ _LIMITS = {
     "string_too_short": "at least {min_length} character long",
     "too_long": "a list of at most {max_length} entries",
 }
-_WRITTEN = {
+_EXAMPLES = {
     "bool_type": "write true or false",
     "float_type": "numbers are written like 0.99, 1e-3 or 200, without quotes or underscores",
     "int_type": "whole numbers are written like 200 or 1e6, without quotes or underscores",
 }
-
-
-_ESTIMATORS = tuple(group.split("|") for group in re.findall(r"\(([a-z_|]+)\)", ESTIMATOR))  # returns, baselines, …
+_ESTIMATOR_PARTS = (get_args(Returns), get_args(Baseline), ("batch", "group"))
 
 
 def dotted(path: Path_) -> str:
-    """Write a path as users do: `policy.hidden_sizes[1]`; a key that is not a plain word stands in quotes."""
+    """Return a path as users write it: `policy.hidden_sizes[1]`; quote a key that is not a plain word."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -80,7 +80,7 @@ def dotted(path: Path_) -> str:
 
 
 def shown(value: Any, depth: int = 4) -> str:
-    """Write a value in YAML's words, on one short line."""
+    """Return a value as YAML writes it, on one line of at most 60 characters."""
     match value:
         case None:
             text = "null"
@@ -93,7 +93,8 @@ def shown(value: Any, depth: int = 4) -> str:
         case dict() | list() if value and not depth:
             text = "..."
         case dict():
-            items = (f"{_word(key)}: {shown(item, depth - 1)}" for key, item in value.items())
+            keys = (key if isinstance(key, str) and key.isidentifier() else shown(key, 0) for key in value)
+            items = (f"{key}: {shown(item, depth - 1)}" for key, item in zip(keys, value.values(), strict=True))
             text = "{" + ", ".join(itertools.islice(items, 20)) + "}"
         case list():
             text = "[" + ", ".join(shown(item, depth - 1) for item in value[:20]) + "]"
@@ -104,22 +105,18 @@ def shown(value: Any, depth: int = 4) -> str:
     return shortened(text)
 
 
-def _word(key: Any) -> str:
-    return key if isinstance(key, str) and key.isidentifier() else shown(key, 0)
-
-
 def shortened(text: str) -> str:
-    """Cut a text to a length that leaves a message readable."""
+    """Return at most 60 characters of a text."""
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def printable(text: str) -> str:
-    """Escape what would break a line or a terminal, and nothing else."""
+    """Escape the characters that would break a line or a terminal."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def explain(errors: Sequence[ErrorDetails], path: Path_) -> tuple[str, str]:
-    """Turn pydantic's errors about one value, one for each branch of a union, into a message and a hint."""
+    """Return message and hint for pydantic's errors about one value, one for each branch of a union."""
     error = errors[0]
     if error["type"] == "extra_forbidden":
         return f"unknown key `{dotted(path)}`", _did_you_mean(path)
@@ -130,13 +127,15 @@ def explain(errors: Sequence[ErrorDetails], path: Path_) -> tuple[str, str]:
 
 
 def _rule(errors: Sequence[ErrorDetails], path: Path_) -> str:
-    error = next((error for error in errors if error["type"] in _LIMITS), errors[0])  # what is of the right kind
+    error = next((error for error in errors if error["type"] in _LIMITS), errors[0])  # the branch whose kind fits
     if path[:2] == ("diagnostics", "shadows") and error["type"] == "string_pattern_mismatch":
         return "an estimator like total+none"
     if error["type"] in _LIMITS:
-        return _LIMITS[error["type"]].format(**{name: _bare(limit) for name, limit in error["ctx"].items()})
+        return _LIMITS[error["type"]].format(
+            **{name: f"{limit}".removesuffix(".0") for name, limit in error["ctx"].items()}
+        )
     if error["type"] not in _KINDS:
-        return error["msg"].removeprefix("Input should be ")  # a rule that has no words of its own yet
+        return error["msg"].removeprefix("Input should be ")  # a rule without words of its own
     if error["type"] == "model_type" and error["ctx"]["class_name"] == WrapperConfig.__name__:
         return "the name of a wrapper or a mapping of its name and kwargs"
     rules = [_KINDS[error["type"]].format(**error.get("ctx", {})) for error in errors]
@@ -147,23 +146,19 @@ def _rule(errors: Sequence[ErrorDetails], path: Path_) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def _bare(limit: Any) -> Any:
-    return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
-
-
 def _hint(error: ErrorDetails, path: Path_) -> str:
     value = error["input"]
     match error["type"], value:
         case "string_pattern_mismatch", str() if path[:2] == ("diagnostics", "shadows"):
-            parts = [_closest(part, choices) for part, choices in zip(value.split("+"), _ESTIMATORS, strict=False)]
+            parts = [closest(part, choices) for part, choices in zip(value.split("+"), _ESTIMATOR_PARTS, strict=False)]
             if len(parts) > 1 and all(parts):
                 return f"did you mean `{'+'.join(map(str, parts))}`?"
         case "literal_error", _:
             choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-            if close := _closest(str(value).lower(), choices):  # null → none, ReLU → relu
+            if close := closest(str(value).lower(), choices):  # null → none, ReLU → relu
                 return f"did you mean `{close}`?"
         case "bool_type" | "float_type" | "int_type" as kind, str():
-            return _WRITTEN[kind]
+            return _EXAMPLES[kind]
         case "string_type", bool() | int() | float():
             return f"put it in quotes: '{shown(value)}'"
         case "list_type", bool() | int() | float() | str():
@@ -178,7 +173,7 @@ def _hint(error: ErrorDetails, path: Path_) -> str:
 
 
 def about(path: Path_) -> str:
-    """Give a key's own sentence and its default, or a section's keys."""
+    """Return a key's description and default, or a section's keys."""
     keys = [key[-1] for key in _fields() if key[:-1] == _names(path)]
     if keys and isinstance(path[-1], str):
         return f"its keys are {', '.join(keys)}"
@@ -190,9 +185,9 @@ def about(path: Path_) -> str:
 
 
 def _did_you_mean(path: Path_) -> str:
-    """Find the key that was meant: in its own section first, then in the others."""
+    """Return a hint for an unknown key: a similar key of its own section, else of the other sections."""
     *section, name = _names(path)
-    keys = [key for key in _fields() if len(key) <= 2]  # those of a wrapper are at home in wrappers only
+    keys = [key for key in _fields() if len(key) <= 2]  # those of a wrapper belong to wrappers only
     if tuple(name.split(".")) in keys and "." in name:
         return f"write `{name.replace('.', ': {')}: …}}`; dotted keys are for the command line"
     if ":" in name:
@@ -202,18 +197,12 @@ def _did_you_mean(path: Path_) -> str:
         words = ["id"]
     siblings = [key[-1] for key in _fields() if key[:-1] == tuple(section)]
     for word in words:
-        if close := _closest(word, siblings):
+        if close := closest(word, siblings):
             return f"did you mean `{dotted((*path[:-1], close))}`?"
     for word in words:
-        if close := _closest(word, [key[-1] for key in keys]):
+        if close := closest(word, [key[-1] for key in keys]):
             return f"did you mean {' or '.join(f'`{dotted(key)}`' for key in keys if key[-1] == close)}?"
     return f"the keys here are {', '.join(siblings)}"
-
-
-def _closest(word: str, words: Sequence[str]) -> str | None:
-    import difflib  # only a mistake pays for it
-
-    return next(iter(difflib.get_close_matches(word, words, n=1)), None)
 
 
 def _names(path: Path_) -> tuple[str, ...]:
@@ -226,7 +215,7 @@ def _field(path: Path_) -> FieldInfo | None:
 
 @functools.cache
 def _fields() -> dict[tuple[str, ...], FieldInfo]:
-    """Give every field by the names of its keys, those of a list's entries included."""
+    """Return every field by its keys, with those of a list's entries."""
     return dict(_walk(Config, ()))
 
 

@@ -1,332 +1,64 @@
-"""Rules between keys: each a reason and a mend, and none that a single key could state for itself."""
+"""Rules between keys: combinations that have no meaning or no effect, each with a reason and a fix."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import NamedTuple
 
 from pgcli.config.schema import Config
 
+Value = str | float | None
+Condition = Callable[[Config], bool]
+
+
+class Not(NamedTuple):
+    """Every value but this one."""
+
+    value: Value
+
+
+class Rule(NamedTuple):
+    """What no config may have: each key of `when` with its value there, or fulfilling its condition there."""
+
+    when: dict[str, Value | Not | Condition]
+    reason: str | Callable[[Config], str]
+    fix: str
+
 
 class Violation(NamedTuple):
-    """A combination that cannot work: its keys, the reason, and the mend."""
+    """A rule that a config breaks."""
 
     keys: tuple[str, ...]
     reason: str
-    mend: str
-
-
-# Gymnasium's wrappers that a run cannot have: the reason and the mend.
-_NO_WRAPPERS = {
-    "NormalizeObservation": (
-        "its running statistics are in no checkpoint, and evaluation would change them",
-        "use `policy.normalize_obs: true`",
-    ),
-    "NormalizeReward": (
-        "its running statistics are in no checkpoint, and returns would no longer be those of the environment",
-        "use `value.normalize_returns: true`",
-    ),
-    "Autoreset": ("it hides where an episode ends, and resets without a seed", "leave it out"),
-    "RecordEpisodeStatistics": ("every return and length is in episodes.csv already", "leave it out"),
-    "RecordVideo": ("training takes no pictures", "leave it out, and film with `pgcli eval RUN_DIR --video FILE.gif`"),
-    "HumanRendering": (
-        "training shows no pictures",
-        "leave it out, and film with `pgcli eval RUN_DIR --video FILE.gif`",
-    ),
-    "RenderCollection": ("it keeps every picture in memory", "leave it out"),
-    **dict.fromkeys(
-        ("TransformAction", "TransformObservation", "TransformReward"),
-        ("it wants a function, and YAML holds none", "write a wrapper of your own, and name it as `module:Class`"),
-    ),
-}
+    fix: str
 
 
 def violations(config: Config) -> Iterator[Violation]:
-    """Yield every combination of keys that has no meaning or could only disappoint."""
-    own = list(_of_run(config))
+    """Yield every rule that `config` breaks."""
+    own = [
+        Violation(tuple(when), reason if isinstance(reason, str) else reason(config), fix)
+        for when, reason, fix in RULES
+        if all(_holds(config, key, wanted) for key, wanted in when.items())
+    ]
     yield from own
-    yield from _of_diagnostics(config, {violation.reason for violation in own})
+    if config.diagnostics.every is not None:
+        yield from _of_shadows(config, {violation.reason for violation in own})
 
 
-def _of_run(config: Config) -> Iterator[Violation]:
-    algorithm, rollout, env = config.algorithm, config.rollout, config.env
-    if rollout.episodes is None and rollout.steps is None:
-        yield Violation(("rollout.episodes", "rollout.steps"), "nothing is collected", "set `rollout.episodes`")
-    if rollout.steps is not None:
-        yield from _of_segments(config, rollout.steps)
-    if algorithm.returns in ("lambda_return", "vtrace") and not config.has_value:
-        yield Violation(
-            ("algorithm.returns", "algorithm.baseline"),
-            f"`{algorithm.returns}` mixes in the values of states, and without a value function there are none",
-            "use `baseline: value`, or `returns: reward_to_go`",
-        )
-    if algorithm.baseline == "mean" and rollout.episodes == 1:
-        yield Violation(
-            ("algorithm.baseline", "rollout.episodes"),
-            "the mean over one trajectory is that trajectory: every advantage would be zero",
-            "collect more episodes, or use `baseline: none`",
-        )
-    if algorithm.baseline in ("leave_one_out", "optimal") and rollout.episodes == 1:
-        yield Violation(
-            ("algorithm.baseline", "rollout.episodes"),
-            "with one trajectory there are no others to compare it with",
-            "collect more episodes, or use `baseline: none`",
-        )
-    if algorithm.baseline == "optimal" and algorithm.returns != "total":
-        yield Violation(
-            ("algorithm.baseline", "algorithm.returns"),
-            "the constant of least variance is that of R(τ) times the score of the whole trajectory",
-            "use `returns: total`, or `baseline: leave_one_out`",
-        )
-    if algorithm.returns == "vtrace" and algorithm.objective == "policy_gradient":
-        yield Violation(
-            ("algorithm.returns", "algorithm.objective"),
-            "it corrects the returns for data of another policy, and objective policy_gradient has no such data",
-            "use `objective: importance_sampling`, or `returns: lambda_return`",
-        )
-    if algorithm.returns == "total" and algorithm.discount_weighting:
-        yield Violation(
-            ("algorithm.discount_weighting", "algorithm.returns"),
-            "`returns: total` is already the exact gradient of the discounted return; weighing it by γ^t is wrong",
-            "leave discount_weighting out, or use `returns: reward_to_go`",
-        )
-    yield from _of_corrections(config)
-    if algorithm.estimator is not None:
-        yield from _of_estimators(config, algorithm.estimator)
-    yield from _of_shared_trunks(config)
-    groups = algorithm.baseline == "group"
-    if groups and algorithm.group_size is None:
-        yield Violation(
-            ("algorithm.baseline", "algorithm.group_size"),
-            "a group needs a size",
-            "set `group_size` to how many columns share a start state",
-        )
-    if not groups and algorithm.group_size is not None:
-        yield Violation(
-            ("algorithm.group_size", "algorithm.baseline"),
-            "only `baseline: group` has groups",
-            "leave group_size out, or use `baseline: group`",
-        )
-    if groups and algorithm.group_size == 1:
-        yield Violation(
-            ("algorithm.group_size",),
-            "the mean over one trajectory is that trajectory: every advantage would be zero",
-            "use a larger group_size",
-        )
-    if groups and rollout.episodes and algorithm.group_size and rollout.episodes % algorithm.group_size:
-        yield Violation(
-            ("algorithm.group_size", "rollout.episodes"),
-            f"groups of {algorithm.group_size} do not divide {rollout.episodes} episodes",
-            "make `rollout.episodes` a multiple of `group_size`",
-        )
-    if groups and env.vectorization == "native":
-        yield Violation(
-            ("env.vectorization", "algorithm.baseline"),
-            "the columns of a native vector environment cannot share a reset seed",
-            "use `vectorization: sync` or `auto`",
-        )
-    if algorithm.standardize == "group" and not (groups and algorithm.returns == "total"):
-        yield Violation(
-            ("algorithm.standardize", "algorithm.baseline", "algorithm.returns"),
-            "it divides by the standard deviation of a group's total returns",
-            "use `baseline: group` with `returns: total`, or `standardize: batch`",
-        )
-    for name, mend in (("max_episode_steps", "set `env.max_episode_steps`"), ("render_mode", "leave it out")):
-        if name in env.kwargs:
-            yield Violation((f"env.kwargs.{name}",), "pgcli gives this argument to Gymnasium itself", mend)
-    for wrapper in env.wrappers:
-        module, _, name = wrapper.name.rpartition(":")
-        if name in _NO_WRAPPERS and module in ("", "gymnasium.wrappers"):
-            reason, mend = _NO_WRAPPERS[name]
-            yield Violation(("env.wrappers",), f"{name}: {reason}", mend)
-    if env.vectorization == "native" and env.wrappers:
-        yield Violation(
-            ("env.vectorization", "env.wrappers"),
-            "a native vector environment takes no wrappers",
-            "use `vectorization: sync`, or leave the wrappers out",
-        )
-    if env.vectorization == "native" and env.rebuild is True:
-        yield Violation(
-            ("env.vectorization", "env.rebuild"),
-            "the episodes of a native vector environment share one instance",
-            "use `vectorization: sync`, or leave rebuild out",
-        )
-    if config.evaluation.stop_at_return is not None and config.evaluation.every is None:
-        yield Violation(
-            ("evaluation.stop_at_return", "evaluation.every"),
-            "without `evaluation.every` nothing is evaluated before the end",
-            "set `evaluation.every`",
-        )
-    if algorithm.group_mean != "whole" and not groups:
-        yield Violation(
-            ("algorithm.group_mean", "algorithm.baseline"),
-            "only `baseline: group` has groups",
-            "leave group_mean out, or use `baseline: group`",
-        )
-    if config.policy.backpropagation_steps is not None and config.policy.memory == "none":
-        yield Violation(
-            ("policy.backpropagation_steps", "policy.memory"),
-            "a policy without memory has nothing to go back through",
-            "leave backpropagation_steps out, or use `memory: gru`",
-        )
-    if config.training.compile and config.policy.memory != "none":
-        yield Violation(
-            ("training.compile", "policy.memory"),
-            "torch.compile does not go into recurrent networks",
-            "leave compile out",
-        )
+def _holds(config: Config, key: str, wanted: Value | Not | Condition) -> bool:
+    if callable(wanted):
+        return wanted(config)
+    value = attrgetter(key)(config)
+    return bool(value != wanted.value if isinstance(wanted, Not) else value == wanted)
 
 
-def _of_segments(config: Config, steps: int) -> Iterator[Violation]:
-    """Yield what cannot be asked of segments, which are not trajectories from a start state."""
-    algorithm, rollout, env = config.algorithm, config.rollout, config.env
-    if rollout.episodes is not None:
-        yield Violation(
-            ("rollout.steps", "rollout.episodes"),
-            "an iteration collects either segments or whole episodes",
-            "set `episodes: null` for segments, or leave steps out",
-        )
-        return
-    if not config.has_value:
-        yield Violation(
-            ("rollout.steps", "algorithm.baseline"),
-            "a segment ends amid its episodes, and without a value function nothing stands for their rest",
-            "use `baseline: value`, or collect whole episodes: `rollout: {episodes: 64}`",
-        )
-    if algorithm.returns == "total":
-        yield Violation(
-            ("rollout.steps", "algorithm.returns"),
-            "a segment does not hold the total return of its episodes",
-            "use `returns: lambda_return`",
-        )
-    if algorithm.discount_weighting:
-        yield Violation(
-            ("rollout.steps", "algorithm.discount_weighting"),
-            "the row of a segment is not the time t since the start of its episode",
-            "leave discount_weighting out, or collect whole episodes",
-        )
-    if algorithm.average != "steps":
-        yield Violation(
-            ("rollout.steps", "algorithm.average"),
-            "the columns of a segment are not trajectories, so there is no mean over them",
-            "use `average: steps`",
-        )
-    if rollout.horizon is not None:
-        yield Violation(
-            ("rollout.steps", "rollout.horizon"),
-            "segments are cut by their own length",
-            "leave horizon out, or set `env.max_episode_steps`",
-        )
-    if algorithm.reuse > 1:
-        yield Violation(
-            ("rollout.steps", "algorithm.reuse"),
-            "on resume the data of earlier iterations are collected again, which takes whole episodes",
-            "set `reuse: 1`, or collect whole episodes",
-        )
-    if algorithm.num_minibatches > steps * env.num_envs:
-        yield Violation(
-            ("algorithm.num_minibatches", "rollout.steps"),
-            f"there are more minibatches than the {steps * env.num_envs} steps of the batch",
-            "use fewer",
-        )
-
-
-def _of_corrections(config: Config) -> Iterator[Violation]:
-    """Yield what learns from another policy's data, or speaks of it, without a ratio that corrects for that."""
-    algorithm = config.algorithm
-    if algorithm.objective == "policy_gradient":
-        later = "after its first step the policy is no longer the one that acted"
-        earlier = "the data of earlier iterations are those of other policies"
-        for key, why in (("update_epochs", later), ("num_minibatches", later), ("reuse", earlier)):
-            if getattr(algorithm, key) > 1:
-                yield Violation(
-                    (f"algorithm.{key}", "algorithm.objective"),
-                    f"{why}, and objective policy_gradient does not correct for that",
-                    f"set `{key}: 1`, or use `objective: clip` or `importance_sampling`",
-                )
-        if algorithm.kl_coef > 0 or algorithm.target_kl is not None:
-            key = "kl_coef" if algorithm.kl_coef > 0 else "target_kl"
-            yield Violation(
-                (f"algorithm.{key}", "algorithm.objective"),
-                "objective policy_gradient takes one step from the policy that acted, where KL and its gradient are 0",
-                f"leave {key} out, or use `objective: clip` or `importance_sampling`",
-            )
-    for key, given in (
-        ("importance_bound", algorithm.importance_bound is not None),
-        ("self_normalize", algorithm.self_normalize),
-    ):
-        if given and algorithm.objective != "importance_sampling":
-            yield Violation(
-                (f"algorithm.{key}", "algorithm.objective"),
-                "only `objective: importance_sampling` has weights of this kind",
-                f"leave {key} out, or use `objective: importance_sampling`",
-            )
-
-
-def _of_estimators(config: Config, location: str) -> Iterator[Violation]:
-    """Yield what an estimator of the user's own, which is given whole episodes and gives a gradient, cannot have."""
-    algorithm, key = config.algorithm, "algorithm.estimator"
-    file, colon, name = location.rpartition(":")
-    if not (colon and file.endswith(".py") and name.isidentifier()):
-        yield Violation((key,), f"expected FILE.py:NAME, got {location!r}", "write it like `my.py:reinforce`")
-    if config.rollout.steps is not None:
-        yield Violation(
-            (key, "rollout.steps"),
-            "it is given whole episodes, not segments",
-            "collect whole episodes: `rollout: {episodes: 64}`",
-        )
-    if algorithm.objective != "policy_gradient":
-        yield Violation(
-            (key, "algorithm.objective"),
-            "it gives the gradient of one step on data of the policy's own",
-            "use `objective: policy_gradient`",
-        )
-    if algorithm.baseline in ("value", "group"):
-        why = {"value": "it is given no value function", "group": "it is not told of groups"}[algorithm.baseline]
-        yield Violation((key, "algorithm.baseline"), why, "use `baseline: none`, and subtract one of your own")
-    if algorithm.entropy_coef > 0:
-        yield Violation((key, "algorithm.entropy_coef"), "it gives the whole gradient", "leave entropy_coef out")
-    if config.policy.memory != "none":
-        yield Violation(
-            (key, "policy.memory"), "a policy with memory has no score of one step alone", "use `memory: none`"
-        )
-
-
-def _of_shared_trunks(config: Config) -> Iterator[Violation]:
-    """Yield what a value function that is one more output of the policy network cannot have of its own."""
-    value = config.value
-    if not (config.has_value and value.shared_trunk):
-        return
-    for key in ("hidden_sizes", "learning_rate", "update_epochs"):
-        if getattr(value, key) is not None:
-            yield Violation(
-                ("value.shared_trunk", f"value.{key}"),
-                "the value function that shares the policy's trunk learns with it, in the same steps",
-                f"leave {key} out, or shared_trunk",
-            )
-
-
-def _of_diagnostics(config: Config, own: set[str]) -> Iterator[Violation]:
-    """Yield what cannot be measured; of a shadow, what would be wrong with a run of it, unless it is with this one."""
-    diagnostics, rollout = config.diagnostics, config.rollout
-    if diagnostics.every is None:
-        if diagnostics.shadows:
-            yield Violation(
-                ("diagnostics.shadows", "diagnostics.every"),
-                "without `diagnostics.every` nothing is measured",
-                "set `diagnostics.every`, or leave shadows out",
-            )
-        return
-    columns = "rollout.episodes" if rollout.episodes else "env.num_envs"
-    if (rollout.episodes or config.env.num_envs) // config.group_size < 2:
-        one = "trajectory" if config.group_size == 1 else "group"
-        yield Violation(
-            ("diagnostics.every", columns), f"one {one} says nothing of a variance", f"use a larger `{columns}`"
-        )
+def _of_shadows(config: Config, own: set[str]) -> Iterator[Violation]:
+    """Yield the first rule that a run of each shadow would break, without the reasons in `own`."""
     seen = {config.estimator}
-    for number, name in enumerate(diagnostics.shadows):
+    for number, name in enumerate(config.diagnostics.shadows):
         shadow = config.with_estimator(name)
-        reasons = [violation.reason for violation in _of_run(shadow) if violation.reason not in own]
+        reasons = [violation.reason for violation in violations(shadow) if violation.reason not in own]
         if name in seen:
             reasons = ["the config's own is measured anyway" if name == config.estimator else "it is there twice"]
         elif shadow.has_value and not config.has_value:
@@ -334,3 +66,281 @@ def _of_diagnostics(config: Config, own: set[str]) -> Iterator[Violation]:
         if reasons:
             yield Violation((f"diagnostics.shadows.{number}",), f"`{name}`: {reasons[0]}", "leave it out")
         seen.add(name)
+
+
+def _segments(c: Config) -> bool:
+    return c.rollout.steps is not None and c.rollout.episodes is None
+
+
+def _no_location(c: Config) -> bool:
+    file, colon, name = (c.algorithm.estimator or "").rpartition(":")
+    return c.algorithm.estimator is not None and not (colon and file.endswith(".py") and name.isidentifier())
+
+
+def _has_wrapper(name: str) -> Condition:
+    return lambda c: any(wrapper.name in (name, f":{name}", f"gymnasium.wrappers:{name}") for wrapper in c.env.wrappers)
+
+
+_MEAN_OF_ONE = "the mean over one trajectory is that trajectory: every advantage would be zero"
+_LATER_STEPS = "after its first step the policy is no longer the one that acted"
+_OTHER_POLICIES = "the data of earlier iterations are those of other policies"
+_WHOLE_EPISODES = "collect whole episodes: `rollout: {episodes: 64}`"
+_ON_POLICY = "it gives the gradient of one step on data of the policy's own"
+_OWN_BASELINE = "use `baseline: none`, and subtract one of your own"
+_GYMNASIUM = "pgcli gives this argument to Gymnasium itself"
+_NOT_SAVED = "its running statistics are in no checkpoint, and"
+_NORMALIZE_RETURNS = "use `value.normalize_returns: true`"
+_FILM = "leave it out, and film with `pgcli eval RUN_DIR --video FILE.gif`"
+_FUNCTION = ("it wants a function, and YAML holds none", "write a wrapper of your own, and name it as `module:Class`")
+
+RULES: tuple[Rule, ...] = (
+    Rule({"rollout.episodes": None, "rollout.steps": None}, "nothing is collected", "set `rollout.episodes`"),
+    Rule(
+        {"rollout.steps": Not(None), "rollout.episodes": Not(None)},
+        "an iteration collects either segments or whole episodes",
+        "set `episodes: null` for segments, or leave steps out",
+    ),
+    # Segments are not trajectories from a start state
+    Rule(
+        {"rollout.steps": _segments, "algorithm.baseline": Not("value")},
+        "a segment ends amid its episodes, and without a value function nothing stands for their rest",
+        f"use `baseline: value`, or {_WHOLE_EPISODES}",
+    ),
+    Rule(
+        {"rollout.steps": _segments, "algorithm.returns": "total"},
+        "a segment does not hold the total return of its episodes",
+        "use `returns: lambda_return`",
+    ),
+    Rule(
+        {"rollout.steps": _segments, "algorithm.discount_weighting": True},
+        "the row of a segment is not the time t since the start of its episode",
+        "leave discount_weighting out, or collect whole episodes",
+    ),
+    Rule(
+        {"rollout.steps": _segments, "algorithm.average": Not("steps")},
+        "the columns of a segment are not trajectories, so there is no mean over them",
+        "use `average: steps`",
+    ),
+    Rule(
+        {"rollout.steps": _segments, "rollout.horizon": Not(None)},
+        "segments are cut by their own length",
+        "leave horizon out, or set `env.max_episode_steps`",
+    ),
+    Rule(
+        {"rollout.steps": _segments, "algorithm.reuse": Not(1)},
+        "on resume the data of earlier iterations are collected again, which takes whole episodes",
+        "set `reuse: 1`, or collect whole episodes",
+    ),
+    Rule(
+        {
+            "algorithm.num_minibatches": lambda c: (
+                c.algorithm.num_minibatches > (c.rollout.steps or 0) * c.env.num_envs
+            ),
+            "rollout.steps": _segments,
+        },
+        lambda c: f"there are more minibatches than the {(c.rollout.steps or 0) * c.env.num_envs} steps of the batch",
+        "use fewer",
+    ),
+    # Returns and baselines
+    Rule(
+        {
+            "algorithm.returns": lambda c: c.algorithm.returns in ("lambda_return", "vtrace"),
+            "algorithm.baseline": Not("value"),
+        },
+        lambda c: f"`{c.algorithm.returns}` mixes in the values of states, and without a value function there are none",
+        "use `baseline: value`, or `returns: reward_to_go`",
+    ),
+    Rule(
+        {"algorithm.baseline": "mean", "rollout.episodes": 1},
+        _MEAN_OF_ONE,
+        "collect more episodes, or use `baseline: none`",
+    ),
+    Rule(
+        {"algorithm.baseline": lambda c: c.algorithm.baseline in ("leave_one_out", "optimal"), "rollout.episodes": 1},
+        "with one trajectory there are no others to compare it with",
+        "collect more episodes, or use `baseline: none`",
+    ),
+    Rule(
+        {"algorithm.baseline": "optimal", "algorithm.returns": Not("total")},
+        "the constant of least variance is that of R(τ) times the score of the whole trajectory",
+        "use `returns: total`, or `baseline: leave_one_out`",
+    ),
+    Rule(
+        {"algorithm.returns": "vtrace", "algorithm.objective": "policy_gradient"},
+        "it corrects the returns for data of another policy, and objective policy_gradient has no such data",
+        "use `objective: importance_sampling`, or `returns: lambda_return`",
+    ),
+    Rule(
+        {"algorithm.discount_weighting": True, "algorithm.returns": "total"},
+        "`returns: total` is already the exact gradient of the discounted return; weighing it by γ^t is wrong",
+        "leave discount_weighting out, or use `returns: reward_to_go`",
+    ),
+    # Data of another policy need an objective that corrects for it
+    *(
+        Rule(
+            {f"algorithm.{key}": Not(1), "algorithm.objective": "policy_gradient"},
+            f"{reason}, and objective policy_gradient does not correct for that",
+            f"set `{key}: 1`, or use `objective: clip` or `importance_sampling`",
+        )
+        for key, reason in (
+            ("update_epochs", _LATER_STEPS),
+            ("num_minibatches", _LATER_STEPS),
+            ("reuse", _OTHER_POLICIES),
+        )
+    ),
+    *(
+        Rule(
+            {f"algorithm.{key}": condition, "algorithm.objective": "policy_gradient"},
+            "objective policy_gradient takes one step from the policy that acted, where KL and its gradient are 0",
+            f"leave {key} out, or use `objective: clip` or `importance_sampling`",
+        )
+        for key, condition in (
+            ("kl_coef", Not(0)),
+            ("target_kl", lambda c: c.algorithm.target_kl is not None and c.algorithm.kl_coef == 0),
+        )
+    ),
+    *(
+        Rule(
+            {f"algorithm.{key}": Not(default), "algorithm.objective": Not("importance_sampling")},
+            "only `objective: importance_sampling` has weights of this kind",
+            f"leave {key} out, or use `objective: importance_sampling`",
+        )
+        for key, default in (("importance_bound", None), ("self_normalize", False))
+    ),
+    # An estimator of the user's own: from whole episodes to a gradient
+    Rule(
+        {"algorithm.estimator": _no_location},
+        lambda c: f"expected FILE.py:NAME, got {c.algorithm.estimator!r}",
+        "write it like `my.py:reinforce`",
+    ),
+    *(
+        Rule({"algorithm.estimator": Not(None), key: wanted}, reason, fix)
+        for key, wanted, reason, fix in (
+            ("rollout.steps", Not(None), "it is given whole episodes, not segments", _WHOLE_EPISODES),
+            ("algorithm.objective", Not("policy_gradient"), _ON_POLICY, "use `objective: policy_gradient`"),
+            ("algorithm.baseline", "value", "it is given no value function", _OWN_BASELINE),
+            ("algorithm.baseline", "group", "it is not told of groups", _OWN_BASELINE),
+            ("algorithm.entropy_coef", Not(0), "it gives the whole gradient", "leave entropy_coef out"),
+            ("policy.memory", Not("none"), "a policy with memory has no score of one step alone", "use `memory: none`"),
+        )
+    ),
+    # A value function that is one more output of the policy network
+    *(
+        Rule(
+            {"value.shared_trunk": lambda c: c.has_value and c.value.shared_trunk, f"value.{key}": Not(None)},
+            "the value function that shares the policy's trunk learns with it, in the same steps",
+            f"leave {key} out, or shared_trunk",
+        )
+        for key in ("hidden_sizes", "learning_rate", "update_epochs")
+    ),
+    # Groups
+    Rule(
+        {"algorithm.baseline": "group", "algorithm.group_size": None},
+        "a group needs a size",
+        "set `group_size` to how many columns share a start state",
+    ),
+    *(
+        Rule(
+            {f"algorithm.{key}": Not(default), "algorithm.baseline": Not("group")},
+            "only `baseline: group` has groups",
+            f"leave {key} out, or use `baseline: group`",
+        )
+        for key, default in (("group_size", None), ("group_mean", "whole"))
+    ),
+    Rule(
+        {"algorithm.group_size": lambda c: c.algorithm.baseline == "group" and c.algorithm.group_size == 1},
+        _MEAN_OF_ONE,
+        "use a larger group_size",
+    ),
+    Rule(
+        {
+            "algorithm.group_size": lambda c: c.algorithm.baseline == "group",
+            "rollout.episodes": lambda c: (c.rollout.episodes or 0) % c.group_size > 0,
+        },
+        lambda c: f"groups of {c.group_size} do not divide {c.rollout.episodes} episodes",
+        "make `rollout.episodes` a multiple of `group_size`",
+    ),
+    Rule(
+        {"env.vectorization": "native", "algorithm.baseline": "group"},
+        "the columns of a native vector environment cannot share a reset seed",
+        "use `vectorization: sync` or `auto`",
+    ),
+    Rule(
+        {
+            "algorithm.standardize": "group",
+            "algorithm.baseline": lambda c: (c.algorithm.baseline, c.algorithm.returns) != ("group", "total"),
+            "algorithm.returns": lambda c: True,
+        },
+        "it divides by the standard deviation of a group's total returns",
+        "use `baseline: group` with `returns: total`, or `standardize: batch`",
+    ),
+    # Environment
+    Rule(
+        {"env.kwargs.max_episode_steps": lambda c: "max_episode_steps" in c.env.kwargs},
+        _GYMNASIUM,
+        "set `env.max_episode_steps`",
+    ),
+    Rule({"env.kwargs.render_mode": lambda c: "render_mode" in c.env.kwargs}, _GYMNASIUM, "leave it out"),
+    *(
+        Rule({"env.wrappers": _has_wrapper(name)}, f"{name}: {reason}", fix)
+        for name, reason, fix in (
+            ("NormalizeObservation", f"{_NOT_SAVED} evaluation would change them", "use `policy.normalize_obs: true`"),
+            (
+                "NormalizeReward",
+                f"{_NOT_SAVED} returns would no longer be those of the environment",
+                _NORMALIZE_RETURNS,
+            ),
+            ("Autoreset", "it hides where an episode ends, and resets without a seed", "leave it out"),
+            ("RecordEpisodeStatistics", "every return and length is in episodes.csv already", "leave it out"),
+            ("RecordVideo", "training takes no pictures", _FILM),
+            ("HumanRendering", "training shows no pictures", _FILM),
+            ("RenderCollection", "it keeps every picture in memory", "leave it out"),
+            ("TransformAction", *_FUNCTION),
+            ("TransformObservation", *_FUNCTION),
+            ("TransformReward", *_FUNCTION),
+        )
+    ),
+    Rule(
+        {"env.vectorization": "native", "env.wrappers": lambda c: bool(c.env.wrappers)},
+        "a native vector environment takes no wrappers",
+        "use `vectorization: sync`, or leave the wrappers out",
+    ),
+    Rule(
+        {"env.vectorization": "native", "env.rebuild": True},
+        "the episodes of a native vector environment share one instance",
+        "use `vectorization: sync`, or leave rebuild out",
+    ),
+    # Recurrent policies
+    Rule(
+        {"policy.backpropagation_steps": Not(None), "policy.memory": "none"},
+        "a policy without memory has nothing to go back through",
+        "leave backpropagation_steps out, or use `memory: gru`",
+    ),
+    Rule(
+        {"training.compile": True, "policy.memory": Not("none")},
+        "torch.compile does not go into recurrent networks",
+        "leave compile out",
+    ),
+    # Evaluation and diagnostics
+    Rule(
+        {"evaluation.stop_at_return": Not(None), "evaluation.every": None},
+        "without `evaluation.every` nothing is evaluated before the end",
+        "set `evaluation.every`",
+    ),
+    Rule(
+        {"diagnostics.shadows": lambda c: bool(c.diagnostics.shadows), "diagnostics.every": None},
+        "without `diagnostics.every` nothing is measured",
+        "set `diagnostics.every`, or leave shadows out",
+    ),
+    *(
+        Rule(
+            {"diagnostics.every": Not(None), key: one},
+            lambda c: f"one {'trajectory' if c.group_size == 1 else 'group'} says nothing of a variance",
+            f"use a larger `{key}`",
+        )
+        for key, one in (
+            ("rollout.episodes", lambda c: c.rollout.episodes and c.rollout.episodes // c.group_size < 2),
+            ("env.num_envs", lambda c: not c.rollout.episodes and c.env.num_envs // c.group_size < 2),
+        )
+    ),
+)

@@ -1,4 +1,4 @@
-"""Every key of a config: its default, its rule and one sentence, which is also the editor's tooltip."""
+"""Every key of a config: its default, its rule and its description, which is also the editor's tooltip."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from pgcli.config import choices
+
 DEFAULT_ITERATIONS = 100  # of a run with no budget
 
 
 class Section(BaseModel):
     """A mapping of the config: strict types, no unknown keys, immutable once read."""
 
-    # defer_build: the first config to be read waits for the validators, not every import
+    # defer_build: the validators are built when the first config is read, not on import
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 def _integral(value: Any) -> Any:
-    """Let `1e6` stand for 1000000 where a whole number is wanted."""
+    """Return a float such as `1e6` as the whole number that it equals."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-_WHOLE = BeforeValidator(_integral)  # stands last: bounds after it would be missing from the JSON Schema
+_WHOLE = BeforeValidator(_integral)  # comes last: bounds after it would be missing from the JSON Schema
 Count = Annotated[int, Field(ge=1, le=10**12), _WHOLE]
-Json = Any  # what YAML can hold: handed to the environment as it is
+Json = Any  # any YAML value: passed to the environment unchanged
 
 
 class WrapperConfig(Section):
@@ -34,12 +36,12 @@ class WrapperConfig(Section):
 
 
 def _by_name(value: Any) -> Any:
-    """Let a name alone stand for a wrapper without arguments."""
+    """Return a wrapper without arguments for a name alone."""
     return {"name": value} if isinstance(value, str) else value
 
 
 def _or_name(schema: dict[str, Any]) -> None:
-    """Tell editors of `_by_name`."""
+    """Add to the JSON Schema that a wrapper may be a name alone."""
     schema["items"] = {"anyOf": [{"type": "string"}, schema["items"]]}
 
 
@@ -62,7 +64,7 @@ class EnvConfig(Section):
         description="Gymnasium's by name, others as `module:Class`, or `{name: …, kwargs: …}`; innermost first.",
     )
     max_episode_steps: Count | None = Field(None, description="Time limit in steps; null: the registered one.")
-    vectorization: Literal["auto", "native", "sync"] = Field(
+    vectorization: choices.Vectorization = Field(
         "auto",
         description="native: the environment's own vector form; sync: one by one; auto: native where there is one.",
     )
@@ -83,28 +85,23 @@ class RolloutConfig(Section):
 
 
 Sizes = Annotated[list[Annotated[int, Field(ge=1, le=65536), _WHOLE]], Field(max_length=32)]
-Schedule = Literal["constant", "linear", "cosine"]
 
 
 class PolicyConfig(Section):
     """The policy network and the distribution whose parameters it computes."""
 
     hidden_sizes: Sizes = Field([64, 64], description="Units of each hidden layer; [] is a linear policy.")
-    activation: Literal["tanh", "relu", "elu", "identity"] = Field(
-        "tanh", description="Nonlinearity after each hidden layer."
-    )
-    init: Literal["uniform", "orthogonal"] = Field(
+    activation: choices.ActivationName = Field("tanh", description="Nonlinearity after each hidden layer.")
+    init: choices.Initialization = Field(
         "uniform",
         description="Weights at the start; uniform: in ±1/√fan_in, torch's; orthogonal: with gain √2, 0.01 for the "
         "policy's last layer and 1 for the value's, and no biases.",
     )
-    distribution: Literal["auto", "softmax", "gaussian", "tanh_gaussian", "state_dependent_gaussian", "bernoulli"] = (
-        Field(
-            "auto",
-            description="Over actions; auto: softmax for Discrete and MultiDiscrete, gaussian for Box, bernoulli for "
-            "MultiBinary; tanh_gaussian: squashed into the bounds of a Box; state_dependent_gaussian: noise that is a "
-            "function of the state for up to 64 steps (gSDE).",
-        )
+    distribution: choices.DistributionName = Field(
+        "auto",
+        description="Over actions; auto: softmax for Discrete and MultiDiscrete, gaussian for Box, bernoulli for "
+        "MultiBinary; tanh_gaussian: squashed into the bounds of a Box; state_dependent_gaussian: noise that is a "
+        "function of the state for up to 64 steps (gSDE).",
     )
     initial_standard_deviation: float = Field(
         1.0, gt=0, le=1e6, description="σ of a gaussian at the start; it is learned."
@@ -114,20 +111,20 @@ class PolicyConfig(Section):
         description="Observations minus their running mean, over their standard deviation, clipped to ±10; images by "
         "channel.",
     )
-    image_network: Literal["auto", "nature", "small", "none"] = Field(
+    image_network: choices.ImageNetworkName = Field(
         "auto",
         description="What reads the images of an observation, before the hidden layers; nature: three convolutions, "
         "for sides of 36 pixels or more; small: two, at a third of the cost; auto: nature where it fits; "
         "none: images are flattened.",
     )
-    memory: Literal["none", "gru", "lstm"] = Field(
+    memory: choices.MemoryName = Field(
         "none", description="A recurrent layer before the hidden ones, which remembers the episode so far."
     )
     memory_size: Annotated[int, Field(ge=1, le=65536), _WHOLE] = Field(64, description="Units of the recurrent layer.")
     backpropagation_steps: Count | None = Field(
         None, description="Gradients go so many steps back through the memory; null: to the start of the trajectory."
     )
-    action_mask: Literal["auto", "none"] = Field(
+    action_mask: choices.ActionMask = Field(
         "auto",
         description="auto: actions that info or a Dict observation forbid by an `action_mask` have probability 0; "
         "none: the mask is ignored.",
@@ -137,18 +134,18 @@ class PolicyConfig(Section):
 class AlgorithmConfig(Section):
     """How trajectories become a gradient; the defaults are reward-to-go REINFORCE with a mean baseline."""
 
-    returns: Literal["total", "reward_to_go", "lambda_return", "vtrace"] = Field(
+    returns: choices.Returns = Field(
         "reward_to_go",
         description="total: R(τ) for every step; reward_to_go: G_t, the rewards from t on; lambda_return: G_t mixed "
         "with the values on its way (GAE, once V is subtracted); vtrace: that, corrected for data of another policy.",
     )
-    baseline: Literal["none", "mean", "leave_one_out", "optimal", "group", "value"] = Field(
+    baseline: choices.Baseline = Field(
         "mean",
         description="Subtracted from the returns; mean: over the trajectories that run at t; leave_one_out: over the "
         "others of them; optimal: the constant of least variance, from the others; group: over the group_size columns "
         "that share a start state; value: V(s), learned.",
     )
-    objective: Literal["policy_gradient", "importance_sampling", "clip"] = Field(
+    objective: choices.Objective = Field(
         "policy_gradient",
         description="policy_gradient: log π times the advantage; importance_sampling: weighed by ρ = π/μ for data of "
         "another policy μ; clip: the smaller of ρA and its value with ρ clipped (PPO).",
@@ -159,12 +156,12 @@ class AlgorithmConfig(Section):
         False,
         description="Weigh step t by γ^t: with reward_to_go the exact gradient of the discounted return.",
     )
-    average: Literal["steps", "episodes", "episode_means"] = Field(
+    average: choices.Average = Field(
         "steps",
         description="steps: mean over steps; episodes: sum over steps, mean over trajectories (the gradient of the "
         "return); episode_means: mean within, then over trajectories.",
     )
-    standardize: Literal["none", "batch", "group"] = Field(
+    standardize: choices.Standardize = Field(
         "none",
         description="batch: advantages of the batch to mean 0 and (population) standard deviation 1; group: those "
         "of each group divided by the standard deviation of its returns (GRPO).",
@@ -172,7 +169,7 @@ class AlgorithmConfig(Section):
     group_size: Count | None = Field(
         None, description="Columns that share a reset seed, and so a start state; for baseline group."
     )
-    group_mean: Literal["whole", "leave_one_out"] = Field(
+    group_mean: choices.GroupMean = Field(
         "whole", description="Of baseline group; whole: the own column included (GRPO); leave_one_out: the others."
     )
     estimator: Annotated[str, Field(min_length=1)] | None = Field(
@@ -186,7 +183,7 @@ class AlgorithmConfig(Section):
     update_epochs: Count = Field(1, description="Passes over the batch per update.")
     num_minibatches: Count = Field(1, description="Parts of the batch, one optimizer step each, per epoch.")
     clip_range: float = Field(0.2, gt=0, description="ε of objective clip; has no effect on other objectives.")
-    clip_range_schedule: Schedule = Field(
+    clip_range_schedule: choices.Schedule = Field(
         "constant", description="How ε goes on with the share of the budget that is used; linear, cosine: to 0."
     )
     importance_bound: Annotated[float, Field(gt=0)] | None = Field(
@@ -196,7 +193,7 @@ class AlgorithmConfig(Section):
         False, description="Divide the weights ρ of importance_sampling by their mean over the batch."
     )
     entropy_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
-    entropy_coef_schedule: Schedule = Field(
+    entropy_coef_schedule: choices.Schedule = Field(
         "constant", description="How entropy_coef goes on with the budget that is used; linear, cosine: to 0."
     )
     kl_coef: float = Field(0.0, ge=0, description="Weight of a penalty on KL(μ‖π), μ the policy that acted.")
@@ -209,9 +206,9 @@ class AlgorithmConfig(Section):
 class OptimizerConfig(Section):
     """The step from a gradient to new parameters."""
 
-    name: Literal["adam", "sgd", "rmsprop"] = Field("adam", description="The rule; sgd is plain ascent θ + α g.")
+    name: choices.OptimizerName = Field("adam", description="The rule; sgd is plain ascent θ + α g.")
     learning_rate: float = Field(0.001, gt=0, description="Step size α at the start.")
-    schedule: Schedule = Field(
+    schedule: choices.Schedule = Field(
         "constant",
         description="How α goes on with the share of the budget that is used; linear, cosine: to 0.",
     )
@@ -248,7 +245,7 @@ class SamplingConfig(Section):
         "than the cores that this process may use (shared by --jobs), or the cluster has; 0 if that is one, or, on "
         "this machine, the environment has its vector form.",
     )
-    backend: Literal["local", "ray"] = Field(
+    backend: choices.Backend = Field(
         "local",
         description="local: processes of this machine; ray: actors on the cluster at RAY_ADDRESS, or of a Ray started "
         "here; --jobs then places whole runs.",
@@ -265,7 +262,7 @@ class TrainingConfig(Section):
     seconds: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Seconds of training; outside the promise of equal bytes; null: no limit."
     )
-    device: Literal["cpu", "cuda"] = Field(
+    device: choices.Device = Field(
         "cpu",
         description="Where the update runs. cuda: a GPU, for images; equal bytes only on the same model of it.",
     )
@@ -286,9 +283,7 @@ class EvaluationConfig(Section):
         10, description="Evaluate after every so many updates, and at 0 and the end; null: only there."
     )
     episodes: Count = Field(100, description="Episodes per evaluation.")
-    mode: Literal["sampled", "greedy"] = Field(
-        "sampled", description="sampled: actions drawn from π; greedy: the most probable one."
-    )
+    mode: choices.Mode = Field("sampled", description="sampled: actions drawn from π; greedy: the most probable one.")
     stop_at_return: float | None = Field(None, description="End the run when an evaluation's mean return reaches this.")
 
 
@@ -313,11 +308,8 @@ class LoggingConfig(Section):
     )
 
 
-def _choices(key: str) -> str:
-    return "|".join(get_args(AlgorithmConfig.model_fields[key].annotation))
-
-
-ESTIMATOR = rf"^({_choices('returns')})\+({_choices('baseline')})(\+(batch|group))?$"
+_RETURNS, _BASELINES = ("|".join(get_args(choice)) for choice in (choices.Returns, choices.Baseline))
+ESTIMATOR = rf"^({_RETURNS})\+({_BASELINES})(\+(batch|group))?$"
 
 
 class DiagnosticsConfig(Section):
@@ -377,17 +369,17 @@ class Config(Section):
 
     @property
     def estimator(self) -> str:
-        """The name of its gradient estimator: RETURNS+BASELINE, and +STANDARDIZE if it does."""
+        """The name of its gradient estimator: RETURNS+BASELINE, and +STANDARDIZE where not none."""
         algorithm = self.algorithm
         standardize = () if algorithm.standardize == "none" else (algorithm.standardize,)
         return "+".join((algorithm.returns, algorithm.baseline, *standardize))
 
     def with_estimator(self, name: str) -> Config:
-        """Give the config with another estimator, and without what only its own can have; measuring nothing."""
+        """Return the config with another estimator, without diagnostics and without keys that only its own allows."""
         returns, baseline, standardize, *_ = (*name.split("+"), "none")
         changes: dict[str, Any] = {"returns": returns, "baseline": baseline, "standardize": standardize}
         if returns == "total":
-            changes["discount_weighting"] = False  # its gradient is that of the discounted return already
+            changes["discount_weighting"] = False  # it already is the exact gradient of the discounted return
         if baseline != "group":
             changes |= {"group_size": None, "group_mean": "whole"}
         algorithm = self.algorithm.model_copy(update=changes)

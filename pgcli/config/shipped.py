@@ -17,9 +17,9 @@ def describe() -> str:
 
 
 def copy(name: str, destination: Path | None) -> Path:
-    """Copy a shipped config to `destination` (a file or a folder), `./NAME.yaml` if None; never over a file.
+    """Copy a shipped config to `destination`: a file, a folder, or None for `./NAME.yaml`.
 
-    The copy names pgcli's own JSON Schema by its full path, so that an editor finds it from wherever the copy is.
+    The copy refers to pgcli's JSON Schema by a full path, so that an editor finds it from every folder.
 
     Raises: UsageError for an unknown name; RunDirectoryError if the file exists or cannot be written.
     """
@@ -42,12 +42,12 @@ def copy(name: str, destination: Path | None) -> Path:
 
 
 def _with_full_schema(source: Path) -> str:
-    """Give a config whose comment for editors, `$schema=…`, is a URI instead of a path relative to the file."""
-
-    def full(found: re.Match[str]) -> str:
-        return found[1] + (source.parent / found[2]).resolve().as_uri()
-
-    return re.sub(r"(?m)^(# yaml-language-server: \$schema=)(\S+)$", full, source.read_text(encoding="utf-8"))
+    """Return the text of a config with a URI as its `$schema=…` instead of a path relative to the file."""
+    return re.sub(
+        r"(?m)^(# yaml-language-server: \$schema=)(\S+)$",
+        lambda found: found[1] + (source.parent / found[2]).resolve().as_uri(),
+        source.read_text(encoding="utf-8"),
+    )
 
 
 def _summary(path: Path) -> str:

@@ -1,13 +1,12 @@
-"""YAML as data with positions: bounded, safe, and with the scalars of YAML 1.2.
+"""Read YAML as plain data with the position of each key and value, and write it.
 
-A config is a page of plain mappings, so tags, anchors, aliases, merge keys and several documents are refused,
-and size and depth are bounded before anything is composed. `1e-3` is a number; `yes`, `017`, `0o17`, `1_000`
-and `1:30` are text. Keys are text.
+A config is a page of plain mappings, so tags, anchors, aliases, merge keys and several documents are rejected,
+and size and depth are limited before the text is parsed. Scalars follow YAML 1.2: `1e-3` is a number; `yes`,
+`017`, `0o17`, `1_000` and `1:30` are text. Keys are text.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import stat
@@ -24,9 +23,9 @@ from pgcli.errors import ConfigError, Problem
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
 
-Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where it is there
+Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where installed
 
-# The core schema of YAML 1.2, plus an exponent without a dot; a leading zero makes text, not octal.
+# The core schema of YAML 1.2, plus exponents without a dot; a number with a leading zero is text, not octal.
 _SCALARS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("null", re.compile(r"(?:~|null|Null|NULL|)\Z")),
     ("bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")),
@@ -40,14 +39,14 @@ _SCALARS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
     ("merge", re.compile(r"<<\Z")),
 )
-_LONGEST_INT = 309  # digits of the largest float: beyond, as with 1e400, the number is infinite
+_LONGEST_INT = 309  # digits of the largest float; a longer number is infinite, as 1e400 is
 
 _NOT_YAML = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 _INDENTATION = "indent the keys of one section alike, and close each quote and bracket"
 
-# What libyaml says; what that means to somebody who writes a config; the mend.
-_MEANINGS = (
+# Part of libyaml's message; the message and the hint shown for it.
+_SYNTAX_ERRORS = (
     ("another document", "a second document begins; one file is one config", "keep one of them"),
     (
         "mapping values are not allowed",
@@ -57,8 +56,8 @@ _MEANINGS = (
     ),
     ("expected ':'", "this line is not `key: value`", "write a colon and a space after the key"),
     *(
-        (said, "expected `key: value`, indented like the keys above", _INDENTATION)
-        for said in ("<document start>", "expected key", "expected <block end>")
+        (part, "expected `key: value`, indented like the keys above", _INDENTATION)
+        for part in ("<document start>", "expected key", "expected <block end>")
     ),
     ("unexpected end of stream", "this quote is not closed", "close it on the same line"),
     ("node content", "a value is missing", "write one, or close the bracket that was opened"),
@@ -69,7 +68,7 @@ Place = tuple[int, int]  # line and column, from 1
 
 @dataclass
 class Source:
-    """Plain data, and where each key and value of it stands in the text that it was read from."""
+    """Plain data and the position of each key and value in the text that they were read from."""
 
     name: str
     data: Any = None
@@ -78,43 +77,44 @@ class Source:
     lines: bool = True  # False: one value of the command line, or data without a text
 
     def place(self, path: Path_) -> Place:
-        """Give line and column of the longest part of `path` that the text has."""
+        """Return line and column of `path`, or of the closest section around it that the text contains."""
         while path and path not in self.positions:
             path = path[:-1]
         return self.positions.get(path, (1, 1))
 
     def problem(self, place: Place, message: str, hint: str) -> Problem:
-        """Say what is wrong at `place`, as `file:line:column`."""
+        """Return a problem at `place`, written `file:line:column`."""
         return Problem(f"{self.name}:{place[0]}:{place[1]}" if self.lines else self.name, message, hint)
+
+    def error(self, place: Place, message: str, hint: str) -> ConfigError:
+        """Return the error for a problem that prevents reading the rest."""
+        return ConfigError([self.problem(place, message, hint)])
 
 
 def scalar_kind(text: str) -> str:
-    """Name the YAML 1.2 type of a plain scalar: null, bool, int, float, merge or str."""
+    """Return the YAML 1.2 type of a plain scalar: null, bool, int, float, merge or str."""
     return next((kind for kind, pattern in _SCALARS if pattern.match(text)), "str")
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a config file, refusing whatever is not a regular file of a page or so.
+    """Read a config: a regular file of at most MAX_BYTES.
 
     Raises: FileNotFoundError; ConfigError for everything else.
     """
     where, hint = printable(str(path)), "a config is a YAML file of a page or so"
     try:
         # O_NONBLOCK: opening a FIFO must not wait for its writer
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                kind = "a directory" if path.is_dir() else "not a regular file"
-                raise ConfigError([Problem(where, f"is {kind}", hint)])
-            with open(descriptor, "rb", closefd=False) as file:
-                content = file.read(MAX_BYTES + 1)
-        finally:
-            os.close(descriptor)
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigError([Problem(where, "is not a regular file", hint)])
+            content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise
+    except IsADirectoryError:
+        raise ConfigError([Problem(where, "is a directory", hint)]) from None
     except OSError as error:
-        mend = "see that it is a file and that you may read it"
-        raise ConfigError([Problem(where, f"cannot be read: {error.strerror}", mend)]) from None
+        fix = "see that it is a file and that you may read it"
+        raise ConfigError([Problem(where, f"cannot be read: {error.strerror}", fix)]) from None
     if len(content) > MAX_BYTES:
         raise ConfigError([Problem(where, f"is larger than {MAX_BYTES // 1024} KiB", hint)])
     return content
@@ -123,20 +123,19 @@ def read_bytes(path: Path) -> bytes:
 def parse(content: bytes | str, name: str, within: Path_ = ()) -> Source:
     """Parse YAML into a Source; `within` is the KEY whose VALUE this is on the command line.
 
-    Raises: ConfigError where the text itself is bad. What a text may hold but not a config, such as a
-    duplicate key, becomes one of the Source's problems, so that it is told together with the others.
+    Raises: ConfigError: if the text cannot be parsed. Duplicate keys and keys that are not text are problems of
+        the Source instead, to be reported together with the others.
     """
     source = Source(name, lines=not within)
     text = _decode(content, source) if isinstance(content, bytes) else content
     if found := _NOT_YAML.search(text):
-        hint = "remove it, or save the file as UTF-8 text"
         message = f"the character U+{ord(found[0]):04X} is not allowed"
-        raise ConfigError([source.problem(_place_of(found.start(), text), message, hint)])
+        raise source.error(_place_of(found.start(), text), message, "remove it, or save the file as UTF-8 text")
     try:
-        _refuse_what_no_config_needs(text, source)
+        _check_tokens(text, source)
         node = yaml.compose(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
-        raise ConfigError([_syntax_problem(error, text, source)]) from None
+        raise source.error(*_explain(error, text, source)) from None
     if node is not None:
         source.data = _construct(node, within, source)
     return source
@@ -148,17 +147,16 @@ def _decode(content: bytes, source: Source) -> str:
     except UnicodeDecodeError as error:
         utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
         before = error.object[: error.start].decode()
-        place = _place_of(len(before), before)
         message = f"{'UTF-16' if utf16 else 'this'} is not UTF-8"
-        raise ConfigError([source.problem(place, message, "save it as UTF-8 text")]) from None
+        raise source.error(_place_of(len(before), before), message, "save it as UTF-8 text") from None
 
 
 def _place_of(index: int, text: str) -> Place:
     return text.count("\n", 0, index) + 1, index - text.rfind("\n", 0, index)
 
 
-def _refuse_what_no_config_needs(text: str, source: Source) -> None:
-    """Walk the tokens once, before anything is composed of them."""
+def _check_tokens(text: str, source: Source) -> None:
+    """Raise ConfigError for tags, anchors, aliases and deep nesting, before anything is built from the text."""
     depth = 0
     problems: dict[str, Problem] = {}  # the first of each kind
     for token in yaml.scan(text, Loader=Loader):
@@ -178,38 +176,35 @@ def _refuse_what_no_config_needs(text: str, source: Source) -> None:
             ):
                 depth += 1
                 if depth > MAX_DEPTH:
-                    message, hint = f"nested deeper than {MAX_DEPTH} levels", "write it flatter"
-                    raise ConfigError([source.problem(_place(token), message, hint)])
+                    raise source.error(_place(token), f"nested deeper than {MAX_DEPTH} levels", "write it flatter")
             case yaml.BlockEndToken() | yaml.FlowMappingEndToken() | yaml.FlowSequenceEndToken():
                 depth -= 1
     if problems:
         raise ConfigError(list(problems.values()))
 
 
-def _syntax_problem(error: yaml.MarkedYAMLError, text: str, source: Source) -> Problem:
-    """Say what the parser says in the words of somebody who writes a config."""
+def _explain(error: yaml.MarkedYAMLError, text: str, source: Source) -> tuple[Place, str, str]:
+    """Return place, message and hint for a syntax error, for somebody who does not know libyaml's terms."""
     at = error.problem_mark
-    assert at is not None, error  # what refuses a text knows where
+    assert at is not None, error  # every error of the scanner and the parser has a mark
     begun = error.context_mark or at
     context, problem = error.context or "", error.problem or ""
-    place = (at.line + 1, at.column + 1)
+    place, start = (at.line + 1, at.column + 1), (begun.line + 1, begun.column + 1)
     character = text[at.index : at.index + 1]
     if character == "\t":
-        return source.problem(place, "a tab cannot indent", "indent with spaces")
+        return place, "a tab cannot indent", "indent with spaces"
     if "cannot start any token" in problem:
-        return source.problem(place, f"a value cannot begin with {character!r}", "put it in quotes")
+        return place, f"a value cannot begin with {character!r}", "put it in quotes"
     for kind, bracket, end in (("flow mapping", "{", "}"), ("flow sequence", "[", "]")):
         if kind in context:
             before = f" before line {place[0]}, column {place[1]}" if source.lines else ""
-            place = (begun.line + 1, begun.column + 1)
-            message = f"this `{bracket}` is not closed: expected `,` or `{end}`{before}"
-            return source.problem(place, message, f"close it with `{end}`")
+            return start, f"this `{bracket}` is not closed: expected `,` or `{end}`{before}", f"close it with `{end}`"
     if "simple key" in context or ("quoted scalar" in context and "end of stream" in problem):
-        place = (begun.line + 1, begun.column + 1)
-    for said, message, hint in _MEANINGS:
-        if said in problem:
-            return source.problem(place, message, hint)
-    return source.problem(place, f"not valid YAML: {problem or context}", _INDENTATION)
+        place = start
+    for part, message, hint in _SYNTAX_ERRORS:
+        if part in problem:
+            return place, message, hint
+    return place, f"not valid YAML: {problem or context}", _INDENTATION
 
 
 def _construct(node: yaml.Node, path: Path_, source: Source) -> Any:
@@ -226,21 +221,20 @@ def _construct(node: yaml.Node, path: Path_, source: Source) -> Any:
 
 def _items(node: yaml.MappingNode, path: Path_, source: Source) -> Iterator[tuple[str, Any]]:
     for key_node, value_node in node.value:
-        place = _place(key_node)
-        if refusal := _refuse_key(key_node):
-            source.problems.append((place, source.problem(place, *refusal)))
-            continue
-        at = (*path, key_node.value)
-        if at in source.positions:
+        place, at = _place(key_node), (*path, key_node.value)
+        problem = _key_problem(key_node)
+        if problem is None and at in source.positions:
             first = f", first on line {source.positions[at][0]}" if source.lines else ""
-            message = f"duplicate key `{dotted(at)}`{first}"
-            source.problems.append((place, source.problem(place, message, "keep one of them")))
-            continue
-        source.positions[at] = place
-        yield key_node.value, _construct(value_node, at, source)
+            problem = f"duplicate key `{dotted(at)}`{first}", "keep one of them"
+        if problem is not None:
+            source.problems.append((place, source.problem(place, *problem)))
+        else:
+            source.positions[at] = place
+            yield key_node.value, _construct(value_node, at, source)
 
 
-def _refuse_key(node: yaml.Node) -> tuple[str, str] | None:
+def _key_problem(node: yaml.Node) -> tuple[str, str] | None:
+    """Return message and hint for a key that is not text."""
     if not isinstance(node, yaml.ScalarNode):
         kind = "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
         return f"a key must be text, got {kind}", "write `key: value`"
@@ -272,32 +266,29 @@ def _place(node: yaml.Node | yaml.Token) -> Place:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes plain what `parse` reads as text, and quoted what it, or a reader of YAML 1.1, would not."""
-
-    yaml_implicit_resolvers: dict[str | None, list[Any]] = {  # noqa: RUF012 - PyYAML's own protocol
-        **yaml.SafeDumper.yaml_implicit_resolvers,
-        None: [(f"tag:yaml.org,2002:{kind}", pattern) for kind, pattern in _SCALARS],
-    }
+    """Quotes every text that `parse` or a reader of YAML 1.1 would take for something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
-def _represent_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    # in double quotes each unprintable character is escaped: raw, a reader takes U+0085 for the end of a line
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
-
-
-_Dumper.add_representer(list, _represent_list)
-_Dumper.add_representer(str, _represent_text)
+_Dumper.yaml_implicit_resolvers = {
+    **yaml.SafeDumper.yaml_implicit_resolvers,
+    None: [(f"tag:yaml.org,2002:{kind}", pattern) for kind, pattern in _SCALARS],
+}
+_Dumper.add_representer(
+    list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+)
+# Double quotes escape each unprintable character; an unescaped U+0085 would end the line.
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"'
+    ),
+)
 
 
 def dump(data: dict[str, Any]) -> str:
-    """Write plain data as YAML that `parse` reads back to the same data."""
-    stream = io.StringIO()
-    yaml.dump(data, stream, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-    return stream.getvalue()
+    """Return plain data as YAML that `parse` reads back to the same data."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -21,7 +20,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator, parse_env_id
 
 from pgcli.config.schema import EnvConfig, WrapperConfig
 from pgcli.environments.failures import is_fault, told, where, words
-from pgcli.errors import EnvironmentFailure, UsageError
+from pgcli.errors import EnvironmentFailure, UsageError, closest
 
 HERE = str(Path.cwd())  # before an environment can go elsewhere
 _ATARI = "ALE"  # the namespace of the package that is imported without being asked
@@ -176,9 +175,9 @@ def _unknown(env_id: str, name: str, module: ModuleType | None) -> EnvironmentFa
         return EnvironmentFailure(f"{env_id} does not exist, but {have} of it", f"did you mean `{prefix}{newest.id}`?")
     spaces_ = {one.namespace for one in gym.registry.values() if one.namespace} | {_ATARI}
     if namespace and namespace not in spaces_:
-        close = difflib.get_close_matches(namespace.lower(), [one.lower() for one in spaces_], n=1)
-        close = [one for one in spaces_ if one.lower() in close]
-        hint = f"did you mean `{close[0]}/{name.partition('/')[2]}`?" if close else ""
+        spelled = {one.lower(): one for one in spaces_}
+        close = closest(namespace.lower(), spelled)
+        hint = f"did you mean `{spelled[close]}/{name.partition('/')[2]}`?" if close else ""
         return EnvironmentFailure(
             f"no environment has the namespace `{namespace}`",
             hint or f"`module:{name}` imports the module that registers it",
@@ -198,8 +197,8 @@ def _unknown(env_id: str, name: str, module: ModuleType | None) -> EnvironmentFa
 def _near(name: str, names: Iterable[str], prefix: str = "") -> str:
     """Ask whether the nearest of `names` is meant, whatever its case; nothing if none is near."""
     spelled = {one.lower(): one for one in names}
-    close = difflib.get_close_matches(name.lower(), spelled, n=1)
-    return f"did you mean `{prefix}{spelled[close[0]]}`?" if close else ""
+    close = closest(name.lower(), spelled)
+    return f"did you mean `{prefix}{spelled[close]}`?" if close else ""
 
 
 def _refuse(config: EnvConfig, found: EnvSpec, error: BaseException) -> NoReturn:

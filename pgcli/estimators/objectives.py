@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = NDArray[Any]
-Average = Literal["steps", "episodes", "episode_means"]
+Average = Literal["steps", "episodes", "episode_means"]  # equal to pgcli.config.choices.Average; a test compares
 
 
 def step_weights(mask: Tensor, average: Average) -> Tensor:

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from pgcli.errors import EnvironmentFailure, Interrupted, PgcliError, RunDirectoryError, RunInUse
+from pgcli.experiment.recorder import Context
 from pgcli.experiment.run import Request, Result, failure_of, run_experiment
 from pgcli.records import Iteration, Record
 from pgcli.runs.files import make_folder, storage
@@ -189,9 +190,10 @@ class _Remote:
             if not os.path.exists(sign):
                 what = f"{request.folder / request.path}: {platform.node()} sees another folder there"
                 raise RunDirectoryError(what, "--run-dir names a folder that all machines of the cluster share")
+            context = Context(self._records.append, self._check, self._asked_to_save)
             while self._result is None:
                 try:
-                    self._result = run_experiment(request, self._records.append, self._check, self._asked_to_save)
+                    self._result = run_experiment(request, context)
                 except RunInUse:
                     if time.monotonic() > stop:
                         raise

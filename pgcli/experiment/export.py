@@ -1,7 +1,7 @@
-"""A policy as an ONNX graph: observations in, the distribution's parameters and the greedy action out.
+"""Export a policy as an ONNX graph: observations in, the distribution's parameters and the greedy action out.
 
-The graph is written node by node, as `Policy.actor` computes: a tracer would need onnxscript, takes ten seconds, warns
-of its own future, and leaves the paths of this machine in the file. So the same checkpoint gives the same bytes.
+The graph is written node by node, as `Policy.actor` computes. A tracer would need onnxscript, take ten seconds, print
+deprecation warnings and write paths of this machine into the file. Here a checkpoint always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pgcli import __version__
 from pgcli.errors import UsageError
 from pgcli.experiment.load import Agent
+from pgcli.policies.activations import ACTIVATION_OF
 from pgcli.policies.distributions import (
     Bernoulli,
     Distribution,
@@ -27,26 +27,25 @@ from pgcli.policies.distributions import (
     TanhGaussian,
 )
 from pgcli.policies.normalizers import CLIP, EPSILON, Normalizer
-from pgcli.policies.observations import Encoder, Leaf
+from pgcli.policies.observations import Encoder
 from pgcli.policies.policy import FORBIDDEN, Policy
-from pgcli.policies.recurrent import Memory
+from pgcli.policies.recurrent import RecurrentNetwork
 from pgcli.runs.files import make_folder, storage, write_whole
 from pgcli.system.packages import require
 
 Array = NDArray[Any]
-OPSET, IR_VERSION = 17, 8  # of 2022: runtimes of that year and later read it
-_OPERATORS: dict[type[nn.Module], str] = {nn.Tanh: "Tanh", nn.ReLU: "Relu", nn.ELU: "Elu", nn.Flatten: "Flatten"}
+OPSET, IR_VERSION = 17, 8  # of 2022: runtimes since then read it
 
 
 def check_extra() -> None:
-    """Raise UsageError if what writes ONNX is not installed."""
+    """Raise UsageError if the onnx package is not installed."""
     require("onnx", "onnx", "an export")
 
 
 def export(agent: Agent, path: Path) -> Path:
-    """Write the policy of `agent` as an ONNX file, its normaliser included.
+    """Write the policy of `agent`, including its normaliser, to an ONNX file.
 
-    Raises: UsageError without the extra, or for another suffix; RunDirectoryError if the file cannot be written.
+    Raises: UsageError: without the onnx package, or for another suffix. RunDirectoryError: if writing fails.
     """
     check_extra()
     if path.suffix.lower() != ".onnx":
@@ -71,38 +70,38 @@ def _metadata(agent: Agent) -> dict[str, str]:
 
 
 def to_onnx(policy: Policy, metadata: dict[str, str]) -> bytes:
-    """Write a policy as an ONNX model, and what `metadata` says beside it.
+    """Return a policy as an ONNX model with `metadata`.
 
     Inputs, N in front: `observation`, of the space's shape and type, or `observation/KEY` for each part of a Dict or
-    Tuple; `memory` of a policy with memory, zeros at the start of an episode. Outputs: `logits`, or `mean` and
-    `standard_deviation`; `action`, the most probable one as the environment takes it; `memory_after`.
+    Tuple; `memory` of a recurrent policy, zeros at the start of an episode. Outputs: `logits`, or `mean` and
+    `standard_deviation`; `action`, the most probable one in the form that the environment takes; `memory_after`.
     """
     encoder, graph = policy.encoder, _Graph()
     if not (encoder.size or encoder.images):
         raise UsageError("the policy observes nothing, so there is no function of an observation to export")
-    inputs = {leaf.numbers.start: graph.input(_name(leaf), leaf.space) for leaf in encoder.layout.leaves}
+    inputs = {}
+    for leaf in encoder.layout.leaves:
+        name = "/".join(("observation", *map(str, leaf.path)))
+        inputs[leaf.numbers.start] = graph.value("input", name, leaf.space.dtype, leaf.space.shape or ())
     x = _read(graph, policy, inputs)
     if policy.memory is not None:
-        memory = graph.value("input", "memory", np.dtype(np.float32), (policy.memory.state_size,))
-        x, after = _remember(graph, policy.memory, x, memory)
-        graph.output("memory_after", after, np.dtype(np.float32), (policy.memory.state_size,))
+        shape = (policy.memory.state_size,)
+        memory = graph.value("input", "memory", np.float32, shape)
+        x, after = _recur(graph, policy.memory, x, memory)
+        graph.output("memory_after", after, np.float32, shape)
     *hidden, last = policy.network
     features = _forward(graph, nn.Sequential(*hidden), x)
     outputs = _forward(graph, nn.Sequential(last), features)
     if policy.masked:
         mask = inputs[encoder.mask.start]  # type: ignore[union-attr]  # a masked policy has one
-        permitted = graph.op("Cast", graph.rows(mask, policy.distribution.size), to=graph.type(np.bool_))
+        permitted = graph.cast(graph.rows(mask, policy.distribution.size), np.bool_)
         outputs = graph.op("Where", permitted, outputs, graph.constant(np.float32(FORBIDDEN)))
     _act(graph, policy.distribution, outputs, features)
     return graph.serialize(metadata)
 
 
-def _name(leaf: Leaf) -> str:
-    return "/".join(("observation", *map(str, leaf.path)))
-
-
 class _Graph:
-    """Nodes, constants, inputs and outputs, each value under a name."""
+    """Nodes, constants, inputs and outputs of a graph; each value has a name."""
 
     def __init__(self) -> None:
         import onnx
@@ -112,12 +111,8 @@ class _Graph:
         self._constants: list[Any] = []
         self._values: dict[str, list[Any]] = {"input": [], "output": []}
 
-    def type(self, dtype: Any) -> int:
-        """Give ONNX's number of a type."""
-        return int(self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
-
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node with one output, and name that."""
+        """Add a node with one output and return the output's name."""
         name = f"{kind}_{len(self._nodes)}"
         self._nodes.append(self._onnx.helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
@@ -126,36 +121,43 @@ class _Graph:
         """Add a constant."""
         array = value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
         name = f"constant_{len(self._constants)}"
-        self._constants.append(
-            self._onnx.numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
-        )
+        contiguous = np.ascontiguousarray(array).reshape(array.shape)
+        self._constants.append(self._onnx.numpy_helper.from_array(contiguous, name))
         return name
 
-    def value(self, kind: str, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
+    def value(self, kind: str, name: str, dtype: Any, shape: tuple[int, ...]) -> str:
         """Declare an input or output [N, *shape]."""
-        info = self._onnx.helper.make_tensor_value_info(name, self.type(dtype), ["N", *shape])
-        self._values[kind].append(info)
+        number = self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        self._values[kind].append(self._onnx.helper.make_tensor_value_info(name, number, ["N", *shape]))
         return name
 
-    def input(self, name: str, space: spaces.Space[Any]) -> str:
-        """Declare an input of a space."""
-        return self.value("input", name, np.dtype(space.dtype), space.shape or ())
-
-    def output(self, name: str, value: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    def output(self, name: str, value: str, dtype: Any, shape: tuple[int, ...]) -> None:
         """Declare `value` an output."""
         self._nodes.append(self._onnx.helper.make_node("Identity", [value], [name], name=name))
         self.value("output", name, dtype, shape)
 
     def cast(self, x: str, dtype: Any) -> str:
-        """Give x in another type."""
-        return self.op("Cast", x, to=self.type(dtype))
+        """Convert x to another type."""
+        return self.op("Cast", x, to=self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
     def rows(self, x: str, *shape: int) -> str:
-        """Give x as [N, *shape]."""
+        """Reshape x to [N, *shape]."""
         return self.op("Reshape", x, self.constant(np.array([-1, *shape])))
 
+    def slice(self, x: str, start: int, stop: int) -> str:
+        """Return columns of x, [N, stop - start]."""
+        return self.op("Slice", x, *(self.constant(np.array([number])) for number in (start, stop, 1)))
+
+    def concat(self, parts: list[str]) -> str:
+        """Concatenate columns."""
+        return parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=1)
+
+    def divide(self, x: str, divisor: float) -> str:
+        """Divide x, float32, by a number."""
+        return x if divisor == 1 else self.op("Div", x, self.constant(np.float32(divisor)))
+
     def serialize(self, metadata: dict[str, str]) -> bytes:
-        """Give the bytes of the model, once ONNX's own checker has passed it."""
+        """Check the model with ONNX's checker and return its bytes."""
         helper = self._onnx.helper
         graph = helper.make_graph(self._nodes, "policy", self._values["input"], self._values["output"], self._constants)
         opsets = [helper.make_opsetid("", OPSET)]
@@ -168,11 +170,11 @@ class _Graph:
         return content
 
 
-# --------------------------------------------------------------------------------------------- from what is seen to x
+# ------------------------------------------------------------------------------------------------ from observation to x
 
 
 def _read(graph: _Graph, policy: Policy, inputs: dict[int, str]) -> str:
-    """Give what the policy reads: its numbers, normalised, beside what its image networks see; [N, size]."""
+    """Add `Policy.read`: the normalised numbers and the features of the image networks, [N, size]."""
     parts = []
     if policy.encoder.size:
         numbers = _numbers(graph, policy.encoder, inputs)
@@ -180,42 +182,37 @@ def _read(graph: _Graph, policy: Policy, inputs: dict[int, str]) -> str:
     for number, picture in enumerate(policy.encoder.image_leaves):
         if not len(policy.images):
             break
-        x = graph.rows(inputs[picture.leaf.numbers.start], *picture.held)
+        x = graph.rows(inputs[picture.leaf.numbers.start], *picture.stored)
         if picture.channels_last:
             x = graph.op("Transpose", x, perm=[0, 1, 4, 2, 3])
-        x = graph.cast(graph.rows(x, *picture.shape), np.float32)
-        if picture.divisor != 1:
-            x = graph.op("Div", x, graph.constant(np.float32(picture.divisor)))
+        x = graph.divide(graph.cast(graph.rows(x, *picture.shape), np.float32), picture.divisor)
         if len(policy.image_normalizers):
             x = _normalized_image(graph, policy.image_normalizers[number], x)
         network = policy.images[number]
         assert isinstance(network, nn.Sequential)
         parts.append(_forward(graph, network, x))
-    return parts[0] if len(parts) == 1 else graph.op("Concat", *parts, axis=1)
+    return graph.concat(parts)
 
 
 def _numbers(graph: _Graph, encoder: Encoder, inputs: dict[int, str]) -> str:
-    """Give the numbers of the observation: one-hot where they count, floats elsewhere."""
+    """Add the numbers of the observation: one-hot for discrete parts, floats for the others."""
     parts = []
     for part in encoder.numbers:
         if not part.size:
             continue
         x = graph.rows(inputs[part.leaf.numbers.start], part.leaf.numbers.stop - part.leaf.numbers.start)
         if part.first is None:
-            x = graph.cast(x, np.float32)
-            if part.divisor != 1:
-                x = graph.op("Div", x, graph.constant(np.float32(part.divisor)))
-        else:
-            places = graph.op("Add", graph.cast(x, np.int64), graph.constant(part.first.astype(np.int64)))
-            off_on = graph.constant(np.array([0, 1], np.float32))
-            each = graph.op("OneHot", places, graph.constant(np.array(part.size)), off_on)
-            x = graph.op("ReduceSum", each, graph.constant(np.array([1])), keepdims=0)
-        parts.append(x)
-    return parts[0] if len(parts) == 1 else graph.op("Concat", *parts, axis=1)
+            parts.append(graph.divide(graph.cast(x, np.float32), part.divisor))
+            continue
+        places = graph.op("Add", graph.cast(x, np.int64), graph.constant(part.first.astype(np.int64)))
+        off_on = graph.constant(np.array([0, 1], np.float32))
+        each = graph.op("OneHot", places, graph.constant(np.array(part.size)), off_on)
+        parts.append(graph.op("ReduceSum", each, graph.constant(np.array([1])), keepdims=0))
+    return graph.concat(parts)
 
 
 def _normalized(graph: _Graph, normalizer: Normalizer, x: str) -> str:
-    """(x - mean) / √(variance + ε), clipped, in float64 as in `Normalizer`."""
+    """Add (x - mean) / √(variance + ε), clipped, in float64 as in `Normalizer`."""
     deviation = (normalizer.variance + EPSILON).sqrt()
     shifted = graph.op("Sub", graph.cast(x, np.float64), graph.constant(normalizer.mean))
     scaled = graph.op("Div", shifted, graph.constant(deviation))
@@ -224,6 +221,7 @@ def _normalized(graph: _Graph, normalizer: Normalizer, x: str) -> str:
 
 
 def _normalized_image(graph: _Graph, normalizer: nn.Module, x: str) -> str:
+    """Add the same in float32, as in `Normalizer.of_images_`."""
     assert isinstance(normalizer, Normalizer)
     scale = 1 / (normalizer.variance[:, None, None] + EPSILON).sqrt()
     shifted = graph.op("Sub", x, graph.constant(normalizer.mean[:, None, None].float()))
@@ -244,21 +242,22 @@ def _forward(graph: _Graph, network: nn.Sequential, x: str) -> str:
                 assert module.bias is not None
                 strides = [int(stride) for stride in module.stride]
                 x = graph.op("Conv", x, graph.constant(module.weight), graph.constant(module.bias), strides=strides)
+            case nn.Flatten():
+                x = graph.op("Flatten", x)
             case nn.Identity():
                 pass
             case _:
-                x = graph.op(_OPERATORS[type(module)], x)
+                x = graph.op(ACTIVATION_OF[type(module)].operator, x)
     return x
 
 
-def _remember(graph: _Graph, memory: Memory, x: str, before: str) -> tuple[str, str]:
-    """Add one step of a GRU or an LSTM, gate by gate as in `pgcli.policies.memory`: its output, the memory after."""
+def _recur(graph: _Graph, memory: RecurrentNetwork, x: str, before: str) -> tuple[str, str]:
+    """Add one step of a GRU or an LSTM, gate by gate as in `pgcli.policies.recurrent`; return output, state after."""
     w, u, b, c = memory.core.parameters()
     size, gates = memory.size, 3 if memory.parts == 1 else 4
 
     def part(values: str, number: int) -> str:
-        ends = (graph.constant(np.array([k * size])) for k in (number, number + 1))
-        return graph.op("Slice", values, *ends, graph.constant(np.array([1])))
+        return graph.slice(values, number * size, (number + 1) * size)
 
     def sigmoid_of_sum(a: str, b: str) -> str:
         return graph.op("Sigmoid", graph.op("Add", a, b))
@@ -270,8 +269,7 @@ def _remember(graph: _Graph, memory: Memory, x: str, before: str) -> tuple[str, 
     if memory.parts == 1:
         r, z = sigmoid_of_sum(xs[0], hs[0]), sigmoid_of_sum(xs[1], hs[1])
         n = graph.op("Tanh", graph.op("Add", xs[2], graph.op("Mul", r, hs[2])))
-        kept = graph.op("Mul", z, graph.op("Sub", h, n))
-        after = graph.op("Add", n, kept)
+        after = graph.op("Add", n, graph.op("Mul", z, graph.op("Sub", h, n)))
         return after, after
     i, f, o = (sigmoid_of_sum(xs[n], hs[n]) for n in (0, 1, 3))
     g = graph.op("Tanh", graph.op("Add", xs[2], hs[2]))
@@ -284,34 +282,31 @@ def _remember(graph: _Graph, memory: Memory, x: str, before: str) -> tuple[str, 
 
 
 def _act(graph: _Graph, distribution: Distribution, outputs: str, features: str) -> None:
-    """Declare the distribution's parameters, and its most probable action as the environment takes it."""
-    number = np.dtype(np.float32)
+    """Declare the distribution's parameters, and the most probable action in the form that the environment takes."""
+    graph.output("mean" if isinstance(distribution, Gaussian) else "logits", outputs, np.float32, (distribution.size,))
+    shape: tuple[int, ...] = ()
+    dtype: Any = np.int64
     match distribution:
         case Softmax():
-            graph.output("logits", outputs, number, (distribution.size,))
-            graph.output("action", _most_probable(graph, outputs, distribution, keepdims=0), np.dtype(np.int64), ())
+            action = _most_probable(graph, outputs, distribution, keepdims=0)
         case Factorised():
-            graph.output("logits", outputs, number, (distribution.size,))
-            entries = []
-            for factor, place in zip(distribution.factors, distribution.slices, strict=True):
-                ends = (graph.constant(np.array([end])) for end in (place.start, place.stop))
-                logits = graph.op("Slice", outputs, *ends, graph.constant(np.array([1])))
+            shape, entries = distribution.shape, []
+            for factor, part in zip(distribution.factors, distribution.slices, strict=True):
+                logits = graph.slice(outputs, part.start, part.stop)
                 entries.append(_most_probable(graph, logits, factor, keepdims=1))
-            action = graph.rows(graph.op("Concat", *entries, axis=1), *distribution.shape)
-            graph.output("action", action, np.dtype(np.int64), distribution.shape)
+            action = graph.rows(graph.op("Concat", *entries, axis=1), *shape)
         case Bernoulli():
-            graph.output("logits", outputs, number, (distribution.size,))
+            shape, dtype = distribution.shape, distribution.dtype
             likely = graph.op("Greater", outputs, graph.constant(np.float32(0)))
-            action = graph.rows(graph.cast(likely, distribution.dtype), *distribution.shape)
-            graph.output("action", action, np.dtype(distribution.dtype), distribution.shape)
+            action = graph.rows(graph.cast(likely, dtype), *shape)
         case Gaussian():
-            graph.output("mean", outputs, number, (distribution.size,))
+            shape, dtype = distribution.shape, distribution.dtype
             deviation = _deviation(graph, distribution, outputs, features)
-            graph.output("standard_deviation", deviation, number, (distribution.size,))
-            action = graph.rows(_bounded(graph, distribution, outputs), *distribution.shape)
-            graph.output("action", graph.cast(action, distribution.dtype), distribution.dtype, distribution.shape)
+            graph.output("standard_deviation", deviation, np.float32, (distribution.size,))
+            action = graph.cast(graph.rows(_bounded(graph, distribution, outputs), *shape), dtype)
         case _:
             raise AssertionError(distribution)
+    graph.output("action", action, dtype, shape)
 
 
 def _most_probable(graph: _Graph, logits: str, softmax: Softmax, keepdims: int) -> str:
@@ -320,7 +315,7 @@ def _most_probable(graph: _Graph, logits: str, softmax: Softmax, keepdims: int) 
 
 
 def _deviation(graph: _Graph, distribution: Gaussian, mean: str, features: str) -> str:
-    """Give σ [N, entries]; of a tanh_gaussian, that before it is squashed, as is its mean."""
+    """Add σ [N, entries]; for a tanh_gaussian, like its mean, before squashing."""
     log_deviation = distribution.log_standard_deviation
     if isinstance(distribution, StateDependentGaussian):
         squares = graph.op("Mul", features, features)
@@ -330,7 +325,7 @@ def _deviation(graph: _Graph, distribution: Gaussian, mean: str, features: str) 
 
 
 def _bounded(graph: _Graph, distribution: Gaussian, mean: str) -> str:
-    """Clip the mean to the bounds, or squash it into them, in float64 as `for_environment` does."""
+    """Clip or squash the mean into the bounds, in float64 as `for_environment` does."""
     low, high, x = distribution.low, distribution.high, graph.cast(mean, np.float64)
     if isinstance(distribution, TanhGaussian):
         share = graph.op("Add", graph.op("Tanh", x), graph.constant(np.float64(1)))

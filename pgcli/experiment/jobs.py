@@ -1,4 +1,4 @@
-"""Several runs: one after the other in this process, or some at a time: in processes of their own, or on a cluster."""
+"""Run several requests: one after the other in this process, or several at a time in processes or on a cluster."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from pgcli.errors import EnvironmentFailure, Interrupted, PgcliError
 from pgcli.experiment.cluster import run_on_cluster
-from pgcli.experiment.run import Failure, Outcome, Request, Result, failure_of, run_experiment
+from pgcli.experiment.recorder import Context, Outcome
+from pgcli.experiment.run import Failure, Request, Result, failure_of, run_experiment
 from pgcli.records import Record
 from pgcli.system.processes import process_context
 from pgcli.system.signals import StopOnSignal
@@ -31,27 +33,31 @@ POLL_SECONDS = 0.2
 def run_all(requests: Sequence[Request], jobs: int, watch: Watch, logs: Logs) -> list[Result]:
     """Run every request, `jobs` at a time; one that fails does not stop the others.
 
-    `logs(request, watch)` also writes the records of a run to other tools; it runs in the process of the run.
-
-    Raises: Interrupted, once every run that was under way has saved its state.
+    Args: watch: receives every record with the number of its run. logs: `logs(request, watch)` also writes the
+    records of a run for other tools, in the process of the run.
+    Raises: Interrupted, once every run in progress has saved its state.
     """
     with StopOnSignal() as stop:
-        if jobs == 1 or len(requests) == 1:
-            return [_run_here(request, number, watch, logs, stop) for number, request in enumerate(requests)]
-        shared = [replace(request, share=min(jobs, len(requests))) for request in requests]
-        if requests[0].config.sampling.backend == "ray":
-            return run_on_cluster(shared, jobs, watch, stop)
-        return _run_in_processes(shared, jobs, watch, logs, stop)
+        if jobs > 1 and len(requests) > 1:
+            shared = [replace(request, share=min(jobs, len(requests))) for request in requests]
+            if requests[0].config.sampling.backend == "ray":
+                return run_on_cluster(shared, jobs, watch, stop)
+            return _run_in_processes(shared, jobs, watch, logs, stop)
+        results: list[Result] = []
+        for number, request in enumerate(requests):
+            try:
+                with logs(request, partial(_numbered, watch, number)) as watch_one:
+                    context = Context(watch_one, stop.check, stop.asked_to_save)
+                    results.append(run_experiment(request, context))
+            except Interrupted:
+                raise
+            except Exception as error:
+                results.append(failure_of(error))
+        return results
 
 
-def _run_here(request: Request, number: int, watch: Watch, logs: Logs, stop: StopOnSignal) -> Result:
-    try:
-        with logs(request, lambda record: watch(record, number)) as watch_one:
-            return run_experiment(request, watch_one, stop.check, stop.asked_to_save)
-    except Interrupted:
-        raise
-    except Exception as error:
-        return failure_of(error)
+def _numbered(watch: Watch, number: int, record: Record) -> None:
+    watch(record, number)
 
 
 def _run_in_processes(
@@ -103,7 +109,7 @@ def _run_in_processes(
 
 
 def _death(request: Request, code: int) -> Failure:
-    """Tell how a process ended that could not tell it itself: it was killed, or its environment left Python."""
+    """Describe the end of a process that sent no result: it was killed, or its environment left Python."""
     if code < 0:
         error = PgcliError(f"{request.path}: its process was killed by {signal.Signals(-code).name}")
         exit_code = 128 - code  # the shell's convention
@@ -115,7 +121,7 @@ def _death(request: Request, code: int) -> Failure:
 
 
 def _child(request: Request, connection: Connection, logs: Logs) -> None:
-    """Run one request and tell the parent; without a parent, stop as if asked to."""
+    """Run one request and send its records and its result to the parent; stop if the parent ends."""
 
     def watch(record: Record) -> None:
         try:
@@ -128,16 +134,16 @@ def _child(request: Request, connection: Connection, logs: Logs) -> None:
     result: Result
     try:
         with StopOnSignal((signal.SIGTERM,)) as stop, logs(request, watch) as watch_one:
-            result = run_experiment(request, watch_one, stop.check, stop.asked_to_save)
+            result = run_experiment(request, Context(watch_one, stop.check, stop.asked_to_save))
     except Exception as error:
         result = failure_of(error)
-    with contextlib.suppress(OSError):  # nobody is left to tell
+    with contextlib.suppress(OSError):  # the parent has ended
         connection.send(result)
     leave(0)  # a simulator's threads would keep the process, and the parent waiting for its end
 
 
 def _stop_without_parent() -> None:
-    """Wait for the end of the parent, and ask this process to stop then."""
+    """Wait for the end of the parent, then stop this process as a signal would."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

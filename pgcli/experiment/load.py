@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.config import Config
+from pgcli.config.choices import Mode
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.forms import make
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import ACTION_MASK
-from pgcli.policies.policy import Mode, Policy
+from pgcli.policies.policy import Policy
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import find_checkpoint
 from pgcli.seeding import Purpose, generator
@@ -91,10 +92,10 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
     if not trust:
         refuse_foreign_modules(config.env, path)
     with closing(make(config.env)) as env:
-        agent = PolicyGradient(env.observation_space, env.action_space, config)
-    checkpoints.check_tensors(checkpoint.agent, agent.state_dict(), str(path))
-    agent.load_state_dict(checkpoint.agent)
-    return Agent(agent.policy, config, checkpoint.counters, path, seed)
+        learner = Learner(build_agent(env.observation_space, env.action_space, config))
+    checkpoints.check_tensors(checkpoint.agent, learner.state_dict(), str(path))
+    learner.load_state_dict(checkpoint.agent)
+    return Agent(learner.policy, config, checkpoint.counters, path, seed)
 
 
 def refuse_foreign_modules(config: EnvConfig, path: Path) -> None:

@@ -1,73 +1,48 @@
-"""A run computed again, from one of its checkpoints or from its start: the same bytes, and nothing is written."""
+"""Repeat a run from one of its checkpoints or from its start: the same bytes, and nothing is written."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.config import Config, override
-from pgcli.experiment.run import build_agent, environments_of, has_constant_schedules, is_exact
-from pgcli.records import Record
+from pgcli.experiment.build import build_learner, environments_of, restore
+from pgcli.experiment.resume import has_constant_schedules, is_exact
 from pgcli.runs import checkpoints
-from pgcli.runs.directory import elapsed_seconds
 from pgcli.runs.files import read_json
-from pgcli.sampling.rollout import Chunks
-from pgcli.sampling.samplers import Sampler, make_sampler
-from pgcli.training.loop import Counters, train
-
-
-@dataclass
-class Repetition:
-    """A run where one of its checkpoints left it; `lost` of its environments could not be brought back there."""
-
-    config: Config
-    agent: PolicyGradient
-    chunks: Chunks
-    sampler: Sampler
-    counters: Counters
-    lost: int
-
-    def records(self) -> Iterator[Record]:
-        """Go on, and yield what happens, to the end of the budget."""
-        return train(self.config, self.agent, self.chunks, self.sampler, self.counters)
+from pgcli.sampling.chunks import EnvironmentCache
+from pgcli.sampling.executor import ChunkExecutor
+from pgcli.sampling.sampler import make_sampler
+from pgcli.training.loop import Counters, Training
 
 
 @contextmanager
-def repeated(path: Path, config: Config, file: Path | None) -> Iterator[Repetition]:
+def repeated(path: Path, config: Config, file: Path | None) -> Iterator[tuple[Training, int]]:
     """Give the run of `path` as the checkpoint `file` has it, or as it was at its start.
 
+    Yields: the run, and how many of its environments could not be brought back.
     Raises: CheckpointError, EnvironmentFailure.
     """
-    with closing(Chunks(environments_of(config))) as chunks:
-        agent, counters, tensors = build_agent(config, chunks), Counters(), {}
-        if file is not None:
-            checkpoint = checkpoints.load(file)
-            checkpoints.check_tensors(checkpoint.agent, agent.state_dict(), str(file))
-            agent.load_state_dict(checkpoint.agent)
-            tensors = checkpoint.sampler
-            seconds = elapsed_seconds(path, checkpoint.counters["iteration"])
-            counters = Counters(**checkpoint.counters, seconds=seconds)
-        with closing(make_sampler(config, chunks)) as sampler:
-            lost = sampler.load_state_dict(tensors, agent.policy)
-            yield Repetition(config, agent, chunks, sampler, counters, lost)
+    with closing(ChunkExecutor(EnvironmentCache(environments_of(config)))) as executor:
+        learner = build_learner(config, executor.environments, user_code=False)
+        run = Training(config, executor, learner, make_sampler(config, executor), Counters())
+        yield run, 0 if file is None else restore(run, checkpoints.load(file), str(file), path)
 
 
 def changed_iterations(path: Path, config: Config) -> list[int]:
-    """List the iterations at which a run went on under a config that makes it another run than one from the start."""
+    """Return the iterations at which a run was resumed under a config that a run from the start would not have had."""
     resumes = read_json(path / "run.json").get("resumes", [])
     return [one["iteration"] for one in resumes if not is_exact(config, one["overrides"])]
 
 
 def follows_the_clock(config: Config) -> bool:
-    """Say whether what is learned depends on how many seconds it took."""
+    """Return whether results depend on how many seconds the run took."""
     return config.training.seconds is not None and not has_constant_schedules(config)
 
 
 def without_clock(config: Config, iterations: int) -> Config:
-    """Give a budget of `iterations` the place of one of seconds, where no schedule sees the difference."""
+    """Return the config with a budget of `iterations` for one of seconds, which no schedule can tell apart."""
     if config.training.seconds is None:
         return config
     return override(config, ["training.seconds=null", f"training.iterations={iterations}"])

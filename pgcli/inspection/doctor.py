@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.learner import Learner
 from pgcli.config.schema import DEFAULT_ITERATIONS, Config, EnvConfig
 from pgcli.environments.checks import MAX_EPISODE_STEPS, examine
 from pgcli.environments.failures import is_fault, told
@@ -23,10 +23,12 @@ from pgcli.environments.forms import NativeEnvironments, SingleEnvironments, mak
 from pgcli.environments.masks import MaskColumns, draw
 from pgcli.environments.registry import spec
 from pgcli.errors import EnvironmentFailure
-from pgcli.experiment.run import build_agent, environments_of, let_in
+from pgcli.experiment.build import build_learner, columns_of, environments_of
 from pgcli.policies.observations import Layout, is_image
-from pgcli.sampling.rollout import Chunks, Rollout
-from pgcli.sampling.samplers import make_sampler
+from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
+from pgcli.sampling.executor import ChunkExecutor
+from pgcli.sampling.rollout import Rollout
+from pgcli.sampling.sampler import make_sampler
 
 Array = NDArray[Any]
 Level = Literal["ok", "note", "warning"]
@@ -103,22 +105,20 @@ def diagnose(config: Config) -> dict[str, Any]:
     torch.set_num_threads(config.training.threads)
     with closing(make(config.env)) as env:
         layout, action_space = Layout(env.observation_space), env.action_space
-    with closing(Chunks(environments_of(config))) as chunks:
-        agent = build_agent(config, chunks)
-        let_in(config, agent)
-        native = isinstance(
-            chunks.environments(min(config.rollout.episodes or chunks.width, chunks.width)), NativeEnvironments
-        )
+    with closing(ChunkExecutor(EnvironmentCache(environments_of(config)))) as executor:
+        learner = build_learner(config, executor.environments)
+        widest = len(chunk_ranges(config.env, columns_of(config))[0])
+        native = isinstance(executor.environments.of_width(widest), NativeEnvironments)
         repeats = _repeats(config.env)
         steps_per_second, buffered = _raw(config.env)
-        speed, sampler_bytes = _iteration(config, chunks, agent)
-    sizes = {name: sum(x.numel() for x in child.parameters()) for name, child in agent.policy.named_children()}
-    estimate = _estimate(config, agent, speed, sampler_bytes, repeats.length_mean)
+        speed, sampler_bytes = _iteration(config, executor, learner)
+    sizes = {name: sum(x.numel() for x in child.parameters()) for name, child in learner.policy.named_children()}
+    estimate = _estimate(config, learner, speed, sampler_bytes, repeats.length_mean)
     findings = [
         *(Finding("note", oddity) for oddity in found.oddities),
         *_of_time(found.time_limit),
         *_of_repeating(config.env, repeats),
-        *_of_numbers(config, agent, layout, action_space, repeats),
+        *_of_numbers(config, learner, layout, action_space, repeats),
         *_of_cost(config, estimate),
     ]
     if buffered:
@@ -127,7 +127,7 @@ def diagnose(config: Config) -> dict[str, Any]:
         "env": config.env.id,
         "observation": [_described(leaf.name, leaf.space) for leaf in layout.leaves],
         "action": _described("action", action_space),
-        "action_mask": agent.policy.masked,
+        "action_mask": learner.policy.masked,
         "time_limit": found.time_limit,
         "reward_threshold": registered.reward_threshold,
         "vectorization": "native" if native else "sync",
@@ -135,7 +135,7 @@ def diagnose(config: Config) -> dict[str, Any]:
         "rebuild": rebuilds(config.env),
         "policy_parameters": sum(sizes.values()),
         "policy_parts": {name: size for name, size in sizes.items() if size},
-        "value_parameters": sum(x.numel() for x in agent.value.parameters()) if agent.value else None,
+        "value_parameters": sum(x.numel() for x in learner.agent.value.parameters()) if learner.agent.value else None,
         **{name: getattr(repeats, name) for name in ("deterministic", "remembers", "starts_differ")},
         "env_steps_per_second": steps_per_second,
         **estimate,
@@ -245,7 +245,7 @@ def _share(layout: Layout, one: Any, other: Any) -> bool:
     return False
 
 
-def _iteration(config: Config, chunks: Chunks, agent: PolicyGradient) -> tuple[Speed, int]:
+def _iteration(config: Config, executor: ChunkExecutor, learner: Learner) -> tuple[Speed, int]:
     """Collect and update once, as a run would; also give the bytes of what the sampler would keep in a checkpoint.
 
     What would take too long is done with fewer steps of each environment.
@@ -260,31 +260,31 @@ def _iteration(config: Config, chunks: Chunks, agent: PolicyGradient) -> tuple[S
         rows += 1
 
     try:
-        return _once(config, chunks, agent, check, whole=True)
+        return _once(config, executor, learner, check, whole=True)
     except _TooLong:
         fewer = {"steps" if config.rollout.steps else "horizon": max(rows // 2, 1)}
         part = config.model_copy(update={"rollout": config.rollout.model_copy(update=fewer)})
-        return _once(part, chunks, agent, lambda: None, whole=False)
+        return _once(part, executor, learner, lambda: None, whole=False)
 
 
 def _once(
-    config: Config, chunks: Chunks, agent: PolicyGradient, check: Callable[[], None], whole: bool
+    config: Config, executor: ChunkExecutor, learner: Learner, check: Callable[[], None], whole: bool
 ) -> tuple[Speed, int]:
-    with closing(make_sampler(config, chunks)) as sampler:
-        begin = time.perf_counter()
-        rollout: Rollout = sampler.collect(agent.policy, 0, check)
-        collected = time.perf_counter()
-        if config.training.compile:
-            agent.update(rollout.trajectories, 0)  # which compiles, once in a run
-        begin_update = time.perf_counter()
-        agent.update(rollout.trajectories, 0)
-        updated = time.perf_counter()
-        kept = sum(x.numel() * x.element_size() for x in sampler.state_dict().values())
+    sampler = make_sampler(config, executor)
+    begin = time.perf_counter()
+    rollout: Rollout = sampler.collect(learner.policy, 0, check)
+    collected = time.perf_counter()
+    if config.training.compile:
+        learner.update(rollout.trajectories, 0)  # which compiles, once in a run
+    begin_update = time.perf_counter()
+    learner.update(rollout.trajectories, 0)
+    updated = time.perf_counter()
+    kept = sum(x.numel() * x.element_size() for x in sampler.state_dict(1).values())
     steps = rollout.trajectories.num_steps
     return Speed(steps, len(rollout.episodes), collected - begin, updated - begin_update, whole), kept
 
 
-def _estimate(config: Config, agent: PolicyGradient, speed: Speed, kept: int, random_length: float) -> dict[str, Any]:
+def _estimate(config: Config, learner: Learner, speed: Speed, kept: int, random_length: float) -> dict[str, Any]:
     """Reckon from one iteration how long the run takes and how much it writes."""
     rollout, algorithm, budget = config.rollout, config.algorithm, config.training
     length = speed.steps / speed.episodes if speed.episodes and speed.whole and not rollout.steps else random_length
@@ -297,7 +297,7 @@ def _estimate(config: Config, agent: PolicyGradient, speed: Speed, kept: int, ra
     every = config.evaluation.every
     evaluations = 2 + (iterations - 1) // every if every else 2
     evaluating = evaluations * config.evaluation.episodes * length * per_step
-    checkpoint = sum(x.numel() * x.element_size() for x in agent.state_dict().values()) + kept + 10_000
+    checkpoint = sum(x.numel() * x.element_size() for x in learner.state_dict().values()) + kept + 10_000
     episodes = rollout.episodes or steps / max(length, 1)
     rows = BYTES_PER_ITERATION + BYTES_PER_EPISODE * episodes
     batch = steps * algorithm.reuse
@@ -354,12 +354,12 @@ def _of_repeating(config: EnvConfig, repeats: Repeats) -> Iterator[Finding]:
 
 
 def _of_numbers(
-    config: Config, agent: PolicyGradient, layout: Layout, action_space: spaces.Space[Any], repeats: Repeats
+    config: Config, learner: Learner, layout: Layout, action_space: spaces.Space[Any], repeats: Repeats
 ) -> Iterator[Finding]:
     if repeats.largest_obs > LARGE and not config.policy.normalize_obs:
         text = f"observations reach {repeats.largest_obs:.4g}, and a network learns best from numbers around 1"
         yield Finding("note", text, "policy.normalize_obs=true")
-    if any(map(is_image, layout.leaves)) and not len(agent.policy.images):
+    if any(map(is_image, layout.leaves)) and not len(learner.policy.images):
         text = "an image is read number by number: the policy has no convolutions"
         yield Finding("warning", text, "policy.image_network=auto")
     if config.has_value and repeats.largest_reward > LARGE_REWARD and not config.value.normalize_returns:

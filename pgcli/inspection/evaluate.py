@@ -5,10 +5,11 @@ from __future__ import annotations
 from contextlib import closing
 from typing import Any
 
+from pgcli.config.choices import Mode
 from pgcli.experiment.load import Agent
-from pgcli.policies.policy import Mode
-from pgcli.sampling.process_pool import Workers
-from pgcli.sampling.rollout import Chunks
+from pgcli.sampling.chunks import EnvironmentCache
+from pgcli.sampling.executor import ChunkExecutor
+from pgcli.sampling.process_pool import ProcessPool
 from pgcli.seeding import Purpose
 from pgcli.training.evaluation import evaluate, sample
 
@@ -22,9 +23,10 @@ def assess(
     processes that play has no effect on the result; 0 is this one.
     """
     env, policy = agent.config.env, agent.config.policy
-    with closing(Chunks(env, Workers(env, policy, workers) if workers else None)) as chunks:
+    pool = ProcessPool(env, policy, workers) if workers else None
+    with closing(ChunkExecutor(EnvironmentCache(env), pool)) as executor:
         purposes = (Purpose.TEST_RESET, Purpose.TEST_ACT)
-        played = evaluate(agent.policy, chunks, episodes, mode, gamma, horizon, seed, purposes)
+        played = evaluate(agent.policy, executor, episodes, mode, gamma, horizon, seed, purposes)
     returns = sample(played.discounted_returns)
     return {
         "mean_return": returns.mean,

@@ -5,7 +5,6 @@ No environment is built and no torch is needed: of the checkpoints, safetensors 
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
@@ -22,18 +21,11 @@ from pgcli.errors import ConfigError, RunDirectoryError, typed
 from pgcli.inspection import findings
 from pgcli.inspection.findings import Array, Finding
 from pgcli.report.display import duration, short
-from pgcli.runs.columns import Columns, read_columns
-from pgcli.runs.files import open_file, read_json
+from pgcli.runs.files import read_json
 from pgcli.runs.lock import is_held
+from pgcli.runs.tables import Table, first_difference, read_table
 
 WIDTH, LABEL = 80, 13
-METRICS = (
-    "iteration,env_steps,episodes,return_mean,return_standard_error,entropy,approx_kl,clip_fraction,"
-    "effective_sample_size,explained_variance,learning_rate,update_epochs,zero_variance_groups,"
-    "action_standard_deviation"
-).split(",")
-EVALUATIONS = "iteration,env_steps,evaluation_episodes,return_mean,return_standard_error".split(",")
-TIMING = "iteration,elapsed_seconds,collect_seconds,update_seconds,evaluate_seconds".split(",")
 TABLES = ("metrics.csv", "evaluations.csv", "episodes.csv")  # which equal runs have in equal bytes
 _CHECKPOINT = re.compile(r"iteration-([0-9]{6,18})\.safetensors")
 _STATISTICS = (".count", ".mean", ".variance")  # of what was seen, not learned
@@ -47,10 +39,10 @@ def show(path: Path) -> dict[str, Any]:
     """
     config, status, state = _open(path)
     ended = state not in ("running", "killed")
-    metrics = read_columns(path / "metrics.csv", METRICS, whole=ended)
-    timing = read_columns(path / "timing.csv", TIMING, whole=ended)
-    evaluations = read_columns(path / "evaluations.csv", EVALUATIONS, ("mode",), whole=ended)
-    episodes = read_columns(path / "episodes.csv", ("iteration",), ("ended",), whole=ended)
+    metrics, timing, evaluations = (
+        read_table(path / f"{name}.csv", whole=ended) for name in ("metrics", "timing", "evaluations")
+    )
+    episodes = read_table(path / "episodes.csv", ("ended",), whole=ended)
     if ended and (told := status.get("iteration")) != metrics.rows:
         raise RunDirectoryError(
             f"{path}/metrics.csv: has {metrics.rows:,} rows, and status.json tells of {told} iterations",
@@ -125,13 +117,13 @@ def _changed(config: Config) -> dict[str, Any]:
     }
 
 
-def _shares(timing: Columns) -> dict[str, float]:
+def _shares(timing: Table) -> dict[str, float]:
     parts = {name: float(np.nansum(timing[f"{name}_seconds"])) for name in ("collect", "update", "evaluate")}
     total = sum(parts.values())
     return {name: part / total for name, part in parts.items()} if total else {}
 
 
-def _reached(evaluations: Columns, threshold: Any) -> dict[str, Any]:
+def _reached(evaluations: Table, threshold: Any) -> dict[str, Any]:
     """Give the last, the best and the first evaluation, and the first that reaches the threshold."""
     returns = evaluations["return_mean"]
     names = ("iteration", "env_steps", "return_mean", "return_standard_error", "evaluation_episodes")
@@ -139,7 +131,7 @@ def _reached(evaluations: Columns, threshold: Any) -> dict[str, Any]:
     def row(number: int) -> dict[str, Any]:
         values = {name: float(evaluations[name][number]) for name in names}
         whole = {name: int(values[name]) for name in ("iteration", "env_steps", "evaluation_episodes")}
-        mode = evaluations.words["mode"][number].decode() if "mode" in evaluations.words else None
+        mode = evaluations.words["mode"][number] if "mode" in evaluations.words else None
         error = values["return_standard_error"]
         return {**values, **whole, "return_standard_error": None if math.isnan(error) else error, "mode": mode}
 
@@ -186,10 +178,10 @@ def _checks(
     path: Path,
     ended: bool,
     config: Config,
-    metrics: Columns,
-    timing: Columns,
-    evaluations: Columns,
-    episodes: Columns,
+    metrics: Table,
+    timing: Table,
+    evaluations: Table,
+    episodes: Table,
 ) -> Iterator[tuple[str, bool, Callable[[], Finding | None]]]:
     """Give every check: its name, whether the run has what it looks at, and what looks."""
     algorithm, k = config.algorithm, metrics["iteration"]
@@ -250,13 +242,13 @@ def _gradients(path: Path, ended: bool) -> tuple[Array, Array] | None:
     """Give iterations and signal-to-noise ratios of gradients.csv, if there is one: of the estimator it names first."""
     if not (path / "gradients.csv").exists():
         return None
-    table = read_columns(path / "gradients.csv", ("iteration", "snr"), ("estimator",), whole=ended)
-    names = table.words.get("estimator", np.full(table.rows, b""))
+    table = read_table(path / "gradients.csv", ("estimator", "snr"), whole=ended)
+    names = table.words.get("estimator", np.full(table.rows, ""))
     chosen = np.isfinite(table["snr"]) & (names == names[:1])
     return (table["iteration"][chosen], table["snr"][chosen]) if chosen.any() else None
 
 
-def _greedy_gap(metrics: Columns, evaluations: Columns) -> Finding | None:
+def _greedy_gap(metrics: Table, evaluations: Table) -> Finding | None:
     """Hold each greedy evaluation against the rollout of the same policy: row k is by the policy after k updates."""
     rows = evaluations["iteration"].astype(np.int64)
     both = rows < metrics.rows
@@ -275,7 +267,7 @@ def _kept(path: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), file) for file in files if (match := _CHECKPOINT.fullmatch(file.name)))
 
 
-def _small_steps(kept: Sequence[tuple[int, Path]], metrics: Columns, minibatches: int) -> Finding | None:
+def _small_steps(kept: Sequence[tuple[int, Path]], metrics: Table, minibatches: int) -> Finding | None:
     """Hold the policy of the oldest kept checkpoint against that of the newest."""
     (first, old), (last, new) = kept[0], kept[-1]
     rates = metrics["learning_rate"]
@@ -377,7 +369,11 @@ def differ(a: Path, b: Path) -> dict[str, Any]:
     versions = [
         {"pgcli": x.get("pgcli"), **x.get("versions", {}), "git_commit": x.get("git_commit")} for x in information
     ]
-    tables = {name: _part(a / name, b / name) for name in TABLES}
+    try:
+        tables = {name: first_difference(a / name, b / name) for name in TABLES}
+    except OSError as error:
+        hint = "name two run directories that are whole"
+        raise RunDirectoryError(f"{error.filename or a}: {error.strerror}", hint) from None
     return {
         "a": str(a),
         "b": str(b),
@@ -391,39 +387,6 @@ def differ(a: Path, b: Path) -> dict[str, Any]:
         "tables": tables,
         "same": all(part["same"] for part in tables.values()),
     }
-
-
-def _part(a: Path, b: Path) -> dict[str, Any]:
-    """Find the first line in which two tables differ, and the columns that do so in it."""
-    try:
-        with open_file(a) as one, open_file(b) as other:
-            header, other_header = one.readline(), other.readline()
-            if header != other_header:
-                return {"same": False, "why": "they have other columns", "iteration": None, "columns": {}}
-            names = header.decode(errors="replace").strip().split(",")
-            for number, (x, y) in enumerate(itertools.zip_longest(one, other), 2):
-                if x == y:
-                    continue
-                if x is None or y is None:
-                    shorter, line = (a, y) if x is None else (b, x)
-                    return {"same": False, "why": f"{shorter} ends here", "iteration": _iteration(line), "columns": {}}
-                cells = zip(names, *(_texts(line) for line in (x, y)), strict=False)
-                columns = {name: [left, right] for name, left, right in cells if left != right}
-                why = f"they part in line {number}"
-                return {"same": False, "why": why, "iteration": _iteration(x), "columns": columns}
-    except OSError as error:
-        name = error.filename or a
-        raise RunDirectoryError(f"{name}: {error.strerror}", "name two run directories that are whole") from None
-    return {"same": True, "why": "", "iteration": None, "columns": {}}
-
-
-def _texts(line: bytes) -> list[str]:
-    return line.decode(errors="replace").rstrip("\n").split(",")
-
-
-def _iteration(line: bytes | None) -> int | None:
-    first = (line or b"").partition(b",")[0]
-    return int(first) if first.isdigit() and len(first) < 19 else None
 
 
 def difference_table(result: dict[str, Any]) -> str:

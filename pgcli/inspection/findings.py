@@ -84,7 +84,7 @@ def low_snr(iteration: Array, snr: Array) -> Finding | None:
     return Finding("low_snr", "warning", text, int(iteration[late[0]]), "more rollout.episodes or rollout.steps")
 
 
-def cut_by_horizon(iteration: Array, ended: NDArray[np.bytes_]) -> Finding | None:
+def cut_by_horizon(iteration: Array, ended: NDArray[np.object_]) -> Finding | None:
     """Find that every late episode was cut by rollout.horizon: what comes after it is never learned from.
 
     Args: both [episodes].
@@ -92,7 +92,7 @@ def cut_by_horizon(iteration: Array, ended: NDArray[np.bytes_]) -> Finding | Non
     if not len(ended):
         return None
     late = np.flatnonzero(iteration > iteration[-1] - max(1, (iteration[-1] + 1) // 4))
-    if not (ended[late] == b"horizon").all():
+    if not (ended[late] == "horizon").all():
         return None
     text = f"all of the last {len(late):,} episodes were cut by rollout.horizon: nothing beyond it is learned from"
     return Finding("cut_by_horizon", "note", text, int(iteration[late[0]]), "rollout.horizon=null")

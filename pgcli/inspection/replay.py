@@ -6,7 +6,6 @@ checkpoint is kept or can be computed again, and of derived seeds.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -31,19 +30,25 @@ from pgcli.environments.forms import (
     make_lasting,
 )
 from pgcli.errors import EnvironmentFailure, PgcliError, RunDirectoryError, UsageError
+from pgcli.experiment.build import environments_of
 from pgcli.experiment.load import refuse_foreign_modules
-from pgcli.experiment.repeat import Repetition, changed_iterations, follows_the_clock, repeated
-from pgcli.experiment.run import environments_of, has_constant_schedules, stored_config
+from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated
+from pgcli.experiment.resume import has_constant_schedules, stored_config
 from pgcli.policies.policy import Policy
-from pgcli.report.video import DEFAULT_FPS, Episode, Frame, check_name, drawing, picture, played, write
+from pgcli.report.video import DEFAULT_FPS, FilmedEpisode, Frame, check_name, drawing, picture, played, write
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import is_run
-from pgcli.runs.files import storage
-from pgcli.sampling.rollout import Ended, Rollout, chunk_ranges, episode_seed
-from pgcli.sampling.samplers import Sampler, lasting_seed, native_seed
+from pgcli.runs.tables import read_table
+from pgcli.sampling.chunks import chunk_ranges
+from pgcli.sampling.episodes import episode_seed
+from pgcli.sampling.rollout import Ended, Rollout
+from pgcli.sampling.sampler import Sampler
+from pgcli.sampling.segments import native_seed, segment_seed
 from pgcli.system.processes import Check
+from pgcli.training.loop import Training, train
 
 Array = NDArray[Any]
+_COLUMNS = ("episode", "return", "discounted_return", "length")
 
 
 @dataclass(frozen=True)
@@ -70,31 +75,23 @@ class _Recorder:
     sampler: Sampler
     first: int
     collected: dict[int, _Collected] = field(default_factory=dict)
-    lost: int = 0
+    failed_restores: int = 0
 
     def collect(self, policy: Policy, iteration: int, check: Check) -> Rollout:
         """Collect, and keep it."""
-        before = self.sampler.state_dict() if iteration >= self.first else {}
+        before = self.sampler.state_dict(iteration) if iteration >= self.first else {}
         rollout = self.sampler.collect(policy, iteration, check)
         if iteration >= self.first:
             self.collected[iteration] = _Collected(before, rollout)
         return rollout
 
-    def take_back(self) -> None:
+    def state_dict(self, iteration: int) -> dict[str, Tensor]:
         """Do what the sampler does."""
-        self.sampler.take_back()
+        return self.sampler.state_dict(iteration)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def load_state_dict(self, tensors: dict[str, Tensor], policy: Policy, iteration: int) -> int:
         """Do what the sampler does."""
-        return self.sampler.state_dict()
-
-    def load_state_dict(self, tensors: dict[str, Tensor], policy: Policy) -> int:
-        """Do what the sampler does."""
-        return self.sampler.load_state_dict(tensors, policy)
-
-    def close(self) -> None:
-        """Do what the sampler does."""
-        self.sampler.close()
+        return self.sampler.load_state_dict(tensors, policy, iteration)
 
 
 class _Moment(NamedTuple):
@@ -124,11 +121,11 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
         native = isinstance(envs, NativeEnvironments)
     first = _first_iteration(config, row) if native else row.iteration
     file, config = _start(path, config, first, row.iteration)
-    with repeated(path, config, file) as run:
+    with repeated(path, config, file) as (run, lost):
         origin = file.name if file else "the start of the run"
-        if run.lost:
+        if lost:
             raise EnvironmentFailure(
-                f"{run.lost} environments do not come back to where {origin} left them: nothing can be replayed from it"
+                f"{lost} environments do not come back to where {origin} left them: nothing can be replayed from it"
             )
         begun = run.counters.iteration
         tell(f"iteration {row.iteration} from {origin}, with {row.iteration - begun} iterations computed again before")
@@ -154,7 +151,7 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
         "repeated_iterations": row.iteration - begun,
     }
     if played_again == row.told and video is not None:
-        _film(config, run.agent.policy, collected, row, native, video)
+        _film(config, run.learner.policy, collected, row, native, video)
         result["video"] = str(video)
     return result
 
@@ -184,21 +181,22 @@ def _find(path: Path, which: str) -> _Row:
         raise UsageError(
             f"--replay {which}: not ITERATION:EPISODE", "write it like 12:345, both as numbered in episodes.csv"
         )
-    file, there = path / "episodes.csv", list[_Row]()
-    with storage(file), file.open(newline="", encoding="utf-8") as lines:
-        try:
-            for row in csv.DictReader(lines):
-                if int(row["iteration"]) == int(iteration):
-                    told = Ended(
-                        float(row["return"]), float(row["discounted_return"]), int(row["length"]), row["ended"]
-                    )
-                    there.append(_Row(int(iteration), int(row["episode"]), told, len(there)))
-        except (KeyError, ValueError, TypeError, csv.Error) as error:
-            raise RunDirectoryError(f"{file}: damaged: {error}") from None
-    for row_ in there:
-        if row_.episode == int(episode):
-            return row_
-    hint = f"there it has {there[0].episode} to {there[-1].episode}" if there else "no episode ended in that iteration"
+    file = path / "episodes.csv"
+    table = read_table(file)
+    table = table.pick(table["iteration"] == int(iteration))
+    numbers = zip(*(table[name].tolist() for name in _COLUMNS), strict=True)
+    ended = table.words.get("ended", ("",) * table.rows)
+    try:
+        rows = [
+            _Row(int(iteration), int(number), Ended(gained, discounted, int(length), how), place)
+            for place, ((number, gained, discounted, length), how) in enumerate(zip(numbers, ended, strict=True))
+        ]
+    except ValueError as error:
+        raise RunDirectoryError(f"{file}: damaged: {error}") from None
+    for row in rows:
+        if row.episode == int(episode):
+            return row
+    hint = f"there it has {rows[0].episode} to {rows[-1].episode}" if rows else "no episode ended in that iteration"
     raise UsageError(f"{file}: iteration {int(iteration)} has no episode {int(episode)}", hint)
 
 
@@ -253,16 +251,16 @@ def _as_of(config: Config, at: int, iteration: int) -> Config:
     return override(config, quiet)
 
 
-def _repeat(run: Repetition, first: int, iteration: int) -> dict[int, _Collected]:
+def _repeat(run: Training, first: int, iteration: int) -> dict[int, _Collected]:
     """Go on to `iteration` and collect it; give what was collected from `first` on."""
     recorder = _Recorder(run.sampler, first)
     run.sampler = recorder
     if run.counters.iteration < iteration:
-        for _ in run.records():
+        for _ in train(run):
             if run.counters.iteration == iteration:
                 break
     torch.set_num_threads(run.config.training.threads)
-    recorder.collect(run.agent.policy, iteration, lambda: None)
+    recorder.collect(run.learner.policy, iteration, lambda: None)
     return recorder.collected
 
 
@@ -274,7 +272,7 @@ def _film(
 ) -> None:
     """Write the frames of the episode."""
     column, last = _place(config, collected[row.iteration].rollout, row.number)
-    episode = Episode()
+    episode = FilmedEpisode()
     if native:
         moments = list(_native_moments(config, policy, collected, row, column, last))
         frames = _native_frames(config, moments, episode)
@@ -289,7 +287,7 @@ def _place(config: Config, rollout: Rollout, number: int) -> tuple[int, int]:
     if config.rollout.steps is None:
         return number, int(trajectories.lengths[number]) - 1
     over = trajectories.terminated | trajectories.truncated
-    for chunk in chunk_ranges(config.env.num_envs, config.env.chunk_size or config.env.num_envs):
+    for chunk in chunk_ranges(config.env, config.env.num_envs):
         ends = over[:, chunk.start : chunk.stop].nonzero()  # in the order in which they happened
         if number < len(ends):
             return chunk.start + int(ends[number, 1]), int(ends[number, 0])
@@ -298,7 +296,7 @@ def _place(config: Config, rollout: Rollout, number: int) -> tuple[int, int]:
 
 
 def _single_frames(
-    config: Config, policy: Policy, collected: _Collected, row: _Row, column: int, last: int, film: Episode
+    config: Config, policy: Policy, collected: _Collected, row: _Row, column: int, last: int, film: FilmedEpisode
 ) -> Iterator[Frame]:
     """Play the actions of an episode in a fresh instance of its environment, and see that it is the same episode."""
     drawn, seed = _actions_since_reset(config, collected, row.iteration, column, last)
@@ -337,7 +335,7 @@ def _actions_since_reset(
     elif collected.before:
         way = collected.before["sampler.actions"][: int(before["lengths"]), column].numpy()
         drawn = np.concatenate((way, drawn)) if len(way) else drawn
-    return drawn, lasting_seed(config, column, episode)
+    return drawn, segment_seed(config, column, episode)
 
 
 def _native_moments(
@@ -349,7 +347,7 @@ def _native_moments(
     """
     steps, env = config.rollout.steps, environments_of(config)
     columns = config.rollout.episodes or config.env.num_envs
-    chunk = next(one for one in chunk_ranges(columns, config.env.chunk_size or config.env.num_envs) if column in one)
+    chunk = next(one for one in chunk_ranges(env, columns) if column in one)
     number, place = chunk.start // (config.env.chunk_size or config.env.num_envs), column - chunk.start
     for_environment = policy.actor("sampled").for_environment
     begin = row.iteration * (steps or 0) + last + 1 - row.told.length  # the row of its first step, from iteration 0 on
@@ -364,7 +362,7 @@ def _native_moments(
             if steps is None:
                 envs.reset([episode_seed(config, iteration, one) for one in chunk])
             else:
-                envs.reset([lasting_seed(config, chunk.start, 0)])
+                envs.reset([segment_seed(config, chunk.start, 0)])
                 prefix = f"sampler.{number}."
                 envs.put_back({k.removeprefix(prefix): x.numpy() for k, x in before.items() if k.startswith(prefix)})
                 envs.seed(native_seed(config, iteration, chunk.start))
@@ -379,7 +377,7 @@ def _native_moments(
         yield _Moment(obs[stop, place], column_of(envs.arrays(), like, place), None)
 
 
-def _native_frames(config: Config, moments: list[_Moment], film: Episode) -> Iterator[Frame]:
+def _native_frames(config: Config, moments: list[_Moment], film: FilmedEpisode) -> Iterator[Frame]:
     """Let a vector form of one column draw each state; where it draws none, the single form, if it is the same."""
     env = environments_of(config)
     with drawing(env):
@@ -398,7 +396,7 @@ def _native_frames(config: Config, moments: list[_Moment], film: Episode) -> Ite
                 yield picture(alone.pictures()[0], env.id)
 
 
-def _frames_of_the_single_form(config: Config, moments: list[_Moment], film: Episode) -> Iterator[Frame]:
+def _frames_of_the_single_form(config: Config, moments: list[_Moment], film: FilmedEpisode) -> Iterator[Frame]:
     """Put the first state into the single form, and step it through the actions, if it sees the same to the bit."""
     cannot = EnvironmentFailure(
         f"the vector form of {config.env.id} draws no pictures, and its single form does not come to the same "

@@ -19,22 +19,15 @@ from pgcli.config import Config
 from pgcli.errors import PgcliError, RunDirectoryError
 from pgcli.experiment.load import refuse_foreign_modules
 from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated, without_clock
-from pgcli.experiment.run import changes_of, stored_config
+from pgcli.experiment.resume import changes_of, stored_config
 from pgcli.records import Evaluation, Iteration, Notice
 from pgcli.runs import checkpoints
-from pgcli.runs.directory import (
-    ALL_TABLES,
-    episode_rows,
-    evaluation_row,
-    gradient_rows,
-    is_run,
-    metrics_row,
-    tables_of,
-    versions,
-)
-from pgcli.runs.files import as_csv, read_json
+from pgcli.runs.directory import is_run, versions
+from pgcli.runs.files import read_json
 from pgcli.runs.lock import lock
+from pgcli.runs.tables import TABLES, as_csv, header_of, read_table, rows_of, tables_of
 from pgcli.training.evaluation import sample
+from pgcli.training.loop import train
 
 WIDTH = 80
 Rows = list[dict[str, str]]
@@ -112,26 +105,28 @@ def _check(name: str, findings: list[Finding], found: Iterator[Finding]) -> None
 # ------------------------------------------------------------------------------------------------------ what is there
 def _read_tables(path: Path, config: Config, findings: list[Finding]) -> dict[str, Rows]:
     tables: dict[str, Rows] = {}
-    there = ALL_TABLES if (path / "gradients.csv").exists() else tables_of(config)
-    for name, columns in there.items():
+    for name in TABLES if (path / "gradients.csv").exists() else tables_of(config):
         tables[name] = []
         try:
-            text = (path / f"{name}.csv").read_bytes().decode()
-        except (OSError, UnicodeDecodeError) as error:
-            findings.append(Finding("failed", f"{name}.csv: {getattr(error, 'strerror', None) or 'not UTF-8'}"))
+            table = read_table(path / f"{name}.csv", as_text=True)
+        except RunDirectoryError as error:
+            findings.append(Finding("failed", error.message))
             continue
-        *lines, rest = text.split("\n")
-        rows = [line.split(",") for line in lines]
-        wrong = next((number for number, row in enumerate(rows, 1) if len(row) != len(columns)), None)
-        if not rows or rows[0] != columns:
+        if table.header != header_of(name):
             findings.append(Finding("failed", f"{name}.csv: does not begin with the columns that pgcli writes"))
-        elif wrong is not None:
-            findings.append(Finding("failed", f"{name}.csv: line {wrong} has not {len(columns)} cells"))
-        else:
-            tables[name] = [dict(zip(columns, row, strict=True)) for row in rows[1:]]
-            if rest:
-                findings.append(Finding("note", f"{name}.csv ends with half a line, which a resume cuts off"))
+            continue
+        cells = zip(*(table.words[column] for column in table.header), strict=True)
+        tables[name] = [dict(zip(table.header, row, strict=True)) for row in cells]
+        if table.cut:
+            findings.append(Finding("note", f"{name}.csv ends with half a line, which a resume cuts off"))
     return tables
+
+
+def _by_iteration(table: Rows) -> dict[int, Rows]:
+    rows: dict[int, Rows] = defaultdict(list)
+    for row in table:
+        rows[int(row["iteration"])].append(row)
+    return rows
 
 
 def _read_checkpoints(path: Path, config: Config, findings: list[Finding]) -> dict[Path, checkpoints.Checkpoint]:
@@ -155,11 +150,10 @@ def _compare_tables(config: Config, tables: dict[str, Rows]) -> Iterator[Finding
         for number, row in enumerate(tables[name]):
             if row["iteration"] != str(number):
                 raise _Failed(f"{name}.csv: iteration {row['iteration']} stands where {number} should")
-    ended: dict[int, Rows] = defaultdict(list)
     for number, row in enumerate(episodes):
         if row["episode"] != str(number):
             raise _Failed(f"episodes.csv: episode {row['episode']} stands where {number} should")
-        ended[int(row["iteration"])].append(row)
+    ended = _by_iteration(episodes)
     if len(episodes) and int(episodes[-1]["iteration"]) > len(metrics):
         raise _Failed("episodes.csv: goes further than metrics.csv")
     steps = count = 0
@@ -195,9 +189,7 @@ def _measured_since(path: Path) -> int:
 
 def _compare_gradients(config: Config, since: int, tables: dict[str, Rows]) -> Iterator[Finding]:
     metrics, names = tables["metrics"], [config.estimator, *config.diagnostics.shadows]
-    found: dict[int, Rows] = defaultdict(list)
-    for row in tables["gradients"]:
-        found[int(row["iteration"])].append(row)
+    found = _by_iteration(tables["gradients"])
     numbers = list(found)
     if numbers != sorted(numbers):
         raise _Failed("gradients.csv: its iterations are not in order")
@@ -311,21 +303,22 @@ def _recompute(
         yield Finding("note", "its schedules follow the clock: no iteration computed again")
         return
     since = _measured_since(path)
-    tables = tables | {"gradients": [row for row in tables.get("gradients", []) if int(row["iteration"]) >= since]}
+    rows = {name: _by_iteration(table) for name, table in tables.items()}
+    rows["gradients"] = {number: found for number, found in rows.get("gradients", {}).items() if number >= since}
     file = min(starts) if everything else max(starts)
     first, last, name = kept[file].counters["iteration"], len(tables["metrics"]), file.name
-    with repeated(path, without_clock(config, last), file) as run:
-        if run.lost:
-            yield Finding("note", f"{run.lost} environments do not repeat themselves: no iteration computed again")
+    with repeated(path, without_clock(config, last), file) as (run, lost):
+        if lost:
+            yield Finding("note", f"{lost} environments do not repeat themselves: no iteration computed again")
             return
-        for record in run.records():
+        for record in train(run):
             if not isinstance(record, Notice):
-                _compare(record, tables)
+                _compare(record, rows)
             if isinstance(record, Iteration):
                 recomputed.append(record.iteration)
                 later = path / "checkpoints" / checkpoints.file_name(run.counters.iteration)
                 if later in kept:
-                    tensors = run.agent.state_dict() | run.sampler.state_dict()
+                    tensors = run.learner.state_dict() | run.sampler.state_dict(run.counters.iteration)
                     _compare_tensors(later, kept[later].tensors, tensors)
                 if run.counters.iteration == (last if everything else first + 1):
                     break
@@ -333,22 +326,15 @@ def _recompute(
     yield Finding("ok", f"{which}, computed again from {name}, gave the same bytes")
 
 
-def _compare(record: Iteration | Evaluation, tables: dict[str, Rows]) -> None:
-    """Hold what was computed again against the rows that are there."""
-    if isinstance(record, Evaluation):
-        told = [row for row in tables["evaluations"] if row["iteration"] == str(record.iteration)]
-        pairs = [("evaluations", told, as_csv([evaluation_row(record)] if told else []))]
-    else:
-        number = str(record.iteration)
-        episodes = [row for row in tables["episodes"] if row["iteration"] == number]
-        pairs = [
-            ("metrics", tables["metrics"][record.iteration : record.iteration + 1], as_csv([metrics_row(record)])),
-            ("episodes", episodes, as_csv(episode_rows(record))),
-        ]
-        if told := [row for row in tables.get("gradients", []) if row["iteration"] == number]:
-            pairs.append(("gradients", told, as_csv(gradient_rows(record))))
-    for name, rows, again in pairs:
-        for row, line in zip(rows, again.splitlines(), strict=True):
+def _compare(record: Iteration | Evaluation, tables: dict[str, dict[int, Rows]]) -> None:
+    """Raise _Failed unless a record, computed again, has the bytes of its rows in the tables."""
+    for name, again in rows_of(record).items():
+        if name == "timing":
+            continue
+        rows = tables[name].get(record.iteration, [])
+        if not rows and name in ("evaluations", "gradients"):  # a resume may have changed when these are made
+            continue
+        for row, line in zip(rows, as_csv(again).splitlines(), strict=True):
             for (column, cell), found in zip(row.items(), line.split(","), strict=True):
                 if cell != found:
                     raise _Failed(

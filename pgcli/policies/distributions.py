@@ -1,7 +1,7 @@
-"""Distributions over actions: sampling in numpy while acting, log-probabilities in torch, their gradient in numpy.
+"""Distributions over actions: sampling in numpy, log-probabilities in torch, their gradients in closed form in numpy.
 
-Each maps the outputs of a network, `[N, size]`, to a distribution. Actions are what was drawn; the environment is
-given `for_environment(actions)`, of its own shape, type and bounds.
+Each distribution maps a network's outputs, [N, size], to a distribution. Actions are stored as drawn;
+`for_environment(actions)` has the shape, type and bounds of the action space.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,44 +17,48 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pgcli.config.choices import DistributionName
 from pgcli.errors import Diverged, EnvironmentFailure, UsageError
 
 Array = NDArray[Any]
-Name = Literal["auto", "softmax", "gaussian", "tanh_gaussian", "state_dependent_gaussian", "bernoulli"]
+LOG_2PI = math.log(2 * math.pi)
 
 
 class Scored(NamedTuple):
-    """What a distribution says of actions, and how it goes on from there: closed forms in the place of autograd."""
+    """Log-probabilities and entropy of actions, with the gradient of both in closed form."""
 
     log_probs: Array  # [M], in nats
     entropy: Callable[[], Array]  # [M], in nats
     backward: Callable[[Array, float], tuple[Array, list[Array]]]
-    """∂L/∂log_probs [M] and ∂L/∂entropy, the same of each → ∂L/∂outputs [M, size], and of its own parameters."""
+    """∂L/∂log_probs [M], ∂L/∂entropy (one number) → ∂L/∂outputs [M, size], ∂L/∂parameters of the distribution."""
 
 
 class Distribution(nn.Module):
-    """What all of them have: `size` outputs of the network, and random numbers to draw with.
+    """The interface of all distributions. Subclasses set:
 
-    Where `sees_features` is set, the network's last hidden layer follows its outputs: [N, size + features].
-    Where `is_discrete` is, the entropy is that of a choice: 0 where nothing is left to chance.
-    Where `has_closed_form` is, `scored` knows the gradient.
+    size: outputs of the network per state.
+    noise_shape: uniform random numbers per action.
+    sees_features: the network's last hidden layer follows its outputs, [N, size + features].
+    is_discrete: the entropy is that of a discrete choice, which is 0 for a deterministic policy.
+    has_closed_form: `scored` is implemented.
     """
 
     size: int
+    noise_shape: tuple[int, ...] = ()
     sees_features = False
     is_discrete = True
     has_closed_form = False
 
     def noise(self, generator: np.random.Generator, rows: int, columns: int) -> Array:
-        """Draw the random numbers of `rows` steps of `columns` environments, [rows, columns, …]: uniform in [0, 1)."""
-        return generator.random((rows, columns))
+        """Draw the random numbers for `rows` steps of `columns` environments, [rows, columns, …], in [0, 1)."""
+        return generator.random((rows, columns, *self.noise_shape))
 
     def sample(self, outputs: Array, noise: Array) -> Array:
         """Draw actions [N, …] with one row of `noise`."""
         raise NotImplementedError
 
     def mode(self, outputs: Array) -> Array:
-        """Give the most probable actions [N, …]."""
+        """Return the most probable actions [N, …]."""
         raise NotImplementedError
 
     def log_probs(self, outputs: Tensor, actions: Tensor) -> Tensor:
@@ -66,16 +70,16 @@ class Distribution(nn.Module):
         raise NotImplementedError
 
     def scored(self, outputs: Array, actions: Array) -> Scored:
-        """Compute log-probabilities and entropy with the way back, if there is a closed form."""
+        """Compute log-probabilities and entropy with their gradients, where there is a closed form."""
         raise NotImplementedError
 
     def for_environment(self, actions: Array) -> Array:
-        """Give actions as the environment takes them."""
+        """Return actions in the form that the environment takes."""
         return actions
 
-    def report(self, actions: Tensor) -> dict[str, float]:
-        """Say what a row of metrics.csv should know of the actions [M, …] of an iteration."""
-        return {}
+    def action_statistics(self, actions: Tensor) -> tuple[float | None, float | None]:
+        """Return the mean σ of an action's entries, and the clipped share of the entries of actions [M, …]."""
+        return None, None
 
 
 class Softmax(Distribution):
@@ -92,16 +96,16 @@ class Softmax(Distribution):
         self.start = start
 
     def sample(self, outputs: Array, noise: Array) -> Array:
-        """Draw actions [N] by inverting the distribution function at `noise` [N], uniform in [0, 1).
+        """Draw actions [N] by inverting the cumulative distribution at `noise` [N], uniform in [0, 1).
 
-        In float64, where u < 1 gives u Σ exp(h) < Σ exp(h): an action of probability 0 is never drawn.
+        In float64, u < 1 implies u Σ exp(h) < Σ exp(h), so an action of probability 0 is never drawn.
         """
         cumulative = np.exp(outputs - outputs.max(1, keepdims=True)).cumsum(1, dtype=np.float64)
         chosen: Array = (cumulative <= noise[:, None] * cumulative[:, -1:]).sum(1)
         return chosen + self.start
 
     def mode(self, outputs: Array) -> Array:
-        """Give the most probable actions [N]."""
+        """Return the most probable actions [N]."""
         chosen: Array = outputs.argmax(1)
         return chosen + self.start
 
@@ -115,9 +119,9 @@ class Softmax(Distribution):
         return -(log_probs.exp() * log_probs).sum(1)
 
     def scored(self, outputs: Array, actions: Array) -> Scored:
-        """Compute both with the way back: ∂log π(a)/∂h = 1_a - π, ∂H/∂h = -π (log π + H)."""
+        """Compute both with ∂log π(a)/∂h = 1_a - π and ∂H/∂h = -π (log π + H)."""
         chosen = (actions - self.start, np.arange(len(actions)))
-        logs = np.ascontiguousarray(outputs.T)  # [size, M]: a sum over few actions is quick along the first axis
+        logs = np.ascontiguousarray(outputs.T)  # [size, M]: a sum over few actions is faster along the first axis
         logs = logs - logs.max(0)
         p = np.exp(logs)
         total = p.sum(0)
@@ -149,11 +153,8 @@ class Factorised(Distribution):
         sizes = [int(n) for n in space.nvec.ravel()]
         self.factors = [Softmax(n, int(start)) for n, start in zip(sizes, np.ravel(space.start), strict=True)]
         self.size = sum(sizes)
+        self.noise_shape = (len(sizes),)
         self.slices = [slice(end - n, end) for n, end in zip(sizes, accumulate(sizes), strict=True)]
-
-    def noise(self, generator: np.random.Generator, rows: int, columns: int) -> Array:
-        """Draw one uniform number per entry, [rows, columns, entries]."""
-        return generator.random((rows, columns, len(self.factors)))
 
     def sample(self, outputs: Array, noise: Array) -> Array:
         """Draw actions [N, entries], each entry from its own softmax."""
@@ -161,7 +162,7 @@ class Factorised(Distribution):
         return np.stack([factor.sample(outputs[:, part], u) for factor, part, u in parts], 1)
 
     def mode(self, outputs: Array) -> Array:
-        """Give the most probable actions [N, entries]: the most probable entries, for they are independent."""
+        """Return the most probable actions [N, entries]: the most probable entries, since they are independent."""
         parts = zip(self.factors, self.slices, strict=True)
         return np.stack([factor.mode(outputs[:, part]) for factor, part in parts], 1)
 
@@ -171,12 +172,12 @@ class Factorised(Distribution):
         return torch.stack([factor.log_probs(outputs[:, part], entry) for factor, part, entry in parts]).sum(0)
 
     def entropy(self, outputs: Tensor) -> Tensor:
-        """Compute the sum of the entropies of the factors [M], in nats."""
+        """Compute the sum of the factors' entropies [M], in nats."""
         parts = zip(self.factors, self.slices, strict=True)
         return torch.stack([factor.entropy(outputs[:, part]) for factor, part in parts]).sum(0)
 
     def scored(self, outputs: Array, actions: Array) -> Scored:
-        """Compute both with the way back: that of each factor."""
+        """Compute both with the gradients of the factors."""
         parts = zip(self.factors, self.slices, actions.T, strict=True)
         scored = [factor.scored(outputs[:, part], entry) for factor, part, entry in parts]
 
@@ -187,7 +188,7 @@ class Factorised(Distribution):
         return Scored(log_probs, lambda: np.sum([one.entropy() for one in scored], 0), backward)
 
     def for_environment(self, actions: Array) -> Array:
-        """Give actions the shape of the space."""
+        """Reshape actions to the shape of the space."""
         return actions.reshape(len(actions), *self.shape)
 
 
@@ -200,18 +201,15 @@ class Bernoulli(Distribution):
         super().__init__()
         self.shape, self.dtype = space.shape, space.dtype
         self.size = math.prod(space.shape)
-
-    def noise(self, generator: np.random.Generator, rows: int, columns: int) -> Array:
-        """Draw one uniform number per bit, [rows, columns, bits]."""
-        return generator.random((rows, columns, self.size))
+        self.noise_shape = (self.size,)
 
     def sample(self, outputs: Array, noise: Array) -> Array:
-        """Draw actions [N, bits]: 1 where u < p, that is u (1 + exp(-h)) < 1."""
+        """Draw actions [N, bits]: 1 where u < p, which is u (1 + exp(-h)) < 1."""
         drawn: Array = noise * (1 + np.exp(-np.clip(outputs.astype(np.float64), -700, 700))) < 1
         return drawn.astype(np.int8)
 
     def mode(self, outputs: Array) -> Array:
-        """Give the most probable actions [N, bits]."""
+        """Return the most probable actions [N, bits]."""
         likely: Array = outputs > 0
         return likely.astype(np.int8)
 
@@ -226,7 +224,7 @@ class Bernoulli(Distribution):
         return -(p * nn.functional.logsigmoid(outputs) + (1 - p) * nn.functional.logsigmoid(-outputs)).sum(1)
 
     def scored(self, outputs: Array, actions: Array) -> Scored:
-        """Compute both with the way back: ∂log π(a)/∂h = a - p, ∂H/∂h = -h p (1 - p)."""
+        """Compute both with ∂log π(a)/∂h = a - p and ∂H/∂h = -h p (1 - p)."""
         h = torch.from_numpy(outputs)
         p: Array = h.sigmoid().numpy()
 
@@ -240,15 +238,15 @@ class Bernoulli(Distribution):
         return Scored(log_probs, lambda: self.entropy(h).numpy(), backward)
 
     def for_environment(self, actions: Array) -> Array:
-        """Give actions the shape and type of the space."""
+        """Convert actions to the shape and type of the space."""
         return actions.reshape(len(actions), *self.shape).astype(self.dtype, copy=False)
 
 
 class Gaussian(Distribution):
     """N(μ(s), diag σ²) over the entries of a Box, with one learned σ per entry, the same in every state.
 
-    Log-probabilities are those of the action as drawn. Clipping to the bounds is the environment's affair: it happens
-    on the way there, and its rate is reported. Source: Williams (1992), section 6; Huang et al. (2022), details 31-34.
+    Log-probabilities are those of the action as drawn. `for_environment` clips to the bounds; metrics.csv has the
+    share of clipped entries. Source: Williams (1992), section 6; Huang et al. (2022), details 31-34.
     """
 
     is_discrete = False
@@ -271,13 +269,13 @@ class Gaussian(Distribution):
         return drawn.astype(outputs.dtype)
 
     def mode(self, outputs: Array) -> Array:
-        """Give the most probable actions [N, entries]: μ."""
+        """Return the most probable actions [N, entries]: μ."""
         return outputs
 
     def log_probs(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """Compute -Σ_i [(a_i - μ_i)² / 2σ_i² + log σ_i + log √2π] [M], in nats (densities)."""
         z = (actions - outputs) * (-self.log_standard_deviation).exp()
-        return -(z.square() / 2 + self.log_standard_deviation + math.log(2 * math.pi) / 2).sum(1)
+        return -(z.square() / 2 + self.log_standard_deviation + LOG_2PI / 2).sum(1)
 
     def entropy(self, outputs: Tensor) -> Tensor:
         """Compute Σ_i log(σ_i √2πe) [M], in nats: the same in every state."""
@@ -285,7 +283,7 @@ class Gaussian(Distribution):
         return entropy.expand(len(outputs))
 
     def scored(self, outputs: Array, actions: Array) -> Scored:
-        """Compute both with the way back: ∂log π(a)/∂μ = z/σ, ∂log π(a)/∂log σ = z² - 1, ∂H/∂log σ = 1."""
+        """Compute both with ∂log π(a)/∂μ = z/σ, ∂log π(a)/∂log σ = z² - 1 and ∂H/∂log σ = 1."""
         log_sigma = self.log_standard_deviation.detach().numpy()
         scale = np.exp(-log_sigma)
         z = (actions - outputs) * scale
@@ -295,32 +293,32 @@ class Gaussian(Distribution):
             column = slope[:, None]
             return z * scale * column, [((squares - 1) * column).sum(0) + entropy_slope * len(z)]
 
-        log_probs = -(squares / 2 + log_sigma + math.log(2 * math.pi) / 2).sum(1)
+        log_probs = -(squares / 2 + log_sigma + LOG_2PI / 2).sum(1)
         return Scored(log_probs, lambda: self.entropy(torch.from_numpy(outputs)).detach().numpy(), backward)
 
     def for_environment(self, actions: Array) -> Array:
-        """Clip actions to the bounds, and give them the shape and type of the space."""
-        return self._in_space(np.minimum(np.maximum(actions, self.low), self.high))  # np.clip takes thrice as long
+        """Clip actions to the bounds and convert them to the shape and type of the space."""
+        return self._in_space(np.minimum(np.maximum(actions, self.low), self.high))  # np.clip takes three times as long
 
-    def report(self, actions: Tensor) -> dict[str, float]:
-        """Give the mean σ and the share of entries that were clipped."""
+    def action_statistics(self, actions: Tensor) -> tuple[float | None, float | None]:
+        """Return the mean σ, and the share of entries that were clipped."""
         low, high = torch.from_numpy(self.low), torch.from_numpy(self.high)
         outside = (actions < low) | (actions > high)
-        return self._spread() | {"action_clip_fraction": float(outside.double().mean())}
+        return self._mean_deviation(), float(outside.double().mean())
 
-    def _spread(self) -> dict[str, float]:
-        return {"action_standard_deviation": float(self.log_standard_deviation.detach().exp().mean())}
+    def _mean_deviation(self) -> float:
+        return float(self.log_standard_deviation.detach().exp().mean())
 
     def _in_space(self, actions: Array) -> Array:
         if not np.isfinite(actions).all():
-            raise Diverged("an action of the policy is not finite")  # nothing that an environment is to blame for
+            raise Diverged("an action of the policy is not finite")  # the policy's fault, not the environment's
         return actions.reshape(len(actions), *self.shape).astype(self.dtype, copy=False)
 
 
 class TanhGaussian(Gaussian):
     """A Gaussian u, squashed into the bounds of a Box: a = low + (high - low) (1 + tanh u) / 2.
 
-    Actions are kept as u, so nothing is ever inverted; log π(a|s) = log N(u) - Σ_i log |da_i/du_i|.
+    Actions are stored as u, so nothing is inverted; log π(a|s) = log N(u) - Σ_i log |da_i/du_i|.
     Source: Haarnoja et al. (2018), appendix C.
     """
 
@@ -328,15 +326,11 @@ class TanhGaussian(Gaussian):
 
     def __init__(self, space: spaces.Box, standard_deviation: float) -> None:
         super().__init__(space, standard_deviation)
-        if not space.is_bounded():
-            raise UsageError(
-                f"policy.distribution: tanh_gaussian needs bounds, and {space} lacks some", "use `gaussian`"
-            )
-        if not (self.low < self.high).all():
-            raise UsageError(
-                f"policy.distribution: tanh_gaussian needs room between its bounds, and {space} has none",
-                "use `gaussian`",
-            )
+        unfit = "" if space.is_bounded() else f"bounds, and {space} lacks some"
+        if not unfit and not (self.low < self.high).all():
+            unfit = f"room between its bounds, and {space} has none"
+        if unfit:
+            raise UsageError(f"policy.distribution: tanh_gaussian needs {unfit}", "use `gaussian`")
         self.log_scale = float(np.log((self.high - self.low) / 2).sum())
         nodes, weights = np.polynomial.hermite_e.hermegauss(64)
         self._nodes = torch.from_numpy(nodes)
@@ -344,31 +338,31 @@ class TanhGaussian(Gaussian):
 
     def log_probs(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """Compute log N(u) - Σ_i log[(high_i - low_i)/2 · (1 - tanh² u_i)] [M], in nats (densities of a)."""
-        return super().log_probs(outputs, actions) - _log_slope(actions).sum(1) - self.log_scale
+        return super().log_probs(outputs, actions) - _log_tanh_derivative(actions).sum(1) - self.log_scale
 
     def entropy(self, outputs: Tensor) -> Tensor:
-        """Compute the entropy of u plus E[Σ_i log |da_i/du_i|] [M], in nats: by Gauss-Hermite quadrature.
+        """Compute the entropy of u plus E[Σ_i log |da_i/du_i|] [M], in nats, by Gauss-Hermite quadrature.
 
         64 nodes leave an error of 3e-11 nats at σ = 1, 3e-6 at 2, 4e-3 at 5.
         """
         nodes, weights = self._nodes.to(outputs), self._weights.to(outputs)
         u = outputs[..., None] + self.log_standard_deviation.exp()[:, None] * nodes
-        return super().entropy(outputs) + (_log_slope(u) * weights).sum((1, 2)) + self.log_scale
+        return super().entropy(outputs) + (_log_tanh_derivative(u) * weights).sum((1, 2)) + self.log_scale
 
     def for_environment(self, actions: Array) -> Array:
         """Squash actions into the bounds."""
         return self._in_space(self.low + (self.high - self.low) * (1 + np.tanh(actions.astype(np.float64))) / 2)
 
-    def report(self, actions: Tensor) -> dict[str, float]:
-        """Give the mean σ of u; nothing is clipped."""
-        return self._spread()
+    def action_statistics(self, actions: Tensor) -> tuple[float | None, float | None]:
+        """Return the mean σ of u; nothing is clipped."""
+        return self._mean_deviation(), None
 
 
 class StateDependentGaussian(Gaussian):
     """a = μ(s) + θᵀφ(s), θ_ij ~ N(0, σ_ij²), φ the last hidden layer: a Gaussian of variance Σ_i φ_i² σ_ij² (gSDE).
 
-    θ is kept for up to 64 steps, so exploration is a function of the state and does not shake. The log-probability is
-    that of the action alone. σ_ij starts at σ/√features. Source: Raffin et al. (2022), section 3.
+    θ is drawn once for up to 64 steps, so exploration is a smooth function of the state. The log-probability is that
+    of the action alone. σ_ij starts at σ/√features. Source: Raffin et al. (2022), section 3.
     """
 
     sees_features = True
@@ -381,7 +375,8 @@ class StateDependentGaussian(Gaussian):
 
     def noise(self, generator: np.random.Generator, rows: int, columns: int) -> Array:
         """Draw one standard normal matrix per column, the same in all rows, [rows, columns, features, entries]."""
-        return np.broadcast_to(generator.standard_normal((columns, *self._shape)), (rows, columns, *self._shape))
+        shape = (columns, *self.log_standard_deviation.shape)
+        return np.broadcast_to(generator.standard_normal(shape), (rows, *shape))
 
     def sample(self, outputs: Array, noise: Array) -> Array:
         """Draw actions [N, entries]: μ + θᵀφ, not clipped."""
@@ -390,14 +385,14 @@ class StateDependentGaussian(Gaussian):
         return drawn.astype(outputs.dtype)
 
     def mode(self, outputs: Array) -> Array:
-        """Give the most probable actions [N, entries]: μ."""
+        """Return the most probable actions [N, entries]: μ."""
         return outputs[:, : self.size]
 
     def log_probs(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """Compute the Gaussian log-density [M], in nats."""
         variance = self._variance(outputs)
         errors = (actions - outputs[:, : self.size]).square() / variance
-        return -((errors + variance.log() + math.log(2 * math.pi)) / 2).sum(1)
+        return -((errors + variance.log() + LOG_2PI) / 2).sum(1)
 
     def entropy(self, outputs: Tensor) -> Tensor:
         """Compute Σ_j log(√(Σ_i φ_i² σ_ij²) √2πe) [M], in nats."""
@@ -405,19 +400,14 @@ class StateDependentGaussian(Gaussian):
 
     def _variance(self, outputs: Tensor) -> Tensor:
         variance: Tensor = outputs[:, self.size :].square() @ (2 * self.log_standard_deviation).exp()
-        return variance + 1e-6  # where all features are 0
+        return variance + 1e-6  # so that it is positive where all features are 0
 
-    def _spread(self) -> dict[str, float]:
-        sigma = self.log_standard_deviation.detach().exp().square().sum(0).sqrt()  # where every φ_i is 1
-        return {"action_standard_deviation": float(sigma.mean())}
-
-    @property
-    def _shape(self) -> tuple[int, ...]:
-        return tuple(self.log_standard_deviation.shape)
+    def _mean_deviation(self) -> float:
+        return float(self.log_standard_deviation.detach().exp().square().sum(0).sqrt().mean())  # where every φ_i is 1
 
 
-def _log_slope(u: Tensor) -> Tensor:
-    """Compute log(1 - tanh² u) = 2 (log 2 - u - softplus(-2u)), which is exact where tanh u is 1 in floating point."""
+def _log_tanh_derivative(u: Tensor) -> Tensor:
+    """Compute log(1 - tanh² u) = 2 (log 2 - u - softplus(-2u)), exact even where tanh u rounds to 1."""
     return 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))
 
 
@@ -429,12 +419,13 @@ _FITTING = {
 }
 
 
-def make_distribution(space: spaces.Space[Any], name: Name, standard_deviation: float, features: int) -> Distribution:
-    """Build the distribution called `name` over the actions of `space`; auto: the usual one.
+def make_distribution(
+    space: spaces.Space[Any], name: DistributionName, standard_deviation: float, features: int
+) -> Distribution:
+    """Build the distribution `name` over the actions of `space`; `auto` is the first that fits.
 
-    `features` is the size of the last hidden layer.
-
-    Raises: EnvironmentFailure for a space that none fits; UsageError for a name that does not fit it.
+    Args: standard_deviation: σ at the start, of a Box. features: units of the network's last hidden layer.
+    Raises: EnvironmentFailure: for a space that no distribution fits. UsageError: if `name` does not fit the space.
     """
     fitting = next((names for kind, names in _FITTING.items() if isinstance(space, kind)), ())
     whole = isinstance(space, spaces.Box) and not np.issubdtype(space.dtype, np.floating)

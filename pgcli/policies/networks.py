@@ -1,73 +1,40 @@
-"""Networks, each in torch for the update and in numpy for acting, on the same memory.
+"""Networks: torch modules to learn with, and numpy forward passes to act with, on the same memory.
 
-A forward pass of a few rows costs torch ten times what the arithmetic does; while acting, numpy computes it on
-views of torch's own parameters, so there is one set of weights and nothing to keep in step.
+Torch's overhead for a forward pass of a few rows is ten times the arithmetic. Acting therefore uses numpy on views of
+torch's parameters: there is one set of weights and nothing to synchronise.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pgcli.config.choices import ActivationName, ConvolutionsName
+from pgcli.config.schema import PolicyConfig
 from pgcli.errors import UsageError
+from pgcli.policies.activations import ACTIVATION_OF, ACTIVATIONS
 
-Activation = Literal["tanh", "relu", "elu", "identity"]
 Array = NDArray[Any]
 Forward = Callable[[Array], Array]
-NATURE_SIDE = 36  # pixels: the smallest that its three layers leave something of
-
-_MODULES: dict[Activation, type[nn.Module]] = {
-    "tanh": nn.Tanh,
-    "relu": nn.ReLU,
-    "elu": nn.ELU,
-    "identity": nn.Identity,
-}
+NATURE_SIDE = 36  # pixels: for smaller images, the nature network's last layer would have no output
 
 
-def _relu(x: Array) -> Array:
-    return np.maximum(x, 0, out=x)
-
-
-def _elu(x: Array) -> Array:
-    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
-
-
-def _tanh(x: Array) -> Array:
-    return np.tanh(x, out=x)
-
-
-# In place, x to y = f(x), and ∂L/∂y to ∂L/∂x, which takes y alone.
-_VALUES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
-    nn.Tanh: torch.tanh_,
-    nn.ReLU: torch.relu_,
-    nn.ELU: partial(nn.functional.elu, inplace=True),
-}
-_SLOPES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
-    nn.Tanh: lambda slope, y: torch.ops.aten.tanh_backward.grad_input(slope, y, grad_input=slope),
-    nn.ReLU: lambda slope, y: slope.mul_(y > 0),
-    nn.ELU: lambda slope, y: slope.mul_(torch.where(y > 0, 1, y + 1)),
-}
-_FUNCTIONS: dict[type[nn.Module], Forward] = {nn.Tanh: _tanh, nn.ReLU: _relu, nn.ELU: _elu}
-
-
-def mlp(sizes: list[int], activation: Activation) -> nn.Sequential:
-    """Build Linear layers of `sizes` with `activation` between them, with torch's own start: uniform in ±1/√fan_in."""
+def mlp(sizes: list[int], activation: ActivationName) -> nn.Sequential:
+    """Build Linear layers of `sizes` with `activation` between them; torch's own start, uniform in ±1/√fan_in."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
-        layers += [nn.Linear(fan_in, fan_out), _MODULES[activation]()]
+        layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation].module()]
     return nn.Sequential(*layers[:-1])
 
 
 def orthogonal(network: nn.Sequential, last_gain: float) -> None:
-    """Start from orthogonal weights of gain √2, the last layer's of `last_gain`, and no biases.
+    """Set orthogonal weights of gain √2, the last layer's of `last_gain`, and zero biases.
 
     Source: Saxe et al. (2014); the gains are those of Huang et al. (2022), detail 2.
     """
@@ -79,13 +46,13 @@ def orthogonal(network: nn.Sequential, last_gain: float) -> None:
 
 
 def numpy_forward(network: nn.Sequential) -> Forward:
-    """Give the forward pass of `network` in numpy, on its parameters' own memory: `[N, in] → [N, out]`."""
+    """Return the forward pass of `network`, `[N, in] → [N, out]`, in numpy on views of its parameters."""
     steps: list[Forward] = []
     for module in network:
         if isinstance(module, nn.Linear):
             steps.append(_linear(module.weight.detach().numpy().T, module.bias.detach().numpy()))
         elif not isinstance(module, nn.Identity):
-            steps.append(_FUNCTIONS[type(module)])
+            steps.append(_in_place(ACTIVATION_OF[type(module)].value))
 
     def forward(x: Array) -> Array:
         for step in steps:
@@ -93,47 +60,6 @@ def numpy_forward(network: nn.Sequential) -> Forward:
         return x
 
     return forward
-
-
-class Chain:
-    """Plain layers with the chain rule written out, in torch, on their parameters' own memory.
-
-    Parameters are looked up once: through a module, that takes as long as a product of a few rows. The gradient of
-    each is written to where `gradient_of` says.
-    """
-
-    def __init__(self, layers: Iterable[nn.Module], gradient_of: Mapping[Tensor, Tensor]) -> None:
-        self._layers = [
-            (layer.weight, layer.bias, gradient_of[layer.weight], gradient_of[layer.bias])
-            if isinstance(layer, nn.Linear)
-            else type(layer)
-            for layer in layers
-            if not isinstance(layer, nn.Identity)
-        ]
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Give x [M, in] and the output of each layer after the other, that of an activation in its input's place."""
-        outputs = [x]
-        for layer in self._layers:
-            x = nn.functional.linear(x, *layer[:2]) if isinstance(layer, tuple) else _VALUES[layer](x)
-            outputs.append(x)
-        return outputs
-
-    def backward(self, outputs: Sequence[Tensor], slope: Tensor, *, inner: bool = False) -> Tensor:
-        """Go back from ∂L/∂output [M, out] through what `forward` gave, and write ∂L/∂parameter.
-
-        Returns: of an `inner` part ∂L/∂x, [M, in].
-        """
-        for number, layer in reversed(list(enumerate(self._layers))):
-            if isinstance(layer, tuple):
-                weight, _, of_weight, of_bias = layer
-                torch.mm(slope.t(), outputs[number], out=of_weight)
-                torch.sum(slope, 0, out=of_bias)
-                if number or inner:
-                    slope = torch.mm(slope, weight)
-            else:
-                slope = _SLOPES[layer](slope, outputs[number + 1])
-        return slope
 
 
 def _linear(weight: Array, bias: Array) -> Forward:
@@ -145,13 +71,70 @@ def _linear(weight: Array, bias: Array) -> Forward:
     return apply
 
 
-def image_network(shape: tuple[int, int, int], kind: Literal["auto", "nature", "small"]) -> nn.Sequential:
+def _in_place(value: Callable[..., Array]) -> Forward:
+    return lambda z: value(z, z)
+
+
+class Chain:
+    """Linear layers and activations with the chain rule written out, in torch, on views of their parameters.
+
+    Parameters are looked up once: looking one up through its module takes as long as a product of a few rows.
+    `gradient_of` maps each parameter to the tensor that its gradient is written to.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module], gradient_of: Mapping[Tensor, Tensor]) -> None:
+        self._layers = [
+            (layer.weight, layer.bias, gradient_of[layer.weight], gradient_of[layer.bias])
+            if isinstance(layer, nn.Linear)
+            else ACTIVATION_OF[type(layer)]
+            for layer in layers
+            if not isinstance(layer, nn.Identity)
+        ]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return x [M, in] and the output of each layer; an activation overwrites its input."""
+        outputs = [x]
+        for layer in self._layers:
+            x = nn.functional.linear(x, *layer[:2]) if isinstance(layer, tuple) else layer.value_(x)
+            outputs.append(x)
+        return outputs
+
+    def backward(self, outputs: Sequence[Tensor], slope: Tensor, *, inner: bool = False) -> Tensor:
+        """Write ∂L/∂parameter for all layers, from ∂L/∂output [M, out] and the result of `forward`.
+
+        Returns: ∂L/∂x, [M, in], if the chain is an `inner` part of a network.
+        """
+        for number, layer in reversed(list(enumerate(self._layers))):
+            if isinstance(layer, tuple):
+                weight, _, of_weight, of_bias = layer
+                torch.mm(slope.t(), outputs[number], out=of_weight)
+                torch.sum(slope, 0, out=of_bias)
+                if number or inner:
+                    slope = torch.mm(slope, weight)
+            else:
+                slope = layer.backward_(slope, outputs[number + 1])
+        return slope
+
+
+# --------------------------------------------------------------------------------------------------------------- images
+
+
+def image_networks(shapes: Sequence[tuple[int, int, int]], config: PolicyConfig) -> nn.ModuleList:
+    """Build one convolutional network for each image of an observation."""
+    networks = [image_network(shape, config.image_network) for shape in shapes if config.image_network != "none"]
+    if config.init == "orthogonal":
+        for network in networks:
+            orthogonal(network, last_gain=2**0.5)
+    return nn.ModuleList(networks)
+
+
+def image_network(shape: tuple[int, int, int], kind: ConvolutionsName) -> nn.Sequential:
     """Build a convolutional network from images `[M, channels, height, width]` to features `[M, 512 | 256 | 128]`.
 
-    nature: that of Mnih et al. (2015), for sides of 36 pixels or more. small: for such sides that of Mnih et al.
-    (2013), at a third of the cost; below them two layers of 3 × 3. auto: nature where it fits.
+    nature: Mnih et al. (2015), for sides of 36 pixels or more. small: Mnih et al. (2013) for such sides, at a third
+    of the cost; two layers of 3 × 3 for shorter ones. auto: nature where it fits.
 
-    Raises: UsageError for nature and an image that is smaller than that.
+    Raises: UsageError: for nature and a smaller image.
     """
     channels, *sides = shape
     fits = min(sides) >= NATURE_SIDE
@@ -173,8 +156,8 @@ def image_network(shape: tuple[int, int, int], kind: Literal["auto", "nature", "
     return nn.Sequential(*modules, nn.Flatten(), nn.Linear(channels * math.prod(sides), features), nn.ReLU())
 
 
-def width_of(networks: nn.ModuleList) -> int:
-    """Count the features that image networks give."""
+def num_features(networks: nn.ModuleList) -> int:
+    """Return the number of features that image networks compute together."""
     return sum(
         layer.out_features for network in networks for layer in network.modules() if isinstance(layer, nn.Linear)
     )

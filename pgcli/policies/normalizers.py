@@ -1,4 +1,4 @@
-"""Running statistics, part of the state: saved in every checkpoint, changed between iterations only."""
+"""Running statistics: part of the state, saved in checkpoints, updated between iterations only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLIP = 10.0  # standard deviations
 
 
 class RunningMoments(nn.Module):
-    """Count, mean and variance of all rows ever added, in float64, as if they had been one batch.
+    """Count, mean and variance of all rows added so far, in float64, as if they were one batch.
 
     Source: Chan, Golub & LeVeque (1979), the pairwise update.
     """
@@ -34,7 +34,7 @@ class RunningMoments(nn.Module):
         self.register_buffer("variance", torch.ones(size, dtype=torch.float64))
 
     def add(self, rows: Tensor) -> None:
-        """Take in rows [M, size]; none change nothing."""
+        """Add rows [M, size]; an empty batch changes nothing."""
         if not len(rows):
             return
         rows = rows.double()
@@ -48,7 +48,7 @@ class RunningMoments(nn.Module):
 
 
 class Normalizer(RunningMoments):
-    """x ↦ (x - mean) / √(variance + 10⁻⁸), clipped to ±10; the identity, but for the clip, before any row was added."""
+    """x ↦ (x - mean) / √(variance + 10⁻⁸), clipped to ±10. Before the first row, mean is 0 and variance 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [M, size] in torch."""
@@ -56,12 +56,12 @@ class Normalizer(RunningMoments):
         return scaled.clamp(-CLIP, CLIP).to(x.dtype)
 
     def of_images_(self, x: Tensor) -> Tensor:
-        """Normalise the channels of [M, size, height, width] in place, in the type of x, for the sake of speed."""
+        """Normalise the channels of [M, size, height, width] in place and in the type of x, for speed."""
         mean, deviation = self.mean[:, None, None], (self.variance[:, None, None] + EPSILON).sqrt()
         return x.sub_(mean.to(x.dtype)).mul_((1 / deviation).to(x.dtype)).clamp_(-CLIP, CLIP)
 
     def in_numpy(self) -> Callable[[Array], Array]:
-        """Give what normalises [N, size] in numpy, by the statistics of now."""
+        """Return a function that normalises [N, size] in numpy by a copy of the present statistics."""
         mean, deviation = self.mean.numpy().copy(), np.sqrt(self.variance.numpy() + EPSILON)
 
         def normalize(x: Array) -> Array:
@@ -76,9 +76,9 @@ class Normalizer(RunningMoments):
 
 
 class ReturnScale(RunningMoments):
-    """The standard deviation of the discounted return so far, R_t = r_t + γ R_{t-1}, of each of `columns` environments.
+    """The standard deviation of the discounted return so far, R_t = r_t + γ R_{t-1}, over `columns` environments.
 
-    R goes on from one segment to the next, and starts at 0 with every episode.
+    R continues from one segment to the next and starts at 0 with every episode.
     """
 
     carried: Tensor
@@ -88,9 +88,9 @@ class ReturnScale(RunningMoments):
         self.register_buffer("carried", torch.zeros(columns, dtype=torch.float64))
 
     def add_rewards(self, rewards: Tensor, mask: Tensor, gamma: float) -> None:
-        """Take in the rewards [T, N] of the valid rows."""
+        """Add the rewards [T, N] of the valid rows."""
         before = self.carried if len(self.carried) else torch.zeros(rewards.shape[1], dtype=torch.float64)
-        discounts = torch.where(mask, gamma, 0.0).double()  # a masked row, whose reward is 0, begins an episode
+        discounts = torch.where(mask, gamma, 0.0).double()  # an episode begins after a masked row, whose reward is 0
         backwards = (rewards.double().flip(0), discounts.flip(0), before.expand_as(discounts))
         running = lambda_returns(*backwards, torch.ones_like(discounts)).flip(0)
         self.add(running[mask][:, None])

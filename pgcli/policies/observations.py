@@ -1,4 +1,4 @@
-"""What observations are made of, the one array that holds them, and how a policy reads it."""
+"""Observations: the parts of a space, the array that stores them, and the encoding that a policy reads."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pgcli.errors import EnvironmentFailure
 Array = NDArray[Any]
 Plain = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
 Key = str | int
-ACTION_MASK = "action_mask"  # the entry of a Dict that says which actions are permitted
+ACTION_MASK = "action_mask"  # the entry of a Dict that marks the permitted actions
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """A part of an observation that is no Dict or Tuple, and where its numbers stand in the array."""
+    """A part of an observation that is not a Dict or Tuple, and the columns of its numbers in the array."""
 
     path: tuple[Key, ...]
     space: Plain
@@ -31,11 +31,11 @@ class Leaf:
 
     @property
     def name(self) -> str:
-        """Say which part this is, for messages."""
+        """The name of this part in messages."""
         return f"observation[{']['.join(map(repr, self.path))}]" if self.path else "observation"
 
     def of(self, obs: Any) -> Any:
-        """Take this part out of an observation; raise ValueError if it is not there."""
+        """Return this part of an observation. Raises: ValueError: if it is missing."""
         try:
             for key in self.path:
                 obs = obs[key]
@@ -45,12 +45,12 @@ class Leaf:
 
 
 class Layout:
-    """How an observation of `space` is held: as it is, or the leaves of a Dict or Tuple in one row of numbers.
+    """The array form of observations of `space`: unchanged, or the leaves of a Dict or Tuple in one row of numbers.
 
-    The row is of the smallest type that holds every leaf exactly: bytes for images and small counts, float32 for
+    The row has the smallest type that represents every leaf exactly: bytes for images and small counts, float32 for
     those beside real numbers.
 
-    Raises: EnvironmentFailure for a leaf that no network here reads.
+    Raises: EnvironmentFailure: for a leaf that no network can read.
     """
 
     def __init__(self, space: spaces.Space[Any]) -> None:
@@ -66,21 +66,19 @@ class Layout:
                 f"the observation space {space} has no parts", "a Box of shape [0] is one of nothing"
             )
         self.shape = (total,) if self.nested else _shape(self.leaves[0].space)
-        self.dtype: np.dtype[Any] = (
-            np.result_type(*(_smallest_type(leaf.space) for leaf in self.leaves))
-            if self.nested
-            else np.dtype(self.leaves[0].space.dtype)
-        )
+        self.dtype: np.dtype[Any] = np.dtype(self.leaves[0].space.dtype)
+        if self.nested:
+            self.dtype = np.result_type(*(_smallest_type(leaf.space) for leaf in self.leaves))
 
     @property
     def action_mask(self) -> slice | None:
-        """Say where the action mask stands, if there is one."""
+        """The columns of the action mask, if there is one."""
         return next((leaf.numbers for leaf in self.leaves if leaf.path == (ACTION_MASK,)), None)
 
     def pack(self, obs: Any, *, batch: bool = False) -> Array:
-        """Give an observation as an array `[*shape]`; a `batch`, each leaf with N in front, as `[N, *shape]`.
+        """Convert an observation to an array `[*shape]`; a `batch`, each leaf with N in front, to `[N, *shape]`.
 
-        Raises: ValueError that says what does not fit the space.
+        Raises: ValueError: if a part does not fit the space.
         """
         if not self.nested:
             return _fitting(obs, self.leaves[0], batch)
@@ -120,7 +118,7 @@ def _shape(space: Plain) -> tuple[int, ...]:
 
 
 def _smallest_type(space: Plain) -> np.dtype[Any]:
-    """Give the smallest type that holds every value of `space`."""
+    """Return the smallest type that represents every value of `space`."""
     match space:
         case spaces.Discrete():
             return np.result_type(np.min_scalar_type(space.start), np.min_scalar_type(space.start + space.n - 1))
@@ -131,7 +129,7 @@ def _smallest_type(space: Plain) -> np.dtype[Any]:
 
 
 def _fitting(value: Any, leaf: Leaf, batch: bool) -> Array:
-    """Give a leaf as an array of its space's type, in which it must have the same values."""
+    """Convert a leaf to its space's type. Raises: ValueError: if that changes its values or it does not fit."""
     array, space, shape = np.asarray(value), leaf.space, _shape(leaf.space)
     if array.shape[int(batch) :] != shape or array.ndim != len(shape) + batch:
         raise ValueError(f"an {leaf.name} of shape {array.shape} in a space of {shape}")
@@ -147,24 +145,24 @@ def _fitting(value: Any, leaf: Leaf, batch: bool) -> Array:
     return fitting
 
 
-# -------------------------------------------------------------------------------------------------- what a policy reads
+# ------------------------------------------------------------------------------------------------------- the encoding
 
-SMALLEST_SIDE = 5  # of what is taken for an image, in pixels
+SMALLEST_SIDE = 5  # pixels: a Box with a shorter side is not an image
 
 
 class Encoder:
-    """Reads arrays of observations: `size` numbers, images `[channels, height, width]`, the action mask.
+    """Encodes arrays of observations as `size` numbers, images `[channels, height, width]` and an action mask.
 
     Numbers: Discrete and MultiDiscrete one-hot, MultiBinary and Box flattened. Images: Boxes of rank 3 or 4, and of
-    bytes also of rank 2, with sides of 5 pixels or more, unless `images` is False. Bytes are divided by their largest
-    value, and so are other images with bounds beyond 1.
+    rank 2 if they are bytes, with sides of 5 pixels or more, unless `images` is False. Bytes are divided by their
+    largest value, and so are other images with bounds beyond 1.
     """
 
     def __init__(self, space: spaces.Space[Any], *, images: bool = True) -> None:
         self.layout = Layout(space)
         self.mask = self.layout.action_mask if len(self.layout.leaves) > 1 else None
         read = [leaf for leaf in self.layout.leaves if leaf.numbers != self.mask]
-        pictures = [_Picture.of(leaf) if images else None for leaf in read]
+        pictures = [_Image.of(leaf) if images else None for leaf in read]
         self.numbers = [_Numbers(leaf) for leaf, picture in zip(read, pictures, strict=True) if picture is None]
         self.image_leaves = [picture for picture in pictures if picture is not None]
         self.size = sum(part.size for part in self.numbers)
@@ -172,35 +170,35 @@ class Encoder:
         self.actions = None if self.mask is None else self.mask.stop - self.mask.start
 
     def in_torch(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        """Give the numbers of `[M, …]`, `[M, size]`."""
+        """Return the numbers `[M, size]` of observations `[M, …]`."""
         rows = obs.reshape(len(obs), -1)
         parts = [part.in_torch(rows[:, part.leaf.numbers], dtype) for part in self.numbers]
         return parts[0] if len(parts) == 1 else torch.cat([rows.new_zeros(len(rows), 0, dtype=dtype), *parts], 1)
 
     def in_numpy(self, obs: Array) -> Array:
-        """Give the numbers of `[N, …]`, `[N, size]`."""
+        """Return the numbers `[N, size]` of observations `[N, …]`."""
         rows = obs.reshape(len(obs), -1)
         parts = [part.in_numpy(rows[:, part.leaf.numbers]) for part in self.numbers]
         return parts[0] if len(parts) == 1 else np.concatenate([np.zeros((len(rows), 0), np.float32), *parts], 1)
 
     def pictures(self, obs: Tensor, dtype: torch.dtype) -> list[Tensor]:
-        """Give the images of `[M, …]`, each `[M, channels, height, width]`."""
+        """Return the images of observations `[M, …]`, each `[M, channels, height, width]`."""
         rows = obs.reshape(len(obs), -1)
         return [picture.in_torch(rows[:, picture.leaf.numbers], dtype) for picture in self.image_leaves]
 
     def permitted(self, obs: Any) -> Any:
-        """Give the action masks of `[M, …]`: bool `[M, actions]`."""
+        """Return the action masks of observations `[M, …]`: bool `[M, actions]`."""
         return obs[:, self.mask] != 0
 
 
 class _Numbers:
-    """One leaf as numbers, the same in torch and in numpy."""
+    """The numbers of one leaf, the same in torch and in numpy."""
 
     def __init__(self, leaf: Leaf) -> None:
         self.leaf, space = leaf, leaf.space
         self.size = leaf.numbers.stop - leaf.numbers.start
         self.divisor = _largest(space) if isinstance(space, spaces.Box) and space.dtype == np.uint8 else 1.0
-        self.first: Array | None = None  # the number of each entry's first place in a one-hot row
+        self.first: Array | None = None  # the column of each entry's first value in a one-hot row
         if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
             counts = np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec)
             self.size = int(counts.sum())
@@ -222,22 +220,22 @@ class _Numbers:
 
 
 def is_image(leaf: Leaf) -> bool:
-    """Say whether a leaf is taken for an image."""
-    return _Picture.of(leaf) is not None
+    """Return whether a leaf is read as an image."""
+    return _Image.of(leaf) is not None
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """One leaf as an image: stacked frames become channels, and channels come first."""
+class _Image:
+    """The image of one leaf: stacked frames become channels, and channels come first."""
 
     leaf: Leaf
-    held: tuple[int, ...]  # frames × the axes of a frame
+    stored: tuple[int, ...]  # the shape of the leaf: frames × the axes of a frame
     channels_last: bool
     divisor: float
 
     @staticmethod
-    def of(leaf: Leaf) -> _Picture | None:
-        """Find out whether a leaf is an image, and where its channels are.
+    def of(leaf: Leaf) -> _Image | None:
+        """Return the image of a leaf, None if it is not one.
 
         Height and width are the two sides that are equal; otherwise the channels are the shorter end.
         """
@@ -254,24 +252,24 @@ class _Picture:
         sides = frame[:2] if channels_last else frame[1:]
         if min(sides) < SMALLEST_SIDE:
             return None
-        return _Picture(leaf, (frames, *frame), channels_last, _largest(space))
+        return _Image(leaf, (frames, *frame), channels_last, _largest(space))
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        frames, first, middle, last = self.held
+        frames, first, middle, last = self.stored
         return (frames * last, first, middle) if self.channels_last else (frames * first, middle, last)
 
     def in_torch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        image = x.reshape(len(x), *self.held)
+        image = x.reshape(len(x), *self.stored)
         if self.channels_last:
             image = image.permute(0, 1, 4, 2, 3)
-        # Convolutions are a third faster with channels last; bytes are moved there before they become floats.
-        # What is given is a copy, so that it can be scaled in place: fresh memory costs more than the arithmetic.
+        # Convolutions are a third faster with channels last; bytes are permuted before they become floats.
+        # The result is a copy, so that it can be scaled in place: allocation costs more than the arithmetic.
         image = image.reshape(len(x), *self.shape).contiguous(memory_format=torch.channels_last).to(dtype, copy=True)
         return image if self.divisor == 1 else image.div_(self.divisor)
 
 
 def _largest(space: spaces.Box) -> float:
-    """Give the largest size of a number within the bounds, 1 if it is smaller, or if there are none."""
+    """Return the largest absolute value within the bounds; 1 if that is smaller, or if the space is unbounded."""
     bound = float(max(abs(space.low.min(initial=0)), abs(space.high.max(initial=0))))
     return bound if 1 < bound < math.inf else 1.0

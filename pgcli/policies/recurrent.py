@@ -1,63 +1,64 @@
-"""Recurrent policies: what a policy remembers of its episode, learned by truncated back-propagation through time."""
+"""Recurrent policies: a GRU or an LSTM over the steps of an episode, trained by truncated backpropagation in time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pgcli.config.choices import RecurrentName
+
 Array = NDArray[Any]
-Respond = Callable[[Array, Array], tuple[Array, Array]]  # inputs, memory → outputs, memory after, each [N, …]
 
 
 @dataclass(frozen=True)
-class Windows:
-    """S runs of consecutive steps, each of one episode: the rows of a batch are theirs, one run after the other."""
+class Sequences:
+    """S sequences of consecutive steps, each of one episode. A batch's rows list them one after the other."""
 
     lengths: Tensor  # steps of each, long [S]
-    memory: Tensor  # what is remembered before the first of them, [S, state_size]; a constant to the gradient
+    memory: Tensor  # the recurrent state before the first step of each, [S, state_size]; no gradient flows into it
 
-    def take(self, chosen: Tensor) -> tuple[Tensor, Windows]:
-        """Give the rows of some of the windows, and these windows."""
+    def take(self, chosen: Tensor) -> tuple[Tensor, Sequences]:
+        """Return the rows of the chosen sequences, and these sequences."""
         lengths = self.lengths[chosen]
         starts = (self.lengths.cumsum(0) - self.lengths)[chosen]
-        return ranges(starts, lengths), Windows(lengths, self.memory[chosen])
+        return ranges(starts, lengths), Sequences(lengths, self.memory[chosen])
 
 
 def ranges(starts: Tensor, lengths: Tensor) -> Tensor:
-    """Give start, start + 1, …, `length` numbers of each, one range after the other."""
+    """Concatenate the ranges start, start + 1, …, start + length - 1."""
     offsets = starts - (lengths.cumsum(0) - lengths)
     return torch.arange(int(lengths.sum())) + offsets.repeat_interleave(lengths)
 
 
-class Memory(nn.Module):
-    """A GRU or an LSTM of `size` units; `state_size` numbers are remembered, all 0 at the start of an episode.
+class RecurrentNetwork(nn.Module):
+    """A GRU or an LSTM of `size` units. Its state has `state_size` numbers, all 0 at the start of an episode.
 
     Sources: Cho et al. (2014); Hochreiter & Schmidhuber (1997), with the forget gate of Gers et al. (2000).
     """
 
-    def __init__(self, kind: Literal["gru", "lstm"], inputs: int, size: int) -> None:
+    def __init__(self, kind: RecurrentName, inputs: int, size: int) -> None:
         super().__init__()
         self.size = size
         self.parts = 1 if kind == "gru" else 2  # of the state: h, or h and c
         self.state_size = self.parts * size
         self.core = (nn.GRU if kind == "gru" else nn.LSTM)(inputs, size)
 
-    def forward(self, x: Tensor, windows: Windows) -> Tensor:
-        """Compute the outputs [M, size] of inputs [M, inputs] that stand in the order of `windows`."""
-        outputs, _ = self.run(
-            torch.nn.utils.rnn.pad_sequence(list(torch.split(x, windows.lengths.tolist()))), windows.memory
-        )
-        valid = torch.arange(len(outputs)) < windows.lengths[:, None]
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """Compute the outputs [M, size] of inputs [M, inputs] in the order of `sequences`."""
+        lengths = sequences.lengths
+        padded = torch.nn.utils.rnn.pad_sequence(list(torch.split(x, lengths.tolist())))
+        outputs, _ = self.run(padded, sequences.memory)
+        valid = torch.arange(len(outputs)) < lengths[:, None]
         return outputs.transpose(0, 1)[valid]
 
     def run(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Go through inputs [T, S, inputs] from memory [S, state_size]: outputs [T, S, size], the memory after them."""
+        """Process x [T, S, inputs] from states [S, state_size]: outputs [T, S, size], states after the last step."""
         state = [part.contiguous() for part in memory.to(x)[None].chunk(self.parts, -1)]
         outputs: Tensor
         if self.parts == 2:
@@ -66,8 +67,8 @@ class Memory(nn.Module):
         outputs, h = self.core(x, *state)
         return outputs, h[0]
 
-    def in_numpy(self) -> Respond:
-        """Give one step in numpy, on the parameters' own memory."""
+    def in_numpy(self) -> Callable[[Array, Array], tuple[Array, Array]]:
+        """Return one step in numpy, on views of the parameters: inputs, state → outputs, state after, each [N, …]."""
         step = _gru if self.parts == 1 else _lstm
         w, u, b, c = (parameter.detach().numpy().T for parameter in self.core.parameters())
         return lambda x, memory: step(x @ w + b, memory[:, : self.size] @ u + c, memory)
@@ -90,4 +91,4 @@ def _lstm(inputs: Array, recurrent: Array, memory: Array) -> tuple[Array, Array]
 
 
 def _sigmoid(x: Array) -> Array:
-    return (1 + np.tanh(x / 2)) / 2  # which cannot overflow
+    return (1 + np.tanh(x / 2)) / 2  # cannot overflow

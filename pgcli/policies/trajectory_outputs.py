@@ -1,4 +1,4 @@
-"""What a policy and a value function, on whatever device, say along trajectories, [T, N]; masked rows are neutral."""
+"""Outputs of a policy and a value function for trajectories, [T, N], computed on the policy's device."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from pgcli.estimators.trajectories import Trajectories, from_steps
-from pgcli.policies.policy import Policy, ValueFunction
-from pgcli.policies.recurrent import Windows, ranges
+from pgcli.policies.policy import Policy
+from pgcli.policies.recurrent import Sequences, ranges
+from pgcli.policies.value_function import ValueFunction
 
-NUMBERS = 2**24  # float32 that the gradients of several columns, and what they are computed from, may take: 64 MiB
+NUMBERS = (
+    2**24
+)  # of float32, 64 MiB: the memory for the gradients and activations of columns that are computed together
 
 
-def steps_along(
-    policy: Policy, trajectories: Trajectories, *, cut: int | None = None, values: bool = False
-) -> tuple[Tensor, Windows | None]:
-    """List the valid steps in an order that `policy` can go through: rows t N + n [M]; and their windows.
+def valid_steps(
+    policy: Policy, trajectories: Trajectories, *, max_length: int | None = None, values: bool = False
+) -> tuple[Tensor, Sequences | None]:
+    """List the valid steps in the order that `policy` processes: rows t N + n [M], and their sequences.
 
-    A policy without memory takes them as they stand. One with memory takes each episode's run of steps as a window;
-    `cut` ends windows after so many steps, each starting from what the policy remembers there. With `values`, the
-    state after a run belongs to it, and cuts none.
+    For a feed-forward policy, the rows ascend and there are no sequences. For a recurrent policy, each episode's steps
+    form a sequence, split after every `max_length` steps, where the policy's recurrent state is computed. With
+    `values`, a sequence includes the state after its last step.
     """
     mask = trajectories.reached if values else trajectories.mask
     if policy.memory is None:
@@ -36,114 +39,121 @@ def steps_along(
     if trajectories.memory is not None:
         memory = torch.where((start == 0)[:, None], trajectories.memory[column], memory)
     rows = ranges(start, lengths) * columns + column.repeat_interleave(lengths)
-    windows = Windows(lengths, memory)
-    if cut is None or int(lengths.max()) <= cut:
-        return rows, windows
-    return rows, _cut(policy, trajectories.obs.flatten(0, 1)[rows], windows, cut)
+    sequences = Sequences(lengths, memory)
+    if max_length is None or int(lengths.max()) <= max_length:
+        return rows, sequences
+    return rows, _cut(policy, trajectories.obs.flatten(0, 1)[rows], sequences, max_length)
 
 
 @torch.no_grad()
-def _cut(policy: Policy, obs: Tensor, windows: Windows, cut: int) -> Windows:
-    """Cut windows after every `cut` steps, and run the policy to what it remembers there."""
+def _cut(policy: Policy, obs: Tensor, sequences: Sequences, max_length: int) -> Sequences:
+    """Split sequences after every `max_length` steps, and compute the policy's recurrent state there."""
     assert policy.memory is not None
-    x, starts = policy.read(obs.to(policy.device)), windows.lengths.cumsum(0) - windows.lengths
-    counts = (windows.lengths - 1) // cut + 1
+    x, starts = policy.read(obs.to(policy.device)), sequences.lengths.cumsum(0) - sequences.lengths
+    counts = (sequences.lengths - 1) // max_length + 1
     firsts = counts.cumsum(0) - counts
-    memory = windows.memory.repeat_interleave(counts, 0).to(x)
+    memory = sequences.memory.repeat_interleave(counts, 0).to(x)
     for number in range(1, int(counts.max())):
         longer = (counts > number).nonzero().squeeze(1)
-        rows = starts[longer] + (number - 1) * cut + torch.arange(cut)[:, None]
+        rows = starts[longer] + (number - 1) * max_length + torch.arange(max_length)[:, None]
         _, after = policy.memory.run(x[rows], memory[firsts[longer] + number - 1])
         memory[firsts[longer] + number] = after
-    lengths = torch.full((len(memory),), cut)
-    lengths[firsts + counts - 1] = windows.lengths - (counts - 1) * cut
-    return Windows(lengths, memory)
+    lengths = torch.full((len(memory),), max_length)
+    lengths[firsts + counts - 1] = sequences.lengths - (counts - 1) * max_length
+    return Sequences(lengths, memory)
 
 
 @torch.no_grad()
-def values_along(policy: Policy, value: ValueFunction | None, trajectories: Trajectories) -> Tensor:
+def trajectory_values(policy: Policy, value: ValueFunction | None, trajectories: Trajectories) -> Tensor:
     """Compute V [T + 1, N] of the states that were reached; 0 elsewhere, and without a value function."""
     shape, dtype = trajectories.reached.shape, trajectories.rewards.dtype
     if value is None:
         return torch.zeros(shape, dtype=dtype)
-    rows, windows = steps_along(policy, trajectories, values=True)
-    values = value(policy, trajectories.obs.flatten(0, 1)[rows].to(policy.device), windows)
+    rows, sequences = valid_steps(policy, trajectories, values=True)
+    values = value(policy, trajectories.obs.flatten(0, 1)[rows].to(policy.device), sequences)
     return from_steps(values.to(trajectories.rewards), rows, shape)
 
 
-def log_probs_along(policy: Policy, trajectories: Trajectories) -> Tensor:
-    """Compute log π(a|s) [T, N] of what was done, in nats; 0 on masked rows."""
+def trajectory_log_probs(policy: Policy, trajectories: Trajectories) -> Tensor:
+    """Compute log π(a|s) [T, N] of the actions taken, in nats; 0 on masked rows."""
     log_probs, rows = _log_probs(policy, trajectories)
     return from_steps(log_probs, rows, trajectories.mask.shape)
 
 
-def _log_probs(policy: Policy, trajectories: Trajectories, cut: int | None = None) -> tuple[Tensor, Tensor]:
-    rows, windows = steps_along(policy, trajectories, cut=cut)
+def _log_probs(policy: Policy, trajectories: Trajectories, max_length: int | None = None) -> tuple[Tensor, Tensor]:
+    rows, sequences = valid_steps(policy, trajectories, max_length=max_length)
     obs, actions = (x.flatten(0, 1)[rows].to(policy.device) for x in (trajectories.obs, trajectories.actions))
-    return policy.distribution.log_probs(policy(obs, windows), actions).to(rows.device), rows
+    return policy.distribution.log_probs(policy(obs, sequences), actions).to(rows.device), rows
 
 
 @torch.no_grad()
-def ratios_along(policy: Policy, trajectories: Trajectories) -> Tensor:
-    """Compute π/μ [T, N]; 1 on masked rows, and for data without behavior_log_probs, which are the policy's own."""
+def trajectory_ratios(policy: Policy, trajectories: Trajectories) -> Tensor:
+    """Compute π/μ [T, N]; 1 on masked rows, and where no behavior_log_probs were recorded, since then μ is π."""
     behavior, rewards = trajectories.behavior_log_probs, trajectories.rewards
     if behavior is None:
         return torch.ones_like(rewards)
-    log_ratios = torch.where(trajectories.mask, log_probs_along(policy, trajectories) - behavior, 0)
+    log_ratios = torch.where(trajectories.mask, trajectory_log_probs(policy, trajectories) - behavior, 0)
     return log_ratios.exp().to(rewards.dtype)
 
 
-def squared_scores_along(policy: Policy, trajectories: Trajectories) -> Tensor:
+def squared_score_norms(policy: Policy, trajectories: Trajectories) -> Tensor:
     """Compute |Σ_t ∇log π(a_t|s_t)|² of each trajectory, [N], with one backward pass for each."""
-    log_probs = log_probs_along(policy, trajectories).sum(0)
+    log_probs = trajectory_log_probs(policy, trajectories).sum(0)
     each = torch.eye(len(log_probs), dtype=log_probs.dtype)
     scores = torch.autograd.grad(log_probs, list(policy.parameters()), each, is_grads_batched=True)
     squares = torch.stack([score.flatten(1).square().sum(1) for score in scores])
     return squares.sum(0).to(trajectories.rewards)
 
 
-def gradients_along(
-    policy: Policy, trajectories: Trajectories, coefficients: Tensor, *, cut: int | None = None, together: int = 1
+def trajectory_gradients(
+    policy: Policy,
+    trajectories: Trajectories,
+    coefficients: Tensor,
+    *,
+    max_length: int | None = None,
+    multiple_of: int = 1,
 ) -> Iterator[Tensor]:
     """Compute g_n = Σ_t c_t,n ∇log π(a_t|s_t) of each column, for each of K tables of coefficients c.
 
-    Side by side (vmap) for as many neighbouring columns as NUMBERS has room for, a multiple of `together`; one by one
-    where what a policy reads depends on its parameters, through a memory or an image network. `cut`: as `steps_along`.
-    A memory passes no gradient from one column to the next, nor through what it remembers at row 0.
+    As many columns as NUMBERS allows are computed at once (vmap): a multiple of `multiple_of`. Recurrent policies and
+    image networks process columns one by one. No gradient flows into the recurrent state before row 0.
 
-    Args: coefficients, [K, T, N]; those on masked rows do not count.
+    Args: coefficients, [K, T, N]; those on masked rows are ignored. max_length, as in `valid_steps`.
     Yields: [K, n, P] over the P parameters, in their order: the first n columns, the next, and so on.
     """
-    of = _one_by_one if policy.memory is not None or len(policy.images) else _side_by_side
     size = sum(parameter.numel() for parameter in policy.parameters())
     width = policy.encoder.size + sum(layer.out_features for layer in policy.network if isinstance(layer, nn.Linear))
     rows, columns = trajectories.mask.shape
     room = NUMBERS // (len(coefficients) * (size + rows * width))
-    step = max(room // together, 1) * together
+    step = max(room // multiple_of, 1) * multiple_of
     for start in range(0, columns, step):
         part = trajectories.columns(slice(start, start + step))
         own = coefficients[:, : len(part.mask), start : start + step]
-        if part.mask.any():
-            yield of(policy, part, torch.where(part.mask, own, 0), cut)
-        else:
+        if not part.mask.any():
             yield own.new_zeros(len(own), own.shape[2], size)
+        elif policy.memory is not None or len(policy.images):
+            yield _gradients_in_turn(policy, part, own, max_length)
+        else:
+            yield _gradients_at_once(policy, part, torch.where(part.mask, own, 0))
 
 
-def _one_by_one(policy: Policy, trajectories: Trajectories, coefficients: Tensor, cut: int | None) -> Tensor:
+def _gradients_in_turn(
+    policy: Policy, trajectories: Trajectories, coefficients: Tensor, max_length: int | None
+) -> Tensor:
     parameters, gradients = list(policy.parameters()), []
     for number in range(coefficients.shape[2]):
         column = trajectories.columns(slice(number, number + 1))
         if not column.mask.any():
             gradients.append(coefficients.new_zeros(len(coefficients), sum(each.numel() for each in parameters)))
             continue
-        log_probs, rows = _log_probs(policy, column, cut)
+        log_probs, rows = _log_probs(policy, column, max_length)
         each = [torch.autograd.grad(log_probs, parameters, c, retain_graph=True) for c in coefficients[:, rows, number]]
         gradients.append(torch.stack([torch.cat([part.flatten() for part in parts]) for parts in each]))
     return torch.stack(gradients, 1)
 
 
 class _LogProbs(nn.Module):
-    """log π(a|s) as one function of all parameters: those of the network, and those of the distribution."""
+    """log π(a|s) as a function of all parameters: the network's and the distribution's."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
@@ -154,9 +164,9 @@ class _LogProbs(nn.Module):
         return policy.distribution.log_probs(policy(obs, trunk=policy.network[:-1](read)), actions)
 
 
-def _side_by_side(policy: Policy, trajectories: Trajectories, coefficients: Tensor, cut: int | None) -> Tensor:
+def _gradients_at_once(policy: Policy, trajectories: Trajectories, coefficients: Tensor) -> Tensor:
     valid = trajectories.mask.flatten()
-    first = valid.nonzero()[0]  # stands where nothing does: there, a 0 from the coefficients must not meet a nan
+    first = valid.nonzero()[0]  # replaces masked rows, so that a coefficient of 0 is not multiplied by nan
     rows = torch.where(valid, torch.arange(len(valid)), first)
     obs, actions = trajectories.obs.flatten(0, 1)[rows], trajectories.actions.flatten(0, 1)[rows]
     read, obs, actions = (x.view(*trajectories.mask.shape, *x.shape[1:]) for x in (policy.encode(obs), obs, actions))

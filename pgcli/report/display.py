@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pgcli.config import Config
 from pgcli.config.schema import DEFAULT_ITERATIONS
-from pgcli.records import Evaluation, Iteration, Notice, Record, Sample, Update
+from pgcli.records import Evaluation, Iteration, Notice, Record, Sample, Update, brief
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -192,20 +192,13 @@ def _returns(view: View) -> str:
 
 
 def _of_policy(update: Update) -> list[str]:
-    """Write what an update did to the policy, the most telling first."""
-    parts = [f"entropy {update.entropy:.3f}", f"gradient norm {update.grad_norm:.3g}"]
-    if update.approx_kl is not None:
-        parts.append(f"KL {update.approx_kl:.2g}")
-    if update.clip_fraction is not None:
-        parts.append(f"clipped {update.clip_fraction:.0%}".replace("%", " %"))
-    return parts
+    """Describe what an update did to the policy."""
+    return brief(update, "entropy", "grad_norm", "approx_kl", "clip_fraction")
 
 
 def _of_value(update: Update) -> list[str]:
-    """Write how good the value function is."""
-    share = update.explained_variance
-    known = [] if share is None else [f"explained variance {share:.2f}"]
-    return known if update.value_loss is None else [*known, f"loss {update.value_loss:.3g}"]
+    """Describe how good the value function is."""
+    return brief(update, "explained_variance", "value_loss")
 
 
 def _plain_line(record: Record, view: View) -> str:

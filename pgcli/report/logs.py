@@ -1,65 +1,74 @@
-"""TensorBoard and Weights & Biases: the rows of the tables once more, in the files of other tools.
+"""The logs of other tools: TensorBoard and Weights & Biases get the rows of metrics, timing and evaluations.
 
-They only consume records, as the display does. A session writes its files anew, from the rows that the tables have
-kept and from then on row by row: so there is no point twice, none of what a resumed run has cut away, and none missing.
+A session writes its files anew: first the rows that the tables have kept, then each record as it comes. So a resumed
+run has each point once and none that it has cut away, and none is missing after a kill.
 """
 
 from __future__ import annotations
 
-import csv
-import os
-import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from pgcli.config import Config, flat, to_data
+import numpy as np
+
+from pgcli.config import Config
 from pgcli.errors import PgcliError
 from pgcli.experiment.run import Request
 from pgcli.records import Evaluation, Iteration, Notice, Record
-from pgcli.runs.directory import EVALUATIONS, METRICS, TIMING, evaluation_row, metrics_row
+from pgcli.runs.tables import header_of, read_table, rows_of
 
-FILMED_STEPS = 500  # of the last policy's episode, at most
+FILMED_STEPS = 500  # of an episode of the last policy, at most
+_PREFIXES = {"metrics": "metrics", "timing": "timing", "evaluations": "evaluation"}  # by table
 
 
 @dataclass(frozen=True)
-class Row:
-    """Numbers of one row of a table, by `table/column`; `elapsed` is in seconds since the run began."""
+class LogEntry:
+    """The numbers of one record, by `table/column`; `elapsed` is relative to the begin of the session, in seconds."""
 
     iteration: int
     values: dict[str, float]
-    elapsed: float
+    elapsed: float = 0.0
 
 
 class Log(Protocol):
-    """One tool's files."""
+    """The files of one tool. Its constructor gets the config and the run directory."""
 
-    def add(self, row: Row) -> None:
-        """Write a row."""
+    def add(self, entry: LogEntry) -> None:
+        """Write the numbers of a record."""
 
     def picture(self, name: str, file: Path, iteration: int) -> None:
         """Write a .png, or a .gif that moves."""
 
     def close(self) -> None:
-        """Make the files whole."""
+        """Complete the files."""
+
+
+LogKind = Callable[[Config, Path], Log]
 
 
 @contextmanager
 def logged(request: Request, watch: Callable[[Record], None]) -> Iterator[Callable[[Record], None]]:
-    """Give a `watch` that shows every record to what `logging` asks for as well.
+    """Yield a `watch` that also passes each record to the tools that `logging` names.
 
-    A tool that fails ends its own log, which is told, and never the training.
+    A tool that fails ends its own log, with a notice, and never the training.
     """
-    logging = request.config.logging
-    wanted = [kind for kind, on in ((TensorBoard, logging.tensorboard), (WandB, logging.wandb)) if on]
-    if not wanted:
+    kinds: dict[str, LogKind] = {}
+    if request.config.logging.tensorboard:
+        from pgcli.report.tensorboard import TensorBoard
+
+        kinds["TensorBoard"] = TensorBoard
+    if request.config.logging.wandb:
+        from pgcli.report.wandb import WandB
+
+        kinds["WandB"] = WandB
+    if not kinds:
         yield watch
         return
-    logs = _Logs(request.config, request.folder / request.path, wanted, lambda text: watch(Notice(text)))
+    logs = _Logs(request.config, request.folder / request.path, kinds, lambda text: watch(Notice(text)))
 
     def watch_and_log(record: Record) -> None:
         logs.show(record)
@@ -74,42 +83,43 @@ def logged(request: Request, watch: Callable[[Record], None]) -> Iterator[Callab
 
 
 class _Logs:
-    def __init__(self, config: Config, path: Path, kinds: list[type[Any]], tell: Callable[[str], None]) -> None:
-        self._config, self._path, self._tell = config, path, tell
-        self._waiting: list[type[Any]] = kinds  # for the first record, which says from where the run goes on
-        self._logs: list[Log] = []
+    """The logs of one run, by the name of their tool."""
+
+    def __init__(self, config: Config, path: Path, kinds: dict[str, LogKind], notify: Callable[[str], None]) -> None:
+        self._config, self._path, self._notify = config, path, notify
+        self._waiting = kinds  # for the first record, which shows where the run continues
+        self._logs: dict[str, Log] = {}
         self._last = 0
 
     def show(self, record: Record) -> None:
-        """Write what a record has for the tables."""
+        """Write the numbers of a record."""
         if isinstance(record, Notice):
             return
-        for kind in self._waiting:
-            with self._or_told(kind):
+        for name, kind in self._waiting.items():
+            with self._or_without(name):
                 log = kind(self._config, self._path)
-                for row in past_rows(self._path, record.iteration):
-                    log.add(row)
-                self._logs.append(log)
-        self._waiting = []
-        row = _row_of(record)
-        for log in list(self._logs):
-            with self._or_told(log):
-                log.add(row)
+                for entry in past_entries(self._path, record.iteration):
+                    log.add(entry)
+                self._logs[name] = log
+        self._waiting = {}
+        for name, log in list(self._logs.items()):
+            with self._or_without(name):
+                log.add(_entry_of(record))
         self._last = record.iteration + isinstance(record, Iteration)
 
     def close(self, finished: bool) -> None:
-        """Add the learning curve and a film of the last policy, if the run came to its end."""
+        """Add the learning curve and a film of the last policy, if the run has finished."""
         with tempfile.TemporaryDirectory() as folder:
             pictures = list(self._pictures(Path(folder))) if finished and self._logs else []
-            for log in list(self._logs):
-                with self._or_told(log):
+            for name, log in list(self._logs.items()):
+                with self._or_without(name):
                     for file in pictures:
                         log.picture(file.stem, file, self._last)
                     log.close()
 
     def _pictures(self, folder: Path) -> Iterator[Path]:
         from pgcli.experiment.load import load
-        from pgcli.report.curves import plot
+        from pgcli.report.plots import plot
         from pgcli.report.video import film
 
         with suppress(PgcliError):  # nothing to draw yet
@@ -121,141 +131,36 @@ class _Logs:
             yield folder / "film.gif"
 
     @contextmanager
-    def _or_told(self, log: Any) -> Iterator[None]:
+    def _or_without(self, name: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if log in self._logs:
-                self._logs.remove(log)
-            name = (log if isinstance(log, type) else type(log)).__name__
-            self._tell(f"{name} failed, and the training goes on without it: {type(error).__name__}: {error}")
+            self._logs.pop(name, None)
+            self._notify(f"{name} failed, and the training goes on without it: {type(error).__name__}: {error}")
 
 
-def past_rows(path: Path, iteration: int) -> Iterator[Row]:
-    """Give the rows of the tables before `iteration`, an evaluation before the iteration that follows it."""
-    tables = {name: _read(path / f"{name}.csv") for name in ("metrics", "timing", "evaluations")}
-    elapsed, ended = dict[int, float](), 0.0
-    for row in tables["timing"]:
-        elapsed[int(row["iteration"])] = ended = float(row["elapsed_seconds"])
-    timing = {row["iteration"]: row for row in tables["timing"]}
-    rows = [
-        *((int(row["iteration"]), 0, _numbers("evaluation", row)) for row in tables["evaluations"]),
-        *(
-            (int(row["iteration"]), 1, _numbers("metrics", row) | _numbers("timing", timing.get(row["iteration"], {})))
-            for row in tables["metrics"]
-        ),
-    ]
-    for number, kind, values in sorted(rows, key=lambda row: row[:2]):
+def past_entries(path: Path, iteration: int) -> Iterator[LogEntry]:
+    """Yield what the tables have of the records before `iteration`; an evaluation comes before its iteration."""
+    entries: dict[tuple[int, bool], dict[str, float]] = {}  # by iteration, and whether they are of its end
+    for name, prefix in _PREFIXES.items():
+        table = read_table(path / f"{name}.csv", header_of(name))
+        for row, number in enumerate(table["iteration"].astype(int).tolist()):
+            values = entries.setdefault((number, name != "evaluations"), {})
+            numbers = ((column, float(cells[row])) for column, cells in table.numbers.items())
+            values |= {f"{prefix}/{column}": x for column, x in numbers if column != "iteration" and not np.isnan(x)}
+    elapsed = {number: values.get("timing/elapsed_seconds", 0.0) for (number, end), values in entries.items() if end}
+    ended = max(elapsed.values(), default=0.0)
+    for (number, is_iteration), values in sorted(entries.items(), key=lambda entry: entry[0]):
         if number < iteration:
-            yield Row(number, values, elapsed.get(number if kind else number - 1, 0.0) - ended)
+            yield LogEntry(number, values, elapsed.get(number if is_iteration else number - 1, 0.0) - ended)
 
 
-def _read(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
-
-
-def _row_of(record: Iteration | Evaluation) -> Row:
-    if isinstance(record, Evaluation):
-        row = dict(zip(EVALUATIONS, evaluation_row(record), strict=True))
-        return Row(record.iteration, _numbers("evaluation", row), 0.0)
-    timing = record.timing
-    rate = record.steps / max(timing.collect + timing.update, 1e-9)
-    parts = (record.iteration, timing.elapsed, timing.collect, timing.update, timing.evaluate, rate)
-    values = _numbers("metrics", dict(zip(METRICS, metrics_row(record), strict=True)))
-    return Row(record.iteration, values | _numbers("timing", dict(zip(TIMING, parts, strict=True))), 0.0)
-
-
-def _numbers(table: str, row: dict[str, Any]) -> dict[str, float]:
-    """Keep what is a number: no empty cell, no word."""
-    found = {}
-    for column, cell in row.items():
-        with suppress(TypeError, ValueError):
-            if column != "iteration":
-                found[f"{table}/{column}"] = float(cell)
-    return found
-
-
-class TensorBoard:
-    """Event files: scalars with the iteration as their step, hyper-parameters, the learning curve, a film."""
-
-    def __init__(self, config: Config, path: Path) -> None:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-        from tensorboard.plugins.hparams import summary_v2
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        self._event, self._summary = event_pb2, summary_pb2
-        folder = path / "tensorboard"
-        for file in folder.glob("events.out.tfevents.*"):
-            file.unlink()
-        self._writer = EventFileWriter(str(folder), flush_secs=5)
-        self._opened = time.time()
-        # a TensorBoard that is open on the folder forgets what it knows of it
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._writer.add_event(event_pb2.Event(wall_time=self._opened, step=0, session_log=start))
-        told = {key: str(value) if isinstance(value, list) else value for key, value in flat(to_data(config)).items()}
-        settings = {key: value for key, value in told.items() if isinstance(value, bool | int | float | str)}
-        metrics = [summary_v2.Metric("evaluation/return_mean"), summary_v2.Metric("metrics/return_mean")]
-        names = [summary_v2.HParam(name) for name in settings]
-        self._write(summary_v2.hparams_config_pb(hparams=names, metrics=metrics), 0)
-        self._write(summary_v2.hparams_pb(settings, trial_id=f"{path.parent.name}/{path.name}"), 0)
-
-    def add(self, row: Row) -> None:
-        """Write a row."""
-        value = self._summary.Summary.Value
-        values = [value(tag=tag, simple_value=number) for tag, number in row.values.items()]
-        self._write(self._summary.Summary(value=values), row.iteration, row.elapsed)
-
-    def picture(self, name: str, file: Path, iteration: int) -> None:
-        """Write a .png, or a .gif that moves."""
-        from PIL import Image
-
-        with Image.open(file) as shown:
-            width, height = shown.size
-        image = self._summary.Summary.Image(
-            height=height, width=width, colorspace=3, encoded_image_string=file.read_bytes()
-        )
-        value = self._summary.Summary.Value(tag=name, image=image)
-        self._write(self._summary.Summary(value=[value]), iteration)
-
-    def close(self) -> None:
-        """Make the files whole."""
-        self._writer.close()
-
-    def _write(self, summary: Any, step: int, ago: float = 0.0) -> None:
-        now = self._opened + ago if ago else time.time()
-        self._writer.add_event(self._event.Event(wall_time=now, step=step, summary=summary))
-
-
-class WandB:
-    """An offline run: nothing is sent, and nothing is asked."""
-
-    def __init__(self, config: Config, path: Path) -> None:
-        import wandb
-
-        shutil.rmtree(path / "wandb", ignore_errors=True)
-        quiet = wandb.Settings(
-            silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True, x_disable_meta=True
-        )
-        name = f"{config.name}/seed-{config.seed}"
-        os.environ.setdefault("WANDB_CACHE_DIR", str(path / "wandb" / "cache"))
-        self._wandb = wandb
-        self._run = wandb.init(
-            mode="offline", dir=path, project="pgcli", name=name, config=to_data(config), settings=quiet
-        )
-        self._run.define_metric("iteration")
-        self._run.define_metric("*", step_metric="iteration")
-
-    def add(self, row: Row) -> None:
-        """Write a row."""
-        self._run.log({"iteration": row.iteration} | row.values)
-
-    def picture(self, name: str, file: Path, iteration: int) -> None:
-        """Write a .png, or a .gif that moves."""
-        moves = file.suffix == ".gif"
-        shown = self._wandb.Video(str(file), format="gif") if moves else self._wandb.Image(str(file))
-        self._run.log({"iteration": iteration, name: shown})
-
-    def close(self) -> None:
-        """Make the files whole."""
-        self._run.finish()
+def _entry_of(record: Iteration | Evaluation) -> LogEntry:
+    values = {
+        f"{_PREFIXES[name]}/{column}": float(cell)
+        for name, rows in rows_of(record).items()
+        if name in _PREFIXES
+        for column, cell in zip(header_of(name), rows[0], strict=True)
+        if column != "iteration" and isinstance(cell, int | float)
+    }
+    return LogEntry(record.iteration, values)

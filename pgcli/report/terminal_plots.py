@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pgcli.report.curves import NAMES, Drawing, Line, caption, read_lines, shortened, thousands, y_label
+from pgcli.report.curves import Drawing, Line, caption, read_lines, shortened, thousands, x_label, y_label
 from pgcli.system.packages import require
 
 NARROWEST, WIDEST = 40, 200  # columns
 _COLORS = (4, 1, 2, 5, 6, 3)  # of a terminal's own palette: blue, red, green, magenta, cyan, yellow
-_LETTERS = "*x+o#%@&"  # tell lines apart where there is no colour
+_LETTERS = "*x+o#%@&"  # markers of the lines without colour
 
 
 def show(
@@ -42,7 +42,7 @@ def show(
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """Give the multiples of 1, 2 or 5 times a power of ten between two numbers, at most `count` of them."""
+    """Return at most `count` multiples of 1, 2 or 5 times a power of ten between two numbers."""
     if not low < high:
         return [low]
     power = 10.0 ** math.floor(math.log10((high - low) / count))
@@ -87,7 +87,7 @@ def _drawn(lines: Sequence[Line], drawing: Drawing, width: int, color: bool, asc
         figure.ruler(axis).ticks(marks, [thousands(float(f"{mark:.6g}")) for mark in marks])
     name = lines[0].label if len(lines) == 1 else f"{len(lines)} experiments"
     figure.title(shortened(f"{name}: {y_label(lines, drawing)}", width - 2))
-    figure.label(NAMES.get(drawing.x, drawing.x), "x")
+    figure.label(x_label(drawing), "x")
     text: str = figure.build().string(colorless=not color)
     rows = [row.rstrip() for row in text.rstrip("\n").split("\n")]
     return "\n".join([*rows, *(legend if len(lines) > 1 else [])])
@@ -100,7 +100,7 @@ def _marker(symbol: str, color: int | None) -> object:
 
 
 def _in_ascii(letter: str) -> str:
-    """Give something in the place of a letter that a terminal without Unicode cannot show."""
+    """Replace a letter that a terminal without Unicode cannot show."""
     if letter.isascii():
         return letter
     return {"─": "-", "│": "|", "…": "~", "±": "+-"}.get(letter, "+" if "\u2500" <= letter <= "\u257f" else "?")

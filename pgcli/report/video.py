@@ -14,35 +14,35 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops
 from PIL.GifImagePlugin import getdata, getheader
 
+from pgcli.config.choices import Mode
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.checks import examine, make
 from pgcli.environments.failures import is_fault, told
 from pgcli.errors import EnvironmentFailure, PgcliError, UsageError
 from pgcli.experiment.load import Agent
-from pgcli.policies.policy import Mode
 from pgcli.runs.files import storage
 from pgcli.seeding import Purpose, derived_seed, generator
 
 Frame = NDArray[np.uint8]  # [height, width, 3]
-DEFAULT_FPS = 30.0  # for environments that do not say
+DEFAULT_FPS = 30.0  # for environments without a rate of their own
 GIF_TICK = 100  # per second: GIF counts in hundredths
 GIF_SHORTEST = 2  # ticks; browsers slow anything faster down to ten frames a second
 
 
 @dataclass
-class Episode:
-    """The filmed episode; its return and length are known once its frames are taken."""
+class FilmedEpisode:
+    """The filmed episode; its return and length are known after its last frame."""
 
     fps: float = DEFAULT_FPS
     episode_return: float = 0.0
     length: int = 0
 
 
-def film(agent: Agent, path: Path, mode: Mode, seed: int, horizon: int | None) -> Episode:
+def film(agent: Agent, path: Path, mode: Mode, seed: int, horizon: int | None) -> FilmedEpisode:
     """Play one episode, from a seed that neither training nor evaluation uses, into a .gif or .mp4.
 
-    Raises: UsageError for another suffix, PgcliError for a missing ffmpeg, EnvironmentFailure for an environment
-    that gives no pictures.
+    Raises: UsageError for another suffix, PgcliError without ffmpeg, EnvironmentFailure for an environment that renders
+        no pictures.
     """
     actor, layout = agent.policy.actor(mode), agent.policy.encoder.layout
     random, memory = generator(seed, Purpose.VIDEO), actor.start(1)
@@ -52,7 +52,7 @@ def film(agent: Agent, path: Path, mode: Mode, seed: int, horizon: int | None) -
         drawn, memory = actor.respond(layout.pack(obs)[None], actor.noise(random, 1, 1)[0], memory)
         return actor.for_environment(drawn)[0]
 
-    episode = Episode()
+    episode = FilmedEpisode()
     write(played(agent.config.env, derived_seed(seed, Purpose.VIDEO), choose, horizon, episode), episode, path)
     return episode
 
@@ -63,10 +63,10 @@ def check_name(path: Path) -> None:
         raise UsageError(f"{path}: a video is a .gif or an .mp4")
 
 
-def write(frames: Iterator[Frame], episode: Episode, path: Path) -> None:
-    """Write frames as a .gif or .mp4, whole or not at all. `episode.fps` is known once there is a frame.
+def write(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> None:
+    """Write frames as a .gif or .mp4, whole or not at all. The first frame sets `episode.fps`.
 
-    Raises: UsageError for another suffix, PgcliError for a missing ffmpeg, and what `frames` raises.
+    Raises: UsageError for another suffix, PgcliError without ffmpeg, and the errors of `frames`.
     """
     check_name(path)
     writer = _write_gif if path.suffix.lower() == ".gif" else _write_mp4
@@ -81,11 +81,11 @@ def write(frames: Iterator[Frame], episode: Episode, path: Path) -> None:
 
 
 def played(
-    config: EnvConfig, seed: int, choose: Callable[[Any], Any], horizon: int | None, episode: Episode
+    config: EnvConfig, seed: int, choose: Callable[[Any], Any], horizon: int | None, episode: FilmedEpisode
 ) -> Iterator[Frame]:
-    """Play the episode of a derived reset seed and give its frames, the one after the reset first.
+    """Play the episode of a derived reset seed and yield its frames, from the one after the reset.
 
-    `choose` gives an action for an observation. Raises: EnvironmentFailure.
+    Args: choose: returns an action for an observation. Raises: EnvironmentFailure.
     """
     with drawing(config), closing(make(config, render_mode="rgb_array")) as env:
         episode.fps = float(env.metadata.get("render_fps") or DEFAULT_FPS)
@@ -102,7 +102,7 @@ def played(
 
 @contextmanager
 def drawing(config: EnvConfig) -> Iterator[None]:
-    """Tell what an environment raises while it is drawn; it must not look for a screen."""
+    """Turn an exception of an environment that is drawn into EnvironmentFailure; pygame needs no screen."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     try:
         yield
@@ -115,14 +115,17 @@ def drawing(config: EnvConfig) -> Iterator[None]:
 
 
 def picture(rendered: Any, env_id: str) -> Frame:
-    """Give what was rendered as a frame; raise EnvironmentFailure if it is none."""
+    """Return a rendered picture as a frame. Raises: EnvironmentFailure if it is none."""
     if not isinstance(rendered, np.ndarray) or rendered.ndim != 3 or rendered.shape[2] != 3:
         raise EnvironmentFailure(f"{env_id} renders no pictures as `rgb_array`")
     return rendered.astype(np.uint8, copy=False)
 
 
-def _write_gif(frames: Iterator[Frame], episode: Episode, path: Path) -> None:
-    """Write each frame as the box that changed, with a palette of its own; only one frame is held."""
+def _write_gif(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> None:
+    """Write of each frame the box that changed, with its own palette.
+
+    Only one frame is in memory; `Image.save(save_all=True)` would keep all of them.
+    """
     with path.open("wb") as file:
         previous: Image.Image | None = None
         for ticks, frame in _timed(frames, episode):
@@ -140,8 +143,8 @@ def _write_gif(frames: Iterator[Frame], episode: Episode, path: Path) -> None:
         file.write(b";")
 
 
-def _timed(frames: Iterator[Frame], episode: Episode) -> Iterator[tuple[int, Frame]]:
-    """Give each frame its duration in ticks, leaving out what would be too short to be shown."""
+def _timed(frames: Iterator[Frame], episode: FilmedEpisode) -> Iterator[tuple[int, Frame]]:
+    """Yield each frame with its duration in ticks, without those that are too short to be shown."""
     shown: tuple[int, Frame] | None = None
     for number, frame in enumerate(frames):
         start = round(number * GIF_TICK / episode.fps)
@@ -154,14 +157,14 @@ def _timed(frames: Iterator[Frame], episode: Episode) -> Iterator[tuple[int, Fra
         yield GIF_TICK, shown[1]  # the last picture stays for a second
 
 
-def _write_mp4(frames: Iterator[Frame], episode: Episode, path: Path) -> None:
+def _write_mp4(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> None:
     try:
         import imageio_ffmpeg
     except ImportError:
         raise PgcliError("an .mp4 needs ffmpeg", 'pip install "pgcli[video]", or write a .gif') from None
     first = next(frames)
     height, width = first.shape[:2]
-    # a macro block of 2 keeps the size: H.264 wants even sides, no more
+    # a macro block of 2 keeps the size: H.264 needs even sides only
     writer = imageio_ffmpeg.write_frames(
         str(path.with_suffix(".mp4")), (width, height), fps=episode.fps, macro_block_size=2, quality=8
     )

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file each, data only, that proves itself by the digests inside.
+"""Checkpoints: one safetensors file each, data only, that digests inside it prove to be whole.
 
 The metadata has one key, `pgcli`: canonical JSON of the format version, the config, the counters, and two sha256:
 of the tensors (their names, types, shapes and bytes) and of the rest of that JSON.
@@ -29,20 +29,8 @@ MAX_BYTES = 4 * 2**30
 MAX_HEADER_BYTES = 2**24
 COUNTERS = {"iteration", "env_steps", "episodes"}
 _NAME = re.compile(r"iteration-([0-9]{6}|[1-9][0-9]{6,17})\.safetensors")
-_BAD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what reading JSON of any shape may raise
+_BAD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # raised when JSON has another shape
 _BYTES = {"BOOL": 1, "F16": 2, "F32": 4, "F64": 8} | {f"{sign}{8 * n}": n for sign in "IU" for n in (1, 2, 4, 8)}
-_LOOKS_LIKE = (
-    (0, b"PK", "a zip file, such as torch.save and Stable-Baselines3 write"),
-    (0, b"\x80", "a pickle"),
-    (0, b"\x89PNG", "a picture"),
-    (0, b"7z\xbc\xaf", "a 7z archive"),
-    (0, b"\x1f\x8b", "a gzip archive"),
-    (0, b"\x93NUMPY", "an array of NumPy"),
-    (0, b"version https://git-lfs", "a pointer of Git LFS, whose file `git lfs pull` fetches"),
-    (257, b"ustar", "a tar archive, such as early versions of torch.save wrote"),
-    (0, bytes(512), "nothing but zeros, as a disk may leave after a crash"),
-    (8, b"{", "a safetensors file, but not whole or not one of pgcli"),
-)
 
 
 @dataclass(frozen=True)
@@ -54,7 +42,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
 
     def read_config(self, name: str) -> Config:
-        """Validate the config, with the defaults of this version for what an earlier one did not have."""
+        """Validate the config; keys that an earlier version did not have get their defaults."""
         try:
             return config_from_data(self.config, name)
         except ConfigError as error:
@@ -62,22 +50,22 @@ class Checkpoint:
 
     @property
     def agent(self) -> dict[str, Tensor]:
-        """The tensors that evaluation needs, and training too."""
+        """The tensors that evaluation and training need."""
         return {name: tensor for name, tensor in self.tensors.items() if not name.startswith("sampler.")}
 
     @property
     def sampler(self) -> dict[str, Tensor]:
-        """The tensors that only training needs: where its environments are."""
+        """The tensors that only training needs: the state of its environments."""
         return {name: tensor for name, tensor in self.tensors.items() if name.startswith("sampler.")}
 
 
 def file_name(iteration: int) -> str:
-    """Give the file name of the state after `iteration` updates."""
+    """Return the file name of the state after `iteration` updates."""
     return f"iteration-{iteration:06d}.safetensors"
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint under a new name, verify it, and move the pointer `latest.json` to it."""
+    """Write a checkpoint under a new name, and point `latest.json` to it."""
     arrays = {name: tensor.contiguous().numpy() for name, tensor in checkpoint.tensors.items()}
     header, body = _split(safetensors.numpy.save(arrays))
     metadata = {
@@ -95,9 +83,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint and verify it. Nothing in it is ever executed.
+    """Read and verify a checkpoint, without executing anything in it.
 
-    Raises: CheckpointError that names the file and the check it failed, and offers another of the run.
+    Raises: CheckpointError, which names the file and the failed check, and offers another checkpoint of the run.
     """
     try:
         return _load(path)
@@ -107,7 +95,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def decode(content: bytes, name: str) -> Checkpoint:
-    """Verify the bytes of a checkpoint called `name`, and give what they hold."""
+    """Verify the bytes of a checkpoint called `name`, and return their content."""
     return _decode(io.BytesIO(content), len(content), name)
 
 
@@ -124,7 +112,7 @@ def _load(path: Path) -> Checkpoint:
 
 
 def _decode(file: BinaryIO, size: int, name: str) -> Checkpoint:
-    """Read what proves itself: first the header, held against the size of the file, and only then the tensors."""
+    """Read and verify a checkpoint. The header is checked against the size of the file before tensors are read."""
     try:
         header = _read_header(file, size)
         text = header.pop("__metadata__")
@@ -165,7 +153,7 @@ def _check_counters(counters: dict[str, Any]) -> None:
 
 
 def _check_layout(header: dict[str, Any], size: int) -> None:
-    """Raise an error unless the tensors of a header fill the rest of its file, side by side."""
+    """Raise an error unless the tensors of a header fill the rest of its file, one after the other."""
     end = 0
     for entry in sorted(header.values(), key=lambda entry: entry["data_offsets"]):
         begin, stop = entry["data_offsets"]
@@ -184,26 +172,33 @@ def _check_layout(header: dict[str, Any], size: int) -> None:
 
 
 def _looks_like(file: BinaryIO, size: int) -> str:
-    """Say what a file that is no checkpoint may be. Only then: a checkpoint's first byte may be any."""
-    if not size:
-        return ": it is empty"
+    """Describe a file that is no checkpoint. Only that: a checkpoint may begin with any byte."""
     file.seek(0)
     begin = file.read(512)
-    what = next((what for at, magic, what in _LOOKS_LIKE if begin.startswith(magic[: len(begin)], at)), "")
-    return f"; it looks like {what}" if what else ", or cut short"
+    if not size:
+        return ": it is empty"
+    if begin.startswith(b"PK"):
+        return "; it looks like a zip file, such as torch.save and Stable-Baselines3 write"
+    if begin.startswith(b"\x80"):
+        return "; it looks like a pickle"
+    if begin[8:9] == b"{":
+        return "; it looks like a safetensors file, but not whole or not one of pgcli"
+    if min(begin) >= ord("\t"):
+        return "; it looks like text, such as a pointer of Git LFS, whose file `git lfs pull` fetches"
+    return ", or cut short"
 
 
 def point(pointer: Path, target: Path, sha256: str) -> None:
-    """Move a pointer file (`latest.json`, `best.json`) to a checkpoint of its folder."""
+    """Write into a pointer file (`latest.json`, `best.json`) which checkpoint of its folder it names."""
     match = _NAME.fullmatch(target.name)
     assert match
     write_json(pointer, {"file": target.name, "iteration": int(match[1]), "sha256": sha256})
 
 
 def follow(pointer: Path) -> Path:
-    """Give the checkpoint that a pointer file names, once its bytes match the pointer's sha256.
+    """Return the checkpoint that a pointer file names, after comparing its bytes with the pointer's sha256.
 
-    Raises: RunDirectoryError that offers another checkpoint of the run.
+    Raises: RunDirectoryError, which offers another checkpoint of the run.
     """
     bad = pointer
     try:
@@ -220,7 +215,7 @@ def follow(pointer: Path) -> Path:
 
 
 def _offer(bad: Path) -> str:
-    """Name the newest whole checkpoint beside a bad one, or beside a bad pointer, and the commands that use it."""
+    """Name the newest whole checkpoint in the folder of a bad one or a bad pointer, and the commands that use it."""
     for path in reversed(list_checkpoints(bad.parent)):
         try:
             _load(path)
@@ -240,7 +235,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def iteration_of(path: Path) -> int:
-    """Read the iteration off a checkpoint's file name."""
+    """Return the iteration in a checkpoint's file name."""
     match = _NAME.fullmatch(path.name)
     if not match:
         raise CheckpointError(f"{path}: not named like a checkpoint")
@@ -284,7 +279,7 @@ def _split(content: bytes) -> tuple[dict[str, Any], memoryview]:
 
 
 def _read_header(file: BinaryIO, size: int) -> dict[str, Any]:
-    """Read the header of a safetensors file, and stand behind it."""
+    """Read the header of a safetensors file, and no further."""
     length = int.from_bytes(file.read(8), "little")
     if length > min(size - 8, MAX_HEADER_BYTES) or size > MAX_BYTES:
         raise ValueError("cut short, or larger than any checkpoint")
@@ -295,7 +290,7 @@ def _read_header(file: BinaryIO, size: int) -> dict[str, Any]:
 
 
 def _parse(text: str) -> Any:
-    """Parse JSON, without what two readers may read differently: a key twice."""
+    """Parse JSON; refuse a key that occurs twice, which two readers may read differently."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(data := dict(pairs)) < len(pairs):

@@ -2,151 +2,120 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pgcli import __version__
 from pgcli.config import Config, to_yaml
 from pgcli.errors import CheckpointError, RunDirectoryError, UsageError
-from pgcli.records import Evaluation, GradientEstimate, Iteration
+from pgcli.records import Evaluation, Iteration
 from pgcli.runs import checkpoints
 from pgcli.runs.files import (
-    Cell,
-    Table,
-    check_columns,
     make_folder,
-    open_file,
     read_json,
     remove_temporary,
-    rows_before,
     storage,
     sync_folder,
-    truncate,
     write_json,
     write_whole,
 )
-
-METRICS = (
-    "iteration,env_steps,episodes,return_mean,return_standard_error,return_standard_deviation,return_min,"
-    "return_max,length_mean,discounted_return_mean,policy_loss,value_loss,entropy,approx_kl,clip_fraction,"
-    "effective_sample_size,explained_variance,grad_norm,learning_rate,update_epochs,clip_range,entropy_coef,"
-    "zero_variance_groups,return_scale,action_standard_deviation,action_clip_fraction"
-).split(",")
-TIMING = "iteration,elapsed_seconds,collect_seconds,update_seconds,evaluate_seconds,steps_per_second".split(",")
-EVALUATIONS = (
-    "iteration,env_steps,mode,evaluation_episodes,return_mean,return_standard_error,return_standard_deviation,"
-    "length_mean,return_median,return_min,return_max,discounted_return_mean"
-).split(",")
-EPISODES = "iteration,episode,return,discounted_return,length,ended".split(",")
-GRADIENTS = ["iteration", "env_steps", *(field.name for field in fields(GradientEstimate))]
-
-TABLES = {"metrics": METRICS, "timing": TIMING, "evaluations": EVALUATIONS, "episodes": EPISODES}
-ALL_TABLES = TABLES | {"gradients": GRADIENTS}  # which is there only if it was asked for
+from pgcli.runs.tables import (
+    TABLES,
+    TableWriter,
+    has_rows,
+    header_of,
+    lengths_before,
+    read_table,
+    rows_of,
+    tables_of,
+    truncate,
+)
 
 
 class RunDirectory:
-    """Writes a run's records. The caller holds its lock."""
+    """Writes the records of a run. The caller holds its lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.best: tuple[float, int] | None = None  # the best evaluation so far: mean return, iteration
-        self._tables: dict[str, Table] = {}
+        self._tables: dict[str, TableWriter] = {}
 
     @property
     def status(self) -> dict[str, Any]:
-        """What status.json says; empty if the run never wrote one."""
+        """The content of status.json; empty before a run writes it."""
         path = self.path / "status.json"
         return read_json(path) if path.exists() else {}
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing has been learned here yet."""
-        return not (_has_rows(self.path / "metrics.csv") or checkpoints.list_checkpoints(self.checkpoints))
+        """Whether there is no iteration and no checkpoint yet."""
+        return not (has_rows(self.path / "metrics.csv") or checkpoints.list_checkpoints(self.checkpoints))
 
     def start(self, config: Config, command: list[str], reward_threshold: float | None) -> None:
-        """Write what a new run begins with."""
-        write_whole(self.path / "config.yaml", _config_text(config, self.path))  # first: it says that a run is here
+        """Write the files that a new run begins with."""
+        write_whole(self.path / "config.yaml", _config_text(config, self.path))  # first: it marks the folder as a run
         make_folder(self.checkpoints)
-        for name in ALL_TABLES:
+        for name in TABLES:
             (self.path / f"{name}.csv").unlink(missing_ok=True)  # half a header, or another version's
         self._remove_temporary()
         write_json(self.path / "run.json", _circumstances(config, command, reward_threshold))
         self.set_status("running")
-        self.open_tables(config)
+        self._open_tables(config)
 
     def restart(
         self, config: Config, command: list[str], overrides: list[str], exact: bool, counters: dict[str, int]
     ) -> None:
-        """Cut the run back to the state after `counters["iteration"]` updates and make ready to go on.
+        """Return the run to its state after `counters["iteration"]` updates, and open it for appending.
 
-        Raises: RunDirectoryError if the tables have other columns or do not hold what led there.
+        Raises: RunDirectoryError if the tables have other columns, or lack rows that led to that state.
         """
         iteration = counters["iteration"]
-        ends = self._check_tables(iteration, counters["episodes"])
+        lengths = lengths_before(self.path, iteration, counters["episodes"])
         here = self.checkpoints / checkpoints.file_name(iteration)
         checkpoints.point(self.checkpoints / "latest.json", here, checkpoints.digest_of(here))
-        for path in checkpoints.list_checkpoints(self.checkpoints):  # which nothing points to any more
+        for path in checkpoints.list_checkpoints(self.checkpoints):  # no pointer names these any more
             if checkpoints.iteration_of(path) > iteration:
                 path.unlink()
         sync_folder(self.checkpoints)
         self._remove_temporary()
-        for name, end in ends.items():
-            truncate(self.path / f"{name}.csv", end)
+        for path, length in lengths.items():
+            truncate(path, length)
         run = read_json(self.path / "run.json")
         run["exact"] = bool(run.get("exact", True)) and exact
         run.setdefault("resumes", []).append({"iteration": iteration, "command": command, "overrides": overrides})
         write_json(self.path / "run.json", run)
         write_whole(self.path / "config.yaml", _config_text(config, self.path))
         self.set_status("running")
-        self.open_tables(config)
-        for number, mean_return in _column(self.path / "evaluations.csv", "return_mean"):
-            self._judge(mean_return, number)
-        self._point_to_best()
+        self._open_tables(config)
+        self._find_best()
 
-    def _check_tables(self, iteration: int, episodes: int) -> dict[str, int]:
-        """Say how many bytes of each table led to `iteration`."""
-        ends = {}
-        for name, columns in ALL_TABLES.items():
-            path = self.path / f"{name}.csv"
-            check_columns(path, columns)
-            rows, ends[name] = rows_before(path, iteration)
-            expected = {"metrics": iteration, "episodes": episodes}.get(name, rows)
-            if rows != expected or (name == "evaluations" and not rows and iteration):
-                raise RunDirectoryError(
-                    f"{path}: has {rows} whole rows, and the checkpoint needs {expected or 1}",
-                    "without them the run cannot go on; --overwrite moves it aside and starts anew",
-                )
-        return ends
-
-    def open_tables(self, config: Config) -> None:
-        """Open the tables for appending."""
-        for name, columns in tables_of(config).items():
-            self._tables[name] = Table(self.path / f"{name}.csv", columns)
+    def _open_tables(self, config: Config) -> None:
+        for name in tables_of(config):
+            self._tables[name] = TableWriter(self.path / f"{name}.csv", header_of(name))
         sync_folder(self.path)
 
     def add_iteration(self, record: Iteration) -> None:
-        """Append an iteration to metrics.csv, timing.csv and episodes.csv, and what was measured in it."""
-        timing = record.timing
-        if record.update.gradients:
-            self._tables["gradients"].append(gradient_rows(record))
-        self._tables["episodes"].append(episode_rows(record))
-        parts = (timing.collect, timing.update, timing.evaluate)
-        rate = record.steps / max(timing.collect + timing.update, 1e-9)
-        self._tables["timing"].append([(record.iteration, timing.elapsed, *parts, rate)])
-        self._tables["metrics"].append([metrics_row(record)])
+        """Append the rows of an iteration to their tables."""
+        for name, rows in rows_of(record).items():
+            if rows:
+                self._tables[name].append(rows)
 
     def add_evaluation(self, record: Evaluation) -> bool:
-        """Append an evaluation to evaluations.csv; say whether it is the best so far."""
-        self._tables["evaluations"].append([evaluation_row(record)])
-        return self._judge(record.returns.mean, record.iteration)
+        """Append an evaluation to evaluations.csv, and return whether it is the best so far."""
+        self._tables["evaluations"].append(rows_of(record)["evaluations"])
+        is_best = self.best is None or record.returns.mean > self.best[0]
+        if is_best:
+            self.best = (record.returns.mean, record.iteration)
+        return is_best
 
     def save(self, checkpoint: checkpoints.Checkpoint, *, best: bool, keep: int, every: int | None) -> None:
         """Write a checkpoint once the rows that lead to it are safe, then delete those no longer kept."""
@@ -160,7 +129,9 @@ class RunDirectory:
             checkpoints.point(latest, path, checkpoints.digest_of(path))
         if best:
             checkpoints.point(self.checkpoints / "best.json", path, checkpoints.digest_of(path))
-        self._delete_old(path, keep, every)
+        best_name = checkpoints.file_name(self.best[1]) if self.best else ""
+        for old in _to_delete(checkpoints.list_checkpoints(self.checkpoints), path, best_name, keep, every):
+            old.unlink()
 
     def add_reproduction(self, name: str, program: str) -> Path:
         """Write a program in which a fault of the environment happens again, and say where."""
@@ -182,14 +153,15 @@ class RunDirectory:
         for table in self._tables.values():
             table.close()
 
-    def _judge(self, mean_return: float, iteration: int) -> bool:
-        if self.best is None or mean_return > self.best[0]:
-            self.best = (mean_return, iteration)
-            return True
-        return False
-
-    def _point_to_best(self) -> None:
-        """Let best.json name what is there: going on from an earlier checkpoint, a run may lose its best."""
+    def _find_best(self) -> None:
+        """Read the best evaluation, and point best.json to it. A run resumed from an earlier state may have lost it."""
+        table = read_table(self.path / "evaluations.csv", ("return_mean",))
+        returns = table["return_mean"]
+        if np.isnan(returns).any():
+            raise RunDirectoryError(f"{table.path}: damaged: `return_mean` of some row is no number")
+        if table.rows:
+            at = int(returns.argmax())  # the first of equal ones
+            self.best = (float(returns[at]), int(table["iteration"][at]))
         best = self.checkpoints / "best.json"
         path = self.checkpoints / checkpoints.file_name(self.best[1]) if self.best else None
         if path is None or not path.exists():
@@ -201,72 +173,19 @@ class RunDirectory:
         for folder in (self.path, self.checkpoints, self.path / "crash"):
             remove_temporary(folder)
 
-    def _delete_old(self, newest: Path, keep: int, every: int | None) -> None:
-        """Keep the newest `keep` of the regular ones, the newest of all, and the best."""
-        files = checkpoints.list_checkpoints(self.checkpoints)
-        regular = [
-            path for path in files if path == newest or checkpoints.iteration_of(path) % (every or sys.maxsize) == 0
-        ]
-        kept = {newest, *regular[-keep:]}
-        if self.best is not None:
-            kept.add(self.checkpoints / checkpoints.file_name(self.best[1]))
-        for path in files:
-            if path not in kept:
-                path.unlink()
 
-
-def tables_of(config: Config) -> dict[str, list[str]]:
-    """Name the tables that a run with this config writes, and their columns."""
-    return TABLES if config.diagnostics.every is None else ALL_TABLES
-
-
-def metrics_row(record: Iteration) -> list[Cell]:
-    """Give the row of metrics.csv of an iteration."""
-    returns = record.returns
-    values: dict[str, Cell] = {
-        "iteration": record.iteration,
-        "env_steps": record.env_steps,
-        "episodes": record.episode_count,
-        "length_mean": record.length_mean,
-        "discounted_return_mean": record.discounted_return_mean,
-    } | vars(record.update)
-    if returns is not None:
-        values |= {
-            "return_mean": returns.mean,
-            "return_standard_error": returns.standard_error,
-            "return_standard_deviation": returns.standard_deviation,
-            "return_min": returns.min,
-            "return_max": returns.max,
-        }
-    return [values.get(column) for column in METRICS]
-
-
-def episode_rows(record: Iteration) -> list[tuple[Cell, ...]]:
-    """Give the rows of episodes.csv of an iteration."""
-    return [
-        (record.iteration, e.episode, e.episode_return, e.discounted_return, e.length, e.ended) for e in record.episodes
-    ]
-
-
-def gradient_rows(record: Iteration) -> list[tuple[Cell, ...]]:
-    """Give the rows of gradients.csv of an iteration."""
-    return [(record.iteration, record.env_steps, *vars(estimate).values()) for estimate in record.update.gradients]
-
-
-def evaluation_row(record: Evaluation) -> tuple[Cell, ...]:
-    """Give the row of evaluations.csv of an evaluation."""
-    returns = record.returns
-    return (
-        *(record.iteration, record.env_steps, record.mode, returns.n),
-        *(returns.mean, returns.standard_error, returns.standard_deviation, record.length_mean),
-        *(returns.median, returns.min, returns.max, record.discounted_return_mean),
-    )
+def _to_delete(files: Sequence[Path], newest: Path, best: str, keep: int, every: int | None) -> list[Path]:
+    """Return all checkpoints but the newest, the best, and the last `keep` of iterations that `every` divides."""
+    regular = [path for path in files if path == newest or checkpoints.iteration_of(path) % (every or sys.maxsize) == 0]
+    kept = {newest, *regular[-keep:]}
+    return [path for path in files if path not in kept and path.name != best]
 
 
 def elapsed_seconds(path: Path, iteration: int) -> float:
-    """Read from timing.csv how many seconds the first `iteration` iterations took; 0 if it does not say."""
-    rows = _column(path / "timing.csv", "elapsed_seconds")
-    return max((seconds for number, seconds in rows if number < iteration), default=0.0)
+    """Read from timing.csv how many seconds the first `iteration` iterations took; 0 without a row."""
+    timing = read_table(path / "timing.csv", ("elapsed_seconds",))
+    before = timing["elapsed_seconds"][timing["iteration"] < iteration]
+    return float(np.nanmax(before, initial=0.0))
 
 
 def move_aside(path: Path) -> Path:
@@ -323,25 +242,6 @@ def _find_in(path: Path, which: str) -> Path:
     if which == "best":
         raise CheckpointError(f"{path}: has no best checkpoint", "--which latest is there")
     return files[-1]  # the pointer is a help, and each checkpoint proves itself
-
-
-def _has_rows(path: Path) -> bool:
-    if not path.exists():
-        return False
-    with open_file(path) as file:
-        return bool(file.readline() and file.readline())
-
-
-def _column(path: Path, column: str) -> list[tuple[int, float]]:
-    """Read a column of a table: (iteration, value) of each row."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.reader(file)
-            header = next(rows, ["iteration", column])
-            first, place = header.index("iteration"), header.index(column)
-            return [(int(row[first]), float(row[place])) for row in rows if row]
-    except (ValueError, IndexError, csv.Error):
-        raise RunDirectoryError(f"{path}: damaged: `{column}` of some row is no number") from None
 
 
 def _config_text(config: Config, path: Path) -> bytes:

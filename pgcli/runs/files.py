@@ -1,8 +1,7 @@
-"""Files that are whole or absent, and tables that grow by a row and can be cut back."""
+"""Files that are whole or absent after any crash, and errors that name the file."""
 
 from __future__ import annotations
 
-import csv
 import errno
 import io
 import json
@@ -10,7 +9,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,15 @@ from typing import Any
 from pgcli.errors import RunDirectoryError
 
 TEMPORARY = ".writing-"
-FILE_MODE, FOLDER_MODE = 0o664, 0o775  # at most, whatever the umask: nobody else writes into a run
+FILE_MODE, FOLDER_MODE = 0o664, 0o775  # at most, under any umask: nobody else writes into a run
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_UNABLE = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP)  # to open a folder, or to sync one
-_BINARY = getattr(os, "O_BINARY", 0)
+_UNABLE = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP)  # to open or to sync a folder
+BINARY = getattr(os, "OBINARY", 0)
 
 
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Tell what the system says of a file (disk full, read-only, vanished) as a RunDirectoryError."""
+    """Turn an OSError (disk full, read-only, file vanished) into a RunDirectoryError that names the file."""
     try:
         yield
     except OSError as error:
@@ -38,8 +37,8 @@ def storage(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Let an OSError speak of `path`: a descriptor has no name, and a temporary one tells a user nothing."""
+def naming(path: Path) -> Iterator[None]:
+    """Name `path` in an OSError: a descriptor has no name, and a temporary name means nothing to a user."""
     try:
         yield
     except OSError as error:
@@ -48,8 +47,8 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def open_file(path: Path) -> io.BufferedReader:
-    """Open a file for reading. What is no regular file, such as a FIFO, is an OSError and not a wait."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
+    """Open a file for reading. Raises: OSError, without waiting, for one that is not regular, such as a FIFO."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | BINARY)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -57,7 +56,7 @@ def open_file(path: Path) -> io.BufferedReader:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make what was created, renamed or deleted in `folder` survive a power loss, where the system can."""
+    """Make creations, renames and deletions in `folder` survive a power loss, where the system can."""
     if os.name != "posix":
         return
     try:
@@ -72,7 +71,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, so that they survive a power loss."""
+    """Make a folder and its parents, so that they survive a power loss."""
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(FOLDER_MODE, exist_ok=True)
@@ -80,18 +79,18 @@ def make_folder(path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes, *, replace: bool = True) -> None:
-    """Write `content` to `path` so that a reader, after any crash, finds all of it or what was there before.
+    """Write `content` to `path`. After any crash, the file has either all of it or its old content.
 
-    The temporary name begins with a dot: no reader matches it. With `replace=False`, `path` must be a new name.
-    Raises: OSError; FileExistsError for a name that is not new.
+    The temporary name begins with a dot: no reader matches it.
+    Raises: OSError; FileExistsError if `path` exists, with `replace=False`.
     """
     if not replace and path.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-    with _naming(path):
+    with naming(path):
         descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
         try:
             try:
-                _write(descriptor, content)
+                write_all(descriptor, content)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -107,19 +106,19 @@ def write_whole(path: Path, content: bytes, *, replace: bool = True) -> None:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Delete what a process that was killed had not finished writing. The caller holds the lock of the run."""
+    """Delete the unfinished files of a killed process. The caller holds the lock of the run."""
     for path in folder.glob(f"{TEMPORARY}*"):
         path.unlink()
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write `data` as JSON for people and programs, whole or not at all."""
+    """Write `data` as indented JSON, whole or not at all."""
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
-    write_whole(path, f"{text}\n".encode(errors="backslashreplace"))  # of a name that is no UTF-8: JSON's own escape
+    write_whole(path, f"{text}\n".encode(errors="backslashreplace"))  # JSON's own escape for a name that is not UTF-8
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raise RunDirectoryError if the file is missing or something else."""
+    """Read a JSON object. Raises: RunDirectoryError if the file is missing or holds something else."""
     try:
         with open_file(path) as file:
             data = json.loads(file.read())
@@ -132,102 +131,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-Cell = str | int | float | None
-
-
-def as_csv(rows: Iterable[Sequence[Cell]]) -> str:
-    """Write rows as the lines of a table: floats so that they read back exactly, nothing for None."""
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(
-        ["" if cell is None else repr(cell) if isinstance(cell, float) else cell for cell in row] for row in rows
-    )
-    return text.getvalue()
-
-
-class Table:
-    """A CSV file whose first column is the iteration, in order."""
-
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self.path = path
-        with _naming(path):
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _BINARY, FILE_MODE)
-        self._synced = False
-        if os.fstat(self._descriptor).st_size == 0:
-            self.append([columns])
-
-    def append(self, rows: Iterable[Sequence[Cell]]) -> None:
-        """Add rows; they are in the hands of the operating system when this returns."""
-        with _naming(self.path):
-            self._synced = False
-            _write(self._descriptor, as_csv(rows).encode())
-            if not os.fstat(self._descriptor).st_nlink:
-                raise FileNotFoundError(errno.ENOENT, "was deleted while the run was writing it")
-
-    def sync(self) -> None:
-        """Make the rows survive a power loss."""
-        if not self._synced:
-            with _naming(self.path):
-                os.fsync(self._descriptor)
-            self._synced = True
-
-    def close(self) -> None:
-        """Close the file."""
-        with _naming(self.path):
-            os.close(self._descriptor)
-
-
-def check_columns(path: Path, columns: Sequence[str]) -> None:
-    """Raise RunDirectoryError if a table is there, begins with a whole line, and that line names other columns."""
-    if not path.exists():
-        return
-    with open_file(path) as file:
-        line = file.readline()
-    if line.endswith(b"\n") and line.decode(errors="replace") != f"{','.join(columns)}\n":
-        raise RunDirectoryError(
-            f"{path}: has other columns than this version of pgcli writes",
-            "go on with the version that began the run, or train into another --run-dir",
-        )
-
-
-def rows_before(path: Path, iteration: int) -> tuple[int, int]:
-    """Count the whole rows before `iteration` with which a table begins, and the bytes up to their end.
-
-    Raises: RunDirectoryError if more of them come after something else, which no crash leaves.
-    """
-    if not path.exists():
-        return 0, 0
-    with open_file(path) as file:
-        header = file.readline()
-        whole = header.endswith(b"\n")
-        rows, end = 0, len(header) if whole else 0
-        for number, line in enumerate(file, 2):
-            before = _is_before(line, iteration, header.count(b","))
-            if before and not whole:
-                raise RunDirectoryError(f"{path}: damaged before line {number}")
-            whole = whole and before
-            if whole:
-                rows, end = rows + 1, end + len(line)
-    return rows, end
-
-
-def truncate(path: Path, size: int) -> None:
-    """Cut a file, if it is there, to `size` bytes, durably."""
-    if path.exists():
-        with _naming(path):
-            descriptor = os.open(path, os.O_WRONLY)
-            try:
-                os.ftruncate(descriptor, size)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-
-def _is_before(line: bytes, iteration: int, commas: int) -> bool:
-    first, whole = line.partition(b",")[0], line.endswith(b"\n") and line.count(b",") == commas and b"\0" not in line
-    return whole and first.isdigit() and len(first) < 19 and int(first) < iteration
-
-
-def _write(descriptor: int, content: bytes) -> None:
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write all of `content`, however little the system takes at once."""
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest) :]

@@ -1,4 +1,4 @@
-"""One writer per run directory."""
+"""One writer per run directory: a lock of the operating system on the file `.lock`, which names its holder."""
 
 from __future__ import annotations
 
@@ -15,45 +15,38 @@ from pgcli.runs.files import FILE_MODE
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process. The system lets go when the process ends, however it ends.
+    """Lock `folder` for this process. The system unlocks it when the process ends, also when it is killed.
 
-    Raises: RunInUse, which names the holder; RunDirectoryError where the file system has no locks, as some of clusters.
-    On systems without flock (Windows) nothing is held.
+    Raises: RunInUse, which names the holder; RunDirectoryError on a file system without locks, as some clusters have.
     """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
+    from filelock import lock_descriptor  # `show` needs it only for a run that may be running
+
     with open(folder / ".lock", "a+", opener=lambda path, flags: os.open(path, flags, FILE_MODE)) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise RunInUse(f"{folder} is in use by {_holder(file.read())}", "wait for it, or stop it") from None
+            is_mine = lock_descriptor(file.fileno(), blocking=False)
         except OSError as error:
             what = f"{folder}: cannot be locked: {error.strerror}"
             raise RunDirectoryError(what, "its file system has no locks; --run-dir names a folder on another") from None
+        if not is_mine:
+            file.seek(1)
+            raise RunInUse(f"{folder} is in use by {_holder(file.read())}", "wait for it, or stop it")
         file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": platform.node()}))
+        file.write(" " + json.dumps({"pid": os.getpid(), "host": platform.node()}))  # Windows lets no one read byte 0
         file.flush()
         yield
 
 
 def is_held(folder: Path) -> bool | None:
-    """Say whether a process writes the run in `folder`, without writing anything; None where that cannot be known."""
-    try:
-        import fcntl
+    """Return whether a process writes the run in `folder`, without writing anything; None where that is unknown."""
+    from filelock import lock_descriptor
 
+    try:
         with open(folder / ".lock", "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            return not lock_descriptor(file.fileno(), blocking=False)
     except FileNotFoundError:
         return False
-    except (ImportError, OSError):
+    except OSError:
         return None
-    return False
 
 
 def _holder(text: str) -> str:

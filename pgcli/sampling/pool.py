@@ -1,4 +1,4 @@
-"""Those who do the jobs of a rollout: what worker processes and actors on a cluster have in common."""
+"""Worker pools: what this process, worker processes and actors on a cluster have in common."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import io
 import pickle
 import traceback
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -16,87 +16,99 @@ from pgcli.config.schema import EnvConfig, PolicyConfig
 from pgcli.environments.forms import make
 from pgcli.errors import PgcliError
 from pgcli.policies.policy import Policy
+from pgcli.sampling.chunks import EnvironmentCache
 from pgcli.system.processes import Check
 
 HANG_SECONDS = 60.0  # without a step
 TRIES = 3  # of the same chunk
 
 
-class Job(Protocol):
-    """What one worker does for one chunk."""
+class Task(Protocol):
+    """Work on one chunk, which a worker does with its own environments and its copy of the policy."""
 
-    def __call__(self, kept: dict[Any, Any], policy: Policy, check: Check) -> Any:
-        """Do it; `kept` is the worker's from one job to the next, and what is in it is closed at the end."""
+    def __call__(self, environments: EnvironmentCache, policy: Policy, check: Check) -> Any:
+        """Return the result; `check` is called before every step."""
 
 
-class Crew(Protocol):
-    """Up to `count` workers, of whom one begins when there is a first job for it."""
+class WorkerPool(Protocol):
+    """Up to `count` workers, started at their first task; 0: this process does all tasks itself."""
 
     count: int
 
-    def of(self, number: int) -> object:
-        """Give the worker that does job `number`: another object if it was replaced."""
+    def map(self, policy: Policy, tasks: Mapping[int, Task], check: Check) -> dict[int, Any]:
+        """Run task n on worker n mod `count`, in the order of n; return the results by n.
 
-    def run(self, policy: Policy, count: int, job: Callable[[int, object], Job], check: Check) -> list[Any]:
-        """Do jobs 0, …, count - 1, job n at worker n mod `self.count`; give their results in that order.
-
-        `job(n, worker)` is asked for when it is sent: to a replaced worker once more. `check` is called while waiting;
-        what it raises ends the workers that are busy. Of several jobs that fail, the first one's error is raised.
+        A task may run more than once, in a new worker, if its worker dies or hangs. `check` is called meanwhile; an
+        exception in it ends the busy workers. If several tasks fail, the error of the smallest n is raised.
         """
 
     def close(self) -> None:
-        """Let the workers close their environments, and end them."""
+        """Close the workers' environments and end the workers."""
 
 
-def automatic(cores: int, chunks: int, native: bool) -> int:
-    """Choose how many workers collect: a core and a chunk at least for each, none where there would be only one.
+class LocalPool:
+    """Runs tasks in this process, one after the other."""
 
-    None either for an environment in its vector form: a chunk of it is collected faster than it is moved.
+    count = 0
+
+    def __init__(self, environments: EnvironmentCache) -> None:
+        self._environments = environments
+
+    def map(self, policy: Policy, tasks: Mapping[int, Task], check: Check) -> dict[int, Any]:
+        """Run every task; return the results by number."""
+        return {number: task(self._environments, policy, check) for number, task in tasks.items()}
+
+    def close(self) -> None:
+        """Do nothing: the environments belong to the caller."""
+
+
+def worker_count(cores: int, chunks: int, native: bool) -> int:
+    """Return the number of workers of `workers: auto`: one per core, at most one per chunk, and 0 instead of 1.
+
+    It is 0 for the vector form of an environment, which collects a chunk faster than a process can send it.
     """
     count = min(cores, chunks)
     return 0 if native or count <= 1 else count
 
 
 def build_policy(env: EnvConfig, config: PolicyConfig) -> Policy:
-    """Build a worker's copy of the policy, whose parameters are yet to come."""
+    """Build a worker's copy of the policy; its parameters are set later."""
     with contextlib.closing(make(env)) as one:
         return Policy(one.observation_space, one.action_space, config)
 
 
-def close_all(kept: dict[Any, Any]) -> Exception | None:
-    """Close what a worker has kept; give what was wrong with that."""
-    failure: Exception | None = None
-    for thing in kept.values():
-        try:
-            thing.close()
-        except BaseException as error:
-            failure = failure or sendable(error)
-    return failure
+def closing_error(environments: EnvironmentCache) -> Exception | None:
+    """Close a worker's environments; return the error, if there is one."""
+    try:
+        environments.close()
+    except BaseException as error:
+        return sendable(error)
+    return None
 
 
 def sendable(error: BaseException) -> Exception:
-    """Let pgcli's own errors be as they are, and tell others by their traceback."""
+    """Return pgcli's own errors as they are, and others as a RuntimeError with their traceback as text."""
     if isinstance(error, PgcliError):
         return error
     return RuntimeError("in a worker process:\n" + "".join(traceback.format_exception(error)))
 
 
-def pickled(results: object) -> bytes:
-    """Pickle results, whose tensors are as quick as arrays."""
+def pickled(result: object) -> bytes:
+    """Pickle a result, with its tensors as arrays, which is faster."""
     stream = io.BytesIO()
-    _Pickler(stream, 5).dump(results)
+    _Pickler(stream, 5).dump(result)
     return stream.getvalue()
 
 
-def taken_apart(results: object) -> tuple[bytes, list[memoryview]]:
-    """Pickle results, and give the bytes of their arrays apart."""
+def pickled_apart(result: object) -> tuple[bytes, list[memoryview]]:
+    """Pickle a result; return the bytes of its tensors and arrays separately."""
     stream, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
-    _Pickler(stream, 5, buffer_callback=buffers.append).dump(results)
+    _Pickler(stream, 5, buffer_callback=buffers.append).dump(result)
     return stream.getvalue(), [buffer.raw() for buffer in buffers]
 
 
 class _Pickler(pickle.Pickler):
-    """Lets the bytes of tensors, as those of arrays, go their own way."""
+    """Pickles tensors as arrays, whose bytes `buffer_callback` receives."""
 
     def reducer_override(self, value: object) -> Any:
         return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented

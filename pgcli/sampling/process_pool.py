@@ -1,7 +1,7 @@
-"""Worker processes: each owns environments and a copy of the policy, and does whole chunks; nothing passes per step.
+"""A pool of worker processes: each has environments and a copy of the policy, and runs whole chunks.
 
-Messages are small and go through pipes. Parameters, and what was collected, go through shared memory, all of it made
-and freed by the parent. A worker that dies or hangs is replaced, and its chunks are done again, to the same bytes.
+Messages are small and go through pipes. The parameters and each worker's results go through shared tensors, which the
+system frees when the last process that maps them has ended, however it ended.
 """
 
 from __future__ import annotations
@@ -13,203 +13,187 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pgcli.config.schema import EnvConfig, PolicyConfig
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.policy import Policy, parameters_of
-from pgcli.sampling.pool import HANG_SECONDS, TRIES, Job, build_policy, close_all, pickled, sendable, taken_apart
+from pgcli.sampling.chunks import EnvironmentCache
+from pgcli.sampling.pool import (
+    HANG_SECONDS,
+    TRIES,
+    Task,
+    build_policy,
+    closing_error,
+    pickled,
+    pickled_apart,
+    sendable,
+)
 from pgcli.system.processes import POLL_SECONDS, Check, process_context
 
 CLOSE_SECONDS = 5.0
-_HEAD = 2 * 8  # bytes per worker in the block of parameters: steps so far, the job that it is at
+_STEPS, _TASK = 0, 1  # what a worker reports while it runs: its steps so far, the number of its task
 
 
-class Workers:
-    """Up to `count` worker processes; one is started when there is a first job for it."""
+class ProcessPool:
+    """Up to `count` worker processes."""
 
     def __init__(self, env: EnvConfig, policy: PolicyConfig, count: int) -> None:
         self._env, self._policy, self.count = env, policy, count
         self._workers: dict[int, _Worker] = {}
-        self._shared: SharedMemory | None = None
+        self._parameters: Tensor | None = None  # bytes, shared
+        self._progress: Tensor | None = None  # [count, 2], shared
 
-    def of(self, number: int) -> object:
-        """Give the worker that does job `number`: another object if it was replaced."""
-        return self._workers.get(number % self.count)
+    def map(self, policy: Policy, tasks: Mapping[int, Task], check: Check) -> dict[int, Any]:
+        """Run task n on worker n mod `count`, in the order of n; return the results by n.
 
-    def run(self, policy: Policy, count: int, job: Callable[[int, object], Job], check: Check) -> list[Any]:
-        """Do jobs 0, …, count - 1, job n at worker n mod `self.count`; give their results in that order.
-
-        `job(n, worker)` is asked for when it is sent: to a replaced worker once more. `check` is called while waiting;
-        what it raises ends the workers that are busy. Of several jobs that fail, the first one's error is raised.
+        A task may run more than once, in a new worker, if its worker dies or hangs. `check` is called meanwhile; an
+        exception in it ends the busy workers. If several tasks fail, the error of the smallest n is raised.
         """
-        self._write(policy)
+        self._share(policy)
         results: dict[int, Any] = {}
         failures: dict[int, Exception] = {}
-        deaths = dict.fromkeys(range(min(self.count, count)), 0)
+        losses = Counter[int]()
+        shares: dict[int, dict[int, Task]] = {}
+        for number, task in tasks.items():
+            shares.setdefault(number % self.count, {})[number] = task
         busy: dict[int, _Worker] = {}
         try:
-            for place in deaths:
-                busy[place] = self._ask(place, count, job)
+            for index, share in shares.items():
+                busy[index] = self._send(index, share)
             while busy:
                 check()
                 wait([worker.connection for worker in busy.values()], POLL_SECONDS)
-                for place, worker in list(busy.items()):
-                    lost = worker.lost()
-                    if not lost:
-                        done = worker.answer()
-                        if done is None:
-                            continue
-                        results |= done[0]
-                        failures |= done[1]
-                        del busy[place]
-                        continue
-                    deaths[place] += 1
-                    at = worker.job
-                    self._end(place)
-                    if deaths[place] == TRIES:
-                        del busy[place]
-                        raise EnvironmentFailure(
-                            f"the worker process of chunk {at} {lost}, {TRIES} times in a row",
-                            "with 0 workers it happens in this process, which shows more",
-                        )
-                    busy[place] = self._ask(place, count, job)
+                for index, worker in list(busy.items()):
+                    if reason := worker.loss():
+                        losses[index] += 1
+                        self._end(index)
+                        if losses[index] == TRIES:
+                            del busy[index]
+                            raise EnvironmentFailure(
+                                f"the worker process of chunk {worker.task} {reason}, {TRIES} times in a row",
+                                "with 0 workers it happens in this process, which shows more",
+                            )
+                        busy[index] = self._send(index, shares[index])
+                    elif answer := worker.receive():
+                        results |= answer[0]
+                        failures |= answer[1]
+                        del busy[index]
         except BaseException:
-            for place in busy:
-                self._end(place)
+            for index in busy:
+                self._end(index)
             raise
         if failures:
             raise failures[min(failures)]
-        return [results[number] for number in range(count)]
+        return results
 
     def close(self) -> None:
-        """Let the workers close their environments, and end them."""
-        workers, stop = list(self._workers.values()), time.monotonic() + CLOSE_SECONDS
+        """Close the workers' environments and end the workers."""
+        stop = time.monotonic() + CLOSE_SECONDS
         failure: Exception | None = None
         try:
-            for worker in workers:
+            for worker in self._workers.values():
                 with contextlib.suppress(OSError):
                     worker.connection.send(None)
-            for worker in workers:
-                failure = failure or worker.farewell(stop)
+            for worker in self._workers.values():
+                failure = failure or worker.closing_error(stop)
         finally:
-            for place in list(self._workers):
-                self._end(place)
-            if self._shared is not None:
-                _free(self._shared)
-                self._shared = None
+            for index in list(self._workers):
+                self._end(index)
         if failure is not None:
             raise failure
 
-    def _write(self, policy: Policy) -> None:
-        """Put the parameters where every worker reads them."""
+    def _share(self, policy: Policy) -> None:
+        """Copy the parameters to where every worker reads them."""
         arrays = [tensor.numpy() for tensor in parameters_of(policy, None).values()]
-        head = _HEAD * self.count
-        if self._shared is None:
-            self._shared = _reserve(head + sum(array.nbytes for array in arrays))
-            if self._shared is None:
-                raise EnvironmentFailure(
-                    "there is no shared memory for the parameters of the policy", "0 workers need none"
-                )
-        start = head
-        for array in arrays:
-            _view(self._shared, array.dtype, array.size, start)[:] = array.ravel()
-            start += array.nbytes
+        if self._parameters is None:
+            try:
+                self._parameters = _shared(torch.empty(sum(array.nbytes for array in arrays), dtype=torch.uint8))
+                self._progress = _shared(torch.zeros(self.count, 2, dtype=torch.int64))
+            except RuntimeError:
+                message = "there is no shared memory for the parameters of the policy"
+                raise EnvironmentFailure(message, "0 workers need none") from None
+        for shared, array in zip(_views(self._parameters, arrays), arrays, strict=True):
+            shared[...] = array
 
-    def _ask(self, place: int, count: int, job: Callable[[int, object], Job]) -> _Worker:
-        assert self._shared is not None
-        if place not in self._workers:
-            self._workers[place] = _Worker(self._env, self._policy, self._shared, place, self.count)
-        worker = self._workers[place]
-        worker.ask({number: job(number, worker) for number in range(place, count, self.count)})
-        return worker
+    def _send(self, index: int, tasks: dict[int, Task]) -> _Worker:
+        """Send tasks to a worker; start it if there is none."""
+        assert self._parameters is not None
+        assert self._progress is not None
+        if index not in self._workers:
+            self._workers[index] = _Worker(self._env, self._policy, self._parameters, self._progress[index])
+        self._workers[index].send(tasks)
+        return self._workers[index]
 
-    def _end(self, place: int) -> None:
-        self._workers.pop(place).end()
+    def _end(self, index: int) -> None:
+        self._workers.pop(index).end()
 
 
 class _Worker:
     """One process, as its parent sees it."""
 
-    def __init__(self, env: EnvConfig, policy: PolicyConfig, shared: SharedMemory, place: int, count: int) -> None:
+    def __init__(self, env: EnvConfig, policy: PolicyConfig, parameters: Tensor, progress: Tensor) -> None:
         context = process_context()
-        self._shared, self._place = shared, place
-        self._block: SharedMemory | None = None
-        self.connection, there = context.Pipe()
+        self._progress, self._results = progress, torch.empty(0, dtype=torch.uint8)
+        self.connection, theirs = context.Pipe()
         alive, self._alive = context.Pipe(duplex=False)  # ends when this process does
-        arguments = (there, alive, shared.name, place, count, env, policy, os.getcwd())
+        arguments = (theirs, alive, parameters, progress, env, policy, os.getcwd())
         self._process: BaseProcess = context.Process(target=_work, args=arguments, daemon=True)
         self._process.start()
-        there.close()
+        theirs.close()
         alive.close()
         self._steps, self._since, self._gone = -1, time.monotonic(), False
 
     @property
-    def pid(self) -> int | None:
-        """The number of the process."""
-        return self._process.pid
+    def task(self) -> int:
+        """The number of the task that it runs, or ran last."""
+        return int(self._progress[_TASK])
 
-    @property
-    def job(self) -> int:
-        """The number of the job that it is at, or was last."""
-        return self._head(1)
-
-    def ask(self, jobs: dict[int, Job]) -> None:
-        """Send jobs. Raises what cannot be pickled."""
+    def send(self, tasks: dict[int, Task]) -> None:
+        """Send tasks. Raises: an error if they cannot be pickled."""
         self._since = time.monotonic()
-        with contextlib.suppress(OSError):  # `lost` finds out
-            self.connection.send(jobs)
+        with contextlib.suppress(OSError):  # `loss` finds out
+            self.connection.send(tasks)
 
-    def lost(self) -> str:
-        """Say what became of it, if it is dead or hangs."""
+    def loss(self) -> str:
+        """Return how it died, or that it hangs; nothing if it works."""
         if not self._gone and self.connection.poll():
-            return ""  # an answer, or the end of the pipe, which `answer` finds
+            return ""  # an answer, or the end of the pipe, which `receive` finds
         if self._gone or not self._process.is_alive():
             code = self._process.exitcode
             return "was killed" if code is None or code < 0 else f"ended itself with exit code {code}"
-        steps = self._head(0)
+        steps = int(self._progress[_STEPS])
         if steps != self._steps:
             self._steps, self._since = steps, time.monotonic()
         return f"made no step in {HANG_SECONDS:g} s" if time.monotonic() - self._since > HANG_SECONDS else ""
 
-    def answer(self) -> tuple[dict[int, Any], dict[int, Exception]] | None:
-        """Give results and failures, or None while there are none."""
+    def receive(self) -> tuple[dict[int, Any], dict[int, Exception]] | None:
+        """Return results and errors by task, or None while there are none."""
         try:
             if not self.connection.poll():
                 return None
-            kind, *content = self.connection.recv()
-            if kind == "room":  # for so many bytes
-                if self._block is not None:
-                    _free(self._block)
-                self._block = _reserve(int(1.25 * content[0]))
-                self.connection.send(None if self._block is None else self._block.name)
-                return None
+            data, sizes, larger, failures = self.connection.recv()
         except (EOFError, OSError):
             self._gone = True
-            self._process.join(1)  # `lost` tells how it ended
+            self._process.join(1)  # `loss` reports how it ended
             return None
-        data, sizes, failures = content
-        if kind == "pipe":
-            return pickle.loads(data), failures
-        assert self._block is not None
-        buffers, start = [], 0
-        for size in sizes:
-            copy = np.empty(size, np.uint8)
-            copy[:] = _view(self._block, np.uint8, size, start)
-            buffers.append(copy)
-            start += size
+        if larger is not None:
+            self._results = larger
+        buffers = [buffer.copy() for buffer in _parts(self._results, sizes)]
         return pickle.loads(data, buffers=buffers), failures
 
-    def farewell(self, stop: float) -> Exception | None:
-        """Wait until its environments are closed; give what was wrong with that."""
+    def closing_error(self, stop: float) -> Exception | None:
+        """Wait until it has closed its environments; return the error, if there is one."""
         with contextlib.suppress(EOFError, OSError):
             if self.connection.poll(max(stop - time.monotonic(), 0)):
                 error = self.connection.recv()
@@ -217,44 +201,30 @@ class _Worker:
         return None
 
     def end(self) -> None:
-        """End it, whatever it does, and free what it shared."""
+        """Kill it."""
         self._process.kill()
         self._process.join()
         self._process.close()
         self.connection.close()
         self._alive.close()
-        if self._block is not None:
-            _free(self._block)
-
-    def _head(self, entry: int) -> int:
-        return int(_view(self._shared, np.int64, 1, _HEAD * self._place + 8 * entry)[0])
 
 
-def _reserve(size: int) -> SharedMemory | None:
-    """Make a shared block; None where there is no room, which would otherwise show at the first write, as a crash."""
-    try:
-        block = SharedMemory(create=True, size=max(size, 1))
-    except OSError:
-        return None
-    try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(block._fd, 0, block.size)  # type: ignore[attr-defined]  # it has no public name
-    except OSError:
-        _free(block)
-        return None
-    return block
+def _shared(tensor: Tensor) -> Tensor:
+    """Move a tensor to shared memory. Raises: RuntimeError where the system has no room for it."""
+    shared: Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]  # torch's
+    return shared
 
 
-def _view(block: SharedMemory, dtype: Any, count: int, start: int) -> NDArray[Any]:
-    assert block.buf is not None
-    return np.frombuffer(block.buf, dtype, count, start)
+def _parts(shared: Tensor, sizes: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """Return views of consecutive parts of shared bytes."""
+    array = shared.numpy()
+    return [array[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
-def _free(block: SharedMemory) -> None:
-    with contextlib.suppress(BufferError):
-        block.close()
-    with contextlib.suppress(FileNotFoundError):
-        block.unlink()
+def _views(shared: Tensor, like: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Return views of shared bytes with the types and shapes of some arrays."""
+    parts = _parts(shared, [array.nbytes for array in like])
+    return [part.view(array.dtype).reshape(array.shape) for part, array in zip(parts, like, strict=True)]
 
 
 # ------------------------------------------------------------------------------------------------- in the worker
@@ -263,14 +233,13 @@ def _free(block: SharedMemory) -> None:
 def _work(
     connection: Connection,
     alive: Connection,
-    shared_name: str,
-    place: int,
-    count: int,
+    parameters: Tensor,
+    progress: Tensor,
     env: EnvConfig,
     policy_config: PolicyConfig,
     folder: str,
 ) -> None:
-    """Do what the parent asks until it asks no more, or is gone."""
+    """Run the parent's tasks until it sends None, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the parent, which ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_leave_with_parent, args=(alive,), daemon=True).start()
@@ -278,55 +247,53 @@ def _work(
     os.chdir(folder)
     torch.set_num_threads(1)
     gc.freeze()  # as in a run
-    shared = SharedMemory(shared_name)
-    head: NDArray[np.int64] = _view(shared, np.int64, 2, _HEAD * place)
-    head[:] = 0
+    report = progress.numpy()
+    report[:] = 0
     policy: Policy | None = None
-    block: SharedMemory | None = None
-    kept: dict[Any, Any] = {}
+    block, is_full = torch.empty(0, dtype=torch.uint8), False
+    environments = EnvironmentCache(env)
 
     def check() -> None:
-        head[0] += 1
+        report[_STEPS] += 1
 
     while True:
         try:
-            jobs: dict[int, Job] | None = connection.recv()
+            tasks: dict[int, Task] | None = connection.recv()
         except EOFError:
             os._exit(0)
-        if jobs is None:
+        if tasks is None:
             break
         results: dict[int, Any] = {}
         failures: dict[int, Exception] = {}
-        for number, job in jobs.items():
-            head[1] = number
+        for number, task in tasks.items():
+            report[_TASK] = number
             check()
             try:
                 if policy is None:
                     policy = build_policy(env, policy_config)
-                _read(policy, shared, _HEAD * count)
-                results[number] = job(kept, policy, check)
+                arrays = [tensor.numpy() for tensor in parameters_of(policy, None).values()]
+                for array, shared in zip(arrays, _views(parameters, arrays), strict=True):
+                    array[...] = shared
+                results[number] = task(environments, policy, check)
             except BaseException as error:
                 failures[number] = sendable(error)
                 break
-        data, buffers = taken_apart(results)
-        sizes = [len(buffer) for buffer in buffers]
-        if block is None or block.size < sum(sizes):
-            if block is not None:
-                block.close()
-            connection.send(("room", sum(sizes)))
-            name = connection.recv()
-            block = None if name is None else SharedMemory(name)
-        if block is None:
-            connection.send(("pipe", pickled(results), [], failures))
+        data, buffers = pickled_apart(results)
+        sizes, larger = [len(buffer) for buffer in buffers], None
+        if sum(sizes) > len(block) and not is_full:
+            try:
+                block = larger = _shared(torch.empty(int(1.25 * sum(sizes)), dtype=torch.uint8))
+            except RuntimeError:
+                is_full = True
+        if sum(sizes) > len(block):  # through the pipe
+            connection.send((pickled(results), [], None, failures))
             continue
-        start = 0
-        for buffer in buffers:
-            _view(block, np.uint8, len(buffer), start)[:] = buffer
-            start += len(buffer)
-        connection.send(("shared", data, sizes, failures))
+        for part, buffer in zip(_parts(block, sizes), buffers, strict=True):
+            part[:] = buffer
+        connection.send((data, sizes, larger, failures))
     with contextlib.suppress(OSError):
-        connection.send(close_all(kept))
-    os._exit(0)  # at once: everything is told, and the views of shared memory need no order
+        connection.send(closing_error(environments))
+    os._exit(0)  # at once: everything is sent
 
 
 def _leave_with_parent(alive: Connection) -> None:
@@ -334,11 +301,3 @@ def _leave_with_parent(alive: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         alive.recv_bytes()
     os._exit(1)
-
-
-def _read(policy: Policy, shared: SharedMemory, start: int) -> None:
-    """Take the parameters that the parent wrote."""
-    for tensor in parameters_of(policy, None).values():
-        array = tensor.numpy()
-        array[...] = _view(shared, array.dtype, array.size, start).reshape(array.shape)
-        start += array.nbytes

@@ -14,7 +14,7 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from pgcli.config.schema import EnvConfig, PolicyConfig
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.policy import Policy, parameters_of
-from pgcli.sampling.pool import HANG_SECONDS, TRIES, Job, build_policy, close_all, sendable, taken_apart
+from pgcli.sampling.chunks import EnvironmentCache
+from pgcli.sampling.pool import HANG_SECONDS, TRIES, Task, build_policy, closing_error, pickled_apart, sendable
 from pgcli.system.processes import Check
 from pgcli.system.ray_cluster import POLL_SECONDS, check_versions, cpus, versions
 
@@ -36,8 +37,8 @@ Arrays = list[NDArray[Any]]
 Answer = tuple[bytes, Arrays, Exception | None]
 
 
-class Actors:
-    """Up to `count` actors; one is started when there is a first job for it. `leave` is called at the end."""
+class RayPool:
+    """Up to `count` actors; one is started when there is a first task for it. `leave` is called at the end."""
 
     def __init__(
         self, env: EnvConfig, policy: PolicyConfig, count: int, leave: Callable[[], None] = lambda: None
@@ -47,15 +48,11 @@ class Actors:
         self._arrays: Arrays = []
         self._parameters: Any = None  # where these are in the object store
 
-    def of(self, number: int) -> object:
-        """Give the actor that does job `number`: another object if it was replaced."""
-        return self._actors.get(number % self.count)
+    def map(self, policy: Policy, tasks: Mapping[int, Task], check: Check) -> dict[int, Any]:
+        """Run task n on worker n mod `count`, in the order of n; return the results by n.
 
-    def run(self, policy: Policy, count: int, job: Callable[[int, object], Job], check: Check) -> list[Any]:
-        """Do jobs 0, …, count - 1, job n at actor n mod `self.count`; give their results in that order.
-
-        `job(n, actor)` is asked for when it is sent: to a replaced actor once more. `check` is called while waiting;
-        what it raises ends the actors that are busy. Of several jobs that fail, the first one's error is raised.
+        A task may run more than once, in a new worker, if its worker dies or hangs. `check` is called meanwhile; an
+        exception in it ends the busy workers. If several tasks fail, the error of the smallest n is raised.
         """
         import ray
         from ray.exceptions import RayError, RayTaskError
@@ -66,13 +63,13 @@ class Actors:
         losses = Counter[int]()
         waiting: dict[Any, int] = {}
         lost: dict[int, str] = {}  # places of actors, and what became of these
-        unsent = set(range(count))
+        unsent = set(tasks)
         try:
             while unsent or waiting:
                 self._start({number % self.count for number in unsent}, check)
-                for number in sorted(unsent):  # an actor does its jobs in this order
+                for number in sorted(unsent):  # an actor does its tasks in this order
                     actor = self._actors[number % self.count]
-                    waiting[actor.ask(job(number, actor), self._parameters)] = number
+                    waiting[actor.ask(tasks[number], self._parameters)] = number
                 unsent.clear()
                 check()
                 answered, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=POLL_SECONDS)
@@ -102,11 +99,8 @@ class Actors:
                             f"the actor of chunk {at} {what}, {TRIES} times in a row",
                             "sampling.workers=0 shows what happens in this process",
                         )
-                    for answer in mine:
+                    for answer, number in mine.items():
                         del waiting[answer]
-                    for number in range(place, count, self.count):  # also what is done, for its environments are gone
-                        results.pop(number, None)
-                        failures.pop(number, None)
                         unsent.add(number)
                     self._end(place)
                 lost.clear()
@@ -116,7 +110,7 @@ class Actors:
             raise
         if failures:
             raise failures[min(failures)]
-        return [results[number] for number in range(count)]
+        return results
 
     def close(self) -> None:
         """Let the actors close their environments, end them, and leave the cluster."""
@@ -228,7 +222,7 @@ class _Actor:
         check_versions(theirs, host)
         return True
 
-    def ask(self, job: Job, parameters: object) -> object:
+    def ask(self, job: Task, parameters: object) -> object:
         """Send a job; give where its answer will be. Raises what cannot be pickled."""
         self._since = self._asked = time.monotonic()
         answer: object = self._handle.work.remote(pickle.dumps(job), parameters)
@@ -273,7 +267,7 @@ class _Remote:
     def __init__(self, env: EnvConfig, config: PolicyConfig) -> None:
         self._env, self._config = env, config
         self._policy: Policy | None = None
-        self._kept: dict[Any, Any] = {}
+        self._environments = EnvironmentCache(env)
         self._steps = 0
 
     def hello(self, folder: str, path: list[str]) -> tuple[dict[str, str], str]:
@@ -296,14 +290,14 @@ class _Remote:
                 self._policy = build_policy(self._env, self._config)
             for tensor, array in zip(parameters_of(self._policy, None).values(), parameters, strict=True):
                 tensor.numpy()[...] = array
-            data, buffers = taken_apart(pickle.loads(job)(self._kept, self._policy, self._check))
+            data, buffers = pickled_apart(pickle.loads(job)(self._environments, self._policy, self._check))
         except BaseException as error:
             return b"", [], sendable(error)
         return data, [np.frombuffer(buffer, np.uint8) for buffer in buffers], None
 
     def close(self) -> Exception | None:
         """Close the environments; give what was wrong with that."""
-        return close_all(self._kept)
+        return closing_error(self._environments)
 
     def _check(self) -> None:
         self._steps += 1

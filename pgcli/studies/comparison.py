@@ -1,4 +1,7 @@
-"""What `pgcli compare` reports of the runs of its arms: numbers with intervals, and sentences that they bear out."""
+"""The report of `pgcli compare`: results of each variant and each pair with intervals, and conclusions.
+
+In the tables, whose columns users' scripts read, a variant is called an arm.
+"""
 
 from __future__ import annotations
 
@@ -15,33 +18,33 @@ import numpy as np
 from pgcli.config import Config
 from pgcli.errors import RunDirectoryError
 from pgcli.report.display import short
-from pgcli.report.scores import (
+from pgcli.report.statistics import (
     CONFIDENCE,
     MOST_SEEDS,
+    SCORE_RESAMPLES,
     Array,
     Difference,
-    Estimate,
-    improvement_interval,
+    bootstrap_interval,
     interquartile_mean,
     median_interval,
     paired_difference,
     performance_profile,
+    probability_of_improvement,
     steps_to,
-    stratified_interval,
 )
-from pgcli.runs.columns import Columns, read_columns
 from pgcli.runs.files import make_folder, read_json, storage, write_whole
-from pgcli.studies.page import TABLES, alike, as_csv, markdown
+from pgcli.runs.tables import Table, read_table
+from pgcli.studies.page import TABLES, as_csv, markdown, same_decimals
 
 PROFILE_POINTS = 101
-UNEQUAL = 0.05  # of the env steps, beyond which the reader is told
-FEW_SEEDS = 5  # below which the reader is told what the intervals rest on
-SHARE_OF_GAIN = 0.9  # of what was learned, where no return is registered as solving the environment
+UNEQUAL = 0.05  # relative difference in env steps from which a note reports it
+FEW_SEEDS = 5  # below which a note reports what the intervals assume
+SHARE_OF_GAIN = 0.9  # of the improvement over the untrained policies; the threshold if the environment has none
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a comparison reads of one run; `env_steps` and `returns` [E] are its evaluations."""
+class RunSummary:
+    """The results of one run; `env_steps` and `returns` [E] are its evaluations."""
 
     seed: int
     path: Path
@@ -59,11 +62,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether it used its whole budget."""
+        """Whether the run used its whole budget."""
         return self.status == "finished"
 
 
-def report(
+def write_report(
     folder: Path,
     config: Config,
     paths: Mapping[str, Mapping[int, Path]],
@@ -72,14 +75,15 @@ def report(
 ) -> dict[str, Any]:
     """Compare runs by their final evaluations, and write report.md, figures and tables into `folder`.
 
-    A run counts with the mean return of its last evaluation. One that diverged or failed did not use its budget: it
-    counts with the lower one of its first evaluation, of the untrained policy, and its last; without any evaluation,
-    with the lowest of the whole comparison. None is left out.
-    Args: config, of any arm: what all have in common; paths, the run directories by arm and seed, the seeds the same.
-    Raises: RunDirectoryError for a run that cannot be read, or if not one evaluation is there.
+    The score of a run is the mean return of its last evaluation. A run that diverged or failed did not use its budget:
+    its score is the lower one of its first evaluation, of the untrained policy, and its last. Without any evaluation it
+    is the lowest evaluation of the whole comparison. No run is left out.
+    Args: config, of any variant, for the shared settings; paths, the run directories by variant and seed, with the same
+    seeds for each variant.
+    Raises: RunDirectoryError if a run is unreadable or no run has an evaluation.
     """
     runs = {label: [read_run(path, seed) for seed, path in one.items()] for label, one in paths.items()}
-    result = examine(runs, threshold) | {
+    result = analyze(runs, threshold) | {
         "directory": str(folder),
         "name": config.name,
         "command": f"pgcli {shlex.join(command)}",
@@ -103,11 +107,11 @@ def report(
     return result
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
+# Reading
 
 
-def read_run(path: Path, seed: int) -> Run:
-    """Read one run, however it ended."""
+def read_run(path: Path, seed: int) -> RunSummary:
+    """Read the results of a run in any state."""
     status = read_json(path / "status.json") if (path / "status.json").exists() else {}
     told = str(status.get("status", "not started"))
     ended = told == "finished"
@@ -119,7 +123,7 @@ def read_run(path: Path, seed: int) -> Run:
     steps = int(metrics["env_steps"][-1]) if metrics.rows else 0
     worked = float(np.nansum(timing["collect_seconds"]) + np.nansum(timing["update_seconds"]))
     versions = {"pgcli": information.get("pgcli")} | dict(information.get("versions") or {})
-    return Run(
+    return RunSummary(
         seed,
         path,
         told,
@@ -136,18 +140,16 @@ def read_run(path: Path, seed: int) -> Run:
     )
 
 
-def _read(path: Path, columns: Sequence[str], ended: bool) -> Columns:
+def _read(path: Path, columns: Sequence[str], ended: bool) -> Table:
     """Read a table; of a run that did not finish it may be missing."""
-    if not ended and not path.exists():
-        return Columns(path, 0, {}, {})
-    return read_columns(path, columns, whole=ended)
+    return read_table(path, columns, whole=ended) if ended or path.exists() else Table(path)
 
 
 def _gradients(path: Path, ended: bool) -> dict[str, tuple[float, float]]:
     if not path.exists():
         return {}
-    table = read_columns(path, ("gradient_variance", "snr"), ("estimator",), whole=ended)
-    names = table.words.get("estimator", np.full(table.rows, b"gradient"))
+    table = read_table(path, ("estimator", "gradient_variance", "snr"), whole=ended)
+    names = table.words.get("estimator", np.full(table.rows, "gradient"))
     found = {}
     for name in dict.fromkeys(names.tolist()):
         rows = names == name
@@ -155,58 +157,59 @@ def _gradients(path: Path, ended: bool) -> dict[str, tuple[float, float]]:
         variance, ratio = (
             float(np.median(one[np.isfinite(one)])) if np.isfinite(one).any() else math.nan for one in values
         )
-        found[name.decode(errors="replace")] = (variance, ratio)
+        found[name] = (variance, ratio)
     return found
 
 
-# ----------------------------------------------------------------------------------------------------------- reckoning
+# Tables
 
 
-def examine(runs: dict[str, list[Run]], threshold: float | None = None) -> dict[str, Any]:
-    """Reckon all tables of a comparison from its runs, those of each arm in the order of the same seeds."""
+def analyze(runs: dict[str, list[RunSummary]], threshold: float | None = None) -> dict[str, Any]:
+    """Compute all tables of a comparison from its runs by variant, each in the order of the same seeds."""
     every = [run for one in runs.values() for run in one]
     lowest = min((float(run.returns.min()) for run in every if len(run.returns)), default=math.nan)
     if math.isnan(lowest):
         raise RunDirectoryError(
             f"{every[0].path.parent}: not one run has an evaluation", every[0].reason or "see what the runs told"
         )
-    scores = {label: np.array([_counted(run, lowest) for run in one]) for label, one in runs.items()}
+    scores = {label: np.array([_score(run, lowest) for run in one]) for label, one in runs.items()}
     goal, rule = _threshold(runs, scores, threshold)
-    arms = [_arm(label, one, scores[label], goal) for label, one in runs.items()]
     couples = list(combinations(runs, 2))
-    pairs = [_pair(a, b, scores[a], scores[b], len(couples)) for a, b in couples]
     return {
         "threshold": goal,
         "threshold_rule": rule,
         "confidence": 1 - (1 - CONFIDENCE) / len(couples),
-        "arms": arms,
-        "pairs": pairs,
+        "arms": [_variant_row(label, one, scores[label], goal) for label, one in runs.items()],
+        "pairs": [_pair_row(a, b, scores[a], scores[b], len(couples)) for a, b in couples],
         "runs": [
-            _row(label, run, score, goal)
-            for label in runs
-            for run, score in zip(runs[label], scores[label], strict=True)
+            _run_row(label, run, score, goal)
+            for label, one in runs.items()
+            for run, score in zip(one, scores[label].tolist(), strict=True)
         ],
-        "profile": list(_profile(scores)),
+        "profile": list(_profile_rows(scores)),
         "gradients": list(_gradient_rows(runs)),
         "notes": list(_notes(runs, scores)),
     }
 
 
-def _counted(run: Run, lowest: float) -> float:
+def _score(run: RunSummary, lowest: float) -> float:
     if not len(run.returns):
         return lowest
     return float(run.returns[-1] if run.finished else min(run.returns[0], run.returns[-1]))
 
 
-def _threshold(runs: dict[str, list[Run]], scores: dict[str, Array], wanted: float | None) -> tuple[float | None, str]:
-    """Choose the return whose first reaching is timed, and say by what rule."""
+def _threshold(
+    runs: dict[str, list[RunSummary]], scores: dict[str, Array], wanted: float | None
+) -> tuple[float | None, str]:
+    """Return the return that counts as reached, None without one, and the rule that chose it."""
     if wanted is not None:
         return wanted, "as asked for by --threshold"
-    registered = {run.threshold for one in runs.values() for run in one if len(run.returns)}
+    evaluated = [run for one in runs.values() for run in one if len(run.returns)]
+    registered = {run.threshold for run in evaluated}
     if len(registered) == 1 and (known := registered.pop()) is not None:
         return known, "the environment's reward threshold"
-    start = float(np.mean([run.returns[0] for one in runs.values() for run in one if len(run.returns)]))
-    best = max(float(interquartile_mean(one[:, None])) for one in scores.values())
+    start = float(np.mean([run.returns[0] for run in evaluated]))
+    best = max(float(interquartile_mean(one)) for one in scores.values())
     if best <= start:
         return None, "none: the environment has no reward threshold, and no arm ends above the untrained policies"
     goal = start + SHARE_OF_GAIN * (best - start)
@@ -215,43 +218,49 @@ def _threshold(runs: dict[str, list[Run]], scores: dict[str, Array], wanted: flo
     return goal, rule
 
 
-def _arm(label: str, runs: list[Run], scores: Array, goal: float | None) -> dict[str, Any]:
-    matrix = scores[:, None]
-    low, high = stratified_interval(matrix, interquartile_mean)
-    times = np.array([math.inf if goal is None else _time_to(run, goal) for run in runs])
-    steps = Estimate(math.nan, math.nan, math.nan) if goal is None else median_interval(times)
-    seconds = np.array([run.seconds for run in runs])
-    rates = np.array([run.steps_per_second for run in runs])
+def _iqm(name: str, scores: Array) -> dict[str, float]:
+    """Return the interquartile mean and its interval as columns; nan without any score."""
+    low, high = bootstrap_interval([scores], interquartile_mean, SCORE_RESAMPLES)
+    value = interquartile_mean(scores) if len(scores) else math.nan
+    return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def _steps_to(goal: float | None, run: RunSummary) -> float:
+    return math.nan if goal is None else steps_to(goal, run.env_steps, run.returns)
+
+
+def _finite_median(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.median(finite)) if finite else math.nan
+
+
+def _variant_row(label: str, runs: list[RunSummary], scores: Array, goal: float | None) -> dict[str, Any]:
+    times = np.array([_steps_to(goal, run) for run in runs])
+    median, low, high = median_interval(times)
     return {
         "arm": label,
         "seeds": len(runs),
         "finished": sum(run.finished for run in runs),
         "diverged": sum(run.status == "diverged" for run in runs),
         "failed": sum(run.status not in ("finished", "diverged") for run in runs),
-        "iqm": float(interquartile_mean(matrix)),
-        "iqm_low": float(low),
-        "iqm_high": float(high),
+        **_iqm("iqm", scores),
         "mean": float(scores.mean()),
         "standard_error": float(scores.std(ddof=1) / math.sqrt(len(scores))) if len(scores) > 1 else math.nan,
         "min": float(scores.min()),
         "max": float(scores.max()),
-        "reached": 0 if goal is None else int(np.isfinite(times).sum()),
-        "steps_median": steps.value,
-        "steps_low": steps.low,
-        "steps_high": steps.high,
+        "reached": int(np.isfinite(times).sum()),
+        "steps_median": median,
+        "steps_low": low,
+        "steps_high": high,
         "env_steps_mean": float(np.mean([run.steps for run in runs])),
-        "seconds_median": float(np.nanmedian(seconds)) if np.isfinite(seconds).any() else math.nan,
-        "steps_per_second_median": float(np.nanmedian(rates)) if np.isfinite(rates).any() else math.nan,
+        "seconds_median": _finite_median([run.seconds for run in runs]),
+        "steps_per_second_median": _finite_median([run.steps_per_second for run in runs]),
     }
 
 
-def _time_to(run: Run, goal: float) -> float:
-    return steps_to(goal, run.env_steps, run.returns)
-
-
-def _pair(a: str, b: str, x: Array, y: Array, pairs: int) -> dict[str, Any]:
+def _pair_row(a: str, b: str, x: Array, y: Array, pairs: int) -> dict[str, Any]:
     difference = paired_difference(x, y, pairs)
-    improvement = improvement_interval(x[:, None], y[:, None])
+    low, high = bootstrap_interval([x, y], probability_of_improvement)
     varied = len(x) > 1 and x.std() > 0 and y.std() > 0
     return {
         "a": a,
@@ -265,17 +274,17 @@ def _pair(a: str, b: str, x: Array, y: Array, pairs: int) -> dict[str, Any]:
         "correlation": float(np.corrcoef(x, y)[0, 1]) if varied else math.nan,
         "wins": difference.wins,
         "ties": difference.ties,
-        "improvement": improvement.value,
-        "improvement_low": improvement.low,
-        "improvement_high": improvement.high,
+        "improvement": float(probability_of_improvement(x, y)),
+        "improvement_low": float(low),
+        "improvement_high": float(high),
         "shown": difference.shown,
         "seeds_needed": difference.seeds_needed,
-        "sentence": sentence(a, b, difference),
+        "sentence": conclusion(a, b, difference),
     }
 
 
-def sentence(a: str, b: str, difference: Difference) -> str:
-    """Say of a pair what is shown, what is not, and how many seeds would show it."""
+def conclusion(a: str, b: str, difference: Difference) -> str:
+    """Write what a pair's difference shows, or how many seeds would show it."""
     d, n = difference, difference.n
     higher, lower = (a, b) if d.mean >= 0 else (b, a)
     if n == 1:
@@ -284,7 +293,7 @@ def sentence(a: str, b: str, difference: Difference) -> str:
         same = "the same return" if d.mean == 0 else f"`{higher}` above by the same {short(abs(d.mean))}"
         return f"`{a}` and `{b}`: {same} on each of {n} seeds, without a spread to reckon with: nothing is shown."
     low, high = (d.low, d.high) if d.mean >= 0 else (-d.high, -d.low)
-    size, *edges = alike(abs(d.mean), low, high)
+    size, *edges = same_decimals(abs(d.mean), low, high)
     interval = " to ".join(edges)
     if d.shown:
         return f"`{higher}` is above `{lower}` by {size} ({interval}; {n} paired seeds): shown."
@@ -293,15 +302,15 @@ def sentence(a: str, b: str, difference: Difference) -> str:
     return f"`{higher}` above `{lower}` by {size} ({interval}): {missing}."
 
 
-def _row(label: str, run: Run, score: float, goal: float | None) -> dict[str, Any]:
+def _run_row(label: str, run: RunSummary, score: float, goal: float | None) -> dict[str, Any]:
     return {
         "arm": label,
         "seed": run.seed,
         "status": run.status,
-        "final_return": float(score),
+        "final_return": score,
         "last_evaluation": float(run.returns[-1]) if len(run.returns) else math.nan,
         "best_evaluation": float(run.returns.max()) if len(run.returns) else math.nan,
-        "steps_to_threshold": math.nan if goal is None else _time_to(run, goal),
+        "steps_to_threshold": _steps_to(goal, run),
         "env_steps": run.steps,
         "iterations": run.iterations,
         "seconds": run.seconds,
@@ -309,41 +318,36 @@ def _row(label: str, run: Run, score: float, goal: float | None) -> dict[str, An
     }
 
 
-def _profile(scores: dict[str, Array]) -> Iterator[dict[str, Any]]:
-    low, high = (float(edge(np.concatenate(list(scores.values())))) for edge in (np.min, np.max))
+def _profile_rows(scores: dict[str, Array]) -> Iterator[dict[str, Any]]:
+    every = np.concatenate(list(scores.values()))
+    low, high = float(every.min()), float(every.max())
     margin = 0.02 * (high - low) or 1.0
     thresholds = np.linspace(low - margin, high + margin, PROFILE_POINTS)
     for label, one in scores.items():
-        shares = performance_profile(one[:, None], thresholds)
-        lows, highs = stratified_interval(one[:, None], lambda x: performance_profile(x, thresholds), resamples=2_000)
-        for row in zip(thresholds, shares, lows, highs, strict=True):
-            yield {"arm": label} | dict(
-                zip(("threshold", "share", "share_low", "share_high"), map(float, row), strict=True)
-            )
+        columns = (column.tolist() for column in (thresholds, *performance_profile(one, thresholds)))
+        for x, share, low, high in zip(*columns, strict=True):
+            yield {"arm": label, "threshold": x, "share": share, "share_low": low, "share_high": high}
 
 
-def _gradient_rows(runs: dict[str, list[Run]]) -> Iterator[dict[str, Any]]:
+def _gradient_rows(runs: dict[str, list[RunSummary]]) -> Iterator[dict[str, Any]]:
     for label, one in runs.items():
         for name in dict.fromkeys(name for run in one for name in run.gradients):
             found = np.array([run.gradients[name] for run in one if name in run.gradients])
             row: dict[str, Any] = {"arm": label, "estimator": name, "seeds": len(found)}
             for column, values in zip(("gradient_variance", "snr"), found.T, strict=True):
-                matrix = values[np.isfinite(values)][:, None]
-                edges = stratified_interval(matrix, interquartile_mean) if len(matrix) else (math.nan, math.nan)
-                row[column] = float(interquartile_mean(matrix)) if len(matrix) else math.nan
-                row[f"{column}_low"], row[f"{column}_high"] = map(float, edges)
+                row |= _iqm(column, values[np.isfinite(values)])
             yield row
 
 
-def _notes(runs: dict[str, list[Run]], scores: dict[str, Array]) -> Iterator[str]:
-    """Say what a reader must know of single runs."""
+def _notes(runs: dict[str, list[RunSummary]], scores: dict[str, Array]) -> Iterator[str]:
+    """Write what limits the conclusions: unfinished runs, unequal budgets or versions, few seeds."""
     for label, one in runs.items():
-        for run, score in zip(one, scores[label], strict=True):
+        for run, score in zip(one, scores[label].tolist(), strict=True):
             if not run.finished:
                 why = f": {run.reason}" if run.reason else ""
                 ended = f"`{label}`, seed {run.seed}: {run.status} at iteration {run.iterations}{why}"
                 rule = "the lower of its first and its last evaluation" if len(run.returns) else "the lowest of all"
-                yield f"{ended}. It counts with {short(float(score))}, {rule}."
+                yield f"{ended}. It counts with {short(score)}, {rule}."
     trained = [[run.steps for run in one if run.finished] for one in runs.values()]
     used = [float(np.mean(steps)) for steps in trained if steps]
     if used and max(used) > (1 + UNEQUAL) * min(used):

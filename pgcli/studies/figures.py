@@ -12,7 +12,8 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from pgcli.report.curves import _COLORS, _STYLE, _plain, plot, shortened
+from pgcli.report.curves import shortened
+from pgcli.report.plots import _COLORS, _STYLE, _plain, plot
 from pgcli.runs.files import write_whole
 
 MOST_PAIRS = 40  # more than a page shows
@@ -28,18 +29,19 @@ def draw(folder: Path, result: dict[str, Any], runs: Sequence[Path]) -> None:
 
 
 def _returns(result: dict[str, Any]) -> Figure:
-    """Draw every seed's final return, each arm's IQM with its interval; beside them the performance profiles."""
-    arms = result["arms"]
-    figure = Figure(figsize=(9.6, max(2.6, 1.2 + 0.42 * len(arms))), layout="constrained")
+    """Draw each variant's final returns and IQM with its interval; on the right its performance profile."""
+    variants = result["arms"]
+    figure = Figure(figsize=(9.6, max(2.6, 1.2 + 0.42 * len(variants))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for row, arm in enumerate(arms):
+    for row, variant in enumerate(variants):
         color = _COLORS[row % len(_COLORS)]
-        finals = [run["final_return"] for run in result["runs"] if run["arm"] == arm["arm"]]
+        finals = [run["final_return"] for run in result["runs"] if run["arm"] == variant["arm"]]
         left.plot(finals, [row + 0.18] * len(finals), "o", color=color, alpha=0.45, markersize=4, markeredgewidth=0)
-        if not math.isnan(arm["iqm_low"]):
-            left.plot([arm["iqm_low"], arm["iqm_high"]], [row, row], color=color, linewidth=3, solid_capstyle="butt")
-        left.plot([arm["iqm"]], [row], "|", color="black", markersize=11, markeredgewidth=1.5)
-        profile = [point for point in result["profile"] if point["arm"] == arm["arm"]]
+        low, high = variant["iqm_low"], variant["iqm_high"]
+        if not math.isnan(low):
+            left.plot([low, high], [row, row], color=color, linewidth=3, solid_capstyle="butt")
+        left.plot([variant["iqm"]], [row], "|", color="black", markersize=11, markeredgewidth=1.5)
+        profile = [point for point in result["profile"] if point["arm"] == variant["arm"]]
         x = [point["threshold"] for point in profile]
         right.step(x, [point["share"] for point in profile], color=color, linewidth=1.5, where="post")
         edges = ([point[edge] for point in profile] for edge in ("share_low", "share_high"))
@@ -49,8 +51,8 @@ def _returns(result: dict[str, Any]) -> Figure:
         if low - (high - low) / 2 <= result["threshold"] <= high + (high - low) / 2:
             for axes in (left, right):
                 axes.axvline(result["threshold"], color="0.4", linestyle="--", linewidth=1, zorder=1)
-    left.set_yticks(range(len(arms)), [_label(arm["arm"]) for arm in arms])
-    left.set_ylim(len(arms) - 0.5, -0.6)
+    left.set_yticks(range(len(variants)), [_label(variant["arm"]) for variant in variants])
+    left.set_ylim(len(variants) - 0.5, -0.6)
     left.set_xlabel("final return: seeds, interquartile mean, its 95 % interval")
     right.set_xlabel("return τ")
     right.set_ylabel("share of seeds above τ")
@@ -66,8 +68,9 @@ def _differences(result: dict[str, Any]) -> Figure:
     axes.axvline(0, color="0.4", linewidth=1, zorder=1)
     for row, pair in enumerate(pairs):
         color = "#0072B2" if pair["shown"] else "0.45"
-        if not math.isnan(pair["difference_low"]):
-            axes.plot([pair["difference_low"], pair["difference_high"]], [row, row], color=color, linewidth=2)
+        low, high = pair["difference_low"], pair["difference_high"]
+        if not math.isnan(low):
+            axes.plot([low, high], [row, row], color=color, linewidth=2)
         axes.plot([pair["difference"]], [row], "o", color=color, markerfacecolor=color if pair["shown"] else "white")
     labels = [f"{_label(pair['a'])}\n− {_label(pair['b'])}" for pair in pairs]
     axes.set_yticks(range(len(pairs)), labels, fontsize=7.5)

@@ -1,4 +1,4 @@
-"""A comparison written down: the Markdown page, its tables as CSV, JSON, and the few lines for a terminal."""
+"""The results of a comparison as a Markdown page, as CSV, as JSON, and as a table for a terminal."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import csv
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pgcli.report.display import duration, short
-from pgcli.report.scores import MOST_SEEDS, POWER, RESAMPLES
+from pgcli.report.statistics import MOST_SEEDS, POWER, SCORE_RESAMPLES
 
 WIDTH = 80
 TABLES = ("arms", "pairs", "runs", "profile", "gradients")
-Result = dict[str, Any]  # of `pgcli.report.comparison.report`
+Result = dict[str, Any]  # of `pgcli.studies.comparison.write_report`, or one row of its tables
 
 _METHOD = """\
 - **IQM**: the mean of the middle half of the seeds; its interval is the percentile bootstrap over seeds, {resamples:,}
@@ -33,7 +33,7 @@ _METHOD = """\
 
 
 def as_csv(rows: Sequence[Result]) -> str:
-    """Write rows as a table; what is not finite is left empty."""
+    """Write rows as CSV; values that are not finite are empty cells."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(rows[0])
@@ -85,24 +85,30 @@ def _below_labels(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def markdown(result: Result) -> str:
-    """Write the report: first what is shown, then the numbers behind it, last how they are reckoned."""
-    sections = (_head, _shown, _final_returns, _differences, _sample_efficiency, _gradients, _wall_time, _method)
-    written = ["\n".join(section(result)) for section in sections]
-    return "\n\n".join(text for text in written if text) + "\n"
+    """Write the report: first the conclusions, then their numbers, last the method."""
+    sections = (_head, _conclusions, _final_returns, _differences, _sample_efficiency, _gradients, _wall_time, _method)
+    texts = ["\n".join(section(result)) for section in sections]
+    return "\n\n".join(text for text in texts if text) + "\n"
 
 
 def _head(result: Result) -> Iterator[str]:
-    labels = [f"`{arm['arm']}`" for arm in result["arms"]]
-    arms = " · ".join(labels) if len(labels) < 4 else f"{len(labels)} arms"
-    budget = f"{result['env_steps']:,} env steps for every run"
-    yield f"# {result['name']}: {arms}"
+    labels = [f"`{variant['arm']}`" for variant in result["arms"]]
+    seeds = result["seeds"]
+    listed = ", ".join(map(str, seeds))
+    if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1)):
+        listed = f"{seeds[0]} to {seeds[-1]}"
+    paired = f"seed {listed}" if len(seeds) == 1 else f"{len(seeds)} paired seeds ({listed})"
+    yield f"# {result['name']}: {' · '.join(labels) if len(labels) < 4 else f'{len(labels)} arms'}"
     yield ""
-    yield f"{result['env']}, {_seeds(result['seeds'])}, {budget}. Returns are those of each run's **final** evaluation"
+    yield (
+        f"{result['env']}, {paired}, {result['env_steps']:,} env steps for every run. "
+        "Returns are those of each run's **final** evaluation"
+    )
     yield f"({result['evaluation']}, undiscounted): no best checkpoint, no best seed."
     yield from ("", "```", result["command"], "```")
 
 
-def _shown(result: Result) -> Iterator[str]:
+def _conclusions(result: Result) -> Iterator[str]:
     pairs = result["pairs"]
     yield f"## What is shown: {sum(pair['shown'] for pair in pairs)} of {len(pairs)}"
     yield ""
@@ -115,43 +121,38 @@ def _shown(result: Result) -> Iterator[str]:
 
 def _final_returns(result: Result) -> Iterator[str]:
     yield from ("## Final return", "")
-    head = ("arm", "runs", "IQM [95 %]", "mean ± standard error", "over seeds")
-    yield from _table(
-        head,
-        (
-            (
-                f"`{arm['arm']}`",
-                _count(arm),
-                _iqm(arm),
-                short(arm["mean"]) if arm["seeds"] == 1 else " ± ".join(alike(arm["mean"], arm["standard_error"])),
-                " to ".join(alike(arm["min"], arm["max"])),
-            )
-            for arm in result["arms"]
-        ),
-    )
+    yield from _header("arm", "runs", "IQM [95 %]", "mean ± standard error", "over seeds")
+    for variant in result["arms"]:
+        bad = ", ".join(f"{variant[how]} {how}" for how in ("diverged", "failed") if variant[how])
+        yield _row(
+            f"`{variant['arm']}`",
+            f"{variant['seeds']} ({bad})" if bad else f"{variant['seeds']}",
+            _iqm(variant),
+            short(variant["mean"])
+            if variant["seeds"] == 1
+            else " ± ".join(same_decimals(variant["mean"], variant["standard_error"])),
+            " to ".join(same_decimals(variant["min"], variant["max"])),
+        )
     yield from ("", "![Final returns: every seed, interquartile means, performance profiles](returns.png)")
 
 
 def _differences(result: Result) -> Iterator[str]:
     yield from ("## Differences", "")
     interval = f"interval, {_percent(result['confidence'])} each"
-    head = ("a - b", "mean", interval, "a above b", "P(a > b) [95 %]", "shown", "seeds that would show it")
-    yield from _table(head, map(_difference, result["pairs"]))
+    yield from _header("a - b", "mean", interval, "a above b", "P(a > b) [95 %]", "shown", "seeds that would show it")
+    for pair in result["pairs"]:
+        low, high, needed = pair["difference_low"], pair["difference_high"], pair["seeds_needed"]
+        unknown = f"> {MOST_SEEDS:,}" if pair["deviation"] > 0 else ""
+        yield _row(
+            f"`{pair['a']}` - `{pair['b']}`",
+            short(pair["difference"]),
+            "" if math.isnan(low) else " to ".join(same_decimals(low, high)),
+            f"on {pair['wins']} of {pair['seeds']}" + (f", equal on {pair['ties']}" if pair["ties"] else ""),
+            _interval(pair["improvement"], pair["improvement_low"], pair["improvement_high"]),
+            "yes" if pair["shown"] else "no",
+            unknown if needed is None else f"{needed:,}",
+        )
     yield from ("", "![Paired differences with their intervals](differences.png)")
-
-
-def _difference(pair: Result) -> Sequence[str]:
-    low, high, ties = pair["difference_low"], pair["difference_high"], pair["ties"]
-    many = f"> {MOST_SEEDS:,}" if pair["deviation"] > 0 else ""
-    return (
-        f"`{pair['a']}` - `{pair['b']}`",
-        short(pair["difference"]),
-        "" if math.isnan(low) else " to ".join(alike(low, high)),
-        f"on {pair['wins']} of {pair['seeds']}" + (f", equal on {ties}" if ties else ""),
-        _interval(pair["improvement"], pair["improvement_low"], pair["improvement_high"]),
-        "yes" if pair["shown"] else "no",
-        many if pair["seeds_needed"] is None else f"{pair['seeds_needed']:,}",
-    )
 
 
 def _sample_efficiency(result: Result) -> Iterator[str]:
@@ -162,13 +163,11 @@ def _sample_efficiency(result: Result) -> Iterator[str]:
     else:
         yield f"Env steps to the first evaluation with a return of {goal:g}: {rule}."
         yield from ("A run that does not reach it counts as later than all that do.", "")
-        yield from _table(
-            ("arm", "reached", "median env steps [95 %]"),
-            (
-                (f"`{arm['arm']}`", f"{arm['reached']} of {arm['seeds']}", _steps_interval(arm))
-                for arm in result["arms"]
-            ),
-        )
+        yield from _header("arm", "reached", "median env steps [95 %]")
+        for variant in result["arms"]:
+            steps, low, high = (variant[f"steps_{x}"] for x in ("median", "low", "high"))
+            edges = "" if math.isnan(low) or low == high else f" [{_steps(low)}, {_steps(high)}]"
+            yield _row(f"`{variant['arm']}`", f"{variant['reached']} of {variant['seeds']}", _steps(steps) + edges)
     yield from ("", "![Learning curves](curves.png)")
 
 
@@ -178,94 +177,68 @@ def _gradients(result: Result) -> Iterator[str]:
     yield from ("## Gradients", "")
     yield "Each run's median over its measurements; over seeds the IQM with its 95 % interval. Every arm measures at"
     yield from ("the parameters that it has learned itself.", "")
-    yield from _table(
-        ("arm", "estimator", "seeds", "gradient variance", "signal-to-noise ratio"),
-        map(_gradient, result["gradients"]),
-    )
-
-
-def _gradient(row: Result) -> Sequence[str]:
-    measured = (_significant(row[x], row[f"{x}_low"], row[f"{x}_high"]) for x in ("gradient_variance", "snr"))
-    return (f"`{row['arm']}`", row["estimator"], str(row["seeds"]), *measured)
+    yield from _header("arm", "estimator", "seeds", "gradient variance", "signal-to-noise ratio")
+    for row in result["gradients"]:
+        cells = []
+        for x in ("gradient_variance", "snr"):
+            value, low, high = row[x], row[f"{x}_low"], row[f"{x}_high"]
+            edges = "" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]"
+            cells.append("" if math.isnan(value) else f"{value:.3g}{edges}")
+        yield _row(f"`{row['arm']}`", row["estimator"], str(row["seeds"]), *cells)
 
 
 def _wall_time(result: Result) -> Iterator[str]:
     yield from ("## Wall time", "", "On the machine that trained them, with whatever else it did.", "")
-    yield from _table(
-        ("arm", "env steps (mean)", "time of a run (median)", "steps per second of collecting and updating (median)"),
-        (
-            (
-                f"`{arm['arm']}`",
-                f"{arm['env_steps_mean']:,.0f}",
-                "" if math.isnan(arm["seconds_median"]) else duration(arm["seconds_median"]),
-                "" if math.isnan(arm["steps_per_second_median"]) else f"{arm['steps_per_second_median']:,.0f}",
-            )
-            for arm in result["arms"]
-        ),
-    )
+    rate_head = "steps per second of collecting and updating (median)"
+    yield from _header("arm", "env steps (mean)", "time of a run (median)", rate_head)
+    for variant in result["arms"]:
+        seconds, rate = variant["seconds_median"], variant["steps_per_second_median"]
+        yield _row(
+            f"`{variant['arm']}`",
+            f"{variant['env_steps_mean']:,.0f}",
+            "" if math.isnan(seconds) else duration(seconds),
+            "" if math.isnan(rate) else f"{rate:,.0f}",
+        )
 
 
 def _method(result: Result) -> Iterator[str]:
     pairs = len(result["pairs"])
     count = "1 pair" if pairs == 1 else f"{pairs} pairs"
     yield from ("## How this is reckoned", "")
-    yield _METHOD.format(resamples=RESAMPLES, pairs=count, percent=_percent(result["confidence"]), power=100 * POWER)
+    yield _METHOD.format(
+        resamples=SCORE_RESAMPLES, pairs=count, percent=_percent(result["confidence"]), power=100 * POWER
+    )
     yield "Tables: " + ", ".join(f"[{name}.csv]({name}.csv)" for name in TABLES if result[name]) + "."
 
 
-# --------------------------------------------------------------------------------------------------- cells and words
+# Cells
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield "|---|" + "--:|" * (len(head) - 1)
-    for row in rows:
-        yield f"| {' | '.join(cell.replace('|', '¦') for cell in row)} |"
+def _header(*names: str) -> tuple[str, str]:
+    return _row(*names), "|---|" + "--:|" * (len(names) - 1)
 
 
-def _seeds(seeds: Sequence[int]) -> str:
-    if len(seeds) == 1:
-        return f"seed {seeds[0]}"
-    whole = len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
-    return f"{len(seeds)} paired seeds ({f'{seeds[0]} to {seeds[-1]}' if whole else ', '.join(map(str, seeds))})"
-
-
-def _count(arm: Result) -> str:
-    bad = [f"{arm[how]} {how}" for how in ("diverged", "failed") if arm[how]]
-    return f"{arm['seeds']}" + (f" ({', '.join(bad)})" if bad else "")
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace('|', '¦') for cell in cells)} |"
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.4g} %"
 
 
-def _iqm(arm: Result) -> str:
-    return _interval(arm["iqm"], arm["iqm_low"], arm["iqm_high"])
-
-
-def alike(*values: float) -> list[str]:
-    """Write returns that are read together, all with one decimal, or with three where all are small."""
-    digits = 3 if max(map(abs, values)) < 2 else 1
-    return [f"{value:.{digits}f}" for value in values]
+def _iqm(variant: Result) -> str:
+    return _interval(variant["iqm"], variant["iqm_low"], variant["iqm_high"])
 
 
 def _interval(value: float, low: float, high: float) -> str:
-    return short(value) if math.isnan(low) else "{} [{}, {}]".format(*alike(value, low, high))
+    return short(value) if math.isnan(low) else "{} [{}, {}]".format(*same_decimals(value, low, high))
 
 
 def _steps(value: float) -> str:
     return f"{value:,.0f}" if math.isfinite(value) else "not reached"
 
 
-def _steps_interval(arm: Result) -> str:
-    text = _steps(arm["steps_median"])
-    low, high = arm["steps_low"], arm["steps_high"]
-    if math.isnan(low) or low == high:
-        return text
-    return f"{text} [{_steps(low)}, {_steps(high)}]"
-
-
-def _significant(value: float, low: float, high: float) -> str:
-    if math.isnan(value):
-        return ""
-    return f"{value:.3g}" if math.isnan(low) else f"{value:.3g} [{low:.3g}, {high:.3g}]"
+def same_decimals(*values: float) -> list[str]:
+    """Write returns that are read together, all with one decimal, or with three if all are small."""
+    digits = 3 if max(map(abs, values)) < 2 else 1
+    return [f"{value:.{digits}f}" for value in values]

@@ -1,7 +1,8 @@
-"""The arms of a comparison: which runs they are, which of them are there already, and training the rest.
+"""The variants of a comparison: their configs and runs, which runs are complete, and training the others.
 
-An arm is a config: one choice of every key that was given several values. Arms × seeds are the runs. Each arm's folder
-bears a digest of its config, so that a run that is there is the run that is wanted, whatever was compared before.
+A variant is a config: one choice of each key that has several values. Variants × seeds are the runs. The name of a
+variant's folder has a digest of its config, so comparisons in one folder share the runs of equal variants. Messages and
+tables call a variant an arm.
 """
 
 from __future__ import annotations
@@ -24,51 +25,53 @@ from pgcli.runs.files import read_json
 if TYPE_CHECKING:
     from pgcli.experiment.jobs import Failure
 
-# What is the same for all arms: it says how long, how measured and where, not what is learned.
+# The same for all variants: how long, how measured and where, not what is learned.
 _SHARED = ("name", "seed", "training.", "evaluation.", "checkpoint.", "sampling.")
 _TASK = ("env.id", "env.kwargs", "env.max_episode_steps")
 _LONGEST = 60  # characters of a folder's name before its digest
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One side of a comparison: its name, its config, whose seed is yet to be chosen, and the folder of its runs."""
+class Variant:
+    """One setting of a comparison: its name, its config for any seed, and the folder of its runs."""
 
     label: str
     config: Config
     folder: Path
 
     def run_path(self, seed: int) -> Path:
-        """Give the run directory of a seed."""
+        """Return the run directory of a seed."""
         return self.folder / f"seed-{seed}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms, seeds and the folder that holds their runs and the report."""
+    """Variants, seeds and the folder of their runs and the report."""
 
-    arms: list[Arm]
+    variants: list[Variant]
     seeds: list[int]
     folder: Path
     notices: list[str] = field(default_factory=list)
 
     @property
     def runs(self) -> list[tuple[Config, Path]]:
-        """Every run, seed by seed, so that what is there after an interruption is balanced."""
+        """Every run, seed by seed, so that an interrupted comparison has equally many runs of each variant."""
         return [
-            (override(arm.config, [f"seed={seed}"]), arm.run_path(seed)) for seed in self.seeds for arm in self.arms
+            (override(variant.config, [f"seed={seed}"]), variant.run_path(seed))
+            for seed in self.seeds
+            for variant in self.variants
         ]
 
 
-def plan(location: str, words: Sequence[str], seeds: list[int], folder: Path | None) -> Comparison:
-    """Read what is to be compared: a config, and `KEY=A,B` for each key that tells arms apart, `KEY=VALUE` for others.
+def parse_comparison(location: str, overrides: Sequence[str], seeds: list[int], folder: Path | None) -> Comparison:
+    """Read a config with `KEY=A,B` for each key in which the variants differ, and `KEY=VALUE` for others.
 
-    Every run has the same budget of env steps. Without one in the config it follows, for segments, from the number of
-    iterations; whole episodes are as long as they get, so that nothing follows and a budget must be given.
+    Every run has the same budget of env steps. If the config has none, it follows for segments from the number of
+    iterations. Whole episodes differ in length, so they need a budget.
     Raises: ConfigError, UsageError.
     """
     fixed, axes = [], []
-    for word in words:
+    for word in overrides:
         key, equals, value = word.partition("=")
         values = split_values(value) if equals else []
         if len(values) > 1:
@@ -76,31 +79,31 @@ def plan(location: str, words: Sequence[str], seeds: list[int], folder: Path | N
         else:
             fixed.append(word)
     _check_axes(axes, fixed)
-    choices = [[f"{key}={value}" for (key, _), value in zip(axes, chosen, strict=True)] for chosen in _products(axes)]
-    configs = [load_config(location, [*fixed, *chosen]) for chosen in choices]
-    notices = _notices(configs, axes)
+    keys = [key for key, _ in axes]
+    choices = list(product(*(values for _, values in axes)))
+    configs = [load_config(location, [*fixed, *map("=".join, zip(keys, chosen, strict=True))]) for chosen in choices]
     steps = _equal_budget(configs)
+    notices = _notices(configs, keys, steps)
     equal = [f"training.env_steps={steps}", "training.iterations=null", "evaluation.stop_at_return=null"]
     configs = [override(config, equal) for config in configs]
     if len({digest(config) for config in configs}) < len(configs):
         raise UsageError("two of the arms are the same config", "give each value once")
-    keys = [key for key, _ in axes]
     names = [key.rpartition(".")[2] for key in keys]
     short = names if len(set(names)) == len(names) else keys
     if folder is None:
         folder = Path("runs") / _folder_name("-".join([f"{configs[0].name}-compare", *short]))
-    arms = [
-        Arm(label, config, folder / "runs" / f"{_folder_name(label)}-{digest(config)}")
-        for config, chosen in zip(configs, choices, strict=True)
-        for label in [", ".join(f"{n}={c.partition('=')[2]}" for n, c in zip(short, chosen, strict=True))]
+    labels = [", ".join(map("=".join, zip(short, chosen, strict=True))) for chosen in choices]
+    variants = [
+        Variant(label, config, folder / "runs" / f"{_folder_name(label)}-{digest(config)}")
+        for label, config in zip(labels, configs, strict=True)
     ]
-    return Comparison(arms, seeds, folder, notices)
+    return Comparison(variants, seeds, folder, notices)
 
 
 def split_values(text: str) -> list[str]:
     """Split `A,B` at its commas, but not at those within brackets, braces or quotes.
 
-    Raises: UsageError for an empty value; null is written out.
+    Raises: UsageError for an empty value.
     """
     values, depth, quote = [""], 0, ""
     for char in text:
@@ -123,37 +126,40 @@ def split_values(text: str) -> list[str]:
 
 
 def digest(config: Config) -> str:
-    """Give eight hexadecimal digits of what a config makes of its seeds; who samples is no part of that."""
+    """Return eight hexadecimal digits of a config without its seed and sampling, which changes no result."""
     data = {key: value for key, value in to_data(config).items() if key not in ("seed", "sampling")}
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def is_there(config: Config, path: Path) -> bool:
-    """Say whether the run in `path` is over and is that of `config`; one that diverged would only diverge again."""
+def is_complete(config: Config, path: Path) -> bool:
+    """Return whether `path` has a run of `config` that finished or diverged, as it would again."""
     try:
-        over = read_json(path / "status.json").get("status") in ("finished", "diverged")
-        return over and _without_sampling(load_config(str(path / "config.yaml"))) == _without_sampling(config)
+        if read_json(path / "status.json").get("status") not in ("finished", "diverged"):
+            return False
+        found = load_config(str(path / "config.yaml"))
     except PgcliError:
         return False
+    return found.model_copy(update={"sampling": config.sampling}) == config  # sampling changes no result
 
 
-def compare(
+def run_comparison(
     comparison: Comparison, jobs: int, quiet: bool, threshold: float | None, command: list[str]
 ) -> tuple[dict[str, Any] | None, list[Failure]]:
-    """Train the runs that are not there yet, and write the report: the object of `pgcli compare --json`.
+    """Train the incomplete runs and write the report.
 
-    A run that failed counts in it (see `report`), and is told as well. There is no report, but None, while a run
-    directory cannot be used, or another process trains in it: that says nothing of an arm.
-    Raises: Interrupted, once the runs under way are saved.
+    Returns: the object of `pgcli compare --json`, and the runs that failed, which count in it (see `write_report`).
+    There is no report, but None, if a run directory is unusable or another process trains in it.
+    Raises: Interrupted, once the unfinished runs are saved.
     """
-    missing = [(config, path) for config, path in comparison.runs if not is_there(config, path)]
+    missing = [(config, path) for config, path in comparison.runs if not is_complete(config, path)]
     failures = _train(comparison, missing, jobs, quiet) if missing else []
     if any(failure.exit_code in (RunDirectoryError.exit_code, RunInUse.exit_code) for failure in failures):
         return None, failures
-    from pgcli.studies.comparison import report  # imports numpy
+    from pgcli.studies.comparison import write_report  # imports numpy
 
-    paths = {arm.label: {seed: arm.run_path(seed) for seed in comparison.seeds} for arm in comparison.arms}
-    result = report(comparison.folder, comparison.arms[0].config, paths, threshold, command)
+    variants = comparison.variants
+    paths = {variant.label: {seed: variant.run_path(seed) for seed in comparison.seeds} for variant in variants}
+    result = write_report(comparison.folder, variants[0].config, paths, threshold, command)
     return result, [failure for failure in failures if failure.exit_code != Diverged.exit_code]  # that is a result
 
 
@@ -162,7 +168,7 @@ def _train(comparison: Comparison, missing: list[tuple[Config, Path]], jobs: int
     from pgcli.system.streams import results_only
 
     with results_only():
-        spec(missing[0][0].env)  # an unknown environment is told before torch is imported
+        spec(missing[0][0].env)  # reports an unknown environment before torch is imported
 
         from pgcli.experiment.jobs import Failure, run_all
         from pgcli.experiment.run import Request, check_request
@@ -172,9 +178,9 @@ def _train(comparison: Comparison, missing: list[tuple[Config, Path]], jobs: int
         requests = [Request(config, path, sys.argv[1:], resume=True) for config, path in missing]
         for request in requests:
             check_request(request)
-        labels = {arm.folder: arm.label for arm in comparison.arms}
-        there = len(comparison.runs) - len(missing)
-        display = make_grid_display([labels[path.parent] for _, path in missing], there, quiet)
+        labels = {variant.folder: variant.label for variant in comparison.variants}
+        complete = len(comparison.runs) - len(missing)
+        display = make_grid_display([labels[path.parent] for _, path in missing], complete, quiet)
         try:
             results = run_all(requests, jobs, display.show, logged)
         except Interrupted as interruption:
@@ -183,10 +189,6 @@ def _train(comparison: Comparison, missing: list[tuple[Config, Path]], jobs: int
         finally:
             display.close()
     return [result for result in results if isinstance(result, Failure)]
-
-
-def _products(axes: list[tuple[str, list[str]]]) -> list[tuple[str, ...]]:
-    return list(product(*(values for _, values in axes)))
 
 
 def _check_axes(axes: list[tuple[str, list[str]]], fixed: list[str]) -> None:
@@ -208,20 +210,20 @@ def _check_axes(axes: list[tuple[str, list[str]]], fixed: list[str]) -> None:
             )
 
 
-def _notices(configs: list[Config], axes: list[tuple[str, list[str]]]) -> list[str]:
-    """Say what is not as the config has it, or not comparable without care."""
+def _notices(configs: list[Config], keys: list[str], steps: int) -> list[str]:
+    """Name the settings that a comparison replaces, and those that may put returns on different scales."""
     notices = []
     if any(config.evaluation.stop_at_return is not None for config in configs):
         notices.append("evaluation.stop_at_return is left out: every run uses the whole budget")
-    if any(key.startswith("env.wrappers") for key, _ in axes):
+    if any(key.startswith("env.wrappers") for key in keys):
         notices.append("the arms have other wrappers: if one changes rewards, their returns are on different scales")
     if any(config.training.env_steps is None for config in configs):
-        notices.append(f"every run has {_equal_budget(configs):,} env steps, those of its segments over all iterations")
+        notices.append(f"every run has {steps:,} env steps, those of its segments over all iterations")
     return notices
 
 
 def _equal_budget(configs: list[Config]) -> int:
-    """Find the env steps that every arm is given."""
+    """Return the env steps of every run. Raises: UsageError if the variants' budgets differ or are unknown."""
     budgets = set()
     for config in configs:
         training, rollout = config.training, config.rollout
@@ -248,10 +250,6 @@ def _equal_budget(configs: list[Config]) -> int:
     return int(budgets.pop())
 
 
-def _without_sampling(config: Config) -> dict[str, Any]:
-    return {key: value for key, value in to_data(config).items() if key != "sampling"}
-
-
 def _folder_name(text: str) -> str:
-    """Write a label as the name of a folder."""
+    """Turn a label into the name of a folder."""
     return re.sub(r"[^\w.=,-]+", "_", re.sub(r"[\[\]{}'\"]", "", text), flags=re.ASCII).strip("_-.")[:_LONGEST] or "arm"

@@ -1,19 +1,24 @@
-"""Evaluation: episodes that only measure."""
+"""Evaluation: play whole episodes that only measure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pgcli.policies.policy import Mode, Policy
-from pgcli.records import Sample
-from pgcli.sampling.rollout import Chunks, Measure
+from pgcli.config.choices import Mode
+from pgcli.config.schema import Config
+from pgcli.policies.policy import Policy
+from pgcli.records import Evaluation, Sample
+from pgcli.sampling.episodes import MeasureEpisodes
+from pgcli.sampling.executor import ChunkExecutor
 from pgcli.seeding import Purpose
+from pgcli.system.processes import Check
 
 Array = NDArray[np.float64]
 
@@ -28,9 +33,9 @@ class Episodes:
 
 
 def sample(values: Sequence[float] | NDArray[Any]) -> Sample:
-    """Describe a sample: standard deviation with n - 1, standard error = standard deviation / √n.
+    """Compute statistics of a sample: standard deviation with n - 1, standard error = standard deviation / √n.
 
-    One value has no spread: None. Nor have values whose squares are too large for a float.
+    The spread of one value is None, and so is that of values whose squares overflow.
     """
     x = np.asarray(values, np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -49,7 +54,7 @@ def sample(values: Sequence[float] | NDArray[Any]) -> Sample:
 
 def evaluate(
     policy: Policy,
-    chunks: Chunks,
+    executor: ChunkExecutor,
     episodes: int,
     mode: Mode,
     gamma: float,
@@ -57,12 +62,54 @@ def evaluate(
     seed: int,
     purposes: tuple[Purpose, Purpose],
     indices: tuple[int, ...] = (),
-    check: Callable[[], None] = lambda: None,
+    check: Check = lambda: None,
 ) -> Episodes:
     """Play `episodes` whole episodes from seeds derived for `purposes` = (reset, act) alone.
 
-    `gamma` discounts `discounted_returns`; `horizon` cuts episodes, None leaves the environment's own limit.
+    `gamma` discounts `discounted_returns`; `horizon` cuts episodes, None keeps the environment's own limit.
     Raises: EnvironmentFailure if a return is not finite.
     """
-    measure = Measure(mode, gamma, horizon, seed, purposes, indices)
-    return Episodes(*np.concatenate(chunks.map(measure, episodes, policy, check), axis=1))
+    measure = MeasureEpisodes(mode, gamma, horizon, seed, purposes, indices)
+    return Episodes(*np.concatenate(executor.map(measure, episodes, policy, check), axis=1))
+
+
+class Evaluator:
+    """Evaluates the policy of a run at its cadence. Does not affect what is learned."""
+
+    def __init__(self, config: Config, executor: ChunkExecutor) -> None:
+        self._config, self._executor = config, executor
+
+    def is_due(self, iteration: int) -> bool:
+        """Return whether the policy after `iteration` updates is evaluated."""
+        every = self._config.evaluation.every
+        return iteration == 0 or (every is not None and iteration % every == 0)
+
+    def evaluate(self, policy: Policy, iteration: int, env_steps: int, check: Check) -> Evaluation:
+        """Evaluate the policy after `iteration` updates."""
+        begin, settings = time.perf_counter(), self._config.evaluation
+        episodes = evaluate(
+            policy,
+            self._executor,
+            settings.episodes,
+            settings.mode,
+            gamma=self._config.algorithm.gamma,
+            horizon=None,
+            seed=self._config.seed,
+            purposes=(Purpose.EVALUATION_RESET, Purpose.EVALUATION_ACT),
+            indices=(iteration,),
+            check=check,
+        )
+        return Evaluation(
+            iteration=iteration,
+            env_steps=env_steps,
+            mode=settings.mode,
+            returns=sample(episodes.returns),
+            length_mean=float(episodes.lengths.mean()),
+            discounted_return_mean=float(episodes.discounted_returns.mean()),
+            seconds=time.perf_counter() - begin,
+        )
+
+    def is_reached(self, evaluation: Evaluation) -> bool:
+        """Return whether an evaluation reached `stop_at_return`."""
+        target = self._config.evaluation.stop_at_return
+        return target is not None and evaluation.returns.mean >= target

@@ -1,30 +1,27 @@
-"""The loop: collect, update, evaluate. It yields records and writes nothing."""
+"""The training loop: collect, update, evaluate. It yields records and writes nothing."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from statistics import fmean
 
 import torch
 
-from pgcli.algorithm.gradient_variance import measure
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.learner import Learner
 from pgcli.config.schema import DEFAULT_ITERATIONS, Config, TrainingConfig
-from pgcli.records import Episode, Evaluation, Iteration, Notice, Record, Timing, Update
-from pgcli.sampling.rollout import Chunks, Rollout
-from pgcli.sampling.samplers import Sampler
-from pgcli.seeding import Purpose
-from pgcli.training.evaluation import evaluate, sample
-
-COLLAPSED = 1e-3  # nats: of two actions, the rarer one is taken once in ten thousand steps
+from pgcli.records import Episode, Iteration, Record, Timing, Update
+from pgcli.sampling.executor import ChunkExecutor
+from pgcli.sampling.rollout import Rollout
+from pgcli.sampling.sampler import Sampler
+from pgcli.system.processes import Check
+from pgcli.training.evaluation import Evaluator, sample
 
 
 @dataclass
 class Counters:
-    """How far a run is; with the agent's tensors, all of its state."""
+    """How far a run is."""
 
     iteration: int = 0
     env_steps: int = 0
@@ -32,99 +29,63 @@ class Counters:
     seconds: float = 0.0
 
     def progress(self, budget: TrainingConfig) -> float:
-        """Give the share of the budget that is used; the run ends at 1."""
+        """Return the used share of the budget, at most 1; the run ends at 1."""
         if budget.iterations is budget.env_steps is budget.seconds is None:
-            return self.iteration / DEFAULT_ITERATIONS
+            return min(self.iteration / DEFAULT_ITERATIONS, 1.0)
         shares = (
             (self.iteration, budget.iterations),
             (self.env_steps, budget.env_steps),
             (self.seconds, budget.seconds),
         )
-        return max(used / limit for used, limit in shares if limit is not None)
+        return min(max(used / limit for used, limit in shares if limit is not None), 1.0)
+
+    def add(self, rollout: Rollout, seconds: float) -> None:
+        """Count a completed iteration; `seconds` is the time since the run began."""
+        self.iteration += 1
+        self.env_steps += rollout.trajectories.num_steps
+        self.episodes += len(rollout.episodes)
+        self.seconds = seconds
 
 
-def train(
-    config: Config,
-    agent: PolicyGradient,
-    chunks: Chunks,
-    sampler: Sampler,
-    counters: Counters,
-    check: Callable[[], None] = lambda: None,
-) -> Iterator[Record]:
-    """Train `agent` from `counters` to the end of the budget, and yield what happens.
+@dataclass
+class Training:
+    """What the loop trains: the state of a run in memory, with its counters."""
 
-    At every yield the agent and the counters are the state after the last completed iteration. `check` is called
-    before every step, of an environment or of an optimizer; what it raises leaves them so.
+    config: Config
+    executor: ChunkExecutor
+    learner: Learner
+    sampler: Sampler
+    counters: Counters
+
+
+def train(run: Training, check: Check = lambda: None) -> Iterator[Record]:
+    """Train from `run.counters` to the end of the budget, and yield what happens.
+
+    At every yield, and if an exception is raised, learner, sampler and counters have the state after the last
+    completed iteration. `check` is called before every step of an environment or an optimizer, and may raise.
     """
+    config, learner, sampler, counters = run.config, run.learner, run.sampler, run.counters
     torch.set_num_threads(config.training.threads)
-    agent.recall(counters.iteration, lambda policy, iteration: sampler.collect(policy, iteration, check).trajectories)
-    started = time.perf_counter() - counters.seconds
-    every, target = config.evaluation.every, config.evaluation.stop_at_return
-    explores = agent.policy.distribution.is_discrete
+    learner.past.collect_again(counters.iteration, lambda policy, k: sampler.collect(policy, k, check).trajectories)
+    evaluator, started = Evaluator(config, run.executor), time.perf_counter() - counters.seconds
     while True:
-        finished = counters.progress(config.training) >= 1
-        evaluate_seconds = 0.0
-        if finished or counters.iteration == 0 or (every is not None and counters.iteration % every == 0):
-            evaluation = _evaluate(config, agent, chunks, counters, check)
+        progress, evaluate_seconds = counters.progress(config.training), 0.0
+        if progress == 1 or evaluator.is_due(counters.iteration):
+            evaluation = evaluator.evaluate(learner.policy, counters.iteration, counters.env_steps, check)
             evaluate_seconds = evaluation.seconds
             yield evaluation
-            if target is not None and evaluation.returns.mean >= target:
+            if evaluator.is_reached(evaluation):
                 return
-        if finished:
+        if progress == 1:
             return
         begin = time.perf_counter()
-        rollout = sampler.collect(agent.policy, counters.iteration, check)
+        rollout = sampler.collect(learner.policy, counters.iteration, check)  # τ ~ π_θ
         collected = time.perf_counter()
-        progress = min(counters.progress(config.training), 1.0)
-        measured = config.diagnostics.every is not None and counters.iteration % config.diagnostics.every == 0
-        look = partial(measure, agent, progress=progress, check=check) if measured else None
-        try:
-            spare_core = chunks.workers is not None  # they wait
-            update = agent.update(rollout.trajectories, counters.iteration, progress, check, look, spare_core)
-        except BaseException:
-            sampler.take_back()
-            check()  # Ctrl-C also ends a compiler, whose failure is then this
-            raise
+        update = learner.update(rollout.trajectories, counters.iteration, progress, check)  # θ ← θ + α ĝ(τ)
         now = time.perf_counter()
-        counters.iteration += 1
-        counters.env_steps += rollout.trajectories.num_steps
-        counters.episodes += len(rollout.episodes)
-        counters.seconds = now - started
+        counters.add(rollout, now - started)
         timing = Timing(counters.seconds, collected - begin, now - collected, evaluate_seconds)
         yield _describe(config, rollout, update, counters, timing)
-        if explores and update.entropy < COLLAPSED:
-            explores = False
-            yield Notice(
-                f"the entropy fell to {update.entropy:.1g} nats in iteration {counters.iteration - 1}: the policy "
-                "hardly explores any more; a lower optimizer.learning_rate or an algorithm.entropy_coef helps"
-            )
-
-
-def _evaluate(
-    config: Config, agent: PolicyGradient, chunks: Chunks, counters: Counters, check: Callable[[], None]
-) -> Evaluation:
-    begin = time.perf_counter()
-    episodes = evaluate(
-        agent.policy,
-        chunks,
-        config.evaluation.episodes,
-        config.evaluation.mode,
-        gamma=config.algorithm.gamma,
-        horizon=None,
-        seed=config.seed,
-        purposes=(Purpose.EVALUATION_RESET, Purpose.EVALUATION_ACT),
-        indices=(counters.iteration,),
-        check=check,
-    )
-    return Evaluation(
-        iteration=counters.iteration,
-        env_steps=counters.env_steps,
-        mode=config.evaluation.mode,
-        returns=sample(episodes.returns),
-        length_mean=float(episodes.lengths.mean()),
-        discounted_return_mean=float(episodes.discounted_returns.mean()),
-        seconds=time.perf_counter() - begin,
-    )
 
 
 def _describe(config: Config, rollout: Rollout, update: Update, counters: Counters, timing: Timing) -> Iteration:

@@ -9,7 +9,7 @@ import contextlib
 import pickle
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,60 +17,51 @@ import numpy as np
 import torch
 
 from pgcli.config import load_config
-from pgcli.config.schema import Config
+from pgcli.config.schema import Config, EnvConfig
 from pgcli.errors import PgcliError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
-from pgcli.experiment.run import build_agent, columns_of, environments_of
+from pgcli.experiment.build import build_learner, columns_of, environments_of
 from pgcli.policies.policy import Policy, parameters_of
-from pgcli.sampling.pool import Crew, taken_apart
-from pgcli.sampling.process_pool import Workers
-from pgcli.sampling.ray_pool import Actors
-from pgcli.sampling.rollout import Chunks
-from pgcli.sampling.samplers import make_sampler
+from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
+from pgcli.sampling.executor import ChunkExecutor
+from pgcli.sampling.pool import LocalPool, WorkerPool, pickled_apart
+from pgcli.sampling.process_pool import ProcessPool
+from pgcli.sampling.ray_pool import RayPool
+from pgcli.sampling.sampler import make_sampler
 from pgcli.system.ray_cluster import join
 
 REPETITIONS = 15
 
 
-class Weighed:
-    """A crew of this process, which weighs what it is given and gives."""
+class WeighingPool(LocalPool):
+    """Counts the bytes of tasks and results that it would send to workers."""
 
-    def __init__(self) -> None:
-        self.count, self.there, self.back, self.last, self._kept = 1, 0, 0, list[Any](), dict[Any, Any]()
+    count = 1
 
-    def of(self, number: int) -> object:
-        """Give the only worker."""
-        return self
+    def __init__(self, env: EnvConfig) -> None:
+        super().__init__(EnvironmentCache(env))
+        self.sent, self.received, self.last = 0, 0, dict[int, Any]()
 
-    def run(
-        self, policy: Policy, count: int, job: Callable[[int, object], Any], check: Callable[[], None]
-    ) -> list[Any]:
-        """Do the jobs here."""
-        jobs = [job(number, self) for number in range(count)]
-        results = [one(self._kept, policy, check) for one in jobs]
-        self.there += sum(map(weight, jobs))
-        self.back += sum(map(weight, results))
-        self.last = results
+    def map(self, policy: Policy, tasks: Mapping[int, Any], check: Callable[[], None]) -> dict[int, Any]:
+        """Run the tasks here."""
+        results = super().map(policy, tasks, check)
+        self.sent += sum(map(weight, tasks.values()))
+        self.received += sum(map(weight, results.values()))
+        self.last |= results
         return results
 
     def close(self) -> None:
         """Close the environments."""
-        for thing in self._kept.values():
-            thing.close()
+        self._environments.close()
 
 
-def nothing(kept: dict[Any, Any], policy: Policy, check: Callable[[], None]) -> None:
-    """Do a job of which only the way there and back is left."""
+def nothing(environments: EnvironmentCache, policy: Policy, check: Callable[[], None]) -> None:
+    """Do nothing: only the way to the worker and back takes time."""
 
 
-def bulk(kept: dict[Any, Any], policy: Policy, check: Callable[[], None]) -> np.ndarray[Any, Any]:
-    """Give 32 MB."""
+def bulk(environments: EnvironmentCache, policy: Policy, check: Callable[[], None]) -> np.ndarray[Any, Any]:
+    """Return 32 MB."""
     return np.ones(32_000_000, np.uint8)
-
-
-def always(job: Any, number: int, worker: object) -> Any:
-    """Give the same job to every worker."""
-    return job
 
 
 def ignore() -> None:
@@ -79,7 +70,7 @@ def ignore() -> None:
 
 def weight(thing: object) -> int:
     """Count the bytes of a thing on its way."""
-    data, buffers = taken_apart(thing)
+    data, buffers = pickled_apart(thing)
     return len(data) + sum(map(len, buffers))
 
 
@@ -89,21 +80,20 @@ def bytes_per_step() -> None:
     print("|---|--:|--:|--:|--:|--:|")
     for name in ("cartpole", "lunar-lander/ppo", "half-cheetah/ppo"):
         config = load_config(name, ["env.chunk_size=8"])
-        chunks, crew = Chunks(environments_of(config)), Weighed()
-        agent = build_agent(config, chunks)
-        chunks.workers = crew
-        sampler = make_sampler(config, chunks)
+        env = environments_of(config)
+        environments, pool = EnvironmentCache(env), WeighingPool(env)
+        agent, executor = build_learner(config, environments), ChunkExecutor(environments, pool)
+        sampler = make_sampler(config, executor)
         for iteration in range(3):
-            crew.there = crew.back = 0
+            pool.sent = pool.received = 0
             trajectories = sampler.collect(agent.policy, iteration, ignore).trajectories
-        steps, parts = trajectories.num_steps, len(chunks.ranges(columns_of(config)))
+        steps, parts = trajectories.num_steps, len(chunk_ranges(env, columns_of(config)))
         parameters = sum(x.numel() * x.element_size() for x in parameters_of(agent.policy, None).values())
         print(
-            f"| `{name}` | {steps:,} | {crew.there / parts:,.0f} | {crew.back / steps:.1f} | "
+            f"| `{name}` | {steps:,} | {pool.sent / parts:,.0f} | {pool.received / steps:.1f} | "
             f"{plain(trajectories) / steps:.1f} | {parameters:,} |"
         )
-        sampler.close()
-        chunks.close()
+        executor.close()
 
 
 def plain(trajectories: Trajectories) -> int:
@@ -118,23 +108,22 @@ def assembling() -> None:
     print("| config | per chunk | putting together, per step |\n|---|--:|--:|")
     for name in ("lunar-lander/ppo", "half-cheetah/ppo"):
         config = load_config(name, ["env.chunk_size=8", "env.num_envs=32"])
-        chunks, crew = Chunks(environments_of(config)), Weighed()
-        agent = build_agent(config, chunks)
-        chunks.workers = crew
-        sampler = make_sampler(config, chunks)
+        env = environments_of(config)
+        environments, pool = EnvironmentCache(env), WeighingPool(env)
+        agent, executor = build_learner(config, environments), ChunkExecutor(environments, pool)
+        sampler = make_sampler(config, executor)
         steps = sampler.collect(agent.policy, 0, ignore).trajectories.num_steps
-        taken = [taken_apart(result) for result in crew.last]
+        taken = [pickled_apart(result) for result in pool.last.values()]
         unpack, together = [], []
         for _ in range(REPETITIONS):
             begin = time.process_time()
             parts = [pickle.loads(data, buffers=[bytearray(x) for x in buffers]) for data, buffers in taken]
             unpacked = time.process_time()
-            pad_columns([segment[0] for segment, _ in parts])
+            pad_columns([segment.trajectories for segment in parts])
             together.append(1e6 * (time.process_time() - unpacked) / steps)
             unpack.append(1e6 * (unpacked - begin) / len(taken))
         print(f"| `{name}` | {statistics.median(unpack):.0f} µs | {statistics.median(together):.2f} µs |")
-        sampler.close()
-        chunks.close()
+        executor.close()
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -150,9 +139,9 @@ def cpu_per_step() -> None:
     print("|---|--:|--:|")
     for name in ("cartpole", "lunar-lander/baseline", "lunar-lander/ppo", "half-cheetah/ppo"):
         config = load_config(name, [])
-        chunks = Chunks(environments_of(config))
-        agent = build_agent(config, chunks)
-        sampler = make_sampler(config, chunks)
+        executor = ChunkExecutor(EnvironmentCache(environments_of(config)))
+        agent = build_learner(config, executor.environments)
+        sampler = make_sampler(config, executor)
         collect, update = [], []
         for iteration in range(4):
             begin = time.process_time()
@@ -162,34 +151,30 @@ def cpu_per_step() -> None:
             collect.append(1e6 * (collected - begin) / trajectories.num_steps)
             update.append(1e6 * (time.process_time() - collected) / trajectories.num_steps)
         print(f"| `{name}` | {statistics.median(collect):.1f} | {statistics.median(update):.1f} |")
-        sampler.close()
-        chunks.close()
+        executor.close()
 
 
 def overhead(config: Config) -> None:
-    """Compare crews: jobs of nothing, 32 MB from each, and an iteration's rollout."""
-    chunks = Chunks(environments_of(config))
-    policy = build_agent(config, chunks).policy
-    crews: dict[str, Crew | None] = {"this process": None}
+    """Compare pools: tasks of nothing, 32 MB from each, and an iteration's rollout."""
+    environments = EnvironmentCache(environments_of(config))
+    policy = build_learner(config, environments).policy
+    pools: dict[str, WorkerPool] = {"this process": LocalPool(environments)}
     for count in (1, 2):
-        crews[f"{count} local"] = Workers(config.env, config.policy, count)
-        crews[f"{count} ray"] = Actors(config.env, config.policy, count)
-    samplers = {}
-    for name, crew in crews.items():
-        own = Chunks(config.env, crew)
-        samplers[name] = make_sampler(config, own)
+        pools[f"{count} local"] = ProcessPool(config.env, config.policy, count)
+        pools[f"{count} ray"] = RayPool(config.env, config.policy, count)
+    samplers = {name: make_sampler(config, ChunkExecutor(environments, pool)) for name, pool in pools.items()}
     times: dict[tuple[str, str], list[float]] = {}
     cpu: dict[tuple[str, str], list[float]] = {}  # of this process
     for repetition in range(REPETITIONS + 1):
-        for name, crew in crews.items():
+        for name, pool in pools.items():
             actions: dict[str, Callable[[], object]] = {}
-            if crew is not None:
-                for what, jobs, job in (
-                    ("a job of nothing", 1, nothing),
-                    ("8 jobs of nothing", 8, nothing),
+            if pool.count:
+                for what, count, task in (
+                    ("a task of nothing", 1, nothing),
+                    ("8 tasks of nothing", 8, nothing),
                     ("32 MB back", 1, bulk),
                 ):
-                    actions[what] = partial(crew.run, policy, jobs, partial(always, job), ignore)
+                    actions[what] = partial(pool.map, policy, dict.fromkeys(range(count), task), ignore)
             actions["rollout"] = partial(samplers[name].collect, policy, repetition, ignore)
             for what, action in actions.items():
                 begin = time.process_time()
@@ -200,20 +185,18 @@ def overhead(config: Config) -> None:
                     cpu.setdefault((name, what), []).append(1000 * used)
     columns = list(dict.fromkeys(what for _, what in times))
     print(f"| who collects | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}")
-    for name in crews:
+    for name in pools:
         cells = [times.get((name, what)) for what in columns]
         print(f"| {name} | {' | '.join(f'{statistics.median(x):.1f} ms' if x else '' for x in cells)} |")
     print(f"\nOf that, CPU time of the command's process:\n\n| who collects | {' | '.join(columns)} |")
     print(f"|---|{'--:|' * len(columns)}")
-    for name in crews:
+    for name in pools:
         cells = [cpu.get((name, what)) for what in columns]
         print(f"| {name} | {' | '.join(f'{statistics.median(x):.1f} ms' if x else '' for x in cells)} |")
-    for name, sampler in samplers.items():
-        sampler.close()
-        crew = crews[name]
+    for pool in pools.values():
         with contextlib.suppress(PgcliError, RuntimeError):
-            if crew is not None:
-                crew.close()
+            pool.close()
+    environments.close()
 
 
 def fetch(reference: Any) -> None:

@@ -91,29 +91,36 @@ def learner(
     """Build what does iteration i, and gives its env steps and the seconds of rollout and of update; and its end."""
     import torch
 
-    from pgcli.algorithm.policy_gradient import PolicyGradient
+    from pgcli.algorithm.learner import Learner, build_agent
+    from pgcli.algorithm.parts import in_turn
+    from pgcli.algorithm.second_process import SecondProcess
     from pgcli.config.schema import Config
-    from pgcli.sampling.process_pool import Workers
-    from pgcli.sampling.rollout import Chunks
-    from pgcli.sampling.samplers import make_sampler
+    from pgcli.sampling.chunks import EnvironmentCache
+    from pgcli.sampling.executor import ChunkExecutor
+    from pgcli.sampling.process_pool import ProcessPool
+    from pgcli.sampling.sampler import make_sampler
 
     torch.set_num_threads(1)
     data = dict(list(WORKS.values())[number])
     data["env"] = data["env"] | {"chunk_size": chunk_size} | ({"id": env_id} if env_id else {})
     config = Config.model_validate(data)
-    chunks = Chunks(config.env, Workers(config.env, config.policy, workers) if workers else None)
-    shown = Chunks(config.env).environments(1)
-    agent, sampler = PolicyGradient(shown.observation_space, shown.action_space, config), make_sampler(config, chunks)
+    pool = ProcessPool(config.env, config.policy, workers) if workers else None
+    executor = ChunkExecutor(EnvironmentCache(config.env), pool)
+    shown = executor.environments.of_width(1)
+    agent = Learner(
+        build_agent(shown.observation_space, shown.action_space, config), SecondProcess() if workers else in_turn
+    )
+    sampler = make_sampler(config, executor)
 
     def iterate(iteration: int) -> tuple[int, float, float]:
         begin = time.perf_counter()
         trajectories = sampler.collect(agent.policy, iteration, lambda: None).trajectories
         collected = time.perf_counter()
-        agent.update(trajectories, iteration, spare_core=workers > 0)
+        agent.update(trajectories, iteration)
         return trajectories.num_steps, collected - begin, time.perf_counter() - collected
 
     as_a_run_does()
-    return iterate, chunks.close
+    return iterate, executor.close
 
 
 def as_a_run_does() -> None:
@@ -423,18 +430,21 @@ def parts_side(name: str) -> None:
     import numpy as np
     import torch
 
-    from pgcli.algorithm.policy_gradient import PolicyGradient
+    from pgcli.algorithm.batch import flatten
+    from pgcli.algorithm.learner import Learner, build_agent
     from pgcli.config.schema import Config
     from pgcli.environments.forms import make_environments
-    from pgcli.sampling.rollout import Chunks
-    from pgcli.sampling.samplers import make_sampler
+    from pgcli.sampling.chunks import EnvironmentCache
+    from pgcli.sampling.executor import ChunkExecutor
+    from pgcli.sampling.sampler import make_sampler
     from pgcli.seeding import Purpose, derived_seed
 
     torch.set_num_threads(1)
     config = Config.model_validate(WORKS[name])
     n = config.env.num_envs
-    chunks, envs = Chunks(config.env), make_environments(config.env, n)
-    agent, sampler = PolicyGradient(envs.observation_space, envs.action_space, config), make_sampler(config, chunks)
+    executor, envs = ChunkExecutor(EnvironmentCache(config.env)), make_environments(config.env, n)
+    agent = Learner(build_agent(envs.observation_space, envs.action_space, config))
+    sampler = make_sampler(config, executor)
     state = {key: value.clone() for key, value in agent.state_dict().items()}
     agent.update(sampler.collect(agent.policy, 0, lambda: None).trajectories)
     agent.load_state_dict(state)
@@ -469,7 +479,7 @@ def parts_side(name: str) -> None:
             actor.for_environment(actor.respond(obs[t], noise[t % 64], memory)[0])
 
     def estimate() -> None:
-        agent.batch(trajectories)
+        flatten(agent.agent, trajectories, agent.agent.estimate(trajectories))
 
     def update() -> None:
         agent.load_state_dict(state)
@@ -634,19 +644,21 @@ def cost_side(case: dict[str, int]) -> None:
     """Time collecting and learning from more episodes, or learning with more parameters."""
     import torch
 
-    from pgcli.algorithm.policy_gradient import PolicyGradient
+    from pgcli.algorithm.learner import Learner, build_agent
     from pgcli.config.schema import Config
-    from pgcli.sampling.rollout import Chunks
-    from pgcli.sampling.samplers import make_sampler
+    from pgcli.sampling.chunks import EnvironmentCache
+    from pgcli.sampling.executor import ChunkExecutor
+    from pgcli.sampling.sampler import make_sampler
 
     torch.set_num_threads(1)
     episodes, hidden = case.get("episodes", 64), case.get("hidden", 64)
     data = work("CartPole-v1", 64, None, policy={"hidden_sizes": [hidden, hidden]})
     data["rollout"] = {"episodes": episodes, "horizon": 20}
     config = Config.model_validate(data)
-    chunks = Chunks(config.env)
-    envs = chunks.environments(64)
-    agent, sampler = PolicyGradient(envs.observation_space, envs.action_space, config), make_sampler(config, chunks)
+    executor = ChunkExecutor(EnvironmentCache(config.env))
+    envs = executor.environments.of_width(64)
+    agent = Learner(build_agent(envs.observation_space, envs.action_space, config))
+    sampler = make_sampler(config, executor)
     trajectories = sampler.collect(agent.policy, 0, lambda: None).trajectories
     as_a_run_does()
 

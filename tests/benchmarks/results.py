@@ -16,10 +16,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import trim_mean
 
 from pgcli.config import load_config, shipped_configs
-from pgcli.report.statistics import bootstrap_interval
+from pgcli.report.statistics import bootstrap_interval, interquartile_mean
 
 ROOT = Path(__file__).parent.parent.parent
 DATA, PAGE = ROOT / "docs/results.csv", ROOT / "docs/results.md"
@@ -188,12 +187,12 @@ def number(value: float) -> str:
 
 def interval(values: list[float]) -> str:
     """Write the interquartile mean with its 95 % bootstrap interval over seeds."""
-    samples = np.array([values])
-    middle = trim_mean(values, 0.25)
+    samples = np.array(values)
+    middle = float(interquartile_mean(samples))
     if len(values) == 1:
         return number(middle)
-    low, high = bootstrap_interval(samples, "iqm")
-    return f"{number(middle)} [{number(low[0])}, {number(high[0])}]"
+    low, high = bootstrap_interval([samples], interquartile_mean)
+    return f"{number(middle)} [{number(float(low))}, {number(float(high))}]"
 
 
 def environment(config: str) -> str:

@@ -1,1 +1,48 @@
-"""Gradients of a loss: by autograd, in closed form, or by the user's own code."""
+"""Gradients of a minibatch's loss: by autograd, in closed form, or by the user's own code, behind one protocol."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from pgcli.algorithm.batch import Batch
+from pgcli.algorithm.gradients.autograd import Autograd
+from pgcli.algorithm.gradients.closed_form import ClosedForm, has_closed_form
+from pgcli.algorithm.gradients.user_code import UserEstimator, UserGradient
+from pgcli.algorithm.losses import Losses, Step
+from pgcli.algorithm.parts import PartName
+from pgcli.config.schema import Config
+from pgcli.policies.policy import Policy
+from pgcli.policies.value_function import ValueFunction
+
+
+class Gradient(Protocol):
+    """The one door through which a gradient comes."""
+
+    def inputs(self, obs: Tensor) -> Tensor:
+        """Return what the gradient reads of observations [M, …], encoded once per update: [M, size]."""
+
+    def __call__(self, batch: Batch, part: PartName, progress: float) -> Step:
+        """Return ∂loss/∂θ, [dim] in the order of the part's parameters, and the terms of the loss if asked for.
+
+        The gradient is valid until the next call.
+        """
+
+
+def make_gradient(
+    config: Config,
+    policy: Policy,
+    value: ValueFunction | None,
+    losses: Losses,
+    user_estimator: UserEstimator | None = None,
+) -> Gradient:
+    """Choose how gradients are computed."""
+    gradient: Gradient
+    if has_closed_form(policy, value):
+        gradient = ClosedForm(policy, value, losses)
+    else:
+        gradient = Autograd(policy, value, losses, compile=config.training.compile)
+    if config.algorithm.estimator is None:
+        return gradient
+    return UserGradient(user_estimator, policy, gradient)

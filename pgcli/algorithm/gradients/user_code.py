@@ -11,36 +11,31 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pgcli.algorithm.batch import Batch
+from pgcli.algorithm.losses import Step
+from pgcli.algorithm.parts import PartName
 from pgcli.environments.failures import is_fault, told
-from pgcli.errors import UsageError
+from pgcli.errors import UsageError, closest
 from pgcli.estimators.trajectories import Trajectories
+from pgcli.policies.activations import ACTIVATION_OF, ACTIVATIONS
 from pgcli.policies.distributions import Softmax
 from pgcli.policies.policy import Policy
 from pgcli.system.locations import split
 
+if TYPE_CHECKING:
+    from pgcli.algorithm.gradients import Gradient
+
 Array = NDArray[Any]
+UserEstimator = Callable[[Trajectories], Tensor]
 Rollouts = list[list[tuple[Array, int, float]]]
 SIGNATURE = "it is called as {name}(rollouts, policy, gamma) and returns a tensor of policy.dim numbers"
-
-_SLOPES: dict[type[nn.Module], Callable[[Array], Array]] = {  # of an activation, at what goes into it
-    nn.Tanh: lambda z: 1 - np.tanh(z) ** 2,
-    nn.ReLU: lambda z: (z > 0).astype(z.dtype),
-    nn.ELU: lambda z: np.exp(np.minimum(z, 0)),
-    nn.Identity: np.ones_like,
-}
-_VALUES: dict[type[nn.Module], Callable[[Array], Array]] = {
-    nn.Tanh: np.tanh,
-    nn.ReLU: lambda z: np.maximum(z, 0),
-    nn.ELU: lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))),
-    nn.Identity: lambda z: z,
-}
 
 
 class TutorialPolicy:
@@ -52,7 +47,7 @@ class TutorialPolicy:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._layers = [module for module in policy.network if isinstance(module, nn.Linear)]
-        self._activations = [type(module) for module in policy.network if not isinstance(module, nn.Linear)]
+        self._activations = [ACTIVATION_OF[type(each)] for each in policy.network if not isinstance(each, nn.Linear)]
         assert isinstance(policy.distribution, Softmax)
         self._first_action = policy.distribution.start
         self.dim = sum(parameter.numel() for parameter in policy.parameters())
@@ -86,11 +81,11 @@ class TutorialPolicy:
         delta[int(action) - self._first_action] += 1
         parts: list[Array] = []
         for number in reversed(range(len(self._layers))):
-            activation = self._activations[number - 1] if number else nn.Identity
-            inputs = outputs[0] if not number else _VALUES[activation](outputs[number])
-            parts = [np.outer(delta, inputs).ravel(), delta, *parts]
+            activation = self._activations[number - 1] if number else ACTIVATIONS["identity"]
+            parts = [np.outer(delta, activation.value(outputs[number])).ravel(), delta, *parts]
             if number:
-                delta = self._layers[number].weight.detach().numpy().T @ delta * _SLOPES[activation](outputs[number])
+                back = self._layers[number].weight.detach().numpy().T @ delta
+                delta = back * activation.derivative(outputs[number])
         return torch.from_numpy(np.concatenate(parts)).float()
 
     def _run(self, state: Any) -> list[Array]:
@@ -99,7 +94,7 @@ class TutorialPolicy:
         outputs = [x]
         for number, layer in enumerate(self._layers):
             if number:
-                x = _VALUES[self._activations[number - 1]](x)
+                x = self._activations[number - 1].value(x)
             x = layer.weight.detach().numpy() @ x + layer.bias.detach().numpy()
             outputs.append(x)
         return outputs
@@ -178,11 +173,9 @@ def load(location: str) -> Any:
         hint = f"install the package that has `{error.name}`" if isinstance(error, ModuleNotFoundError) else main
         raise UsageError(f"{location}: running the file raised {told(error)}", hint) from error
     if not hasattr(module, name):
-        import difflib
-
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        close = difflib.get_close_matches(name, names, 1)
-        hint = f"did you mean `{close[0]}`?" if close else f"it has {', '.join(names) or 'no functions'}"
+        close = closest(name, names)
+        hint = f"did you mean `{close}`?" if close else f"it has {', '.join(names) or 'no functions'}"
         raise UsageError(f"{location}: the file has no `{name}`", hint)
     found = getattr(module, name)
     if not callable(found):
@@ -193,10 +186,27 @@ def load(location: str) -> Any:
 # ---------------------------------------------------------------------------------------------------------- in training
 
 
-def estimator(location: str, policy: Policy, gamma: float) -> Callable[[Trajectories], Tensor]:
-    """Load a user's estimator for `policy`: a function from whole episodes to ∇J, [dim].
+class UserGradient:
+    """The user's own gradient for the policy; the value function, if there is one, keeps the gradient `other`."""
 
-    Raises: UsageError for a policy that is no softmax MLP, and as `load` and `called` do.
+    def __init__(self, estimate: UserEstimator | None, policy: Policy, other: Gradient) -> None:
+        self._estimate, self._policy, self._other = estimate, policy, other
+        self.inputs = other.inputs
+
+    def __call__(self, batch: Batch, part: PartName, progress: float) -> Step:
+        """Return minus the user's ∇J, [dim], and the policy's entropy."""
+        if part != "policy":
+            return self._other(batch, part, progress)
+        assert self._estimate is not None, "the user's estimator was not loaded"
+        gradient = -self._estimate(batch.trajectories).to(batch.obs.device)
+        distribution = self._policy.distribution
+        return gradient, lambda: {"entropy": distribution.entropy(self._policy(batch.obs)).mean()}
+
+
+def load_user_estimator(location: str, policy: Policy, gamma: float) -> UserEstimator:
+    """Load a user's estimator for `policy`: a function from whole episodes to ∇J, [dim]. This runs the user's file.
+
+    Raises: UsageError for a policy that is not a softmax MLP, and as `load` and `called` do.
     """
     refuse(policy)
     function = load(location)

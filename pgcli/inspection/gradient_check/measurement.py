@@ -1,9 +1,9 @@
-"""An estimator measured: its bias relative to ∇J, its variance, and a verdict.
+"""Measure an estimator on small problems: its bias relative to ∇J, its variance, and a verdict.
 
-Where every batch can be told, E[g] is a finite sum, and equal means equal but for rounding. Elsewhere the mean of B
-estimates g_i is held against an expectation m by Hotelling's T² = B (ḡ - m)ᵀ S⁺ (ḡ - m), over the k coordinates in
-which the estimates vary; T² (B - k) / (k (B - 1)) is F(k, B - k), and what has p < 1e-6 is refused. Where nothing
-varies, the mean must be exact.
+Where all batches are enumerated, E[g] is a finite sum and must equal the expectation m up to rounding. Elsewhere the
+mean of B sampled estimates g_i is compared with m by Hotelling's T² = B (ḡ - m)ᵀ S⁺ (ḡ - m) over the k coordinates in
+which the estimates vary. T² (B - k) / (k (B - 1)) has the distribution F(k, B - k), and p < 1e-6 is a failure.
+Coordinates that do not vary must be exact.
 
 Source: Anderson (2003), "An Introduction to Multivariate Statistical Analysis", section 5.2.
 """
@@ -16,51 +16,58 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations_with_replacement, product
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.learner import build_agent
+from pgcli.algorithm.policy_gradient import estimate_gradient
 from pgcli.config.rules import violations
 from pgcli.config.schema import AlgorithmConfig, Config, EnvConfig, PolicyConfig, ValueConfig
 from pgcli.environments.forms import make
-from pgcli.inspection.gradient_check.definitions import flat, gradient, pieces_of, scores_along, take
+from pgcli.inspection.gradient_check.definitions import (
+    flat,
+    gradient,
+    scored_trajectories,
+    select_columns,
+    step_scores,
+)
 from pgcli.inspection.gradient_check.problems import (
-    Continuous,
-    Data,
-    Finite,
-    Problem,
-    bandit_world,
-    chain_world,
-    corridor_world,
-    grid_world,
+    CheckProblem,
+    ContinuousProblem,
+    FiniteProblem,
+    ProblemData,
+    bandit_mdp,
+    chain_mdp,
+    corridor_mdp,
+    grid_mdp,
 )
 from pgcli.policies.policy import Policy
-from pgcli.policies.trajectory_outputs import ratios_along, values_along
+from pgcli.policies.trajectory_outputs import trajectory_ratios, trajectory_values
 
 Array = NDArray[Any]
-Verdict = Literal["unbiased", "biased by design", "wrong"]
+Verdict = Literal["wrong", "biased by design", "unbiased"]  # the worst first
 CELL = ("returns", "baseline", "objective")
-REFUSED_BELOW = 1e-6
-ESTIMATES = 256  # of a problem that is sampled
+SIGNIFICANCE = 1e-6  # p-values below it mean `wrong`
+ESTIMATES = 256  # of a sampled problem
 GROUP = 2  # columns of a group
-ROUNDING = 1e-9  # relative to the largest number that takes part
+ROUNDING = 1e-9  # relative to the largest number
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why an estimator is biased, in words; `factor`, if all that it does is to scale the gradient by it."""
+    """Why an estimator is biased; with `factor`, the gradient is only scaled by it."""
 
-    words: str
+    text: str
     factor: float | None = None
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was found on one problem; None where ∇J, or E[g], is 0."""
+class Measurement:
+    """The result on one problem; None where ∇J or E[g] is 0."""
 
     problem: str
     about: str
@@ -69,51 +76,56 @@ class Measured:
     exact: bool  # the expectation is a finite sum, not a sample's mean
     columns: int  # of one estimate
     estimates: int
-    bias: float | None  # (E[g] - ∇J) · ∇J / |∇J|²: by how much steps along ∇J are too long
+    bias: float | None  # (E[g] - ∇J) · ∇J / |∇J|²: the relative error of the component along ∇J
     bias_low: float | None  # 95 %
     bias_high: float | None
     cosine: float | None  # between E[g] and ∇J
     variance: float  # the trace of the covariance of one estimate
-    p_value: float  # of a mean this far from what it should be; where exact, 1: it is that, 0: it is not
+    p_value: float  # of a mean this far from `expected`; where exact, 1 if they are equal, else 0
     gradient: list[float]  # ∇J
     mean: list[float]  # E[g]
-    expected: list[float]  # what it should be
+    expected: list[float]  # E[g] by definition
 
 
 # ------------------------------------------------------------------------------------------------------ whole configs
 
 
-def check(config: Config, kind: type, sampled: bool = True) -> dict[str, Any]:
-    """Measure the estimator of a config on every problem that fits: what `pgcli check CONFIG --json` prints."""
+def check_config(config: Config, kind: type, sampled: bool = True) -> dict[str, Any]:
+    """Measure the estimator of a config on every problem that fits: the result of `pgcli check CONFIG --json`."""
     torch.set_num_threads(1)
     problems, left_out = problems_for(config, kind, sampled)
     found = [measure(config, problem) for problem in problems]
+    algorithm = config.algorithm
     return {
-        "estimator": name_of(config),
-        "verdict": worst([one.verdict for one in found]),
+        "estimator": f"{algorithm.returns} × {algorithm.baseline} × {algorithm.objective}",
+        "verdict": min((one.verdict for one in found), key=get_args(Verdict).index, default="unbiased"),
         "reasons": list(dict.fromkeys(reason for one in found for reason in one.reasons)),
         "problems": [asdict(one) for one in found],
         "left_out": left_out,
     }
 
 
-def check_all(config: Config, kind: type) -> dict[str, Any]:
-    """Check every cell of the grid that the rules accept beside the other keys of `config`, on what can be told whole.
+def check_grid(config: Config, kind: type) -> dict[str, Any]:
+    """Check every cell of the grid that the rules accept with the other keys of `config`.
 
-    Continuous actions have nothing that can be told whole, and are sampled.
+    Sampled problems are left out, except for continuous actions, which have no others.
     """
     cells, refused = [], 0
     for cell in product(*(get_args(AlgorithmConfig.model_fields[key].annotation) for key in CELL)):
-        variant = at(config, *cell)
+        variant = in_cell(config, *cell)
         if any(violations(variant)):
             refused += 1
         else:
-            cells.append(dict(zip(CELL, cell, strict=True)) | check(variant, kind, sampled=False))
-    return {"verdict": worst([one["verdict"] for one in cells]), "cells": cells, "refused": refused}
+            cells.append(dict(zip(CELL, cell, strict=True)) | check_config(variant, kind, sampled=False))
+    return {
+        "verdict": min((cell["verdict"] for cell in cells), key=get_args(Verdict).index, default="unbiased"),
+        "cells": cells,
+        "refused": refused,
+    }
 
 
-def at(config: Config, returns: str, baseline: str, objective: str) -> Config:
-    """Move a config to another cell of the grid, and leave out what only another cell has."""
+def in_cell(config: Config, returns: str, baseline: str, objective: str) -> Config:
+    """Return `config` in another cell of the grid, without the keys that have no effect there."""
     algorithm = config.algorithm
     keys: dict[str, Any] = {"returns": returns, "baseline": baseline, "objective": objective}
     if baseline == "group":
@@ -131,38 +143,24 @@ def at(config: Config, returns: str, baseline: str, objective: str) -> Config:
     return config.model_copy(update={"algorithm": algorithm.model_copy(update=keys)})
 
 
-def name_of(config: Config) -> str:
-    """Write where in the grid a config stands."""
-    algorithm = config.algorithm
-    return f"{algorithm.returns} × {algorithm.baseline} × {algorithm.objective}"
+def action_kind(config: Config) -> type:
+    """Return the kind of a config's action space, by its distribution or its environment.
+
+    Raises: EnvironmentFailure: if the environment cannot be made.
+    """
+    kinds = {"softmax": spaces.Discrete, "bernoulli": spaces.MultiBinary}
+    if config.policy.distribution != "auto":
+        return kinds.get(config.policy.distribution, spaces.Box)
+    with closing(make(config.env)) as env:
+        others = (spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)
+        return next((kind for kind in others if isinstance(env.action_space, kind)), spaces.Discrete)
 
 
-def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """Give the worst of several verdicts."""
-    order: tuple[Verdict, ...] = ("wrong", "biased by design", "unbiased")
-    return next((one for one in order if one in verdicts), "unbiased")
+# ---------------------------------------------------------------------------------------------------- bias by design
 
 
-def actions_of(config: Config) -> type:
-    """Tell the kind of a config's actions, by its distribution or else its environment. Raises: EnvironmentFailure."""
-    match config.policy.distribution:
-        case "softmax":
-            return spaces.Discrete
-        case "bernoulli":
-            return spaces.MultiBinary
-        case "gaussian" | "tanh_gaussian" | "state_dependent_gaussian":
-            return spaces.Box
-        case "auto":
-            with closing(make(config.env)) as env:
-                kinds = (spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)
-                return next((kind for kind in kinds if isinstance(env.action_space, kind)), spaces.Discrete)
-
-
-# ---------------------------------------------------------------------------------------------------- what is by design
-
-
-def reasons(config: Config, problem: Problem) -> Iterator[Reason]:
-    """Yield what biases the estimator of `config` on `problem`, by design."""
+def bias_reasons(config: Config, problem: CheckProblem) -> Iterator[Reason]:
+    """Yield the reasons for which the estimator of `config` is biased on `problem` by design."""
     algorithm, several, n = config.algorithm, problem.horizon > 1, config.rollout.episodes
     whole = algorithm.returns == "total" or not problem.lengths_vary
     if algorithm.baseline == "mean":
@@ -202,24 +200,24 @@ def reasons(config: Config, problem: Problem) -> Iterator[Reason]:
             yield Reason("kl_coef adds the gradient of the KL divergence, once the policy has moved")
 
 
-def known_factor(why: Sequence[Reason]) -> float | None:
-    """Give what ∇J is scaled by, 1 without a reason; None if it is not only scaled."""
-    factors = [reason.factor for reason in why if reason.factor is not None]
-    return math.prod(factors) if len(factors) == len(why) else None
+def known_factor(reasons: Sequence[Reason]) -> float | None:
+    """Return the factor by which ∇J is scaled, 1 without a reason; None if it is not only scaled."""
+    factors = [reason.factor for reason in reasons if reason.factor is not None]
+    return math.prod(factors) if len(factors) == len(reasons) else None
 
 
-# ------------------------------------------------------------------------------------------------- what it is tried on
+# ------------------------------------------------------------------------------------------------ choice of problems
 
 
-def problems_for(config: Config, kind: type, sampled: bool = True) -> tuple[list[Problem], list[str]]:
-    """Choose problems that fit a config and the kind of its actions; and say what cannot be tried."""
+def problems_for(config: Config, kind: type, sampled: bool = True) -> tuple[list[CheckProblem], list[str]]:
+    """Return problems that fit a config and the kind of its actions, and notes on those that are left out."""
     distribution, memory = config.policy.distribution, config.policy.memory != "none"
-    grouped, left_out, found = config.group_size > 1, list[str](), list[Problem]()
+    found, left_out = list[CheckProblem](), list[str]()
     if kind is spaces.Box:
         bounded = distribution == "tanh_gaussian"
-        found.append(Continuous("target", "one step, r = -1 - (a - 1)²", 1, 32, bounded))
+        found.append(ContinuousProblem("target", "one step, r = -1 - (a - 1)²", 1, 32, bounded))
         if distribution in ("auto", "gaussian"):
-            found.append(Continuous("lqr", "s' = s + a, r = -s² - (a - 1)², 4 steps", 4, 32))
+            found.append(ContinuousProblem("lqr", "s' = s + a, r = -s² - (a - 1)², 4 steps", 4, 32))
         else:
             left_out.append(f"lqr has a closed form for `distribution: gaussian`, not for {distribution}")
         if memory:
@@ -227,58 +225,56 @@ def problems_for(config: Config, kind: type, sampled: bool = True) -> tuple[list
         if config.rollout.steps:
             left_out.append("the continuous problems are tried in whole episodes, not in segments")
         return found, left_out
-    arms = 3 if kind is spaces.Discrete else 4
-    bandit, logits = bandit_world((1.0, 0.0, 2.0, -1.0)[:arms]), [math.log(k) for k in (1, 2, 3, 1.5)][:arms]
-    n = 4 if grouped or arms == 3 else 2
-    found.append(Finite("bandit", f"one step, {arms} actions", bandit, kind, n, logits))
+    actions, grouped = 3 if kind is spaces.Discrete else 4, config.group_size > 1
+    bandit, logits = bandit_mdp((1.0, 0.0, 2.0, -1.0)[:actions]), [math.log(k) for k in (1, 2, 3, 1.5)][:actions]
+    n = 4 if grouped or actions == 3 else 2
+    found.append(FiniteProblem("bandit", f"one step, {actions} actions", bandit, kind, n, logits))
     if config.algorithm.objective != "policy_gradient":
         about = "the same, once the policy has moved"
-        found.append(Finite("moved bandit", about, bandit, kind, n, logits, off_policy=True))
-    chain = chain_world(3, 0.0, 1.0)
-    found.append(Finite("chain", "3 steps, paid at the end", chain, kind, 4 if grouped else 3, [0.0, 0.5]))
-    found.append(Finite("corridor", "4 places, cut after 3 steps", corridor_world(3), kind, 2))
+        found.append(FiniteProblem("moved bandit", about, bandit, kind, n, logits, off_policy=True))
+    chain = chain_mdp(3, 0.0, 1.0)
+    found.append(FiniteProblem("chain", "3 steps, paid at the end", chain, kind, 4 if grouped else 3, [0.0, 0.5]))
+    found.append(FiniteProblem("corridor", "4 places, cut after 3 steps", corridor_mdp(3), kind, 2))
     if config.rollout.steps:
-        found.append(Finite("segments", "the chain in segments of 4 rows", chain, kind, 2, [0.0, 0.5], rows=4))
+        found.append(FiniteProblem("segments", "the chain in segments of 4 rows", chain, kind, 2, [0.0, 0.5], rows=4))
     if memory:
         left_out.append("grid is solved for policies without memory")
     elif sampled:
-        world = grid_world(3, 0.2, 8)
-        found.append(Finite("grid", "3 × 3, slippery, cut after 8 steps", world, kind, 16, sampled=True))
+        grid = grid_mdp(3, 0.2, 8)
+        found.append(FiniteProblem("grid", "3 × 3, slippery, cut after 8 steps", grid, kind, 16, sampled=True))
     return found, left_out
 
 
-def reduced(config: Config, problem: Problem) -> Config:
-    """Give `config` for `problem`: the estimator as it is, the smallest policy, and what is no part of it left out."""
+def _reduced(config: Config, problem: CheckProblem) -> Config:
+    """Return the estimator of `config` for `problem`, with the smallest policy and defaults for everything else."""
     algorithm = config.algorithm
     if algorithm.group_size is not None:
         algorithm = algorithm.model_copy(update={"group_size": GROUP})
-    memory = "none" if isinstance(problem, Continuous) else config.policy.memory
+    memory = "none" if isinstance(problem, ContinuousProblem) else config.policy.memory
+    distribution = config.policy.distribution
     rollout = {"episodes": None if problem.rows else problem.columns, "steps": problem.rows, "horizon": None}
-    return config.model_copy(
-        update={
-            "seed": 0,
-            "env": EnvConfig(num_envs=problem.columns),
-            "rollout": config.rollout.model_copy(update=rollout),
-            "policy": PolicyConfig(
-                hidden_sizes=[], distribution=config.policy.distribution, memory=memory, memory_size=2
-            ),
-            "value": ValueConfig(hidden_sizes=[]),
-            "algorithm": algorithm,
-        }
-    )
+    sections = {
+        "seed": 0,
+        "env": EnvConfig(num_envs=problem.columns),
+        "rollout": config.rollout.model_copy(update=rollout),
+        "policy": PolicyConfig(hidden_sizes=[], distribution=distribution, memory=memory, memory_size=2),
+        "value": ValueConfig(hidden_sizes=[]),
+        "algorithm": algorithm,
+    }
+    return config.model_copy(update=sections)
 
 
-# ----------------------------------------------------------------------------------------------------- the measurement
+# ------------------------------------------------------------------------------------------------------- measurement
 
 
-def measure(config: Config, problem: Problem) -> Measured:
+def measure(config: Config, problem: CheckProblem) -> Measurement:
     """Measure the estimator of `config` on `problem`."""
-    why, config = list(reasons(config, problem)), reduced(config, problem)
+    reasons, config = list(bias_reasons(config, problem)), _reduced(config, problem)
     algorithm = config.algorithm
-    agent = PolicyGradient(problem.observation_space, problem.action_space, config)
+    agent = build_agent(problem.observation_space, problem.action_space, config)
     policy, value = agent.policy.double(), agent.value
-    problem.start(policy)
-    if value is not None:  # V says anything: a baseline may
+    problem.initialize(policy)
+    if value is not None:  # a baseline may be any function of the state
         random = np.random.default_rng(2)
         with torch.no_grad():
             for parameter in value.double().parameters():
@@ -287,22 +283,23 @@ def measure(config: Config, problem: Problem) -> Measured:
     data = problem.data(policy, ESTIMATES, np.random.default_rng(3))
     whole = data.trajectories
     given = replace(whole, behavior_log_probs=None) if algorithm.objective == "policy_gradient" else whole
-    batches, chances = batches_of(data, problem.columns, alike=config.group_size == 1)
+    batches, probabilities = batches_of(data, problem.columns, exchangeable=config.group_size == 1)
     parameters = list(policy.parameters())
-    found = np.stack([-flat(agent.gradient(take(given, batch))[0], parameters).numpy() for batch in batches])
-    factor = known_factor(why)
+    each = (estimate_gradient(agent, select_columns(given, batch))[0] for batch in batches)
+    estimates = np.stack([-flat(one, parameters).numpy() for one in each])
+    factor = known_factor(reasons)
     if factor is not None:
-        return judge(problem, why, truth, found, factor * truth, chances)
-    scores = scores_along(policy, whole)
-    bonus = scores_along(policy, whole, of_entropy=True) if algorithm.entropy_coef > 0 else np.zeros_like(scores)
-    values, ratios = values_along(policy, value, whole).numpy(), ratios_along(policy, whole).numpy()
-    pieces = pieces_of(whole, scores, bonus, values, ratios)
-    parts = [[piece for n in batch for piece in pieces[n]] for batch in batches]
+        return _compare(problem, reasons, truth, estimates, factor * truth, probabilities)
+    scores = step_scores(policy, whole)
+    bonus = step_scores(policy, whole, of_entropy=True) if algorithm.entropy_coef > 0 else np.zeros_like(scores)
+    values, ratios = trajectory_values(policy, value, whole).numpy(), trajectory_ratios(policy, whole).numpy()
+    columns = scored_trajectories(whole, scores, bonus, values, ratios)
+    parts = [[trajectory for n in batch for trajectory in columns[n]] for batch in batches]
     by_definition = np.stack([gradient(part, problem.columns, algorithm) for part in parts])
-    return judge(problem, why, truth, found, by_definition, chances)
+    return _compare(problem, reasons, truth, estimates, by_definition, probabilities)
 
 
-def gradient_of_return(problem: Problem, policy: Policy, gamma: float) -> Array:
+def gradient_of_return(problem: CheckProblem, policy: Policy, gamma: float) -> Array:
     """Compute ∇J, [dim], in the order of the policy's parameters."""
     parameters = list(policy.parameters())
     total = problem.expected_return(policy, gamma)
@@ -310,15 +307,17 @@ def gradient_of_return(problem: Problem, policy: Policy, gamma: float) -> Array:
     return truth
 
 
-def batches_of(data: Data, columns: int, alike: bool = False) -> tuple[list[tuple[int, ...]], Array | None]:
-    """Make all batches of so many columns, each with its probability; or cut a sample into batches.
+def batches_of(
+    data: ProblemData, columns: int, exchangeable: bool = False
+) -> tuple[list[tuple[int, ...]], Array | None]:
+    """Return all batches of so many columns with their probabilities, or divide a sample into batches.
 
-    Where columns are treated `alike`, a batch stands for all orders of its columns.
+    If columns are `exchangeable`, one batch represents all orders of its columns.
     """
     count = data.trajectories.mask.shape[1]
     if data.probabilities is None:
         return [tuple(range(first, first + columns)) for first in range(0, count, columns)], None
-    if not alike:
+    if not exchangeable:
         batches = list(product(range(count), repeat=columns))
         return batches, np.prod(data.probabilities[np.array(batches)], 1)
     batches = list(combinations_with_replacement(range(count), columns))
@@ -326,65 +325,53 @@ def batches_of(data: Data, columns: int, alike: bool = False) -> tuple[list[tupl
     return batches, np.array(orders) * np.prod(data.probabilities[np.array(batches)], 1)
 
 
-def judge(
-    problem: Problem,
-    why: Sequence[Reason],
+def _compare(
+    problem: CheckProblem,
+    reasons: Sequence[Reason],
     truth: Array,
     found: Array,
     expected: Array,
-    chances: Array | None,
-) -> Measured:
-    """Hold estimates [B, dim] against ∇J, and against what is `expected` of them: [dim], or of each, [B, dim].
+    probabilities: Array | None,
+) -> Measurement:
+    """Compare estimates [B, dim] with ∇J and with their expectation by definition, [dim], or of each, [B, dim].
 
-    `chances` are the probabilities of the B batches; without them, they are a sample.
+    `probabilities` [B] are those of all batches; None for a sample.
     """
-    weights = np.full(len(found), 1 / len(found)) if chances is None else chances
+    weights = np.full(len(found), 1 / len(found)) if probabilities is None else probabilities
     mean = weights @ found
     small = ROUNDING * float(np.abs(found).max() + np.abs(expected).max())
     wanted: Array = expected if expected.ndim == 1 else weights @ expected
     equal = float(np.abs(mean - wanted).max() <= small)
-    p_value = hotelling(found - expected, small) if chances is None else equal
-    unbiased = not why or (chances is not None and np.abs(mean - truth).max() <= small)
-    right: Verdict = "unbiased" if unbiased else "biased by design"
-    return described(
-        problem, right if p_value >= REFUSED_BELOW else "wrong", why, truth, found, wanted, chances, p_value
-    )
+    p_value = hotelling(found - expected, small) if probabilities is None else equal
+    unbiased = not reasons or (probabilities is not None and np.abs(mean - truth).max() <= small)
+    verdict: Verdict = "wrong" if p_value < SIGNIFICANCE else "unbiased" if unbiased else "biased by design"
+    texts = [reason.text for reason in reasons]
+    return summarize(problem, verdict, texts, truth, found, wanted, probabilities, p_value)
 
 
-class Trial(Protocol):
-    """What the numbers are of."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def about(self) -> str: ...  # noqa: D102
-    @property
-    def columns(self) -> int: ...  # noqa: D102
-
-
-def described(
-    problem: Trial,
+def summarize(
+    problem: CheckProblem,
     verdict: Verdict,
-    why: Sequence[Reason],
+    reasons: list[str],
     truth: Array,
     found: Array,
-    wanted: Array,
-    chances: Array | None,
+    expected: Array,
+    probabilities: Array | None,
     p_value: float,
-) -> Measured:
-    """Put numbers to estimates [B, dim]: along ∇J, around their mean."""
-    weights = np.full(len(found), 1 / len(found)) if chances is None else chances
+) -> Measurement:
+    """Compute bias, cosine and variance of estimates [B, dim] with respect to ∇J."""
+    weights = np.full(len(found), 1 / len(found)) if probabilities is None else probabilities
     mean, size = weights @ found, float(np.linalg.norm(truth))
-    along = found @ truth / size**2 - 1 if size > ROUNDING else None
-    bias = None if along is None else float(weights @ along)
-    error = 0.0 if along is None or chances is not None else float(along.std(ddof=1)) / math.sqrt(len(along))
+    errors = found @ truth / size**2 - 1 if size > ROUNDING else None
+    bias = None if errors is None else float(weights @ errors)
+    error = 0.0 if errors is None or probabilities is not None else float(errors.std(ddof=1)) / math.sqrt(len(errors))
     length, tiny = float(np.linalg.norm(mean)), 1e-6 * float(np.abs(found).max())
-    return Measured(
+    return Measurement(
         problem=problem.name,
         about=problem.about,
         verdict=verdict,
-        reasons=[] if verdict == "unbiased" else [reason.words for reason in why],
-        exact=chances is not None,
+        reasons=[] if verdict == "unbiased" else reasons,
+        exact=probabilities is not None,
         columns=problem.columns,
         estimates=len(found),
         bias=bias,
@@ -395,12 +382,12 @@ def described(
         p_value=p_value,
         gradient=truth.tolist(),
         mean=mean.tolist(),
-        expected=wanted.tolist(),
+        expected=expected.tolist(),
     )
 
 
 def hotelling(differences: Array, negligible: float) -> float:
-    """Compute the p-value of mean 0 for rows [B, dim]; 0 if the mean is off by more than rounding where none varies."""
+    """Compute Hotelling's p-value for rows [B, dim] of mean 0; 0 if a coordinate that does not vary is not 0."""
     from scipy.stats import f  # only a sample needs it
 
     count, mean = len(differences), differences.mean(0)

@@ -1,16 +1,16 @@
-"""A user's own estimator, or policy class, judged: what it is in expectation, and what is wrong with it in words.
+"""Check a user's estimator or policy class: what it computes in expectation, and what is wrong with it, in words.
 
-Every batch of a few small worlds is handed to the estimator, so its expectation is a finite sum. It is compared with
-those of a table of hypotheses: ways to weigh the scores, of which some are right and the others are known mistakes. The
-source is never read.
+The estimator is called with every batch of a few small problems, so its expectation is a finite sum. The sum is
+compared with those of a table of hypotheses: ways to weight the scores, some right, the others known mistakes. The
+source code is not read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
-from itertools import product
+from dataclasses import asdict
+from itertools import product, takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,109 +18,75 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from pgcli.algorithm.gradients import user_code as student
+from pgcli.algorithm.gradients import user_code
 from pgcli.algorithm.gradients.user_code import Rollouts, TutorialPolicy, fault_of, rollouts_of
 from pgcli.config.schema import PolicyConfig
-from pgcli.environments.failures import is_fault, told
-from pgcli.inspection.gradient_check.definitions import scores_along
-from pgcli.inspection.gradient_check.measurement import (
-    Measured,
-    Reason,
-    Verdict,
-    batches_of,
-    described,
-    gradient_of_return,
-)
-from pgcli.inspection.gradient_check.problems import Finite, begin, chain_world, corridor_world
+from pgcli.inspection.gradient_check.definitions import hidden_layer_scores, step_scores
+from pgcli.inspection.gradient_check.measurement import Verdict, batches_of, gradient_of_return, summarize
+from pgcli.inspection.gradient_check.problems import FiniteProblem, chain_mdp, corridor_mdp, initialize_linear
+from pgcli.inspection.gradient_check.user_policies import CheckFailed, attempt, check_class
+from pgcli.policies.activations import ACTIVATIONS
 from pgcli.policies.policy import Policy
 
 Array = NDArray[Any]
-GAMMA = 0.75  # far enough from 1 to tell; and equal returns are equal in a float32, whatever is done with them
+GAMMA = 0.75  # far from 1, and powers of it are exact in float32, so that equal returns stay equal
 ROUNDING = 2e-4  # of a user's float32, relative to the largest estimate
-EPSILON = 1e-8  # in the place of no deviation
-
-
-class Choice(NamedTuple):
-    """One way to do a part of the estimate: what to say of it, nothing if it is right; and whether it is a mistake."""
-
-    words: str
-    wrong: bool
-    compute: Callable[..., Array]
+EPSILON = 1e-8  # a smaller standard deviation counts as 0
 
 
 # ------------------------------------------------------------------------------------------------------ the hypotheses
 
 
-@dataclass(frozen=True)
-class Batches:
-    """All batches of one world: rewards and mask [B, N, T], the probabilities [B], the episodes' numbers [B, N]."""
+class Component(NamedTuple):
+    """One way to compute a part of the estimate; `text` is its deviation, empty if it is right."""
 
-    rewards: Array
-    mask: Array
-    chances: Array
-    episodes: Array
-
-    @property
-    def discounts(self) -> Array:
-        """Give γ^t, [T]."""
-        powers: Array = GAMMA ** np.arange(self.mask.shape[2])
-        return powers
+    text: str
+    wrong: bool  # a mistake, not a choice
+    compute: Callable[..., Array]
 
 
-def _ahead(x: Array) -> Array:
-    """Sum from t on."""
+def _sum_from(x: Array) -> Array:
+    """Σ_{l ≥ t} x_l, for each t."""
     total: Array = x[..., ::-1].cumsum(-1)[..., ::-1]
     return total
 
 
-def _all(x: Array) -> Array:
-    """Sum over all t."""
+def _sum_all(x: Array) -> Array:
+    """Σ_l x_l, the same for each t."""
     return np.broadcast_to(x.sum(-1, keepdims=True), x.shape)
 
 
-RETURNS = (
-    Choice("", False, lambda b: _ahead(b.discounts * b.rewards)),
-    Choice("", False, lambda b: _all(b.discounts * b.rewards)),
-    Choice(
-        "the γ^t in front of G_t is missing: late states count as much as early ones",
-        False,
-        lambda b: _ahead(b.discounts * b.rewards) / b.discounts,
-    ),
-    Choice(
-        "each score is multiplied by the immediate reward, or the rewards so far, not by the return: what comes later "
-        "teaches nothing, and where every step is paid alike (CartPole) the gradient is 0 in expectation",
-        True,
-        lambda b: b.discounts * b.rewards,
-    ),
-    Choice(
-        "each score is multiplied by the immediate reward, or the rewards so far, undiscounted, not by the return",
-        True,
-        lambda b: b.rewards,
-    ),
-    Choice("gamma is not used: it is the gradient of the undiscounted return", True, lambda b: _ahead(b.rewards)),
-    Choice("gamma is not used: it is the gradient of the undiscounted return", True, lambda b: _all(b.rewards)),
-    Choice(
-        "γ^t is there twice: R(τ), which is discounted from the start, is weighed by γ^t again",
-        True,
-        lambda b: b.discounts * _all(b.discounts * b.rewards),
-    ),
-    Choice(
-        "γ^t is there twice: Σ γ^l r_l from t on, which has it, is weighed by γ^t again",
-        True,
-        lambda b: b.discounts * _ahead(b.discounts * b.rewards),
-    ),
-)
+IMMEDIATE = "each score is multiplied by the immediate reward, or the rewards so far"
+UNDISCOUNTED = "gamma is not used: it is the gradient of the undiscounted return"
+RETURNS = (  # of rewards [B, N, T] and γ^t [T]
+    Component("", False, lambda r, d: _sum_from(d * r)),
+    Component("", False, lambda r, d: _sum_all(d * r)),
+    Component("the γ^t in front of G_t is missing: late states count as much as early ones", False,
+              lambda r, d: _sum_from(d * r) / d),
+    Component(f"{IMMEDIATE}, not by the return: what comes later teaches nothing, and where every step is paid alike "
+              "(CartPole) the gradient is 0 in expectation", True, lambda r, d: d * r),
+    Component(f"{IMMEDIATE}, undiscounted, not by the return", True, lambda r, d: r),
+    Component(UNDISCOUNTED, True, lambda r, d: _sum_from(r)),
+    Component(UNDISCOUNTED, True, lambda r, d: _sum_all(r)),
+    Component("γ^t is there twice: R(τ), which is discounted from the start, is weighed by γ^t again", True,
+              lambda r, d: d * _sum_all(d * r)),
+    Component("γ^t is there twice: Σ γ^l r_l from t on, which has it, is weighed by γ^t again", True,
+              lambda r, d: d * _sum_from(d * r)),
+)  # fmt: skip
 
 
-def _mean(x: Array, mask: Array, axis: tuple[int, ...]) -> Array:
-    count = mask.sum(axis, keepdims=True).clip(min=1)
-    mean: Array = np.where(mask, x, 0).sum(axis, keepdims=True) / count
-    return mean
-
-
-def _standardized(axis: tuple[int, ...], correction: int) -> Callable[[Array, Array], Array]:
+def _centred(*axis: int) -> Callable[[Array, Array], Array]:
     def compute(x: Array, mask: Array) -> Array:
-        centred = np.where(mask, x - _mean(x, mask, axis), 0)
+        count = mask.sum(axis, keepdims=True).clip(min=1)
+        centred: Array = x - np.where(mask, x, 0).sum(axis, keepdims=True) / count
+        return centred
+
+    return compute
+
+
+def _standardized(*axis: int, correction: int) -> Callable[[Array, Array], Array]:
+    def compute(x: Array, mask: Array) -> Array:
+        centred = np.where(mask, _centred(*axis)(x, mask), 0)
         count = (mask.sum(axis, keepdims=True) - correction).clip(min=1)
         deviation = np.sqrt(np.square(centred).sum(axis, keepdims=True) / count)
         scaled: Array = np.where(deviation > EPSILON, centred / np.maximum(deviation, EPSILON), 0)
@@ -130,7 +96,7 @@ def _standardized(axis: tuple[int, ...], correction: int) -> Callable[[Array, Ar
 
 
 def _per_episode(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """Treat what is one number per episode as one number per episode, however long it is."""
+    """Apply `function` to one number per episode, regardless of its length."""
 
     def compute(x: Array, mask: Array) -> Array:
         first = function(x[..., :1], np.ones_like(mask[..., :1]))
@@ -141,258 +107,223 @@ def _per_episode(function: Callable[[Array, Array], Array]) -> Callable[[Array, 
 
 OWN = "a baseline that has each episode's own return in it leaves"
 STANDARDIZED = "they are divided by their own standard deviation, a random factor"
-ADVANTAGES = (
-    Choice("", False, lambda x, mask: x),
-    Choice(f"{OWN} 1 - 1/N of the gradient", False, _per_episode(lambda x, mask: x - _mean(x, mask, (1,)))),
-    Choice(f"{OWN} 1 - 1/N_t of each step over the N_t that run", False, lambda x, mask: x - _mean(x, mask, (1,))),
-    Choice("the mean over all steps of the batch is subtracted, to which each adds its own", False,
-           lambda x, mask: x - _mean(x, mask, (1, 2))),
-    Choice("the mean over the steps of the episode itself is subtracted: it depends on the actions", True,
-           lambda x, mask: x - _mean(x, mask, (2,))),
+ADVANTAGES = (  # of returns and mask [B, N, T]
+    Component("", False, lambda x, mask: x),
+    Component(f"{OWN} 1 - 1/N of the gradient", False, _per_episode(_centred(1))),
+    Component(f"{OWN} 1 - 1/N_t of each step over the N_t that run", False, _centred(1)),
+    Component("the mean over all steps of the batch is subtracted, to which each adds its own", False,
+              _centred(1, 2)),
+    Component("the mean over the steps of the episode itself is subtracted: it depends on the actions", True,
+              _centred(2)),
     *(
-        choice
+        component
         for correction in (0, 1)
-        for choice in (
-            Choice(f"the returns of the episodes are standardised: {STANDARDIZED}", False,
-                   _per_episode(_standardized((1,), correction))),
-            Choice(f"the returns of all steps of the batch are standardised: {STANDARDIZED}", False,
-                   _standardized((1, 2), correction)),
-            Choice(f"the returns within each episode are standardised: {STANDARDIZED}, and their mean depends on the "
-                   "actions", True, _standardized((2,), correction)),
+        for component in (
+            Component(f"the returns of the episodes are standardised: {STANDARDIZED}", False,
+                      _per_episode(_standardized(1, correction=correction))),
+            Component(f"the returns of all steps of the batch are standardised: {STANDARDIZED}", False,
+                      _standardized(1, 2, correction=correction)),
+            Component(f"the returns within each episode are standardised: {STANDARDIZED}, and their mean depends on "
+                      "the actions", True, _standardized(2, correction=correction)),
         )
     ),
 )  # fmt: skip
-AVERAGES = (
-    Choice("", False, lambda mask: np.full(mask.shape, 1 / mask.shape[1])),
-    Choice("it is not divided by the number of episodes N: N times the gradient", True,
-           lambda mask: np.ones(mask.shape)),
-    Choice("it is the mean over all steps, not the sum over an episode's: divided by the total number of steps", False,
-           lambda mask: np.ones(mask.shape) / mask.sum((1, 2), keepdims=True)),
-    Choice("it is the mean over an episode's steps, not their sum: divided by its length too", False,
-           lambda mask: np.ones(mask.shape) / mask.sum(2, keepdims=True) / mask.shape[1]),
-    Choice("it is divided by an episode's length, and not by the number of episodes N", True,
-           lambda mask: np.ones(mask.shape) / mask.sum(2, keepdims=True)),
+AVERAGES = (  # of mask [B, N, T]
+    Component("", False, lambda mask: np.full(mask.shape, 1 / mask.shape[1])),
+    Component("it is not divided by the number of episodes N: N times the gradient", True,
+              lambda mask: np.ones(mask.shape)),
+    Component("it is the mean over all steps, not the sum over an episode's: divided by the total number of steps",
+              False, lambda mask: np.ones(mask.shape) / mask.sum((1, 2), keepdims=True)),
+    Component("it is the mean over an episode's steps, not their sum: divided by its length too", False,
+              lambda mask: np.ones(mask.shape) / mask.sum(2, keepdims=True) / mask.shape[1]),
+    Component("it is divided by an episode's length, and not by the number of episodes N", True,
+              lambda mask: np.ones(mask.shape) / mask.sum(2, keepdims=True)),
 )  # fmt: skip
-SIGNS = (
-    Choice("", False, lambda g: g),
-    Choice("the sign is wrong: it points downhill, like a loss's; θ + α g is an ascent", True, lambda g: -g),
+SIGNS = (  # of the gradient [dim]
+    Component("", False, lambda g: g),
+    Component("the sign is wrong: it points downhill, like a loss's; θ + α g is an ascent", True, lambda g: -g),
 )
-SCORES = ("", "the scores have a ReLU that the network does not have: they are not ∇log π(a|s)")
+RELU_SCORES = "the scores have a ReLU that the network does not have: they are not ∇log π(a|s)"
 
 
 class Hypothesis(NamedTuple):
-    """What an estimator may be: its deviations from the right one."""
+    """A way to compute the estimate: one component of each kind, with right scores or those of a ReLU network."""
 
-    parts: tuple[Choice, ...]
+    parts: tuple[Component, ...]
     relu: bool
 
     @property
-    def words(self) -> list[str]:
-        """Say what is not as it should be."""
-        return [SCORES[self.relu]] * self.relu + [part.words for part in self.parts if part.words]
+    def texts(self) -> list[str]:
+        """Its deviations from a right estimate."""
+        return [RELU_SCORES] * self.relu + [part.text for part in self.parts if part.text]
 
     @property
     def wrong(self) -> bool:
-        """Say whether there is a mistake among the deviations."""
+        """Whether one of the deviations is a mistake."""
         return self.relu or any(part.wrong for part in self.parts)
 
 
 HYPOTHESES = sorted(
     (Hypothesis(parts, relu) for relu in (False, True) for parts in product(RETURNS, ADVANTAGES, AVERAGES, SIGNS)),
-    key=lambda hypothesis: (len(hypothesis.words), hypothesis.relu, hypothesis.wrong),
+    key=lambda hypothesis: (len(hypothesis.texts), hypothesis.relu, hypothesis.wrong),
 )
 
 
-# --------------------------------------------------------------------------------------------------------- the worlds
+# -------------------------------------------------------------------------------------------------------- the problems
 
 
 FEATURES = np.array([[0.9, 0.3], [-0.5, 1.0], [-0.7, -0.8], [0.4, -1.1]])
+PROBLEMS = (
+    ("two steps", "a corridor, cut after 2 steps", corridor_mdp(2, FEATURES), 2),  # all episodes have one length
+    ("corridor", "4 places, cut after 3 steps", corridor_mdp(3, FEATURES), 2),
+    ("survival", "each step pays 1, 3 at most", chain_mdp(3, 1.0, 0.0, FEATURES[:3]), 3),
+)
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A world with all its batches, the true gradient, and ∇log π of every step of every episode, right and wrong."""
+class EnumeratedProblem:
+    """A problem with all its batches, ∇J, and the scores [E, T, dim] of all episodes: right ones and the tutorial's."""
 
-    name: str
-    about: str
-    columns: int
-    rollouts: list[Rollouts]
-    batches: Batches
-    truth: Array
-    scores: tuple[Array, Array]  # [E, T, dim]: of the network, and as if it had a ReLU
+    def __init__(self, policy: Policy, problem: FiniteProblem) -> None:
+        data = problem.data(policy, 0, np.random.default_rng(0))
+        whole = data.trajectories
+        index, probabilities = batches_of(data, problem.columns)
+        assert probabilities is not None
+        states, mask = whole.obs[:-1].float().numpy(), whole.mask.numpy().T
+        episodes = rollouts_of(whole, states)
+        self.problem = problem
+        self.rollouts = [[episodes[n] for n in one] for one in index]
+        self.episodes, self.probabilities = np.array(index), probabilities  # [B, N], [B]
+        self.rewards, self.mask = whole.rewards.numpy().T[self.episodes], mask[self.episodes]  # [B, N, T]
+        self.truth = gradient_of_return(problem, policy, GAMMA)
+        with_relu = _relu_scores(policy, states.swapaxes(0, 1), whole.actions.numpy().T) * mask[..., None]
+        self.scores = (step_scores(policy, whole).swapaxes(0, 1), with_relu)
 
     def expectation(self, hypothesis: Hypothesis) -> Array:
         """Compute E[g] of a hypothesis: [dim]."""
         returns, advantages, averages, signs = hypothesis.parts
-        mask = self.batches.mask
-        weights = averages.compute(mask) * advantages.compute(returns.compute(self.batches), mask) * mask
-        scores = self.scores[hypothesis.relu][self.batches.episodes]
-        return signs.compute(np.einsum("b,bnt,bntd->d", self.batches.chances, weights, scores))
+        discounts = GAMMA ** np.arange(self.mask.shape[2])
+        weights = advantages.compute(returns.compute(self.rewards, discounts), self.mask)
+        weights = averages.compute(self.mask) * weights * self.mask
+        scores = self.scores[hypothesis.relu][self.episodes]
+        return signs.compute(np.einsum("b,bnt,bntd->d", self.probabilities, weights, scores))
 
 
-def trials(policy: Policy) -> list[Trial]:
-    """Build the worlds; in the first, all episodes have one length."""
-    worlds = (
-        ("two steps", "a corridor, cut after 2 steps", corridor_world(2, FEATURES), 2),
-        ("corridor", "4 places, cut after 3 steps", corridor_world(3, FEATURES), 2),
-        ("survival", "each step pays 1, 3 at most", chain_world(3, 1.0, 0.0, FEATURES[:3]), 3),
-    )
-    return [_trial(policy, Finite(name, about, world, spaces.Discrete, n)) for name, about, world, n in worlds]
-
-
-def _trial(policy: Policy, problem: Finite) -> Trial:
-    data = problem.data(policy, 0, np.random.default_rng(0))
-    whole = data.trajectories
-    index, chances = batches_of(data, problem.columns)
-    assert chances is not None
-    states = whole.obs[:-1].float().numpy()
-    episodes = rollouts_of(whole, states)
-    numbers, mask, rewards = np.array(index), whole.mask.numpy().T, whole.rewards.numpy().T
-    scores = scores_along(policy, whole).swapaxes(0, 1)
-    with_relu = _tutorial_scores(policy, states.swapaxes(0, 1), whole.actions.numpy().T) * mask[..., None]
-    return Trial(
-        problem.name,
-        problem.about,
-        problem.columns,
-        [[episodes[n] for n in one] for one in index],
-        Batches(rewards[numbers], mask[numbers], chances, numbers),
-        gradient_of_return(problem, policy, GAMMA),
-        (scores, with_relu),
-    )
-
-
-def _tutorial_scores(policy: Policy, states: Array, actions: Array) -> Array:
-    """Compute the tutorial's score of one hidden layer, which has a ReLU; π is the network's, which has none."""
-    w1, b1, w2, b2 = (parameter.detach().numpy() for parameter in policy.network.parameters())
-    z = states @ w1.T + b1
-    logits = z @ w2.T + b2
+def _relu_scores(policy: Policy, states: Array, actions: Array) -> Array:
+    """Compute the tutorial's score, which has a ReLU, with the π of the network, which has none."""
+    weights = [parameter.detach().numpy() for parameter in policy.network.parameters()]
+    w1, b1, w2, b2 = weights
+    logits = (states @ w1.T + b1) @ w2.T + b2
     pi = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    delta = np.eye(len(b2))[actions] - pi
-    back = delta @ w2 * (z > 0)
-    parts = [
-        np.einsum("eth,eti->ethi", back, states),
-        back,
-        np.einsum("eta,eth->etah", delta, np.maximum(z, 0)),
-        delta,
-    ]
-    return np.concatenate([part.reshape(*states.shape[:2], -1) for part in parts], -1)
+    relu = ACTIVATIONS["relu"]
+    return hidden_layer_scores(weights, states, actions, pi, relu.value, relu.derivative)
 
 
-# ------------------------------------------------------------------------------------------------------- the judgement
+# ----------------------------------------------------------------------------------------------------------- the check
 
 
-class Fault(Exception):
-    """Something that ends the judgement of a user's code, in words."""
+def check_user_code(location: str) -> dict[str, Any]:
+    """Check a user's function or policy class: the object that `pgcli check FILE.py:NAME --json` prints.
 
-
-def judge_own(location: str) -> dict[str, Any]:
-    """Judge a user's function or policy class: the object that `pgcli check FILE.py:NAME --json` prints.
-
-    Raises: UsageError if FILE.py has no such thing or cannot be run.
+    Raises: UsageError: if the file cannot be run or has no such name.
     """
     torch.set_num_threads(1)
-    found = student.load(location)
+    found = user_code.load(location)
     result: dict[str, Any] = {"estimator": location, "problems": [], "notes": []}
     if isinstance(found, type):
-        from pgcli.inspection.gradient_check.user_policies import judge_class
-
-        return result | judge_class(found)
+        return result | check_class(found)
     try:
-        return result | judge_function(found)
-    except Fault as fault:
-        return result | {"verdict": "wrong", "reasons": [str(fault)]}
+        return result | _check_function(found)
+    except CheckFailed as failure:
+        return result | {"verdict": "wrong", "reasons": [str(failure)]}
 
 
-def judge_function(function: Any) -> dict[str, Any]:
-    """Judge an estimator. Raises: Fault."""
+def _check_function(function: Any) -> dict[str, Any]:
+    """Check an estimator. Raises: CheckFailed."""
     policy = Policy(
         spaces.Box(-np.inf, np.inf, (2,), np.float64),
         spaces.Discrete(2),
         PolicyConfig(hidden_sizes=[3], activation="identity"),
     ).double()
-    begin(policy)
-    tried = trials(policy)
-    results = [_results(function, policy, trial) for trial in tried]
-    means = [trial.batches.chances @ found for trial, found in zip(tried, results, strict=True)]
-    sizes = [float(np.abs(found).max()) for found in results]
-    verdict, words, wanted = _diagnosis(tried, means, sizes)
-    rows: list[Measured] = [
-        described(trial, verdict, [Reason(one) for one in words], trial.truth, found, expected, trial.batches.chances,
-                  float(verdict != "wrong"))
-        for trial, found, expected in zip(tried, results, wanted, strict=True)
-    ]  # fmt: skip
-    return {"verdict": verdict, "reasons": words, "problems": [asdict(row) for row in rows]}
+    initialize_linear(policy)
+    problems = [
+        EnumeratedProblem(policy, FiniteProblem(name, about, mdp, spaces.Discrete, n))
+        for name, about, mdp, n in PROBLEMS
+    ]
+    estimates = [_estimates(function, policy, problem) for problem in problems]
+    verdict, texts, expected = _diagnose(problems, estimates)
+    rows = []
+    for each, found, wanted in zip(problems, estimates, expected, strict=True):
+        probabilities, p_value = each.probabilities, float(verdict != "wrong")
+        rows.append(summarize(each.problem, verdict, texts, each.truth, found, wanted, probabilities, p_value))
+    return {"verdict": verdict, "reasons": texts, "problems": [asdict(row) for row in rows]}
 
 
-def _diagnosis(tried: list[Trial], means: list[Array], sizes: list[float]) -> tuple[Verdict, list[str], list[Array]]:
-    """Find the hypothesis with the fewest deviations that has these expectations in every world."""
+def _diagnose(problems: list[EnumeratedProblem], estimates: list[Array]) -> tuple[Verdict, list[str], list[Array]]:
+    """Find the hypothesis with the fewest deviations that has the estimator's expectation on every problem."""
+    means = [each.probabilities @ found for each, found in zip(problems, estimates, strict=True)]
+    bounds = [ROUNDING * max(float(np.abs(found).max()), 1e-3) for found in estimates]
+
+    def matches(expected: Any) -> bool:
+        return all(np.abs(mean - one).max() <= bound for mean, one, bound in zip(means, expected, bounds, strict=True))
+
     for hypothesis in HYPOTHESES:
-        expected = []
-        for trial, mean, size in zip(tried, means, sizes, strict=True):
-            one = trial.expectation(hypothesis)
-            if np.abs(mean - one).max() > ROUNDING * max(size, 1e-3):
-                break
-            expected.append(one)
-        else:
-            words = hypothesis.words
-            return "wrong" if hypothesis.wrong else "biased by design" if words else "unbiased", words, expected
-    truths = [trial.truth for trial in tried]
+        if matches(each.expectation(hypothesis) for each in problems):
+            texts = hypothesis.texts
+            verdict: Verdict = "wrong" if hypothesis.wrong else "biased by design" if texts else "unbiased"
+            return verdict, texts, [each.expectation(hypothesis) for each in problems]
+    truths = [each.truth for each in problems]
     factors = [float(mean @ truth / (truth @ truth)) for mean, truth in zip(means, truths, strict=True)]
-    along = all(
-        np.abs(mean - factor * truth).max() <= ROUNDING * max(size, 1e-3)
-        for mean, truth, factor, size in zip(means, truths, factors, sizes, strict=True)
-    )
-    if along:
-        shares = ", ".join(f"{factor:.4g} ({trial.name})" for factor, trial in zip(factors, tried, strict=True))
-        return "wrong", [f"the direction is right and the length is not: {shares} times the gradient"], truths
-    return "wrong", ["its expectation is not the gradient, nor that of any mistake known here"], truths
+    if matches(factor * truth for factor, truth in zip(factors, truths, strict=True)):
+        shares = [f"{factor:.4g} ({each.problem.name})" for factor, each in zip(factors, problems, strict=True)]
+        text = f"the direction is right and the length is not: {', '.join(shares)} times the gradient"
+    else:
+        text = "its expectation is not the gradient, nor that of any mistake known here"
+    return "wrong", [text], truths
 
 
-def _results(function: Any, policy: Policy, trial: Trial) -> Array:
-    """Call the estimator with every batch: [B, dim]. Raises: Fault."""
-    dim = len(trial.truth)
+def _estimates(function: Any, policy: Policy, problem: EnumeratedProblem) -> Array:
+    """Call the estimator with every batch: [B, dim]. Raises: CheckFailed."""
     found: list[Array] = []
-    odd: list[Any] = []
-    for number, rollouts in enumerate(trial.rollouts):
+    misshapen: list[Any] = []
+    for number, rollouts in enumerate(problem.rollouts):
         result = _call(function, policy, rollouts)
         if number == 0 and not _same(result, _call(function, policy, rollouts)):
-            raise Fault(
+            raise CheckFailed(
                 "two calls with the same rollouts gave different gradients: it draws random numbers, or keeps "
                 "something from call to call, and only a function of its arguments can be judged"
             )
-        if fault_of(result, dim):
-            odd.append(result)
+        if fault_of(result, len(problem.truth)):
+            misshapen.append(result)
             continue
         values = torch.as_tensor(result).detach().double().numpy()
         if not np.isfinite(values).all():
-            lengths = ", ".join(str(len(episode)) for episode in rollouts)
             returns = ", ".join(f"{sum(r for _, _, r in episode):g}" for episode in rollouts)
-            raise Fault(
-                f"it returned NaN or infinity for episodes of lengths {lengths} and undiscounted returns {returns}"
+            raise CheckFailed(
+                f"it returned NaN or infinity for episodes of lengths {_lengths(rollouts)} "
+                f"and undiscounted returns {returns}"
             )
         found.append(values)
-    if odd:
-        raise Fault(_odd(odd, trial, dim))
+    if misshapen:
+        raise CheckFailed(_shape_error(misshapen, problem))
     return np.stack(found)
 
 
+def _lengths(rollouts: Rollouts) -> str:
+    return ", ".join(str(len(episode)) for episode in rollouts)
+
+
 def _call(function: Any, policy: Policy, rollouts: Rollouts) -> Any:
-    """Call the estimator with copies, and see whether it leaves them alone."""
+    """Call the estimator with copies. Raises: CheckFailed: if it raises or changes its arguments."""
     given, adapter = deepcopy(rollouts), TutorialPolicy(policy)
     before = adapter.get_parameters()
     kept = deepcopy(policy.state_dict())
-    try:
-        result = function(given, adapter, GAMMA)
-    except BaseException as error:
-        if not is_fault(error):
-            raise
-        lengths = ", ".join(str(len(episode)) for episode in rollouts)
-        raise Fault(f"it raised {told(error)}, for episodes of lengths {lengths}") from error
+    when = f", for episodes of lengths {_lengths(rollouts)}"
+    result = attempt("it", lambda: function(given, adapter, GAMMA), when)
     if not torch.equal(adapter.get_parameters(), before):
         policy.load_state_dict(kept)
-        raise Fault("it changed the policy's parameters; it is to return the gradient, and the step comes after")
+        raise CheckFailed("it changed the policy's parameters; it is to return the gradient, and the step comes after")
     if not _unchanged(rollouts, given):
-        raise Fault("it changed the rollouts that it was given: later code that reads them sees other episodes")
+        raise CheckFailed("it changed the rollouts that it was given: later code that reads them sees other episodes")
     return result
 
 
@@ -415,23 +346,23 @@ def _same(one: Any, other: Any) -> bool:
         return True
 
 
-def _odd(results: list[Any], trial: Trial, dim: int) -> str:
-    """Say what results of a wrong shape are: their sum may be that of a hypothesis over the parameters."""
-    told_so = f"it returned {fault_of(results[0], dim)}"
+def _shape_error(results: list[Any], problem: EnumeratedProblem) -> str:
+    """Describe results of a wrong shape; their sum may be that of a hypothesis over the parameters."""
+    dim = len(problem.truth)
+    error = f"it returned {fault_of(results[0], dim)}"
     try:
         tensors = [torch.as_tensor(result).detach().double() for result in results]
     except (TypeError, ValueError, RuntimeError):
-        return told_so
+        return error
     if all(tensor.numel() == dim for tensor in tensors):
-        return f"{told_so}: flatten it, say by .view(-1)"
-    if len(tensors) == len(trial.rollouts):
-        total = float(trial.batches.chances @ np.array([float(tensor.sum()) for tensor in tensors]))
-        for hypothesis in HYPOTHESES:
-            if hypothesis.relu:
-                break
-            if abs(total - float(trial.expectation(hypothesis).sum())) <= ROUNDING * max(abs(total), 1e-2):
-                return (
-                    f"{told_so}: the scores [H, dim] were summed over the parameters (dim=-1), where they should be "
-                    "summed over time (dim=0)"
-                )
-    return told_so
+        return f"{error}: flatten it, say by .view(-1)"
+    if len(tensors) == len(problem.rollouts):
+        total = float(problem.probabilities @ np.array([float(tensor.sum()) for tensor in tensors]))
+        few_deviations = takewhile(lambda hypothesis: not hypothesis.relu, HYPOTHESES)
+        sums = (float(problem.expectation(hypothesis).sum()) for hypothesis in few_deviations)
+        if any(abs(total - one) <= ROUNDING * max(abs(total), 1e-2) for one in sums):
+            return (
+                f"{error}: the scores [H, dim] were summed over the parameters (dim=-1), where they should be "
+                "summed over time (dim=0)"
+            )
+    return error

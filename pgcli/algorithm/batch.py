@@ -1,0 +1,146 @@
+"""From trajectories [T, N] to a batch [M] of steps, and from a batch to minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgcli.estimators.objectives import explained_variance, group_standardized, standardized, step_weights
+from pgcli.estimators.trajectories import Trajectories
+from pgcli.policies.recurrent import Sequences
+from pgcli.policies.trajectory_outputs import valid_steps
+from pgcli.records import Update
+
+if TYPE_CHECKING:
+    from pgcli.algorithm.policy_gradient import PolicyGradient
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A = returns - baseline, the returns-to-go G that V learns, both [T, N], and V [T + 1, N], in reward units."""
+
+    advantages: Tensor
+    baseline: Tensor  # [T, N], or broadcasts to it
+    returns: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """M steps to learn from, first axis M: all valid steps of an update, or `share` of them."""
+
+    obs: Tensor
+    inputs: Tensor  # what the gradient reads of obs, encoded once per update; [M, 0] where it reads obs itself
+    actions: Tensor
+    advantages: Tensor
+    weights: Tensor
+    returns: Tensor
+    values: Tensor  # V before the update
+    behavior_log_probs: Tensor
+    on_policy: bool  # the policy is still the one that acted: ratios are exactly 1
+    sequences: Sequences | None  # for a recurrent policy: which of the steps follow each other
+    trajectories: Trajectories  # where the steps come from
+    share: float = 1.0
+
+    def __len__(self) -> int:
+        return self.advantages.shape[0]
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on another device; sequences and trajectories stay."""
+        tensors: dict[str, Any] = {name: x.to(device) for name, x in self._tensors().items()}
+        return replace(self, **tensors)
+
+    @property
+    def parts(self) -> int:
+        """How many units a split shuffles: steps, or the sequences of a recurrent policy."""
+        return len(self) if self.sequences is None else len(self.sequences.lengths)
+
+    def split(self, order: Tensor, count: int) -> Iterator[Batch]:
+        """Yield `count` batches of the units in `order`, weighted so that the loss of each estimates that of all."""
+        if self.sequences is not None:
+            for chosen in order.tensor_split(count):
+                rows, sequences = self.sequences.take(chosen)
+                yield self._part(len(chosen), sequences, {name: x[rows] for name, x in self._tensors().items()})
+            return
+        names, columns = zip(*self._tensors().items(), strict=True)
+        order = order.to(self.advantages.device)
+        for part in zip(*(x.index_select(0, order).tensor_split(count) for x in columns), strict=True):
+            yield self._part(len(part[0]), None, dict(zip(names, part, strict=True)))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+
+    def _part(self, parts: int, sequences: Sequences | None, tensors: dict[str, Tensor]) -> Batch:
+        tensors["weights"] = tensors["weights"] * (self.parts / parts)
+        share = tensors["weights"].shape[0] / self.advantages.shape[0] * self.share
+        return Batch(
+            **tensors, on_policy=self.on_policy, sequences=sequences, trajectories=self.trajectories, share=share
+        )
+
+
+def flatten(agent: PolicyGradient, trajectories: Trajectories, estimate: Estimate) -> tuple[Batch, Update]:
+    """Standardize and weight the advantages, and put the valid steps in a row.
+
+    Returns: the batch, and what it tells about the update.
+    """
+    algorithm, mask = agent.config.algorithm, trajectories.mask
+    advantages, zero_variance_groups = estimate.advantages, None
+    largest = float(trajectories.rewards.abs().sum(0).max() + estimate.values.abs().max())
+    floor = 1e-8 * largest  # no return is larger: below this a spread is rounding
+    if algorithm.standardize == "group":
+        advantages, zero_variance_groups = group_standardized(advantages, agent.config.group_size, floor)
+    rows, sequences = valid_steps(agent.policy, trajectories, max_length=agent.config.policy.backpropagation_steps)
+
+    def taken(x: Tensor) -> Tensor:
+        return x.flatten(0, 1)[rows]
+
+    advantages = taken(advantages)
+    if algorithm.standardize == "batch":
+        advantages = standardized(advantages, floor)
+    weights = taken(step_weights(mask, algorithm.average))
+    if algorithm.discount_weighting:
+        weights = weights * algorithm.gamma ** (rows // mask.shape[1]).to(weights.dtype)
+    returns, values = taken(estimate.returns), taken(estimate.values[:-1])
+    obs, actions = taken(trajectories.obs[:-1]), taken(trajectories.actions)
+    dtype, behavior = next(agent.policy.network.parameters()).dtype, trajectories.behavior_log_probs
+    batch = Batch(
+        obs=obs,
+        inputs=agent.gradient.inputs(obs),
+        actions=actions,
+        advantages=advantages.to(dtype),
+        weights=weights.to(dtype),
+        returns=returns.to(dtype),
+        values=values.to(dtype),
+        behavior_log_probs=torch.zeros(len(rows), dtype=dtype) if behavior is None else taken(behavior),
+        on_policy=behavior is None,
+        sequences=sequences,
+        trajectories=trajectories,
+    )
+    spread, clipped = agent.policy.distribution.action_statistics(actions)
+    return batch, Update(
+        explained_variance=None if agent.value is None else explained_variance(values, returns),
+        zero_variance_groups=zero_variance_groups,
+        action_standard_deviation=spread,
+        action_clip_fraction=clipped,
+    )
+
+
+def minibatches(
+    batch: Batch, epochs: int, count: int, shuffler: Callable[[int], np.random.Generator], on_policy: bool
+) -> Iterator[tuple[int, Batch]]:
+    """Yield (epoch, minibatch) for each step of an update: every epoch passes once over the batch.
+
+    `shuffler(epoch)` orders its steps. With `on_policy`, the first minibatch has ratios of exactly 1: its policy is
+    the one that acted, and computing them on a batch of another shape would change the last bit.
+    """
+    count = min(count, batch.parts)
+    for epoch in range(epochs):
+        whole = (batch,) if count == 1 else None
+        for part in whole or batch.split(torch.from_numpy(shuffler(epoch).permutation(batch.parts)), count):
+            yield epoch, replace(part, on_policy=True) if on_policy else part
+            on_policy = False

@@ -1,0 +1,145 @@
+"""Where an update happens, and how safely: rolled back if it fails, on a GPU, with rewards of past iterations."""
+
+from __future__ import annotations
+
+import math
+import os
+from copy import copy, deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from pgcli.algorithm.divergence import CheckedGradient, check_finite
+from pgcli.algorithm.gradient_variance import measure
+from pgcli.algorithm.gradients.user_code import load_user_estimator
+from pgcli.algorithm.parts import Runner, in_turn
+from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.reuse import PastIterations, with_log_probs
+from pgcli.algorithm.state import copy_state, memory_of, rolled_back, state_dict
+from pgcli.config.schema import Config
+from pgcli.errors import Diverged
+from pgcli.estimators.trajectories import Trajectories
+from pgcli.policies.normalizers import ReturnScale
+from pgcli.policies.policy import Policy
+from pgcli.policies.value_function import ValueFunction
+from pgcli.records import Update
+from pgcli.seeding import Purpose, derived_seed
+from pgcli.system.processes import Check
+
+
+class Learner:
+    """Updates an agent. `run` runs the parts of an update: one after the other, or in two processes."""
+
+    def __init__(self, agent: PolicyGradient, run: Runner = in_turn) -> None:
+        self.agent, self.policy, self.config, self.run = agent, agent.policy, agent.config, run
+        value, columns = self.config.value, self.config.env.num_envs if self.config.rollout.steps else 0
+        self.return_scale = ReturnScale(columns) if value.normalize_returns and agent.value is not None else None
+        self.past = PastIterations(agent.policy, self.config.algorithm.reuse - 1)
+        device = torch.device(self.config.training.device)
+        self._twin = agent if device.type == "cpu" else on_device(agent, device)
+
+    def update(
+        self, trajectories: Trajectories, iteration: int = 0, progress: float = 0.0, check: Check = lambda: None
+    ) -> Update:
+        """Learn from the trajectories of `iteration`. `progress` in [0, 1] is the used share of the budget.
+
+        `check` is called before every step of an optimizer. If an exception is raised, the state is rolled back.
+        Raises: Diverged, naming the first tensor that is not finite.
+        """
+        reset_torch()
+        try:
+            with rolled_back(self):
+                return self._update(self._twin, trajectories, iteration, progress, check, self.run)
+        except Diverged as error:
+            checked = copy(self.agent)
+            checked.gradient = CheckedGradient(self.agent, self.state_dict)
+            with rolled_back(self):
+                self._update(checked, trajectories, iteration, progress, check, in_turn)  # raises, with the cause
+                raise error
+        except BaseException:
+            check()  # Ctrl-C also kills a compiler, whose failure is then an interrupt
+            raise
+
+    def _update(
+        self,
+        agent: PolicyGradient,
+        trajectories: Trajectories,
+        iteration: int,
+        progress: float,
+        check: Check,
+        run: Runner,
+    ) -> Update:
+        algorithm, every, scale = self.config.algorithm, self.config.diagnostics.every, None
+        copy_state(self.agent, agent)
+        one_step = algorithm.update_epochs == algorithm.num_minibatches == algorithm.reuse == 1
+        if algorithm.objective != "policy_gradient" and not one_step:
+            actor = self.policy if self.past.policies else agent.policy  # what is collected again is so on the CPU
+            trajectories = with_log_probs(actor, trajectories)
+        joined = self.past.joined(trajectories)
+        if self.return_scale is not None:
+            self.return_scale.add_rewards(trajectories.rewards, trajectories.mask, algorithm.gamma)
+            scale = self.return_scale.scale
+            joined = replace(joined, rewards=joined.rewards / scale)
+        measured = every is not None and iteration % every == 0
+        gradients = measure(self.agent, joined, progress, check) if measured else ()
+        acted = deepcopy(self.policy) if self.past.policies else None
+        report = agent.update(joined, iteration, progress, check, run)
+        copy_state(agent, self.agent)
+        if self.config.policy.normalize_obs:
+            self.policy.add_statistics(trajectories.obs[:-1][trajectories.mask])
+        self.check_finite()
+        if acted is not None:
+            self.past.add(acted, trajectories)
+        return report | Update(return_scale=scale, gradients=gradients)
+
+    def check_finite(self) -> None:
+        """Raise Diverged if a tensor of the state is not finite, and name it."""
+        scale = [] if self.return_scale is None else list(self.return_scale.buffers())
+        if not all(math.isfinite(tensor.sum()) for tensor in [*memory_of(self.agent), *scale]):  # a fast first look
+            check_finite(self.state_dict().items())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all mutable state as named tensors: views, not copies."""
+        return state_dict(self)
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Copy what `state_dict` returned back in place. The caller has checked names and shapes."""
+        for key, value in self.state_dict().items():
+            value.copy_(tensors[key])
+
+
+def build_agent(
+    observation_space: spaces.Space[Any], action_space: spaces.Space[Any], config: Config, *, user_code: bool = False
+) -> PolicyGradient:
+    """Build a policy, its value function and the rule that improves them, with parameters drawn from the seed.
+
+    Args: user_code: load `algorithm.estimator`, which runs the user's file.
+    Raises: UsageError for spaces that the config does not support, and for the user's file.
+    """
+    reset_torch()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(config.seed, Purpose.INIT))
+        policy = Policy(observation_space, action_space, config.policy)
+        value = ValueFunction(policy, config.value, config.policy) if config.has_value else None
+    location, gamma = config.algorithm.estimator, config.algorithm.gamma
+    estimator = load_user_estimator(location, policy, gamma) if user_code and location is not None else None
+    return PolicyGradient(policy, value, config, estimator)
+
+
+def on_device(agent: PolicyGradient, device: torch.device) -> PolicyGradient:
+    """Return a copy of the agent, with networks and optimizers of its own, that learns on another device."""
+    if device.type == "cuda":  # an update has the same bytes on the same model of GPU, and float32 is float32
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = False
+    policy, value = deepcopy(agent.policy).to(device), None if agent.value is None else deepcopy(agent.value).to(device)
+    return PolicyGradient(policy, value, agent.config, agent.user_estimator)
+
+
+def reset_torch() -> None:
+    """Reset torch's process-wide defaults, which an environment that uses torch may have changed."""
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)

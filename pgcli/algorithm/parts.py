@@ -1,0 +1,65 @@
+"""What an optimizer of its own learns: the policy, the value function, or both on a shared trunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from pgcli.algorithm.optimizers import Optimizer
+from pgcli.config.schema import Config
+from pgcli.policies.policy import Policy
+from pgcli.policies.value_function import ValueFunction
+from pgcli.records import Update
+from pgcli.seeding import Purpose
+from pgcli.system.processes import Check
+
+PartName = Literal["policy", "value", "joint"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A set of parameters, its optimizer and how it learns."""
+
+    name: PartName
+    optimizer: Optimizer
+    epochs: int
+    learning_rate: float
+    target_kl: float | None
+    shuffle: Purpose
+
+
+def parts_of(config: Config, policy: Policy, value: ValueFunction | None) -> list[Part]:
+    """Return the parts that a config asks for, the policy's first."""
+    algorithm, optimizer = config.algorithm, config.optimizer
+    epochs, rate = algorithm.update_epochs, optimizer.learning_rate
+    first, second = list(policy.parameters()), [] if value is None else list(value.parameters())
+    if value is not None and value.shared:
+        joint = Optimizer(optimizer.name, [*first, *second])
+        return [Part("joint", joint, epochs, rate, algorithm.target_kl, Purpose.MINIBATCH)]
+    parts = [Part("policy", Optimizer(optimizer.name, first), epochs, rate, algorithm.target_kl, Purpose.MINIBATCH)]
+    if second:
+        epochs, rate = config.value.update_epochs or epochs, config.value.learning_rate or rate
+        own = Optimizer(optimizer.name, second)
+        parts.append(Part("value", own, epochs, rate, None, Purpose.VALUE_MINIBATCH))
+    return parts
+
+
+@dataclass(frozen=True)
+class Job:
+    """The improvement of one part: it changes the part's parameters and the memory of its optimizer, nothing else."""
+
+    part: Part
+    work: Callable[[Check], Update]
+
+
+class Runner(Protocol):
+    """Runs jobs that do not depend on each other, and returns their results in order."""
+
+    def __call__(self, jobs: Sequence[Job], check: Check) -> list[Update]:
+        """Run the jobs; `check` is called before every step."""
+
+
+def in_turn(jobs: Sequence[Job], check: Check) -> list[Update]:
+    """Run one job after the other."""
+    return [job.work(check) for job in jobs]

@@ -1,0 +1,36 @@
+"""Every choice between names: for a key of a config, an option of a command, a parameter of a function."""
+
+from typing import Literal
+
+# env
+Vectorization = Literal["auto", "native", "sync"]
+
+# policy
+ActivationName = Literal["tanh", "relu", "elu", "identity"]
+Initialization = Literal["uniform", "orthogonal"]
+DistributionName = Literal["auto", "softmax", "gaussian", "tanh_gaussian", "state_dependent_gaussian", "bernoulli"]
+ConvolutionsName = Literal["auto", "nature", "small"]
+ImageNetworkName = Literal[ConvolutionsName, "none"]
+RecurrentName = Literal["gru", "lstm"]
+MemoryName = Literal["none", RecurrentName]
+ActionMask = Literal["auto", "none"]
+
+# algorithm
+Returns = Literal["total", "reward_to_go", "lambda_return", "vtrace"]
+Baseline = Literal["none", "mean", "leave_one_out", "optimal", "group", "value"]
+Objective = Literal["policy_gradient", "importance_sampling", "clip"]
+Average = Literal["steps", "episodes", "episode_means"]  # also in estimators, which import nothing of pgcli
+Standardize = Literal["none", "batch", "group"]
+GroupMean = Literal["whole", "leave_one_out"]
+Schedule = Literal["constant", "linear", "cosine"]
+
+# optimizer, sampling, training, evaluation
+OptimizerName = Literal["adam", "sgd", "rmsprop"]
+Backend = Literal["local", "ray"]
+Device = Literal["cpu", "cuda"]
+Mode = Literal["sampled", "greedy"]
+
+# figures
+XAxis = Literal["iteration", "env_steps", "episodes", "seconds"]
+Stat = Literal["mean", "iqm", "median"]
+Band = Literal["ci95", "standard_error", "none"]

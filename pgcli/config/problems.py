@@ -1,0 +1,81 @@
+"""The problems of a config, collected and raised together: those of the file, then those of each override."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pgcli.config.messages import Path_, dotted
+from pgcli.config.yaml import Place, Source
+from pgcli.errors import ConfigError, Problem
+
+MAX_PROBLEMS = 20  # shown at once
+
+
+class Problems:
+    """What is wrong with a config, each problem at its place in the file or in the override that wrote it."""
+
+    def __init__(self, source: Source) -> None:
+        self._origins: list[tuple[Path_, Source]] = [((), source)]  # the file, then the overrides in their order
+        self._found: list[tuple[int, Place, Problem]] = [(0, *problem) for problem in source.problems]
+        self._invalid: set[Path_] = set()
+        self._omitted = 0
+
+    def begin_override(self, path: Path_, source: Source) -> None:
+        """Attribute later problems at `path` to this override."""
+        self._origins.append((path, source))
+
+    def add_to_override(self, problems: Iterable[Problem]) -> None:
+        """Add problems of the text of the current override."""
+        self._found += [(len(self._origins) - 1, (1, 1), problem) for problem in problems]
+        self._invalid.add(self._origins[-1][0])
+
+    def add(self, path: Path_, message: str, hint: str) -> None:
+        """Add a problem of the value at `path`."""
+        self._append(path, message, hint)
+        self._invalid.add(path)
+
+    def add_conflict(self, keys: Iterable[str], reason: str, fix: str) -> None:
+        """Add a problem between keys, at the first of them that the user wrote; none if one of them is invalid."""
+        paths: list[Path_] = [tuple(int(part) if part.isdigit() else part for part in key.split(".")) for key in keys]
+        if not any(map(self._is_invalid, paths)):
+            names = " and ".join(f"`{dotted(path)}`" for path in paths)
+            self._append(max(paths, key=self._is_written), f"{names}: {reason}", fix)
+
+    def first_new(self, paths: Iterable[Path_]) -> list[Path_]:
+        """Return the first MAX_PROBLEMS of the paths that have no problem yet; count the others."""
+        new = sorted((path for path in paths if path not in self._invalid), key=self._position)
+        self._omitted += len(new[MAX_PROBLEMS:])
+        self._invalid.update(new[MAX_PROBLEMS:])
+        return new[:MAX_PROBLEMS]
+
+    def raise_if_any(self) -> None:
+        """Raise ConfigError with the first MAX_PROBLEMS problems and the number of the others."""
+        problems = [problem for *_, problem in sorted(self._found, key=lambda found: found[:2])]
+        if more := self._omitted + len(problems[MAX_PROBLEMS:]):
+            message = f"and {more} more problem{'s' if more > 1 else ''}"
+            problems[MAX_PROBLEMS:] = [Problem(self._origins[0][1].name, message, "mend these first")]
+        if problems:
+            raise ConfigError(problems)
+
+    def _append(self, path: Path_, message: str, hint: str) -> None:
+        number, place = self._position(path)
+        self._found.append((number, place, self._origins[number][1].problem(place, message, hint)))
+
+    def _is_invalid(self, path: Path_) -> bool:
+        """Return whether `path`, a part of it, or what contains it is invalid."""
+        return any(path[: len(bad)] == bad[: len(path)] for bad in self._invalid)
+
+    def _is_written(self, path: Path_) -> tuple[bool, bool]:
+        return self._origin(path) > 0, path in self._origins[0][1].positions
+
+    def _position(self, path: Path_) -> tuple[int, Place]:
+        number = self._origin(path)
+        return number, self._origins[number][1].place(path)
+
+    def _origin(self, path: Path_) -> int:
+        """Return the number of the last override that wrote `path`, or created it by a key inside; 0 is the file."""
+        file = self._origins[0][1]
+        for number, (key, _) in reversed(list(enumerate(self._origins))[1:]):
+            if path[: len(key)] == key or (key[: len(path)] == path and path not in file.positions):
+                return number
+        return 0

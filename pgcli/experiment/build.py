@@ -1,0 +1,109 @@
+"""Build a run in memory from its config: environments, learner, sampler, worker pool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol, TypeVar, assert_never
+
+from pgcli.algorithm.learner import Learner, build_agent
+from pgcli.config import Config
+from pgcli.config.schema import EnvConfig
+from pgcli.environments.forms import NativeEnvironments
+from pgcli.errors import EnvironmentFailure
+from pgcli.runs import checkpoints
+from pgcli.runs.directory import elapsed_seconds
+from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
+from pgcli.sampling.pool import LocalPool, WorkerPool, worker_count
+from pgcli.sampling.process_pool import ProcessPool
+from pgcli.sampling.ray_pool import RayPool
+from pgcli.system.processes import Check
+from pgcli.system.ray_cluster import cores, cpus, join
+from pgcli.training.loop import Counters, Training
+
+
+def environments_of(config: Config) -> EnvConfig:
+    """Return the environments of a run. Groups are stepped one by one: native columns cannot share a reset seed."""
+    return config.env.model_copy(update={"vectorization": "sync"}) if config.group_size > 1 else config.env
+
+
+def columns_of(config: Config) -> int:
+    """Return the number of columns of a rollout."""
+    return config.rollout.episodes or config.env.num_envs
+
+
+def build_learner(config: Config, environments: EnvironmentCache, *, user_code: bool = True) -> Learner:
+    """Build the learner for these environments.
+
+    Args: user_code: load `algorithm.estimator`, which runs the user's file.
+    """
+    envs = environments.of_width(len(chunk_ranges(config.env, columns_of(config))[0]))
+    return Learner(build_agent(envs.observation_space, envs.action_space, config, user_code=user_code))
+
+
+def worker_pool(config: Config, environments: EnvironmentCache, share: int, check: Check) -> WorkerPool:
+    """Build the pool that `sampling` asks for. It starts no worker yet, but it joins a cluster.
+
+    Args: share: how many runs share the cores.
+    Raises: UsageError, EnvironmentFailure.
+    """
+    env, count = environments.config, config.sampling.workers
+    chunks = chunk_ranges(env, columns_of(config))
+    match config.sampling.backend:
+        case "local":
+            if count == "auto":
+                native = isinstance(environments.of_width(len(chunks[0])), NativeEnvironments)
+                count = worker_count(max(cores() // share, 1), len(chunks), native)
+            return ProcessPool(env, config.policy, count) if count else LocalPool(environments)
+        case "ray":
+            if count == 0 or (count == "auto" and len(chunks) == 1):
+                return LocalPool(environments)
+            leave = join(cores() if count == "auto" else count, check)
+            own = cpus() // share - (share > 1)  # a run that is placed on the cluster has a CPU itself
+            actors = worker_count(own, len(chunks), native=False) if count == "auto" else count
+            if actors:
+                return RayPool(env, config.policy, actors, leave)
+            leave()
+            return LocalPool(environments)
+        case never:
+            assert_never(never)
+
+
+def restore(run: Training, checkpoint: checkpoints.Checkpoint, name: str, path: Path) -> int:
+    """Restore the state of the run in `path` from its checkpoint `name`.
+
+    Returns: how many environments could not be brought back. Raises: CheckpointError, EnvironmentFailure.
+    """
+    checkpoints.check_tensors(checkpoint.agent, run.learner.state_dict(), name)
+    run.learner.load_state_dict(checkpoint.agent)
+    lost = run.sampler.load_state_dict(checkpoint.sampler, run.learner.policy, checkpoint.counters["iteration"])
+    seconds = elapsed_seconds(path, checkpoint.counters["iteration"])
+    run.counters = Counters(**checkpoint.counters, seconds=seconds)
+    return lost
+
+
+class Closeable(Protocol):
+    """Holds simulators."""
+
+    def close(self) -> None:
+        """Free them."""
+
+
+T = TypeVar("T", bound=Closeable)
+
+
+@contextmanager
+def released(resource: T) -> Iterator[T]:
+    """Close `resource` at the end; a failure to close does not hide the exception that ended the run."""
+    try:
+        yield resource
+    except BaseException:
+        with suppress(EnvironmentFailure):
+            resource.close()
+        raise
+    try:
+        resource.close()
+    except EnvironmentFailure as fault:
+        fault.hint = "the run had finished, and all of it is saved"
+        raise

@@ -1,0 +1,134 @@
+"""Write the records of the training loop into a run directory: rows, checkpoints, status."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgcli.errors import Diverged, EnvironmentFailure, Interrupted, PgcliError, typed
+from pgcli.experiment.resume import result_config
+from pgcli.records import Evaluation, Iteration, Notice, Record
+from pgcli.runs import checkpoints
+from pgcli.runs.directory import RunDirectory
+from pgcli.system.processes import Check
+from pgcli.training.loop import Training
+
+COLLAPSED = 1e-3  # nats: of two actions, the rarer one is taken once in ten thousand steps
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    path: Path
+    reason: str
+    last: Evaluation | None
+    best: tuple[float, int] | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Context:
+    """Who watches a run, and how it is stopped."""
+
+    watch: Callable[[Record], None] = lambda record: None
+    check: Check = lambda: None  # called before every step; may raise Interrupted
+    asked_to_save: Callable[[], bool] = lambda: False  # asked after every iteration
+
+
+class Recorder:
+    """Writes what one session of a run does, and tells the watcher."""
+
+    def __init__(self, run: Training, directory: RunDirectory, context: Context) -> None:
+        self._run, self._directory, self._context = run, directory, context
+        self._last: Evaluation | None = None
+        self._started = run.counters.seconds
+        self._explores = run.learner.policy.distribution.is_discrete
+
+    def save(self, *, best: bool = False) -> None:
+        """Save a checkpoint of the state after the last completed iteration. Raises: Diverged."""
+        config, counters, learner = self._run.config, self._run.counters, self._run.learner
+        learner.check_finite()
+        tensors = learner.state_dict() | self._run.sampler.state_dict(counters.iteration)
+        progress = {
+            "iteration": counters.iteration,
+            "env_steps": counters.env_steps,
+            "episodes": counters.episodes,
+        }
+        checkpoint = checkpoints.Checkpoint(result_config(config), progress, tensors)
+        self._directory.save(checkpoint, best=best, keep=config.checkpoint.keep, every=config.checkpoint.every)
+
+    def add(self, record: Record) -> None:
+        """Write a record, and a checkpoint where one is due."""
+        every, iteration = self._run.config.checkpoint.every, self._run.counters.iteration
+        if isinstance(record, Iteration):
+            if lost := self._run.sampler.failed_restores:
+                self._directory.mark_inexact()
+                self._notice(f"{lost} environments did not come back in a new worker: new episodes")
+            self._directory.add_iteration(record)
+            if self._context.asked_to_save() or (every is not None and iteration % every == 0):
+                self.save()
+        elif isinstance(record, Evaluation):
+            self._last = record
+            if self._directory.add_evaluation(record):
+                self.save(best=True)
+        self._context.watch(record)
+        if isinstance(record, Iteration):
+            self._watch_entropy(record)
+        self._context.check()
+
+    def outcome(self) -> Outcome:
+        """Mark the run as finished and return how it ended."""
+        target, counters = self._run.config.evaluation.stop_at_return, self._run.counters
+        solved = self._last is not None and target is not None and self._last.returns.mean >= target
+        reason = f"reached a return of {target:g}" if solved else "used up its budget"
+        self._directory.set_status("finished", iteration=counters.iteration, reason=reason)
+        seconds = counters.seconds - self._started
+        return Outcome(self._directory.path, reason, self._last, self._directory.best, seconds)
+
+    @contextmanager
+    def status(self) -> Iterator[None]:
+        """Write into status.json how an exception ended the run, and add to the error how to continue."""
+        directory, counters = self._directory, self._run.counters
+        try:
+            yield
+        except Interrupted as interruption:
+            self.save()
+            directory.set_status("interrupted", iteration=counters.iteration, reason=interruption.message)
+            interruption.message = f"{directory.path}: {interruption.message} after {counters.iteration} iterations"
+            interruption.hint = f"`pgcli resume {typed(directory.path)}` goes on"
+            raise
+        except Diverged as error:  # nothing is saved: the cause is in the state
+            directory.set_status("diverged", iteration=counters.iteration, reason=error.message)
+            again = f"pgcli resume {typed(directory.path)} optimizer.learning_rate=…"
+            error.message += f" in iteration {counters.iteration} of {directory.path}"
+            error.hint += f"; `{again}` goes on from the last checkpoint"
+            raise
+        except EnvironmentFailure as fault:
+            self.save()
+            directory.set_status("failed", iteration=counters.iteration, reason=fault.message)
+            if fault.reproduction:
+                file = directory.add_reproduction(f"episode-{fault.seed}", fault.reproduction)
+                mended = f"`pgcli resume {typed(directory.path)}` goes on once it is mended"
+                fault.message += f"; {file} repeats it"
+                fault.hint = f"{fault.hint}; {mended}" if fault.hint else mended
+            raise
+        except BaseException as error:
+            reason = error.message if isinstance(error, PgcliError) else f"{type(error).__name__}: {error}"
+            with suppress(OSError):  # on a full disk, only the first error counts
+                directory.set_status("failed", iteration=counters.iteration, reason=reason)
+            raise
+
+    def _watch_entropy(self, record: Iteration) -> None:
+        entropy = record.update.entropy
+        if self._explores and entropy is not None and entropy < COLLAPSED:
+            self._explores = False
+            self._notice(
+                f"the entropy fell to {entropy:.1g} nats in iteration {record.iteration}: the policy hardly "
+                "explores any more; a lower optimizer.learning_rate or an algorithm.entropy_coef helps"
+            )
+
+    def _notice(self, text: str) -> None:
+        self._context.watch(Notice(text))

@@ -1,0 +1,57 @@
+"""What a resumed run may change, and whether it then has the bytes of one long run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pgcli.config import Config, flat, load_config, to_data
+from pgcli.errors import RunDirectoryError
+from pgcli.runs.directory import is_run
+from pgcli.runs.files import storage
+
+# What a resumed run may change; and which of these changes leave its bytes those of one long run.
+CHANGEABLE = ("training.", "optimizer.", "evaluation.", "checkpoint.", "sampling.", "diagnostics.")
+BUDGETS = ("training.iterations", "training.env_steps", "training.seconds")
+HARMLESS = (*BUDGETS, "evaluation.every", "evaluation.stop_at_return", "checkpoint.", "sampling.", "diagnostics.")
+
+
+def stored_config(path: Path) -> Config:
+    """Read the config of the run in `path`. Raises: RunDirectoryError, ConfigError."""
+    with storage(path):
+        there = (path / "config.yaml").is_file()
+    if not there:
+        what = "has no config.yaml" if is_run(path) else "no run is there"
+        raise RunDirectoryError(f"{path}: {what}", "name a run directory that `pgcli train` made")
+    return load_config(str(path / "config.yaml"))
+
+
+def changes_of(config: Config, stored: Config, path: Path) -> list[str]:
+    """Return what `config` changes in the run of `path`, as `key=value`; raise RunDirectoryError for what may not."""
+    before, after = flat(result_config(stored)), flat(result_config(config))
+    changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    refused = [key for key in changed if not key.startswith(CHANGEABLE)]
+    if refused:
+        raise RunDirectoryError(
+            f"{path}: its run has another {', '.join(refused)}",
+            "a run keeps these for life; train into another --run-dir, or --overwrite this one",
+        )
+    return [f"{key}={after.get(key)}" for key in changed]
+
+
+def is_exact(config: Config, changes: list[str]) -> bool:
+    """Return whether a run with these changes continues as if it had had them from the start."""
+    rescheduled = not has_constant_schedules(config) and any(change.startswith(BUDGETS) for change in changes)
+    return all(change.startswith(HARMLESS) for change in changes) and not rescheduled
+
+
+def has_constant_schedules(config: Config) -> bool:
+    """Return whether nothing depends on how much of the budget is used."""
+    algorithm = config.algorithm
+    schedules = {config.optimizer.schedule, algorithm.clip_range_schedule, algorithm.entropy_coef_schedule}
+    return schedules == {"constant"}
+
+
+def result_config(config: Config) -> dict[str, Any]:
+    """Return the config as plain data without logging, which does not affect a checkpoint."""
+    return {key: value for key, value in to_data(config).items() if key != "logging"}

@@ -1,0 +1,54 @@
+"""The value function V(s)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pgcli.config.schema import PolicyConfig, ValueConfig
+from pgcli.errors import UsageError
+from pgcli.policies.networks import image_networks, mlp, num_features, orthogonal
+from pgcli.policies.policy import Policy
+from pgcli.policies.recurrent import Sequences
+
+
+class ValueFunction(nn.Module):
+    """V(s): a network of its own, or one more output of the policy's; on the policy's normalised observations.
+
+    With a recurrent policy, a network of its own also reads the policy's recurrent output, as a constant.
+    """
+
+    def __init__(self, policy: Policy, config: ValueConfig, policy_config: PolicyConfig) -> None:
+        super().__init__()
+        hidden_sizes = policy_config.hidden_sizes if config.hidden_sizes is None else config.hidden_sizes
+        self.shared = config.shared_trunk
+        if self.shared and not (hidden_sizes or policy.memory or len(policy.images)):
+            raise UsageError(
+                "value.shared_trunk: a policy without hidden layers has no trunk to share",
+                "leave shared_trunk out, or give the policy hidden layers",
+            )
+        self.images = nn.ModuleList() if self.shared else image_networks(policy.encoder.images, policy_config)
+        size = policy.encoder.size + num_features(self.images)
+        size += 0 if policy.memory is None else policy.memory.size
+        sizes = [policy.features] if self.shared else [size, *hidden_sizes]
+        self.network = mlp([*sizes, 1], policy_config.activation)
+        if policy_config.init == "orthogonal":
+            orthogonal(self.network, last_gain=1.0)
+
+    def forward(
+        self, policy: Policy, obs: Tensor, sequences: Sequences | None = None, trunk: Tensor | None = None
+    ) -> Tensor:
+        """Compute V [M] from observations [M, …], in the unit of the rewards that it learns from.
+
+        `trunk` is the output of a shared trunk, where it has been computed already.
+        """
+        if self.shared:
+            features = policy.trunk(obs, sequences) if trunk is None else trunk
+        else:
+            features = policy.read(obs, self.images)
+            if policy.memory is not None:
+                with torch.no_grad():
+                    recurrent = policy.recur(policy.read(obs), sequences)
+                features = torch.cat((features, recurrent), 1)
+        values: Tensor = self.network(features)
+        return values.squeeze(1)

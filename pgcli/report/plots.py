@@ -1,0 +1,164 @@
+"""Learning curves as files: a figure by matplotlib, or the numbers in it as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import textwrap
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pgcli.errors import RunDirectoryError
+from pgcli.records import COLUMNS
+from pgcli.report.curves import Drawing, Line, caption, read_lines, thousands, x_label, y_label
+from pgcli.runs.files import read_json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_RETURNS = {"return_mean", "return_median", "return_min", "return_max"}  # in the unit of a reward threshold
+# Okabe & Ito (2008), told apart with every common kind of colour vision; without yellow, which fades on white.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LINE_STYLES = ("-", "--", ":", "-.")
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "legend.fontsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": "0.3",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "pdf.fonttype": 42,  # TrueType: publishers refuse Type 3
+    "svg.hashsalt": "pgcli",  # the same ids every time
+}
+
+
+def plot(run_dirs: Sequence[Path], x: str, y: str, stat: str, band: str, smooth: int, output: Path | None) -> Path:
+    """Draw the learning curves of run directories, or of folders of them, and return the file.
+
+    Runs that differ only in their seed are one line. The suffix of `output` selects the format: .png, .svg, .pdf, or
+    .csv for the numbers. Without `output`: `plots/<y>.png` in the one folder given, or here.
+
+    Raises: ConfigError for a bad option or column; RunDirectoryError if a file cannot be read or written, or no run has
+        a number to draw.
+    """
+    lines, drawing = read_lines(run_dirs, x, y, stat, band, smooth, output)
+    if output is None:
+        output = (run_dirs[0] if len(run_dirs) == 1 else Path()) / "plots" / f"{y}.png"
+    if output.suffix.lower() == ".csv":
+        content = _as_csv(lines).encode()
+    else:
+        content = _as_figure(lines, drawing, output.suffix.lower()[1:])
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_bytes(content)
+    except OSError as error:
+        raise RunDirectoryError(f"{output}: cannot be written: {error.strerror}", "name another file with -o") from None
+    return output
+
+
+def _as_csv(lines: Sequence[Line]) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["label", "x", "n", "center", "low", "high"])
+    for line in lines:
+        c = line.curve
+        for x, n, *values in zip(*(a.tolist() for a in (c.x, c.n, c.center, c.low, c.high)), strict=True):
+            table.writerow(
+                [line.label, f"{x:.15g}", n, *("" if math.isnan(value) else repr(value) for value in values)]
+            )
+    return text.getvalue()
+
+
+def _as_figure(lines: Sequence[Line], drawing: Drawing, suffix: str) -> bytes:
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = figure.add_subplot()
+        for number, line in enumerate(lines):
+            color = _COLORS[number % len(_COLORS)]
+            style = _LINE_STYLES[number // len(_COLORS) % len(_LINE_STYLES)]
+            c = line.curve
+            dot = "o" if len(c.x) == 1 else ""  # a single point draws no line
+            axes.plot(c.x, c.center, style, marker=dot, color=color, linewidth=1.5, label=_plain(line.label))
+            axes.fill_between(c.x, c.low, c.high, color=color, alpha=0.2, linewidth=0)
+        threshold = _threshold(lines) if drawing.column in _RETURNS else None
+        if threshold is not None:
+            _draw_threshold(axes, threshold)
+        if drawing.column in COLUMNS and COLUMNS[drawing.column].metric.logarithmic and _positive(lines):
+            axes.set_yscale("log")
+        axes.margins(x=0.01)
+        axes.set_xlabel(x_label(drawing))
+        axes.set_ylabel(y_label(lines, drawing))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=drawing.x != "seconds"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
+        if len(lines) > 1:
+            axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)  # hides no curve
+        else:
+            axes.set_title(_plain(lines[0].label), loc="left")
+        figure.supxlabel(
+            _plain(textwrap.fill(caption(lines, drawing), 130)), fontsize=6.5, color="0.35", x=0.01, ha="left"
+        )
+        stream = io.BytesIO()
+        metadata: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # an emoji becomes a box
+            figure.savefig(stream, format=suffix, dpi=200, metadata=metadata[suffix])
+    return stream.getvalue()
+
+
+def _positive(lines: Sequence[Line]) -> bool:
+    drawn = (values[np.isfinite(values)] for line in lines for values in (line.curve.center, line.curve.low))
+    return all((values > 0).all() for values in drawn)
+
+
+def _draw_threshold(axes: Axes, threshold: float) -> None:
+    """Draw the reward threshold where it is near enough not to flatten the curves."""
+    low, high = axes.get_ylim()
+    if low - (high - low) <= threshold <= high + 2 * (high - low):
+        axes.axhline(threshold, color="0.4", linestyle="--", linewidth=1, zorder=1)
+        axes.annotate(
+            f"solved: {threshold:g}",
+            (1, threshold),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, -3),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=7,
+            color="0.35",
+        )
+
+
+def _threshold(lines: Sequence[Line]) -> float | None:
+    """Return the reward threshold that all runs share."""
+    found = {_threshold_of(run.path) for line in lines for run in line.runs}
+    return found.pop() if len(found) == 1 else None
+
+
+def _threshold_of(path: Path) -> float | None:
+    try:
+        value = read_json(path / "run.json").get("reward_threshold")
+    except RunDirectoryError:
+        return None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _plain(text: str) -> str:
+    """Escape the dollar sign, which begins a formula in matplotlib."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,44 @@
+"""Weights & Biases: an offline run with the iteration as its step, the learning curve, a film."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from pgcli.config import Config, to_data
+from pgcli.report.logs import LogEntry
+
+
+class WandB:
+    """An offline run in the folder `wandb` of a run; nothing is sent or asked."""
+
+    def __init__(self, config: Config, path: Path) -> None:
+        import wandb
+
+        shutil.rmtree(path / "wandb", ignore_errors=True)
+        quiet = wandb.Settings(
+            silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True, x_disable_meta=True
+        )
+        name = f"{config.name}/seed-{config.seed}"
+        os.environ.setdefault("WANDB_CACHE_DIR", str(path / "wandb" / "cache"))
+        self._wandb = wandb
+        self._run = wandb.init(
+            mode="offline", dir=path, project="pgcli", name=name, config=to_data(config), settings=quiet
+        )
+        self._run.define_metric("iteration")
+        self._run.define_metric("*", step_metric="iteration")
+
+    def add(self, entry: LogEntry) -> None:
+        """Write the numbers of a record."""
+        self._run.log({"iteration": entry.iteration} | entry.values)
+
+    def picture(self, name: str, file: Path, iteration: int) -> None:
+        """Write a .png, or a .gif that moves."""
+        moves = file.suffix == ".gif"
+        shown = self._wandb.Video(str(file), format="gif") if moves else self._wandb.Image(str(file))
+        self._run.log({"iteration": iteration, name: shown})
+
+    def close(self) -> None:
+        """Complete the files."""
+        self._run.finish()

@@ -1,0 +1,117 @@
+"""Whole episodes, one per column: collected for an update, or measured for an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from pgcli.config.choices import Mode
+from pgcli.config.schema import Config
+from pgcli.environments.forms import Environments
+from pgcli.errors import CheckpointError, EnvironmentFailure
+from pgcli.estimators.trajectories import Trajectories, pad_columns
+from pgcli.policies.policy import Actor, Policy
+from pgcli.sampling.executor import ChunkExecutor
+from pgcli.sampling.rollout import Array, Ended, Rollout, play, to_trajectories
+from pgcli.seeding import Purpose, Seeds, derived_seed, generator
+from pgcli.system.processes import Check
+
+
+class EpisodeSampler:
+    """Whole episodes: every iteration is a pure function of the policy, so there is no state."""
+
+    failed_restores = 0
+
+    def __init__(self, config: Config, executor: ChunkExecutor) -> None:
+        self._config, self._executor = config, executor
+
+    def collect(self, policy: Policy, iteration: int, check: Check) -> Rollout:
+        """Collect `rollout.episodes` episodes."""
+        trajectories = collect_episodes(self._config, self._executor, policy, iteration, check)
+        return Rollout(trajectories, ended_episodes(trajectories, self._config.algorithm.gamma))
+
+    def state_dict(self, iteration: int) -> dict[str, Tensor]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, tensors: dict[str, Tensor], policy: Policy, iteration: int) -> int:
+        """Accept nothing. Raises: CheckpointError."""
+        if tensors:
+            raise CheckpointError(f"{sorted(tensors)[0]} is in the checkpoint, and whole episodes have no state")
+        return 0
+
+
+def collect_episodes(
+    config: Config, executor: ChunkExecutor, policy: Policy, iteration: int, check: Check
+) -> Trajectories:
+    """Collect `rollout.episodes` whole episodes, one column each. A pure function of (policy, iteration).
+
+    Raises: EnvironmentFailure.
+    """
+    assert config.rollout.episodes is not None
+    return pad_columns(executor.map(CollectEpisodes(config, iteration), config.rollout.episodes, policy, check))
+
+
+def episode_seed(config: Config, iteration: int, column: int) -> int:
+    """Derive the reset seed of a whole episode; the columns of a group share it."""
+    return derived_seed(config.seed, Purpose.RESET, iteration, column // config.group_size)
+
+
+def ended_episodes(trajectories: Trajectories, gamma: float) -> list[Ended]:
+    """Describe each trajectory of whole episodes; the discounted return is Σ_t γ^t r_t."""
+    rewards, mask, terminated, truncated = (
+        x.numpy() for x in (trajectories.rewards, trajectories.mask, trajectories.terminated, trajectories.truncated)
+    )
+    discounts = gamma ** np.arange(len(rewards))[:, None]
+    cut = np.where((truncated & mask).any(0), "truncated", "horizon")
+    how = np.where((terminated & mask).any(0), "terminated", cut)
+    columns = (rewards.sum(0), (discounts * rewards).sum(0), mask.sum(0), how)
+    return [Ended(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+@dataclass(frozen=True)
+class CollectEpisodes:
+    """Collect one whole episode in every column of a chunk."""
+
+    config: Config
+    iteration: int
+    mode: Mode = "sampled"
+
+    def __call__(self, columns: range, envs: Environments, actor: Actor, check: Check) -> Trajectories:
+        """Return the trajectories of a chunk."""
+        config, iteration = self.config, self.iteration
+        seeds = Seeds(columns, lambda column: episode_seed(config, iteration, column))
+        random = generator(config.seed, Purpose.ACT, iteration, columns.start)
+        return to_trajectories(list(play(envs, actor, seeds, random, config.rollout.horizon, check)))
+
+
+@dataclass(frozen=True)
+class MeasureEpisodes:
+    """Play one whole episode in every column of a chunk, and keep only its sums."""
+
+    mode: Mode
+    gamma: float
+    horizon: int | None
+    seed: int
+    purposes: tuple[Purpose, Purpose]
+    indices: tuple[int, ...]
+
+    def __call__(self, columns: range, envs: Environments, actor: Actor, check: Check) -> Array:
+        """Return undiscounted and discounted returns and lengths, [3, N].
+
+        Raises: EnvironmentFailure if a return is not finite.
+        """
+        seeds = Seeds(columns, lambda column: derived_seed(self.seed, self.purposes[0], *self.indices, column))
+        random = generator(self.seed, self.purposes[1], *self.indices, columns.start)
+        sums = np.zeros((3, len(columns)))
+        discount = 1.0
+        for transition in play(envs, actor, seeds, random, self.horizon, check):
+            rewards = np.where(transition.running, transition.rewards, 0.0).astype(np.float64, copy=False)
+            sums += (rewards, discount * rewards, transition.running)
+            discount *= self.gamma
+        if not np.isfinite(sums).all():
+            worst = seeds[int(np.flatnonzero(~np.isfinite(sums).all(0))[0])]
+            raise EnvironmentFailure(f"non-finite rewards in the evaluation episode with reset seed {worst}")
+        return sums

@@ -1,0 +1,56 @@
+"""Whole episodes in every column, chunk by chunk: in this process or by workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pgcli.config.choices import Mode
+from pgcli.environments.forms import Environments
+from pgcli.policies.policy import Actor, Policy
+from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
+from pgcli.sampling.pool import LocalPool, WorkerPool
+from pgcli.system.processes import Check
+
+
+class ChunkFunction(Protocol):
+    """A pure function of (policy, columns) on one chunk of columns, which can be pickled."""
+
+    @property
+    def mode(self) -> Mode:
+        """How the policy acts."""
+
+    def __call__(self, columns: range, envs: Environments, actor: Actor, check: Check) -> Any:
+        """Return the result for a chunk; `check` is called before every step."""
+
+
+class ChunkExecutor:
+    """Applies functions to chunks of columns, and owns the worker pool; `environments` are those of this process."""
+
+    def __init__(self, environments: EnvironmentCache, pool: WorkerPool | None = None) -> None:
+        self.environments = environments
+        self.pool = pool or LocalPool(environments)
+
+    def map(self, function: ChunkFunction, columns: int, policy: Policy, check: Check) -> list[Any]:
+        """Apply `function` to every chunk; return the results in the order of the columns."""
+        chunks = chunk_ranges(self.environments.config, columns)
+        tasks = {number: _ChunkTask(function, chunk) for number, chunk in enumerate(chunks)}
+        results = self.pool.map(policy, tasks, check)
+        return [results[number] for number in tasks]
+
+    def close(self) -> None:
+        """Close the environments, and end the workers."""
+        try:
+            self.environments.close()
+        finally:
+            self.pool.close()
+
+
+@dataclass(frozen=True)
+class _ChunkTask:
+    function: ChunkFunction
+    chunk: range
+
+    def __call__(self, environments: EnvironmentCache, policy: Policy, check: Check) -> Any:
+        envs = environments.of_width(len(self.chunk))
+        return self.function(self.chunk, envs, policy.actor(self.function.mode), check)

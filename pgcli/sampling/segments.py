@@ -1,0 +1,360 @@
+"""Segments: a fixed number of steps of environments that continue from one iteration to the next.
+
+Layout: the true last observation of an episode stands at obs[t + 1]. A masked row follows, in which the column resets.
+Every reset of a single environment has a derived seed. Its state is the number of the episode and the actions since
+the reset: a new process executes them again and must reach the same observation, to the bit. A vector form gets a new
+generator at every iteration, and its arrays are its state.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgcli.config.schema import Config, EnvConfig
+from pgcli.environments.checks import MAX_EPISODE_STEPS
+from pgcli.environments.forms import NativeEnvironments, make_lasting
+from pgcli.errors import CheckpointError
+from pgcli.estimators.trajectories import Trajectories, pad_columns
+from pgcli.policies.policy import Policy
+from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
+from pgcli.sampling.executor import ChunkExecutor
+from pgcli.sampling.rollout import NOISE_ROWS, Array, Ended, Rollout, Transition, endless_episode, to_trajectories
+from pgcli.seeding import Purpose, Seeds, derived_seed, generator
+from pgcli.system.processes import Check
+
+
+@dataclass(frozen=True)
+class ColumnState:
+    """The state of N columns between two segments, from which their environments can be restored."""
+
+    episode: Array  # number of the episode, [N]
+    over: Array  # bool [N]: the episode has ended, and the next row is the masked one that resets
+    obs: Array  # [N, …]
+    lengths: Array  # steps since the reset, [N]
+    returns: Array  # reward units, since the reset, [N]
+    discounted: Array  # [N]
+    memory: Array  # of a recurrent policy, [N, state_size]
+    action_history: list[Array]  # actions as drawn since the reset, N arrays [L_n, …]; empty in a vector form
+    simulator: dict[str, Array]  # the arrays of a vector form
+    token: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)  # identifies this state, in any process
+
+
+class Segment(NamedTuple):
+    """What one chunk contributes to an iteration."""
+
+    trajectories: Trajectories
+    episodes: list[Ended]
+    state: ColumnState  # after it
+    failed_restores: int
+
+
+def segment_seed(config: Config, column: int, episode: int) -> int:
+    """Derive the reset seed of a column's `episode`-th episode in segments."""
+    return derived_seed(config.seed, Purpose.RESET, column, episode)
+
+
+def native_seed(config: Config, iteration: int, first: int) -> int:
+    """Derive the seed of a vector form, whose first column is `first`, for one iteration of segments."""
+    return derived_seed(config.seed, Purpose.RESET, iteration, first)
+
+
+class SegmentSampler:
+    """Collects `rollout.steps` rows of `env.num_envs` environments per iteration."""
+
+    def __init__(self, config: Config, executor: ChunkExecutor) -> None:
+        assert config.rollout.steps is not None
+        self._config, self._pool, self.failed_restores = config, executor.pool, 0
+        self._chunks = chunk_ranges(config.env, config.env.num_envs)
+        shown = {len(chunk): chunk for chunk in self._chunks}  # workers have their own: one per width shows the layout
+        self._examples = [
+            _columns_in(executor.environments, chunk if self._pool.count == 0 else shown[len(chunk)])
+            for chunk in self._chunks
+        ]
+        self._states: dict[int, list[ColumnState] | None] = {}  # by iteration, one per chunk; None at a run's start
+
+    def collect(self, policy: Policy, iteration: int, check: Check) -> Rollout:
+        """Collect `rollout.steps` rows."""
+        states = self._states[iteration] if self._states else None
+        tasks = {
+            n: CollectSegment(self._config, chunk, iteration, None if states is None else states[n].token)
+            for n, chunk in enumerate(self._chunks)
+        }
+        segments = self._pool.map(policy, tasks, check)
+        if states is not None:  # a new worker needs the state itself
+            missing = {n: replace(tasks[n], state=states[n]) for n, segment in segments.items() if segment is None}
+            segments |= self._pool.map(policy, missing, check)
+        done: list[Segment] = [segments[n] for n in tasks]
+        self.failed_restores = sum(segment.failed_restores for segment in done)
+        self._states = {iteration: states, iteration + 1: [segment.state for segment in done]}
+        return Rollout(
+            pad_columns([segment.trajectories for segment in done]),
+            [episode for segment in done for episode in segment.episodes],
+        )
+
+    def state_dict(self, iteration: int) -> dict[str, Tensor]:
+        """Return the state of every column at the start of `iteration`; nothing at the start of a run."""
+        states = self._states[iteration] if self._states else None
+        if states is None:
+            return {}
+        arrays = {
+            name: np.concatenate([getattr(state, name) for state in states])
+            for name in ("episode", "over", "obs", "lengths", "returns", "discounted", "memory")
+        }
+        if not arrays["memory"].size:
+            del arrays["memory"]
+        for number, state in enumerate(states):
+            arrays |= {f"{number}.{name}": array for name, array in state.simulator.items()}
+        if actions := [one for state in states for one in state.action_history]:
+            arrays["actions"] = _padded(actions)
+        return {f"sampler.{name}": torch.from_numpy(array) for name, array in arrays.items()}
+
+    def load_state_dict(self, tensors: dict[str, Tensor], policy: Policy, iteration: int) -> int:
+        """Restore every environment; a column that fails starts a new episode, and is counted."""
+        if not tensors:
+            return 0
+        arrays = {name.removeprefix("sampler."): tensor.numpy() for name, tensor in tensors.items()}
+        no_memory = policy.actor("sampled").start(self._config.env.num_envs)
+        names = self._check(arrays, no_memory)
+        arrays = {"memory": no_memory} | arrays
+        tasks = {}
+        for number, (chunk, example) in enumerate(zip(self._chunks, self._examples, strict=True)):
+            part = {name: arrays[name][chunk.start : chunk.stop] for name in names}
+            history, simulator = list[Array](), dict[str, Array]()
+            if isinstance(example.envs, NativeEnvironments):
+                simulator = {name: arrays[f"{number}.{name}"] for name in example.envs.arrays()}
+            else:
+                lengths = zip(chunk, part["lengths"].tolist(), strict=True)
+                history = [arrays["actions"][:length, column] for column, length in lengths]
+            state = ColumnState(**part, action_history=history, simulator=simulator)
+            tasks[number] = RestoreColumns(self._config, chunk, state)
+        restored = self._pool.map(policy, tasks, lambda: None)
+        self._states = {iteration: [restored[n][0] for n in tasks]}
+        return sum(failed for _, failed in restored.values())
+
+    def _check(self, arrays: dict[str, Array], memory: Array) -> list[str]:
+        """Raise CheckpointError unless the arrays are a state of these environments; name those of every column."""
+        layout, n = self._examples[0].envs.layout, self._config.env.num_envs
+        counts, sums, obs = np.zeros(n, np.int64), np.zeros(n), np.zeros((n, *layout.shape), layout.dtype)
+        expected = {"episode": counts, "over": np.zeros(n, bool), "obs": obs, "lengths": counts}
+        expected |= {"returns": sums, "discounted": sums, "memory": memory}
+        names = list(expected)
+        if not memory.size:
+            del expected["memory"]
+        actions = arrays.get("actions", np.zeros((0, n)))
+        for number, example in enumerate(self._examples):
+            if isinstance(example.envs, NativeEnvironments):
+                example.state = None
+                example.envs.reset([0])
+                expected |= {f"{number}.{name}": array for name, array in example.envs.arrays().items()}
+            else:
+                expected["actions"] = actions
+        fits = arrays.keys() == expected.keys() and all(
+            arrays[name].shape == like.shape and arrays[name].dtype == like.dtype for name, like in expected.items()
+        )
+        if not fits or actions.ndim < 2 or actions.shape[1] != n:
+            raise CheckpointError("the state of the environments in the checkpoint does not fit its config")
+        longest = len(actions) if "actions" in expected else MAX_EPISODE_STEPS
+        if not (arrays["lengths"].min() >= 0 and arrays["lengths"].max() <= longest and arrays["episode"].min() >= 0):
+            raise CheckpointError("the state of the environments in the checkpoint contradicts itself")
+        return names
+
+
+@dataclass(frozen=True)
+class CollectSegment:
+    """Collect one segment of a chunk. Returns None if the worker is not in the state `token`, and has no `state`."""
+
+    config: Config
+    chunk: range
+    iteration: int
+    token: str | None  # of the state to continue from; None at the start of a run
+    state: ColumnState | None = None
+
+    def __call__(self, environments: EnvironmentCache, policy: Policy, check: Check) -> Segment | None:
+        """Continue from the state, which is restored first if need be."""
+        columns, failed = _columns_in(environments, self.chunk), 0
+        if self.token is None:
+            columns.start(self.config, policy)
+        elif columns.state is None or columns.state.token != self.token:
+            if self.state is None:
+                return None
+            failed = columns.restore(self.config, self.state, policy, check)
+        trajectories, episodes = columns.collect(self.config, policy, self.iteration, check)
+        assert columns.state is not None
+        return Segment(trajectories, episodes, columns.state, failed)
+
+
+@dataclass(frozen=True)
+class RestoreColumns:
+    """Restore the environments of a chunk."""
+
+    config: Config
+    chunk: range
+    state: ColumnState
+
+    def __call__(self, environments: EnvironmentCache, policy: Policy, check: Check) -> tuple[ColumnState, int]:
+        """Return the state that was reached, and how many columns start a new episode instead."""
+        columns = _columns_in(environments, self.chunk)
+        failed = columns.restore(self.config, self.state, policy, check)
+        assert columns.state is not None
+        return columns.state, failed
+
+
+def _columns_in(environments: EnvironmentCache, chunk: range) -> _LiveColumns:
+    return environments.get(chunk, lambda: _LiveColumns(environments.config, chunk))
+
+
+class _LiveColumns:
+    """A chunk's environments in the process that steps them; `state` is None while it is unknown."""
+
+    def __init__(self, env: EnvConfig, chunk: range) -> None:
+        self._chunk, self.envs = chunk, make_lasting(env, len(chunk))
+        self.state: ColumnState | None = None
+
+    def close(self) -> None:
+        """Free what the simulators hold."""
+        self.envs.close()
+
+    def start(self, config: Config, policy: Policy) -> None:
+        """Reset every column to its episode 0."""
+        self.state, n = None, len(self._chunk)
+        obs = self.envs.reset([segment_seed(config, column, 0) for column in self._chunk])
+        counts, sums, memory = np.zeros(n, int), np.zeros(n), policy.actor("sampled").start(n)
+        history = [] if isinstance(self.envs, NativeEnvironments) else [np.empty(0)] * n
+        never = np.zeros(n, bool)
+        self.state = ColumnState(counts, never, obs, counts, sums, sums, memory, history, self._simulator())
+
+    def collect(self, config: Config, policy: Policy, iteration: int, check: Check) -> tuple[Trajectories, list[Ended]]:
+        """Step every column `rollout.steps` times; return the trajectories and the episodes that ended."""
+        state, self.state = self.state, None
+        assert state is not None
+        chunk, envs, actor = self._chunk, self.envs, policy.actor("sampled")
+        random = generator(config.seed, Purpose.ACT, iteration, chunk.start)
+        if isinstance(envs, NativeEnvironments):
+            envs.seed(native_seed(config, iteration, chunk.start))
+        episode, obs, running, memory = state.episode.copy(), state.obs, ~state.over, state.memory
+        rows, waiting = [], bool(state.over.any())
+
+        def seed_of(column: int) -> int:
+            return segment_seed(config, chunk[column], int(episode[column]))
+
+        for t in range(config.rollout.steps or 0):
+            check()
+            if t % NOISE_ROWS == 0:
+                noise = actor.noise(random, NOISE_ROWS, len(chunk))
+            actions, memory = actor.respond(obs, noise[t % NOISE_ROWS], memory)
+            next_obs, rewards, terminated, truncated = envs.step(actor.for_environment(actions), running)
+            over = terminated | truncated
+            if waiting:
+                over &= running
+                episode += ~running
+                memory = np.where(running[:, None], memory, 0)
+                fresh = np.flatnonzero(~running).tolist()
+                next_obs = envs.restart(fresh, Seeds(fresh, seed_of))
+            rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))
+            obs, running, waiting = next_obs, ~over, bool(over.any())
+        before = torch.from_numpy(state.memory) if actor.state_size else None
+        trajectories = replace(to_trajectories(rows), memory=before)
+        ended, sums = _ended(trajectories, state, config.algorithm.gamma)
+        if sums["lengths"].max() > MAX_EPISODE_STEPS:
+            raise endless_episode()
+        history = _extended(state.action_history, trajectories.actions.numpy(), sums["lengths"])
+        self.state = ColumnState(
+            episode, ~running, obs, **sums, memory=memory, action_history=history, simulator=self._simulator()
+        )
+        return trajectories, ended
+
+    def restore(self, config: Config, state: ColumnState, policy: Policy, check: Check) -> int:
+        """Bring the columns to a state; return how many fail, each of which starts a new episode instead."""
+        self.state = None
+        if isinstance(self.envs, NativeEnvironments):
+            self.envs.reset([0])
+            self.envs.put_back(state.simulator)
+            self.state = state
+            return 0
+        reached = self._replay(config, state, policy, check) | state.over
+        lengths, returns, sums = (np.where(reached, x, 0) for x in (state.lengths, state.returns, state.discounted))
+        history = [actions[:length] for actions, length in zip(state.action_history, lengths.tolist(), strict=True)]
+        self.state = replace(
+            state,
+            over=state.over | ~reached,
+            lengths=lengths,
+            returns=returns,
+            discounted=sums,
+            action_history=history,
+        )
+        return int((~reached).sum())
+
+    def _replay(self, config: Config, state: ColumnState, policy: Policy, check: Check) -> Array:
+        """Execute the actions since the reset; return [N], whether a column reached its observation, to the bit."""
+        actor = policy.actor("sampled")
+        seeds = [segment_seed(config, *one) for one in zip(self._chunk, state.episode.tolist(), strict=True)]
+        obs, alive = self.envs.reset(seeds), ~state.over
+        for t, actions in enumerate(_padded(state.action_history)):
+            check()
+            running = (t < state.lengths) & alive
+            if not running.any():
+                break
+            obs, _, terminated, truncated = self.envs.step(actor.for_environment(actions), running)
+            alive &= ~(terminated | truncated)
+        same = [obs[n].tobytes() == state.obs[n].tobytes() for n in range(len(obs))]
+        reached: Array = alive & np.array(same)
+        return reached
+
+    def _simulator(self) -> dict[str, Array]:
+        return self.envs.arrays() if isinstance(self.envs, NativeEnvironments) else {}
+
+
+def _padded(actions: list[Array]) -> Array:
+    padded = np.zeros((max(map(len, actions)), len(actions), *actions[0].shape[1:]), actions[0].dtype)
+    for column, one in enumerate(actions):
+        padded[: len(one), column] = one
+    return padded
+
+
+def _extended(history: list[Array], actions: Array, lengths: Array) -> list[Array]:
+    """Append a segment's actions [T, N, …] to each column's history; keep the last `lengths`, since the reset."""
+    return [
+        actions[len(actions) - lengths[n] :, n] if lengths[n] <= len(actions) else np.concatenate((old, actions[:, n]))
+        for n, old in enumerate(history)
+    ]
+
+
+def _ended(trajectories: Trajectories, state: ColumnState, gamma: float) -> tuple[list[Ended], dict[str, Array]]:
+    """Describe the episodes that ended in a segment, by row and column; return the sums of those that continue.
+
+    The rows of all columns, one column after the other, are cut into pieces: the first row of a column begins one,
+    which continues an episode of `state`, and so does every row that resets.
+    """
+    mask, terminated, truncated, rewards = (
+        np.ascontiguousarray(x.numpy().T)
+        for x in (trajectories.mask, trajectories.terminated, trajectories.truncated, trajectories.rewards)
+    )
+    begins = ~mask
+    begins[:, 0] = True
+    starts = np.flatnonzero(begins)
+    column, row = np.divmod(starts, mask.shape[1])
+    sizes = np.diff(starts, append=mask.size)
+    last, first = starts + sizes - 1, row == 0
+    skipped = ~mask.flat[starts]
+    before = {name: np.where(first, getattr(state, name)[column], 0) for name in ("lengths", "returns", "discounted")}
+    number = np.arange(mask.size) - np.repeat(starts + skipped - before["lengths"], sizes)  # -1 where it resets
+    sums = {
+        "lengths": before["lengths"] + sizes - skipped,
+        "returns": before["returns"] + np.add.reduceat(rewards.ravel(), starts),
+        "discounted": before["discounted"] + np.add.reduceat(gamma ** np.maximum(number, 0) * rewards.ravel(), starts),
+    }
+    by_termination = terminated.flat[last]
+    over = by_termination | truncated.flat[last]
+    order = over.nonzero()[0]
+    order = order[np.argsort(last[order] % mask.shape[1], kind="stable")]
+    how = np.where(by_termination, "terminated", "truncated")
+    fields = (sums["returns"], sums["discounted"], sums["lengths"], how)
+    ended = [Ended(*one) for one in zip(*(x[order].tolist() for x in fields), strict=True)]
+    final = np.append(first[1:], True)
+    return ended, {name: np.where(over, 0, x)[final] for name, x in sums.items()}
