@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pgcli.algorithm.batch import Estimate, flatten
+from pgcli.algorithm.batch import Estimate
 from pgcli.algorithm.gradients import make_gradient
 from pgcli.algorithm.losses import Losses
 from pgcli.algorithm.policy_gradient import PolicyGradient
@@ -89,7 +89,7 @@ def _coefficients(
     agent: PolicyGradient, trajectories: Trajectories, estimate: Estimate, log_probs: Tensor, progress: float
 ) -> Tensor:
     """Compute c = -∂L/∂log π(a|s) [T, N], 0 on masked rows, from log π [T, N]."""
-    batch, _ = flatten(agent, trajectories, estimate)
+    batch, _ = agent.batch(trajectories, estimate)
     rows, _ = valid_steps(agent.policy, trajectories)
     own = log_probs.flatten()[rows].requires_grad_()
     behavior = own.detach() if agent.config.algorithm.reuse == 1 else batch.behavior_log_probs

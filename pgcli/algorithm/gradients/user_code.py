@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pgcli.algorithm.batch import Batch
+from pgcli.algorithm.gradients.protocol import Gradient
 from pgcli.algorithm.losses import Step
 from pgcli.algorithm.parts import PartName
 from pgcli.environments.failures import describe, is_user_error
@@ -28,9 +29,6 @@ from pgcli.policies.activations import ACTIVATION_OF, ACTIVATIONS
 from pgcli.policies.distributions import Softmax
 from pgcli.policies.policy import Policy
 from pgcli.system.locations import split
-
-if TYPE_CHECKING:
-    from pgcli.algorithm.gradients import Gradient
 
 Array = NDArray[Any]
 UserEstimator = Callable[[Trajectories], Tensor]
