@@ -64,7 +64,7 @@ class _Collected(NamedTuple):
 
 
 @dataclass
-class _Recorder:
+class _RecordingSampler:
     """A sampler that keeps what it collects, from one iteration on."""
 
     sampler: Sampler
@@ -248,7 +248,7 @@ def _as_of(config: Config, at: int, iteration: int) -> Config:
 
 def _repeat(run: Training, first: int, iteration: int) -> dict[int, _Collected]:
     """Go on to `iteration` and collect it; give what was collected from `first` on."""
-    recorder = _Recorder(run.sampler, first)
+    recorder = _RecordingSampler(run.sampler, first)
     run.sampler = recorder
     if run.counters.iteration < iteration:
         for _ in train(run):

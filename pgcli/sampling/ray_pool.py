@@ -49,7 +49,7 @@ class RayPool:
     ) -> None:
         self._env, self._policy, self.count, self._leave = env, policy, count, leave
         self._versions = versions()
-        self._actors: dict[int, _Actor] = {}
+        self._actors: dict[int, _ActorHandle] = {}
         self._arrays: Arrays = []
         self._parameters: Any = None  # their reference in the object store
 
@@ -135,8 +135,8 @@ class RayPool:
             for n, index in enumerate(missing):
                 self._actors[index] = self._new_actor(cpus=int(n < free))
 
-    def _new_actor(self, cpus: int) -> _Actor:
-        return _Actor(self._env, self._policy, self._versions, cpus)
+    def _new_actor(self, cpus: int) -> _ActorHandle:
+        return _ActorHandle(self._env, self._policy, self._versions, cpus)
 
 
 def _answer(reference: Any, number: int) -> Answer:
@@ -162,7 +162,7 @@ def _lost(number: int, reason: str) -> EnvironmentFailure:
     return EnvironmentFailure(message, "sampling.workers=0 shows what happens in this process")
 
 
-class _Actor:
+class _ActorHandle:
     """One actor, as its owner sees it."""
 
     def __init__(self, env: EnvConfig, policy: PolicyConfig, versions: dict[str, str], cpus: int) -> None:
