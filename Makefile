@@ -33,7 +33,7 @@ check: $(INSTALLED) ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(INSTALLED) ## mend what ruff can mend
+format: $(INSTALLED) ## fix what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

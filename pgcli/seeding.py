@@ -35,17 +35,17 @@ def _sequence(seed: int, purpose: Purpose, indices: tuple[int, ...]) -> np.rando
 
 
 def generator(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:
-    """Give the random stream of `purpose` at `indices`."""
+    """Return the random stream of `purpose` at `indices`."""
     return np.random.Generator(np.random.Philox(_sequence(seed, purpose, indices)))
 
 
 def derived_seed(seed: int, purpose: Purpose, *indices: int) -> int:
-    """Give a 63-bit seed, say of one `env.reset`: 100,000 episodes share a start state with probability 5e-10."""
+    """Return a 63-bit seed, e.g. of one `env.reset`: 100,000 seeds collide with probability 5e-10."""
     return int(_sequence(seed, purpose, indices).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class Seeds(Sequence[int]):
-    """One seed for each of `columns`, derived when it is asked for: a vector form asks for the first one only."""
+    """One seed for each of `columns`, derived at access: a vector form reads only the first."""
 
     def __init__(self, columns: Sequence[int], seed_of: Callable[[int], int]) -> None:
         self._columns, self._seed_of = columns, seed_of

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pgcli.algorithm.batch import Batch, flatten
+from pgcli.algorithm.batch import Batch
 from pgcli.algorithm.gradients.autograd import Autograd
 from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.algorithm.policy_gradient import PolicyGradient, estimate_gradient
@@ -116,7 +116,7 @@ def learner_of(observation_space: spaces.Space[Any], action_space: spaces.Space[
 
 def flat_batch(agent: PolicyGradient, batch: Trajectories) -> tuple[Batch, Update]:
     """Return the batch that an update of the agent learns from."""
-    return flatten(agent, batch, agent.estimate(batch))
+    return agent.batch(batch)
 
 
 def autograd(agent: PolicyGradient) -> Autograd:

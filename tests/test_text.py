@@ -19,10 +19,10 @@ def test_a_table_wraps_its_texts_beside_their_labels() -> None:
 
 
 def test_a_table_breaks_lines_where_it_may() -> None:
-    long = [("at", "x" * 76 + " reward-to-go")]
-    assert table(long, start=3, break_on_hyphens=False)[1:] == ["   reward-to-go"]
-    assert table([("at", "x" * 69 + " reward-to-go")], start=3) == ["at " + "x" * 69 + " reward-", "   to-go"]
-    assert table(long, start=3, width=None) == ["at " + long[0][1]]
+    rows = [("at", "x" * 69 + " reward-to-go")]
+    assert table(rows, start=3) == ["at " + "x" * 69 + " reward-", "   to-go"]
+    assert table(rows, start=3, break_on_hyphens=False) == ["at " + "x" * 69, "   reward-to-go"]
+    assert table(rows, start=3, width=None) == ["at " + rows[0][1]]
 
 
 def test_columns_are_aligned_and_coloured_on_a_terminal_alone() -> None:

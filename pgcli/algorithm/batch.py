@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pgcli.config.schema import Config
 from pgcli.estimators.objectives import explained_variance, group_standardized, standardized, step_weights
 from pgcli.estimators.trajectories import Trajectories
+from pgcli.policies.policy import Policy
 from pgcli.policies.recurrent import Sequences
 from pgcli.policies.trajectory_outputs import valid_steps
 from pgcli.records import Update
-
-if TYPE_CHECKING:
-    from pgcli.algorithm.policy_gradient import PolicyGradient
 
 
 @dataclass(frozen=True)
@@ -83,18 +82,25 @@ class Batch:
         )
 
 
-def flatten(agent: PolicyGradient, trajectories: Trajectories, estimate: Estimate) -> tuple[Batch, Update]:
+def flatten(
+    config: Config,
+    policy: Policy,
+    inputs: Callable[[Tensor], Tensor],
+    trajectories: Trajectories,
+    estimate: Estimate,
+) -> tuple[Batch, Update]:
     """Standardize and weight the advantages, and put the valid steps in a row.
 
-    Returns: the batch, and what it tells about the update.
+    Args: inputs: from obs [M, …] to what the gradient reads of them, [M, size].
+    Returns: the batch, and the metrics of the update that are known before it.
     """
-    algorithm, mask = agent.config.algorithm, trajectories.mask
+    algorithm, mask = config.algorithm, trajectories.mask
     advantages, zero_variance_groups = estimate.advantages, None
     largest = float(trajectories.rewards.abs().sum(0).max() + estimate.values.abs().max())
     floor = 1e-8 * largest  # no return is larger: below this a spread is rounding
     if algorithm.standardize == "group":
-        advantages, zero_variance_groups = group_standardized(advantages, agent.config.group_size, floor)
-    rows, sequences = valid_steps(agent.policy, trajectories, max_length=agent.config.policy.backpropagation_steps)
+        advantages, zero_variance_groups = group_standardized(advantages, config.group_size, floor)
+    rows, sequences = valid_steps(policy, trajectories, max_length=config.policy.backpropagation_steps)
 
     def taken(x: Tensor) -> Tensor:
         return x.flatten(0, 1)[rows]
@@ -107,10 +113,10 @@ def flatten(agent: PolicyGradient, trajectories: Trajectories, estimate: Estimat
         weights = weights * algorithm.gamma ** (rows // mask.shape[1]).to(weights.dtype)
     returns, values = taken(estimate.returns), taken(estimate.values[:-1])
     obs, actions = taken(trajectories.obs[:-1]), taken(trajectories.actions)
-    dtype, behavior = next(agent.policy.network.parameters()).dtype, trajectories.behavior_log_probs
+    dtype, behavior = next(policy.network.parameters()).dtype, trajectories.behavior_log_probs
     batch = Batch(
         obs=obs,
-        inputs=agent.gradient.inputs(obs),
+        inputs=inputs(obs),
         actions=actions,
         advantages=advantages.to(dtype),
         weights=weights.to(dtype),
@@ -121,9 +127,9 @@ def flatten(agent: PolicyGradient, trajectories: Trajectories, estimate: Estimat
         sequences=sequences,
         trajectories=trajectories,
     )
-    spread, clipped = agent.policy.distribution.action_statistics(actions)
-    return batch, Update(
-        explained_variance=None if agent.value is None else explained_variance(values, returns),
+    spread, clipped = policy.distribution.action_statistics(actions)
+    return batch.to(policy.device), Update(
+        explained_variance=explained_variance(values, returns) if config.has_value else None,
         zero_variance_groups=zero_variance_groups,
         action_standard_deviation=spread,
         action_clip_fraction=clipped,

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from pgcli.algorithm.batch import Batch
-from pgcli.algorithm.losses import Step, Term
+from pgcli.algorithm.losses import Step
 from pgcli.algorithm.optimizers import unflattened
 from pgcli.algorithm.parts import PartName
+from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.errors import Diverged
 from pgcli.policies.policy import parameters_of
-
-if TYPE_CHECKING:
-    from pgcli.algorithm.policy_gradient import PolicyGradient
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 
@@ -27,15 +24,6 @@ def check_finite(named: NamedTensors, consequence: str = "") -> None:
     for name, tensor in named:
         if not torch.isfinite(tensor).all():
             raise Diverged(f"{name} is not finite{consequence}")
-
-
-def check_terms(means: Mapping[Term, float], norms: Sequence[Tensor]) -> None:
-    """Raise Diverged if a term or the norm of a gradient is not finite."""
-    for name, value in sorted(means.items(), key=lambda item: item[0] == "loss"):  # a part of the sum says more
-        if not math.isfinite(value):
-            raise Diverged(f"{name} is {value}")
-    if not torch.stack(list(norms)).isfinite().all():
-        raise Diverged("grad_norm is not finite")
 
 
 class CheckedGradient:

@@ -1,4 +1,4 @@
-"""The variance ledger: how far gradient estimates stand out of their noise, told by one iteration's trajectories."""
+"""Gradient variance: the variance and the signal-to-noise ratio of an estimator, measured on one iteration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pgcli.algorithm.batch import Estimate, flatten
+from pgcli.algorithm.batch import Estimate
 from pgcli.algorithm.gradients import make_gradient
 from pgcli.algorithm.losses import Losses
 from pgcli.algorithm.policy_gradient import PolicyGradient
@@ -27,23 +27,24 @@ def measure(
 ) -> list[GradientEstimate]:
     """Measure the config's own gradient estimate, then each of `diagnostics.shadows`, on the same trajectories.
 
-    An estimate is a sum over the N trajectories (columns of a segment), g = Σ_n g_n. The *contribution* of trajectory n
-    is its part of that sum, as the update at these parameters would add it up:
+    An estimate is a sum over N trajectories (or columns of a segment), g = Σ_n g_n. The *contribution* of trajectory
+    n is its term of that sum, at the parameters before the update:
 
-        g_n = Σ_t c_t,n ∇log π(a_t|s_t),   c = -∂L/∂log π, which on data of the policy's own is w_t,n A_t,n,
+        g_n = Σ_t c_t,n ∇log π(a_t|s_t),   c = -∂L/∂log π   (on-policy: c = w_t,n A_t,n)
 
-    with L the loss of the objective (no entropy bonus, no KL penalty) and with baseline, weights and standardisation as
-    they were computed on the whole batch. From the contributions of U independent parts of the batch (its trajectories,
-    or its groups of those that share a start state),
+    L is the loss of the objective without entropy bonus and KL penalty; baseline, weights and standardization are
+    those of the whole batch. From the contributions of U independent parts of the batch (trajectories, or groups
+    that share a start state),
 
-        v = U/(U - 1) Σ_u |g_u - g/U|²   estimates   tr Cov[g], the variance of the estimate,
+        v = U/(U - 1) Σ_u |g_u - g/U|²   estimates   tr Cov[g], the variance of the estimate;
 
-    N v that of a single trajectory, and |g|² - v estimates |E g|². All of that is without bias where the parts are
-    independent, with baseline none, value and group. A baseline over the whole batch couples them: v then lacks the
-    covariance N² tr Cov[g_1, g_2] of two, which for total returns and `average: episodes` is |∇J|²/(N - 1)² with
-    leave_one_out and |∇J|²/N² with mean: nothing, unless trajectories are few. What is common to the batch counts as
-    a constant: the number of steps of `average: steps`, the σ of `standardize: batch`. With `algorithm.reuse`, the
-    trajectories of all iterations count as draws of one kind.
+    N v estimates that of a single trajectory, and |g|² - v estimates |E g|².
+
+    These are unbiased for independent parts, i.e. with baseline none, value and group. A baseline over the whole
+    batch couples the parts: v then lacks the covariance N² tr Cov[g_1, g_2]. For total returns and
+    `average: episodes` that is |∇J|²/(N - 1)² with leave_one_out and |∇J|²/N² with mean, which is small unless N is.
+    Numbers of the whole batch count as constants: the steps of `average: steps`, the σ of `standardize: batch`.
+    With `algorithm.reuse`, trajectories of all iterations count as draws from one distribution.
 
     Gradients are with respect to the P parameters of the policy. `check` is called between parts of the work.
     """
@@ -88,7 +89,7 @@ def _coefficients(
     agent: PolicyGradient, trajectories: Trajectories, estimate: Estimate, log_probs: Tensor, progress: float
 ) -> Tensor:
     """Compute c = -∂L/∂log π(a|s) [T, N], 0 on masked rows, from log π [T, N]."""
-    batch, _ = flatten(agent, trajectories, estimate)
+    batch, _ = agent.batch(trajectories, estimate)
     rows, _ = valid_steps(agent.policy, trajectories)
     own = log_probs.flatten()[rows].requires_grad_()
     behavior = own.detach() if agent.config.algorithm.reuse == 1 else batch.behavior_log_probs
@@ -117,7 +118,7 @@ def _moments(
 def _describe(
     name: str, trajectories: int, gradient: Tensor, own: Tensor, variance: Tensor, plain: Tensor, bare: Tensor
 ) -> GradientEstimate:
-    """Make a row of it: g [P], the config's own g, v, and v without standardisation, with the baseline and without."""
+    """Return a row: from g [P], the config's own g, v, and v without standardization with and without the baseline."""
     norm, v = float(torch.linalg.vector_norm(gradient)), float(variance)
     snr = _ratio(norm**2 - v, v)
     return GradientEstimate(

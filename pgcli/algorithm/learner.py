@@ -51,12 +51,12 @@ class Learner:
         """
         reset_torch()
         try:
-            with rolled_back(self):
+            with rolled_back(self.agent, self.return_scale, self.past):
                 return self._update(self._twin, trajectories, iteration, progress, check, self.run)
         except Diverged as error:
             checked = copy(self.agent)
             checked.gradient = CheckedGradient(self.agent, self.state_dict)
-            with rolled_back(self):
+            with rolled_back(self.agent, self.return_scale, self.past):
                 self._update(checked, trajectories, iteration, progress, check, in_turn)  # raises, with the cause
                 raise error
         except BaseException:
@@ -97,13 +97,12 @@ class Learner:
 
     def check_finite(self) -> None:
         """Raise Diverged if a tensor of the state is not finite, and name it."""
-        scale = [] if self.return_scale is None else list(self.return_scale.buffers())
-        if not all(math.isfinite(tensor.sum()) for tensor in [*memory_of(self.agent), *scale]):  # a fast first look
+        if not all(math.isfinite(tensor.sum()) for tensor in memory_of(self.agent, self.return_scale)):  # fast
             check_finite(self.state_dict().items())
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all mutable state as named tensors: views, not copies."""
-        return state_dict(self)
+        return state_dict(self.agent, self.return_scale, self.past)
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Copy what `state_dict` returned back in place. The caller has checked names and shapes."""

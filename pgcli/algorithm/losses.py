@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, assert_never
+from typing import Any, Literal, assert_never
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pgcli.algorithm.batch import Batch
 from pgcli.algorithm.optimizers import scheduled
 from pgcli.config.schema import AlgorithmConfig
+from pgcli.errors import Diverged
 from pgcli.estimators.objectives import (
     clip_loss,
     clip_slope,
@@ -27,9 +29,6 @@ from pgcli.estimators.objectives import (
 )
 from pgcli.records import Update
 
-if TYPE_CHECKING:
-    from pgcli.algorithm.batch import Batch
-
 Array = NDArray[Any]
 Term = Literal[
     "loss",
@@ -43,6 +42,7 @@ Term = Literal[
     "grad_norm",
 ]
 Terms = dict[Term, Tensor]  # `loss` is what a step descends; all are scalars, means over a minibatch
+Step = tuple[Tensor, Callable[[], Terms]]  # ∂loss/∂θ [dim], valid until the next step; and the terms, if needed
 
 
 @dataclass(frozen=True)
@@ -170,4 +170,10 @@ class EpochMeans:
         }
 
 
-Step = tuple[Tensor, Callable[[], Terms]]  # ∂loss/∂θ [dim], valid until the next step; and the terms, if needed
+def check_terms(means: Mapping[Term, float], norms: Sequence[Tensor]) -> None:
+    """Raise Diverged if a term or the norm of a gradient is not finite."""
+    for name, value in sorted(means.items(), key=lambda item: item[0] == "loss"):  # a part of the sum says more
+        if not math.isfinite(value):
+            raise Diverged(f"{name} is {value}")
+    if not torch.stack(list(norms)).isfinite().all():
+        raise Diverged("grad_norm is not finite")

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from pgcli.algorithm.batch import Batch, Estimate, flatten, minibatches
-from pgcli.algorithm.divergence import check_terms
-from pgcli.algorithm.gradients import Gradient, make_gradient
+from pgcli.algorithm.gradients import make_gradient
+from pgcli.algorithm.gradients.protocol import Gradient
 from pgcli.algorithm.gradients.user_code import UserEstimator
-from pgcli.algorithm.losses import EpochMeans, Losses, Terms
+from pgcli.algorithm.losses import EpochMeans, Losses, Terms, check_terms
 from pgcli.algorithm.optimizers import clip_grad_norm_, scheduled, unflattened
 from pgcli.algorithm.parts import Job, Part, Runner, in_turn, parts_of
 from pgcli.config.schema import Config
@@ -94,12 +94,16 @@ class PolicyGradient:
             case _:
                 assert_never(algorithm.baseline)
 
+    def batch(self, trajectories: Trajectories, estimate: Estimate | None = None) -> tuple[Batch, Update]:
+        """Return the steps to learn from, by the agent's own estimate or another one, and the metrics known so far."""
+        estimate = estimate or self.estimate(trajectories)
+        return flatten(self.config, self.policy, self.gradient.inputs, trajectories, estimate)
+
     def update(
         self, trajectories: Trajectories, iteration: int, progress: float, check: Check, run: Runner = in_turn
     ) -> Update:
         """Learn from trajectories: θ ← θ + α g over epochs and minibatches, for each part with an optimizer."""
-        batch, report = flatten(self, trajectories, self.estimate(trajectories))  # [M] steps: obs, actions, A, w, G, V
-        batch = batch.to(self.policy.device)
+        batch, report = self.batch(trajectories)  # [M] steps: obs, actions, A, w, G, V
         jobs = [Job(part, partial(self.improve, part, batch, iteration, progress)) for part in self.parts]
         for result in run(jobs, check):
             report |= result
@@ -130,7 +134,7 @@ class PolicyGradient:
 
 def estimate_gradient(agent: PolicyGradient, trajectories: Trajectories) -> tuple[list[Tensor], Terms]:
     """Estimate -∇J without a step: gradients in the order of the policy's parameters, and the terms of the loss."""
-    batch, _ = flatten(agent, trajectories, agent.estimate(trajectories))
+    batch, _ = agent.batch(trajectories)
     with torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
         gradient, terms = agent.gradient(batch, "policy", 0.0)
         return unflattened(gradient.clone(), list(agent.policy.parameters())), terms()

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.reuse import PastIterations
+from pgcli.policies.normalizers import ReturnScale
 from pgcli.policies.policy import parameters_of
 
-if TYPE_CHECKING:
-    from pgcli.algorithm.learner import Learner
-    from pgcli.algorithm.policy_gradient import PolicyGradient
 
-
-def state_dict(learner: Learner) -> dict[str, Tensor]:
+def state_dict(agent: PolicyGradient, scale: ReturnScale | None, past: PastIterations) -> dict[str, Tensor]:
     """Return all mutable state as named tensors: views, not copies."""
-    agent = learner.agent
     tensors = parameters_of(agent.policy, agent.value)
     first = [name for name, _ in agent.policy.named_parameters()]
     second = [] if agent.value is None else [name for name, _ in agent.value.named_parameters()]
@@ -28,16 +25,17 @@ def state_dict(learner: Learner) -> dict[str, Tensor]:
             "joint": ("optimizer", first + [f"value.{name}" for name in second]),
         }[part.name]
         tensors |= {f"{optimizer}.{key}": x for key, x in part.optimizer.state(names).items()}
-    if learner.return_scale is not None:
-        tensors |= {f"return_scale.{key}": x for key, x in learner.return_scale.named_buffers()}
-    for age, policy in enumerate(learner.past.policies, 1):
+    if scale is not None:
+        tensors |= {f"return_scale.{key}": x for key, x in scale.named_buffers()}
+    for age, policy in enumerate(past.policies, 1):
         tensors |= {f"past.{age}.{key}": x for key, x in parameters_of(policy, None).items()}
     return tensors
 
 
-def memory_of(agent: PolicyGradient) -> list[Tensor]:
-    """Return what an update of the agent changes in place: a few large tensors without names."""
-    return [x for part in agent.parts for x in part.optimizer.memory] + [*agent.policy.buffers()]
+def memory_of(agent: PolicyGradient, scale: ReturnScale | None = None) -> list[Tensor]:
+    """Return what an update changes in place: a few large tensors without names."""
+    optimizers = [x for part in agent.parts for x in part.optimizer.memory]
+    return [*optimizers, *agent.policy.buffers(), *(() if scale is None else scale.buffers())]
 
 
 def copy_state(source: PolicyGradient, target: PolicyGradient) -> None:
@@ -48,15 +46,14 @@ def copy_state(source: PolicyGradient, target: PolicyGradient) -> None:
 
 
 @contextmanager
-def rolled_back(learner: Learner) -> Iterator[None]:
-    """Restore the state of before if an exception is raised."""
-    scale = [] if learner.return_scale is None else list(learner.return_scale.buffers())
-    before = [(tensor, tensor.clone()) for tensor in [*memory_of(learner.agent), *scale]]
-    past = learner.past.policies, learner.past.trajectories
+def rolled_back(agent: PolicyGradient, scale: ReturnScale | None, past: PastIterations) -> Iterator[None]:
+    """Restore the state if an exception is raised."""
+    before = [(tensor, tensor.clone()) for tensor in memory_of(agent, scale)]
+    policies, trajectories = past.policies, past.trajectories
     try:
         yield
     except BaseException:
-        learner.past.policies, learner.past.trajectories = past
+        past.policies, past.trajectories = policies, trajectories
         for tensor, value in before:
             tensor.copy_(value)
         raise

@@ -1,4 +1,4 @@
-"""From a checkpoint to an agent: for `eval`, for videos, for notebooks."""
+"""Load an agent from a checkpoint: for `eval`, videos and notebooks."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Agent:
         self._memory: NDArray[Any] | None = None
 
     def reset(self) -> None:
-        """Forget the episode so far: a policy with memory is about to begin another."""
+        """Start a new episode: clear what a recurrent policy remembers."""
         self._memory = None
 
     def act(self, obs: Any, mode: Mode = "sampled", action_mask: Any = None) -> Any:
-        """Give an action for one observation, or actions [N] for N of them, batched as Gymnasium's vectors do.
+        """Return an action for one observation, or actions [N] for N observations, batched as in Gymnasium's vectors.
 
         `action_mask` is what the environment permits, where it says so beside the observation: `info["action_mask"]`.
         A policy with memory remembers from call to call; `reset` begins an episode.

@@ -1,13 +1,13 @@
-"""What `pgcli doctor` reports: a config and its environment, examined before a long run."""
+"""`pgcli doctor`: a config and its environment, measured before a long run."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from pgcli.config.schema import DEFAULT_ITERATIONS, Config, EnvConfig
 from pgcli.environments.checks import MAX_EPISODE_STEPS, check_environment
 from pgcli.environments.failures import describe, is_user_error
 from pgcli.environments.masks import MaskColumns, draw
+from pgcli.environments.outputs import Step
 from pgcli.environments.registry import spec
 from pgcli.environments.single import SingleEnvironments, make_environment, uses_fresh_instances
 from pgcli.environments.vector import VectorEnvironments
@@ -28,70 +29,64 @@ from pgcli.policies.observations import Layout, is_image
 from pgcli.report.text import Finding, percent, table
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
-from pgcli.sampling.rollout import Rollout
 from pgcli.sampling.sampler import make_sampler
 
 Array = NDArray[Any]
 LONGEST_EPISODE = 200  # steps of an episode that is played several times
-TRIALS = 8  # BipedalWalker is found out by half of them
-REPEATING_SECONDS, SPEED_SECONDS, COLLECTING_SECONDS = 3.0, 0.5, 4.0  # at most, each
+TRIALS = 8  # half of them suffice to find that BipedalWalker remembers
+REPEATING_SECONDS, SPEED_SECONDS, COLLECTING_SECONDS = 3.0, 0.5, 4.0  # limits of the measurements
 LARGE = 10.0  # observations beyond it saturate a tanh
 LARGE_REWARD = 100.0
 BYTES_PER_ITERATION, BYTES_PER_EPISODE, BYTES_PER_EVALUATION = 500, 70, 250  # rows of the tables, measured
 
 
-@dataclass
-class Episode:
-    """What an episode gave, as it was packed: obs [T + 1, …], rewards [T], how it ended, and the actions [T, …]."""
+class PlayedEpisode(NamedTuple):
+    """An episode of a single column: the packed first observation, [1, …], the actions, and their results."""
 
-    obs: list[Array] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-    ends: list[tuple[bool, bool]] = field(default_factory=list)
-    actions: list[Array] = field(default_factory=list)
+    start: Array
+    actions: list[Array]
+    steps: list[Step]
 
-    def same(self, other: Episode) -> bool:
-        """Compare what the environment gave, bit for bit."""
-        return (
-            [one.tobytes() for one in self.obs] == [one.tobytes() for one in other.obs]
-            and np.array(self.rewards).tobytes() == np.array(other.rewards).tobytes()
-            and self.ends == other.ends
-        )
+    def outputs(self) -> list[bytes]:
+        """Return everything that the environment returned, to compare two episodes bit for bit."""
+        return [self.start.tobytes(), *(x.tobytes() for step in self.steps for x in step)]
 
 
 @dataclass(frozen=True)
-class Repeats:
-    """What playing the same episode again showed."""
+class Repeatability:
+    """What the same episodes, played again, showed about an environment."""
 
-    deterministic: bool  # on fresh instances
+    deterministic: bool  # in fresh instances
     remembers: bool  # a used instance differs from a fresh one
-    starts_differ: bool  # with the seed
-    episodes_differ: bool  # with the seed, under the same actions
+    starts_differ: bool  # between seeds
+    episodes_differ: bool  # between seeds, with the same actions
     largest_obs: float
     largest_reward: float
-    length_mean: float  # of random episodes, cut at LONGEST_EPISODE
+    length_mean: float  # of random episodes of at most LONGEST_EPISODE steps
 
 
 @dataclass(frozen=True)
-class Speed:
-    """How long one iteration took, or a part of one that would have taken too long."""
+class IterationCost:
+    """The measured cost of one iteration, or of the part that could be collected in time."""
 
     steps: int  # collected
-    episodes: int  # that ended
+    episodes: int  # ended
     collect: float  # seconds
-    update: float
-    whole: bool
+    update: float  # seconds
+    sampler_bytes: int  # in a checkpoint
+    whole: bool = True
 
 
-class _TooLong(Exception):
-    """The time for collecting is over."""
+class _CollectionTimeout(Exception):
+    """Collecting an iteration takes longer than COLLECTING_SECONDS."""
 
 
 def diagnose(config: Config) -> dict[str, Any]:
-    """Examine a config and its environment: the object that `pgcli doctor --json` prints. Writes nothing.
+    """Measure a config and its environment; return the object that `pgcli doctor --json` prints. Writes nothing.
 
     Raises: EnvironmentFailure, UsageError.
     """
-    found, registered = check_environment(config.env), spec(config.env)
+    checked = check_environment(config.env)
     torch.set_num_threads(config.training.threads)
     with closing(make_environment(config.env)) as env:
         layout, action_space = Layout(env.observation_space), env.action_space
@@ -99,27 +94,27 @@ def diagnose(config: Config) -> dict[str, Any]:
         learner = build_learner(config, executor.environments)
         widest = len(chunk_ranges(config.env, columns_of(config))[0])
         native = isinstance(executor.environments.of_width(widest), VectorEnvironments)
-        repeats = _repeats(config.env)
-        steps_per_second, buffered = _raw(config.env)
-        speed, sampler_bytes = _iteration(config, executor, learner)
+        repeats = _measure_repeatability(config.env)
+        steps_per_second, reuses_buffer = _measure_speed(config.env)
+        cost = _measure_iteration(config, executor, learner)
     sizes = {name: sum(x.numel() for x in child.parameters()) for name, child in learner.policy.named_children()}
-    estimate = _estimate(config, learner, speed, sampler_bytes, repeats.length_mean)
+    estimate = _estimate_run(config, learner, cost, repeats.length_mean)
     findings = [
-        *(Finding("note", oddity) for oddity in found.warnings),
-        *_of_time(found.time_limit),
-        *_of_repeating(config.env, repeats),
-        *_of_numbers(config, learner, layout, action_space, repeats),
-        *_of_cost(config, estimate),
+        *(Finding("note", warning) for warning in checked.warnings),
+        *_time_limit_findings(checked.time_limit),
+        *_repeatability_findings(config.env, repeats),
+        *_scale_findings(config, learner, layout, action_space, repeats),
+        *_cost_findings(config, estimate),
     ]
-    if buffered:
+    if reuses_buffer:
         findings.append(Finding("ok", "it gives every observation in one buffer, which pgcli copies"))
     return {
         "env": config.env.id,
-        "observation": [_described(leaf.name, leaf.space) for leaf in layout.leaves],
-        "action": _described("action", action_space),
+        "observation": [_describe_space(leaf.name, leaf.space) for leaf in layout.leaves],
+        "action": _describe_space("action", action_space),
         "action_mask": learner.policy.masked,
-        "time_limit": found.time_limit,
-        "reward_threshold": registered.reward_threshold,
+        "time_limit": checked.time_limit,
+        "reward_threshold": spec(config.env).reward_threshold,
         "vectorization": "native" if native else "sync",
         "num_envs": config.env.num_envs,
         "rebuild": uses_fresh_instances(config.env),
@@ -136,182 +131,161 @@ def diagnose(config: Config) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------- measurements
 
 
-def _repeats(config: EnvConfig) -> Repeats:
-    """Play the same episodes on fresh instances and on one that has played others before."""
+def _measure_repeatability(config: EnvConfig) -> Repeatability:
+    """Play the same episodes in fresh instances, and in one instance that played others before."""
     once = config.model_copy(update={"rebuild": False, "vectorization": "sync"})
-    deterministic, remembers, episodes = True, False, list[Episode]()
+    deterministic, remembers, episodes = True, False, list[PlayedEpisode]()
     stop = time.perf_counter() + REPEATING_SECONDS
     with closing(SingleEnvironments(once, 1)) as used:
         for seed in range(1, TRIALS + 1):
             with closing(SingleEnvironments(once, 1)) as fresh:
-                episodes.append(_play(fresh, seed))
-            remembers = remembers or not _play(used, seed, episodes[-1].actions).same(episodes[-1])
+                episodes.append(first := _play(fresh, seed))
+            remembers = remembers or _play(used, seed, first.actions).outputs() != first.outputs()
             if seed == 1:
                 with closing(SingleEnvironments(once, 1)) as fresh:
-                    deterministic = _play(fresh, seed, episodes[0].actions).same(episodes[0])
+                    deterministic = _play(fresh, seed, first.actions).outputs() == first.outputs()
             if remembers or not deterministic or (time.perf_counter() > stop and seed > 1):
                 break
         other = _play(used, TRIALS + 1, episodes[0].actions)
-    starts = {one.obs[0].tobytes() for one in (*episodes, other)}
-    numbers = [
-        np.stack(one.obs).reshape(len(one.obs), -1)[:, part] for one in episodes for part in _real_numbers(used.layout)
+    starts = {one.start.tobytes() for one in (*episodes, other)}
+    obs = [np.stack([one.start, *(step.obs for step in one.steps)]).reshape(len(one.steps) + 1, -1) for one in episodes]
+    real = [  # the numbers that a policy reads unchanged
+        leaf.numbers if used.layout.nested else slice(None)
+        for leaf in used.layout.leaves
+        if isinstance(leaf.space, spaces.Box) and leaf.space.dtype != np.uint8 and not is_image(leaf)
     ]
-    return Repeats(
+    numbers = [rows[:, part] for rows in obs for part in real if rows[:, part].size]
+    return Repeatability(
         deterministic,
         remembers and deterministic,
         len(starts) > 1,
-        len(starts) > 1 or not other.same(episodes[0]),
-        max((float(np.abs(one).max()) for one in numbers if one.size), default=0.0),
-        max((abs(reward) for one in episodes for reward in one.rewards), default=0.0),
-        float(np.mean([len(one.rewards) for one in episodes])),
+        len(starts) > 1 or other.outputs() != episodes[0].outputs(),
+        max((float(np.abs(rows).max()) for rows in numbers), default=0.0),
+        max((abs(float(step.rewards[0])) for one in episodes for step in one.steps), default=0.0),
+        float(np.mean([len(one.steps) for one in episodes])),
     )
 
 
-def _real_numbers(layout: Layout) -> list[slice]:
-    """Give where the numbers stand that a policy sees as they are: those of Boxes that are no images."""
-    return [
-        leaf.numbers if layout.nested else slice(None)
-        for leaf in layout.leaves
-        if isinstance(leaf.space, spaces.Box) and leaf.space.dtype != np.uint8 and not is_image(leaf)
-    ]
-
-
-def _play(envs: SingleEnvironments, seed: int, actions: list[Array] | None = None) -> Episode:
-    """Play an episode of the only column, with random actions or with those given."""
+def _play(envs: SingleEnvironments, seed: int, actions: list[Array] | None = None) -> PlayedEpisode:
+    """Play an episode of the only column with the given actions, or with random ones."""
     random, mask = np.random.default_rng(seed), MaskColumns(envs.layout, envs.action_space).numbers
-    episode, obs, on = Episode(), envs.reset([seed]), np.ones(1, bool)
-    episode.obs.append(obs)
+    obs = envs.reset([seed])
+    episode = PlayedEpisode(obs, [], [])
     for t in range(LONGEST_EPISODE if actions is None else len(actions)):
         permitted = None if mask is None else obs[0, mask]
         action = draw(envs.action_space, permitted, random)[None] if actions is None else actions[t]
-        obs, rewards, terminated, truncated = envs.step(action, on)
-        episode.obs.append(obs)
-        episode.rewards.append(float(rewards[0]))
-        episode.ends.append((bool(terminated[0]), bool(truncated[0])))
+        step = envs.step(action, np.ones(1, bool))
         episode.actions.append(action)
-        if terminated[0] or truncated[0]:
+        episode.steps.append(step)
+        if step.terminated[0] or step.truncated[0]:
             break
+        obs = step.obs
     return episode
 
 
-@contextmanager
-def _blamed(config: EnvConfig) -> Iterator[None]:
-    """Tell what an environment raises."""
+def _measure_speed(config: EnvConfig) -> tuple[float, bool]:
+    """Return the steps per second of one environment with random actions, and whether it reuses its observations."""
+    random, steps, seconds, reuses_buffer = np.random.default_rng(0), 0, 0.0, False
     try:
-        yield
+        with closing(make_environment(config)) as env:
+            layout = Layout(env.observation_space)
+            columns = MaskColumns(layout, env.action_space)
+            obs, _ = env.reset(seed=0)
+            stop = time.perf_counter() + SPEED_SECONDS
+            while time.perf_counter() < stop:
+                mask = None if columns.numbers is None else layout.pack(obs)[columns.numbers]
+                action = draw(env.action_space, mask, random)
+                begin = time.perf_counter()
+                next_obs, _, terminated, truncated, _ = env.step(action)
+                seconds += time.perf_counter() - begin
+                reuses_buffer = reuses_buffer or any(
+                    isinstance(one, np.ndarray) and isinstance(other, np.ndarray) and np.may_share_memory(one, other)
+                    for one, other in ((leaf.of(obs), leaf.of(next_obs)) for leaf in layout.leaves)
+                )
+                steps, obs = steps + 1, next_obs
+                if terminated or truncated:
+                    obs, _ = env.reset(seed=steps)
     except BaseException as error:
         if not is_user_error(error):
             raise
         raise EnvironmentFailure(f"{config.id} raised {describe(error)}") from error
+    return steps / max(seconds, 1e-9), reuses_buffer
 
 
-def _raw(config: EnvConfig) -> tuple[float, bool]:
-    """Measure steps per second of one environment with random actions; say whether it reuses its observations."""
-    random, steps, seconds, buffered = np.random.default_rng(0), 0, 0.0, False
-    with _blamed(config), closing(make_environment(config)) as env:
-        layout = Layout(env.observation_space)
-        columns = MaskColumns(layout, env.action_space)
-        obs, _ = env.reset(seed=0)
-        stop = time.perf_counter() + SPEED_SECONDS
-        while time.perf_counter() < stop:
-            mask = None if columns.numbers is None else layout.pack(obs)[columns.numbers]
-            action = draw(env.action_space, mask, random)
-            begin = time.perf_counter()
-            following, _, terminated, truncated, _ = env.step(action)
-            seconds += time.perf_counter() - begin
-            buffered = buffered or _share(layout, obs, following)
-            steps, obs = steps + 1, following
-            if terminated or truncated:
-                obs, _ = env.reset(seed=steps)
-    return steps / max(seconds, 1e-9), buffered
-
-
-def _share(layout: Layout, one: Any, other: Any) -> bool:
-    """Say whether two observations lie in the same memory."""
-    for leaf in layout.leaves:
-        a, b = leaf.of(one), leaf.of(other)
-        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.may_share_memory(a, b):
-            return True
-    return False
-
-
-def _iteration(config: Config, executor: ChunkExecutor, learner: Learner) -> tuple[Speed, int]:
-    """Collect and update once, as a run would; also give the bytes of what the sampler would keep in a checkpoint.
-
-    What would take too long is done with fewer steps of each environment.
-    """
-    begin = time.perf_counter()
-    rows = 0
+def _measure_iteration(config: Config, executor: ChunkExecutor, learner: Learner) -> IterationCost:
+    """Collect and update once, as a run does; with fewer steps of each environment if that takes too long."""
+    begin, rows = time.perf_counter(), 0
 
     def check() -> None:
         nonlocal rows
         if time.perf_counter() - begin > COLLECTING_SECONDS:
-            raise _TooLong
+            raise _CollectionTimeout
         rows += 1
 
     try:
-        return _once(config, executor, learner, check, whole=True)
-    except _TooLong:
+        return _collect_and_update(config, executor, learner, check)
+    except _CollectionTimeout:
         fewer = {"steps" if config.rollout.steps else "horizon": max(rows // 2, 1)}
         part = config.model_copy(update={"rollout": config.rollout.model_copy(update=fewer)})
-        return _once(part, executor, learner, lambda: None, whole=False)
+        return replace(_collect_and_update(part, executor, learner, lambda: None), whole=False)
 
 
-def _once(
-    config: Config, executor: ChunkExecutor, learner: Learner, check: Callable[[], None], whole: bool
-) -> tuple[Speed, int]:
+def _collect_and_update(
+    config: Config, executor: ChunkExecutor, learner: Learner, check: Callable[[], None]
+) -> IterationCost:
     sampler = make_sampler(config, executor)
     begin = time.perf_counter()
-    rollout: Rollout = sampler.collect(learner.policy, 0, check)
+    trajectories, episodes = sampler.collect(learner.policy, 0, check)
     collected = time.perf_counter()
     if config.training.compile:
-        learner.update(rollout.trajectories, 0)  # which compiles, once in a run
+        learner.update(trajectories, 0)  # the first update of a run compiles
     begin_update = time.perf_counter()
-    learner.update(rollout.trajectories, 0)
-    updated = time.perf_counter()
-    kept = sum(x.numel() * x.element_size() for x in sampler.state_dict(1).values())
-    steps = rollout.trajectories.num_steps
-    return Speed(steps, len(rollout.episodes), collected - begin, updated - begin_update, whole), kept
+    learner.update(trajectories, 0)
+    update = time.perf_counter() - begin_update
+    kept = _bytes_of(sampler.state_dict(1))
+    return IterationCost(trajectories.num_steps, len(episodes), collected - begin, update, kept)
 
 
-def _estimate(config: Config, learner: Learner, speed: Speed, kept: int, random_length: float) -> dict[str, Any]:
-    """Reckon from one iteration how long the run takes and how much it writes."""
+def _estimate_run(config: Config, learner: Learner, cost: IterationCost, random_length: float) -> dict[str, Any]:
+    """Estimate from one iteration how long the run takes and how much it writes."""
     rollout, algorithm, budget = config.rollout, config.algorithm, config.training
-    length = speed.steps / speed.episodes if speed.episodes and speed.whole and not rollout.steps else random_length
-    reckoned = rollout.steps * config.env.num_envs if rollout.steps else (rollout.episodes or 1) * length
-    steps = round(speed.steps if speed.whole else reckoned)
-    per_step, updating = speed.collect / max(speed.steps, 1), speed.update * steps / max(speed.steps, 1)
+    length = cost.steps / cost.episodes if cost.episodes and cost.whole and not rollout.steps else random_length
+    planned = rollout.steps * config.env.num_envs if rollout.steps else (rollout.episodes or 1) * length
+    steps = round(cost.steps if cost.whole else planned)
+    per_step, updating = cost.collect / max(cost.steps, 1), cost.update * steps / max(cost.steps, 1)
     seconds = per_step * steps + updating
     budgets = ((budget.iterations, 1), (budget.env_steps, max(steps, 1)), (budget.seconds, max(seconds, 1e-9)))
     iterations = min((math.ceil(total / each) for total, each in budgets if total), default=DEFAULT_ITERATIONS)
     every = config.evaluation.every
     evaluations = 2 + (iterations - 1) // every if every else 2
     evaluating = evaluations * config.evaluation.episodes * length * per_step
-    checkpoint = sum(x.numel() * x.element_size() for x in learner.state_dict().values()) + kept + 10_000
-    episodes = rollout.episodes or steps / max(length, 1)
-    rows = BYTES_PER_ITERATION + BYTES_PER_EPISODE * episodes
-    batch = steps * algorithm.reuse
+    checkpoint = _bytes_of(learner.state_dict()) + cost.sampler_bytes + 10_000
+    rows = BYTES_PER_ITERATION + BYTES_PER_EPISODE * (rollout.episodes or steps / max(length, 1))
+    written = (config.checkpoint.keep + 2) * checkpoint + iterations * rows + evaluations * BYTES_PER_EVALUATION
+    known = cost.whole or rollout.steps
     return {
         "iterations": iterations,
-        "steps_per_iteration": steps if speed.whole or rollout.steps else None,
+        "steps_per_iteration": steps if known else None,
         "episodes_per_iteration": rollout.episodes,
-        "minibatch_steps": batch // algorithm.num_minibatches if speed.whole or rollout.steps else None,
+        "minibatch_steps": steps * algorithm.reuse // algorithm.num_minibatches if known else None,
         "optimizer_steps_per_iteration": algorithm.update_epochs * algorithm.num_minibatches,
         "collect_seconds": per_step * steps,
         "update_seconds": updating,
-        "measured_whole": speed.whole,
+        "measured_whole": cost.whole,
         "evaluate_seconds": evaluating,
         "run_seconds": iterations * seconds + evaluating,
-        "run_bytes": int(
-            (config.checkpoint.keep + 2) * checkpoint + iterations * rows + evaluations * BYTES_PER_EVALUATION
-        ),
+        "run_bytes": int(written),
     }
+
+
+def _bytes_of(tensors: dict[str, torch.Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors.values())
 
 
 # ----------------------------------------------------------------------------------------------------------- findings
 
 
-def _of_time(limit: int | None) -> Iterator[Finding]:
+def _time_limit_findings(limit: int | None) -> Iterator[Finding]:
     if limit is None:
         text = f"no time limit: an episode that does not end by itself stops the run at {MAX_EPISODE_STEPS:,} steps"
         yield Finding("warning", text, key="env.max_episode_steps=1000")
@@ -319,7 +293,7 @@ def _of_time(limit: int | None) -> Iterator[Finding]:
         yield Finding("ok", f"an episode ends after {limit:,} steps at the latest")
 
 
-def _of_repeating(config: EnvConfig, repeats: Repeats) -> Iterator[Finding]:
+def _repeatability_findings(config: EnvConfig, repeats: Repeatability) -> Iterator[Finding]:
     if not repeats.deterministic:
         yield Finding(
             "warning",
@@ -343,8 +317,8 @@ def _of_repeating(config: EnvConfig, repeats: Repeats) -> Iterator[Finding]:
         )
 
 
-def _of_numbers(
-    config: Config, learner: Learner, layout: Layout, action_space: spaces.Space[Any], repeats: Repeats
+def _scale_findings(
+    config: Config, learner: Learner, layout: Layout, action_space: spaces.Space[Any], repeats: Repeatability
 ) -> Iterator[Finding]:
     if repeats.largest_obs > LARGE and not config.policy.normalize_obs:
         text = f"observations reach {repeats.largest_obs:.4g}, and a network learns best from numbers around 1"
@@ -356,10 +330,10 @@ def _of_numbers(
         text = f"rewards reach {repeats.largest_reward:.4g}, and so do the errors of the value function"
         yield Finding("note", text, key="value.normalize_returns=true")
     if isinstance(action_space, spaces.Box) and config.policy.distribution != "tanh_gaussian":
-        yield from _of_actions(action_space, config.policy.initial_standard_deviation)
+        yield from _action_findings(action_space, config.policy.initial_standard_deviation)
 
 
-def _of_actions(space: spaces.Box, deviation: float) -> Iterator[Finding]:
+def _action_findings(space: spaces.Box, deviation: float) -> Iterator[Finding]:
     bounded = np.isfinite(space.low) & np.isfinite(space.high)
     low, high = space.low[bounded].astype(float), space.high[bounded].astype(float)
     half, centre = (high - low) / 2, (high + low) / 2
@@ -373,7 +347,7 @@ def _of_actions(space: spaces.Box, deviation: float) -> Iterator[Finding]:
         )
 
 
-def _of_cost(config: Config, estimate: dict[str, Any]) -> Iterator[Finding]:
+def _cost_findings(config: Config, estimate: dict[str, Any]) -> Iterator[Finding]:
     if not estimate["measured_whole"]:
         text = f"an iteration collects for longer than {COLLECTING_SECONDS:g} s: reckoned from a part of one"
         yield Finding("note", text)
@@ -386,8 +360,8 @@ def _of_cost(config: Config, estimate: dict[str, Any]) -> Iterator[Finding]:
 # -------------------------------------------------------------------------------------------------------- for readers
 
 
-def _described(name: str, space: spaces.Space[Any]) -> dict[str, Any]:
-    """Describe a space without its numbers but the extreme ones; null where there is no bound."""
+def _describe_space(name: str, space: spaces.Space[Any]) -> dict[str, Any]:
+    """Return the kind, shape and type of a space, with its extreme bounds; None where it is not bounded."""
     known: dict[str, Any] = {"name": name, "kind": type(space).__name__, "shape": list(space.shape or ())}
     match space:
         case spaces.Box():
@@ -405,9 +379,15 @@ def diagnosis_text(result: dict[str, Any]) -> str:
     """Write a diagnosis for people, in 80 columns."""
     value, threshold, limit = result["value_parameters"], result["reward_threshold"], result["time_limit"]
     parts = " · ".join(f"{name} {size:,}" for name, size in result["policy_parts"].items())
-    steps, minibatch = result["steps_per_iteration"], result["minibatch_steps"]
+    steps, optimizer, minibatch = (
+        result["steps_per_iteration"],
+        result["optimizer_steps_per_iteration"],
+        result["minibatch_steps"],
+    )
     batch = "unknown" if steps is None else f"{steps:,} steps"
     batch += f" of {result['episodes_per_iteration']:,} episodes" if result["episodes_per_iteration"] else ""
+    updates = f"{optimizer:,} optimizer step{'s' if optimizer > 1 else ''}"
+    updates += "" if minibatch is None else f" of {minibatch:,}"
     how = "in their own vector form" if result["vectorization"] == "native" else "one by one"
     evaluating, written = _seconds(result["evaluate_seconds"]), _bytes(result["run_bytes"])
     rows = [
@@ -418,7 +398,7 @@ def diagnosis_text(result: dict[str, Any]) -> str:
         ("steps", f"{result['num_envs']:,} environments {how}; one: {result['env_steps_per_second']:,.0f} steps/s"),
         ("policy", f"{result['policy_parameters']:,} parameters: {parts}"),
         ("value", "none" if value is None else f"{value:,} parameters"),
-        ("iteration", f"{batch}; {_optimizer(result['optimizer_steps_per_iteration'], minibatch)}"),
+        ("iteration", f"{batch}; {updates}"),
         ("", f"collect {_seconds(result['collect_seconds'])} · update {_seconds(result['update_seconds'])}"),
         ("run", f"{result['iterations']:,} iterations: about {_seconds(result['run_seconds'])} at this one's pace,"),
         ("", f"{evaluating} of it evaluation; about {written} on disk"),
@@ -433,21 +413,13 @@ def diagnosis_text(result: dict[str, Any]) -> str:
 
 def _line(space: dict[str, Any]) -> str:
     """Write a space in one line."""
-    name, shape = space["name"].removeprefix("observation"), tuple(space["shape"])
-    size = f"{space['n']}" if "n" in space else f"{shape}"
+    name, bounds = space["name"].removeprefix("observation"), ""
+    if "low" in space:
+        low, high = space["low"], space["high"]
+        bounds = f", {'-∞' if low is None else f'{low:g}'} to {'∞' if high is None else f'{high:g}'}"
+    label = f"{name} " if name not in ("", "action") else ""
     start = f" from {space['start']}" if space.get("start") else ""
-    low, high = space.get("low"), space.get("high")
-    bounds = (
-        ""
-        if "low" not in space
-        else f", {'-∞' if low is None else f'{low:g}'} to {'∞' if high is None else f'{high:g}'}"
-    )
-    return f"{f'{name} ' if name not in ('', 'action') else ''}{space['kind']} {size}{start} {space['dtype']}{bounds}"
-
-
-def _optimizer(steps: int, minibatch: int | None) -> str:
-    """Write what an update does."""
-    return f"{steps:,} optimizer step{'s' if steps > 1 else ''}" + ("" if minibatch is None else f" of {minibatch:,}")
+    return f"{label}{space['kind']} {space.get('n', tuple(space['shape']))}{start} {space['dtype']}{bounds}"
 
 
 def _seconds(seconds: float) -> str:

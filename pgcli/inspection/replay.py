@@ -1,11 +1,12 @@
-"""What `pgcli eval --replay` does: a training episode simulated again, held against its row, and filmed.
+"""`pgcli eval --replay`: simulate a training episode again, compare it with its row in episodes.csv, and film it.
 
-No frame is stored while training: an episode is a function of the policy that its iteration began with, of which a
-checkpoint is kept or can be computed again, and of derived seeds.
+Training stores no frames. An episode is a function of derived seeds and of the policy at the start of its iteration,
+which a checkpoint has, or which is computed again from an earlier checkpoint.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -47,61 +48,53 @@ _COLUMNS = ("episode", "return", "discounted_return", "length")
 
 
 @dataclass(frozen=True)
-class _Row:
-    """A row of episodes.csv, and the number of the episode among those of its iteration."""
+class RecordedEpisode:
+    """A row of episodes.csv, and its index among the rows of its iteration."""
 
     iteration: int
     episode: int
-    told: EndedEpisode
-    number: int
+    ended: EndedEpisode
+    index: int
 
 
-class _Collected(NamedTuple):
-    """What an iteration collected, and the sampler's state before it."""
+class CollectedIteration(NamedTuple):
+    """What an iteration collected, and the sampler's state at its start."""
 
-    before: dict[str, Tensor]
+    state: dict[str, Tensor]
     rollout: Rollout
 
 
 @dataclass
-class _RecordingSampler:
-    """A sampler that keeps what it collects, from one iteration on."""
+class RecordingSampler:
+    """A sampler that keeps what it collects, from the iteration `first` on."""
 
     sampler: Sampler
     first: int
-    collected: dict[int, _Collected] = field(default_factory=dict)
+    collected: dict[int, CollectedIteration] = field(default_factory=dict)
     failed_restores: int = 0
 
     def collect(self, policy: Policy, iteration: int, check: Check) -> Rollout:
-        """Collect, and keep it."""
-        before = self.sampler.state_dict(iteration) if iteration >= self.first else {}
+        """Collect for one iteration, and keep it."""
+        state = self.sampler.state_dict(iteration) if iteration >= self.first else {}
         rollout = self.sampler.collect(policy, iteration, check)
         if iteration >= self.first:
-            self.collected[iteration] = _Collected(before, rollout)
+            self.collected[iteration] = CollectedIteration(state, rollout)
         return rollout
 
     def state_dict(self, iteration: int) -> dict[str, Tensor]:
-        """Do what the sampler does."""
+        """Return the sampler's state."""
         return self.sampler.state_dict(iteration)
 
     def load_state_dict(self, tensors: dict[str, Tensor], policy: Policy, iteration: int) -> int:
-        """Do what the sampler does."""
+        """Restore the sampler's state."""
         return self.sampler.load_state_dict(tensors, policy, iteration)
-
-
-class _Moment(NamedTuple):
-    """An episode at one of its states: what the policy saw there, the simulator's arrays, the action that follows."""
-
-    obs: Array
-    arrays: dict[str, Array]
-    action: Any
 
 
 def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Callable[[str], None]) -> dict[str, Any]:
     """Simulate the training episode `which`, ITERATION:EPISODE, of the run in `path` again, and film it.
 
-    Returns: the object that `pgcli eval --replay --json` prints; `matches` says whether the episode is the recorded
-    one, and only then is it filmed. `tell` is told how many iterations are computed again first.
+    Returns: the object that `pgcli eval --replay --json` prints. `matches` is whether the episode is the recorded one;
+    only then is it filmed. `tell` receives a message with the number of iterations that are computed again first.
     Raises: UsageError, RunDirectoryError, EnvironmentFailure.
     """
     if video is not None:
@@ -111,42 +104,42 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
     config = stored_config(path)
     if not trust:
         refuse_foreign_modules(config.env, path)
-    row = _find(path, which)
-    with closing(_environments(config)) as envs:
-        native = isinstance(envs, VectorEnvironments)
-    first = _first_iteration(config, row) if native else row.iteration
-    file, config = _start(path, config, first, row.iteration)
+    recorded = _find(path, which)
+    iteration, first, is_vector = recorded.iteration, recorded.iteration, _uses_vector_form(config)
+    if is_vector and (steps := config.rollout.steps):  # the earliest in which it can have begun: its rows have no gap
+        first = max(0, (iteration * steps + 1 - recorded.ended.length) // steps)
+    file, config = _choose_start(path, config, first, iteration)
     with repeated(path, config, file) as (run, lost):
         origin = file.name if file else "the start of the run"
         if lost:
             raise EnvironmentFailure(
                 f"{lost} environments do not come back to where {origin} left them: nothing can be replayed from it"
             )
-        begun = run.counters.iteration
-        tell(f"iteration {row.iteration} from {origin}, with {row.iteration - begun} iterations computed again before")
-        collected = _repeat(run, first, row.iteration)
-    again = collected[row.iteration].rollout
-    same_number = row.number < len(again.episodes)
-    played_again = again.episodes[row.number] if same_number else None
+        repeated_iterations = iteration - run.counters.iteration
+        tell(f"iteration {iteration} from {origin}, with {repeated_iterations} iterations computed again before")
+        collected = _repeat(run, first, iteration)
+    episodes = collected[iteration].rollout.episodes
+    again = episodes[recorded.index] if recorded.index < len(episodes) else None
     result = {
         "run": str(path),
         "env": config.env.id,
-        "iteration": row.iteration,
-        "episode": row.episode,
-        "return": None if played_again is None else played_again.episode_return,
-        "length": None if played_again is None else played_again.length,
-        "ended": None if played_again is None else played_again.how,
-        "discounted_return": None if played_again is None else played_again.discounted_return,
-        "recorded_return": row.told.episode_return,
-        "recorded_discounted_return": row.told.discounted_return,
-        "recorded_length": row.told.length,
-        "recorded_ended": row.told.how,
-        "matches": played_again == row.told,
+        "iteration": iteration,
+        "episode": recorded.episode,
+        "return": None if again is None else again.episode_return,
+        "length": None if again is None else again.length,
+        "ended": None if again is None else again.how,
+        "discounted_return": None if again is None else again.discounted_return,
+        "recorded_return": recorded.ended.episode_return,
+        "recorded_discounted_return": recorded.ended.discounted_return,
+        "recorded_length": recorded.ended.length,
+        "recorded_ended": recorded.ended.how,
+        "matches": again == recorded.ended,
         "checkpoint": None if file is None else str(file),
-        "repeated_iterations": row.iteration - begun,
+        "repeated_iterations": repeated_iterations,
     }
-    if played_again == row.told and video is not None:
-        _film(config, run.learner.policy, collected, row, native, video)
+    if again == recorded.ended and video is not None:
+        frames = ReplayFrames(config, run.learner.policy, collected, recorded)
+        write(frames.of_vector_form() if is_vector else frames.of_single_form(), frames.film, video)
         result["video"] = str(video)
     return result
 
@@ -158,19 +151,23 @@ def replay_text(result: dict[str, Any]) -> str:
         returns = f"return {result[f'{prefix}return']!r}, {result[f'{prefix}discounted_return']!r} discounted"
         return f"{returns}, {result[f'{prefix}length']} steps, {result[f'{prefix}ended']}"
 
-    again = "no such episode" if result["return"] is None else described("")
-    rows = [("replayed", again), ("recorded", described("recorded_"))]
     verdict = "the same to the last digit" if result["matches"] else "they differ: this is not the episode of the run"
-    rows.append(("verdict", verdict))
-    rows.append(("from", result["checkpoint"] or "the start of the run"))
-    if "video" in result:
-        rows.append(("video", result["video"]))
+    rows = [
+        ("replayed", "no such episode" if result["return"] is None else described("")),
+        ("recorded", described("recorded_")),
+        ("verdict", verdict),
+        ("from", result["checkpoint"] or "the start of the run"),
+        *([("video", result["video"])] if "video" in result else []),
+    ]
     head = f"{result['env']}, iteration {result['iteration']}, episode {result['episode']}"
     return "\n".join([head, *table(rows, 12, indent=2, width=None)])
 
 
-def _find(path: Path, which: str) -> _Row:
-    """Find the row of episodes.csv that is meant."""
+# ------------------------------------------------------------------------------------------------------ the simulation
+
+
+def _find(path: Path, which: str) -> RecordedEpisode:
+    """Find the row ITERATION:EPISODE of episodes.csv."""
     iteration, colon, episode = which.partition(":")
     if not (colon and iteration.isdecimal() and episode.isdecimal() and len(which) < 40):
         raise UsageError(
@@ -183,8 +180,8 @@ def _find(path: Path, which: str) -> _Row:
     ended = table.words.get("ended", ("",) * table.rows)
     try:
         rows = [
-            _Row(int(iteration), int(number), EndedEpisode(gained, discounted, int(length), how), place)
-            for place, ((number, gained, discounted, length), how) in enumerate(zip(numbers, ended, strict=True))
+            RecordedEpisode(int(iteration), int(number), EndedEpisode(gained, discounted, int(length), how), index)
+            for index, ((number, gained, discounted, length), how) in enumerate(zip(numbers, ended, strict=True))
         ]
     except ValueError as error:
         raise RunDirectoryError(f"{file}: damaged: {error}") from None
@@ -195,24 +192,21 @@ def _find(path: Path, which: str) -> _Row:
     raise UsageError(f"{file}: iteration {int(iteration)} has no episode {int(episode)}", hint)
 
 
-def _environments(config: Config) -> Environments:
-    """Build one chunk's environments, as training does, to see of which form they are."""
+def _uses_vector_form(config: Config) -> bool:
+    """Return whether training uses the environment's vector form, which is known once one chunk's is built."""
     width = min(config.env.chunk_size or config.env.num_envs, config.rollout.episodes or config.env.num_envs)
-    if config.rollout.steps is not None:
-        return make_resumable_environments(config.env, width)
-    return make_environments(environments_of(config), width)
+    if config.rollout.steps is None:
+        envs: Environments = make_environments(environments_of(config), width)
+    else:
+        envs = make_resumable_environments(config.env, width)
+    with closing(envs):
+        return isinstance(envs, VectorEnvironments)
 
 
-def _first_iteration(config: Config, row: _Row) -> int:
-    """Give the earliest iteration in which the episode can have begun; its steps stand in rows without a gap."""
-    steps = config.rollout.steps
-    return row.iteration if steps is None else max(0, (row.iteration * steps + 1 - row.told.length) // steps)
+def _choose_start(path: Path, config: Config, first: int, iteration: int) -> tuple[Path | None, Config]:
+    """Choose the newest checkpoint from which the iterations from `first` on can be computed, and its config.
 
-
-def _start(path: Path, config: Config, first: int, iteration: int) -> tuple[Path | None, Config]:
-    """Choose the newest state from which `first` and what follows can be computed, and the config that held then.
-
-    A checkpoint keeps the config of what led to it, and config.yaml is that of what followed the last change.
+    A checkpoint has the config of the iterations before it; config.yaml is that of those after the last change.
     """
     changes = changed_iterations(path, config)
     last = max(changes, default=0)
@@ -222,9 +216,9 @@ def _start(path: Path, config: Config, first: int, iteration: int) -> tuple[Path
         if at > first or any(at <= change <= iteration for change in changes if change != at or at != last):
             continue
         then = config if at >= last else checkpoints.load(file).read_config(str(file))
-        return file, _as_of(then, at, iteration)
+        return file, _without_measurements(then, at, iteration)
     if not changes:
-        return None, _as_of(config, 0, iteration)
+        return None, _without_measurements(config, 0, iteration)
     kept = ", ".join(str(checkpoints.iteration_of(file)) for file in files)
     raise RunDirectoryError(
         f"{path}: was resumed with another config at iteration {last}, and no checkpoint between that and the episode"
@@ -233,8 +227,8 @@ def _start(path: Path, config: Config, first: int, iteration: int) -> tuple[Path
     )
 
 
-def _as_of(config: Config, at: int, iteration: int) -> Config:
-    """Leave out of a config what only measures or ends a run."""
+def _without_measurements(config: Config, at: int, iteration: int) -> Config:
+    """Return the config without evaluations, and with a budget that ends after `iteration`."""
     quiet = ["evaluation.every=null", "evaluation.stop_at_return=null", "evaluation.episodes=1", "sampling.workers=0"]
     if at == iteration or has_constant_schedules(config):
         quiet += ["training.seconds=null", "training.env_steps=null", f"training.iterations={iteration + 1}"]
@@ -246,178 +240,175 @@ def _as_of(config: Config, at: int, iteration: int) -> Config:
     return override(config, quiet)
 
 
-def _repeat(run: Training, first: int, iteration: int) -> dict[int, _Collected]:
-    """Go on to `iteration` and collect it; give what was collected from `first` on."""
-    recorder = _RecordingSampler(run.sampler, first)
-    run.sampler = recorder
+def _repeat(run: Training, first: int, iteration: int) -> dict[int, CollectedIteration]:
+    """Continue the run to `iteration` and collect it; return what was collected from `first` on."""
+    run.sampler = sampler = RecordingSampler(run.sampler, first)
     if run.counters.iteration < iteration:
         for _ in train(run):
             if run.counters.iteration == iteration:
                 break
     torch.set_num_threads(run.config.training.threads)
-    recorder.collect(run.learner.policy, iteration, lambda: None)
-    return recorder.collected
+    sampler.collect(run.learner.policy, iteration, lambda: None)
+    return sampler.collected
 
 
 # ------------------------------------------------------------------------------------------------------------ the film
 
 
-def _film(
-    config: Config, policy: Policy, collected: dict[int, _Collected], row: _Row, native: bool, video: Path
-) -> None:
-    """Write the frames of the episode."""
-    column, last = _place(config, collected[row.iteration].rollout, row.number)
-    episode = FilmedEpisode()
-    if native:
-        moments = list(_native_moments(config, policy, collected, row, column, last))
-        frames = _native_frames(config, moments, episode)
-    else:
-        frames = _single_frames(config, policy, collected[row.iteration], row, column, last, episode)
-    write(frames, episode, video)
+class VectorState(NamedTuple):
+    """One column of a vector form before a step: the observation, the simulator's arrays, the action."""
+
+    obs: Array
+    arrays: dict[str, Array]
+    action: Any  # None after the last step
 
 
-def _place(config: Config, rollout: Rollout, number: int) -> tuple[int, int]:
-    """Give the column and the last row of the `number`-th episode that ended in an iteration."""
+class ReplayFrames:
+    """The frames of a replayed episode. The first frame sets the rate of `film`."""
+
+    def __init__(
+        self, config: Config, policy: Policy, collected: dict[int, CollectedIteration], recorded: RecordedEpisode
+    ) -> None:
+        self._config, self._env = config, environments_of(config)
+        self._policy, self._collected, self._recorded = policy, collected, recorded
+        self._state, self._rollout = collected[recorded.iteration]
+        self._column, self._last = _position(config, self._rollout, recorded.index)
+        self.film = FilmedEpisode()
+
+    def of_single_form(self) -> Iterator[Frame]:
+        """Play the episode's actions in a fresh instance of its environment, and check that it is the same episode."""
+        drawn, seed = self._actions_since_reset()
+        actions = self._policy.actor("sampled").for_environment(drawn)
+        seen = self._rollout.trajectories.obs[:, self._column].numpy()
+        layout, earlier = self._policy.encoder.layout, len(actions) - self._last - 1  # steps of earlier iterations
+        taken = 0
+
+        def choose(obs: Any) -> Any:
+            nonlocal taken
+            at = taken - earlier
+            if taken == len(actions) or (at >= 0 and layout.pack(obs).tobytes() != seen[at].tobytes()):
+                raise self._not_reproducible()
+            taken += 1
+            return actions[taken - 1]
+
+        yield from played(self._config.env, seed, choose, len(actions), self.film)
+        ended = self._recorded.ended  # its return is the same sum, perhaps in another order
+        if self.film.length != ended.length or not math.isclose(
+            self.film.episode_return, ended.episode_return, rel_tol=1e-9, abs_tol=1e-6
+        ):
+            raise self._not_reproducible()
+
+    def _actions_since_reset(self) -> tuple[Array, int]:
+        """Return the episode's actions as drawn, [L, …], and the derived seed of its reset."""
+        config, column, rows = self._config, self._column, slice(self._last + 1)
+        drawn = self._rollout.trajectories.actions[rows, column].numpy()
+        if config.rollout.steps is None:
+            return drawn, episode_seed(config, self._recorded.iteration, column)
+        resets = (~self._rollout.trajectories.mask[rows, column]).nonzero().flatten().tolist()
+        before = {name.removeprefix("sampler."): x[column] for name, x in self._state.items() if x.ndim == 1}
+        episode = int(before.get("episode", torch.tensor(0))) + len(resets)
+        if resets:
+            drawn = drawn[resets[-1] + 1 :]
+        elif self._state and (length := int(before["lengths"])):
+            drawn = np.concatenate((self._state["sampler.actions"][:length, column].numpy(), drawn))
+        return drawn, segment_seed(config, column, episode)
+
+    def of_vector_form(self) -> Iterator[Frame]:
+        """Draw each state in a vector form of one column, or in the single form if the vector form draws nothing."""
+        env, states = self._env, list(self._vector_states())
+        with drawing(env):
+            try:
+                alone = VectorEnvironments(env, 1, "rgb_array")
+                alone.reset([0])
+                alone.restore(states[0].arrays)
+                picture(alone.render()[0], env.id)
+            except (PgcliError, TypeError, IndexError, NotImplementedError):
+                yield from self._redrawn_in_single_form(states)
+                return
+            with closing(alone):
+                self.film.fps = float(alone.render_fps or DEFAULT_FPS)
+                for state in states:
+                    alone.restore(state.arrays)
+                    yield picture(alone.render()[0], env.id)
+
+    def _vector_states(self) -> Iterator[VectorState]:
+        """Step the chunk of the episode's column through all of its actions again; yield the episode's states.
+
+        Raises: EnvironmentFailure: if an observation differs from the one that the policy saw.
+        """
+        config, env, iteration = self._config, self._env, self._recorded.iteration
+        steps, width = config.rollout.steps or 0, env.chunk_size or env.num_envs
+        columns = chunk_ranges(env, config.rollout.episodes or env.num_envs)[self._column // width]
+        column, for_environment = self._column - columns.start, self._policy.actor("sampled").for_environment
+        begin = iteration * steps + self._last + 1 - self._recorded.ended.length  # its first row, from iteration 0 on
+        with closing(VectorEnvironments(env, len(columns))) as envs, closing(VectorEnvironments(env, 1)) as alone:
+            alone.reset([0])
+            shapes = alone.arrays()
+            for number in range(begin // steps if steps else iteration, iteration + 1):
+                self._start_chunk(envs, number, columns)
+                trajectories = self._collected[number].rollout.trajectories
+                obs = trajectories.obs[:, self._column].numpy()
+                actions = trajectories.actions[:, columns.start : columns.stop].numpy()
+                stop = self._last + 1 if number == iteration else len(actions)
+                for t in range(stop):
+                    taken = for_environment(actions[t])
+                    if number * steps + t >= begin:
+                        yield VectorState(obs[t], select_column(envs.arrays(), shapes, column), taken[column])
+                    step = envs.step(taken, np.ones(len(columns), bool))
+                    if step.obs[column].tobytes() != obs[t + 1].tobytes():
+                        raise self._not_reproducible()
+            yield VectorState(obs[stop], select_column(envs.arrays(), shapes, column), None)
+
+    def _start_chunk(self, envs: VectorEnvironments, iteration: int, columns: range) -> None:
+        """Bring a vector form to the state in which its columns began an iteration."""
+        config = self._config
+        if config.rollout.steps is None:
+            envs.reset([episode_seed(config, iteration, one) for one in columns])
+            return
+        envs.reset([segment_seed(config, columns.start, 0)])
+        prefix = f"sampler.{columns.start // (config.env.chunk_size or config.env.num_envs)}."
+        state = self._collected[iteration].state
+        envs.restore({name.removeprefix(prefix): x.numpy() for name, x in state.items() if name.startswith(prefix)})
+        envs.seed(native_seed(config, iteration, columns.start))
+
+    def _redrawn_in_single_form(self, states: list[VectorState]) -> Iterator[Frame]:
+        """Set the first state in the single form and step it through the actions; its observations must be equal."""
+        env_id = self._config.env.id
+        with closing(SingleEnvironments(self._env, 1)) as known:
+            layout = known.layout
+        with closing(make_environment(self._config.env, render_mode="rgb_array")) as env:
+            self.film.fps = float(env.metadata.get("render_fps") or DEFAULT_FPS)
+            env.reset(seed=check_environment(self._config.env).seed(0))
+            for name, array in states[0].arrays.items():
+                own = getattr(env.unwrapped, name, None)
+                if own is not None and np.size(own) == array.size:
+                    setattr(env.unwrapped, name, array.reshape(np.shape(own)).copy())
+            yield picture(env.render(), env_id)
+            for state, after in pairwise(states):
+                obs, _, _, _, _ = env.step(state.action)
+                if layout.pack(obs).tobytes() != after.obs.tobytes():
+                    raise EnvironmentFailure(
+                        f"the vector form of {env_id} draws no pictures, and its single form does not come to the same "
+                        "observations: this episode cannot be filmed",
+                        "env.vectorization=sync trains on episodes that can be",
+                    )
+                yield picture(env.render(), env_id)
+
+    def _not_reproducible(self) -> EnvironmentFailure:
+        what = f"{self._config.env.id} does not repeat itself: what it shows is another episode"
+        hint = "env.rebuild=true gives each episode a fresh instance"
+        return EnvironmentFailure(f"{what} than the one that was trained on", hint)
+
+
+def _position(config: Config, rollout: Rollout, index: int) -> tuple[int, int]:
+    """Return the column and the last row of an episode, given its index among those that ended in its iteration."""
     trajectories = rollout.trajectories
     if config.rollout.steps is None:
-        return number, int(trajectories.lengths[number]) - 1
+        return index, int(trajectories.lengths[index]) - 1
     over = trajectories.terminated | trajectories.truncated
     for chunk in chunk_ranges(config.env, config.env.num_envs):
         ends = over[:, chunk.start : chunk.stop].nonzero()  # in the order in which they happened
-        if number < len(ends):
-            return chunk.start + int(ends[number, 1]), int(ends[number, 0])
-        number -= len(ends)
-    raise AssertionError(number)
-
-
-def _single_frames(
-    config: Config, policy: Policy, collected: _Collected, row: _Row, column: int, last: int, film: FilmedEpisode
-) -> Iterator[Frame]:
-    """Play the actions of an episode in a fresh instance of its environment, and see that it is the same episode."""
-    drawn, seed = _actions_since_reset(config, collected, row.iteration, column, last)
-    actions = policy.actor("sampled").for_environment(drawn)
-    seen = collected.rollout.trajectories.obs[:, column].numpy()
-    layout, unseen = policy.encoder.layout, len(actions) - last - 1  # steps of earlier iterations
-    taken = 0
-
-    def choose(obs: Any) -> Any:
-        nonlocal taken
-        at = taken - unseen
-        if taken == len(actions) or (at >= 0 and layout.pack(obs).tobytes() != seen[at].tobytes()):
-            raise _another(config)
-        taken += 1
-        return actions[taken - 1]
-
-    yield from played(config.env, seed, choose, len(actions), film)
-    rewards = collected.rollout.trajectories.rewards[: last + 1, column].tolist()
-    total = sum(rewards) if config.rollout.steps is None else row.told.episode_return  # summed in this order as well
-    if (film.length, film.episode_return) != (row.told.length, total):
-        raise _another(config)
-
-
-def _actions_since_reset(
-    config: Config, collected: _Collected, iteration: int, column: int, last: int
-) -> tuple[Array, int]:
-    """Give an episode's actions as drawn [L, …], and the derived seed of its reset."""
-    drawn = collected.rollout.trajectories.actions[: last + 1, column].numpy()
-    if config.rollout.steps is None:
-        return drawn, episode_seed(config, iteration, column)
-    resets = (~collected.rollout.trajectories.mask[: last + 1, column]).nonzero().flatten().tolist()
-    before = {name.removeprefix("sampler."): x[column] for name, x in collected.before.items() if x.ndim == 1}
-    episode = int(before.get("episode", torch.tensor(0))) + len(resets)
-    if resets:
-        drawn = drawn[resets[-1] + 1 :]
-    elif collected.before:
-        way = collected.before["sampler.actions"][: int(before["lengths"]), column].numpy()
-        drawn = np.concatenate((way, drawn)) if len(way) else drawn
-    return drawn, segment_seed(config, column, episode)
-
-
-def _native_moments(
-    config: Config, policy: Policy, collected: dict[int, _Collected], row: _Row, column: int, last: int
-) -> Iterator[_Moment]:
-    """Step the chunk of a native form through all of its actions again; give the states of one column's episode.
-
-    Raises: EnvironmentFailure if an observation is not the one that the policy saw.
-    """
-    steps, env = config.rollout.steps, environments_of(config)
-    columns = config.rollout.episodes or config.env.num_envs
-    chunk = next(one for one in chunk_ranges(env, columns) if column in one)
-    number, place = chunk.start // (config.env.chunk_size or config.env.num_envs), column - chunk.start
-    for_environment = policy.actor("sampled").for_environment
-    begin = row.iteration * (steps or 0) + last + 1 - row.told.length  # the row of its first step, from iteration 0 on
-    with closing(VectorEnvironments(env, len(chunk))) as envs, closing(VectorEnvironments(env, 1)) as alone:
-        alone.reset([0])
-        like = alone.arrays()
-        iterations = [row.iteration] if steps is None else range(begin // steps, row.iteration + 1)
-        for iteration in iterations:
-            before, rollout = collected[iteration]
-            obs = rollout.trajectories.obs[:, chunk.start : chunk.stop].numpy()
-            actions = rollout.trajectories.actions[:, chunk.start : chunk.stop].numpy()
-            if steps is None:
-                envs.reset([episode_seed(config, iteration, one) for one in chunk])
-            else:
-                envs.reset([segment_seed(config, chunk.start, 0)])
-                prefix = f"sampler.{number}."
-                envs.restore({k.removeprefix(prefix): x.numpy() for k, x in before.items() if k.startswith(prefix)})
-                envs.seed(native_seed(config, iteration, chunk.start))
-            stop = last + 1 if iteration == row.iteration else len(actions)
-            for t in range(stop):
-                if iteration * (steps or 0) + t >= begin:
-                    taken = for_environment(actions[t])[place]
-                    yield _Moment(obs[t, place], select_column(envs.arrays(), like, place), taken)
-                step = envs.step(for_environment(actions[t]), np.ones(len(chunk), bool))
-                if step.obs[place].tobytes() != obs[t + 1, place].tobytes():
-                    raise _another(config)
-        yield _Moment(obs[stop, place], select_column(envs.arrays(), like, place), None)
-
-
-def _native_frames(config: Config, moments: list[_Moment], film: FilmedEpisode) -> Iterator[Frame]:
-    """Let a vector form of one column draw each state; where it draws none, the single form, if it is the same."""
-    env = environments_of(config)
-    with drawing(env):
-        try:
-            alone = VectorEnvironments(env, 1, "rgb_array")
-            alone.reset([0])
-            alone.restore(moments[0].arrays)
-            picture(alone.render()[0], env.id)
-        except (PgcliError, TypeError, IndexError, NotImplementedError):
-            yield from _frames_of_the_single_form(config, moments, film)
-            return
-        with closing(alone):
-            film.fps = float(alone.render_fps or DEFAULT_FPS)
-            for moment in moments:
-                alone.restore(moment.arrays)
-                yield picture(alone.render()[0], env.id)
-
-
-def _frames_of_the_single_form(config: Config, moments: list[_Moment], film: FilmedEpisode) -> Iterator[Frame]:
-    """Put the first state into the single form, and step it through the actions, if it sees the same to the bit."""
-    cannot = EnvironmentFailure(
-        f"the vector form of {config.env.id} draws no pictures, and its single form does not come to the same "
-        "observations: this episode cannot be filmed",
-        "env.vectorization=sync trains on episodes that can be",
-    )
-    with closing(SingleEnvironments(environments_of(config), 1)) as known:
-        layout = known.layout
-    with closing(make_environment(config.env, render_mode="rgb_array")) as env:
-        film.fps = float(env.metadata.get("render_fps") or DEFAULT_FPS)
-        env.reset(seed=check_environment(config.env).seed(0))
-        inner = env.unwrapped
-        for name, array in moments[0].arrays.items():
-            there = getattr(inner, name, None)
-            if there is not None and np.size(there) == array.size:
-                setattr(inner, name, array.reshape(np.shape(there)).copy())
-        yield picture(env.render(), config.env.id)
-        for moment, after in pairwise(moments):
-            obs, _, _, _, _ = env.step(moment.action)
-            if layout.pack(obs).tobytes() != after.obs.tobytes():
-                raise cannot
-            yield picture(env.render(), config.env.id)
-
-
-def _another(config: Config) -> EnvironmentFailure:
-    return EnvironmentFailure(
-        f"{config.env.id} does not repeat itself: what it shows is another episode than the one that was trained on",
-        "env.rebuild=true gives each episode a fresh instance",
-    )
+        if index < len(ends):
+            return chunk.start + int(ends[index, 1]), int(ends[index, 0])
+        index -= len(ends)
+    raise AssertionError(index)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import textwrap
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pgcli.errors import RunDirectoryError
-from pgcli.records import COLUMNS
+from pgcli.records import COLUMNS, Cell
 from pgcli.report.curves import Drawing, Line, caption, read_lines, thousands, x_label, y_label
 from pgcli.runs.files import read_json
+from pgcli.runs.tables import as_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,16 +70,12 @@ def plot(run_dirs: Sequence[Path], x: str, y: str, stat: str, band: str, smooth:
 
 
 def _as_csv(lines: Sequence[Line]) -> str:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["label", "x", "n", "center", "low", "high"])
+    rows: list[list[Cell]] = [["label", "x", "n", "center", "low", "high"]]
     for line in lines:
         c = line.curve
         for x, n, *values in zip(*(a.tolist() for a in (c.x, c.n, c.center, c.low, c.high)), strict=True):
-            table.writerow(
-                [line.label, f"{x:.15g}", n, *("" if math.isnan(value) else repr(value) for value in values)]
-            )
-    return text.getvalue()
+            rows.append([line.label, f"{x:.15g}", n, *(None if math.isnan(value) else value for value in values)])
+    return as_csv(rows)
 
 
 def _as_figure(lines: Sequence[Line], drawing: Drawing, suffix: str) -> bytes:

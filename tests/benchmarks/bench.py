@@ -430,7 +430,6 @@ def parts_side(name: str) -> None:
     import numpy as np
     import torch
 
-    from pgcli.algorithm.batch import flatten
     from pgcli.algorithm.learner import Learner, build_agent
     from pgcli.config.schema import Config
     from pgcli.environments.make import make_environments
@@ -479,7 +478,7 @@ def parts_side(name: str) -> None:
             actor.for_environment(actor.respond(obs[t], noise[t % 64], memory)[0])
 
     def estimate() -> None:
-        flatten(agent.agent, trajectories, agent.agent.estimate(trajectories))
+        agent.agent.batch(trajectories)
 
     def update() -> None:
         agent.load_state_dict(state)

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from torch import Tensor
-
-from pgcli.algorithm.batch import Batch
 from pgcli.algorithm.gradients.autograd import Autograd
 from pgcli.algorithm.gradients.closed_form import ClosedForm, has_closed_form
+from pgcli.algorithm.gradients.protocol import Gradient
 from pgcli.algorithm.gradients.user_code import UserEstimator, UserGradient
-from pgcli.algorithm.losses import Losses, Step
-from pgcli.algorithm.parts import PartName
+from pgcli.algorithm.losses import Losses
 from pgcli.config.schema import Config
 from pgcli.policies.policy import Policy
 from pgcli.policies.value_function import ValueFunction
-
-
-class Gradient(Protocol):
-    """The one door through which a gradient comes."""
-
-    def inputs(self, obs: Tensor) -> Tensor:
-        """Return what the gradient reads of observations [M, …], encoded once per update: [M, size]."""
-
-    def __call__(self, batch: Batch, part: PartName, progress: float) -> Step:
-        """Return ∂loss/∂θ, [dim] in the order of the part's parameters, and the terms of the loss if asked for.
-
-        The gradient is valid until the next call.
-        """
 
 
 def make_gradient(

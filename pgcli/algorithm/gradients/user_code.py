@@ -1,9 +1,9 @@
-"""A gradient estimator of the user's own, `FILE.py:NAME`, with the tutorial's signature.
+"""The user's own gradient estimator, `FILE.py:NAME`, with the tutorial's signature.
 
     def reinforce(rollouts, policy, gamma): ...  # -> ∇J, flat, [policy.dim]
 
 `rollouts` is a list per episode of (s, a, r); `policy` has dim, get_parameters, set_parameters, draw_action, grad_log.
-The code of FILE.py runs, with the user's rights: call `load` only for what the user has named.
+Loading runs FILE.py with the user's rights: load only files that the user has named.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pgcli.algorithm.batch import Batch
+from pgcli.algorithm.gradients.protocol import Gradient
 from pgcli.algorithm.losses import Step
 from pgcli.algorithm.parts import PartName
 from pgcli.environments.failures import describe, is_user_error
@@ -29,9 +30,6 @@ from pgcli.policies.distributions import Softmax
 from pgcli.policies.policy import Policy
 from pgcli.system.locations import split
 
-if TYPE_CHECKING:
-    from pgcli.algorithm.gradients import Gradient
-
 Array = NDArray[Any]
 UserEstimator = Callable[[Trajectories], Tensor]
 Rollouts = list[list[tuple[Array, int, float]]]
@@ -39,9 +37,9 @@ SIGNATURE = "it is called as {name}(rollouts, policy, gamma) and returns a tenso
 
 
 class TutorialPolicy:
-    """A softmax MLP of pgcli's, with the methods that the tutorial's policy has, on the same parameters.
+    """The tutorial's policy: an adapter with its methods for a softmax MLP, on the same parameters.
 
-    Parameters are flat, layer by layer, each its weight [out, in] and then its bias. `s` is what the network reads.
+    Parameters are flat, layer by layer, each its weight [out, in], then its bias. A state `s` is the network's input.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -53,7 +51,7 @@ class TutorialPolicy:
         self.dim = sum(parameter.numel() for parameter in policy.parameters())
 
     def get_parameters(self) -> Tensor:
-        """Give all parameters, [dim]."""
+        """Return all parameters, [dim]."""
         return nn.utils.parameters_to_vector(self._policy.parameters()).detach().float()
 
     def set_parameters(self, new_params: Tensor) -> None:
@@ -89,7 +87,7 @@ class TutorialPolicy:
         return torch.from_numpy(np.concatenate(parts)).float()
 
     def _run(self, state: Any) -> list[Array]:
-        """Give the state and what comes out of each layer before its activation."""
+        """Return the state and the output of each layer before its activation."""
         x = np.asarray(state, self._layers[0].weight.detach().numpy().dtype).ravel()
         outputs = [x]
         for number, layer in enumerate(self._layers):
@@ -106,8 +104,8 @@ class TutorialPolicy:
         return probabilities
 
 
-def rollouts_of(trajectories: Trajectories, states: Array) -> Rollouts:
-    """Give whole episodes as the tutorial's `collect_rollouts` does; `states` [T, N, numbers] is what is read."""
+def tutorial_rollouts(trajectories: Trajectories, states: Array) -> Rollouts:
+    """Return whole episodes in the form of the tutorial's `collect_rollouts`; `states` are [T, N, size]."""
     actions, rewards = trajectories.actions.numpy(), trajectories.rewards.numpy()
     return [
         [(states[t, n].copy(), int(actions[t, n]), float(rewards[t, n])) for t in range(length)]
@@ -115,10 +113,10 @@ def rollouts_of(trajectories: Trajectories, states: Array) -> Rollouts:
     ]
 
 
-def called(function: Any, name: str, rollouts: Rollouts, policy: TutorialPolicy, gamma: float) -> Tensor:
+def call_estimator(function: Any, name: str, rollouts: Rollouts, policy: TutorialPolicy, gamma: float) -> Tensor:
     """Call a user's estimator: its gradient, [dim].
 
-    Raises: UsageError for what it raises, with the line, and for what is no flat gradient.
+    Raises: UsageError if it raises, with the line, and for a result that is not a flat gradient.
     """
     try:
         result = function(rollouts, policy, gamma)
@@ -127,14 +125,14 @@ def called(function: Any, name: str, rollouts: Rollouts, policy: TutorialPolicy,
             raise
         hint = f"`pgcli check {name}` tries it on small problems"
         raise UsageError(f"{name} raised {describe(error)}", hint) from error
-    fault = fault_of(result, policy.dim)
+    fault = describe_wrong_result(result, policy.dim)
     if fault:
         raise UsageError(f"{name} returned {fault}", f"`pgcli check {name}` says more")
     return torch.as_tensor(result).detach().float()
 
 
-def fault_of(result: Any, dim: int) -> str:
-    """Say what is wrong with a result that should be [dim] numbers; nothing, if it is that."""
+def describe_wrong_result(result: Any, dim: int) -> str:
+    """Describe what is wrong with a result that should be [dim] numbers; "" if nothing is."""
     if result is None:
         return "None: there is no `return`"
     try:
@@ -151,8 +149,8 @@ def fault_of(result: Any, dim: int) -> str:
 # ------------------------------------------------------------------------------------------------ the file and its name
 
 
-def load(location: str) -> Any:
-    """Run FILE.py and give what it calls NAME.
+def load_user_code(location: str) -> Any:
+    """Run FILE.py and return its object NAME.
 
     Raises: UsageError if there is no such file or name, or the file cannot be run.
     """
@@ -207,10 +205,10 @@ class UserGradient:
 def load_user_estimator(location: str, policy: Policy, gamma: float) -> UserEstimator:
     """Load a user's estimator for `policy`: a function from whole episodes to ∇J, [dim]. This runs the user's file.
 
-    Raises: UsageError for a policy that is not a softmax MLP, and as `load` and `called` do.
+    Raises: UsageError for a policy that is not a softmax MLP, and as `load_user_code` and `call_estimator` do.
     """
-    refuse(policy)
-    function = load(location)
+    check_policy(policy)
+    function = load_user_code(location)
     if isinstance(function, type):
         raise UsageError(f"algorithm.estimator: {location} is a class", SIGNATURE.format(name=function.__name__))
 
@@ -221,7 +219,7 @@ def load_user_estimator(location: str, policy: Policy, gamma: float) -> UserEsti
             read[mask] = policy.encode(trajectories.obs[:-1][mask])
         adapter = TutorialPolicy(policy)
         before = adapter.get_parameters()
-        gradient = called(function, location, rollouts_of(trajectories, read.numpy()), adapter, gamma)
+        gradient = call_estimator(function, location, tutorial_rollouts(trajectories, read.numpy()), adapter, gamma)
         if not torch.equal(adapter.get_parameters(), before):
             adapter.set_parameters(before)
             raise UsageError(f"{location} changed the policy's parameters", "it is to return the gradient; pgcli steps")
@@ -230,8 +228,8 @@ def load_user_estimator(location: str, policy: Policy, gamma: float) -> UserEsti
     return estimate
 
 
-def refuse(policy: Policy) -> None:
-    """Raise UsageError for a policy that the tutorial's methods cannot stand for."""
+def check_policy(policy: Policy) -> None:
+    """Raise UsageError for a policy that does not have the tutorial's methods."""
     problems: Sequence[tuple[bool, str, str]] = (
         (
             not isinstance(policy.distribution, Softmax),

@@ -19,7 +19,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from pgcli.algorithm.gradients import user_code
-from pgcli.algorithm.gradients.user_code import Rollouts, TutorialPolicy, fault_of, rollouts_of
+from pgcli.algorithm.gradients.user_code import Rollouts, TutorialPolicy, describe_wrong_result, tutorial_rollouts
 from pgcli.config.schema import PolicyConfig
 from pgcli.inspection.gradient_check.definitions import hidden_layer_scores, step_scores
 from pgcli.inspection.gradient_check.measurement import Verdict, batches_of, gradient_of_return, summarize
@@ -189,7 +189,7 @@ class EnumeratedProblem:
         index, probabilities = batches_of(data, problem.columns)
         assert probabilities is not None
         states, mask = whole.obs[:-1].float().numpy(), whole.mask.numpy().T
-        episodes = rollouts_of(whole, states)
+        episodes = tutorial_rollouts(whole, states)
         self.problem = problem
         self.rollouts = [[episodes[n] for n in one] for one in index]
         self.episodes, self.probabilities = np.array(index), probabilities  # [B, N], [B]
@@ -227,7 +227,7 @@ def check_user_code(location: str) -> dict[str, Any]:
     Raises: UsageError: if the file cannot be run or has no such name.
     """
     torch.set_num_threads(1)
-    found = user_code.load(location)
+    found = user_code.load_user_code(location)
     result: dict[str, Any] = {"estimator": location, "problems": [], "notes": []}
     if isinstance(found, type):
         return result | check_class(found)
@@ -292,7 +292,7 @@ def _estimates(function: Any, policy: Policy, problem: EnumeratedProblem) -> Arr
                 "two calls with the same rollouts gave different gradients: it draws random numbers, or keeps "
                 "something from call to call, and only a function of its arguments can be judged"
             )
-        if fault_of(result, len(problem.truth)):
+        if describe_wrong_result(result, len(problem.truth)):
             misshapen.append(result)
             continue
         values = torch.as_tensor(result).detach().double().numpy()
@@ -349,7 +349,7 @@ def _same(one: Any, other: Any) -> bool:
 def _shape_error(results: list[Any], problem: EnumeratedProblem) -> str:
     """Describe results of a wrong shape; their sum may be that of a hypothesis over the parameters."""
     dim = len(problem.truth)
-    error = f"it returned {fault_of(results[0], dim)}"
+    error = f"it returned {describe_wrong_result(results[0], dim)}"
     try:
         tensors = [torch.as_tensor(result).detach().double() for result in results]
     except (TypeError, ValueError, RuntimeError):

@@ -1,0 +1,24 @@
+"""The protocol of every gradient."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from pgcli.algorithm.batch import Batch
+from pgcli.algorithm.losses import Step
+from pgcli.algorithm.parts import PartName
+
+
+class Gradient(Protocol):
+    """The one door through which a gradient comes."""
+
+    def inputs(self, obs: Tensor) -> Tensor:
+        """Return what the gradient reads of observations [M, …], encoded once per update: [M, size]."""
+
+    def __call__(self, batch: Batch, part: PartName, progress: float) -> Step:
+        """Return ∂loss/∂θ, [dim] in the order of the part's parameters, and the terms of the loss if asked for.
+
+        The gradient is valid until the next call.
+        """
