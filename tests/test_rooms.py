@@ -1,4 +1,4 @@
-"""The house: imports point down only, and the light rooms stay light."""
+"""The architecture: imports point down only, few modules lie at the top, light commands stay light."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pgcli.estimators import objectives
 
 PACKAGE = Path(__file__).parent.parent / "pgcli"
 
-# From the ground to the roof. A room may import its own floor's ground and everything below, never above.
+# From bottom to top. A module may import its own package and those of lower floors.
 FLOORS = (
     ("errors",),
     ("config", "records", "seeding", "system"),
@@ -33,39 +33,40 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
-FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def files_of(package: str) -> list[Path]:
+    module = PACKAGE / f"{package}.py"
+    return [module] if module.exists() else sorted((PACKAGE / package).rglob("*.py"))
 
 
-def imported_rooms(path: Path) -> set[str]:
-    rooms = set()
+def imported_packages(path: Path) -> set[str]:
+    modules = set[str]()
     for node in ast.walk(ast.parse(path.read_text())):
-        names = (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module]
-            if isinstance(node, ast.ImportFrom) and node.module
-            else []
-        )
-        rooms |= {name.split(".")[1] for name in names if name.startswith("pgcli.")}
-    return rooms
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {module.split(".")[1] for module in modules if module.startswith("pgcli.") and module != "pgcli.__version__"}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_imports_point_down(path: Path) -> None:
-    room = room_of(path)
-    if room == "__init__":
-        return  # the door: it opens `load` for notebooks, lazily
-    upward = {other for other in imported_rooms(path) - {room} if FLOOR[other] >= FLOOR[room]}
-    assert not upward, f"{room} stands below or beside {upward}"
+@pytest.mark.parametrize("package", FLOOR)
+def test_imports_point_down(package: str) -> None:
+    for path in files_of(package):
+        upward = {other for other in imported_packages(path) - {package} if FLOOR[other] >= FLOOR[package]}
+        assert not upward, f"{path} imports {upward}"
+
+
+def test_every_module_stands_on_a_floor_and_few_stand_alone() -> None:
+    names = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert names - {"__init__"} == FLOOR.keys()
+    assert len(list(PACKAGE.glob("*.py"))) <= 5
 
 
 def test_estimators_import_nothing_of_pgcli_but_themselves() -> None:
     for path in (PACKAGE / "estimators").glob("*.py"):
-        assert imported_rooms(path) <= {"estimators"}
+        assert imported_packages(path) <= {"estimators"}
 
 
 @pytest.mark.parametrize(
