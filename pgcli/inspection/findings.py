@@ -1,4 +1,4 @@
-"""What the tables of a run tell of it: each finding a function of columns, with a threshold and the reason for it.
+"""Findings about a run from its tables: each is a function of columns, with a threshold and its reason.
 
 Columns are [K], one entry for each iteration, nan where a cell is empty. "Late" is the last quarter of the entries that
 are there: what a run begins with is no fault.
@@ -38,10 +38,10 @@ def entropy_collapse(iteration: Array, entropy: Array) -> Finding | None:
     By then hardly any action but the preferred one is tried, and what is not tried is not learned. At the goal that is
     as it should be; before it, learning has stopped.
     """
-    there = np.isfinite(entropy)
-    if not there.any() or (start := entropy[there][0]) <= 0:
+    known = np.isfinite(entropy)
+    if not known.any() or (start := entropy[known][0]) <= 0:
         return None
-    below = np.flatnonzero(there & (entropy < COLLAPSED * start))
+    below = np.flatnonzero(known & (entropy < COLLAPSED * start))
     if not len(below):
         return None
     at = below[0]
@@ -51,10 +51,10 @@ def entropy_collapse(iteration: Array, entropy: Array) -> Finding | None:
 
 def narrow_actions(iteration: Array, deviation: Array) -> Finding | None:
     """Find where the standard deviation of continuous actions fell below 1 % of what it was: no exploration is left."""
-    there = np.isfinite(deviation)
-    if not there.any() or (start := deviation[there][0]) <= 0:
+    known = np.isfinite(deviation)
+    if not known.any() or (start := deviation[known][0]) <= 0:
         return None
-    below = np.flatnonzero(there & (deviation < NARROW * start))
+    below = np.flatnonzero(known & (deviation < NARROW * start))
     if not len(below):
         return None
     at = below[0]
@@ -196,12 +196,12 @@ def evaluation_time(collect: Array, update: Array, evaluate: Array, every: int |
 
 def large_kl(iteration: Array, kl: Array) -> Finding | None:
     """Find that more than a tenth of the updates go beyond a KL of 0.05 nats from the policy that acted."""
-    there = np.isfinite(kl)
-    large = np.flatnonzero(there & (kl > LARGE_KL))
-    if not there.any() or len(large) <= SHARE_OF_UPDATES * there.sum():
+    known = np.isfinite(kl)
+    large = np.flatnonzero(known & (kl > LARGE_KL))
+    if not known.any() or len(large) <= SHARE_OF_UPDATES * known.sum():
         return None
     worst = large[np.argmax(kl[large])]
-    text = f"approx_kl is above {LARGE_KL} nats in {len(large):,} of {there.sum():,} updates, at most {kl[worst]:.2g}"
+    text = f"approx_kl is above {LARGE_KL} nats in {len(large):,} of {known.sum():,} updates, at most {kl[worst]:.2g}"
     return Finding(
         "warning", text, int(iteration[worst]), "algorithm.target_kl=0.02, or a lower optimizer.learning_rate"
     )
@@ -238,6 +238,6 @@ def no_gain(iteration: Array, returns: Array, errors: Array) -> Finding | None:
 
 
 def _late(values: Array) -> NDArray[np.int64] | None:
-    """Give where the last quarter of the entries stands, one at least; None if there are none."""
-    there = np.flatnonzero(np.isfinite(values))
-    return there[-max(1, len(there) // 4) :] if len(there) else None
+    """Return the indices of the last quarter of the finite entries, at least one; None without any."""
+    known = np.flatnonzero(np.isfinite(values))
+    return known[-max(1, len(known) // 4) :] if len(known) else None

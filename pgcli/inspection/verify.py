@@ -1,4 +1,4 @@
-"""What `pgcli verify` reports: a run's files held against each other, and iterations of it computed again."""
+"""Verify a run for `pgcli verify`: check its files for consistency, and recompute iterations byte for byte."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ Rows = list[dict[str, str]]
 
 
 class _Failed(Exception):
-    """What a check found wrong."""
+    """A check failed; the message says where."""
 
 
 def verify(path: Path, *, everything: bool = False, trust: bool = False) -> dict[str, Any]:
-    """Verify the run in `path`: the object that `pgcli verify --json` prints. Writes nothing.
+    """Verify the run in `path` and return the object that `pgcli verify --json` prints. Writes nothing.
 
-    One iteration is computed again from the newest checkpoint that has one after it; with `everything`, all of them
-    from the oldest checkpoint that is kept.
-    Raises: RunDirectoryError if no run is there, RunInUse while it is being written, EnvironmentFailure for modules
-    that Gymnasium does not ship, without `trust`.
+    Recomputes one iteration, from the newest checkpoint that has an iteration after it; with `everything`, all
+    iterations from the oldest checkpoint.
+    Raises: RunDirectoryError without a run, RunInUse while it is being written, EnvironmentFailure for modules that
+    Gymnasium does not ship, without `trust`.
     """
     if not is_run(path):
         raise RunDirectoryError(f"{path}: no run is there", "name a run directory that `pgcli train` made")
-    with ExitStack() as held:
-        with suppress(OSError):  # a folder that nobody may write needs no lock
-            held.enter_context(lock(path))
+    with ExitStack() as locked:
+        with suppress(OSError):  # a read-only folder needs no lock
+            locked.enter_context(lock(path))
         config = stored_config(path)
         if not trust:
             refuse_foreign_modules(config.env, path)
@@ -73,22 +73,22 @@ def verify(path: Path, *, everything: bool = False, trust: bool = False) -> dict
 
 
 def verification_text(result: dict[str, Any]) -> str:
-    """Write the findings of a verification for people, in 80 columns."""
+    """Return the findings of a verification as text in 80 columns."""
     rows = ((finding["level"], finding["text"]) for finding in result["findings"])
     return "\n".join([result["run"], *table(rows, 8)])
 
 
 def _check(name: str, findings: list[Finding], found: Iterator[Finding]) -> None:
-    """Take in what a check finds, to the first thing that is wrong."""
+    """Add the findings of a check, up to its first failure."""
     try:
         findings += found
     except (_Failed, PgcliError) as error:
         findings.append(Finding("failed", error.message if isinstance(error, PgcliError) else str(error)))
-    except (KeyError, ValueError, TypeError) as error:  # a cell or a field that is no number, or not there
+    except (KeyError, ValueError, TypeError) as error:  # a cell or a field is missing or not a number
         findings.append(Finding("failed", f"the {name} hold something unreadable: {error}"))
 
 
-# ------------------------------------------------------------------------------------------------------ what is there
+# ------------------------------------------------------------------------------------------------------------ reading
 def _read_tables(path: Path, config: Config, findings: list[Finding]) -> dict[str, Rows]:
     tables: dict[str, Rows] = {}
     for name in TABLES if (path / "gradients.csv").exists() else tables_of(config):
@@ -116,7 +116,7 @@ def _by_iteration(table: Rows) -> dict[int, Rows]:
 
 
 def _read_checkpoints(path: Path, config: Config, findings: list[Finding]) -> dict[Path, checkpoints.Checkpoint]:
-    """Load every checkpoint; one that is bad is told, and left out."""
+    """Load every checkpoint; report and skip the damaged ones."""
     kept: dict[Path, checkpoints.Checkpoint] = {}
     for file in checkpoints.list_checkpoints(path / "checkpoints"):
         try:
@@ -129,7 +129,7 @@ def _read_checkpoints(path: Path, config: Config, findings: list[Finding]) -> di
     return kept
 
 
-# ------------------------------------------------------------------------------------------ held against each other
+# -------------------------------------------------------------------------------------------------------- consistency
 def _compare_tables(config: Config, tables: dict[str, Rows]) -> Iterator[Finding]:
     metrics, episodes, evaluations = tables["metrics"], tables["episodes"], tables["evaluations"]
     for name in ("metrics", "timing"):
@@ -144,16 +144,16 @@ def _compare_tables(config: Config, tables: dict[str, Rows]) -> Iterator[Finding
         raise _Failed("episodes.csv: goes further than metrics.csv")
     steps = count = 0
     for number, row in enumerate(metrics):
-        told = ended.get(number, [])
-        count += len(told)
+        collected = ended.get(number, [])
+        count += len(collected)
         took = int(row["env_steps"]) - steps
         steps += took
-        returns = [float(one["return"]) for one in told]
-        mean = repr(sample(returns).mean) if told else ""
-        discounted = repr(fmean(float(one["discounted_return"]) for one in told)) if told else ""
+        returns = [float(one["return"]) for one in collected]
+        mean = repr(sample(returns).mean) if returns else ""
+        discounted = repr(fmean(float(one["discounted_return"]) for one in collected)) if collected else ""
         if (row["episodes"], row["return_mean"], row["discounted_return_mean"]) != (str(count), mean, discounted):
             raise _Failed(f"metrics.csv: iteration {number} is not what episodes.csv tells of it")
-        if took <= 0 or (config.rollout.episodes and took != sum(int(one["length"]) for one in told)):
+        if took <= 0 or (config.rollout.episodes and took != sum(int(one["length"]) for one in collected)):
             raise _Failed(f"metrics.csv: the env_steps of iteration {number} are not those of its episodes")
     yield Finding("ok", f"{len(metrics):,} iterations and {len(episodes):,} episodes follow each other, and agree")
     for before, row in pairwise(evaluations):
@@ -167,10 +167,10 @@ def _compare_tables(config: Config, tables: dict[str, Rows]) -> Iterator[Finding
 
 
 def _measured_since(path: Path) -> int:
-    """Give the iteration since which the run measures what its config says now."""
+    """Return the iteration since which the run has had the diagnostics of its config."""
     resumes = read_json(path / "run.json").get("resumes", [])
-    told = [one for one in resumes if any(change.startswith("diagnostics.") for change in one["overrides"])]
-    return max((one["iteration"] for one in told), default=0)
+    changed = [one for one in resumes if any(change.startswith("diagnostics.") for change in one["overrides"])]
+    return max((one["iteration"] for one in changed), default=0)
 
 
 def _compare_gradients(config: Config, since: int, tables: dict[str, Rows]) -> Iterator[Finding]:
@@ -188,17 +188,17 @@ def _compare_gradients(config: Config, since: int, tables: dict[str, Rows]) -> I
     if numbers and numbers[-1] > len(metrics):
         raise _Failed("gradients.csv: goes further than metrics.csv")
     for number, rows in found.items():
-        there = metrics[number : number + 1]  # the last may be missing, after a kill
+        update = metrics[number : number + 1]  # the last may be missing, after a kill
         if since <= number < len(metrics) and [row["estimator"] for row in rows] != names:
             raise _Failed(f"gradients.csv: iteration {number} has not the estimators of the config")
         for row in rows:
-            if there and row["env_steps"] != there[0]["env_steps"]:
+            if update and row["env_steps"] != update[0]["env_steps"]:
                 raise _Failed(f"gradients.csv: the env_steps of iteration {number} are not those of metrics.csv")
             if not _fit_together(row):
                 raise _Failed(f"gradients.csv: the columns of {row['estimator']} in iteration {number} contradict")
         own = rows[0]
-        if there and _is_plain(config) and since <= number and own["trajectory_variance"]:
-            norm, taken = float(own["gradient_norm"]), float(there[0]["grad_norm"])
+        if update and _is_plain(config) and since <= number and own["trajectory_variance"]:
+            norm, taken = float(own["gradient_norm"]), float(update[0]["grad_norm"])
             rounding = 1e-3 * float(own["trajectory_variance"]) ** 0.5  # of terms that cancel
             if not isclose(norm, taken, rel_tol=1e-2, abs_tol=rounding + 1e-9):
                 raise _Failed(
@@ -208,7 +208,7 @@ def _compare_gradients(config: Config, since: int, tables: dict[str, Rows]) -> I
 
 
 def _fit_together(row: dict[str, str]) -> bool:
-    """Say whether snr = |g|² / v - 1, and N v is the variance of one trajectory; as far as the cells are filled."""
+    """Return whether snr = |g|² / v - 1 and N v is the variance of one trajectory, for the cells that are filled."""
     try:
         norm, v, of_one, snr = (
             float(row[name]) for name in ("gradient_norm", "gradient_variance", "trajectory_variance", "snr")
@@ -219,7 +219,7 @@ def _fit_together(row: dict[str, str]) -> bool:
 
 
 def _is_plain(config: Config) -> bool:
-    """Say whether the one step of an update follows the gradient of the policy's objective and nothing besides."""
+    """Return whether an update is one step along the gradient of the policy's objective alone."""
     algorithm, shared = config.algorithm, config.has_value and config.value.shared_trunk
     one_step = algorithm.update_epochs == algorithm.num_minibatches == 1
     return one_step and algorithm.entropy_coef == algorithm.kl_coef == 0 and not shared
@@ -253,20 +253,20 @@ def _compare_checkpoints(
 
 def _compare_status(path: Path, tables: dict[str, Rows]) -> Iterator[Finding]:
     run, status = read_json(path / "run.json"), read_json(path / "status.json")
-    told, number = status.get("status"), status.get("iteration")
-    if told == "running":
+    state, number = status.get("status"), status.get("iteration")
+    if state == "running":
         yield Finding("note", "it was killed, and `pgcli resume` goes on from the newest checkpoint")
     elif number != len(tables["metrics"]):
-        raise _Failed(f"status.json: {told} after {number} iterations, and metrics.csv has {len(tables['metrics'])}")
+        raise _Failed(f"status.json: {state} after {number} iterations, and metrics.csv has {len(tables['metrics'])}")
     if not run.get("exact", True):
         yield Finding("note", "run.json: exact is false, for it was resumed with changes, or not to where it was")
-    for name, here in versions().items():
-        there = run.get("versions", {}).get(name)
-        if there != here:
-            yield Finding("note", f"made with {name} {there}, verified with {here}: last digits may differ")
+    for name, installed in versions().items():
+        recorded = run.get("versions", {}).get(name)
+        if recorded != installed:
+            yield Finding("note", f"made with {name} {recorded}, verified with {installed}: last digits may differ")
 
 
-# --------------------------------------------------------------------------------------------------- computed again
+# --------------------------------------------------------------------------------------------------------- repetition
 def _recompute(
     path: Path,
     config: Config,
@@ -329,8 +329,8 @@ def _compare(record: Iteration | Evaluation, tables: dict[str, dict[int, Rows]])
                     )
 
 
-def _compare_tensors(file: Path, there: dict[str, Tensor], again: dict[str, Tensor]) -> None:
-    checkpoints.check_tensors(there, again, str(file))
+def _compare_tensors(file: Path, saved: dict[str, Tensor], again: dict[str, Tensor]) -> None:
+    checkpoints.check_tensors(saved, again, str(file))
     for name, tensor in again.items():
-        if tensor.contiguous().numpy().tobytes() != there[name].contiguous().numpy().tobytes():
+        if tensor.contiguous().numpy().tobytes() != saved[name].contiguous().numpy().tobytes():
             raise _Failed(f"{file}: {name} is not what comes out when its iteration is computed again")
