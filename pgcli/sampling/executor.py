@@ -34,6 +34,9 @@ class ChunkExecutor:
     def map(self, function: ChunkFunction, columns: int, policy: Policy, check: Check) -> list[Any]:
         """Apply `function` to every chunk; return the results in the order of the columns."""
         chunks = chunk_ranges(self.environments.config, columns)
+        if not self.pool.count:  # in this process there is no need for a list of tasks
+            actor = policy.actor(function.mode)
+            return [function(chunk, self.environments.of_width(len(chunk)), actor, check) for chunk in chunks]
         tasks = {number: _ChunkTask(function, chunk) for number, chunk in enumerate(chunks)}
         results = self.pool.map(policy, tasks, check)
         return [results[number] for number in tasks]
