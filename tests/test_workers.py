@@ -202,7 +202,7 @@ def large(environments: EnvironmentCache, policy: Policy, check: Check) -> Array
 
 
 IN_LITTLE_SHARED_MEMORY = """
-import resource, sys
+import os, resource, sys
 import numpy as np, test_workers
 from helpers import config
 from pgcli.sampling.pool import build_policy
@@ -211,10 +211,15 @@ from pgcli.sampling.process_pool import ProcessPool
 settings, size = config(), int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))  # a shared block is a file
 pool = ProcessPool(settings.env, settings.policy, 2)
-for _ in range(2):
-    results = pool.map(build_policy(settings.env, settings.policy), dict.fromkeys(range(3), test_workers.large), int)
-    assert all((results[n] == np.arange(100_000)).all() for n in range(3))
-pool.close()
+try:
+    for _ in range(2):
+        policy = build_policy(settings.env, settings.policy)
+        results = pool.map(policy, dict.fromkeys(range(3), test_workers.large), int)
+        assert all((results[n] == np.arange(100_000)).all() for n in range(3))
+finally:
+    pids = {str(os.getpid()), *(str(worker._process.pid) for worker in pool._workers.values())}
+    print(*(name for name in os.listdir("/dev/shm") if set(name.split("_")) & pids), end="")
+    pool.close()
 """
 
 
@@ -229,6 +234,7 @@ def test_results_that_shared_memory_cannot_hold_go_through_a_pipe(size: int, err
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     assert done.returncode == bool(error), done.stderr
     assert error in done.stderr
+    assert done.stdout == "", "files left in shared memory"
 
 
 def children_of(pid: int) -> list[int]:

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -199,7 +200,12 @@ class _Worker:
 
 def _shared(tensor: Tensor) -> Tensor:
     """Move a tensor to shared memory. Raises: RuntimeError where the system has no room for it."""
-    shared: Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]  # torch's
+    try:
+        shared: Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]  # torch's
+    except RuntimeError:
+        for file in Path("/dev/shm").glob(f"torch_{os.getpid()}_*"):  # torch leaves an empty file
+            file.unlink(missing_ok=True)
+        raise
     return shared
 
 
