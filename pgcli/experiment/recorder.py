@@ -111,9 +111,9 @@ class Recorder:
             directory.set_status("failed", iteration=counters.iteration, reason=fault.message)
             if fault.reproduction:
                 file = directory.add_reproduction(f"episode-{fault.seed}", fault.reproduction)
-                mended = f"`pgcli resume {typed(directory.path)}` goes on once it is mended"
+                hint = f"`pgcli resume {typed(directory.path)}` goes on once it is mended"
                 fault.message += f"; {file} repeats it"
-                fault.hint = f"{fault.hint}; {mended}" if fault.hint else mended
+                fault.hint = f"{fault.hint}; {hint}" if fault.hint else hint
             raise
         except BaseException as error:
             reason = error.message if isinstance(error, PgcliError) else f"{type(error).__name__}: {error}"

@@ -81,7 +81,7 @@ def enumerate_trajectories(
 ) -> Iterator[tuple[float, Trajectory]]:
     """Yield all possible trajectories from `state` at time `t` with the product of their transition probabilities.
 
-    They are whole episodes, or with `rows` cut after so many steps.
+    They are whole episodes; with `rows`, at most that many steps of each.
     """
     for action, outcomes in enumerate(mdp.moves[state]):
         for p, after, reward, terminated in outcomes:
