@@ -88,7 +88,7 @@ class Learner:
         acted = deepcopy(self.policy) if self.past.policies else None
         report = agent.update(joined, iteration, progress, check, run)
         copy_state(agent, self.agent)
-        if self.config.policy.normalize_obs:
+        if self.policy.has_statistics:
             self.policy.add_statistics(trajectories.obs[:-1][trajectories.mask])
         self.check_finite()
         if acted is not None:

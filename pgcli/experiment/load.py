@@ -6,13 +6,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.config import Config
 from pgcli.config.choices import Mode
 from pgcli.config.schema import EnvConfig
+from pgcli.environments.outputs import non_finite_rows
 from pgcli.environments.single import make_environment
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import ACTION_MASK
@@ -47,7 +47,7 @@ class Agent:
         if action_mask is not None:
             obs = {**(obs if isinstance(obs, dict) else {"observation": obs}), ACTION_MASK: action_mask}
         batch, single = self._packed(obs)
-        if batch.dtype.kind == "f" and not np.isfinite(batch).all():
+        if len(non_finite_rows(self.policy.encoder.layout, batch)):
             raise ValueError("an observation that is not finite")
         actor = self.policy.actor(mode)
         memory = actor.start(len(batch)) if self._memory is None else self._memory

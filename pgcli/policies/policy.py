@@ -58,7 +58,7 @@ class Policy(nn.Module):
         super().__init__()
         self.observation_space = observation_space
         self.encoder = Encoder(observation_space, images=config.image_network != "none")
-        self.images = image_networks(self.encoder.images, config)
+        self.images = image_networks([image.shape for image in self.encoder.images], config)
         size = self.encoder.size + num_features(self.images)
         if config.image_network in ("nature", "small") and not self.encoder.images:
             message = f"policy.image_network: {config.image_network} reads images, and {observation_space} has none"
@@ -74,8 +74,10 @@ class Policy(nn.Module):
             action_space, config.distribution, config.initial_standard_deviation, features=sizes[-1]
         )
         self.normalizer = Normalizer(self.encoder.size) if config.normalize_obs and self.encoder.size else None
-        channels = [image[0] for image in self.encoder.images if config.normalize_obs]
-        self.image_normalizers = nn.ModuleList(map(Normalizer, channels))
+        self.image_normalizers = nn.ModuleList(
+            Normalizer(image.shape[0]) if config.normalize_obs or not image.divisors else nn.Identity()
+            for image in self.encoder.images
+        )
         self.network = mlp([*sizes, self.distribution.size], config.activation)
         if config.init == "orthogonal":
             orthogonal(self.network, last_gain=0.01)
@@ -93,10 +95,17 @@ class Policy(nn.Module):
         """The device of the parameters."""
         return next(self.network.parameters()).device
 
+    @property
+    def has_statistics(self) -> bool:
+        """Whether running statistics normalise a part of the observation."""
+        return any(isinstance(module, Normalizer) for module in (self.normalizer, *self.image_normalizers))
+
     def encode(self, obs: Tensor) -> Tensor:
         """Encode and normalise the numbers of observations [M, …], [M, numbers]."""
-        encoded = self.encoder.in_torch(obs, next(self.network.parameters()).dtype)
-        return encoded if self.normalizer is None else self.normalizer(encoded)
+        dtype = next(self.network.parameters()).dtype
+        if self.normalizer is None:
+            return self.encoder.in_torch(obs, dtype)
+        return self.normalizer.forward(self.encoder.in_torch(obs, torch.float64)).to(dtype)
 
     def read(self, obs: Tensor, images: nn.ModuleList | None = None) -> Tensor:
         """Concatenate the numbers of observations [M, …] and the features of `images`, by default the policy's own."""
@@ -108,23 +117,23 @@ class Policy(nn.Module):
 
     def pictures(self, obs: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """Return the images of observations [M, …], each [M, channels, height, width], normalised by channel."""
-        pictures = self.encoder.pictures(obs, dtype)
-        if not len(self.image_normalizers):
-            return pictures
-        scaled = []
-        for normalizer, x in zip(self.image_normalizers, pictures, strict=True):
-            assert isinstance(normalizer, Normalizer)
-            scaled.append(normalizer.of_images_(x))
-        return scaled
+        pictures = []
+        for image, normalizer in zip(self.encoder.images, self.image_normalizers, strict=True):
+            if isinstance(normalizer, Normalizer):
+                x = normalizer.of_images_(image.in_torch(obs, torch.float64 if image.is_wide else dtype)).to(dtype)
+            else:
+                x = image.in_torch(obs, dtype)
+            pictures.append(x)
+        return pictures
 
     def add_statistics(self, obs: Tensor) -> None:
         """Add observations [M, …] to the normalisers' statistics."""
         if self.normalizer is not None:
             self.normalizer.add(self.encoder.in_torch(obs, torch.float64))
-        for part in torch.split(obs, STATISTICS_ROWS) if len(self.image_normalizers) else ():
-            for normalizer, x in zip(self.image_normalizers, self.encoder.pictures(part, torch.float64), strict=True):
-                assert isinstance(normalizer, Normalizer)
-                normalizer.add(x.movedim(1, -1).flatten(0, 2))
+        for image, normalizer in zip(self.encoder.images, self.image_normalizers, strict=True):
+            if isinstance(normalizer, Normalizer):
+                for part in torch.split(obs, STATISTICS_ROWS):
+                    normalizer.add(image.in_torch(part, torch.float64).movedim(1, -1).flatten(0, 2))
 
     def recur(self, read: Tensor, sequences: Sequences | None) -> Tensor:
         """Return the outputs of the recurrent network; without one, its inputs."""
@@ -163,9 +172,7 @@ class Policy(nn.Module):
             return [network(x).numpy() for network, x in zip(images, pictures, strict=True)]
 
         def respond(obs: Array, noise: Array, memory: Array) -> tuple[Array, Array]:
-            x = encoder.in_numpy(obs)
-            if normalize is not None:
-                x = normalize(x)
+            x = encoder.in_numpy(obs) if normalize is None else normalize(encoder.in_numpy(obs, np.float64))
             if len(images):
                 x = np.concatenate((x, *image_features(obs)), 1)
             if recur is not None:

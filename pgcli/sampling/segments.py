@@ -129,6 +129,7 @@ class SegmentSampler:
             return 0
         arrays = {name.removeprefix("sampler."): tensor.numpy() for name, tensor in tensors.items()}
         no_memory = policy.actor("sampled").start(self._config.env.num_envs)
+        arrays |= {"obs": self._examples[0].envs.layout.converted(arrays["obs"])} if "obs" in arrays else {}
         names = self._check(arrays, no_memory)
         arrays = {"memory": no_memory} | arrays
         tasks = {}
