@@ -23,6 +23,7 @@ from pgcli.policies.recurrent import RecurrentNetwork, Sequences
 
 Array = NDArray[Any]
 STATISTICS_ROWS = 256  # images added to the normalisers at a time
+NOISE_ROWS = 64  # random numbers are drawn for so many steps at a time
 FORBIDDEN = -1e8  # the logit of a masked action: exp(-1e8) is 0, and so is its product with the logit
 _IGNORE_MASK = "`policy.action_mask: none` ignores the mask"
 
@@ -36,6 +37,7 @@ class Actor:
     noise: Callable[[np.random.Generator, int, int], Array]  # generator, rows, columns → [rows, columns, …]
     for_environment: Callable[[Array], Array]  # actions as drawn → in the form that the environment takes
     state_size: int = 0
+    noise_steps: int | None = None  # consecutive steps that share their noise; None: every step has its own
 
     def start(self, columns: int) -> Array:
         """Return the recurrent state at the start of an episode: zeros."""
@@ -44,6 +46,35 @@ class Actor:
     def act(self, obs: Array, noise: Array) -> Array:
         """Return actions for the first observations of episodes."""
         return self.respond(obs, noise, self.start(len(obs)))[0]
+
+
+class ActingState:
+    """What a policy carries from one step of N episodes to the next: its recurrent state, and the noise of some steps.
+
+    Noise is drawn for `rows` steps at a time, or for as many as share it. `memory` is the recurrent state.
+    """
+
+    def __init__(
+        self,
+        actor: Actor,
+        generator: np.random.Generator,
+        columns: int,
+        *,
+        memory: Array | None = None,
+        rows: int = NOISE_ROWS,
+    ) -> None:
+        self.actor, self.columns = actor, columns
+        self.memory = actor.start(columns) if memory is None else memory
+        self._generator, self._rows, self._row = generator, actor.noise_steps or rows, 0
+        self._noise: Array = np.zeros(0)
+
+    def act(self, obs: Array) -> Array:
+        """Return the actions for observations [N, …], as drawn."""
+        if self._row == 0:
+            self._noise = self.actor.noise(self._generator, self._rows, self.columns)
+        actions, self.memory = self.actor.respond(obs, self._noise[self._row], self.memory)
+        self._row = (self._row + 1) % self._rows
+        return actions
 
 
 class Policy(nn.Module):
@@ -70,9 +101,7 @@ class Policy(nn.Module):
         self.memory = None if config.memory == "none" else RecurrentNetwork(config.memory, size, config.memory_size)
         sizes = [size if self.memory is None else self.memory.size, *config.hidden_sizes]
         self.features = sizes[-1]
-        self.distribution = make_distribution(
-            action_space, config.distribution, config.initial_standard_deviation, features=sizes[-1]
-        )
+        self.distribution = make_distribution(action_space, config, features=sizes[-1])
         self.normalizer = Normalizer(self.encoder.size) if config.normalize_obs and self.encoder.size else None
         self.image_normalizers = nn.ModuleList(
             Normalizer(image.shape[0]) if config.normalize_obs or not image.divisors else nn.Identity()
@@ -186,7 +215,8 @@ class Policy(nn.Module):
             return (sample(outputs, noise) if mode == "sampled" else most_probable(outputs)), memory
 
         state_size = 0 if self.memory is None else self.memory.state_size
-        return Actor(respond, self.distribution.noise, self.distribution.for_environment, state_size)
+        noise_steps = self.distribution.noise_steps if mode == "sampled" else None
+        return Actor(respond, self.distribution.noise, self.distribution.for_environment, state_size, noise_steps)
 
 
 def parameters_of(policy: Policy, value: nn.Module | None) -> dict[str, Tensor]:
