@@ -30,7 +30,7 @@ class Leaf:
     space: Plain
     dtype: np.dtype[Any]  # of its stored numbers
     columns: slice | None  # its bytes in a packed row; None if the observation is this part alone
-    range: tuple[Array, Array] | None  # the least and the largest value; None for a Box, whose bounds are not enforced
+    range: tuple[Any, Any] | None  # the least and the largest value; None for a Box, whose bounds are not enforced
 
     @property
     def name(self) -> str:
@@ -199,15 +199,15 @@ def torch_type(dtype: np.dtype[Any]) -> torch.dtype:
     return torch.from_numpy(np.zeros(0, dtype)).dtype
 
 
-def _bounds(space: Plain) -> tuple[Array, Array]:
-    """Return the least and the largest value of each entry of a space."""
+def _bounds(space: Plain) -> tuple[Any, Any]:
+    """Return the least and the largest value of a space, or of each entry."""
     match space:
         case spaces.Discrete():
             return np.asarray(space.start), np.asarray(space.start + (space.n - 1))
         case spaces.MultiDiscrete():
             return np.asarray(space.start), space.start + (space.nvec - 1)
         case spaces.MultiBinary():
-            return np.zeros(space.shape, np.int8), np.ones(space.shape, np.int8)
+            return np.int8(0), np.int8(1)
     return space.low, space.high
 
 
@@ -382,7 +382,7 @@ def _divisors(low: Array, high: Array) -> tuple[float, ...]:
     Returns: () unless the bounds of all channels tell the scale: neither unknown, beyond 255, nor below 1/255, and no
     narrow range far from 0. The code of a tile, a depth in millimetres and a temperature would vanish otherwise.
     """
-    low, high = low.astype(np.float64).min(1), high.astype(np.float64).max(1)  # nan remains nan
+    low, high = low.min(1).astype(np.float64), high.max(1).astype(np.float64)  # nan remains nan
     largest = np.maximum(np.abs(low), np.abs(high))
     tells = (largest >= 1 / LARGEST_PIXEL) & (largest <= LARGEST_PIXEL) & (high - low >= largest / 2)
     tells |= largest == 0
