@@ -310,6 +310,12 @@ RULES: tuple[Rule, ...] = (
         "the episodes of a native vector environment share one instance",
         "use `vectorization: sync`, or leave rebuild out",
     ),
+    # Distributions
+    Rule(
+        {"policy.noise_steps": Not(64), "policy.distribution": Not("state_dependent_gaussian")},
+        "only a `state_dependent_gaussian` keeps its noise for several steps",
+        "leave noise_steps out, or use `distribution: state_dependent_gaussian`",
+    ),
     # Recurrent policies
     Rule(
         {"policy.backpropagation_steps": Not(None), "policy.memory": "none"},

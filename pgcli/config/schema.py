@@ -101,10 +101,15 @@ class PolicyConfig(Section):
         "auto",
         description="Over actions; auto: softmax for Discrete and MultiDiscrete, gaussian for Box, bernoulli for "
         "MultiBinary; tanh_gaussian: squashed into the bounds of a Box; state_dependent_gaussian: noise that is a "
-        "function of the state for up to 64 steps (gSDE).",
+        "function of the state for noise_steps steps (gSDE).",
     )
     initial_standard_deviation: float = Field(
         1.0, gt=0, le=1e6, description="σ of a gaussian at the start; it is learned."
+    )
+    noise_steps: Count = Field(
+        64,
+        description="Steps for which a state_dependent_gaussian keeps its noise; 1: it draws noise anew in each step, "
+        "and the gradient has no bias.",
     )
     normalize_obs: bool = Field(
         False,

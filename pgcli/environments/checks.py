@@ -14,7 +14,7 @@ from gymnasium import spaces
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.failures import InvalidOutput, describe_outcome, is_user_error, message_of
 from pgcli.environments.masks import choices, draw, read_mask, reported_mask
-from pgcli.environments.outputs import pack_observation, read_flag, read_reward
+from pgcli.environments.outputs import non_finite_rows, pack_observation, read_flag, read_reward
 from pgcli.environments.registry import build, newer_version, spec
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import ACTION_MASK, Layout
@@ -128,11 +128,11 @@ def _out_of_bounds(layout: Layout, obs: Any) -> str:
 
     Raises: InvalidOutput: if the observation is not finite, or does not have the shape and type of its space.
     """
-    row = pack_observation(layout, obs)
-    if row.dtype.kind == "f" and not np.isfinite(row).all():
+    rows = pack_observation(layout, obs)[None]
+    if len(non_finite_rows(layout, rows)):
         raise InvalidOutput("a non-finite observation", "every number of it is to be finite")
     for leaf in layout.leaves:
-        part = row[leaf.numbers].reshape(leaf.space.shape or ()) if layout.nested else row
+        part = leaf.unpack(rows).reshape(leaf.shape)
         if isinstance(leaf.space, spaces.Box) and (out := (part < leaf.space.low) | (part > leaf.space.high)).any():
             return f"an {leaf.name} of {part[out].flat[0]:g} outside the bounds of its space"
     return ""

@@ -82,6 +82,14 @@ def is_finite(values: Array) -> bool:
     return math.isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())
 
 
+def non_finite_rows(layout: Layout, obs: Array) -> Array:
+    """Return the indices of the packed observations [N, …] with a number that is not finite."""
+    parts = layout.real_parts(obs)
+    if all(map(is_finite, parts)):
+        return np.zeros(0, int)
+    return np.flatnonzero(~np.all([np.isfinite(part).all(1) for part in parts], axis=0))
+
+
 def _shortened(value: Any) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:60]} …"

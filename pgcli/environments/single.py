@@ -19,6 +19,7 @@ from pgcli.environments.outputs import (
     Array,
     Step,
     is_finite,
+    non_finite_rows,
     pack_observation,
     read_flag,
     read_reward,
@@ -156,15 +157,14 @@ class SingleEnvironments:
 
     def _check_observations(self, doing: str, obs: Array, continuing: Array) -> None:
         """Reject non-finite observations, and masks without a choice in columns that continue; fill other masks."""
-        if not is_finite(obs):
-            finite = np.isfinite(obs).reshape(len(obs), -1).all(1)
-            self._raise_failure(doing, int(np.flatnonzero(~finite)[0]), InvalidOutput("a non-finite observation"))
+        if len(rows := non_finite_rows(self.layout, obs)):
+            self._raise_failure(doing, int(rows[0]), InvalidOutput("a non-finite observation"))
         permitted = self._mask.permits(obs)
         if permitted is not None and not permitted.all():
             for column in np.flatnonzero(~permitted).tolist():
                 if continuing[column]:
                     self._raise_failure(doing, column, InvalidOutput("an action mask that permits nothing"))
-                self._mask.permit_all(obs[column])
+                self._mask.permit_all(obs[column : column + 1])
 
     def _raise_failure(self, doing: str, column: int, error: BaseException) -> NoReturn:
         """Raise an EnvironmentFailure with the seed, step and action, and with a program that reproduces it."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.failures import InvalidOutput, describe_outcome, is_user_error
-from pgcli.environments.outputs import Array, Step, is_finite, pack_observation
+from pgcli.environments.outputs import Array, Step, is_finite, non_finite_rows, pack_observation
 from pgcli.environments.registry import build_vector
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import Layout
@@ -35,7 +35,7 @@ class VectorEnvironments:
         self._seed, self._steps = seeds[0], 0
         try:
             obs = pack_observation(self.layout, self._envs.reset(seed=seeds[0])[0], batch=True).copy()
-            if not is_finite(obs):
+            if len(non_finite_rows(self.layout, obs)):
                 raise InvalidOutput("a non-finite observation")
         except BaseException as error:
             self._raise_failure("at the reset", error)
@@ -62,9 +62,10 @@ class VectorEnvironments:
         try:
             obs, *others, _ = self._envs.step(actions.copy())
             step = Step(pack_observation(self.layout, obs, batch=True).copy(), *map(np.array, others))
-            for name, values in (("reward", step.rewards), ("observation", step.obs)):
-                if not (is_finite(values) or is_finite(values[running])):
-                    raise InvalidOutput(f"a non-finite {name}")
+            if not (is_finite(step.rewards) or is_finite(step.rewards[running])):
+                raise InvalidOutput("a non-finite reward")
+            if running[non_finite_rows(self.layout, step.obs)].any():
+                raise InvalidOutput("a non-finite observation")
         except BaseException as error:
             self._raise_failure(f"in step {self._steps}", error)
         self._steps += 1

@@ -30,6 +30,7 @@ from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.sampler import make_sampler
 from pgcli.system.locations import split
+from pgcli.system.memory import memory_error
 from pgcli.system.packages import require
 from pgcli.system.processes import keep_freed_memory
 from pgcli.training.loop import Counters, Training, train
@@ -62,8 +63,9 @@ class Request:
 
 def failure_of(error: Exception) -> Failure:
     """Describe a user's mistake by its message, and a bug by its traceback."""
-    if isinstance(error, PgcliError):
-        return Failure(error.exit_code, str(error))
+    known = error if isinstance(error, PgcliError) else memory_error(error)
+    if known is not None:
+        return Failure(known.exit_code, str(known))
     return Failure(1, "".join(traceback.format_exception(error)))
 
 

@@ -25,7 +25,7 @@ from pgcli.environments.single import SingleEnvironments, make_environment, uses
 from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import EnvironmentFailure
 from pgcli.experiment.build import build_learner, columns_of, environments_of
-from pgcli.policies.observations import Layout, is_image
+from pgcli.policies.observations import ImagePart, Layout
 from pgcli.report.text import Finding, percent, table
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
@@ -61,6 +61,7 @@ class Repeatability:
     starts_differ: bool  # between seeds
     episodes_differ: bool  # between seeds, with the same actions
     largest_obs: float
+    vanishes: bool  # an observation varies so little around a large offset that float32 does not show it
     largest_reward: float
     length_mean: float  # of random episodes of at most LONGEST_EPISODE steps
 
@@ -150,30 +151,40 @@ def _measure_repeatability(config: EnvConfig) -> Repeatability:
     starts = {one.start.tobytes() for one in (*episodes, other)}
     obs = [np.stack([one.start, *(step.obs for step in one.steps)]).reshape(len(one.steps) + 1, -1) for one in episodes]
     real = [  # the numbers that a policy reads unchanged
-        leaf.numbers if used.layout.nested else slice(None)
+        leaf
         for leaf in used.layout.leaves
-        if isinstance(leaf.space, spaces.Box) and leaf.space.dtype != np.uint8 and not is_image(leaf)
+        if isinstance(leaf.space, spaces.Box) and leaf.dtype != np.uint8 and ImagePart.of(leaf) is None and leaf.size
     ]
-    numbers = [rows[:, part] for rows in obs for part in real if rows[:, part].size]
+    numbers = [leaf.unpack(rows).astype(np.float64) for rows in obs for leaf in real]
     return Repeatability(
         deterministic,
         remembers and deterministic,
         len(starts) > 1,
         len(starts) > 1 or other.outputs() != episodes[0].outputs(),
         max((float(np.abs(rows).max()) for rows in numbers), default=0.0),
+        any(map(_vanishes_in_float32, numbers)),
         max((abs(float(step.rewards[0])) for one in episodes for step in one.steps), default=0.0),
         float(np.mean([len(one.steps) for one in episodes])),
     )
 
 
+def _vanishes_in_float32(numbers: Array) -> bool:
+    """Return whether float32 changes a column of [N, size] by more than a tenth of its standard deviation."""
+    spread, error = numbers.std(0), np.abs(numbers.astype(np.float32) - numbers).max(0)
+    return bool(((spread > 0) & (error > spread / 10)).any())
+
+
 def _play(envs: SingleEnvironments, seed: int, actions: list[Array] | None = None) -> PlayedEpisode:
     """Play an episode of the only column with the given actions, or with random ones."""
-    random, mask = np.random.default_rng(seed), MaskColumns(envs.layout, envs.action_space).numbers
+    random, masks = np.random.default_rng(seed), MaskColumns(envs.layout, envs.action_space)
     obs = envs.reset([seed])
     episode = PlayedEpisode(obs, [], [])
     for t in range(LONGEST_EPISODE if actions is None else len(actions)):
-        permitted = None if mask is None else obs[0, mask]
-        action = draw(envs.action_space, permitted, random)[None] if actions is None else actions[t]
+        if actions is None:
+            mask = masks.of(obs)
+            action = draw(envs.action_space, None if mask is None else mask[0], random)[None]
+        else:
+            action = actions[t]
         step = envs.step(action, np.ones(1, bool))
         episode.actions.append(action)
         episode.steps.append(step)
@@ -193,8 +204,8 @@ def _measure_speed(config: EnvConfig) -> tuple[float, bool]:
             obs, _ = env.reset(seed=0)
             stop = time.perf_counter() + SPEED_SECONDS
             while time.perf_counter() < stop:
-                mask = None if columns.numbers is None else layout.pack(obs)[columns.numbers]
-                action = draw(env.action_space, mask, random)
+                mask = columns.of(layout.pack(obs)[None])
+                action = draw(env.action_space, None if mask is None else mask[0], random)
                 begin = time.perf_counter()
                 next_obs, _, terminated, truncated, _ = env.step(action)
                 seconds += time.perf_counter() - begin
@@ -323,7 +334,10 @@ def _scale_findings(
     if repeats.largest_obs > LARGE and not config.policy.normalize_obs:
         text = f"observations reach {repeats.largest_obs:.4g}, and a network learns best from numbers around 1"
         yield Finding("note", text, key="policy.normalize_obs=true")
-    if any(map(is_image, layout.leaves)) and not len(learner.policy.images):
+    if repeats.vanishes and not config.policy.normalize_obs:
+        text = "an observation varies too little around a large offset for the precision of a network, float32"
+        yield Finding("warning", text, key="policy.normalize_obs=true")
+    if any(map(ImagePart.of, layout.leaves)) and not len(learner.policy.images):
         text = "an image is read number by number: the policy has no convolutions"
         yield Finding("warning", text, key="policy.image_network=auto")
     if config.has_value and repeats.largest_reward > LARGE_REWARD and not config.value.normalize_returns:

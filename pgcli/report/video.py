@@ -21,6 +21,7 @@ from pgcli.environments.failures import describe, is_user_error
 from pgcli.environments.single import make_environment
 from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.experiment.load import Agent
+from pgcli.policies.policy import ActingState
 from pgcli.runs.files import storage
 from pgcli.seeding import Purpose, derived_seed, generator
 from pgcli.system.packages import install_command
@@ -47,12 +48,10 @@ def film(agent: Agent, path: Path, mode: Mode, seed: int, horizon: int | None) -
         no pictures.
     """
     actor, layout = agent.policy.actor(mode), agent.policy.encoder.layout
-    random, memory = generator(seed, Purpose.VIDEO), actor.start(1)
+    acting = ActingState(actor, generator(seed, Purpose.VIDEO), 1)
 
     def choose(obs: Any) -> Any:
-        nonlocal memory
-        drawn, memory = actor.respond(layout.pack(obs)[None], actor.noise(random, 1, 1)[0], memory)
-        return actor.for_environment(drawn)[0]
+        return actor.for_environment(acting.act(layout.pack(obs)[None]))[0]
 
     episode = FilmedEpisode()
     write(played(agent.config.env, derived_seed(seed, Purpose.VIDEO), choose, horizon, episode), episode, path)

@@ -8,12 +8,15 @@ from typing import Any, TypeVar
 
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.make import Environments, make_environments
+from pgcli.system.memory import check_memory
 
 T = TypeVar("T")
+EPISODE_BYTES = 24  # return, discounted return and length
 
 
 def chunk_ranges(env: EnvConfig, columns: int) -> list[range]:
     """Split columns into chunks of `env.chunk_size`, by default `env.num_envs`; the last may be narrower."""
+    check_memory(columns * EPISODE_BYTES, f"{columns:,} episodes at once", "play fewer episodes")
     width = env.chunk_size or env.num_envs
     return [range(start, min(start + width, columns)) for start in range(0, columns, width)]
 

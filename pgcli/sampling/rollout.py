@@ -13,11 +13,10 @@ from pgcli.environments.checks import MAX_EPISODE_STEPS
 from pgcli.environments.make import Environments
 from pgcli.errors import EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories
-from pgcli.policies.policy import Actor
+from pgcli.policies.policy import ActingState, Actor
 from pgcli.system.processes import Check
 
 Array = NDArray[Any]
-NOISE_ROWS = 64  # random numbers are drawn for so many steps at a time
 
 
 class EndedEpisode(NamedTuple):
@@ -61,12 +60,10 @@ def play(
     `check` is called before every step; an exception in it (a signal, say) ends the rollout.
     """
     obs = envs.reset(seeds)
-    running, memory = np.ones(len(seeds), bool), actor.start(len(seeds))
-    for t in range(MAX_EPISODE_STEPS if horizon is None else horizon):
+    running, acting = np.ones(len(seeds), bool), ActingState(actor, generator, len(seeds))
+    for _ in range(MAX_EPISODE_STEPS if horizon is None else horizon):
         check()
-        if t % NOISE_ROWS == 0:
-            noise = actor.noise(generator, NOISE_ROWS, len(seeds))
-        actions, memory = actor.respond(obs, noise[t % NOISE_ROWS], memory)
+        actions = acting.act(obs)
         next_obs, rewards, terminated, truncated = envs.step(actor.for_environment(actions), running)
         yield Transition(obs, actions, rewards, terminated, truncated, running, next_obs)
         running = running & ~(terminated | truncated)

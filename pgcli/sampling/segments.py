@@ -22,11 +22,10 @@ from pgcli.environments.make import make_resumable_environments
 from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import CheckpointError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
-from pgcli.policies.policy import Policy
+from pgcli.policies.policy import ActingState, Policy
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.rollout import (
-    NOISE_ROWS,
     Array,
     EndedEpisode,
     Rollout,
@@ -129,6 +128,7 @@ class SegmentSampler:
             return 0
         arrays = {name.removeprefix("sampler."): tensor.numpy() for name, tensor in tensors.items()}
         no_memory = policy.actor("sampled").start(self._config.env.num_envs)
+        arrays |= {"obs": self._examples[0].envs.layout.converted(arrays["obs"])} if "obs" in arrays else {}
         names = self._check(arrays, no_memory)
         arrays = {"memory": no_memory} | arrays
         tasks = {}
@@ -248,23 +248,22 @@ class _LiveColumns:
         random = generator(config.seed, Purpose.ACT, iteration, chunk.start)
         if isinstance(envs, VectorEnvironments):
             envs.seed(native_seed(config, iteration, chunk.start))
-        episode, obs, running, memory = state.episode.copy(), state.obs, ~state.over, state.memory
+        acting = ActingState(actor, random, len(chunk), memory=state.memory)
+        episode, obs, running = state.episode.copy(), state.obs, ~state.over
         rows, waiting = [], bool(state.over.any())
 
         def seed_of(column: int) -> int:
             return segment_seed(config, chunk[column], int(episode[column]))
 
-        for t in range(config.rollout.steps or 0):
+        for _ in range(config.rollout.steps or 0):
             check()
-            if t % NOISE_ROWS == 0:
-                noise = actor.noise(random, NOISE_ROWS, len(chunk))
-            actions, memory = actor.respond(obs, noise[t % NOISE_ROWS], memory)
+            actions = acting.act(obs)
             next_obs, rewards, terminated, truncated = envs.step(actor.for_environment(actions), running)
             over = terminated | truncated
             if waiting:
                 over &= running
                 episode += ~running
-                memory = np.where(running[:, None], memory, 0)
+                acting.memory = np.where(running[:, None], acting.memory, 0)
                 fresh = np.flatnonzero(~running).tolist()
                 next_obs = envs.restart(fresh, Seeds(fresh, seed_of))
             rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))
@@ -276,7 +275,7 @@ class _LiveColumns:
             raise endless_episode()
         history = _extended(state.action_history, trajectories.actions.numpy(), sums["lengths"])
         self.state = ColumnState(
-            episode, ~running, obs, **sums, memory=memory, action_history=history, simulator=self._simulator()
+            episode, ~running, obs, **sums, memory=acting.memory, action_history=history, simulator=self._simulator()
         )
         return trajectories, ended
 
