@@ -190,6 +190,12 @@ def test_the_interval_of_a_trimmed_mean_is_that_of_scipy(n: int) -> None:
     assert trimmed_mean_interval(values) == pytest.approx(tuple(theirs))
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_mean_of_which_nothing_is_trimmed_has_its_own_interval(n: int) -> None:
+    values = RANDOM.normal(size=n)
+    assert trimmed_mean_interval(values) == pytest.approx(mean_interval(values), nan_ok=True)
+
+
 @pytest.mark.parametrize("n", [4, 8, 12])
 def test_where_scipy_s_trimmed_mean_covers_too_rarely_the_interval_is_yuen_s(n: int) -> None:
     values = RANDOM.normal(size=n)

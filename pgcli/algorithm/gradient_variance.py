@@ -122,7 +122,7 @@ def _influence(agent: PolicyGradient, batch: Batch, column: Tensor, log_ratios: 
     influence = summed(torch.zeros_like(batch.advantages))
     if algorithm.standardize == "batch":
         squares = batch.advantages.double().square()
-        influence = influence - summed(squares - squares.mean()) / (2 * len(batch))
+        influence = influence + summed(squares - squares.mean()) / (2 * len(batch))
     if algorithm.objective == "importance_sampling" and algorithm.self_normalize:
         ratios = batch.weights * log_ratios.exp().clamp(max=algorithm.importance_bound or math.inf)
         influence = influence + summed(ratios) / ratios.sum() - summed(batch.weights) / batch.weights.sum()

@@ -43,29 +43,27 @@ def improvement_interval(x: Array, y: Array, confidence: float = CONFIDENCE) -> 
     """Compute Brunner & Munzel's interval of P(X > Y) + P(X = Y) / 2 on the logit scale, for unlike distributions too.
 
     With p_i the share of y below x_i, and q_j that of x above y_j, Var[p̂] is estimated by s²(p) / n + s²(q) / k, with
-    Welch's degrees of freedom. Scores that hardly overlap show too little variance: p̂ stays half a pair away from 0
-    and 1, and the variance is at least p̂ (1 - p̂) / (n k). Where all x are above all y, the lower limit is at most the
-    p for which p^min(n, k) = (1 - confidence) / 2.
+    Welch's degrees of freedom. Scores that hardly overlap show too little variance: it is at least p̂ (1 - p̂) / (n k).
+    Where all x are above all y, the lower limit is the p for which p^min(n, k) = (1 - confidence) / 2: with a smaller
+    P(X > Y), that is rarer for any two distributions.
     Args: x [n] and y [k]. Returns: nan below 5 scores, which support no interval.
     Source: Brunner & Munzel (2000); Konietschke et al. (2012), on the logit scale.
     """
-    from scipy import stats
+    from scipy import special, stats
 
     n, k = len(x), len(y)
     if min(n, k) < FEW_SEEDS:
         return math.nan, math.nan
     above = (x[:, None] > y) + 0.5 * (x[:, None] == y)
     p, parts = float(above.mean()), (above.mean(1).var(ddof=1) / n, above.mean(0).var(ddof=1) / k)
-    near = min(max(p, 0.5 / (n * k)), 1 - 0.5 / (n * k))
+    apart = float(((1 - confidence) / 2) ** (1 / min(n, k)))
+    if p in (0, 1):
+        return (apart, 1.0) if p else (0.0, 1 - apart)
     variance = sum(parts)
     degrees = variance**2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (k - 1)) if variance else min(n, k) - 1
-    error = math.sqrt(max(variance, near * (1 - near) / (n * k))) / (near * (1 - near))
-    half, logit = float(stats.t.ppf((1 + confidence) / 2, degrees)) * error, math.log(near / (1 - near))
-    low, high = (1 / (1 + math.exp(-min(max(edge, -700), 700))) for edge in (logit - half, logit + half))
-    apart = ((1 - confidence) / 2) ** (1 / min(n, k))
-    return (0.0 if p == 0 else min(low, apart) if p == 1 else low), (
-        1.0 if p == 1 else max(high, 1 - apart) if p == 0 else high
-    )
+    error = math.sqrt(max(variance, p * (1 - p) / (n * k))) / (p * (1 - p))
+    half, logit = float(stats.t.ppf((1 + confidence) / 2, degrees)) * error, math.log(p / (1 - p))
+    return float(special.expit(logit - half)), float(special.expit(logit + half))
 
 
 def performance_profile(scores: Array, thresholds: Array) -> tuple[Array, Array, Array]:

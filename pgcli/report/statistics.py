@@ -62,13 +62,14 @@ def trimmed_mean_interval(samples: Array, confidence: float = CONFIDENCE) -> Int
         IQM ± t(h - 1) e,   e = max( s_w / (½ √n), s_w √((n - 1) / (h (h - 1))) ),   h = n - 2 ⌊n / 4⌋
 
     Winsorizing replaces the values that the mean trims by the nearest remaining one. The first form is that of scipy's
-    `trimmed_mean_ci`. It covers 92.5 % where n is a multiple of 4; there the second one, Yuen's, is wider.
+    `trimmed_mean_ci`. It covers 92.5 % where n is a multiple of 4; there the second one, Yuen's, is wider. Below 4
+    values nothing is trimmed, and the interval is Student's.
     Source: Tukey & McLaughlin (1963); Yuen (1974), The two-sample trimmed t for unequal population variances.
     """
     n = samples.shape[-1]
-    if n < 2:
-        return _no_interval(samples)
     cut = int(TRIMMED * n)
+    if cut == 0:
+        return mean_interval(samples)
     kept = np.sort(samples, -1)[..., cut : n - cut]
     h = kept.shape[-1]
     winsorized = np.pad(kept, [(0, 0)] * (samples.ndim - 1) + [(cut, cut)], mode="edge").std(-1, ddof=1)
