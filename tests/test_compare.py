@@ -201,6 +201,7 @@ def test_a_sentence_claims_no_mean_where_the_spreads_differ() -> None:
     assert found.endswith("shown. No claim about means: their standard deviations differ (4.1 and 0.0).")
     few = conclusion("a", "b", paired_difference(ceiling[:3], steady[:3]))
     assert "not shown with 3 paired seeds, for their standard deviations differ (0.0 and 3.6)" in few
+    assert few.endswith("At least 6 fresh seeds could show that one ends above the other.")
 
 
 def test_a_later_look_tests_fresh_seeds_only_and_a_repeated_one_is_the_same(tmp_path: Path) -> None:

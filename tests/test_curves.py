@@ -162,6 +162,17 @@ def test_a_run_that_ended_early_keeps_its_last_value_and_is_counted(
     assert "A run that ended keeps its last value." in words
 
 
+def test_the_last_value_of_a_stopped_run_is_that_of_fresh_episodes(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [20, 60, 96], status="finished")
+    lines = (run / "evaluations.csv").read_text().splitlines()
+    lines = [f"{lines[0]},stopped_by", *(f"{line}," for line in lines[1:]), "2,200,sampled,100,88,2.5,goal"]
+    (run / "evaluations.csv").write_text("\n".join(lines) + "\n")
+    stop = {"status": "finished", "reason": "stopped early: mean return ≥ 95 in 1 evaluation"}
+    (run / "status.json").write_text(json.dumps(stop))
+    assert column(drawn([run], tmp_path), "center") == [20, 60, 88]
+    assert "1 of 1 stopped at 200 steps." in said([run])
+
+
 def test_runs_that_ended_early_are_counted_line_by_line_and_those_without_a_number_too(tmp_path: Path) -> None:
     for seed in range(3):
         write_run(tmp_path / f"a/{seed}", [0, 1, 2][: 2 + seed], name="a", seed=seed, status="diverged")

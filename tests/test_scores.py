@@ -316,7 +316,7 @@ def test_unlike_spreads_are_judged_by_the_probability_of_an_improvement() -> Non
     steady, wide = np.array([20.0, 21, 22, 23, 24, 25]), np.array([80.0, 150, 250, 100, 300, 200])
     found = paired_difference(wide, steady)
     assert (found.claim, found.shown, found.improvement) == ("probability", True, 1)
-    assert found.seeds_needed is None
+    assert (found.seeds_needed, found.seeds_range) == (None, (6, None))  # ½^6 < 0.05 / 2 < ½^5
     few = paired_difference(wide[:4], steady[:4])
     assert (few.claim, few.shown) == ("probability", False)
 

@@ -1,7 +1,7 @@
 """How often intervals contain the truth, how often nothing is shown as something, and what v estimates.
 
-`make soak` runs it for minutes: it computes the tables of docs/compare.md and docs/ledger.md by simulation, prints
-them, and exits with 1 if a page has other ones.
+`make soak` runs it for minutes: it computes the tables of docs/compare.md and docs/gradient_variance.md by simulation,
+prints them, and exits with 1 if a page has other ones.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _variance_ratios(average: str, n: int, batches: int) -> list[float]:
 
 
 TABLES = (
-    (variance, "ledger.md"),
+    (variance, "gradient_variance.md"),
     (coverage, "compare.md"),
     (improvement_coverage, "compare.md"),
     (false_positives, "compare.md"),

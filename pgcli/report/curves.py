@@ -251,7 +251,10 @@ def _run_curve(path: Path, table: Table, drawing: Drawing, estimator: str | None
 
 
 def _last_of_each_iteration(table: Table) -> Table:
-    """Sort rows by iteration; of those with the same one, the last counts."""
+    """Sort rows by iteration; of those with the same one, the last counts.
+
+    So the evaluation of fresh episodes after a stopping rule replaces the one that was selected by the rule.
+    """
     rows = np.flatnonzero(np.isfinite(table["iteration"]))[::-1]
     return table.pick(rows[np.unique(table["iteration"][rows], return_index=True)[1]])
 
@@ -291,8 +294,8 @@ def _ending(path: Path) -> str:
         status = read_json(path)
     except RunDirectoryError:
         return "unknown"
-    by_rule = status.get("status") == "finished" and "reached a return" in str(status.get("reason", ""))
-    return "stopped" if by_rule else str(status.get("status", "unknown"))
+    by_rule = str(status.get("reason", "")).startswith(("stopped early", "reached a return"))  # the latter: before
+    return "stopped" if by_rule and status.get("status") == "finished" else str(status.get("status", "unknown"))
 
 
 # From runs to lines

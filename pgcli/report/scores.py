@@ -135,7 +135,7 @@ class Difference:
     improvement_low: float  # its interval at `confidence`; nan below 5 seeds
     improvement_high: float
     seeds_needed: int | None  # fresh ones, to show a difference like this one; None: more than MOST_SEEDS, or unknown
-    seeds_range: tuple[int | None, int | None]  # the same at the ends of an 80 % interval of the effect
+    seeds_range: tuple[int | None, int | None]  # the same at the ends of an 80 % interval of the effect; the fewest
 
     @property
     def claim(self) -> str:
@@ -177,8 +177,11 @@ def paired_difference(
         deviation, deviations = float(d.std(ddof=1)), (float(x.std(ddof=1)), float(y.std(ddof=1)))
         low, high = (float(edge) for edge in mean_interval(d, level))
         alike = _alike(*deviations, n)
-    if deviation > 0 and alike:
-        alpha, effect = (1 - (next_confidence or confidence)) / comparisons, float(d.mean()) / deviation
+    alpha = (1 - (next_confidence or confidence)) / comparisons
+    if not alike:
+        likely = max(FEW_SEEDS, 1 + math.floor(math.log(alpha / 2, 0.5))), None  # if all x are above all y
+    elif deviation > 0:
+        effect = float(d.mean()) / deviation
         needed, likely = seeds_needed(effect, alpha), _likely_seeds(effect, n, alpha)
     improvement = improvement_interval(x, y, level)
     return Difference(

@@ -362,8 +362,9 @@ def _probability_claim(a: str, b: str, d: Difference, seeds: str) -> str:
     unlike = f"their standard deviations differ ({spreads[0]} and {spreads[1]})"
     if math.isnan(d.improvement_low):
         higher, lower = (a, b) if d.mean >= 0 else (b, a)
-        few = f"not shown with {seeds}, for {unlike} and a rare failure may be missing; P(a > b) needs {FEW_SEEDS}"
-        return f"The mean of `{higher}` is above that of `{lower}` by {size}: {few}."
+        few = f"not shown with {seeds}, for {unlike} and a rare failure may be missing"
+        more = f"At least {d.seeds_range[0]} fresh seeds could show that one ends above the other"
+        return f"The mean of `{higher}` is above that of `{lower}` by {size}: {few}. {more}."
     ahead = d.improvement >= 0.5
     higher, lower = (a, b) if ahead else (b, a)
     p, low, high = (
@@ -372,7 +373,8 @@ def _probability_claim(a: str, b: str, d: Difference, seeds: str) -> str:
         else (1 - d.improvement, 1 - d.improvement_high, 1 - d.improvement_low)
     )
     claim = f"A run of `{higher}` ends above one of `{lower}` with P = {p:.2f} ({low:.2f} to {high:.2f}; {seeds})"
-    return f"{claim}: {'shown' if d.shown else 'not shown'}. No claim about means: {unlike}."
+    shown = "shown" if d.shown else f"not shown; at least {d.seeds_range[0]} fresh seeds could show it"
+    return f"{claim}: {shown}. No claim about means: {unlike}."
 
 
 def seed_range(needed: int | None, low: int | None, high: int | None) -> str:

@@ -21,7 +21,8 @@ _METHOD = """\
 - **Differences** are paired: the same seed, and so the same start states, in either arm. The interval is the mean ±
   Student's t quantile times s / √n, with α divided by {pairs} (Bonferroni). *Shown*: the interval excludes 0.
 - **Unlike spreads**: where the standard deviations of a and b differ (F test at 5 %), rare failures can make equal
-  means look different. The claim is then about P(a > b), and needs 5 seeds.
+  means look different. The claim is then about P(a > b), and needs 5 seeds or more: with fewer than the number in the
+  table, not even a variant whose every run is above every run of the other is shown.
 - **Looks**: the first look at a pair may have 4 % false positives, each later one a fifth of the one before. It tests
   only seeds that no earlier look in this folder has used. So all looks together have at most 5 %.
 - **Fresh seeds to show it**: the fewest with which the next look's t test has {power:.0f} % power, if the observed
@@ -225,12 +226,11 @@ def _errors(error: float, of_episodes: float) -> str:
 
 
 def _seeds(needed: int | None, low: int | None, high: int | None) -> str:
-    """Write a number of seeds with its range in parentheses; nothing where it is unknown."""
-    if low is None and needed is None:
-        return ""
-    most = f"> {MOST_SEEDS:,}"
-    first, last = (most if x is None else f"{x:,}" for x in (low, high))
-    return f"{most if needed is None else f'{needed:,}'} ({first} to {last})"
+    """Write a number of seeds with its range in parentheses; only its lower end where it is unknown."""
+    if needed is None:
+        return "" if low is None else f"{low:,} or more"
+    first = f"> {MOST_SEEDS:,}" if low is None else f"{low:,}"
+    return f"{needed:,} ({first} {'or more' if high is None else f'to {high:,}'})"
 
 
 def _steps(value: float) -> str:

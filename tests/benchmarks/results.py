@@ -131,8 +131,9 @@ No best checkpoint, no best seed. Gymnasium 1.4.
 
 The interval is that of a trimmed mean over seeds (Tukey & McLaughlin), widened by the error of the evaluation: all
 seeds are evaluated on the same episodes, whose standard error no spread over seeds shows. On Taxi and Pendulum it is
-nearly the whole width, and "10 of 10" is one set of episodes. Where the middle half of the seeds reaches the largest
-return, the interval is one number; "over seeds" shows the others.
+nearly the whole width, and "10 of 10" is one set of episodes. Intervals of 2 or 3 seeds assume returns that are about
+normal, and a failure of one seed in five is likely to be missing among so few. Where the middle half of the seeds
+reaches the largest return, the interval is one number; "over seeds" shows the others.
 
 All rows but those of `cartpole` were measured before gradients were computed in the present order of additions: a
 seed trained today differs from its row there in the last bits, and then by more."""
