@@ -173,6 +173,13 @@ def test_the_last_value_of_a_stopped_run_is_that_of_fresh_episodes(tmp_path: Pat
     assert "1 of 1 stopped at 200 steps." in said([run])
 
 
+def test_a_caption_says_that_points_of_other_runs_are_interpolated(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [0, 1, 2], steps=100)
+    write_run(tmp_path / "b", [0, 1, 2], steps=200, seed=1)
+    assert "Runs are straight lines between points" in said([tmp_path])
+    assert "straight" not in said([tmp_path / "a"])
+
+
 def test_runs_that_ended_early_are_counted_line_by_line_and_those_without_a_number_too(tmp_path: Path) -> None:
     for seed in range(3):
         write_run(tmp_path / f"a/{seed}", [0, 1, 2][: 2 + seed], name="a", seed=seed, status="diverged")

@@ -74,7 +74,12 @@ def coverage(data_sets: int = 20_000) -> str:
 def covered(interval: tuple[Array, Array], truth: float) -> str:
     """Write how often an interval contains the truth; nothing where there is no interval."""
     low, high = interval
-    return "" if np.isnan(low).all() else f"{np.mean((low <= truth) & (high >= truth)):.2f}"[1:].replace(".00", "1.00")
+    return "" if np.isnan(low).all() else share(float(np.mean((low <= truth) & (high >= truth))))
+
+
+def share(value: float) -> str:
+    """Write a share without the zero before its point."""
+    return f"{value:.2f}".removeprefix("0")
 
 
 def improvement_coverage(data_sets: int = 2_000) -> str:
@@ -88,7 +93,7 @@ def improvement_coverage(data_sets: int = 2_000) -> str:
                     draw, shift = np.random.default_rng(n), stats.norm.ppf(truth) * math.hypot(1, spread)
                     pairs = draw.normal(size=(data_sets, 2, n))
                     edges = [scores.improvement_interval(spread * x + shift, y) for x, y in pairs]
-                    cells.append(f"{np.mean([low <= truth <= high for low, high in edges]):.2f}"[1:])
+                    cells.append(share(float(np.mean([low <= truth <= high for low, high in edges]))))
             yield cells
 
     heads = [f"{like}, P = {truth}" for like in ("like", "spreads 5 : 1") for truth in (0.5, 0.76, 0.92)]

@@ -345,9 +345,16 @@ def caption(lines: Sequence[Line], drawing: Drawing) -> str:
         sentences += _endings(line, drawing, f"{shortened(line.label, 40)}: " if len(lines) > 1 else "")
     if any(run.curve.x[-1] < line.curve.x[-1] for line in lines for run in line.runs):
         sentences.append("A run that ended keeps its last value.")
+    if any(_is_interpolated(run.curve, line.curve) for line in lines for run in line.runs):
+        sentences.append("Runs are straight lines between points, which narrows the band of noisy ones.")
     if drawing.smooth > 1:
         sentences.append(f"Each run smoothed over {drawing.smooth} points.")
     return " ".join(sentences)
+
+
+def _is_interpolated(curve: Curve, line: Aggregate) -> bool:
+    within = line.x[line.x <= curve.x[-1]]
+    return not np.isin(within, curve.x).all()
 
 
 def _of_several(lines: Sequence[Line], drawing: Drawing) -> Iterator[str]:
