@@ -135,7 +135,7 @@ class Difference:
     improvement_low: float  # its interval at `confidence`; nan below 5 seeds
     improvement_high: float
     seeds_needed: int | None  # fresh ones, to show a difference like this one; None: more than MOST_SEEDS, or unknown
-    seeds_range: tuple[int | None, int | None]  # the same at the ends of an 80 % interval of the effect; the fewest
+    seeds_range: tuple[int | None, int | None]  # for an 80 % interval of the effect, or the fewest possible
 
     @property
     def claim(self) -> str:
