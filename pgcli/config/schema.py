@@ -42,7 +42,11 @@ def _by_name(value: Any) -> Any:
 
 def _or_name(schema: dict[str, Any]) -> None:
     """Add to the JSON Schema that a wrapper may be a name alone."""
-    schema["items"] = {"anyOf": [{"type": "string"}, schema["items"]]}
+    array = schema.get("anyOf", [schema])[0]
+    array["items"] = {"anyOf": [{"type": "string"}, array["items"]]}
+
+
+Wrappers = list[Annotated[WrapperConfig, BeforeValidator(_by_name)]]
 
 
 class EnvConfig(Section):
@@ -58,7 +62,7 @@ class EnvConfig(Section):
         None, description="Columns that share one forward pass; null: num_envs. Part of the result."
     )
     kwargs: dict[str, Json] = Field({}, description="Keyword arguments of the environment.")
-    wrappers: list[Annotated[WrapperConfig, BeforeValidator(_by_name)]] = Field(
+    wrappers: Wrappers = Field(
         [],
         json_schema_extra=_or_name,
         description="Gymnasium's by name, others as `module:Class`, or `{name: …, kwargs: …}`; innermost first.",
@@ -72,6 +76,20 @@ class EnvConfig(Section):
         "auto",
         description="A fresh instance per episode; auto: for environments known to remember past episodes.",
     )
+
+
+class EvaluationEnvConfig(Section):
+    """How the environment of evaluations differs from that of training; null: not at all."""
+
+    wrappers: Wrappers | None = Field(
+        None, json_schema_extra=_or_name, description="All of its wrappers, `[]` for none; null: those of training."
+    )
+    kwargs: dict[str, Json] | None = Field(None, description="All of its keyword arguments; null: those of training.")
+    max_episode_steps: Count | None = Field(None, description="Its time limit in steps; null: that of training.")
+
+    def applied_to(self, env: EnvConfig) -> EnvConfig:
+        """Return `env` as evaluations have it."""
+        return env.model_copy(update={name: value for name, value in self if value is not None})
 
 
 class RolloutConfig(Section):
@@ -284,6 +302,11 @@ class EvaluationConfig(Section):
     )
     episodes: Count = Field(100, description="Episodes per evaluation.")
     mode: choices.Mode = Field("sampled", description="sampled: actions drawn from π; greedy: the most probable one.")
+    env: EvaluationEnvConfig = Field(
+        default_factory=EvaluationEnvConfig,
+        description="What differs in the environment, for `pgcli eval` and films, too; so that clipped rewards, lost "
+        "lives and shaping stay in training.",
+    )
     stop_at_return: float | None = Field(None, description="End the run when an evaluation's mean return reaches this.")
 
 
@@ -356,6 +379,11 @@ class Config(Section):
     diagnostics: DiagnosticsConfig = Field(
         default_factory=DiagnosticsConfig, description="What is measured of the gradient."
     )
+
+    @property
+    def evaluation_env(self) -> EnvConfig:
+        """The environment of evaluations."""
+        return self.evaluation.env.applied_to(self.env)
 
     @property
     def group_size(self) -> int:

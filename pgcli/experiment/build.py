@@ -38,7 +38,8 @@ def build_learner(config: Config, environments: EnvironmentCache, *, user_code: 
 
     Args: user_code: load `algorithm.estimator`, which runs the user's file.
     """
-    envs = environments.of_width(len(chunk_ranges(config.env, columns_of(config))[0]))
+    segments = config.rollout.steps is not None  # which have instances of their own
+    envs = environments.of_width(1 if segments else len(chunk_ranges(config.env, columns_of(config))[0]))
     return Learner(build_agent(envs.observation_space, envs.action_space, config, user_code=user_code))
 
 

@@ -15,7 +15,7 @@ import torch
 from pgcli.algorithm.gradients.autograd import check_compiler
 from pgcli.algorithm.second_process import SecondProcess
 from pgcli.config import Config
-from pgcli.environments.checks import check_environment
+from pgcli.environments.checks import check_environment, check_evaluation
 from pgcli.environments.registry import spec
 from pgcli.errors import PgcliError, RunDirectoryError, UsageError
 from pgcli.experiment.build import build_learner, columns_of, environments_of, released, restore, worker_pool
@@ -96,6 +96,7 @@ def _built(request: Request, context: Context, resources: ExitStack) -> Training
     """Build everything that the run needs, before anything is written."""
     config = request.config
     environments = resources.enter_context(released(EnvironmentCache(environments_of(config))))
+    check_evaluation(config.evaluation_env, config.env)
     learner = build_learner(config, environments)
     keep_freed_memory()
     pool = worker_pool(config, environments, request.share, context.check)

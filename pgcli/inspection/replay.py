@@ -103,7 +103,7 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
         raise RunDirectoryError(f"{path}: no run is there", "--replay takes a run directory that `pgcli train` made")
     config = stored_config(path)
     if not trust:
-        refuse_foreign_modules(config.env, path)
+        refuse_foreign_modules(config, path)
     recorded = _find(path, which)
     iteration, first, is_vector = recorded.iteration, recorded.iteration, _uses_vector_form(config)
     if is_vector and (steps := config.rollout.steps):  # the earliest in which it can have begun: its rows have no gap

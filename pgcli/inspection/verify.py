@@ -50,7 +50,7 @@ def verify(path: Path, *, everything: bool = False, trust: bool = False) -> dict
             locked.enter_context(lock(path))
         config = stored_config(path)
         if not trust:
-            refuse_foreign_modules(config.env, path)
+            refuse_foreign_modules(config, path)
         findings: list[Finding] = []
         tables = _read_tables(path, config, findings)
         kept = _read_checkpoints(path, config, findings)

@@ -74,10 +74,11 @@ def evaluate(
 
 
 class Evaluator:
-    """Evaluates the policy of a run at its cadence. Does not affect what is learned."""
+    """Evaluates the policy of a run at its cadence, in environments of its own. Does not affect what is learned."""
 
     def __init__(self, config: Config, executor: ChunkExecutor) -> None:
-        self._config, self._executor = config, executor
+        env = config.evaluation.env.applied_to(executor.environments.config)
+        self._config, self._executor = config, executor.for_evaluation(env)
 
     def is_due(self, iteration: int) -> bool:
         """Return whether the policy after `iteration` updates is evaluated."""
