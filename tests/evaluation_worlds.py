@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -34,7 +34,7 @@ class Curriculum(gym.Env[Array, np.int64]):
 class CurriculumVector(VectorEnv[Any, Any, Any]):
     """The vector form of Curriculum: all columns have one level."""
 
-    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - as Gymnasium has it
 
     def __init__(self, num_envs: int = 1, bonus: float = 0.0, render_mode: str | None = None) -> None:
         self.num_envs, self.bonus, self.level = num_envs, bonus, np.array([-1.0])
@@ -77,3 +77,46 @@ class Wider(gym.ObservationWrapper[Array, Any, Any]):
 
     def observation(self, observation: Any) -> Any:
         return observation
+
+
+class Reporting(gym.Env[Array, np.int64]):
+    """Two to four steps; reports whether the length is even, and more that is no number, at every step."""
+
+    def __init__(self) -> None:
+        self.observation_space, self.action_space = OBS, ACTIONS
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Array, dict[str, Any]]:
+        super().reset(seed=seed)
+        assert seed is not None
+        self.t, self.length = 0, 2 + seed % 3
+        return np.zeros(1, np.float32), {"is_success": True, "steps": -1}
+
+    def step(self, action: np.int64) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        info: dict[str, Any] = {
+            "is_success": self.length % 2 == 0,
+            "steps": np.int8(self.t),
+            "nested": {"half": np.array([self.t / 2])},
+        }
+        info |= {"text": "no number", "nothing": None, "infinite": np.inf, "list": [1, 2]}
+        return np.zeros(1, np.float32), 1.0, self.t == self.length, False, info
+
+
+class ReportingVector(CurriculumVector):
+    """A vector form in which column n ends after 2 + n steps; it reports n in the step that ends an episode."""
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Array, dict[str, Any]]:
+        self.steps, self.over = np.zeros(self.num_envs, int), np.zeros(self.num_envs, bool)
+        return super().reset(seed=seed)
+
+    def step(self, actions: Any) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        numbers, never = np.arange(self.num_envs), np.zeros(self.num_envs, bool)
+        self.steps = np.where(self.over, 0, self.steps + 1)
+        self.over = self.steps == 2 + numbers
+        info = {"score": np.where(self.over, numbers, -1), "_score": self.over}
+        return np.zeros((self.num_envs, 1), np.float32), np.ones(self.num_envs), self.over.copy(), never, info
+
+
+gym.register(
+    "ReportingVector-v0", "evaluation_worlds:Reporting", vector_entry_point="evaluation_worlds:ReportingVector"
+)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pgcli.config.schema import Config
 
-Value = str | float | None
+Value = str | float | dict[str, float] | None
 Condition = Callable[[Config], bool]
 
 
@@ -340,10 +340,18 @@ RULES: tuple[Rule, ...] = (
         "leave compile out",
     ),
     # Evaluation and diagnostics
+    *(
+        Rule(
+            {f"evaluation.{key}": Not(default), "evaluation.every": None},
+            "without `evaluation.every` nothing is evaluated before the end",
+            "set `evaluation.every`",
+        )
+        for key, default in (("stop_at_return", None), ("stop_at", {}), ("patience", None))
+    ),
     Rule(
-        {"evaluation.stop_at_return": Not(None), "evaluation.every": None},
-        "without `evaluation.every` nothing is evaluated before the end",
-        "set `evaluation.every`",
+        {"evaluation.stop_evaluations": lambda c: c.evaluation.stop_evaluations > 1 and not c.evaluation.goals},
+        "there is no value that evaluations have to reach",
+        "set `evaluation.stop_at_return`, or leave stop_evaluations out",
     ),
     Rule(
         {"diagnostics.shadows": lambda c: bool(c.diagnostics.shadows), "diagnostics.every": None},

@@ -308,6 +308,27 @@ class EvaluationConfig(Section):
         "lives and shaping stay in training.",
     )
     stop_at_return: float | None = Field(None, description="End the run when an evaluation's mean return reaches this.")
+    stop_at: dict[str, float] = Field(
+        {},
+        description="End the run when an evaluation reaches these values of columns of evaluations.csv, such as "
+        "`{is_success: 0.95}`, all of them, and stop_at_return, at once.",
+    )
+    stop_evaluations: Count = Field(
+        1, description="End the run once so many evaluations in a row reach stop_at_return and stop_at."
+    )
+    patience: Count | None = Field(
+        None, description="End the run once so many evaluations in a row have no better mean return than the best."
+    )
+
+    @property
+    def goals(self) -> dict[str, float]:
+        """What an evaluation has to reach to end the run, by column of evaluations.csv; {}: nothing ends it."""
+        return ({} if self.stop_at_return is None else {"return_mean": self.stop_at_return}) | self.stop_at
+
+    @property
+    def stops(self) -> bool:
+        """Whether a rule may end the run before its budget."""
+        return bool(self.goals) or self.patience is not None
 
 
 class CheckpointConfig(Section):
@@ -319,8 +340,13 @@ class CheckpointConfig(Section):
     keep: Count = Field(3, description="How many of the newest are kept; the best one is kept besides.")
 
 
+# A name of a column: no commas, quotes or control characters, and no space at its ends.
+INFO_NAME = r"^[^\x00-\x20\x7f,\"']([^\x00-\x1f\x7f,\"']*[^\x00-\x20\x7f,\"'])?$"
+DEFAULT_INFO = ("is_success", "success")
+
+
 class LoggingConfig(Section):
-    """Copies of the tables for other tools; no effect on the result, and no part of it."""
+    """What is written of a run besides its results: no effect on what is learned."""
 
     tensorboard: bool = Field(
         False, description="Event files in the run's folder tensorboard/, for `tensorboard --logdir`."
@@ -328,6 +354,12 @@ class LoggingConfig(Section):
     wandb: bool = Field(
         False,
         description="An offline run of Weights & Biases in the run's folder wandb/; only `wandb sync` sends it.",
+    )
+    info: list[Annotated[str, Field(pattern=INFO_NAME, max_length=100)]] | None = Field(
+        None,
+        description="Numbers and booleans that the environment reports in the info of an episode's last step, as "
+        "columns of episodes.csv, and their means in metrics.csv and evaluations.csv; `a.b` is b of the mapping a; "
+        "null: is_success and success, if the episodes of the first evaluation report them.",
     )
 
 
@@ -391,6 +423,11 @@ class Config(Section):
         return self.algorithm.group_size or 1
 
     @property
+    def info_names(self) -> tuple[str, ...]:
+        """What is read of the info of an episode's last step."""
+        return DEFAULT_INFO if self.logging.info is None else tuple(dict.fromkeys(self.logging.info))
+
+    @property
     def has_value(self) -> bool:
         """Whether a value function is learned."""
         return self.algorithm.baseline == "value"
@@ -401,6 +438,12 @@ class Config(Section):
         algorithm = self.algorithm
         standardize = () if algorithm.standardize == "none" else (algorithm.standardize,)
         return "+".join((algorithm.returns, algorithm.baseline, *standardize))
+
+    def without_stopping(self) -> Config:
+        """Return the config without the rules that end a run before its budget."""
+        names = ("stop_at_return", "stop_at", "stop_evaluations", "patience")
+        never: dict[str, Any] = {name: EvaluationConfig.model_fields[name].default for name in names}
+        return self.model_copy(update={"evaluation": self.evaluation.model_copy(update=never)})
 
     def with_estimator(self, name: str) -> Config:
         """Return the config with another estimator, without diagnostics and without keys that only its own allows."""

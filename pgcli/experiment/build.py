@@ -13,7 +13,7 @@ from pgcli.config.schema import EnvConfig
 from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import EnvironmentFailure
 from pgcli.runs import checkpoints
-from pgcli.runs.directory import elapsed_seconds
+from pgcli.runs.directory import earlier_evaluations, elapsed_seconds
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.pool import LocalPool, WorkerPool, worker_count
 from pgcli.sampling.process_pool import ProcessPool
@@ -79,8 +79,9 @@ def restore(run: Training, checkpoint: checkpoints.Checkpoint, name: str, path: 
     checkpoints.check_tensors(checkpoint.agent, run.learner.state_dict(), name)
     run.learner.load_state_dict(checkpoint.agent)
     lost = run.sampler.load_state_dict(checkpoint.sampler, run.learner.policy, checkpoint.counters["iteration"])
-    seconds = elapsed_seconds(path, checkpoint.counters["iteration"])
-    run.counters = Counters(**checkpoint.counters, seconds=seconds)
+    iteration = checkpoint.counters["iteration"]
+    run.counters = Counters(**checkpoint.counters, seconds=elapsed_seconds(path, iteration))
+    run.evaluations = earlier_evaluations(path, iteration)
     return lost
 
 

@@ -14,12 +14,12 @@ from pgcli.config.schema import EvaluationEnvConfig
 from pgcli.environments.checks import check_evaluation
 from pgcli.errors import UsageError
 from pgcli.experiment.load import Agent
-from pgcli.report.text import table
+from pgcli.report.text import short, table
 from pgcli.sampling.chunks import EnvironmentCache
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.process_pool import ProcessPool
 from pgcli.seeding import Purpose
-from pgcli.training.evaluation import evaluate, sample
+from pgcli.training.evaluation import evaluate, info_means, sample
 
 CHANGEABLE = ("env.wrappers", "env.kwargs", "env.max_episode_steps")
 
@@ -70,7 +70,8 @@ def assess(
     pool = ProcessPool(env, policy, workers) if workers else None
     with closing(ChunkExecutor(EnvironmentCache(env), pool)) as executor:
         purposes = (Purpose.TEST_RESET, Purpose.TEST_ACT)
-        played = evaluate(agent.policy, executor, episodes, mode, gamma, horizon, seed, purposes)
+        names = agent.config.info_names
+        played = evaluate(agent.policy, executor, episodes, mode, gamma, horizon, seed, purposes, names=names)
     returns = sample(played.discounted_returns)
     result = {
         "mean_return": returns.mean,
@@ -90,6 +91,7 @@ def assess(
         "env_steps": agent.counters["env_steps"],
         "env": agent.config.env.id,
         "changed": changed,
+        "info": info_means(played.info),
     }
     if video is not None:
         from pgcli.report.video import film
@@ -114,6 +116,8 @@ def evaluation_text(result: dict[str, Any]) -> str:
         ("policy", f"{result['iteration']} updates, {result['env_steps']:,} env steps"),
         ("from", result["checkpoint"]),
     ]
+    if result["info"]:
+        rows.insert(4, ("reported", ", ".join(f"{name} {short(value)}" for name, value in result["info"].items())))
     if result["changed"]:
         changed = ", ".join(
             f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in result["changed"].items()
