@@ -112,8 +112,10 @@ def test_an_evaluation_environment_with_other_spaces_is_refused_before_anything_
 
 
 def test_a_module_that_only_evaluation_needs_is_imported_with_trust_alone(tmp_path: Path) -> None:
-    run = ("env.id=CartPole-v1", f"evaluation.env.wrappers=[{WORLDS}:Hundred]", "env.max_episode_steps=5")
+    run = ("env.id=CartPole-v1", f"evaluation.env.wrappers=[{WORLDS}:Hundred]", "evaluation.env.max_episode_steps=3")
     train("run", *run, cwd=tmp_path)
     done = pgcli("eval", "run", cwd=tmp_path, code=3, PYTHONPATH=HERE)
     assert WORLDS in done.stderr
     assert "--trust" in done.stderr
+    filmed = evaluated("run", "--video", "film.gif", cwd=tmp_path)
+    assert (filmed["video_length"], filmed["video_return"]) == (3, 303), "the film is of the environment of evaluations"

@@ -65,9 +65,7 @@ def test_several_columns_are_to_be_reached_at_once() -> None:
     stopping = Stopping(settings)
     assert [stopping.add(evaluation(0, 5)), stopping.add(evaluation(1, 4, is_success=1.0))] == ["", ""]
     assert stopping.add(evaluation(2, 5, is_success=0.9)) == "goal"
-    assert stop_reason(settings, "goal") == (
-        "stopped early: mean return ≥ 5 and is_success ≥ 0.9 and length_mean ≥ 1 in 1 evaluation"
-    )
+    assert stop_reason(settings, "goal") == ("stopped early: mean return ≥ 5 and is_success ≥ 0.9 and length_mean ≥ 1")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ def stop_reason(config: EvaluationConfig, rule: str) -> str:
         return f"stopped early: no better mean return in {_evaluations(config.patience or 0)}"
     names = {"return_mean": "mean return"}
     reached = " and ".join(f"{names.get(name, name)} ≥ {goal:g}" for name, goal in config.goals.items())
-    return f"stopped early: {reached} in {_evaluations(config.stop_evaluations)}"
+    count = config.stop_evaluations
+    return f"stopped early: {reached}" + (f" in {_evaluations(count)}" if count > 1 else "")
 
 
 def _evaluations(count: int) -> str:
