@@ -16,7 +16,7 @@ from pgcli.environments.failures import InvalidOutput, describe_outcome, is_user
 from pgcli.environments.masks import choices, draw, read_mask, reported_mask
 from pgcli.environments.outputs import non_finite_rows, pack_observation, read_flag, read_reward
 from pgcli.environments.registry import build, newer_version, spec
-from pgcli.errors import EnvironmentFailure
+from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.policies.observations import ACTION_MASK, Layout
 
 MAX_EPISODE_STEPS = 100_000  # stops episodes that never end; not a time limit
@@ -64,6 +64,27 @@ def check_environment(config: EnvConfig) -> StartCheck:
     if key not in _checked:
         _checked[key] = _check(config)
     return _checked[key]
+
+
+def check_evaluation(config: EnvConfig, training: EnvConfig) -> StartCheck:
+    """Check the environment of evaluations, in which the policy of `training` has to act.
+
+    Raises: UsageError if its spaces are not those of training; and what `check_environment` raises.
+    """
+    found, expected = check_environment(config), check_environment(training)
+    for name in ("observation_space", "action_space", "adds_mask"):
+        if getattr(found, name) != getattr(expected, name):
+            own, other = (
+                f"{'an' if one.adds_mask else 'no'} action mask"
+                if name == "adds_mask"
+                else f"the {name.replace('_', ' ')} {getattr(one, name)}"
+                for one in (found, expected)
+            )
+            raise UsageError(
+                f"evaluation.env: evaluations have {own}, and training has {other}",
+                "wrappers and kwargs that change spaces belong to both `env` and `evaluation.env`",
+            )
+    return found
 
 
 def _check(config: EnvConfig) -> StartCheck:

@@ -39,6 +39,12 @@ class Environments(Protocol):
     def restart(self, columns: Sequence[int], seeds: Sequence[int]) -> Array:
         """Start an episode in columns that were not running in the last step; return all observations, [N, …]."""
 
+    def reported(self, names: Sequence[str]) -> Array:
+        """Return the numbers and booleans under `names` in the info of each column's last step, [N, K].
+
+        An entry is nan where the info has none.
+        """
+
     def close(self) -> None:
         """Free the resources of the simulators."""
 

@@ -22,6 +22,7 @@ from pgcli.environments.outputs import (
     non_finite_rows,
     pack_observation,
     read_flag,
+    read_info,
     read_reward,
 )
 from pgcli.environments.registry import build, spec
@@ -68,6 +69,7 @@ class SingleEnvironments:
         self._seeds: list[int] = []
         self._obs: Array = np.zeros(())
         self._history: list[tuple[Array, Array]] = []  # actions and running columns, for the reproduction of a fault
+        self._infos: list[Any] = [None] * num_envs  # of the last step of each column
         self._starts = [0] * num_envs  # the index in the history at which each column's episode begins
 
     def reset(self, seeds: Sequence[int]) -> Array:
@@ -114,7 +116,7 @@ class SingleEnvironments:
                 result = envs[column].step(action)
                 if type(result) is not tuple or len(result) != 5:
                     raise InvalidOutput("something else than (obs, reward, terminated, truncated, info)")
-                next_obs, reward, ended, cut, _ = result
+                next_obs, reward, ended, cut, self._infos[column] = result
                 rewards[column] = reward if type(reward) in NUMBER_TYPES else read_reward(reward)
                 terminated[column] = ended if type(ended) in FLAG_TYPES else read_flag(ended, "terminated")
                 truncated[column] = cut if type(cut) in FLAG_TYPES else read_flag(cut, "truncated")
@@ -128,6 +130,10 @@ class SingleEnvironments:
         self._check_observations("step", obs, running & ~(terminated | truncated))
         self._obs = obs
         return Step(obs, rewards, terminated, truncated)
+
+    def reported(self, names: Sequence[str]) -> Array:
+        """Return the numbers and booleans under `names` in the infos of each column's last step, [N, K]."""
+        return np.array([read_info(info, names) for info in self._infos])
 
     def close(self) -> None:
         """Close all environments, also if closing one of them fails; then raise its failure."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.failures import InvalidOutput, describe_outcome, is_user_error
-from pgcli.environments.outputs import Array, Step, is_finite, non_finite_rows, pack_observation
+from pgcli.environments.outputs import Array, Step, is_finite, non_finite_rows, pack_observation, read_vector_info
 from pgcli.environments.registry import build_vector
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import Layout
@@ -29,6 +29,7 @@ class VectorEnvironments:
         self.layout = Layout(self.observation_space)
         self._seed, self._steps = 0, 0
         self._obs: Array = np.zeros(())
+        self._info: Any = None  # of the last step
 
     def reset(self, seeds: Sequence[int]) -> Array:
         """Start an episode in every column and return the observations, [N, …]."""
@@ -60,7 +61,7 @@ class VectorEnvironments:
     def step(self, actions: Array, running: Array) -> Step:
         """Execute the actions in every column; faults of columns that are not running are ignored."""
         try:
-            obs, *others, _ = self._envs.step(actions.copy())
+            obs, *others, self._info = self._envs.step(actions.copy())
             step = Step(pack_observation(self.layout, obs, batch=True).copy(), *map(np.array, others))
             if not (is_finite(step.rewards) or is_finite(step.rewards[running])):
                 raise InvalidOutput("a non-finite reward")
@@ -75,6 +76,10 @@ class VectorEnvironments:
     def restart(self, columns: Sequence[int], seeds: Sequence[int]) -> Array:
         """Return the observations of the last step, in which the ended columns started an episode without a seed."""
         return self._obs
+
+    def reported(self, names: Sequence[str]) -> Array:
+        """Return the numbers and booleans under `names` in the info of the last step, [N, K]."""
+        return read_vector_info(self._info, names, len(self._obs))
 
     def render(self) -> Any:
         """Return one picture per column, if the environments were built with a `render_mode`."""

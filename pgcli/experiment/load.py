@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.config import Config
 from pgcli.config.choices import Mode
-from pgcli.config.schema import EnvConfig
 from pgcli.environments.outputs import non_finite_rows
 from pgcli.environments.single import make_environment
 from pgcli.errors import EnvironmentFailure
@@ -93,7 +92,7 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
     checkpoint = checkpoints.load(path)
     config = checkpoint.read_config(str(path))
     if not trust:
-        refuse_foreign_modules(config.env, path)
+        refuse_foreign_modules(config, path)
     with closing(make_environment(config.env)) as env:
         learner = Learner(build_agent(env.observation_space, env.action_space, config))
     checkpoints.check_tensors(checkpoint.agent, learner.state_dict(), str(path))
@@ -101,10 +100,10 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
     return Agent(learner.policy, config, checkpoint.counters, path, seed)
 
 
-def refuse_foreign_modules(config: EnvConfig, path: Path) -> None:
+def refuse_foreign_modules(config: Config, path: Path) -> None:
     """Raise EnvironmentFailure for modules that Gymnasium does not ship: importing them runs their code."""
-    wrappers = [wrapper.name for wrapper in config.wrappers]
-    for name in (config.id, *wrappers):
+    wrappers = [wrapper.name for env in (config.env, config.evaluation_env) for wrapper in env.wrappers]
+    for name in (config.env.id, *wrappers):
         module, colon, _ = name.rpartition(":")
         own = module == "gymnasium.wrappers" if name in wrappers else module.partition(".")[0] == "gymnasium"
         if colon and not own:

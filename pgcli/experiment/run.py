@@ -15,8 +15,8 @@ import torch
 from pgcli.algorithm.gradients.autograd import check_compiler
 from pgcli.algorithm.second_process import SecondProcess
 from pgcli.config import Config
-from pgcli.environments.checks import check_environment
-from pgcli.environments.registry import spec
+from pgcli.environments.checks import check_environment, check_evaluation
+from pgcli.environments.registry import reward_threshold
 from pgcli.errors import PgcliError, RunDirectoryError, UsageError
 from pgcli.experiment.build import build_learner, columns_of, environments_of, released, restore, worker_pool
 from pgcli.experiment.recorder import Context, Outcome, Recorder
@@ -26,6 +26,7 @@ from pgcli.runs import checkpoints
 from pgcli.runs.directory import RunDirectory, find_checkpoint, is_run, move_aside
 from pgcli.runs.files import make_folder, storage
 from pgcli.runs.lock import lock
+from pgcli.runs.tables import check_info_names
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.sampler import make_sampler
@@ -84,7 +85,8 @@ def run_experiment(request: Request, context: Context = Context()) -> Outcome:  
         make_folder(path)
         with lock(path), closing(RunDirectory(path)) as directory:
             if not _opened(request, path, run, directory, context):
-                return Outcome(request.path, "already finished", None, None, 0.0)
+                reason = f"already finished: {directory.status.get('reason')}"
+                return Outcome(request.path, reason, None, None, 0.0)
             recorder = Recorder(run, directory, context)
             with recorder.status():
                 recorder.save()
@@ -98,6 +100,7 @@ def _built(request: Request, context: Context, resources: ExitStack) -> Training
     """Build everything that the run needs, before anything is written."""
     config = request.config
     environments = resources.enter_context(released(EnvironmentCache(environments_of(config))))
+    check_evaluation(config.evaluation_env, config.env)
     learner = build_learner(config, environments)
     keep_freed_memory()
     pool = worker_pool(config, environments, request.share, context.check)
@@ -122,7 +125,7 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
     if directory.is_new and request.which == "latest":
         if is_run(path):
             changes_of(config, stored_config(path), path)
-        directory.start(config, request.command, spec(config.env).reward_threshold)
+        directory.start(config, request.command, reward_threshold(config.evaluation_env))
         return True
     file = find_checkpoint(path, request.which)
     checkpoint = checkpoints.load(file)
@@ -133,7 +136,8 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
     if lost:
         context.watch(Notice(f"{lost} of {config.env.num_envs} environments do not repeat themselves: new episodes"))
     exact = is_exact(config, changes) and not lost
-    directory.restart(config, request.command, changes, exact, checkpoint.counters)
+    threshold = reward_threshold(config.evaluation_env)
+    directory.restart(config, request.command, changes, exact, checkpoint.counters, threshold)
     return True
 
 
@@ -153,6 +157,7 @@ def _paths_as_typed(request: Request, path: Path) -> Iterator[None]:
 def check_request(request: Request) -> None:
     """Raise RunDirectoryError for a run directory that cannot be used, UsageError for missing packages or devices."""
     path, logging = request.path, request.config.logging
+    check_info_names(request.config)
     for name in ("tensorboard", "wandb"):
         if getattr(logging, name):
             require(name, name, f"logging.{name}")

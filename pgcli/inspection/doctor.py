@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 
 from pgcli.algorithm.learner import Learner
 from pgcli.config.schema import DEFAULT_ITERATIONS, Config, EnvConfig
-from pgcli.environments.checks import MAX_EPISODE_STEPS, check_environment
+from pgcli.environments.checks import MAX_EPISODE_STEPS, StartCheck, check_environment, check_evaluation
 from pgcli.environments.failures import describe, is_user_error
 from pgcli.environments.masks import MaskColumns, draw
 from pgcli.environments.outputs import Step
-from pgcli.environments.registry import spec
+from pgcli.environments.registry import reward_threshold, spec
 from pgcli.environments.single import SingleEnvironments, make_environment, uses_fresh_instances
 from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import EnvironmentFailure
 from pgcli.experiment.build import build_learner, columns_of, environments_of
 from pgcli.policies.observations import ImagePart, Layout
 from pgcli.report.text import Finding, percent, table
+from pgcli.runs.tables import check_info_names
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.sampler import make_sampler
@@ -87,7 +88,8 @@ def diagnose(config: Config) -> dict[str, Any]:
 
     Raises: EnvironmentFailure, UsageError.
     """
-    checked = check_environment(config.env)
+    checked, evaluated = check_environment(config.env), check_evaluation(config.evaluation_env, config.env)
+    check_info_names(config)
     torch.set_num_threads(config.training.threads)
     with closing(make_environment(config.env)) as env:
         layout, action_space = Layout(env.observation_space), env.action_space
@@ -103,6 +105,7 @@ def diagnose(config: Config) -> dict[str, Any]:
     findings = [
         *(Finding("note", warning) for warning in checked.warnings),
         *_time_limit_findings(checked.time_limit),
+        *_evaluation_findings(config, evaluated),
         *_repeatability_findings(config.env, repeats),
         *_scale_findings(config, learner, layout, action_space, repeats),
         *_cost_findings(config, estimate),
@@ -115,7 +118,8 @@ def diagnose(config: Config) -> dict[str, Any]:
         "action": _describe_space("action", action_space),
         "action_mask": learner.policy.masked,
         "time_limit": checked.time_limit,
-        "reward_threshold": spec(config.env).reward_threshold,
+        "reward_threshold": reward_threshold(config.evaluation_env),
+        "registered_threshold": spec(config.env).reward_threshold,
         "vectorization": "native" if native else "sync",
         "num_envs": config.env.num_envs,
         "rebuild": uses_fresh_instances(config.env),
@@ -304,6 +308,15 @@ def _time_limit_findings(limit: int | None) -> Iterator[Finding]:
         yield Finding("ok", f"an episode ends after {limit:,} steps at the latest")
 
 
+def _evaluation_findings(config: Config, evaluated: StartCheck) -> Iterator[Finding]:
+    """Report what differs in the environment of evaluations, which has passed the same start check."""
+    keys = [f"evaluation.env.{name}" for name, value in config.evaluation.env if value is not None]
+    if keys:
+        limit = "no time limit" if evaluated.time_limit is None else f"a time limit of {evaluated.time_limit:,} steps"
+        yield Finding("ok", f"evaluation has an environment of its own ({', '.join(keys)}), with {limit}")
+        yield from (Finding("note", f"evaluation: {warning}") for warning in evaluated.warnings)
+
+
 def _repeatability_findings(config: EnvConfig, repeats: Repeatability) -> Iterator[Finding]:
     if not repeats.deterministic:
         yield Finding(
@@ -408,7 +421,7 @@ def diagnosis_text(result: dict[str, Any]) -> str:
         *(("observes", _line(leaf)) for leaf in result["observation"]),
         ("acts", _line(result["action"]) + (", with a mask" if result["action_mask"] else "")),
         ("episodes", "no time limit" if limit is None else f"at most {limit:,} steps"),
-        ("solved at", "not registered" if threshold is None else f"a return of {threshold:g}"),
+        ("solved at", _threshold(threshold, result["registered_threshold"])),
         ("steps", f"{result['num_envs']:,} environments {how}; one: {result['env_steps_per_second']:,.0f} steps/s"),
         ("policy", f"{result['policy_parameters']:,} parameters: {parts}"),
         ("value", "none" if value is None else f"{value:,} parameters"),
@@ -423,6 +436,16 @@ def diagnosis_text(result: dict[str, Any]) -> str:
         if finding["key"]:
             lines.append(f"  {finding['key']}")
     return "\n".join(lines)
+
+
+def _threshold(threshold: float | None, registered: float | None) -> str:
+    if threshold is not None:
+        return f"a return of {threshold:g}"
+    if registered is None:
+        return "not registered"
+    return (
+        f"no threshold: the registered {registered:g} is for other wrappers, kwargs or time limit than evaluation has"
+    )
 
 
 def _line(space: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from pgcli.config import Config
 from pgcli.errors import PgcliError
 from pgcli.experiment.run import Request
-from pgcli.records import Evaluation, Iteration, Notice, Record
+from pgcli.records import Evaluation, Iteration, Notice, Record, more_columns
 from pgcli.runs.tables import header_of, read_table, rows_of
 
 FILMED_STEPS = 500  # of an episode of the last policy, at most
@@ -143,7 +143,7 @@ def past_entries(path: Path, iteration: int) -> Iterator[LogEntry]:
     """Yield what the tables have of the records before `iteration`; an evaluation comes before its iteration."""
     entries: dict[tuple[int, bool], dict[str, float]] = {}  # by iteration, and whether they are of its end
     for name, prefix in _PREFIXES.items():
-        table = read_table(path / f"{name}.csv", header_of(name))
+        table = read_table(path / f"{name}.csv", None)
         for row, number in enumerate(table["iteration"].astype(int).tolist()):
             values = entries.setdefault((number, name != "evaluations"), {})
             numbers = ((column, float(cells[row])) for column, cells in table.numbers.items())
@@ -156,11 +156,12 @@ def past_entries(path: Path, iteration: int) -> Iterator[LogEntry]:
 
 
 def _entry_of(record: Iteration | Evaluation) -> LogEntry:
+    more = more_columns(list(record.info), stops=False)
     values = {
         f"{_PREFIXES[name]}/{column}": float(cell)
-        for name, rows in rows_of(record).items()
+        for name, rows in rows_of(record, more).items()
         if name in _PREFIXES
-        for column, cell in zip(header_of(name), rows[0], strict=True)
+        for column, cell in zip(header_of(name, more.get(name, ())), rows[0], strict=True)
         if column != "iteration" and isinstance(cell, int | float)
     }
     return LogEntry(record.iteration, values)

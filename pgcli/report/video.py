@@ -54,7 +54,9 @@ def film(agent: Agent, path: Path, mode: Mode, seed: int, horizon: int | None) -
         return actor.for_environment(acting.act(layout.pack(obs)[None]))[0]
 
     episode = FilmedEpisode()
-    write(played(agent.config.env, derived_seed(seed, Purpose.VIDEO), choose, horizon, episode), episode, path)
+    write(
+        played(agent.config.evaluation_env, derived_seed(seed, Purpose.VIDEO), choose, horizon, episode), episode, path
+    )
     return episode
 
 

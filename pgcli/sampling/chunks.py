@@ -22,7 +22,11 @@ def chunk_ranges(env: EnvConfig, columns: int) -> list[range]:
 
 
 class EnvironmentCache:
-    """Environments that one process builds at first use, keeps for later tasks, and closes together."""
+    """Environments that one process builds at first use, keeps for later tasks, and closes together.
+
+    Those of evaluations are in a cache of their own, so that an environment that remembers cannot tell training
+    whether it was evaluated.
+    """
 
     def __init__(self, config: EnvConfig) -> None:
         self.config = config
@@ -38,6 +42,10 @@ class EnvironmentCache:
     def of_width(self, width: int) -> Environments:
         """Return `width` environments for whole episodes, the same objects at every call."""
         return self.get(width, partial(make_environments, self.config, width))
+
+    def for_evaluation(self, config: EnvConfig) -> EnvironmentCache:
+        """Return the environments of evaluations, the same objects at every call; `config` describes them."""
+        return self.get("evaluation", partial(EnvironmentCache, config))
 
     def close(self) -> None:
         """Close every object, then raise the first error."""
