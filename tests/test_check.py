@@ -25,7 +25,7 @@ from pgcli.algorithm import losses as losses_module
 from pgcli.algorithm import policy_gradient as agent_module
 from pgcli.algorithm.gradients.user_code import TutorialPolicy
 from pgcli.config import Config, override
-from pgcli.config.rules import violations
+from pgcli.config.rules import CONDITIONAL, violations
 from pgcli.config.schema import PolicyConfig
 from pgcli.errors import ConfigError
 from pgcli.estimators import returns as returns_module
@@ -189,7 +189,7 @@ ON_OWN_DATA = [  # there, the objectives differ in no expectation: one for each 
 @pytest.mark.parametrize("cell", ON_OWN_DATA, ids="-".join)
 def test_a_cell_is_what_the_grid_says(cell: tuple[str, str, str]) -> None:
     """On the chain, which nothing cuts, with λ = 1, where V is a baseline."""
-    settings = in_cell(given(*IN_FULL, "algorithm.gae_lambda=1"), *cell)
+    settings = in_cell(override(given(*IN_FULL), ["algorithm.gae_lambda=1"], CONDITIONAL), *cell)
     assert not list(violations(settings))
     one = found(settings, "chain")
     assert one.verdict == {"exact": "unbiased"}.get(CELLS[cell], CELLS[cell])
@@ -849,7 +849,7 @@ OWN = "algorithm.estimator=my.py:reinforce"
             "one step on data of the policy's own",
             "algorithm.objective=policy_gradient",
         ),
-        ((OWN, "algorithm.baseline=value"), "no value function", "algorithm.baseline=none"),
+        ((OWN, "algorithm.baseline=value"), "no value function", "algorithm.baseline=mean"),
         ((OWN, "algorithm={baseline: group, group_size: 4, estimator: my.py:f}"), "not told of groups", ""),
         ((OWN, "algorithm.entropy_coef=0.1"), "the whole gradient", "algorithm.entropy_coef=0"),
         ((OWN, "policy.memory=gru"), "no score of one step", "policy.memory=none"),

@@ -109,7 +109,7 @@ def test_a_budget_of_iterations_of_segments_is_one_of_env_steps() -> None:
         (["algorithm.gamma=0.9,1.0"], "training.env_steps=100000"),
         (["algorithm.gamma=0.9,1.0", "training.seconds=9"], "training.seconds=null"),
         (["algorithm.gamma=0.9,1.0", "training.env_steps=9", "training.iterations=9"], "training.iterations=null"),
-        (["algorithm.gamma=0.9,0.90", "training.env_steps=9"], "the same config"),
+        (["algorithm.gamma=0.9,0.90", "training.env_steps=9"], "the same run"),
         (["algorithm.gamma=0.9,,1.0", "training.env_steps=9"], "an empty value"),
         (["algorithm.gamma=0.9,1.0", "algorithm.gamma=0.5,0.6"], "twice"),
         (["algorithm.gamma=0.9,1.0", "seed=1"], "--seeds"),

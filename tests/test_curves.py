@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pgcli.errors import ConfigError, PgcliError, RunDirectoryError
-from pgcli.report.curves import caption, read_lines
+from pgcli.report.curves import caption, legend, read_lines
 from pgcli.report.plots import plot
 from pgcli.report.statistics import Curve, aggregate, bootstrap_interval, smoothed
 
@@ -396,3 +396,36 @@ def test_the_caption_counts_the_episodes_of_the_lines_that_are_one_run(tmp_path:
     output = plot([tmp_path / "runs"], "env_steps", "evaluation.return_mean", "mean", "ci95", 1, tmp_path / "a.svg")
     words = " ".join(re.findall("<!-- (.*?) -->", output.read_text(), re.DOTALL)).replace("\n", " ")
     assert "one standard error over 4 evaluation episodes" in words
+
+
+def test_a_copy_of_a_run_is_not_another_seed(tmp_path: Path) -> None:
+    for seed, returns in enumerate(([0, 10, 20], [0, 20, 60])):
+        write_run(tmp_path / f"runs/seed-{seed}", returns, seed=seed)
+    write_run(tmp_path / "runs/copy", [0, 10, 20])
+    write_run(tmp_path / "runs/unfinished", [0, 20], seed=1, status="running")
+    write_run(tmp_path / "runs/twin", [0, 10, 20], seed=2)
+    with pytest.warns(UserWarning, match="is a copy of") as told:
+        rows = drawn([tmp_path / "runs"], tmp_path)
+    assert column(rows, "n") == [3, 3, 3], "equal numbers under another seed are another run"
+    assert sorted(str(one.message).replace(f"{tmp_path}/", "") for one in told) == [
+        "left out: runs/seed-0 is a copy of runs/copy, with its config and seed",
+        "left out: runs/unfinished is a copy of runs/seed-1, with its config and seed",
+    ]
+
+
+def test_a_run_with_the_seed_of_another_and_other_numbers_counts_with_a_warning(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs/a", [0, 10, 20])
+    write_run(tmp_path / "runs/b", [0, 10, 21])
+    with pytest.warns(UserWarning, match="has the config and the seed of .*/a and other numbers"):
+        assert column(drawn([tmp_path / "runs"], tmp_path), "n") == [2, 2, 2]
+
+
+def test_the_legend_says_how_many_runs_each_line_has_where_the_numbers_differ(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / f"many/seed-{seed}", [0, 10 + seed], seed=seed, name="many")
+    write_run(tmp_path / "one", [0, 5], name="one")
+    lines, _ = read_lines(
+        [tmp_path / "many", tmp_path / "one"], "env_steps", "evaluation.return_mean", "mean", "none", 1
+    )
+    assert legend(lines) == ["many (3 runs)", "one (1 run)"]
+    assert legend(lines[:1]) == ["many"]

@@ -68,6 +68,11 @@ _EXAMPLES = {
 _ESTIMATOR_PARTS = (get_args(Returns), get_args(Baseline), ("batch", "group"))
 
 
+def path_of(key: str) -> Path_:
+    """Return the path of a dotted key, in which a number is an index: `("a", 0)` of `a.0`."""
+    return tuple(int(part) if part.isdigit() else part for part in key.split("."))
+
+
 def dotted(path: Path_) -> str:
     """Return a path as users write it: `policy.hidden_sizes[1]`; quote a key that is not a plain word."""
     text = ""

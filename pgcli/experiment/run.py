@@ -13,8 +13,12 @@ from pathlib import Path
 import torch
 
 from pgcli.algorithm.gradients.autograd import check_compiler
+from pgcli.algorithm.gradients.closed_form import ClosedForm
+from pgcli.algorithm.learner import Learner
 from pgcli.algorithm.second_process import SecondProcess
 from pgcli.config import Config
+from pgcli.config.rules import without_effect
+from pgcli.config.schema import PolicyConfig
 from pgcli.environments.checks import check_environment, check_evaluation
 from pgcli.environments.registry import reward_threshold
 from pgcli.errors import PgcliError, RunDirectoryError, UsageError
@@ -107,7 +111,7 @@ def _built(request: Request, context: Context, resources: ExitStack) -> Training
     if pool.count:  # workers wait during an update
         learner.run = SecondProcess()
     executor = resources.enter_context(released(ChunkExecutor(environments, pool)))
-    for notice in check_environment(config.env).notices:
+    for notice in (*_ignored(config, learner), *check_environment(config.env).notices):
         context.watch(Notice(notice))
     if learner.policy.masked:
         context.watch(Notice("actions are masked; `policy.action_mask: none` ignores the mask"))
@@ -117,6 +121,17 @@ def _built(request: Request, context: Context, resources: ExitStack) -> Training
     gc.freeze()  # imported modules stay: the collector would spend a tenth of a second on them
     resources.callback(gc.unfreeze)
     return Training(config, executor, learner, make_sampler(config, executor), Counters())
+
+
+def _ignored(config: Config, learner: Learner) -> Iterator[str]:
+    """Describe the keys that change nothing in this run and are no error in its config."""
+    for one in without_effect(config):
+        yield f"{one.message}: it is ignored"
+    policy, deviation = learner.policy, config.policy.initial_standard_deviation
+    if policy.distribution.is_discrete and deviation != PolicyConfig().initial_standard_deviation:
+        yield "`policy.initial_standard_deviation` has no effect: the actions are not continuous"
+    if config.training.compile and isinstance(learner.agent.gradient, ClosedForm):
+        yield "`training.compile` has no effect: the gradients of these networks are in closed form"
 
 
 def _opened(request: Request, path: Path, run: Training, directory: RunDirectory, context: Context) -> bool:

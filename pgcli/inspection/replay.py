@@ -24,14 +24,15 @@ from pgcli.environments.checks import check_environment
 from pgcli.environments.make import Environments, make_environments, make_resumable_environments
 from pgcli.environments.single import SingleEnvironments, make_environment
 from pgcli.environments.vector import VectorEnvironments, select_column
-from pgcli.errors import EnvironmentFailure, PgcliError, RunDirectoryError, UsageError
+from pgcli.errors import EnvironmentFailure, RunDirectoryError, UsageError
 from pgcli.experiment.build import environments_of
 from pgcli.experiment.load import refuse_foreign_modules
 from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated
 from pgcli.experiment.resume import has_constant_schedules, stored_config
 from pgcli.policies.policy import Policy
+from pgcli.report.frames import Frame, FrameReader, rate
 from pgcli.report.text import table
-from pgcli.report.video import DEFAULT_FPS, FilmedEpisode, Frame, check_name, drawing, picture, played, write
+from pgcli.report.video import FilmedEpisode, check_name, drawing, played, write
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import is_run
 from pgcli.runs.tables import read_table
@@ -316,21 +317,21 @@ class ReplayFrames:
 
     def of_vector_form(self) -> Iterator[Frame]:
         """Draw each state in a vector form of one column, or in the single form if the vector form draws nothing."""
-        env, states = self._env, list(self._vector_states())
+        env, states, reader = self._env, list(self._vector_states()), FrameReader(self._env.id)
         with drawing(env):
             try:
                 alone = VectorEnvironments(env, 1, "rgb_array")
                 alone.reset([0])
                 alone.restore(states[0].arrays)
-                picture(alone.render()[0], env.id)
-            except (PgcliError, TypeError, IndexError, NotImplementedError):
+                FrameReader(env.id).read(alone.render()[0])
+            except Exception:  # if the single form fails too, its error is raised
                 yield from self._redrawn_in_single_form(states)
                 return
             with closing(alone):
-                self.film.fps = float(alone.render_fps or DEFAULT_FPS)
+                self.film.fps = rate({"render_fps": alone.render_fps})
                 for state in states:
                     alone.restore(state.arrays)
-                    yield picture(alone.render()[0], env.id)
+                    yield reader.read(alone.render()[0])
 
     def _vector_states(self) -> Iterator[VectorState]:
         """Step the chunk of the episode's column through all of its actions again; yield the episode's states.
@@ -374,17 +375,17 @@ class ReplayFrames:
 
     def _redrawn_in_single_form(self, states: list[VectorState]) -> Iterator[Frame]:
         """Set the first state in the single form and step it through the actions; its observations must be equal."""
-        env_id = self._config.env.id
+        env_id, reader = self._config.env.id, FrameReader(self._config.env.id)
         with closing(SingleEnvironments(self._env, 1)) as known:
             layout = known.layout
         with closing(make_environment(self._config.env, render_mode="rgb_array")) as env:
-            self.film.fps = float(env.metadata.get("render_fps") or DEFAULT_FPS)
+            self.film.fps = rate(env.metadata)
             env.reset(seed=check_environment(self._config.env).seed(0))
             for name, array in states[0].arrays.items():
                 own = getattr(env.unwrapped, name, None)
                 if own is not None and np.size(own) == array.size:
                     setattr(env.unwrapped, name, array.reshape(np.shape(own)).copy())
-            yield picture(env.render(), env_id)
+            yield reader.read(env.render())
             for state, after in pairwise(states):
                 obs, _, _, _, _ = env.step(state.action)
                 if layout.pack(obs).tobytes() != after.obs.tobytes():
@@ -393,7 +394,7 @@ class ReplayFrames:
                         "observations: this episode cannot be filmed",
                         "env.vectorization=sync trains on episodes that can be",
                     )
-                yield picture(env.render(), env_id)
+                yield reader.read(env.render())
 
     def _not_reproducible(self) -> EnvironmentFailure:
         what = f"{self._config.env.id} does not repeat itself: what it shows is another episode"

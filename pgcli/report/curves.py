@@ -101,13 +101,25 @@ class Line:
     curve: Aggregate
     left_out: int = 0
 
+    @property
+    def label_and_runs(self) -> str:
+        """The label and the number of runs, for a plot whose lines have different numbers of them."""
+        return f"{self.label} ({len(self.runs)} run{'s' if len(self.runs) > 1 else ''})"
+
+
+def legend(lines: Sequence[Line]) -> list[str]:
+    """Label the lines, with their numbers of runs where these differ."""
+    equal = len({len(line.runs) for line in lines}) == 1
+    return [line.label if equal else line.label_and_runs for line in lines]
+
 
 def read_lines(
     run_dirs: Sequence[Path], x: str, y: str, stat: str, band: str, smooth: int, output: Path | None = None
 ) -> tuple[list[Line], Drawing]:
     """Read the lines of a plot. Raises: ConfigError for a bad option or column, RunDirectoryError."""
     drawing = _checked(x, y, stat, band, smooth, output)
-    return draw_lines(*_drawable(find_runs(run_dirs), drawing), drawing), drawing
+    runs, without = _drawable(find_runs(run_dirs), drawing)
+    return draw_lines(_without_copies(runs, drawing), without, drawing), drawing
 
 
 def _checked(x: str, y: str, stat: str, band: str, smooth: int, output: Path | None) -> Drawing:
@@ -210,6 +222,27 @@ def _drawable(paths: Sequence[Path], drawing: Drawing) -> tuple[list[RunCurve], 
     for nothing in empty:
         warnings.warn(f"left out: {nothing.message}", stacklevel=2)
     return runs, without
+
+
+def _without_copies(runs: Sequence[RunCurve], drawing: Drawing) -> list[RunCurve]:
+    """Leave out, with a warning, each run whose config, seed and table another one has: it is no further seed.
+
+    A table that is the beginning of another is of an unfinished copy. Equal seeds with other numbers all count.
+    """
+    content = {run.path: (run.path / _TABLES[drawing.prefix]).read_bytes() for run in runs}
+    kept: dict[frozenset[tuple[str, str]], list[RunCurve]] = {}
+    for run in sorted(runs, key=lambda run: -len(content[run.path])):  # of equal ones the first is kept
+        same = kept.setdefault(frozenset(run.settings.items()), [])
+        original = next((one for one in same if content[one.path].startswith(content[run.path])), None)
+        if original is not None:
+            warnings.warn(f"left out: {run.path} is a copy of {original.path}, with its config and seed", stacklevel=2)
+            continue
+        if same:
+            text = f"{run.path} has the config and the seed of {same[0].path} and other numbers: both count as runs"
+            warnings.warn(text, stacklevel=2)
+        same.append(run)
+    chosen = [id(run) for group in kept.values() for run in group]
+    return [run for run in runs if id(run) in chosen]
 
 
 def _read(path: Path, drawing: Drawing) -> Table:

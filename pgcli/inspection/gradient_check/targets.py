@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 from pgcli.config import Config, load_config, override
+from pgcli.config.rules import CONDITIONAL
 from pgcli.system.locations import split
 from pgcli.system.streams import results_only
 
@@ -28,7 +29,8 @@ def check_target(target: str | None, overrides: Sequence[str], everything: bool)
     else:
         exact = ["algorithm.average=episodes", "algorithm.discount_weighting=true"] if everything else []
         default = [*exact, "policy.distribution=softmax", *overrides]
-        config = override(config, default) if target is None else load_config(target, overrides)
+        ignored = CONDITIONAL if everything else ()  # a key has its effect in some cells of the grid
+        config = override(config, default, ignored) if target is None else load_config(target, overrides, ignored)
         location = config.algorithm.estimator
     with results_only():
         if location is not None:
