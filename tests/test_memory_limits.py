@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pgcli.experiment.build import build_learner
 from pgcli.sampling.pool import sendable
 from pgcli.system.memory import in_bytes, memory_error
 
+PATHS = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
 HUGE = spaces.Discrete(10**12)
 SMALL = spaces.Box(-1, 1, (2,))
 
@@ -84,7 +86,15 @@ class Hoard(gym.Env[Array, np.int64]):
 
 @pytest.mark.parametrize("at", ["null", "3"])
 def test_an_environment_without_memory_fails_as_an_environment(tmp_path: Path, at: str) -> None:
-    run = pgcli("train", "cartpole", "env.id=test_memory_limits:Hoard", f"env.kwargs.at={at}", cwd=tmp_path, code=3)
+    run = pgcli(
+        "train",
+        "cartpole",
+        "env.id=test_memory_limits:Hoard",
+        f"env.kwargs.at={at}",
+        cwd=tmp_path,
+        code=3,
+        PYTHONPATH=PATHS,
+    )
     assert "MemoryError: Unable to allocate" in run.stderr
 
 

@@ -61,7 +61,7 @@ class Leaf:
         if self.columns is None:
             return obs.reshape(len(obs), self.size)
         part = obs[:, self.columns]
-        if self.dtype == np.uint8:
+        if self.dtype == np.uint8 or not self.size:
             return part
         return part.view(self.dtype if isinstance(part, np.ndarray) else torch_type(self.dtype))
 
