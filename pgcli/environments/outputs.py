@@ -121,6 +121,8 @@ def _entry(info: Any, name: str) -> tuple[Any, Any]:
 
 def _number(value: Any) -> float:
     """Return a finite number or a boolean, or the only entry of an array, as a float; nan for anything else."""
+    if value is None:
+        return math.nan
     try:
         array = np.asarray(value)
         number = float(array.item()) if array.size == 1 and array.dtype.kind in "biuf" else math.nan

@@ -131,9 +131,12 @@ class SingleEnvironments:
         self._obs = obs
         return Step(obs, rewards, terminated, truncated)
 
-    def reported(self, names: Sequence[str]) -> Array:
-        """Return the numbers and booleans under `names` in the infos of each column's last step, [N, K]."""
-        return np.array([read_info(info, names) for info in self._infos])
+    def reported(self, names: Sequence[str], columns: Array) -> Array | None:
+        """Return the numbers and booleans under `names` in the infos of some columns' last steps, [N, K]."""
+        values = np.full((len(self._infos), len(names)), np.nan)
+        for column in columns.nonzero()[0].tolist():
+            values[column] = read_info(self._infos[column], names)
+        return values
 
     def close(self) -> None:
         """Close all environments, also if closing one of them fails; then raise its failure."""

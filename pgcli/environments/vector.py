@@ -77,9 +77,11 @@ class VectorEnvironments:
         """Return the observations of the last step, in which the ended columns started an episode without a seed."""
         return self._obs
 
-    def reported(self, names: Sequence[str]) -> Array:
-        """Return the numbers and booleans under `names` in the info of the last step, [N, K]."""
-        return read_vector_info(self._info, names, len(self._obs))
+    def reported(self, names: Sequence[str], columns: Array) -> Array | None:
+        """Return the numbers and booleans under `names` in the info of the last step, for some columns, [N, K]."""
+        if not self._info:
+            return None
+        return np.where(columns[:, None], read_vector_info(self._info, names, len(columns)), np.nan)
 
     def render(self) -> Any:
         """Return one picture per column, if the environments were built with a `render_mode`."""

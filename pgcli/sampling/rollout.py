@@ -71,7 +71,7 @@ def play(
         next_obs, rewards, terminated, truncated = envs.step(actor.for_environment(actions), running)
         over = running & (terminated | truncated)
         ending = running if t + 1 == horizon else over
-        info = np.where(ending[:, None], envs.reported(names), np.nan) if names and ending.any() else None
+        info = envs.reported(names, ending) if names and ending.any() else None
         yield Transition(obs, actions, rewards, terminated, truncated, running, next_obs, info)
         running = running & ~over
         if not running.any():

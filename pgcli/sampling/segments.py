@@ -269,14 +269,14 @@ class _LiveColumns:
                 next_obs = envs.restart(fresh, Seeds(fresh, seed_of))
             rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))
             obs, running, waiting = next_obs, ~over, bool(over.any())
-            if waiting and names:
-                infos[t] = envs.reported(names)
+            if waiting and names and (info := envs.reported(names, over)) is not None:
+                infos[t] = info
         before = torch.from_numpy(state.memory) if actor.state_size else None
         trajectories = replace(to_trajectories(rows), memory=before)
         places, ended, sums = _ended(trajectories, state, config.algorithm.gamma)
-        if names:
-            found = (named(names, infos[t][column].tolist()) for t, column in places)
-            ended = [one._replace(info=info) for one, info in zip(ended, found, strict=True)]
+        if infos:
+            found = (named(names, infos[t][column].tolist()) if t in infos else {} for t, column in places)
+            ended = [one._replace(info=numbers) for one, numbers in zip(ended, found, strict=True)]
         if sums["lengths"].max() > MAX_EPISODE_STEPS:
             raise endless_episode()
         history = _extended(state.action_history, trajectories.actions.numpy(), sums["lengths"])
