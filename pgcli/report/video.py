@@ -20,11 +20,12 @@ from pgcli.environments.checks import check_environment
 from pgcli.environments.failures import InvalidOutput, describe, is_user_error
 from pgcli.environments.outputs import read_flag, read_reward
 from pgcli.environments.single import make_environment
-from pgcli.errors import EnvironmentFailure, PgcliError, UsageError
+from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.experiment.load import Agent
 from pgcli.report.frames import DEFAULT_FPS, Frame, FrameReader, of_one_size, rate
 from pgcli.runs.files import TEMPORARY, storage
 from pgcli.seeding import Purpose, derived_seed, generator
+from pgcli.system.packages import install_command
 
 GIF_TICK = 100  # per second: GIF counts in hundredths
 GIF_SHORTEST = 2  # ticks; browsers slow anything faster down to ten frames a second
@@ -159,7 +160,7 @@ def _write_mp4(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> N
     try:
         import imageio_ffmpeg
     except ImportError:
-        raise PgcliError("an .mp4 needs ffmpeg", 'pip install "pgcli[video]", or write a .gif') from None
+        raise UsageError("an .mp4 needs ffmpeg", f"{install_command('video')}, or write a .gif") from None
     first = next(frames)
     height, width = first.shape[:2]
     # a macro block of 2 keeps the size: H.264 needs even sides only
