@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from pgcli.config.messages import Path_, about, dotted, explain, printable, shortened, shown
+from pgcli.config.messages import Path_, about, dotted, either, explain, printable, shortened, shown
 from pgcli.config.problems import Problems
 from pgcli.config.rules import violations, without_effect
 from pgcli.config.schema import Config
@@ -85,11 +85,21 @@ def _read(location: str) -> tuple[Path, bytes]:
     try:
         return path, read_bytes(path)
     except (FileNotFoundError, ValueError):  # ValueError: a name that no file can have
-        close = closest(location, shipped)
+        close = _similar_names(location, shipped)
         names = f", or the name of a shipped config: {', '.join(shipped)}" if shipped else ""
-        hint = f"did you mean `{close}`?" if close else f"give the path of a YAML file{names}"
+        hint = f"did you mean {either(close)}?" if close else f"give the path of a YAML file{names}"
         message = "no such file, and no shipped config of that name"
         raise ConfigError([Problem(printable(location), message, hint)]) from None
+
+
+def _similar_names(location: str, shipped: Collection[str]) -> list[str]:
+    """Return the shipped config that is spelled alike, or all of the environment or the algorithm that it names."""
+    parts = {part for name in shipped for part in name.split("/")}
+    named = location if "/" in location or "-" in location else closest(location, parts)
+    if named not in shipped and (found := [name for name in shipped if named in name.split("/")]):
+        return found
+    close = closest(location, shipped)
+    return [close] if close else []
 
 
 def _validate(source: Source, overrides: Sequence[str], ignored: Collection[str] = ()) -> Config:

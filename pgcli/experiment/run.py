@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import traceback
 from collections.abc import Iterator
@@ -21,13 +22,13 @@ from pgcli.config.rules import without_effect
 from pgcli.config.schema import PolicyConfig
 from pgcli.environments.checks import check_environment, check_evaluation
 from pgcli.environments.registry import reward_threshold
-from pgcli.errors import PgcliError, RunDirectoryError, UsageError
+from pgcli.errors import PgcliError, RunDirectoryError, UsageError, typed
 from pgcli.experiment.build import build_learner, columns_of, environments_of, released, restore, worker_pool
 from pgcli.experiment.recorder import Context, Outcome, Recorder
 from pgcli.experiment.resume import changes_of, is_exact, stored_config
 from pgcli.records import Notice
 from pgcli.runs import checkpoints
-from pgcli.runs.directory import RunDirectory, find_checkpoint, is_run, move_aside
+from pgcli.runs.directory import RunDirectory, elapsed_seconds, find_checkpoint, is_run, move_aside
 from pgcli.runs.files import make_folder, storage
 from pgcli.runs.lock import lock
 from pgcli.runs.tables import check_info_names
@@ -89,7 +90,7 @@ def run_experiment(request: Request, context: Context = Context()) -> Outcome:  
         make_folder(path)
         with lock(path), closing(RunDirectory(path)) as directory:
             if not _opened(request, path, run, directory, context):
-                reason = f"already finished: {directory.status.get('reason')}"
+                reason = "already finished: " + "; ".join(_what_ended(request, run.counters, directory))
                 return Outcome(request.path, reason, None, None, 0.0)
             recorder = Recorder(run, directory, context)
             with recorder.status():
@@ -134,6 +135,23 @@ def _ignored(config: Config, learner: Learner) -> Iterator[str]:
         yield "`training.compile` has no effect: the gradients of these networks are in closed form"
 
 
+_COUNTER = {"iterations": "iteration", "env_steps": "env_steps", "seconds": "seconds"}  # of each budget
+
+
+def _what_ended(request: Request, counters: Counters, directory: RunDirectory) -> tuple[str, str]:
+    """Return what ended a finished run, and which command extends it."""
+    again = f"`pgcli resume {typed(request.path)}"
+    if used := counters.used_up(request.config.training):
+        larger = " ".join(f"training.{name}={2 * math.ceil(getattr(counters, _COUNTER[name]))}" for name in used)
+        settings = " and ".join(f"training.{name}={limit}" for name, limit in used.items())
+        return f"{settings} {'is' if len(used) == 1 else 'are'} used up", f"{again} {larger}` extends it"
+    reason = directory.status.get("reason") or "stopped early"
+    rules = {"stop_at_return": "null", "stop_at": "'{}'", "patience": "null"}
+    on = [name for name in rules if getattr(request.config.evaluation, name) not in (None, {})]
+    off = " ".join(f"evaluation.{name}={rules[name]}" for name in on)
+    return str(reason), f"{again} {off}` uses the rest of its budget"
+
+
 def _opened(request: Request, path: Path, run: Training, directory: RunDirectory, context: Context) -> bool:
     """Start a run directory, or restore the state that it holds; return False for a run that has finished."""
     config = request.config
@@ -145,8 +163,15 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
     file = find_checkpoint(path, request.which)
     checkpoint = checkpoints.load(file)
     changes = changes_of(config, checkpoint.read_config(str(file)), path)
-    if directory.status.get("status") == "finished" and not changes and request.which == "latest":
-        return False
+    finished = directory.status.get("status") == "finished" and request.which == "latest"
+    if finished:
+        iteration = checkpoint.counters["iteration"]
+        run.counters = Counters(**checkpoint.counters, seconds=elapsed_seconds(path, iteration))
+        if not changes:
+            return False
+        if run.counters.used_up(config.training):
+            ended, hint = _what_ended(request, run.counters, directory)
+            raise UsageError(f"{path}: is finished: {ended}; {', '.join(changes)} would train nothing", hint)
     lost = restore(run, checkpoint, str(file), path)
     if lost:
         context.watch(Notice(f"{lost} of {config.env.num_envs} environments do not repeat themselves: new episodes"))

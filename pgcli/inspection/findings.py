@@ -17,7 +17,9 @@ from pgcli.report.text import Finding, percent
 Array = NDArray[np.float64]
 
 COLLAPSED = 0.01  # of the entropy at the start: of two actions, the rarer one is taken in less than 1 of 1000 steps
+DESTROYED = 0.005  # nats: of two actions drawn alike, 0.7 % of the entropy
 NARROW = 0.01  # of σ at the start: actions that differ by hundredths of what they did
+MOSTLY_CLIPPED = 0.5  # of the actions: a gaussian of σ = 1 on bounds of ±1 begins with 0.32
 LOW_SNR = 0.1  # a gradient estimate whose noise is ten times its signal
 ZERO_GROUPS = 0.5  # of the groups: half of the data teaches nothing
 LOW_ESS = 0.5  # of the batch: where particle filters resample (Doucet & Johansen 2009)
@@ -36,12 +38,18 @@ GREEDY_GAP = 0.1  # of the sampled return
 def entropy_collapse(iteration: Array, entropy: Array) -> Finding | None:
     """Find where the entropy of a discrete policy fell below 1 % of what it was at the start.
 
-    By then hardly any action but the preferred one is tried, and what is not tried is not learned. At the goal that is
-    as it should be; before it, learning has stopped.
+    From there on hardly any action but the preferred one is tried, and what is not tried is not learned. Before the
+    goal is reached, learning has stopped. The first row may already be that of a policy that its own update destroyed.
     """
     known = np.isfinite(entropy)
-    if not known.any() or (start := entropy[known][0]) <= 0:
+    if not known.any():
         return None
+    start = entropy[known][0]
+    if start < DESTROYED:
+        if np.median(entropy[known]) >= DESTROYED:
+            return None
+        text = f"the entropy is {start:.2g} nats in the first row: the first update left a policy that hardly explores"
+        return Finding("warning", text, int(iteration[known][0]), "a lower optimizer.learning_rate")
     below = np.flatnonzero(known & (entropy < COLLAPSED * start))
     if not len(below):
         return None
@@ -63,6 +71,16 @@ def narrow_actions(iteration: Array, deviation: Array) -> Finding | None:
         f"the standard deviation of the actions fell to {deviation[at]:.2g}, from {start:.2g}: no exploration is left"
     )
     return Finding("warning", text, int(iteration[at]), "algorithm.entropy_coef=0.001")
+
+
+def clipped_actions(iteration: Array, fraction: Array) -> Finding | None:
+    """Find that most of the numbers of the actions, late, are outside the bounds of their space and clipped."""
+    late = _late(fraction)
+    if late is None or (middle := float(np.median(fraction[late]))) <= MOSTLY_CLIPPED:
+        return None
+    text = f"{percent(middle)} of the actions are outside the bounds and clipped: the environment sees the bounds only"
+    key = "policy.distribution=tanh_gaussian, or a lower policy.initial_standard_deviation"
+    return Finding("warning", text, int(iteration[late[0]]), key)
 
 
 def low_snr(iteration: Array, snr: Array, variance: Array) -> Finding | None:

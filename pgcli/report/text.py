@@ -119,9 +119,7 @@ def outcome_text(outcome: Outcome) -> str:
     """Describe how a run ended, in the lines that `pgcli train` prints."""
     last = outcome.last
     if last is None:
-        stopped = "stopped early" in outcome.reason
-        extension = "other rules of evaluation to stop" if stopped else "a larger training.iterations"
-        return f"{outcome.path}: {outcome.reason}\n  `pgcli resume` with {extension} extends it"
+        return f"{outcome.path}: {outcome.reason}"
     best = "" if outcome.best is None else f"; best {short(outcome.best[0])} at iteration {outcome.best[1]}"
     return (
         f"{outcome.path}: {outcome.reason}\n"

@@ -51,6 +51,7 @@ class RunDirectory:
         self.best: tuple[float, int] | None = None  # the best evaluation so far: mean return, iteration
         self._tables: dict[str, TableWriter] = {}
         self._more: dict[str, list[str]] = {}  # by table, the columns after its own
+        self._results = set[int]()  # iterations of the checkpoints with which the run had finished before
 
     @property
     def status(self) -> dict[str, Any]:
@@ -101,7 +102,11 @@ class RunDirectory:
         run = read_json(self.path / "run.json")
         run["exact"] = bool(run.get("exact", True)) and exact
         run["reward_threshold"] = reward_threshold  # of the environment of evaluations, which may be another
-        run.setdefault("resumes", []).append({"iteration": iteration, "command": command, "overrides": overrides})
+        resume: dict[str, Any] = {"iteration": iteration, "command": command, "overrides": overrides}
+        if self.status.get("status") == "finished":
+            resume["extends"] = True  # the checkpoint of its former end is kept
+        run.setdefault("resumes", []).append(resume)
+        self._results = _results(run)
         write_json(self.path / "run.json", run)
         write_whole(self.path / "config.yaml", _config_text(config, self.path))
         self.set_status("running")
@@ -154,7 +159,8 @@ class RunDirectory:
             checkpoints.point(self.checkpoints / "best.json", path, checkpoints.digest_of(path))
         best_name = checkpoints.file_name(self.best[1]) if self.best else ""
         for old in _to_delete(checkpoints.list_checkpoints(self.checkpoints), path, best_name, keep, every):
-            old.unlink()
+            if checkpoints.iteration_of(old) not in self._results:
+                old.unlink()
 
     def add_reproduction(self, name: str, program: str) -> Path:
         """Write a program in which a fault of the environment happens again, and say where."""
@@ -188,6 +194,11 @@ class RunDirectory:
     def _remove_temporary(self) -> None:
         for folder in (self.path, self.checkpoints, self.path / "crash"):
             remove_temporary(folder)
+
+
+def _results(run: dict[str, Any]) -> set[int]:
+    """Return the iterations at which the run had finished before it was extended."""
+    return {one["iteration"] for one in run.get("resumes", []) if one.get("extends")}
 
 
 def _best_evaluation(file: Path) -> tuple[float, int] | None:

@@ -40,6 +40,14 @@ class Counters:
         )
         return min(max(used / limit for used, limit in shares if limit is not None), 1.0)
 
+    def used_up(self, budget: TrainingConfig) -> dict[str, float]:
+        """Return the limits that the run has reached, by their keys."""
+        limits = {"iterations": budget.iterations, "env_steps": budget.env_steps, "seconds": budget.seconds}
+        if not any(limits.values()):
+            limits["iterations"] = DEFAULT_ITERATIONS
+        used = {"iterations": self.iteration, "env_steps": self.env_steps, "seconds": self.seconds}
+        return {name: limit for name, limit in limits.items() if limit is not None and used[name] >= limit}
+
     def add(self, rollout: Rollout, seconds: float) -> None:
         """Count a completed iteration; `seconds` is the time since the run began."""
         self.iteration += 1
