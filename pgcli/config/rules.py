@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from pgcli.config.schema import Config
+from pgcli.system.locations import is_location
 
 Value = str | float | None
 Condition = Callable[[Config], bool]
@@ -73,8 +74,7 @@ def _segments(c: Config) -> bool:
 
 
 def _no_location(c: Config) -> bool:
-    file, colon, name = (c.algorithm.estimator or "").rpartition(":")
-    return c.algorithm.estimator is not None and not (colon and file.endswith(".py") and name.isidentifier())
+    return c.algorithm.estimator is not None and not is_location(c.algorithm.estimator)
 
 
 def _has_wrapper(name: str) -> Condition:
@@ -210,7 +210,7 @@ RULES: tuple[Rule, ...] = (
     # An estimator of the user's own: from whole episodes to a gradient
     Rule(
         {"algorithm.estimator": _no_location},
-        lambda c: f"expected FILE.py:NAME, got {c.algorithm.estimator!r}",
+        lambda c: f"expected FILE.py:NAME or FILE.ipynb:NAME, got {c.algorithm.estimator!r}",
         "write it like `my.py:reinforce`",
     ),
     *(
