@@ -38,12 +38,14 @@ from pgcli.inspection.gradient_check.definitions import (
 from pgcli.inspection.gradient_check.problems import (
     CheckProblem,
     ContinuousProblem,
+    ExplorationProblem,
     FiniteProblem,
     ProblemData,
     bandit_mdp,
     chain_mdp,
     corridor_mdp,
     grid_mdp,
+    keeps_noise,
 )
 from pgcli.policies.policy import Policy
 from pgcli.policies.trajectory_outputs import trajectory_ratios, trajectory_values
@@ -53,6 +55,8 @@ Verdict = Literal["wrong", "biased by design", "unbiased"]  # the worst first
 CELL = ("returns", "baseline", "objective")
 SIGNIFICANCE = 1e-6  # p-values below it mean `wrong`
 ESTIMATES = 256  # of a sampled problem
+KEPT_STEPS = (2, 4, 8)  # of the problems for noise that a policy keeps
+KEPT = "keeps its noise from step to step, and log π is that of one step: the sum of their scores is not an episode's"
 GROUP = 2  # columns of a group
 ROUNDING = 1e-9  # relative to the largest number
 
@@ -96,10 +100,14 @@ def check_config(config: Config, kind: type, sampled: bool = True) -> dict[str, 
     problems, left_out = problems_for(config, kind, sampled)
     found = [measure(config, problem) for problem in problems]
     algorithm = config.algorithm
+    reasons = list(dict.fromkeys(reason for one in found for reason in one.reasons))
+    factors = ", ".join(f"{1 + one.bias:.2f} ({one.problem})" for one in found if one.bias is not None and
+                        any(reason.endswith(KEPT) for reason in one.reasons))  # fmt: skip
+    reasons = [f"{one}. Measured: E[g]·∇J/|∇J|² is {factors}" if one.endswith(KEPT) else one for one in reasons]
     return {
         "estimator": f"{algorithm.returns} × {algorithm.baseline} × {algorithm.objective}",
         "verdict": min((one.verdict for one in found), key=get_args(Verdict).index, default="unbiased"),
-        "reasons": list(dict.fromkeys(reason for one in found for reason in one.reasons)),
+        "reasons": reasons,
         "problems": [asdict(one) for one in found],
         "left_out": left_out,
     }
@@ -218,6 +226,9 @@ def problems_for(config: Config, kind: type, sampled: bool = True) -> tuple[list
         found.append(ContinuousProblem("target", "one step, r = -1 - (a - 1)²", 1, 32, bounded))
         if distribution in ("auto", "gaussian"):
             found.append(ContinuousProblem("lqr", "s' = s + a, r = -s² - (a - 1)², 4 steps", 4, 32))
+        elif distribution == "state_dependent_gaussian":
+            about = "s' = s + 0.3 a, r = -s² - (a - 1)², {} steps"
+            found += [ExplorationProblem(f"noise {t}", about.format(t), t, 16) for t in KEPT_STEPS]
         else:
             left_out.append(f"lqr has a closed form for `distribution: gaussian`, not for {distribution}")
         if memory:
@@ -269,11 +280,13 @@ def _reduced(config: Config, problem: CheckProblem) -> Config:
 
 def measure(config: Config, problem: CheckProblem) -> Measurement:
     """Measure the estimator of `config` on `problem`."""
-    reasons, config = list(bias_reasons(config, problem)), _reduced(config, problem)
+    reasons, distribution, config = list(bias_reasons(config, problem)), config.policy.distribution, _reduced(config, problem)
     algorithm = config.algorithm
     agent = build_agent(problem.observation_space, problem.action_space, config)
     policy, value = agent.policy.double(), agent.value
     problem.initialize(policy)
+    if problem.horizon > 1 and keeps_noise(policy):
+        reasons.append(Reason(f"policy.distribution: {distribution} {KEPT}"))
     if value is not None:  # a baseline may be any function of the state
         random = np.random.default_rng(2)
         with torch.no_grad():
