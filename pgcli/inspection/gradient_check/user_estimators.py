@@ -156,7 +156,8 @@ def _check_function(function: Any, report: Report, seconds: float) -> dict[str, 
         ratios = [_variance_ratio(one, call) for one in problems]
     rows = []
     for one, estimates, ratio in zip(problems, measured, ratios, strict=True):
-        arrays = (one.truth, estimates.found, one.truth, one.probabilities, float(diagnosis.verdict != "wrong"))
+        smallest = estimates.bound / float(np.abs(one.truth).max())
+        arrays = (one.truth, estimates.found, one.truth, one.probabilities, float(diagnosis.verdict != "wrong"), smallest)
         row = asdict(summarize(one.problem, diagnosis.verdict, diagnosis.reasons, *arrays))
         rows.append(row | {"across": estimates.bias[1], "variance_ratio": ratio})
     notes = [*diagnosis.notes, *_variance_note([ratio for ratio in ratios if ratio is not None])]
