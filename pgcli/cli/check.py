@@ -16,7 +16,8 @@ def check(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="CONFIG | FILE:NAME", help="A config, or a function or policy class of your own, in a .py or .ipynb file."
+            metavar="CONFIG | FILE:NAME",
+            help="A config, or a function or policy class of your own, in a .py or .ipynb file.",
         ),
     ] = None,
     overrides: Overrides = None,

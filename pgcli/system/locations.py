@@ -6,7 +6,6 @@ from pathlib import Path
 
 from pgcli.errors import UsageError
 
-
 SUFFIXES = (".py", ".ipynb")
 
 

@@ -1,8 +1,9 @@
 """Find out what a user's estimator computes, from its estimates of every batch of the problems.
 
-A formula is named only if it predicts every estimate on every problem. The formulas are those of `hypotheses`, and three
-families whose numbers are fitted: what a reward counts for, which reward counts for which step, and what is subtracted
-from the return for a state and an action. Where none fits, the expectation is compared, and else its errors are given.
+A formula is named only if it predicts every estimate on every problem. The formulas are those of `hypotheses`, and
+three families whose numbers are fitted: what a reward counts for, which reward counts for which step, and what is
+subtracted from the return for a state and an action. Where none fits, the expectation is compared, and else its
+errors are printed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -21,10 +23,12 @@ from pgcli.inspection.gradient_check.hypotheses import (
     DIVISIONS,
     HYPOTHESES,
     IMPLIED,
+    LINEAR_BASELINES,
     NO_GAMMA_T,
     NOT_BY_N,
     OF_ACTIONS,
-    RETURNS,
+    OTHER_DISCOUNTS,
+    PLAIN_RETURNS,
     STANDARDIZED,
     Batches,
     Component,
@@ -38,7 +42,7 @@ Array = NDArray[Any]
 ROUNDING = 2e-4  # of a user's float32, relative to the largest estimate
 SAME = 2e-3  # relative difference of two numbers that are the same but for rounding
 FIRST = 6  # batches on which most formulas fail
-LINEAR = (0, 1, 4, 5, 6)  # of BASELINES: linear in the returns
+Design = Callable[["Estimates"], tuple[Array, Array]]  # of a problem: columns [B, dim, K] and their target [B, dim]
 SIGN = "the sign is wrong: it points downhill, like a loss's; θ + α g is an ascent"
 
 
@@ -92,12 +96,16 @@ def diagnose(problems: Sequence[Estimates]) -> Diagnosis:
         return Diagnosis("unbiased", [], [] if formula is None else _notes(formula))
     if all(np.abs(each.found).max() == 0 for each in problems):
         return Diagnosis("wrong", ["it returns 0 for every batch"], [])
-    for search in (_of_table, _of_rewards, _of_kernel, _of_step_terms, _of_scaled_table, _of_expectation):
-        if diagnosis := search(problems):
-            return diagnosis
+    diagnosis, unnamed = _of_table(problems)
+    for search in (_of_rewards, _of_kernel, _of_step_terms):
+        diagnosis = diagnosis or search(problems)
+    if diagnosis := diagnosis or unnamed or _of_expectation(problems):
+        return diagnosis
     if all(each.is_mean(0 * each.truth) for each in problems):
         return Diagnosis("wrong", ["its expectation is 0 on every problem: it teaches nothing"], [])
-    text = "its expectation is not the gradient, nor is it a formula known here. Error of E[g] along ∇J and across it, as "
+    text = (
+        "its expectation is not the gradient, nor is it a formula known here. Error of E[g] along ∇J and across it, as "
+    )
     parts = (f"{along:+.3g} and {across:.3g} ({each.name})" for each in problems for along, across in [each.bias])
     return Diagnosis("wrong", [f"{text}shares of |∇J|: {', '.join(parts)}"], [])
 
@@ -179,19 +187,25 @@ def _scales(formula: Hypothesis, problems: Sequence[Estimates]) -> Iterator[tupl
     for of_one in zip(*(deviations_of(formula, each.batches) for each in problems), strict=True):
         what = of_one[0][0]
         centred = formula.baseline.text == IMPLIED[what]
-        how = f"are standardised: {STANDARDIZED}" if centred else "are divided by their standard deviation, a random factor"
+        how = (
+            f"are standardised: {STANDARDIZED}"
+            if centred
+            else "are divided by their standard deviation, a random factor"
+        )
         yield [f"{what} {how}"], [values for _, values in of_one]
 
 
-def _of_table(problems: Sequence[Estimates]) -> Diagnosis | None:
-    """Find the formula with the fewest deviations."""
+def _of_table(problems: Sequence[Estimates]) -> tuple[Diagnosis | None, Diagnosis | None]:
+    """Find the formula with the fewest deviations, and the first one whose factor of each batch has no name."""
     best: tuple[int, Diagnosis] | None = None
+    unnamed: Diagnosis | None = None
     for formula in HYPOTHESES:
         if best is not None and len(formula.texts) > best[0]:
             break
-        factors = batch_factors(formula, problems)
-        named = None if factors is None else _named_factors(formula, problems, factors)
-        if named is None:
+        if (factors := batch_factors(formula, problems)) is None:
+            continue
+        if (named := _named_factors(formula, problems, factors)) is None:
+            unnamed = unnamed or _scaled(formula, problems, factors)
             continue
         implied = [f"{what} are standardised" for what, text in IMPLIED.items() if text == formula.baseline.text]
         texts = [*formula.texts, *named[0]]
@@ -200,20 +214,17 @@ def _of_table(problems: Sequence[Estimates]) -> Diagnosis | None:
         if texts and (best is None or len(texts) < best[0]):
             verdict: Verdict = "wrong" if formula.wrong or named[1] else "biased by design"
             best = (len(texts), Diagnosis(verdict, texts, _notes(formula)))
-    return best[1] if best else None
+    return best[1] if best else None, unnamed
 
 
-def _of_scaled_table(problems: Sequence[Estimates]) -> Diagnosis | None:
-    """Find a formula that predicts the direction of every estimate, while a factor of its own has no name."""
-    for formula in HYPOTHESES:
-        if (factors := batch_factors(formula, problems)) is not None:
-            shares = [c * each.batches.mask.shape[1] for c, each in zip(factors, problems, strict=True)]
-            joined = np.concatenate([x[np.isfinite(x)] for x in shares])
-            low, high = float(joined.min()), float(joined.max())
-            text = f"each batch's estimate is multiplied by a factor of its own, {low:.3g} to {high:.3g} here"
-            verdict: Verdict = "wrong" if formula.wrong or low < 0 else "biased by design"
-            return Diagnosis(verdict, [*formula.texts, text], _notes(formula))
-    return None
+def _scaled(formula: Hypothesis, problems: Sequence[Estimates], factors: Sequence[Array]) -> Diagnosis:
+    """Describe a formula that predicts the direction of every estimate, and not its length."""
+    shares = [c * each.batches.mask.shape[1] for c, each in zip(factors, problems, strict=True)]
+    joined = np.concatenate([x[np.isfinite(x)] for x in shares])
+    low, high = float(joined.min()), float(joined.max())
+    text = f"each batch's estimate is multiplied by a factor of its own, {low:.3g} to {high:.3g} here"
+    verdict: Verdict = "wrong" if formula.wrong or low < 0 else "biased by design"
+    return Diagnosis(verdict, [*formula.texts, text], _notes(formula))
 
 
 def _notes(formula: Hypothesis) -> list[str]:
@@ -234,33 +245,36 @@ def _averages() -> Iterator[Component]:
         yield Component(text, wrong, compute)
 
 
-def _fit(columns: Sequence[Array], targets: Sequence[Array], bounds: Sequence[float]) -> Array | None:
-    """Solve Σ_k x_k column_k = target, each list over problems ([B, dim, K] and [B, dim]); None without a solution."""
-    rows = np.concatenate([c.reshape(-1, c.shape[-1]) for c in columns])
-    wanted = np.concatenate([t.ravel() for t in targets])
-    solution: Array = np.linalg.lstsq(rows, wanted, rcond=1e-9)[0]
-    for c, t, bound in zip(columns, targets, bounds, strict=True):
-        if not np.abs(c @ solution - t).max() <= bound:
-            return None
+def _fit(problems: Sequence[Estimates], design: Design) -> Array | None:
+    """Solve Σ_k x_k column_k = target for all problems; None without a solution, as the first one mostly shows."""
+    solution: Array | None = None
+    for some in (problems[:1], problems) if len(problems) > 1 else (problems,):
+        systems = [design(each) for each in some]
+        rows = np.concatenate([columns.reshape(-1, columns.shape[-1]) for columns, _ in systems])
+        wanted = np.concatenate([target.ravel() for _, target in systems])
+        solution = np.linalg.lstsq(rows, wanted, rcond=1e-9)[0]
+        for each, (columns, target) in zip(some, systems, strict=True):
+            if not np.abs(columns @ solution - target).max() <= each.bound:
+                return None
     return solution
 
 
 def _of_rewards(problems: Sequence[Estimates]) -> Diagnosis | None:
     """Find out whether the rewards are changed before anything else: f(r) for each reward r of the problems."""
     values = np.unique(np.concatenate([each.batches.rewards[each.batches.mask] for each in problems]))
-    for returns in (*RETURNS[:4], *RETURNS[9:11]):
-        for baseline in (BASELINES[number] for number in LINEAR):
-            formula = _plain(returns, baseline)
-            for average in _averages():
-                columns = [
-                    np.stack([_of_reward(formula, each.batches, average, value) for value in values], -1)
-                    for each in problems
-                ]
-                found = _fit(columns, [each.found for each in problems], [each.bound for each in problems])
-                if found is not None:
-                    texts = [_describe_rewards(values, found), *formula.texts, average.text]
-                    return Diagnosis("wrong", list(filter(None, texts)), [])
+    for returns, baseline, average in product((*PLAIN_RETURNS, *OTHER_DISCOUNTS), LINEAR_BASELINES, _averages()):
+        formula = _plain(returns, baseline)
+        found = _fit(problems, partial(_of_each_reward, formula, average, values))
+        if found is not None:
+            texts = [_describe_rewards(values, found), *formula.texts, average.text]
+            return Diagnosis("wrong", list(filter(None, texts)), [])
     return None
+
+
+def _of_each_reward(formula: Hypothesis, average: Component, values: Array, each: Estimates) -> tuple[Array, Array]:
+    """Predict the estimates if one reward counts 1 and all others 0, for each of `values`."""
+    columns = [_of_reward(formula, each.batches, average, value) for value in values]
+    return np.stack(columns, -1), each.found
 
 
 def _of_reward(formula: Hypothesis, batches: Batches, average: Component, value: float) -> Array:
@@ -274,7 +288,10 @@ def _describe_rewards(values: Array, found: Array) -> str:
     """Describe f(r) for each reward r."""
     found = found.round(4) + 0.0
     (low, high), slope = (float(found.min()), float(found.max())), float(np.polyfit(values, found, 1)[0])
-    bounds = [*([f"{low:.4g} at least"] if low > values[0] else []), *([f"{high:.4g} at most"] if high < values[-1] else [])]
+    bounds = [
+        *([f"{low:.4g} at least"] if low > values[0] else []),
+        *([f"{high:.4g} at most"] if high < values[-1] else []),
+    ]
     start = float(found[0] - slope * values[0])
     known = (
         ("the rewards are replaced by their signs", np.sign(values)),
@@ -297,78 +314,87 @@ def _of_kernel(problems: Sequence[Estimates]) -> Diagnosis | None:
     entries = [(h, t, at) for h in range(1, longest + 1) for t in range(h) for at in range(h)]
     groups = {gamma: [each for each in problems if each.batches.gamma == gamma] for gamma in
               dict.fromkeys(each.batches.gamma for each in problems)}  # fmt: skip
-    for baseline in (BASELINES[number] for number in LINEAR):
-        for average in _averages():
-            kernels: dict[float, dict[tuple[int, int, int], float]] = {}
-            for gamma, group in groups.items():
-                columns = [_of_entries(each, baseline, average, entries) for each in group]
-                right = np.array([gamma**at if at >= t else 0.0 for _, t, at in entries])  # where nothing else is known
-                rest = [each.found - c @ right for each, c in zip(group, columns, strict=True)]
-                found = _fit(columns, rest, [each.bound for each in group])
-                if found is None:
-                    break
-                kernels[gamma] = dict(zip(entries, (right + found).tolist(), strict=True))
-            else:
-                others = filter(None, (baseline.text, average.text))
-                return Diagnosis("wrong", [*_describe_kernels(kernels, longest), *others], [])
+    for baseline, average in product(LINEAR_BASELINES, _averages()):
+        kernels: dict[float, dict[tuple[int, int, int], float]] = {}
+        for gamma, group in groups.items():
+            right = np.array([gamma**at if at >= t else 0.0 for _, t, at in entries])  # where nothing else is known
+            found = _fit(group, partial(_of_entries, baseline, average, entries, right))
+            if found is None:
+                break
+            kernels[gamma] = dict(zip(entries, (right + found).tolist(), strict=True))
+        else:
+            others = filter(None, (baseline.text, average.text))
+            return Diagnosis("wrong", [*_describe_kernels(kernels, longest), *others], [])
     return None
 
 
 def _of_entries(
-    each: Estimates, baseline: Component, average: Component, entries: Sequence[tuple[int, int, int]]
-) -> Array:
-    """Predict the estimates of kernels that are 1 in one entry and 0 elsewhere, [B, dim, K]."""
+    baseline: Component, average: Component, entries: Sequence[tuple[int, int, int]], right: Array, each: Estimates
+) -> tuple[Array, Array]:
+    """Predict the estimates of kernels that are 1 in one entry and 0 elsewhere, and the rest that `right` leaves."""
     b = each.batches
     columns = np.zeros((*each.found.shape, len(entries)))
     for k, (h, t, at) in enumerate(entries):
-        if h > b.mask.shape[2]:
-            continue
-        x = np.zeros(b.rewards.shape)
-        x[..., t] = np.where(b.lengths == h, b.rewards[..., at], 0)
-        weights = (x - baseline.compute(x, b, b.mask)) * b.mask
-        columns[..., k] = contract(weights, b.scores["right"]) / average.compute(b)[:, None]
-    return columns
+        if h <= b.mask.shape[2]:
+            x = np.zeros(b.rewards.shape)
+            x[..., t] = np.where(b.lengths == h, b.rewards[..., at], 0)
+            weights = (x - baseline.compute(x, b, b.mask)) * b.mask
+            columns[..., k] = contract(weights, b.scores["right"]) / average.compute(b)[:, None]
+    return columns, each.found - columns @ right
+
+
+class Discounting(NamedTuple):
+    """A kernel of the rewards: scale · a^t g^(l-t) from t on, or scale · g^l `of_all`, under a value of gamma."""
+
+    of_all: bool
+    gamma: float
+    a: float
+    g: float
+    scale: float
+
+    @classmethod
+    def of(cls, kernel: dict[tuple[int, int, int], float], h: int, gamma: float) -> Discounting | None:
+        """Return the numbers of a kernel; None if it has another form."""
+        scale = kernel[h, 0, 0] if abs(kernel[h, 0, 0]) > 1e-6 else 1.0
+        found = cls(False, gamma, kernel[h, 1, 1] / scale, kernel[h, 0, 1] / scale, scale)
+        square = [(t, at) for t in range(h) for at in range(h)]
+        for each in (found, found._replace(of_all=True)):
+            if all(abs(kernel[h, t, at] / scale - each.entry(t, at)) < SAME for t, at in square):
+                return each
+        return None
+
+    def entry(self, t: int, at: int) -> float:
+        """Return what the reward of step `at` counts for step t, without the scale."""
+        if self.of_all:
+            return self.g**at
+        return self.a**t * self.g ** (at - t) if at >= t else 0.0
 
 
 def _describe_kernels(kernels: dict[float, dict[tuple[int, int, int], float]], h: int) -> list[str]:
-    """Describe a kernel: a^t g^(l-t) from t on has two numbers to name, any other is written out."""
-    fits = []
-    for gamma, kernel in kernels.items():
-        first = kernel[h, 0, 0]
-        scale = first if abs(first) > 1e-6 else 1.0
-        front, discount = kernel[h, 1, 1] / scale, kernel[h, 0, 1] / scale
-        wanted = {
-            "from t on": lambda t, at, a=front, g=discount: a**t * g ** (at - t) if at >= t else 0.0,
-            "all": lambda t, at, g=discount: g**at,
-        }
-        square = [(t, at) for t in range(h) for at in range(h)]
-        form = next(
-            (name for name, one in wanted.items()
-             if all(abs(kernel[h, t, at] / scale - one(t, at)) < 2e-3 for t, at in square)), None,
-        )  # fmt: skip
-        fits.append((form, gamma, front, discount, scale))
-    forms = {fit[0] for fit in fits}
-    (gamma, kernel), *_ = kernels.items()
-    if len(forms) != 1 or None in forms or not all(abs(fit[4] - fits[0][4]) < 2e-3 for fit in fits):
+    """Describe the kernels found under each gamma, by their discounts if they have such, else in full."""
+    found = [Discounting.of(kernel, h, gamma) for gamma, kernel in kernels.items()]
+    fits = [one for one in found if one is not None]
+    same = len(fits) == len(found) and all(
+        one.of_all == fits[0].of_all and abs(one.scale - fits[0].scale) < SAME for one in fits
+    )
+    if not same:
+        gamma, kernel = next(iter(kernels.items()))
         rows = "; ".join(f"t = {t}: {_sum(kernel, h, t)}" for t in range(h))
-        return [f"the scores are not multiplied by the return. In an episode of {h} steps, with gamma = {gamma:g}: {rows}"]
-    texts = [f"it is {fits[0][4]:.4g} times too long"] if abs(fits[0][4] - 1) > 2e-3 else []
-    discounts = [fit[3] for fit in fits]
-    if not all(abs(fit[3] - fit[1]) < 2e-3 for fit in fits):
-        same = max(discounts) - min(discounts) < 2e-3
-        values = f"{discounts[0]:.4g} for any gamma: it is hard-coded" if same else _each(fits, 3)
-        texts.append(f"gamma is not the discount of the return, which is {values}")
-    fronts = [fit[2] for fit in fits]
-    if forms == {"from t on"} and not all(abs(fit[2] - fit[1]) < 2e-3 for fit in fits):
-        if all(abs(one - 1) < 2e-3 for one in fronts):
-            texts.append(NO_GAMMA_T)
-        elif max(fronts) - min(fronts) >= 2e-3 or abs(fronts[0] - discounts[0]) >= 2e-3:
-            texts.append(f"the factor in front of G_t is x^t with x = {_each(fits, 2)}, not gamma^t")
+        return [f"the scores are not multiplied by the return, but, with gamma = {gamma:g} and {h} steps, by {rows}"]
+    texts = [f"it is {fits[0].scale:.4g} times too long"] if abs(fits[0].scale - 1) > SAME else []
+    if any(abs(one.g - one.gamma) > SAME for one in fits):
+        values = ", ".join(f"{one.g:.4g} (gamma = {one.gamma:g})" for one in fits)
+        fixed = all(abs(one.g - fits[0].g) < SAME for one in fits)
+        how = f"{fits[0].g:.4g} for any gamma: it is hard-coded" if fixed else values
+        texts.append(f"gamma is not the discount of the return, which is {how}")
+    if fits[0].of_all or all(abs(one.a - one.gamma) < SAME for one in fits):
+        return texts
+    if all(abs(one.a - 1) < SAME for one in fits):
+        return [*texts, NO_GAMMA_T]
+    if any(abs(one.a - one.g) > SAME for one in fits):
+        values = ", ".join(f"{one.a:.4g} (gamma = {one.gamma:g})" for one in fits)
+        texts.append(f"the factor in front of G_t is x^t with x = {values}, not gamma^t")
     return texts
-
-
-def _each(fits: Sequence[Any], number: int) -> str:
-    return ", ".join(f"{fit[number]:.4g} (gamma = {fit[1]:g})" for fit in fits)
 
 
 def _sum(kernel: dict[tuple[int, int, int], float], h: int, t: int) -> str:
@@ -379,7 +405,7 @@ def _sum(kernel: dict[tuple[int, int, int], float], h: int, t: int) -> str:
 
 def _of_step_terms(problems: Sequence[Estimates]) -> Diagnosis | None:
     """Find out whether something is subtracted from the return that depends on a step's time, state and action only."""
-    for returns, average in product(RETURNS[:4], _averages()):
+    for returns, average in product(PLAIN_RETURNS, _averages()):
         formula, others = _plain(returns, BASELINES[0]), [text for text in (returns.text, average.text) if text]
         verdict: Verdict = "wrong" if average.wrong else "biased by design"
         if all(_step_terms(each, formula, average, "of t and s") is not None for each in problems):
@@ -404,7 +430,10 @@ def _describe_terms(terms: Sequence[tuple[float, float, float]], kind: str) -> t
         return True, OF_ACTIONS
     b0, b1, _ = max(terms, key=lambda term: abs(term[0] - term[1]))
     front = "γ^t times " if kind == "discounted" else ""
-    return True, f"{OF_ACTIONS}: in one state {front}{b0:.3g} is subtracted after action 0 and {front}{b1:.3g} after action 1"
+    return (
+        True,
+        f"{OF_ACTIONS}: in one state {front}{b0:.3g} is subtracted after action 0 and {front}{b1:.3g} after action 1",
+    )
 
 
 def _step_terms(
@@ -421,7 +450,7 @@ def _step_terms(
     names = [int(key) for key in np.unique(keys) if key >= 0]
     sizes = b.discounts if kind == "discounted" else 1.0
     columns = np.stack([contract((keys == key) * sizes, b.scores["right"]) / count for key in names], -1)
-    found = _fit([columns], [formula.predict(b) / count - each.found], [each.bound])
+    found = _fit([each], lambda _: (columns, formula.predict(b) / count - each.found))
     if found is None or kind == "of t and s":
         return None if found is None else []
     values = dict(zip(names, found.tolist(), strict=True))
@@ -436,13 +465,15 @@ def _of_expectation(problems: Sequence[Estimates]) -> Diagnosis | None:
     """Find a formula with the same expectation on every problem; it may differ by what is 0 in expectation."""
     if any(each.is_mean(0 * each.truth) for each in problems):
         return None
-    for formula in (_plain(returns, BASELINES[0]) for returns in (*RETURNS[:4], *RETURNS[9:15])):
+    for formula in (_plain(returns, BASELINES[0]) for returns in (*PLAIN_RETURNS, *OTHER_DISCOUNTS)):
         for average in _averages():
             for sign in (1, -1):
                 if all(each.is_mean(sign * _expectation(formula, each, average)) for each in problems):
                     texts = [*formula.texts, *filter(None, [average.text]), *([SIGN] if sign < 0 else [])]
                     wrong = formula.wrong or average.wrong or sign < 0
-                    return Diagnosis("wrong" if wrong else "biased by design", [f"in expectation, {text}" for text in texts], [])
+                    return Diagnosis(
+                        "wrong" if wrong else "biased by design", [f"in expectation, {text}" for text in texts], []
+                    )
     factors = [1 + each.bias[0] for each in problems]
     if all(each.is_mean(factor * each.truth) for factor, each in zip(factors, problems, strict=True)):
         shares = ", ".join(f"{factor:.4g} ({each.name})" for factor, each in zip(factors, problems, strict=True))

@@ -1,7 +1,7 @@
 """Formulas that a user's estimator may have computed: ways to weight the scores, some right, the others known mistakes.
 
-A formula is ĝ = c Σ_nt w_nt ∇log π(a_nt|s_nt) with w = m(X - b) / k: returns X, a baseline b, a map m, a divisor k of each
-step or episode, and c, a factor of each batch. It has one component of each kind and predicts the estimate of every batch.
+A formula is ĝ = c Σ_nt w_nt ∇log π(a_nt|s_nt) with w = m(X - b) / k: returns X, a baseline b, a map m, a divisor k of
+each step or episode, and a factor c of each batch. It has one component of each kind and predicts every estimate.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Batches:
         """Return some of the batches, spread evenly."""
         at = np.linspace(0, len(self.mask) - 1, min(count, len(self.mask))).astype(int)
         arrays = (self.rewards, self.mask, self.states, self.actions, self.pi)
-        return Batches(*(x[at] for x in arrays), {name: x[at] for name, x in self.scores.items()}, self.gamma)
+        rewards, mask, states, actions, pi = (x[at] for x in arrays)
+        scores = {name: x[at] for name, x in self.scores.items()}
+        return Batches(rewards, mask, states, actions, pi, scores, self.gamma)
 
 
 class Component(NamedTuple):
@@ -70,12 +72,14 @@ def sum_from(x: Array) -> Array:
 
 def sum_all(x: Array) -> Array:
     """Σ_l x_l, the same for each t."""
-    return np.broadcast_to(x.sum(-1, keepdims=True), x.shape)
+    total: Array = np.broadcast_to(x.sum(-1, keepdims=True), x.shape)
+    return total
 
 
 def _last(mask: Array) -> Array:
     """True on the last step of each episode."""
-    return mask & ~np.concatenate((mask[..., 1:], np.zeros_like(mask[..., :1])), -1)
+    found: Array = mask & ~np.concatenate((mask[..., 1:], np.zeros_like(mask[..., :1])), -1)
+    return found
 
 
 def _forwards(r: Array, gamma: float) -> Array:
@@ -101,7 +105,9 @@ UNDISCOUNTED = "gamma is not used: it is the gradient of the undiscounted return
 NO_DISCOUNT = "γ^t multiplies the scores, and the rewards are not discounted"
 NEXT = "the reward that follows a step is not counted for it: the sum starts at r_t+1, not at r_t"
 TWICE = "γ^t is there twice"
-IMMEDIATE = "each score is multiplied by the immediate reward, not by the return: what comes later teaches nothing, and "
+IMMEDIATE = (
+    "each score is multiplied by the immediate reward, not by the return: what comes later teaches nothing, and "
+)
 IMMEDIATE += "where every step is paid alike (CartPole) the gradient is 0 in expectation"
 SO_FAR = "each score is multiplied by the rewards so far, not by those that follow: an action cannot change these"
 BACKWARDS = "the discount runs the wrong way: the last reward counts in full, the first one least"
@@ -220,7 +226,8 @@ BASELINES = (  # of X [B, N, T], the batches and a mask [B, N, T]
     Component("the mean over the steps in the same state is subtracted, to which each adds its own", False,
               _of_like_steps("state")),
     Component("the mean over the steps of the episode itself is subtracted: it depends on the actions", True, _mean(2)),
-    Component("the return of the episode itself is subtracted: it depends on the actions", True, _of_starts(lambda x: x)),
+    Component("the return of the episode itself is subtracted: it depends on the actions", True,
+              _of_starts(lambda x: x)),
     Component(f"{OF_ACTIONS} (the mean over the steps with the same action)", True, _of_like_steps("action")),
     Component(f"{OF_ACTIONS} (the mean over the steps with the same state and action)", True, _of_like_steps("both")),
     Component("the largest return of the batch is subtracted, which can be the episode's own", False,
@@ -312,6 +319,9 @@ SCORES = (  # their kind in `Batches.scores`
     Component("each score is divided by π(a|s): it is divided twice", True, lambda: "over π"),
     Component("the scores are those of the other action, not of the one that was taken", True, lambda: "other"),
 )  # fmt: skip
+PLAIN_RETURNS = RETURNS[:4]  # the right ones, and the one without γ^t
+OTHER_DISCOUNTS = tuple(each for each in RETURNS if each.text.startswith((UNDISCOUNTED, NO_DISCOUNT, TWICE)))
+LINEAR_BASELINES = (*BASELINES[:3], *BASELINES[4:7])  # in the returns
 KINDS = (RETURNS, BASELINES, MAPS, DIVISORS, STEPS, SCORES)
 
 

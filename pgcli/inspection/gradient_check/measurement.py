@@ -62,8 +62,8 @@ MOST_COLUMNS = 8192  # of one estimate
 AT_ONCE = 8192  # columns sampled together
 KEPT_STEPS = (2, 4, 8)  # of the problems for noise that a policy keeps
 KEPT = (
-    "keeps its noise from step to step, and log π is that of one step: their sum is not that of an episode. Even of the "
-    "exact estimator E[g]·∇J/|∇J|² is"
+    "keeps its noise from step to step, and log π is that of one step: their sum is not that of an episode. Even of "
+    "the exact estimator E[g]·∇J/|∇J|² is"
 )
 GROUP = 2  # columns of a group
 ROUNDING = 1e-9  # relative to the largest number
@@ -299,7 +299,11 @@ def measure(config: Config, problem: CheckProblem) -> Measurement:
 
 def _measure(config: Config, problem: CheckProblem) -> Measurement:
     """Measure the estimator of `config` on `problem`."""
-    reasons, distribution, config = list(bias_reasons(config, problem)), config.policy.distribution, _reduced(config, problem)
+    reasons, distribution, config = (
+        list(bias_reasons(config, problem)),
+        config.policy.distribution,
+        _reduced(config, problem),
+    )
     algorithm = config.algorithm
     agent = build_agent(problem.observation_space, problem.action_space, config)
     policy, value = agent.policy.double(), agent.value
@@ -309,13 +313,15 @@ def _measure(config: Config, problem: CheckProblem) -> Measurement:
         with torch.no_grad():
             for parameter in value.double().parameters():
                 parameter.copy_(torch.from_numpy(random.normal(0, 1, tuple(parameter.shape))))
-    kept = Reason(f"policy.distribution: {distribution} {KEPT}") if problem.horizon > 1 and keeps_noise(policy) else None
+    kept = (
+        Reason(f"policy.distribution: {distribution} {KEPT}") if problem.horizon > 1 and keeps_noise(policy) else None
+    )
     reasons += [kept] if kept else []
     truth = gradient_of_return(problem, policy, algorithm.gamma)
     random, factor = np.random.default_rng(3), known_factor(reasons)
     if factor is not None and problem.columns * ESTIMATES > AT_ONCE:
-        parts = range(0, ESTIMATES, max(AT_ONCE // problem.columns, 1))
-        counts = [min(ESTIMATES - first, parts.step) for first in parts]
+        firsts = range(0, ESTIMATES, max(AT_ONCE // problem.columns, 1))
+        counts = [min(ESTIMATES - first, firsts.step) for first in firsts]
         sampled = (problem.data(policy, count, random) for count in counts)
         found = [_estimates(agent, data.trajectories, batches_of(data, problem.columns)[0]) for data in sampled]
         return _compare(problem, reasons, truth, np.concatenate(found), factor * truth, None)
@@ -328,7 +334,9 @@ def _measure(config: Config, problem: CheckProblem) -> Measurement:
     scores = step_scores(policy, whole)
     if kept:
         factor = exact_factor(scores, whole, algorithm.gamma, truth)
-        reasons = [replace(one, text=f"{one.text} {factor:.2f} ({problem.name})") if one is kept else one for one in reasons]
+        reasons = [
+            replace(one, text=f"{one.text} {factor:.2f} ({problem.name})") if one is kept else one for one in reasons
+        ]
     bonus = step_scores(policy, whole, of_entropy=True) if algorithm.entropy_coef > 0 else np.zeros_like(scores)
     values, ratios = trajectory_values(policy, value, whole).numpy(), trajectory_ratios(policy, whole).numpy()
     columns = scored_trajectories(whole, scores, bonus, values, ratios)

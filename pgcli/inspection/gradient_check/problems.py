@@ -322,10 +322,12 @@ class ExplorationProblem(ContinuousProblem):
     def initialize(self, policy: Policy) -> None:
         """Set a policy that moves s down, too far for any number of steps: ∇J is large and of one direction."""
         super().initialize(policy)
+        head: Any = policy.network[0]
+        distribution: Any = policy.distribution
         with torch.no_grad():
-            policy.network[0].weight[:, 1] = 0.0  # type: ignore[index,operator]
-            policy.network[0].bias.fill_(-0.8)  # type: ignore[operator,union-attr]
-            policy.distribution.log_standard_deviation.fill_(math.log(0.4))  # type: ignore[operator,union-attr]
+            head.weight[:, 1] = 0.0
+            head.bias.fill_(-0.8)
+            distribution.log_standard_deviation.fill_(math.log(0.4))
 
     def observe(self, s: Array) -> Array:
         """Return the observations of states [N, 1]."""
@@ -334,7 +336,8 @@ class ExplorationProblem(ContinuousProblem):
     def expected_return(self, policy: Policy, gamma: float) -> Tensor:
         """Compute J, with z of one draw per episode if the policy keeps its noise, else of one per step."""
         gain, constant, bias = torch.cat([parameter.flatten() for parameter in policy.network.parameters()])
-        first, second = policy.distribution.log_standard_deviation.flatten().exp()  # type: ignore[operator,union-attr]
+        distribution: Any = policy.distribution
+        first, second = distribution.log_standard_deviation.flatten().exp()
         bias = bias + constant
         total = torch.zeros((), dtype=torch.float64)
         if not keeps_noise(policy):

@@ -9,8 +9,8 @@ from pgcli.report.text import columns, table
 
 COLOURS = {"unbiased": "green", "biased by design": "yellow", "wrong": "bold red"}
 LEGEND = (
-    "bias: the relative error of E[g] along ∇J, with its 95 % interval where episodes are sampled; elsewhere it is exact, "
-    "over every batch. cosine: between E[g] and ∇J. variance: of one estimate of N trajectories."
+    "bias: the relative error of E[g] along ∇J, with its 95 % interval where episodes are sampled; elsewhere it is "
+    "exact, over every batch. cosine: between E[g] and ∇J. variance: of one estimate of N trajectories."
 )
 
 

@@ -20,7 +20,7 @@ from pgcli.errors import UsageError
 from pgcli.system.processes import may_fork, process_context
 
 LOADING_SECONDS = 60.0
-ALL_SECONDS = 120.0  # for all calls together
+ALL_SECONDS = 300.0  # for all calls together
 Report = Callable[[str, float], None]  # what is called now, and the seconds that it may take
 
 
@@ -36,7 +36,7 @@ def check_user_code(location: str, seconds: float = 10.0) -> dict[str, Any]:
         return check_loaded(location, lambda what, limit: None, seconds)
     context = multiprocessing.get_context("fork") if may_fork() else process_context()
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_check, args=(theirs, location, seconds))  # type: ignore[attr-defined]
+    process = context.Process(target=_check, args=(theirs, location, seconds))
     process.start()
     theirs.close()
     what, limit = "it", seconds

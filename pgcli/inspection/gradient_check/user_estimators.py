@@ -1,11 +1,12 @@
 """Check a user's estimator or policy class: what it computes, and what is wrong with it, in words.
 
-The estimator is called with every batch of a few small problems, so its expectation is a finite sum. `diagnosis` compares
-its estimates with those of known formulas. The source code is not read.
+The estimator is called with every batch of a few small problems, so its expectation is a finite sum. `diagnosis`
+compares its estimates with those of known formulas. The source code is not read.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict
@@ -33,6 +34,7 @@ Array = NDArray[Any]
 ROUNDING = 2e-4  # of a user's float32, relative to the largest estimate
 REFERENCE = HYPOTHESES[0]._replace(baseline=BASELINES[1])  # reward-to-go minus the mean of the other episodes
 SAMPLED_BATCHES, SAMPLED_EPISODES = 200, 16  # for the variance
+VARIANCE_SECONDS = 30.0  # a slower function is measured on fewer batches, or not
 NOTEWORTHY = 1.5  # times the reference's variance
 FEATURES = np.array([[0.9, 0.3, -0.4], [-0.5, 1.0, 0.2], [-0.7, -0.8, 0.6], [0.4, -1.1, -0.9]])  # with 1: independent
 PROBLEMS = (  # powers of γ are exact in float32, so that equal returns stay equal; with two, a constant is no discount
@@ -53,7 +55,7 @@ class EnumeratedProblem:
         assert probabilities is not None
         states, mask = whole.obs[:-1].float().numpy(), whole.mask.numpy().T
         actions, episodes = whole.actions.numpy().T, tutorial_rollouts(whole, states)
-        self.problem, self.gamma, self.episodes = problem, gamma, episodes
+        self.policy, self.problem, self.gamma, self.episodes = policy, problem, gamma, episodes
         self.index, self.probabilities = np.array(index), probabilities  # of all batches: [B, N], [B]
         self.chances = data.probabilities  # of the episodes
         self.truth = gradient_of_return(problem, policy, gamma)
@@ -74,7 +76,9 @@ class EnumeratedProblem:
 
     def batches(self, index: Array) -> Batches:
         """Return the batches of the episodes `index`, [B, N]."""
-        return Batches(*(x[index] for x in self._arrays), {name: x[index] for name, x in self._scores.items()}, self.gamma)
+        rewards, mask, states, actions, pi = (x[index] for x in self._arrays)
+        scores = {name: x[index] for name, x in self._scores.items()}
+        return Batches(rewards, mask, states, actions, pi, scores, self.gamma)
 
     def rollouts(self, index: Array) -> list[Rollouts]:
         """Return the batches of the episodes `index`, [B, N], in the tutorial's form."""
@@ -133,41 +137,56 @@ def check_loaded(location: str, report: Report, seconds: float) -> dict[str, Any
         return result | {"verdict": "wrong", "reasons": [str(failure)]}
 
 
-def _check_function(function: Any, report: Report, seconds: float) -> dict[str, Any]:
-    """Check an estimator. Raises: CheckFailed."""
+def enumerated_problems() -> list[EnumeratedProblem]:
+    """Return the problems, with one policy."""
     policy = Policy(
         spaces.Box(-np.inf, np.inf, FEATURES.shape[1:], np.float64),
         spaces.Discrete(2),
         PolicyConfig(hidden_sizes=[3], activation="identity"),
     ).double()
     initialize_linear(policy)
-    problems = [
+    return [
         EnumeratedProblem(policy, FiniteProblem(name, about, mdp, spaces.Discrete, n), gamma)
         for name, about, mdp, n, gamma in PROBLEMS
     ]
-    call = Caller(function, policy, report, seconds).estimates
+
+
+def _check_function(function: Any, report: Report, seconds: float) -> dict[str, Any]:
+    """Check an estimator. Raises: CheckFailed."""
+    problems = enumerated_problems()
+    call, started = Caller(function, problems[0].policy, report, seconds).estimates, time.monotonic()
     measured = [
         Estimates(one.problem.name, one.batches(one.index), one.probabilities, one.truth, call(one, one.index))
         for one in problems
     ]
     report("the comparison with known formulas", LOADING_SECONDS)
-    diagnosis, ratios = diagnose(measured), [None] * len(problems)
-    if diagnosis.verdict == "unbiased":
-        ratios = [_variance_ratio(one, call) for one in problems]
+    per_episode = (time.monotonic() - started) / sum(one.index.size for one in problems)
+    diagnosis = diagnose(measured)
+    ratios: list[float | None] = [None] * len(problems)
+    batches = min(SAMPLED_BATCHES, int(VARIANCE_SECONDS / (per_episode * SAMPLED_EPISODES * len(problems))))
+    if diagnosis.verdict == "unbiased" and batches >= SAMPLED_BATCHES // 4:
+        ratios = [_variance_ratio(one, call, batches) for one in problems]
     rows = []
     for one, estimates, ratio in zip(problems, measured, ratios, strict=True):
         smallest = estimates.bound / float(np.abs(one.truth).max())
-        arrays = (one.truth, estimates.found, one.truth, one.probabilities, float(diagnosis.verdict != "wrong"), smallest)
+        arrays = (
+            one.truth,
+            estimates.found,
+            one.truth,
+            one.probabilities,
+            float(diagnosis.verdict != "wrong"),
+            smallest,
+        )
         row = asdict(summarize(one.problem, diagnosis.verdict, diagnosis.reasons, *arrays))
         rows.append(row | {"across": estimates.bias[1], "variance_ratio": ratio})
     notes = [*diagnosis.notes, *_variance_note([ratio for ratio in ratios if ratio is not None])]
     return {"verdict": diagnosis.verdict, "reasons": diagnosis.reasons, "notes": notes, "problems": rows}
 
 
-def _variance_ratio(problem: EnumeratedProblem, call: Callable[[EnumeratedProblem, Array], Array]) -> float:
+def _variance_ratio(problem: EnumeratedProblem, call: Callable[[EnumeratedProblem, Array], Array], count: int) -> float:
     """Measure an unbiased estimator's variance, relative to the reference's, on sampled batches of many episodes."""
     random = np.random.default_rng(5)
-    index = random.choice(len(problem.episodes), (SAMPLED_BATCHES, SAMPLED_EPISODES), p=problem.chances)
+    index = random.choice(len(problem.episodes), (count, SAMPLED_EPISODES), p=problem.chances)
     reference = REFERENCE.predict(problem.batches(index)) / SAMPLED_EPISODES
     found, by_reference = (np.square(x - problem.truth).sum() for x in (call(problem, index), reference))
     return float(found / by_reference)
@@ -191,6 +210,7 @@ class Caller:
 
     def __init__(self, function: Any, policy: Policy, report: Report, seconds: float) -> None:
         self._function, self._policy, self._report, self._seconds = function, policy, report, seconds
+        self._kept = deepcopy(policy.state_dict())
         self._scores: dict[tuple[bytes, int], torch.Tensor] = {}
         self._parameters = TutorialPolicy(policy).get_parameters()
 
@@ -227,6 +247,7 @@ class Caller:
         when = f", for episodes of lengths {_lengths(rollouts)}"
         result = attempt("it", lambda: self._function(given, adapter, gamma), when)
         if not torch.equal(adapter.get_parameters(), self._parameters):
+            self._policy.load_state_dict(self._kept)
             raise CheckFailed(
                 "it changed the policy's parameters; it is to return the gradient, and the step comes after"
             )
@@ -275,7 +296,9 @@ def _shape_error(results: list[Any], problem: EnumeratedProblem, index: Array) -
         batches = problem.batches(index)
         formulas = (one.predict(batches) for one in HYPOTHESES if one.scores is HYPOTHESES[0].scores)
         sums = (float((problem.probabilities @ found).sum()) for found in formulas)
-        if any(abs(total - one / n) <= ROUNDING * max(abs(total), 1e-2) for one in sums for n in (problem.problem.columns,)):
+        if any(
+            abs(total - one / n) <= ROUNDING * max(abs(total), 1e-2) for one in sums for n in (problem.problem.columns,)
+        ):
             return (
                 f"{error}: the scores [H, dim] were summed over the parameters (dim=-1), where they should be "
                 "summed over time (dim=0)"
