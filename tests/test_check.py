@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +33,7 @@ from pgcli.config.schema import PolicyConfig
 from pgcli.errors import ConfigError
 from pgcli.estimators import returns as returns_module
 from pgcli.estimators.baselines import mean_baseline
+from pgcli.inspection.gradient_check import problems as problems_module
 from pgcli.inspection.gradient_check.definitions import flat
 from pgcli.inspection.gradient_check.measurement import (
     batches_of,
@@ -43,6 +46,7 @@ from pgcli.inspection.gradient_check.measurement import (
 )
 from pgcli.inspection.gradient_check.problems import (
     ContinuousProblem,
+    ExplorationProblem,
     FiniteProblem,
     chain_mdp,
     corridor_mdp,
@@ -50,7 +54,7 @@ from pgcli.inspection.gradient_check.problems import (
     initialize_linear,
 )
 from pgcli.inspection.gradient_check.tables import check_text
-from pgcli.policies.distributions import Gaussian, Softmax
+from pgcli.policies.distributions import Gaussian, Softmax, StateDependentGaussian
 from pgcli.policies.policy import Policy
 from pgcli.runs import checkpoints
 
@@ -229,14 +233,94 @@ def test_segments_are_tried_on_segments() -> None:
     assert any("segments" in reason for reason in one.reasons)
 
 
-@pytest.mark.parametrize("distribution", ["gaussian", "tanh_gaussian", "state_dependent_gaussian"])
+EXACT_BUT_FOR_NOISE = (*IN_FULL, "algorithm.baseline=leave_one_out")
+
+
+@pytest.mark.parametrize("distribution", ["gaussian", "tanh_gaussian"])
 def test_continuous_actions_are_sampled_and_unbiased(distribution: str) -> None:
-    settings = given(*IN_FULL, "algorithm.baseline=leave_one_out", f"policy.distribution={distribution}")
-    result = check_config(settings, spaces.Box)
+    result = check_config(given(*EXACT_BUT_FOR_NOISE, f"policy.distribution={distribution}"), spaces.Box)
     assert result["verdict"] == "unbiased", [one["p_value"] for one in result["problems"]]
     for one in result["problems"]:
         assert one["bias_low"] - 0.05 < 0 < one["bias_high"] + 0.05
         assert not one["exact"]
+        assert one["smallest_error"] < 0.035
+
+
+GSDE = given(*EXACT_BUT_FOR_NOISE, "policy.distribution=state_dependent_gaussian")
+
+
+def test_noise_that_is_kept_for_several_steps_makes_the_estimator_biased_by_design() -> None:
+    result = check_config(GSDE, spaces.Box)
+    assert result["verdict"] == "biased by design"
+    (reason,) = result["reasons"]
+    assert "state_dependent_gaussian keeps its noise from step to step" in reason
+    one_step, *several = result["problems"]
+    assert one_step["verdict"] == "unbiased"
+    factors = [float(x) for x in re.findall(r"([0-9.]+) \(noise", reason)]
+    assert len(factors) == len(several)
+    assert 1.2 < factors[0] < factors[1] < factors[2], "it grows with the number of steps"
+    for one, factor in zip(several, factors, strict=True):
+        assert one["verdict"] == "biased by design"
+        assert one["bias_low"] > 0.1
+        assert one["bias_low"] - 0.1 < factor - 1 < one["bias_high"] + 0.1
+
+
+def test_noise_that_is_drawn_at_each_step_makes_it_unbiased(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(self: StateDependentGaussian, generator: np.random.Generator, rows: int, columns: int) -> Any:
+        return generator.standard_normal((rows, columns, *self.log_standard_deviation.shape))
+
+    monkeypatch.setattr(StateDependentGaussian, "noise", drawn)
+    result = check_config(GSDE, spaces.Box)
+    assert result["verdict"] == "unbiased", [one["p_value"] for one in result["problems"]]
+    assert len(result["problems"]) == 4
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_problem_for_state_dependent_noise_has_the_return_of_its_episodes(
+    kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps by sums over fine grids of the noise; differences for the gradient."""
+    problem = ExplorationProblem("", "", 2, 4)
+    policy = policy_for(problem, distribution="state_dependent_gaussian")
+    monkeypatch.setattr(problems_module, "keeps_noise", lambda policy: kept)
+    nodes = np.linspace(-7, 7, 41)
+    density = np.exp(-(nodes**2) / 2)
+    density /= density.sum()
+    axes = np.meshgrid(*[nodes] * (2 if kept else 4), indexing="ij")
+    weight = functools.reduce(np.multiply.outer, [density] * len(axes))
+    first, second = axes[:2], axes[-2:]
+
+    def total(x: Any) -> float:
+        s1, s2, (gain, constant, bias) = math.exp(x[0]), math.exp(x[1]), x[2:]
+        a = gain + constant + bias + s1 * first[0] + s2 * first[1]
+        s = 1 + 0.3 * a
+        b = gain * s + constant + bias + s1 * s * second[0] + s2 * second[1]
+        return float((weight * (-1 - (a - 1) ** 2 - 0.9 * (s**2 + (b - 1) ** 2))).sum())
+
+    start = torch.cat([parameter.flatten() for parameter in policy.parameters()]).detach().numpy()
+    slopes = [(total(start + step) - total(start - step)) / 2e-4 for step in 1e-4 * np.eye(5)]
+    assert true_gradient(problem, policy, 0.9) == pytest.approx(slopes, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("problem", "kind"),
+    [
+        ("target", spaces.Box),
+        pytest.param("lqr", spaces.Box, marks=pytest.mark.slow("samples a million episodes")),
+        pytest.param("grid", spaces.Discrete, marks=pytest.mark.slow("samples a million episodes")),
+    ],
+)
+def test_an_error_of_the_length_is_found_as_the_power_says(
+    problem: str, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = given(*EXACT_BUT_FOR_NOISE)
+    smallest = found(settings, problem, kind).smallest_error
+    assert smallest < 0.035
+    name = "policy_gradient_slope"
+    slope = getattr(losses_module, name)
+    for times, verdict in ((0.3, "unbiased"), (1.7, "wrong"), (-1.7, "wrong")):
+        monkeypatch.setattr(losses_module, name, lambda *a, e=times * smallest: (1 + e) * slope(*a))
+        assert found(settings, problem, kind).verdict == verdict
 
 
 Broken = Callable[[Any], Callable[..., Any]]
@@ -395,7 +479,7 @@ def test_students_functions_from_the_command_line(here: Path) -> None:
         (["nowhere.py:reinforce"], ["nowhere.py: no such file", "from the current folder"]),
         (["student.py:gpomd"], ["no `gpomd`", "did you mean `gpomdp`?"]),
         (["student.py:five"], ["`five` is a int", "name a function"]),
-        (["student.py"], ["expected FILE.py:NAME"]),
+        (["student.py"], ["expected FILE.py:NAME or FILE.ipynb:NAME"]),
         (["student.py:gpomdp", "--all"], ["--all and KEY=VALUE are for configs"]),
         (["student.py:gpomdp", "seed=1"], ["--all and KEY=VALUE are for configs"]),
         (["cartpole", "--strict"], ["--strict is for your own code"]),
@@ -540,7 +624,7 @@ def test_a_students_policy_class_is_told_what_it_is(
     monkeypatch.chdir(tmp_path)
     result = checked(f"network.py:{name}")
     assert result["verdict"] == ("wrong" if reasons else "unbiased")
-    for told, words in ((result["reasons"], reasons), (result["notes"], notes)):
+    for told, words in ((result["reasons"], reasons), (result["notes"], ["checked only", *notes])):
         assert len(told) == len(words), told
         assert all(word in one for one, word in zip(told, words, strict=True))
 
@@ -643,7 +727,7 @@ OWN = "algorithm.estimator=my.py:reinforce"
 @pytest.mark.parametrize(
     ("overrides", "reason", "mend"),
     [
-        (("algorithm.estimator=reinforce",), "expected FILE.py:NAME", OWN),
+        (("algorithm.estimator=reinforce",), "expected FILE.py:NAME or FILE.ipynb:NAME", OWN),
         ((OWN, "rollout={episodes: null, steps: 8}", "algorithm.baseline=value"), "not segments", ""),
         (
             (OWN, "algorithm.objective=clip"),

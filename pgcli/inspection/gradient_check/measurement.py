@@ -91,6 +91,7 @@ class Measurement:
     bias: float | None  # (E[g] - ∇J) · ∇J / |∇J|²: the relative error of the component along ∇J
     bias_low: float | None  # 95 %
     bias_high: float | None
+    across: float | None  # |E[g] - (1 + bias) ∇J| / |∇J|: the error in other directions
     cosine: float | None  # between E[g] and ∇J
     variance: float  # the trace of the covariance of one estimate
     smallest_error: float | None  # of E[g]'s length, as a share, that would have been found; None if E[g] is to be 0
@@ -446,6 +447,7 @@ def summarize(
         bias=bias,
         bias_low=None if bias is None else bias - 1.96 * error,
         bias_high=None if bias is None else bias + 1.96 * error,
+        across=None if bias is None else float(np.linalg.norm(mean - (1 + bias) * truth)) / size,
         cosine=float(mean @ truth) / (length * size) if length > tiny and size > ROUNDING else None,
         variance=float(weights @ np.square(found - mean).sum(1)),
         smallest_error=smallest_error,

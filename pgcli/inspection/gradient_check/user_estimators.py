@@ -178,7 +178,7 @@ def _check_function(function: Any, report: Report, seconds: float) -> dict[str, 
             smallest,
         )
         row = asdict(summarize(one.problem, diagnosis.verdict, diagnosis.reasons, *arrays))
-        rows.append(row | {"across": estimates.bias[1], "variance_ratio": ratio})
+        rows.append(row | {"variance_ratio": ratio})
     notes = [*diagnosis.notes, *_variance_note([ratio for ratio in ratios if ratio is not None])]
     return {"verdict": diagnosis.verdict, "reasons": diagnosis.reasons, "notes": notes, "problems": rows}
 
