@@ -7,7 +7,6 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from pgcli.config.schema import Config
-from pgcli.system.locations import is_location
 
 Value = str | float | None
 Condition = Callable[[Config], bool]
@@ -74,7 +73,10 @@ def _segments(c: Config) -> bool:
 
 
 def _no_location(c: Config) -> bool:
-    return c.algorithm.estimator is not None and not is_location(c.algorithm.estimator)
+    file, colon, name = (c.algorithm.estimator or "").rpartition(":")
+    return c.algorithm.estimator is not None and not (
+        colon and file.endswith((".py", ".ipynb")) and name.isidentifier()
+    )
 
 
 def _has_wrapper(name: str) -> Condition:
