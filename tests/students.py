@@ -609,6 +609,46 @@ def tanh_r(rollouts, policy, gamma):
     return to_go([[(s, a, float(np.tanh(r))) for s, a, r in roll] for roll in rollouts], policy, gamma)
 
 
+def gamma0999(rollouts, policy, gamma):
+    return to_go(rollouts, policy, 0.999)
+
+
+def squared_gamma(rollouts, policy, gamma):
+    return weighed(rollouts, policy, gamma, lambda roll: discounts(roll, gamma) * G(roll, gamma**2))
+
+
+def an_integer(rollouts, policy, gamma):
+    return 0
+
+
+def tiny(rollouts, policy, gamma):
+    return 1e-9 * total(rollouts, policy, gamma)
+
+
+def next_score(rollouts, policy, gamma):
+    grad = torch.zeros(policy.dim)
+    for roll in rollouts:
+        for t in range(len(roll) - 1):
+            grad += gamma**t * G(roll, gamma)[t] * policy.grad_log(*roll[t + 1][:2])
+    return grad / len(rollouts)
+
+
+def all_but_the_last(rollouts, policy, gamma):
+    return total(rollouts[:-1], policy, gamma)
+
+
+def exponential(rollouts, policy, gamma):
+    return weighed(rollouts, policy, gamma, lambda roll: R(roll, gamma).exp() * torch.ones(len(roll)))
+
+
+def best_only(rollouts, policy, gamma):
+    return total([max(rollouts, key=lambda roll: float(R(roll, gamma)))], policy, gamma)
+
+
+def weight_decay(rollouts, policy, gamma):
+    return total(rollouts, policy, gamma) - 0.01 * policy.get_parameters()
+
+
 five = 5
 '''
 
@@ -626,6 +666,7 @@ EXPECTED: dict[str, Expected] = {
     "leave_one_out": (UNBIASED, [], []),
     "in_numpy": (UNBIASED, [], []),
     "ema": (UNBIASED, [], []),
+    "all_but_the_last": (UNBIASED, [], []),
     # right, and wasteful
     "last_only": (UNBIASED, [], ["only the last episode of the batch is used", "times the variance"]),
     "first_only": (UNBIASED, [], ["only the first episode of the batch is used", "times the variance"]),
@@ -694,6 +735,8 @@ EXPECTED: dict[str, Expected] = {
     "gamma9_to_go": (WRONG, [f"0.9 for any gamma: it is {HARD_CODED}", NO_GAMMA_T], []),
     "gamma95_baseline": (WRONG, [f"0.95 for any gamma: it is {HARD_CODED}", OWN], []),
     "gamma_mixed": (WRONG, [f"0.99 for any gamma: it is {HARD_CODED}"], []),
+    "gamma0999": (WRONG, [f"0.999 for any gamma: it is {HARD_CODED}"], []),
+    "squared_gamma": (WRONG, ["which is 0.5625 (gamma = 0.75), 0.25 (gamma = 0.5)"], []),
     # baselines
     "own_mean": (WRONG, [NO_GAMMA_T, "the mean over the steps of the episode itself is subtracted"], []),
     "within_std": (WRONG, [NO_GAMMA_T, "the mean over the steps of the episode", "within each episode are stand"], []),
@@ -717,7 +760,12 @@ EXPECTED: dict[str, Expected] = {
     "no_log": (WRONG, ["the log is missing"], []),
     "wrong_action": (WRONG, ["the scores are those of the other action"], []),
     "relu": (WRONG, ["a ReLU that the network does not have"], []),
+    "tiny": (WRONG, ["the length is not: 1e-09 times"], []),
+    "next_score": (WRONG, ["by t = 0: 0; t = 1: 1 r_0 +0.75 r_1 +0.562 r_2"], []),
+    "exponential": (WRONG, ["is replaced by its exponential"], []),
     # unknown: numbers
+    "best_only": (WRONG, ["nor is it a formula known here"], []),
+    "weight_decay": (WRONG, ["nor is it a formula known here"], []),
     "squared_score_added": (WRONG, ["nor is it a formula known here"], []),
     "next_state": (WRONG, ["Error of E[g] along ∇J and across it, as shares of |∇J|"], []),
     "cheat": (WRONG, ["(two steps), "], []),
@@ -725,6 +773,7 @@ EXPECTED: dict[str, Expected] = {
     # no estimate at all
     "over_parameters": (WRONG, ["shape [], and the gradient has shape [20]: the scores [H, dim] were summed over"], []),
     "over_parameters_by_step": (WRONG, ["shape [2], and the gradient has shape [20]: the scores [H, dim] were"], []),
+    "an_integer": (WRONG, ["shape [], and the gradient has shape [20]"], []),
     "a_row": (WRONG, ["flatten it"], []),
     "no_return": (WRONG, ["there is no `return`"], []),
     "not_a_number": (WRONG, ["NaN or infinity for episodes of lengths"], []),

@@ -100,6 +100,11 @@ def test_a_formula_is_named_only_if_it_predicts_every_estimate(here: Path, monke
     assert "nor is it a formula known here" in result["reasons"][0]
 
 
+def test_a_result_of_a_wrong_shape_gets_no_reason_that_nothing_shows(here: Path) -> None:
+    (reason,) = checked("student.py:an_integer")["reasons"]
+    assert "summed over" not in reason
+
+
 # --------------------------------------------------------------------------------------------------------- time limits
 
 LIMITS = {

@@ -55,11 +55,12 @@ class Estimates:
     probabilities: Array  # [B]
     truth: Array  # ∇J, [dim]
     found: Array  # [B, dim]
+    largest: float  # number in the estimates of all problems
 
     @property
     def bound(self) -> float:
         """The rounding error of one number."""
-        return ROUNDING * max(float(np.abs(self.found).max()), 1e-3)
+        return ROUNDING * max(float(np.abs(self.found).max()), 1e-3 * self.largest, 1e-30)
 
     @property
     def mean(self) -> Array:
@@ -389,7 +390,7 @@ def _describe_kernels(kernels: dict[float, dict[tuple[int, int, int], float]], h
         texts.append(f"gamma is not the discount of the return, which is {how}")
     if fits[0].of_all or all(abs(one.a - one.gamma) < SAME for one in fits):
         return texts
-    if all(abs(one.a - 1) < SAME for one in fits):
+    if all(abs(one.a - 1) < min(SAME, abs(one.a - one.g)) for one in fits):  # 0.999 is no 1
         return [*texts, NO_GAMMA_T]
     if any(abs(one.a - one.g) > SAME for one in fits):
         values = ", ".join(f"{one.a:.4g} (gamma = {one.gamma:g})" for one in fits)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
@@ -245,7 +246,10 @@ BASELINES = (  # of X [B, N, T], the batches and a mask [B, N, T]
 ADVANTAGE = "the return, or its difference from the baseline,"
 MAPS = (
     Component("", False, lambda a: a),
-    Component(f"{ADVANTAGE} is clipped to [-1, 1]", True, lambda a: a.clip(-1, 1)),
+    *(Component(f"{ADVANTAGE} is clipped to [{a:g}, {b:g}]", True, partial(np.clip, a_min=a, a_max=b))
+      for a, b in ((-1, 1), (-0.5, 0.5), (0, 1))),
+    Component(f"{ADVANTAGE} is replaced by its exponential", True, np.exp),
+    Component(f"{ADVANTAGE} is replaced by its tanh", True, np.tanh),
     Component(f"{ADVANTAGE} is replaced by 0 where it is negative", True, lambda a: a.clip(min=0)),
     Component(f"{ADVANTAGE} is squared", True, np.square),
     Component(f"{ADVANTAGE} is replaced by its absolute value", True, np.abs),

@@ -155,9 +155,11 @@ def _check_function(function: Any, report: Report, seconds: float) -> dict[str, 
     """Check an estimator. Raises: CheckFailed."""
     problems = enumerated_problems()
     call, started = Caller(function, problems[0].policy, report, seconds).estimates, time.monotonic()
+    found = [call(one, one.index) for one in problems]
+    largest = max(float(np.abs(each).max()) for each in found)
     measured = [
-        Estimates(one.problem.name, one.batches(one.index), one.probabilities, one.truth, call(one, one.index))
-        for one in problems
+        Estimates(one.problem.name, one.batches(one.index), one.probabilities, one.truth, each, largest)
+        for one, each in zip(problems, found, strict=True)
     ]
     report("the comparison with known formulas", LOADING_SECONDS)
     per_episode = (time.monotonic() - started) / sum(one.index.size for one in problems)
@@ -291,14 +293,12 @@ def _shape_error(results: list[Any], problem: EnumeratedProblem, index: Array) -
         return error
     if all(tensor.numel() == dim for tensor in tensors):
         return f"{error}: flatten it, say by .view(-1)"
-    if len(tensors) == len(problem.index):
-        total = float(problem.probabilities @ np.array([float(tensor.sum()) for tensor in tensors]))
-        batches = problem.batches(index)
-        formulas = (one.predict(batches) for one in HYPOTHESES if one.scores is HYPOTHESES[0].scores)
-        sums = (float((problem.probabilities @ found).sum()) for found in formulas)
-        if any(
-            abs(total - one / n) <= ROUNDING * max(abs(total), 1e-2) for one in sums for n in (problem.problem.columns,)
-        ):
+    sums = np.array([float(tensor.sum()) for tensor in tensors])
+    if len(sums) == len(index) and np.abs(sums).max() > 0:
+        formulas = (one for one in HYPOTHESES if one.scores is HYPOTHESES[0].scores)
+        batches, rounding = problem.batches(index), ROUNDING * np.abs(sums).max()
+        predicted = (one.predict(batches).sum(1) / problem.problem.columns for one in formulas)
+        if any(np.abs(sums - one).max() <= rounding for one in predicted):
             return (
                 f"{error}: the scores [H, dim] were summed over the parameters (dim=-1), where they should be "
                 "summed over time (dim=0)"
