@@ -139,7 +139,9 @@ def _segments(c: Config) -> bool:
 
 def _no_location(c: Config) -> bool:
     file, colon, name = (c.algorithm.estimator or "").rpartition(":")
-    return c.algorithm.estimator is not None and not (colon and file.endswith(".py") and name.isidentifier())
+    return c.algorithm.estimator is not None and not (
+        colon and file.endswith((".py", ".ipynb")) and name.isidentifier()
+    )
 
 
 _ENVIRONMENTS = ("env", "evaluation.env")  # the sections that describe one
@@ -282,7 +284,7 @@ RULES: tuple[Rule, ...] = (
     # An estimator of the user's own: from whole episodes to a gradient
     Rule(
         {"algorithm.estimator": _no_location},
-        lambda c: f"expected FILE.py:NAME, got {c.algorithm.estimator!r}",
+        lambda c: f"expected FILE.py:NAME or FILE.ipynb:NAME, got {c.algorithm.estimator!r}",
         "write it like `my.py:reinforce`",
     ),
     *(

@@ -197,8 +197,8 @@ class AlgorithmConfig(Section):
     )
     estimator: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        description="`FILE.py:NAME`: a function of your own, from (rollouts, policy, gamma) to a flat gradient, in "
-        "the place of returns, baseline, average, standardize and discount_weighting; null: pgcli's.",
+        description="`FILE.py:NAME` or `FILE.ipynb:NAME`: your own function from (rollouts, policy, gamma) to a flat "
+        "gradient. It replaces returns, baseline, average, standardize and discount_weighting; null: pgcli's.",
     )
     reuse: Annotated[int, Field(ge=1, le=1000), _WHOLE] = Field(
         1, description="Learn from the data of so many last iterations; needs importance_sampling or clip."
