@@ -58,7 +58,8 @@ def markdown() -> str:
     ]
     of_section: dict[str, list[Key]] = {}
     for key in keys(None):
-        of_section.setdefault(key.name.rpartition(".")[0], []).append(key)
+        section, dot, _ = key.name.partition(".")  # evaluation.env.kwargs is in the section evaluation
+        of_section.setdefault(section if dot else "", []).append(key)
     for section, found in of_section.items():
         title, about = ("The run", "Keys outside any section.")
         if section:

@@ -82,10 +82,16 @@ class EvaluationEnvConfig(Section):
     """How the environment of evaluations differs from that of training; null: not at all."""
 
     wrappers: Wrappers | None = Field(
-        None, json_schema_extra=_or_name, description="All of its wrappers, `[]` for none; null: those of training."
+        None,
+        json_schema_extra=_or_name,
+        description="All wrappers of the evaluation environment, `[]` for none; null: those of training.",
     )
-    kwargs: dict[str, Json] | None = Field(None, description="All of its keyword arguments; null: those of training.")
-    max_episode_steps: Count | None = Field(None, description="Its time limit in steps; null: that of training.")
+    kwargs: dict[str, Json] | None = Field(
+        None, description="All keyword arguments of the evaluation environment; null: those of training."
+    )
+    max_episode_steps: Count | None = Field(
+        None, description="Time limit of evaluation episodes in steps; null: that of training."
+    )
 
     def applied_to(self, env: EnvConfig) -> EnvConfig:
         """Return `env` as evaluations have it."""
