@@ -275,31 +275,46 @@ def test_noise_that_is_drawn_at_each_step_makes_it_unbiased(monkeypatch: pytest.
     assert len(result["problems"]) == 4
 
 
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize(("steps", "kept"), [(2, 1), (2, 2), (3, 2)])
 def test_the_problem_for_state_dependent_noise_has_the_return_of_its_episodes(
-    kept: bool, monkeypatch: pytest.MonkeyPatch
+    steps: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two steps by sums over fine grids of the noise; differences for the gradient."""
-    problem = ExplorationProblem("", "", 2, 4)
+    """By sums over fine grids of the noise; differences for the gradient."""
+    problem = ExplorationProblem("", "", steps, 4)
     policy = policy_for(problem, distribution="state_dependent_gaussian")
-    monkeypatch.setattr(problems_module, "keeps_noise", lambda policy: kept)
-    nodes = np.linspace(-7, 7, 41)
+    monkeypatch.setattr(problems_module, "kept_steps", lambda policy, horizon: kept)
+    nodes = np.linspace(-6, 6, 31)
     density = np.exp(-(nodes**2) / 2)
     density /= density.sum()
-    axes = np.meshgrid(*[nodes] * (2 if kept else 4), indexing="ij")
+    draws = -(-steps // kept)
+    axes = np.meshgrid(*[nodes] * (2 * draws), indexing="ij")
     weight = functools.reduce(np.multiply.outer, [density] * len(axes))
-    first, second = axes[:2], axes[-2:]
 
     def total(x: Any) -> float:
         s1, s2, (gain, constant, bias) = math.exp(x[0]), math.exp(x[1]), x[2:]
-        a = gain + constant + bias + s1 * first[0] + s2 * first[1]
-        s = 1 + 0.3 * a
-        b = gain * s + constant + bias + s1 * s * second[0] + s2 * second[1]
-        return float((weight * (-1 - (a - 1) ** 2 - 0.9 * (s**2 + (b - 1) ** 2))).sum())
+        s, found = np.ones(weight.shape), 0.0
+        for t in range(steps):
+            z1, z2 = axes[2 * (t // kept) : 2 * (t // kept) + 2]
+            a = gain * s + constant + bias + s1 * s * z1 + s2 * z2
+            found -= 0.9**t * float((weight * (s**2 + (a - 1) ** 2)).sum())
+            s = s + 0.3 * a
+        return found
 
     start = torch.cat([parameter.flatten() for parameter in policy.parameters()]).detach().numpy()
     slopes = [(total(start + step) - total(start - step)) / 2e-4 for step in 1e-4 * np.eye(5)]
     assert true_gradient(problem, policy, 0.9) == pytest.approx(slopes, abs=1e-5)
+
+
+def test_noise_that_is_kept_for_a_part_of_an_episode_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(self: StateDependentGaussian, generator: np.random.Generator, rows: int, columns: int) -> Any:
+        whole = generator.standard_normal((-(-rows // 3), columns, *self.log_standard_deviation.shape))
+        return whole[np.arange(rows) // 3]
+
+    monkeypatch.setattr(StateDependentGaussian, "noise", drawn)
+    result = check_config(GSDE, spaces.Box)
+    assert result["verdict"] == "biased by design"
+    factors = [float(x) for x in re.findall(r"([0-9.]+) \(noise", result["reasons"][0])]
+    assert 1.2 < factors[0] < factors[2] < 2.5, "less than with noise of a whole episode"
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ from pgcli.inspection.gradient_check.problems import (
     chain_mdp,
     corridor_mdp,
     grid_mdp,
-    keeps_noise,
+    kept_steps,
 )
 from pgcli.policies.policy import Policy
 from pgcli.policies.trajectory_outputs import trajectory_ratios, trajectory_values
@@ -64,6 +64,10 @@ KEPT_STEPS = (2, 4, 8)  # of the problems for noise that a policy keeps
 KEPT = (
     "keeps its noise from step to step, and log π is that of one step: their sum is not that of an episode. Even of "
     "the exact estimator E[g]·∇J/|∇J|² is"
+)
+NETWORK = (  # keys of the policy that the check does not cover
+    *("activation", "init", "initial_standard_deviation", "normalize_obs"),
+    *("image_network", "backpropagation_steps", "action_mask"),
 )
 GROUP = 2  # columns of a group
 ROUNDING = 1e-9  # relative to the largest number
@@ -272,13 +276,13 @@ def _reduced(config: Config, problem: CheckProblem) -> Config:
     if algorithm.group_size is not None:
         algorithm = algorithm.model_copy(update={"group_size": GROUP})
     memory = "none" if isinstance(problem, ContinuousProblem) else config.policy.memory
-    distribution = config.policy.distribution
     rollout = {"episodes": None if problem.rows else problem.columns, "steps": problem.rows, "horizon": None}
+    defaults = {key: PolicyConfig.model_fields[key].default for key in NETWORK}
     sections = {
         "seed": 0,
         "env": EnvConfig(num_envs=problem.columns),
         "rollout": config.rollout.model_copy(update=rollout),
-        "policy": PolicyConfig(hidden_sizes=[], distribution=distribution, memory=memory, memory_size=2),
+        "policy": config.policy.model_copy(update=defaults | {"hidden_sizes": [], "memory": memory, "memory_size": 2}),
         "value": ValueConfig(hidden_sizes=[]),
         "algorithm": algorithm,
     }
@@ -314,9 +318,7 @@ def _measure(config: Config, problem: CheckProblem) -> Measurement:
         with torch.no_grad():
             for parameter in value.double().parameters():
                 parameter.copy_(torch.from_numpy(random.normal(0, 1, tuple(parameter.shape))))
-    kept = (
-        Reason(f"policy.distribution: {distribution} {KEPT}") if problem.horizon > 1 and keeps_noise(policy) else None
-    )
+    kept = Reason(f"policy.distribution: {distribution} {KEPT}") if kept_steps(policy, problem.horizon) > 1 else None
     reasons += [kept] if kept else []
     truth = gradient_of_return(problem, policy, algorithm.gamma)
     random, factor = np.random.default_rng(3), known_factor(reasons)

@@ -309,8 +309,8 @@ class ContinuousProblem:
 class ExplorationProblem(ContinuousProblem):
     """s' = s + 0.3 a, for noise that depends on the state: (s, 1) is observed, and a = μ + σ₁ s z₁ + σ₂ z₂.
 
-    If z is drawn once per episode, an episode is a polynomial in z, and Gauss-Hermite quadrature gives J exactly. If it
-    is drawn at each step, J follows from the moments of s.
+    Steps that share z are a polynomial in it, so Gauss-Hermite quadrature over it is exact, and the value stays a
+    quadratic in s.
     """
 
     pace = 0.3  # slow enough for noise that lasts: it multiplies s by a constant
@@ -334,36 +334,36 @@ class ExplorationProblem(ContinuousProblem):
         return np.concatenate((s, np.ones_like(s)), 1)
 
     def expected_return(self, policy: Policy, gamma: float) -> Tensor:
-        """Compute J, with z of one draw per episode if the policy keeps its noise, else of one per step."""
+        """Compute J backwards: before each block of steps that share z, the value is v₀ + v₁ s + v₂ s²."""
         gain, constant, bias = torch.cat([parameter.flatten() for parameter in policy.network.parameters()])
         distribution: Any = policy.distribution
         first, second = distribution.log_standard_deviation.flatten().exp()
-        bias = bias + constant
-        total = torch.zeros((), dtype=torch.float64)
-        if not keeps_noise(policy):
-            mean, square = torch.ones(2, dtype=torch.float64)  # E[s], E[s²]
-            for t in range(self.horizon):
-                noise = first**2 * square + second**2
-                of_action = gain**2 * square + 2 * gain * (bias - 1) * mean + (bias - 1) ** 2 + noise
-                total = total - gamma**t * (square + of_action)
-                kept, drift = 1 + self.pace * gain, self.pace * bias
-                square = kept**2 * square + 2 * kept * drift * mean + drift**2 + self.pace**2 * noise
-                mean = kept * mean + drift
-            return total
-        nodes, weights = (torch.from_numpy(x) for x in np.polynomial.hermite_e.hermegauss(self.horizon + 2))
-        z1, z2, weight = nodes[:, None], nodes, torch.outer(weights, weights) / weights.sum() ** 2
-        s = torch.ones(len(nodes), len(nodes), dtype=torch.float64)
-        for t in range(self.horizon):
-            a = gain * s + bias + first * s * z1 + second * z2
-            total = total - gamma**t * (weight * (s**2 + (a - 1) ** 2)).sum()
-            s = s + self.pace * a
-        return total
+        steps = kept_steps(policy, self.horizon)
+        nodes, weights = (torch.from_numpy(x) for x in np.polynomial.hermite_e.hermegauss(steps + 2))
+        weight = torch.outer(weights, weights) / weights.sum() ** 2
+        slope = gain + first * nodes[:, None] + torch.zeros_like(weight)  # a = slope · s + shift, under each z
+        shift = constant + bias + second * nodes + torch.zeros_like(weight)
+        value = torch.zeros(3, dtype=torch.float64)
+        for start in reversed(range(0, self.horizon, steps)):
+            length = min(steps, self.horizon - start)
+            x, y = torch.ones_like(weight), torch.zeros_like(weight)  # s_t = x s + y
+            total = [torch.zeros_like(weight)] * 3
+            for t in range(length):
+                a, b = slope * x, slope * y + shift
+                squares = (y**2 + (b - 1) ** 2, 2 * (x * y + a * (b - 1)), x**2 + a**2)
+                total = [one - gamma**t * square for one, square in zip(total, squares, strict=True)]
+                x, y = x + self.pace * a, y + self.pace * b
+            later = (value[0] + value[1] * y + value[2] * y**2, value[1] * x + 2 * value[2] * x * y, value[2] * x**2)
+            parts = [(weight * (one + gamma**length * v)).sum() for one, v in zip(total, later, strict=True)]
+            value = torch.stack(parts)
+        return value.sum()
 
 
-def keeps_noise(policy: Policy) -> bool:
-    """Return whether two successive steps of an episode share their noise."""
-    noise = policy.actor("sampled").noise(np.random.default_rng(0), 2, 1)
-    return bool(noise[0].size and np.array_equal(noise[0], noise[1]))
+def kept_steps(policy: Policy, horizon: int) -> int:
+    """Return for how many steps of an episode a policy keeps its noise: 1 if each step has its own."""
+    noise = policy.actor("sampled").noise(np.random.default_rng(0), horizon, 1)
+    same = [bool(row.size and np.array_equal(row, noise[0])) for row in noise]
+    return max(same.index(False) if False in same else horizon, 1)
 
 
 CheckProblem = FiniteProblem | ContinuousProblem
