@@ -418,7 +418,7 @@ def test_counts_out_of_their_range_are_a_fault(pair: bool) -> None:
     assert "gave an observation of " in failure(env_config("Room-v0", at=0, pair=pair))
     envs = make_environments(env_config("Room-v0", at=2, pair=pair), 2)
     envs.reset([1, 2])
-    with pytest.raises(EnvironmentFailure, match=r"of (0|\[0, 0\]) in \w*Discrete\(.*\) in step 2 with action 1"):
+    with pytest.raises(EnvironmentFailure, match=r"of 0 in a space of \w*Discrete\(.*\) in step 2 with action 1"):
         act(envs, np.ones((4, 2), int))
 
 
@@ -594,9 +594,9 @@ def test_a_mask_in_the_info_becomes_a_part_of_the_observation() -> None:
         {"observation": spaces.Box(-1, 1, (2,), np.float32), "action_mask": spaces.MultiBinary(3)}
     )
     obs = envs.reset([1, 2])
-    assert obs.shape == (2, 5)
-    assert obs.dtype == np.float32
-    assert obs[:, :3].tolist() == [[1, 0, 1]] * 2
+    mask = envs.layout.action_mask
+    assert mask is not None
+    assert mask.unpack(obs).tolist() == [[1, 0, 1]] * 2
     for _ in range(5):
         step = envs.step(np.zeros(2, int), ON)
     assert step.terminated.all()

@@ -86,15 +86,8 @@ class Hoard(gym.Env[Array, np.int64]):
 
 @pytest.mark.parametrize("at", ["null", "3"])
 def test_an_environment_without_memory_fails_as_an_environment(tmp_path: Path, at: str) -> None:
-    run = pgcli(
-        "train",
-        "cartpole",
-        "env.id=test_memory_limits:Hoard",
-        f"env.kwargs.at={at}",
-        cwd=tmp_path,
-        code=3,
-        PYTHONPATH=PATHS,
-    )
+    options = ["env.id=test_memory_limits:Hoard", f"env.kwargs.at={at}", "env.max_episode_steps=9"]
+    run = pgcli("train", "cartpole", *options, cwd=tmp_path, code=3, PYTHONPATH=PATHS)
     assert "MemoryError: Unable to allocate" in run.stderr
 
 

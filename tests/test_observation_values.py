@@ -84,7 +84,7 @@ def learned(**kwargs: Any) -> float:
         policy={"hidden_sizes": [16], "normalize_obs": kwargs["kind"] in ("clock", "counter")},
         algorithm={"gamma": 0, "standardize": "batch"},
         optimizer={"learning_rate": 0.01},
-        training={"iterations": 20},
+        training={"iterations": 30},
         evaluation={"every": None, "episodes": 20},
     )[-1]
 

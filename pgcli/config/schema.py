@@ -133,12 +133,12 @@ class PolicyConfig(Section):
     noise_steps: Count = Field(
         64,
         description="Steps for which a state_dependent_gaussian keeps its noise; 1: it draws noise anew in each step, "
-        "and the gradient has no bias.",
+        "so that its score is exact.",
     )
     normalize_obs: bool = Field(
         False,
         description="Observations minus their running mean, over their standard deviation, clipped to ±10; images by "
-        "channel.",
+        "channel. Images whose bounds do not tell their scale are always normalised.",
     )
     image_network: choices.ImageNetworkName = Field(
         "auto",

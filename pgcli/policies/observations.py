@@ -18,6 +18,7 @@ from pgcli.errors import EnvironmentFailure
 Array = NDArray[Any]
 Plain = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
 Key = str | int
+_WHOLE = frozenset({int, np.int64})
 MAX_ROW_BYTES = 2**31 - 1  # of a packed observation: numpy's limit
 ACTION_MASK = "action_mask"  # the entry of a Dict that marks the permitted actions
 
@@ -182,8 +183,9 @@ def _stored_type(space: Plain) -> np.dtype[Any]:
             return np.dtype(np.uint8)
         case spaces.Discrete() | spaces.MultiDiscrete():
             low, high = _bounds(space)
-            ends = (np.min_scalar_type(int(end)) for end in (low.min(initial=0), high.max(initial=0)))
-            smallest = np.result_type(*ends)
+            smallest = np.result_type(
+                np.min_scalar_type(int(np.min(low, initial=0))), np.min_scalar_type(int(np.max(high, initial=0)))
+            )
             return smallest if smallest.kind in "iu" else found
     return found
 
@@ -203,7 +205,7 @@ def _bounds(space: Plain) -> tuple[Any, Any]:
     """Return the least and the largest value of a space, or of each entry."""
     match space:
         case spaces.Discrete():
-            return np.asarray(space.start), np.asarray(space.start + (space.n - 1))
+            return int(space.start), int(space.start) + int(space.n) - 1
         case spaces.MultiDiscrete():
             return np.asarray(space.start), space.start + (space.nvec - 1)
         case spaces.MultiBinary():
@@ -216,25 +218,28 @@ def _fitting(value: Any, leaf: Leaf, batch: bool) -> Array:
 
     Real numbers are rounded to the precision of their space.
     """
-    array, shape = np.asarray(value), leaf.shape
+    if type(value) in _WHOLE and isinstance(leaf.space, spaces.Discrete):  # the usual case, in a tenth of the time
+        low, high = leaf.range or (0, -1)
+        if low <= value <= high:
+            return np.asarray(value, leaf.dtype)
+    array, shape = np.asarray(value), leaf.space.shape or ()
     if array.shape[int(batch) :] != shape or array.ndim != len(shape) + batch:
         raise ValueError(f"an {leaf.name} of shape {array.shape} in a space of {shape}")
     if leaf.range is None and array.dtype == leaf.dtype:
         return array
     if array.dtype.kind not in "biuf":
         raise ValueError(f"an {leaf.name} of type {array.dtype} in a space of {leaf.space.dtype}")
-    outside: Any = False
+    with np.errstate(invalid="ignore", over="ignore"):
+        fitting = array.astype(leaf.dtype, copy=False)
     if leaf.range is not None:
         outside = (array < leaf.range[0]) | (array > leaf.range[1])
-    fitting = array
-    if array.dtype != leaf.dtype:
-        with np.errstate(invalid="ignore", over="ignore"):
-            fitting = array.astype(leaf.dtype)
-        if leaf.dtype.kind == "f":
-            outside |= np.isfinite(array) & ~np.isfinite(fitting)
-        elif not np.can_cast(array.dtype, leaf.dtype):
+        if array.dtype.kind == "f":
             outside |= fitting != array
-    if np.any(outside):
+    elif leaf.dtype.kind == "f":
+        outside = np.isfinite(array) & ~np.isfinite(fitting)
+    else:
+        outside = fitting != array
+    if outside.any():
         space = leaf.space.dtype if leaf.range is None else _shortened(leaf.space)
         raise ValueError(f"an {leaf.name} of {array[outside].flat[0]} in a space of {space}")
     return fitting
