@@ -188,7 +188,7 @@ def test_a_sentence_says_what_is_shown_what_is_not_and_what_would_show_it() -> N
 
 
 def test_one_seed_has_no_intervals_and_json_has_no_nan(tmp_path: Path) -> None:
-    paths = {label: {0: write_run(tmp_path / label, [0, x])} for label, x in (("a|x", 5), ("b", 7))}
+    paths = {label: {0: write_run(tmp_path / label / "0", [0, x])} for label, x in (("a|x", 5), ("b", 7))}
     words = ["algorithm.gamma=0.9,1.0", "training.env_steps=100"]
     config = parse_comparison("cartpole", words, [0], None).variants[0].config
     result = write_report(tmp_path / "out", config, paths, None, ["compare"])
