@@ -27,8 +27,9 @@ test-slow: $(INSTALLED) ## the other tests
 test-all: $(INSTALLED) ## every test
 	$(BIN)/pytest -n auto --dist worksteal
 
-soak: $(INSTALLED) ## kill runs at 200 random instants, resume them, compare their bytes; minutes
+soak: $(INSTALLED) ## kill runs at 200 random instants and resume them; simulate the intervals; minutes
 	$(BIN)/python tests/kills.py 200
+	$(BIN)/python tests/uncertainty.py
 
 check: $(INSTALLED) ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -610,7 +610,7 @@ def test_a_run_ends_when_an_evaluation_reaches_its_goal(tmp_path: Path) -> None:
     goal = ["evaluation.stop_at_return=5", "training.iterations=50"]
     pgcli("train", "cartpole", *TINY, *goal, "--run-dir", "run", cwd=tmp_path)
     status = json.loads((tmp_path / "run/status.json").read_text())
-    assert (status["status"], status["reason"]) == ("finished", "reached a return of 5")
+    assert (status["status"], status["reason"]) == ("finished", "stopped early: mean return ≥ 5")
     assert float(rows(tmp_path / "run/evaluations.csv")[-1]["return_mean"]) >= 5
     assert not rows(tmp_path / "run/metrics.csv"), "the untrained policy holds the pole for five steps"
 

@@ -431,7 +431,9 @@ def test_a_distribution_over_other_actions_is_refused_when_the_agent_is_built(
     space: spaces.Space[Any], names: tuple[str, ...]
 ) -> None:
     for name in names:
-        with pytest.raises(UsageError, match=f"policy.distribution: {name} is not over the action space") as caught:
+        with pytest.raises(
+            UsageError, match=f"policy.distribution: {name} does not support the action space"
+        ) as caught:
             build_agent(spaces.Box(-1, 1, (2,)), space, config(policy={"distribution": name}))
         fitting = caught.value.hint.removeprefix("use ").replace("`", "").split(" or ")
         assert name not in fitting

@@ -64,10 +64,13 @@ CASES: dict[str, tuple[Finding | None, int | None, str, list[Finding | None]]] =
         [findings.clipped_actions(K, np.full(8, 0.49)), findings.clipped_actions(K, NAN)],
     ),
     "low_snr": (
-        findings.low_snr(K, series(1, 1, 1, 1, 1, 1, 0.09, 0.09)),
+        findings.low_snr(K, series(1, 1, 1, 1, 1, 1, 0.01, 9), series(1, 1, 1, 1, 1, 1, 99, 0.9)),  # 0.0909 in all
         6,
         "rollout",
-        [findings.low_snr(K, series(0, 0, 0, 0, 0, 0, 0.11, 0.11)), findings.low_snr(K, NAN)],
+        [
+            findings.low_snr(K, series(0, 0, 0, 0, 0, 0, 0.01, 9), series(1, 1, 1, 1, 1, 1, 89, 1.1)),
+            findings.low_snr(K, NAN, K),
+        ],
     ),
     "cut_by_horizon": (
         findings.cut_by_horizon(series(0, 1, 2, 3, 3), words("terminated", "horizon", "horizon", "horizon", "horizon")),
@@ -150,7 +153,8 @@ CASES: dict[str, tuple[Finding | None, int | None, str, list[Finding | None]]] =
         "learning_rate",
         [
             findings.fell_after_best(10 * K[:4], series(0, 50, 100, 81), np.full(4, 2.0)),  # 19 % of the gain
-            findings.fell_after_best(10 * K[:4], series(0, 50, 100, 70), np.full(4, 8.0)),  # 2.7 errors
+            findings.fell_after_best(10 * K[:4], series(0, 50, 100, 70), np.full(4, 6.6)),  # 3.2 errors, 3 looks
+            findings.fell_after_best(10 * K[:4], series(0, 50, 100, 70), NAN[:4]),  # one episode each
             findings.fell_after_best(10 * K[:2], series(9, 0), np.full(2, 1.0)),
         ],
     ),
@@ -158,7 +162,11 @@ CASES: dict[str, tuple[Finding | None, int | None, str, list[Finding | None]]] =
         findings.no_gain(K[:3], series(20, 22, 24), np.full(3, 1.0)),
         2,
         "learning_rate",
-        [findings.no_gain(K[:3], series(20, 25, 20), np.full(3, 1.0)), findings.no_gain(K[:1], series(2), series(1))],
+        [
+            findings.no_gain(K[:3], series(20, 25, 20), np.full(3, 1.0)),
+            findings.no_gain(K[:1], series(2), series(1)),
+            findings.no_gain(K[:3], series(20, 25, 20), NAN[:3]),  # one episode each
+        ],
     ),
 }
 
@@ -170,6 +178,18 @@ def test_a_finding_is_made_where_it_should_be_and_only_there(name: str) -> None:
     assert found.iteration == iteration
     assert key in found.key
     assert others == [None] * len(others)
+
+
+@pytest.mark.parametrize("evaluations", [5, 50, 200])
+def test_chance_alone_rarely_makes_a_plateau_fall_or_an_untrained_policy_learn(evaluations: int) -> None:
+    """20,000 runs: a gain of 10 errors and no fall, or no gain. The rate is 1 in 740 however often they evaluate."""
+    noise = np.random.default_rng(0).normal(size=(20_000, evaluations))
+    error, at = np.ones(evaluations), np.arange(float(evaluations))
+    start = np.where(at == 0, 1.0, 0.0)
+    fell = sum(findings.fell_after_best(at, 10 * (1 - start) + row, error) is not None for row in noise)
+    learned = sum(findings.no_gain(at, row, error) is None for row in noise)
+    assert fell < 50
+    assert learned < 50
 
 
 def test_every_finding_has_a_case() -> None:

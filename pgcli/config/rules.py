@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pgcli.config.messages import dotted, path_of, shown
 from pgcli.config.schema import Config
 
-Value = str | float | None
+Value = str | float | dict[str, float] | None
 Condition = Callable[[Config], bool]
 
 
@@ -139,11 +139,25 @@ def _segments(c: Config) -> bool:
 
 def _no_location(c: Config) -> bool:
     file, colon, name = (c.algorithm.estimator or "").rpartition(":")
-    return c.algorithm.estimator is not None and not (colon and file.endswith(".py") and name.isidentifier())
+    return c.algorithm.estimator is not None and not (
+        colon and file.endswith((".py", ".ipynb")) and name.isidentifier()
+    )
 
 
-def _has_wrapper(name: str) -> Condition:
-    return lambda c: any(wrapper.name in (name, f":{name}", f"gymnasium.wrappers:{name}") for wrapper in c.env.wrappers)
+_ENVIRONMENTS = ("env", "evaluation.env")  # the sections that describe one
+
+
+def _has_wrapper(section: str, name: str) -> Condition:
+    names = (name, f":{name}", f"gymnasium.wrappers:{name}")
+    return lambda c: any(one.name in names for one in attrgetter(f"{section}.wrappers")(c) or ())
+
+
+def _has_wrappers(section: str) -> Condition:
+    return lambda c: bool(attrgetter(f"{section}.wrappers")(c))
+
+
+def _has_argument(section: str, name: str) -> Condition:
+    return lambda c: name in (attrgetter(f"{section}.kwargs")(c) or ())
 
 
 _MEAN_OF_ONE = "the mean over one trajectory is that trajectory: every advantage would be zero"
@@ -270,7 +284,7 @@ RULES: tuple[Rule, ...] = (
     # An estimator of the user's own: from whole episodes to a gradient
     Rule(
         {"algorithm.estimator": _no_location},
-        lambda c: f"expected FILE.py:NAME, got {c.algorithm.estimator!r}",
+        lambda c: f"expected FILE.py:NAME or FILE.ipynb:NAME, got {c.algorithm.estimator!r}",
         "write it like `my.py:reinforce`",
     ),
     *(
@@ -332,14 +346,17 @@ RULES: tuple[Rule, ...] = (
         "use `baseline: group` with `returns: total`, or `standardize: batch`",
     ),
     # Environment
-    Rule(
-        {"env.kwargs.max_episode_steps": lambda c: "max_episode_steps" in c.env.kwargs},
-        _GYMNASIUM,
-        "set `env.max_episode_steps`",
-    ),
-    Rule({"env.kwargs.render_mode": lambda c: "render_mode" in c.env.kwargs}, _GYMNASIUM, "leave it out"),
     *(
-        Rule({"env.wrappers": _has_wrapper(name)}, f"{name}: {reason}", fix)
+        Rule({f"{section}.kwargs.{name}": _has_argument(section, name)}, _GYMNASIUM, fix)
+        for section in _ENVIRONMENTS
+        for name, fix in (
+            ("max_episode_steps", f"set `{section}.max_episode_steps`"),
+            ("render_mode", "leave it out"),
+        )
+    ),
+    *(
+        Rule({f"{section}.wrappers": _has_wrapper(section, name)}, f"{name}: {reason}", fix)
+        for section in _ENVIRONMENTS
         for name, reason, fix in (
             ("NormalizeObservation", f"{_NOT_SAVED} evaluation would change them", "use `policy.normalize_obs: true`"),
             (
@@ -357,15 +374,24 @@ RULES: tuple[Rule, ...] = (
             ("TransformReward", *_FUNCTION),
         )
     ),
-    Rule(
-        {"env.vectorization": "native", "env.wrappers": lambda c: bool(c.env.wrappers)},
-        "a native vector environment takes no wrappers",
-        "use `vectorization: sync`, or leave the wrappers out",
+    *(
+        Rule(
+            {"env.vectorization": "native", f"{section}.wrappers": _has_wrappers(section)},
+            "a native vector environment takes no wrappers",
+            "use `vectorization: sync`, or leave the wrappers out",
+        )
+        for section in _ENVIRONMENTS
     ),
     Rule(
         {"env.vectorization": "native", "env.rebuild": True},
         "the episodes of a native vector environment share one instance",
         "use `vectorization: sync`, or leave rebuild out",
+    ),
+    # Distributions
+    Rule(
+        {"policy.noise_steps": Not(64), "policy.distribution": Not("state_dependent_gaussian")},
+        "only a `state_dependent_gaussian` keeps its noise for several steps",
+        "leave noise_steps out, or use `distribution: state_dependent_gaussian`",
     ),
     # Recurrent policies
     Rule(
@@ -374,10 +400,18 @@ RULES: tuple[Rule, ...] = (
         "leave compile out",
     ),
     # Evaluation and diagnostics
+    *(
+        Rule(
+            {f"evaluation.{key}": Not(default), "evaluation.every": None},
+            "without `evaluation.every` nothing is evaluated before the end",
+            "set `evaluation.every`",
+        )
+        for key, default in (("stop_at_return", None), ("stop_at", {}), ("patience", None))
+    ),
     Rule(
-        {"evaluation.stop_at_return": Not(None), "evaluation.every": None},
-        "without `evaluation.every` nothing is evaluated before the end",
-        "set `evaluation.every`",
+        {"evaluation.stop_evaluations": lambda c: c.evaluation.stop_evaluations > 1 and not c.evaluation.goals},
+        "there is no value that evaluations have to reach",
+        "set `evaluation.stop_at_return`, or leave stop_evaluations out",
     ),
     Rule(
         {"diagnostics.shadows": lambda c: bool(c.diagnostics.shadows), "diagnostics.every": None},

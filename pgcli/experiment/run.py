@@ -20,8 +20,8 @@ from pgcli.algorithm.second_process import SecondProcess
 from pgcli.config import Config
 from pgcli.config.rules import without_effect
 from pgcli.config.schema import PolicyConfig
-from pgcli.environments.checks import check_environment
-from pgcli.environments.registry import spec
+from pgcli.environments.checks import check_environment, check_evaluation
+from pgcli.environments.registry import reward_threshold
 from pgcli.errors import PgcliError, RunDirectoryError, UsageError, typed
 from pgcli.experiment.build import build_learner, columns_of, environments_of, released, restore, worker_pool
 from pgcli.experiment.recorder import Context, Outcome, Recorder
@@ -31,10 +31,12 @@ from pgcli.runs import checkpoints
 from pgcli.runs.directory import RunDirectory, elapsed_seconds, find_checkpoint, is_run, move_aside
 from pgcli.runs.files import make_folder, storage
 from pgcli.runs.lock import lock
+from pgcli.runs.tables import check_info_names
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.sampler import make_sampler
 from pgcli.system.locations import split
+from pgcli.system.memory import memory_error
 from pgcli.system.packages import require
 from pgcli.system.processes import keep_freed_memory
 from pgcli.training.loop import Counters, Training, train
@@ -67,8 +69,9 @@ class Request:
 
 def failure_of(error: Exception) -> Failure:
     """Describe a user's mistake by its message, and a bug by its traceback."""
-    if isinstance(error, PgcliError):
-        return Failure(error.exit_code, str(error))
+    known = error if isinstance(error, PgcliError) else memory_error(error)
+    if known is not None:
+        return Failure(known.exit_code, str(known))
     return Failure(1, "".join(traceback.format_exception(error)))
 
 
@@ -102,6 +105,7 @@ def _built(request: Request, context: Context, resources: ExitStack) -> Training
     """Build everything that the run needs, before anything is written."""
     config = request.config
     environments = resources.enter_context(released(EnvironmentCache(environments_of(config))))
+    check_evaluation(config.evaluation_env, config.env)
     learner = build_learner(config, environments)
     keep_freed_memory()
     pool = worker_pool(config, environments, request.share, context.check)
@@ -142,7 +146,10 @@ def _what_ended(request: Request, counters: Counters, directory: RunDirectory) -
         settings = " and ".join(f"training.{name}={limit}" for name, limit in used.items())
         return f"{settings} {'is' if len(used) == 1 else 'are'} used up", f"{again} {larger}` extends it"
     reason = directory.status.get("reason") or "stopped early"
-    return str(reason), f"{again} evaluation.stop_at_return=null` uses the rest of its budget"
+    rules = {"stop_at_return": "null", "stop_at": "'{}'", "patience": "null"}
+    on = [name for name in rules if getattr(request.config.evaluation, name) not in (None, {})]
+    off = " ".join(f"evaluation.{name}={rules[name]}" for name in on)
+    return str(reason), f"{again} {off}` uses the rest of its budget"
 
 
 def _opened(request: Request, path: Path, run: Training, directory: RunDirectory, context: Context) -> bool:
@@ -151,7 +158,7 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
     if directory.is_new and request.which == "latest":
         if is_run(path):
             changes_of(config, stored_config(path), path)
-        directory.start(config, request.command, spec(config.env).reward_threshold)
+        directory.start(config, request.command, reward_threshold(config.evaluation_env))
         return True
     file = find_checkpoint(path, request.which)
     checkpoint = checkpoints.load(file)
@@ -169,7 +176,8 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
     if lost:
         context.watch(Notice(f"{lost} of {config.env.num_envs} environments do not repeat themselves: new episodes"))
     exact = is_exact(config, changes) and not lost
-    directory.restart(config, request.command, changes, exact, checkpoint.counters)
+    threshold = reward_threshold(config.evaluation_env)
+    directory.restart(config, request.command, changes, exact, checkpoint.counters, threshold)
     return True
 
 
@@ -189,6 +197,7 @@ def _paths_as_typed(request: Request, path: Path) -> Iterator[None]:
 def check_request(request: Request) -> None:
     """Raise RunDirectoryError for a run directory that cannot be used, UsageError for missing packages or devices."""
     path, logging = request.path, request.config.logging
+    check_info_names(request.config)
     for name in ("tensorboard", "wandb"):
         if getattr(logging, name):
             require(name, name, f"logging.{name}")

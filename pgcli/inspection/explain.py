@@ -239,7 +239,7 @@ def _checks(
         lambda: findings.clipped_actions(k, metrics["action_clip_fraction"]),
     )
     gradients = _gradients(path, ended)
-    yield "low_snr", gradients is not None, lambda: findings.low_snr(*(gradients or (k, k)))
+    yield "low_snr", gradients is not None, lambda: findings.low_snr(*(gradients or (k, k, k)))
     yield (
         *("cut_by_horizon", config.rollout.horizon is not None and episodes.rows > 0),
         lambda: findings.cut_by_horizon(episodes["iteration"], episodes.words["ended"]),
@@ -278,14 +278,15 @@ def _there(column: Array) -> bool:
     return bool(np.isfinite(column).any())
 
 
-def _gradients(path: Path, ended: bool) -> tuple[Array, Array] | None:
-    """Give iterations and signal-to-noise ratios of gradients.csv, if there is one: of the estimator it names first."""
+def _gradients(path: Path, ended: bool) -> tuple[Array, Array, Array] | None:
+    """Return iterations, signal-to-noise ratios and variances of the estimator that gradients.csv names first."""
     if not (path / "gradients.csv").exists():
         return None
-    table = read_table(path / "gradients.csv", ("estimator", "snr"), whole=ended)
+    table = read_table(path / "gradients.csv", ("estimator", "gradient_variance", "snr"), whole=ended)
     names = table.words.get("estimator", np.full(table.rows, ""))
     chosen = np.isfinite(table["snr"]) & (names == names[:1])
-    return (table["iteration"][chosen], table["snr"][chosen]) if chosen.any() else None
+    one = table.pick(chosen)
+    return (one["iteration"], one["snr"], one["gradient_variance"]) if chosen.any() else None
 
 
 def _greedy_gap(metrics: Table, evaluations: Table) -> Finding | None:

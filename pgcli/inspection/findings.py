@@ -7,6 +7,7 @@ are there: what a run begins with is no fault.
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ SHARE_OF_UPDATES = 0.1  # of the iterations, beyond which large KL is a habit
 WORSE = -0.01  # of the variance: nearer to 0 it is rounding, where all returns are alike
 SMALL_STEP = 1e-4  # of |θ| by optimizer step, a tenth of the 1e-3 that is a common rule of thumb (CS231n)
 MUCH_EVALUATING = 0.5  # of the time, as `pgcli doctor` has it
-SURE = 3.0  # standard errors of a difference: chance alone does that in 3 of 1000 cases
+SURE = 3.0  # standard errors of a difference: in one direction, chance alone exceeds them in 1 of 740 cases
 FELL = 0.2  # of what was gained since the start
 GREEDY_GAP = 0.1  # of the sampled return
 
@@ -82,12 +83,18 @@ def clipped_actions(iteration: Array, fraction: Array) -> Finding | None:
     return Finding("warning", text, int(iteration[late[0]]), key)
 
 
-def low_snr(iteration: Array, snr: Array) -> Finding | None:
-    """Find a late signal-to-noise ratio of the gradient below 0.1: a step is a tenth direction and the rest chance."""
-    late = _late(snr)
-    if late is None or (middle := float(np.median(snr[late]))) >= LOW_SNR:
+def low_snr(iteration: Array, snr: Array, variance: Array) -> Finding | None:
+    """Find a late signal-to-noise ratio of the gradient below 0.1: a step is a tenth direction and the rest chance.
+
+    It is the ratio of means, Σ (|g|² - v) / Σ v = Σ snr v / Σ v: the ratios of single rows are too noisy for a mean.
+    """
+    late = _late(snr * variance)
+    if late is None or not (noise := float(variance[late].sum())):
         return None
-    text = f"the gradient's signal-to-noise ratio is {middle:.2g} (median of the last {len(late)}): noise leads the way"
+    ratio = float((snr * variance)[late].sum()) / noise
+    if ratio >= LOW_SNR:
+        return None
+    text = f"the gradient's signal-to-noise ratio is {ratio:.2g} (over the last {len(late)}): noise dominates the steps"
     return Finding("warning", text, int(iteration[late[0]]), "more rollout.episodes or rollout.steps")
 
 
@@ -146,8 +153,8 @@ def greedy_gap(
         return None
     at = both[-1]
     gap = float(greedy[at] - sampled[at])
-    error = math.hypot(np.nan_to_num(greedy_error[at]), np.nan_to_num(sampled_error[at]))
-    if abs(gap) <= SURE * error or abs(gap) <= GREEDY_GAP * abs(sampled[at]):
+    error = math.hypot(greedy_error[at], sampled_error[at])
+    if not abs(gap) > SURE * error or abs(gap) <= GREEDY_GAP * abs(sampled[at]):  # nan: one episode shows no error
         return None
     text = f"greedy evaluation has {greedy[at]:.4g}, training by the same policy, sampled, {sampled[at]:.4g}"
     key = "evaluation.mode=sampled" if gap > 0 else "a longer run, or a lower algorithm.entropy_coef"
@@ -226,16 +233,16 @@ def large_kl(iteration: Array, kl: Array) -> Finding | None:
 
 
 def fell_after_best(iteration: Array, returns: Array, errors: Array) -> Finding | None:
-    """Find that the last evaluation is below the best by 3 standard errors and by a fifth of what had been gained.
+    """Find that the last evaluation is surely below the best, and by a fifth of the gain since the start.
 
-    The best of many evaluations is a lucky one: so both. Args: [E], evaluations and their standard errors.
+    Args: [E], evaluations and their standard errors; `_sure` accounts for the best of E - 1.
     """
     if len(returns) < 3:
         return None
     best, last = int(np.argmax(returns)), len(returns) - 1
     fall, gain = float(returns[best] - returns[last]), float(returns[best] - returns[0])
-    error = math.hypot(np.nan_to_num(errors[best]), np.nan_to_num(errors[last]))
-    if fall <= SURE * error or fall <= FELL * gain:
+    error = math.hypot(errors[best], errors[last])
+    if not fall > _sure(last) * error or fall <= FELL * gain:  # nan: one episode shows no error
         return None
     text = f"the return fell from its best, {returns[best]:.4g}, to {returns[last]:.4g}; `--which best` is that policy"
     return Finding(
@@ -244,15 +251,27 @@ def fell_after_best(iteration: Array, returns: Array, errors: Array) -> Finding 
 
 
 def no_gain(iteration: Array, returns: Array, errors: Array) -> Finding | None:
-    """Find that no evaluation is above the untrained policy's by 3 standard errors: nothing is learned yet."""
+    """Find that no evaluation is surely above the untrained policy's: nothing is learned yet.
+
+    Args: [E], evaluations and their standard errors; `_sure` accounts for the best of E - 1.
+    """
     if len(returns) < 2:
         return None
     best = int(np.argmax(returns))
-    error = math.hypot(np.nan_to_num(errors[best]), np.nan_to_num(errors[0]))
-    if returns[best] - returns[0] > SURE * error:
+    error = math.hypot(errors[best], errors[0])
+    if not returns[best] - returns[0] <= _sure(len(returns) - 1) * error:  # nan: one episode shows no error
         return None
     text = f"no evaluation is surely above the untrained policy's {returns[0]:.4g}: nothing is learned yet"
     return Finding("warning", text, int(iteration[-1]), "a longer run, or another optimizer.learning_rate")
+
+
+def _sure(looks: int) -> float:
+    """Return how many standard errors chance alone exceeds, in any of so many looks, in 1 of 740 cases.
+
+    By Bonferroni: 3 for one look, 4.0 for 50, 4.4 for 200.
+    """
+    normal = NormalDist()
+    return -normal.inv_cdf(normal.cdf(-SURE) / looks)
 
 
 def _late(values: Array) -> NDArray[np.int64] | None:

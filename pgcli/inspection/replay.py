@@ -104,7 +104,7 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
         raise RunDirectoryError(f"{path}: no run is there", "--replay takes a run directory that `pgcli train` made")
     config = stored_config(path)
     if not trust:
-        refuse_foreign_modules(config.env, path)
+        refuse_foreign_modules(config, path)
     recorded = _find(path, which)
     iteration, first, is_vector = recorded.iteration, recorded.iteration, _uses_vector_form(config)
     if is_vector and (steps := config.rollout.steps):  # the earliest in which it can have begun: its rows have no gap
@@ -121,6 +121,7 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
         collected = _repeat(run, first, iteration)
     episodes = collected[iteration].rollout.episodes
     again = episodes[recorded.index] if recorded.index < len(episodes) else None
+    matches = again is not None and again._replace(info={}) == recorded.ended
     result = {
         "run": str(path),
         "env": config.env.id,
@@ -134,11 +135,11 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
         "recorded_discounted_return": recorded.ended.discounted_return,
         "recorded_length": recorded.ended.length,
         "recorded_ended": recorded.ended.how,
-        "matches": again == recorded.ended,
+        "matches": matches,
         "checkpoint": None if file is None else str(file),
         "repeated_iterations": repeated_iterations,
     }
-    if again == recorded.ended and video is not None:
+    if matches and video is not None:
         frames = ReplayFrames(config, run.learner.policy, collected, recorded)
         write(frames.of_vector_form() if is_vector else frames.of_single_form(), frames.film, video)
         result["video"] = str(video)
@@ -230,7 +231,7 @@ def _choose_start(path: Path, config: Config, first: int, iteration: int) -> tup
 
 def _without_measurements(config: Config, at: int, iteration: int) -> Config:
     """Return the config without evaluations, and with a budget that ends after `iteration`."""
-    quiet = ["evaluation.every=null", "evaluation.stop_at_return=null", "evaluation.episodes=1", "sampling.workers=0"]
+    quiet = ["evaluation.every=null", "evaluation.episodes=1", "sampling.workers=0"]
     if at == iteration or has_constant_schedules(config):
         quiet += ["training.seconds=null", "training.env_steps=null", f"training.iterations={iteration + 1}"]
     elif follows_the_clock(config):
@@ -238,7 +239,7 @@ def _without_measurements(config: Config, at: int, iteration: int) -> Config:
             "its schedules follow the clock, so its iterations cannot be computed again",
             "of iterations that a kept checkpoint begins, episodes can be replayed",
         )
-    return override(config, quiet)
+    return override(config.without_stopping(), quiet)
 
 
 def _repeat(run: Training, first: int, iteration: int) -> dict[int, CollectedIteration]:

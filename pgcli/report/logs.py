@@ -19,7 +19,7 @@ import numpy as np
 from pgcli.config import Config
 from pgcli.errors import PgcliError
 from pgcli.experiment.run import Request
-from pgcli.records import Evaluation, Iteration, Notice, Record
+from pgcli.records import Evaluation, Iteration, Notice, Record, more_columns
 from pgcli.runs.tables import header_of, read_table, rows_of
 
 FILMED_STEPS = 500  # of an episode of the last policy, at most
@@ -146,7 +146,7 @@ def past_entries(path: Path, iteration: int) -> Iterator[LogEntry]:
     entries: dict[tuple[int, bool], dict[str, float]] = {}  # by iteration, and whether they are of its end
     steps: dict[tuple[int, bool], int] = {}
     for name, prefix in _PREFIXES.items():
-        table = read_table(path / f"{name}.csv", header_of(name))
+        table = read_table(path / f"{name}.csv", None)
         for row, number in enumerate(table["iteration"].astype(int).tolist()):
             key = (number, name != "evaluations")
             values = entries.setdefault(key, {})
@@ -163,11 +163,12 @@ def past_entries(path: Path, iteration: int) -> Iterator[LogEntry]:
 
 
 def _entry_of(record: Iteration | Evaluation) -> LogEntry:
+    more = more_columns(list(record.info), stops=False)
     values = {
         f"{_PREFIXES[name]}/{column}": float(cell)
-        for name, rows in rows_of(record).items()
+        for name, rows in rows_of(record, more).items()
         if name in _PREFIXES
-        for column, cell in zip(header_of(name), rows[0], strict=True)
+        for column, cell in zip(header_of(name, more.get(name, ())), rows[0], strict=True)
         if column != "iteration" and isinstance(cell, int | float)
     }
     return LogEntry(record.iteration, record.env_steps, values)

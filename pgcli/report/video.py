@@ -22,6 +22,7 @@ from pgcli.environments.outputs import read_flag, read_reward
 from pgcli.environments.single import make_environment
 from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.experiment.load import Agent
+from pgcli.policies.policy import ActingState
 from pgcli.report.frames import DEFAULT_FPS, Frame, FrameReader, of_one_size, rate
 from pgcli.runs.files import TEMPORARY, storage
 from pgcli.seeding import Purpose, derived_seed, generator
@@ -47,15 +48,15 @@ def film(agent: Agent, path: Path, mode: Mode, seed: int, horizon: int | None) -
         no pictures.
     """
     actor, layout = agent.policy.actor(mode), agent.policy.encoder.layout
-    random, memory = generator(seed, Purpose.VIDEO), actor.start(1)
+    acting = ActingState(actor, generator(seed, Purpose.VIDEO), 1)
 
     def choose(obs: Any) -> Any:
-        nonlocal memory
-        drawn, memory = actor.respond(layout.pack(obs)[None], actor.noise(random, 1, 1)[0], memory)
-        return actor.for_environment(drawn)[0]
+        return actor.for_environment(acting.act(layout.pack(obs)[None]))[0]
 
     episode = FilmedEpisode()
-    write(played(agent.config.env, derived_seed(seed, Purpose.VIDEO), choose, horizon, episode), episode, path)
+    write(
+        played(agent.config.evaluation_env, derived_seed(seed, Purpose.VIDEO), choose, horizon, episode), episode, path
+    )
     return episode
 
 

@@ -86,8 +86,8 @@ def parse_comparison(location: str, overrides: Sequence[str], seeds: list[int], 
     configs = _load(location, [[*fixed, *map("=".join, zip(keys, chosen, strict=True))] for chosen in choices])
     steps = _equal_budget(configs)
     notices = _notices(configs, keys, steps)
-    equal = [f"training.env_steps={steps}", "training.iterations=null", "evaluation.stop_at_return=null"]
-    configs = [override(config, equal) for config in configs]
+    equal = [f"training.env_steps={steps}", "training.iterations=null"]
+    configs = [override(config.without_stopping(), equal) for config in configs]
     names = [key.rpartition(".")[2] for key in keys]
     short = names if len(set(names)) == len(names) else keys
     if folder is None:
@@ -257,8 +257,15 @@ def _check_axes(axes: list[tuple[str, list[str]]], fixed: list[str]) -> None:
 def _notices(configs: list[Config], keys: list[str], steps: int) -> list[str]:
     """Name the settings that a comparison replaces, and those that may put returns on different scales."""
     notices = []
-    if any(config.evaluation.stop_at_return is not None for config in configs):
-        notices.append("evaluation.stop_at_return is left out: every run uses the whole budget")
+    left_out = {
+        key: None
+        for config in configs
+        for key in ("stop_at_return", "stop_at", "patience")
+        if getattr(config.evaluation, key)
+    }
+    if left_out:
+        names = ", ".join(f"evaluation.{key}" for key in left_out)
+        notices.append(f"{names} {'is' if len(left_out) == 1 else 'are'} left out: every run uses the whole budget")
     if any(key.startswith("env.wrappers") for key in keys):
         notices.append("the arms have other wrappers: if one changes rewards, their returns are on different scales")
     if any(config.training.env_steps is None for config in configs):
