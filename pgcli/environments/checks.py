@@ -60,7 +60,7 @@ def check_environment(config: EnvConfig) -> StartCheck:
     Raises: EnvironmentFailure: for a fault that would stop a run; UsageError: for an argument that it does not take.
     """
     parts = {"id", "kwargs", "wrappers", "max_episode_steps"}
-    key = json.dumps(config.model_dump(include=parts, warnings=False), sort_keys=True, default=repr)
+    key = json.dumps(config.model_dump(include=parts, warnings=False), default=repr)  # the order of kwargs counts
     if key not in _checked:
         _checked[key] = _check(config)
     return _checked[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,12 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
     path = find_checkpoint(Path(run_or_checkpoint), which)
     checkpoint = checkpoints.load(path)
     config = checkpoint.read_config(str(path))
+    if checkpoint.unordered:
+        warnings.warn(
+            f"{path}: an earlier version of pgcli wrote it without the order of {', '.join(checkpoint.unordered)}, and "
+            "there is no config.yaml of its run beside it: sorted keys may build another environment",
+            stacklevel=2,
+        )
     if not trust:
         refuse_foreign_modules(config.env, path)
     with closing(make_environment(config.env)) as env:
