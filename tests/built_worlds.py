@@ -55,3 +55,78 @@ class Repaid(gym.RewardWrapper[Any, Any]):
 
     def reward(self, reward: Any) -> float:
         return self.factor * float(reward)
+
+
+class Popper(Steps):
+    """Removes what it needs from its arguments, and adds to them."""
+
+    def __init__(self, config: dict[str, Any] | None = None, sizes: list[int] | None = None) -> None:
+        super().__init__()
+        config = config if config is not None else {}
+        self.length = config.pop("length", 2)
+        config.setdefault("count", []).append(1)
+        for sizes_of in (sizes, config.get("sizes")):
+            if sizes_of:
+                sizes_of.append(sizes_of.pop(0) + 1)
+
+
+class PoppingWrapper(gym.RewardWrapper[Any, Any]):
+    """Removes its factor from its arguments."""
+
+    def __init__(self, env: gym.Env[Any, Any], options: dict[str, Any]) -> None:
+        super().__init__(env)
+        self.factor = options.pop("factor", 1.0)
+
+    def reward(self, reward: Any) -> float:
+        return float(reward) * float(self.factor)
+
+
+class Goal(Steps):
+    """Pays where it is at the goal, which is compared as the type that a Python program gives it."""
+
+    def __init__(self, goal: tuple[int, int] = (0, 0), areas: Any = ((1, 1),), push: Any = None) -> None:
+        super().__init__()
+        self.goal, self.areas = goal, set(areas)
+        if push is not None and not isinstance(push["at"], tuple):
+            raise TypeError("push.at is no tuple")
+
+    def pays(self, action: np.int64) -> float:
+        return float(self.goal == (2, 3)) + float((2, 3) in self.areas)
+
+
+class NeedsRenderMode(Steps):
+    """Takes `render_mode` in one of the `kind`s of environments that insist on it."""
+
+    metadata = {"render_modes": ["human", "rgb_array"]}  # noqa: RUF012 - as Gymnasium has it
+
+    def __init__(self, render_mode: str | None) -> None:
+        super().__init__()
+        self.render_mode = render_mode
+
+
+class ChecksRenderMode(NeedsRenderMode):
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode)
+        assert render_mode in self.metadata["render_modes"]
+
+
+class ReadsRenderMode(NeedsRenderMode):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(kwargs["render_mode"])
+
+
+class OpensWindow(NeedsRenderMode):
+    def __init__(self, render_mode: str | None = "human") -> None:
+        super().__init__(render_mode)
+        assert render_mode != "human", "there is no screen"
+
+
+def make_steps(length: int = 3) -> gym.Env[Any, Any]:
+    """Return an environment from a function."""
+    env = Steps()
+    env.length = length
+    return gym.wrappers.TimeLimit(env, 2)
+
+
+def make_nothing() -> None:
+    """Return no environment."""

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 from command_line import pgcli
+from gymnasium.envs.registration import EnvSpec
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import pgcli as package
 from pgcli.config import Config, config_from_data, load_config, to_data
 from pgcli.config.order import arranged, differences, orders_of
+from pgcli.config.schema import EnvConfig
+from pgcli.environments import modules, registry
+from pgcli.environments.checks import check_environment
+from pgcli.environments.registry import spec
+from pgcli.environments.single import make_environment
+from pgcli.errors import EnvironmentFailure
+from pgcli.experiment.load import refuse_foreign_modules
 from pgcli.runs import checkpoints
 from pgcli.studies.variants import digest
 
@@ -42,27 +55,17 @@ def returns_of(folder: Path, *words: str) -> float:
     return float(json.loads(done.stdout)["mean_return"])
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["env.kwargs={moves: {up: 1, down: -1}}"],
-        ["env.kwargs={up: 1, down: -1}"],  # as **kwargs
-        ["env.kwargs={z: 1, a: 1}", "env.wrappers=[{name: built_worlds:Repaid, kwargs: {z: 1, a: -1}}]"],
-    ],
-    ids=["nested", "keywords", "wrapper"],
-)
-def test_eval_builds_the_environment_of_training_whatever_the_order_of_its_kwargs(
-    overrides: list[str], tmp_path: Path
-) -> None:
-    run = trained(tmp_path, "env.id=built_worlds:Moves", "optimizer.learning_rate=0.5", *overrides)
-    (run / "config.yaml").rename(tmp_path / "config.yaml")  # only the checkpoint itself is read
-    rewards = [float(row.split(",")[2]) for row in (run / "episodes.csv").read_text().splitlines()[1:]]
-    assert {abs(reward) for reward in rewards} <= {0, 2, 4}
+def test_eval_builds_the_environment_of_training_in_the_order_of_its_kwargs(tmp_path: Path) -> None:
+    wrapper = "env.wrappers=[{name: built_worlds:Repaid, kwargs: {z: 3, a: -3}}]"
+    words = ("env.id=built_worlds:Moves", "env.kwargs={z: {up: 1, down: -1}, moves: {up: 1, down: 1}}", wrapper)
+    run = trained(tmp_path, *words)
+    written = load_config(str(run / "config.yaml"))
+    (run / "config.yaml").unlink()  # only the checkpoint itself is read
+    assert returns_of(tmp_path, str(run), "--episodes", "2") == 12
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         agent = package.load(run, trust=True)
-    assert list(agent.config.env.kwargs) == list(load_config(str(tmp_path / "config.yaml")).env.kwargs)
-    assert to_data(agent.config) == to_data(load_config(str(tmp_path / "config.yaml")))
+    assert json.dumps(to_data(agent.config)) == json.dumps(to_data(written))
 
 
 def metadata_of(file: Path) -> dict[str, Any]:
@@ -164,3 +167,148 @@ def test_a_run_is_not_resumed_with_its_kwargs_in_another_order(tmp_path: Path) -
     assert table.returncode == 0
     rows = (tmp_path / "x.csv").read_text().splitlines()[1:]
     assert len({row.rpartition('"')[0] or row.split(",")[0] for row in rows}) == 2, "they are no seeds of one another"
+
+
+# ------------------------------------------------------------------------------------------------- copies of arguments
+
+
+def made(env_id: str, *wrappers: Any, **kwargs: Any) -> Any:
+    env = config_from_data({"env": {"id": env_id, "kwargs": kwargs, "wrappers": list(wrappers)}}, "c").env
+    before = json.dumps(env.model_dump())
+    envs = [make_environment(env) for _ in range(3)]
+    assert json.dumps(env.model_dump()) == before, "the config is untouched"
+    return envs
+
+
+def test_every_instance_has_arguments_of_its_own() -> None:
+    wrapper = {"name": "built_worlds:PoppingWrapper", "kwargs": {"options": {"factor": 5.0}}}
+    for env in made("built_worlds:Popper", wrapper, config={"length": 10, "sizes": [1]}, sizes=[3]):
+        assert env.unwrapped.length == 10
+        env.reset(seed=0)
+        assert env.step(np.int64(0))[1] == 5
+
+
+def test_a_run_of_an_environment_that_consumes_its_arguments_is_the_same_with_workers_and_after_resume(
+    tmp_path: Path,
+) -> None:
+    words = ("env.id=built_worlds:Popper", "env.kwargs={config: {length: 10}}", "env.num_envs=2", "rollout.episodes=4")
+    one = trained(tmp_path, *words, "training.iterations=2")
+    assert "length: 10" in (one / "config.yaml").read_text()
+    assert {row.split(",")[4] for row in (one / "episodes.csv").read_text().splitlines()[1:]} == {"10"}
+    two = trained(tmp_path, *words, "sampling.workers=2", name="two")
+    pgcli("resume", two, "training.iterations=2", "sampling.workers=0", "-q", cwd=tmp_path, PYTHONPATH=TESTS)
+    for table in ("metrics.csv", "episodes.csv", "evaluations.csv"):
+        assert (two / table).read_bytes() == (one / table).read_bytes(), table
+
+
+def test_a_list_reaches_a_constructor_as_the_type_that_it_wants() -> None:
+    for env in made("built_worlds:Goal", goal=[2, 3], areas=[[2, 3], [4, 5]], push={"at": [1, 2]}):
+        env.reset(seed=0)
+        assert env.step(np.int64(0))[1] == 2
+
+
+# ------------------------------------------------------------------------------------------------------- render_mode
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("NeedsRenderMode", None), ("ChecksRenderMode", "rgb_array"), ("ReadsRenderMode", None), ("OpensWindow", None)],
+)
+def test_an_environment_that_requires_a_render_mode_gets_one(name: str, mode: str | None) -> None:
+    assert made(f"built_worlds:{name}")[0].unwrapped.render_mode == mode
+    env = EnvConfig(id=f"built_worlds:{name}")
+    assert make_environment(env, render_mode="rgb_array").unwrapped.render_mode == "rgb_array"
+
+
+# ------------------------------------------------------------------------------------------------------------- by name
+
+
+def test_a_function_that_returns_an_environment_is_one() -> None:
+    env = EnvConfig(id="built_worlds:make_steps", kwargs={"length": 7})
+    assert made(env.id, **env.kwargs)[0].unwrapped.length == 7
+    assert check_environment(env).time_limit == 2
+    with pytest.raises(EnvironmentFailure, match=r"builds no gymnasium\.Env"):
+        make_environment(EnvConfig(id="built_worlds:make_nothing"))
+
+
+WORLD = """
+import gymnasium
+from built_worlds import Steps
+
+class Here(Steps):
+    length = 9
+
+class Faulty(Steps):
+    def pays(self, action):
+        return 1 / (self.t < 3)
+
+class Twice(gymnasium.RewardWrapper):
+    def reward(self, reward):
+        return 2 * reward
+
+if "Registered-v0" not in gymnasium.registry:
+    gymnasium.register("Registered-v0", entry_point=Here, max_episode_steps=3)
+"""
+
+
+@pytest.mark.parametrize("file", ["mine.py", "sub/my-world.py"])
+def test_a_class_of_a_file_is_an_environment(file: str, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(WORLD)
+    run = trained(tmp_path, f"env.id={file}:Here", f"env.wrappers=['{file}:Twice']")
+    assert {row.split(",")[2] for row in (run / "episodes.csv").read_text().splitlines()[1:]} == {"18.0"}
+    assert "--trust" in pgcli("eval", run, cwd=tmp_path, code=3, PYTHONPATH=TESTS).stderr
+    assert returns_of(tmp_path, str(run), "--episodes", "2") == 18
+    registered = trained(tmp_path, f"env.id={file}:Registered-v0", name="registered")
+    assert {row.split(",")[2] for row in (registered / "episodes.csv").read_text().splitlines()[1:]} == {"3.0"}
+
+
+def test_a_fault_in_a_file_has_a_reproduction(tmp_path: Path) -> None:
+    (tmp_path / "test.py").write_text(WORLD)
+    run = trained(tmp_path, "env.id=test.py:Faulty", "env.wrappers=['test.py:Twice']", code=3)
+    (program,) = (run / "crash").iterdir()
+    words = {"PYTHONPATH": TESTS, "PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        [sys.executable, program], cwd=tmp_path, env=words, capture_output=True, text=True, check=False
+    )
+    assert "raised ZeroDivisionError" in done.stdout, done.stderr
+
+
+def test_a_file_that_an_installed_module_hides_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text(WORLD)
+    monkeypatch.setattr(modules, "HERE", str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for env in (EnvConfig(id="json:Here"), config_from_data({"env": {"wrappers": ["json:Here"]}}, "c").env):
+        with pytest.raises(EnvironmentFailure, match=r"hides json\.py in the current folder") as caught:
+            make_environment(env)
+        assert caught.value.hint == "name the file: `json.py:Here`"
+    assert made("json.py:Here")[0].unwrapped.length == 9
+    assert sys.modules["json"] is json
+    with pytest.raises(EnvironmentFailure, match=r"there is no file jsno\.py") as caught:
+        make_environment(EnvConfig(id="jsno.py:Here"))
+    assert caught.value.hint == "did you mean `json.py:Here`?"
+
+
+def test_a_file_named_like_gymnasium_is_foreign() -> None:
+    with pytest.raises(EnvironmentFailure, match=r"gymnasium\.py"):
+        refuse_foreign_modules(EnvConfig(id="gymnasium.py:Here"), Path("a"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hint"),
+    [
+        ("Pong-v5", "ALE/Pong-v5"),
+        ("pong-v5", "ALE/Pong-v5"),
+        ("Pong-v9", "ALE/Pong-v5"),
+        ("Pong", "ALE/Pong-v5"),
+        ("ALE/pong-v5", "ALE/Pong-v5"),
+        ("Pendulum-v7", "Pendulum-v1"),
+    ],
+)
+def test_a_near_miss_suggests_the_newest_version(wanted: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_import_atari", lambda name: None)  # it may not be installed
+    for known in ("Pong-v0", "Pong-v4", "ALE/Pong-v5"):
+        monkeypatch.setitem(gym.registry, known, EnvSpec(known, entry_point="built_worlds:Steps"))
+    with pytest.raises(EnvironmentFailure) as caught:
+        spec(EnvConfig(id=wanted))
+    assert caught.value.hint == f"did you mean `{hint}`?"

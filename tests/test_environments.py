@@ -22,7 +22,7 @@ from test_cli import TINY, contents, rows
 
 from pgcli.config import config_from_data
 from pgcli.config.schema import EnvConfig
-from pgcli.environments import checks, registry
+from pgcli.environments import checks, construction, modules
 from pgcli.environments.checks import check_environment
 from pgcli.environments.make import Environments, make_environments
 from pgcli.environments.outputs import Step
@@ -79,7 +79,7 @@ NAMES: list[tuple[str, tuple[str, ...]]] = [
     ("Strange/Pong-v5", ("namespace `Strange`", "`module:Strange/Pong-v5`")),
     ("no_such_module:X-v0", ("no module `no_such_module`", "install")),
     ("wrlds:World", ("no module `wrlds`", "did you mean `worlds`?")),
-    ("worlds.py:World", ("no module `worlds.py`", "did you mean `worlds`?")),
+    ("worlds.py:World", ("there is no file worlds.py in ",)),
     ("worlds:Wrld", ("`worlds` has no environment `Wrld`", "did you mean `worlds:World`?")),
     ("worlds:World-v1", ("`v0`, `v2`", "did you mean `worlds:World-v2`?")),
     ("worlds:Nothing", ("no gymnasium.Env", "shimmy")),
@@ -193,7 +193,7 @@ def test_what_the_models_of_mujoco_are_deprecated_for_reaches_neither_screen_nor
 
 def test_a_simulation_that_explodes_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    env = registry.build(EnvConfig(id="InvertedPendulum-v5"))
+    env = construction.build(EnvConfig(id="InvertedPendulum-v5"))
 
     def explode(steps: int) -> None:
         env.reset(seed=0)
@@ -222,7 +222,7 @@ def test_a_module_that_cannot_be_imported_is_told_with_its_line(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken.py").write_text(text)
-    monkeypatch.setattr(registry, "HERE", str(tmp_path))
+    monkeypatch.setattr(modules, "HERE", str(tmp_path))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "broken", raising=False)
     for settings in (env_config("broken:Env"), env_config("World-v0", "broken:Wrapper")):
@@ -237,7 +237,7 @@ def test_modules_of_the_current_folder_come_last(tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text("WHERE = 'here'\n")
     program = (
         "import os, sys; sys.path = [p for p in sys.path if p not in ('', os.getcwd())]\n"
-        "from pgcli.environments.registry import import_module\n"
+        "from pgcli.environments.modules import import_module\n"
         "print(import_module('mine', 'x').WHERE, hasattr(import_module('colorsys', 'x'), 'WHERE'))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -12,10 +12,11 @@ import numpy as np
 from gymnasium import spaces
 
 from pgcli.config.schema import EnvConfig
+from pgcli.environments.construction import build
 from pgcli.environments.failures import InvalidOutput, describe_outcome, is_user_error, message_of
 from pgcli.environments.masks import choices, draw, read_mask, reported_mask
 from pgcli.environments.outputs import pack_observation, read_flag, read_reward
-from pgcli.environments.registry import build, newer_version, spec
+from pgcli.environments.registry import newer_version, spec
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import ACTION_MASK, Layout
 
@@ -168,4 +169,6 @@ def _failure(config: EnvConfig, doing: str, error: BaseException) -> Environment
         message = f"{config.id}: its step gives 4 values, as those of `gym` did, and Gymnasium's gives 5"
         return EnvironmentFailure(message, _STEP)
     hint = error.hint if isinstance(error, InvalidOutput) else ""
+    if "unhashable type: 'list'" in message and config.kwargs:
+        hint = "YAML has lists only; an argument whose default is a tuple is passed as one"
     return EnvironmentFailure(f"{config.id} {describe_outcome(error)} at the {doing} of the start check", hint)

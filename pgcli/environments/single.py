@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.checks import check_environment
+from pgcli.environments.construction import build
 from pgcli.environments.failures import InvalidOutput, describe_outcome, is_user_error
 from pgcli.environments.masks import MaskColumns, MaskedObservation
 from pgcli.environments.outputs import (
@@ -23,7 +24,7 @@ from pgcli.environments.outputs import (
     read_flag,
     read_reward,
 )
-from pgcli.environments.registry import build, spec
+from pgcli.environments.registry import spec
 from pgcli.environments.reproduction import reproduction
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import Layout

@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from pgcli.config.schema import EnvConfig
+from pgcli.environments.construction import build_vector
 from pgcli.environments.failures import InvalidOutput, describe_outcome, is_user_error
 from pgcli.environments.outputs import Array, Step, is_finite, pack_observation
-from pgcli.environments.registry import build_vector
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import Layout
 

@@ -111,6 +111,7 @@ def refuse_foreign_modules(config: EnvConfig, path: Path) -> None:
     for name in (config.id, *wrappers):
         module, colon, _ = name.rpartition(":")
         own = module == "gymnasium.wrappers" if name in wrappers else module.partition(".")[0] == "gymnasium"
+        own = own and not module.endswith(".py")  # a file of the current folder
         if colon and not own:
             raise EnvironmentFailure(
                 f"{path} wants the module `{module}` imported, which Gymnasium does not ship, or not for this",
