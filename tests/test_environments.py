@@ -79,7 +79,7 @@ NAMES: list[tuple[str, tuple[str, ...]]] = [
     ("Strange/Pong-v5", ("namespace `Strange`", "`module:Strange/Pong-v5`")),
     ("no_such_module:X-v0", ("no module `no_such_module`", "install")),
     ("wrlds:World", ("no module `wrlds`", "did you mean `worlds`?")),
-    ("worlds.py:World", ("there is no file worlds.py in ",)),
+    ("wrlds.py:World", ("there is no file wrlds.py in ",)),
     ("worlds:Wrld", ("`worlds` has no environment `Wrld`", "did you mean `worlds:World`?")),
     ("worlds:World-v1", ("`v0`, `v2`", "did you mean `worlds:World-v2`?")),
     ("worlds:Nothing", ("no gymnasium.Env", "shimmy")),
@@ -700,8 +700,7 @@ gym.register("Ill-v0", entry_point="worlds:World", vector_entry_point="test_envi
 
 @pytest.mark.parametrize("fault", ["", "error"])
 def test_a_fault_of_a_vector_form_is_told_where_the_column_runs(fault: str) -> None:
-    envs = make_environments(env_config("Ill-v0", fault=fault, at=99), 3)
-    assert isinstance(envs, VectorEnvironments)
+    envs = VectorEnvironments(env_config("Ill-v0", fault=fault, at=99), 3)
     first = envs.reset([4, 5, 6])
     running = np.array([True, True, False])
     seen = [envs.step(np.zeros(3, int), running).obs for _ in range(3)]
@@ -910,9 +909,7 @@ def test_an_outdated_version_is_told_once_per_run(tmp_path: Path) -> None:
 def test_a_run_of_segments_stops_at_an_episode_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     from test_segments import collect, policy_for, segments
 
-    from pgcli.sampling import segments as module
-
-    monkeypatch.setattr(module, "MAX_EPISODE_STEPS", 30)
+    monkeypatch.setattr(checks, "MAX_EPISODE_STEPS", 30)
     settings = segments("Endless-v0", kwargs={"length": 1000})
     with pytest.raises(EnvironmentFailure, match="not ended") as caught:
         collect(segment_sampler(settings), policy_for(settings), range(20))

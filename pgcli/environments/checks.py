@@ -20,7 +20,7 @@ from pgcli.environments.registry import newer_version, spec
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import ACTION_MASK, Layout
 
-MAX_EPISODE_STEPS = 100_000  # stops episodes that never end; not a time limit
+MAX_EPISODE_STEPS = 100_000  # stops episodes that never end, unless the time limit is longer; not a time limit
 _SEED_BITS, _NARROW_SEED_BITS = 63, 31  # of the seeds of resets
 _RESET = "begin with `def reset(self, *, seed=None, options=None)` and `super().reset(seed=seed)`; return obs, {}"
 _STEP = "return obs, reward, terminated, truncated, info from step"
@@ -37,6 +37,11 @@ class StartCheck:
     warnings: tuple[str, ...]
     env_id: str
     seed_bits: int
+
+    @property
+    def longest_episode(self) -> int:
+        """Return the number of steps after which an episode has no end."""
+        return max(MAX_EPISODE_STEPS, self.time_limit or 0)
 
     def seed(self, derived: int) -> int:
         """Return the bits of a derived seed that the environment accepts."""

@@ -62,6 +62,7 @@ class SingleEnvironments:
         self.observation_space = self._envs[0].observation_space
         self.action_space = self._envs[0].action_space
         self.layout = Layout(self.observation_space)
+        self.longest_episode = self._checked.longest_episode
         self._box_shape = self.layout.shape if isinstance(self.observation_space, spaces.Box) else None
         self._mask = MaskColumns(self.layout, self.action_space)
         self._array_actions = isinstance(self.action_space, spaces.Box)  # also for shape (), where x[i] is a number

@@ -17,6 +17,7 @@ from pgcli.algorithm.second_process import SecondProcess
 from pgcli.config import Config
 from pgcli.environments.checks import check_environment
 from pgcli.environments.registry import spec
+from pgcli.environments.vector_trial import vector_form_notice
 from pgcli.errors import PgcliError, RunDirectoryError, UsageError
 from pgcli.experiment.build import build_learner, columns_of, environments_of, released, restore, worker_pool
 from pgcli.experiment.recorder import Context, Outcome, Recorder
@@ -102,7 +103,9 @@ def _built(request: Request, context: Context, resources: ExitStack) -> Training
     if pool.count:  # workers wait during an update
         learner.run = SecondProcess()
     executor = resources.enter_context(released(ChunkExecutor(environments, pool)))
-    for notice in check_environment(config.env).notices:
+    resumable = config.rollout.steps is not None
+    form = vector_form_notice(environments_of(config), resumable=resumable)
+    for notice in (*check_environment(config.env).notices, *([form] if form else [])):
         context.watch(Notice(notice))
     if learner.policy.masked:
         context.watch(Notice("actions are masked; `policy.action_mask: none` ignores the mask"))

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from pgcli.config.schema import Config, EnvConfig
-from pgcli.environments.checks import MAX_EPISODE_STEPS
-from pgcli.environments.make import make_resumable_environments
+from pgcli.environments.make import make_environments
 from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import CheckpointError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
@@ -168,7 +167,7 @@ class SegmentSampler:
         )
         if not fits or actions.ndim < 2 or actions.shape[1] != n:
             raise CheckpointError("the state of the environments in the checkpoint does not fit its config")
-        longest = len(actions) if "actions" in expected else MAX_EPISODE_STEPS
+        longest = len(actions) if "actions" in expected else self._examples[0].envs.longest_episode
         if not (arrays["lengths"].min() >= 0 and arrays["lengths"].max() <= longest and arrays["episode"].min() >= 0):
             raise CheckpointError("the state of the environments in the checkpoint contradicts itself")
         return names
@@ -222,7 +221,7 @@ class _LiveColumns:
     """A chunk's environments in the process that steps them; `state` is None while it is unknown."""
 
     def __init__(self, env: EnvConfig, chunk: range) -> None:
-        self._chunk, self.envs = chunk, make_resumable_environments(env, len(chunk))
+        self._chunk, self.envs = chunk, make_environments(env, len(chunk), resumable=True)
         self.state: ColumnState | None = None
 
     def close(self) -> None:
@@ -272,8 +271,8 @@ class _LiveColumns:
         before = torch.from_numpy(state.memory) if actor.state_size else None
         trajectories = replace(to_trajectories(rows), memory=before)
         ended, sums = _ended(trajectories, state, config.algorithm.gamma)
-        if sums["lengths"].max() > MAX_EPISODE_STEPS:
-            raise endless_episode()
+        if sums["lengths"].max() > envs.longest_episode:
+            raise endless_episode(envs.longest_episode)
         history = _extended(state.action_history, trajectories.actions.numpy(), sums["lengths"])
         self.state = ColumnState(
             episode, ~running, obs, **sums, memory=memory, action_history=history, simulator=self._simulator()
