@@ -130,3 +130,62 @@ def make_steps(length: int = 3) -> gym.Env[Any, Any]:
 
 def make_nothing() -> None:
     """Return no environment."""
+
+
+class MaskProperty(Steps):
+    """Permits action 1 only, as a property."""
+
+    def pays(self, action: np.int64) -> float:
+        return float(action)
+
+    @property
+    def action_masks(self) -> list[bool]:
+        return [False, True]
+
+
+class MaskArguments(Steps):
+    """Its mask depends on an argument that only its author knows."""
+
+    def action_masks(self, obs: Array, *, strict: bool) -> Array:
+        return np.array([True, False])
+
+
+class MaskMissing(Steps):
+    """Leaves its mask to a subclass."""
+
+    def action_masks(self) -> Array:
+        raise NotImplementedError
+
+
+class MaskOfSteps(Steps):
+    """Has its mask in the info of steps only."""
+
+    def step(self, action: np.int64) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        return *super().step(action)[:4], {"action_mask": np.ones(2, np.int8)}
+
+
+class MaskedBox(Steps):
+    """Reports a mask beside real-valued actions: in its info, by a method, or in its observation."""
+
+    def __init__(self, where: str = "info") -> None:
+        super().__init__()
+        self.where, self.action_space = where, spaces.Box(-1, 1, (2,), np.float32)  # type: ignore[assignment]
+        if where == "obs":
+            parts = {"x": spaces.Box(-1, 1, (1,), np.float32), "action_mask": spaces.MultiBinary(2)}
+            self.observation_space = spaces.Dict(parts)  # type: ignore[assignment]
+        if where == "method":
+            self.action_masks = lambda: np.ones(2)
+
+    def seen(self, obs: Array) -> Any:
+        return {"x": obs, "action_mask": np.ones(2, np.int8)} if self.where == "obs" else obs
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        obs, _ = super().reset(seed=seed)
+        return self.seen(obs), {"action_mask": np.ones(2, np.int8)} if self.where == "info" else {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, *rest = super().step(action)
+        return self.seen(obs), *rest
+
+    def pays(self, action: Any) -> float:
+        return 1.0

@@ -64,7 +64,7 @@ class SingleEnvironments:
         self.layout = Layout(self.observation_space)
         self.longest_episode = self._checked.longest_episode
         self._box_shape = self.layout.shape if isinstance(self.observation_space, spaces.Box) else None
-        self._mask = MaskColumns(self.layout, self.action_space)
+        self._mask = MaskColumns(self.layout, self.action_space, used=config.reads_mask)
         self._array_actions = isinstance(self.action_space, spaces.Box)  # also for shape (), where x[i] is a number
         self._seeds: list[int] = []
         self._obs: Array = np.zeros(())

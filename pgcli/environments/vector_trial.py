@@ -99,8 +99,6 @@ def _fault_of_restoring(config: EnvConfig) -> str:
 
 
 def _fault(config: EnvConfig, checked: StartCheck) -> str:
-    if checked.adds_mask:
-        return "shows no action mask"
     with closing(build_vector(config, _COLUMNS)) as envs:
         mode = envs.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.NEXT_STEP:

@@ -45,7 +45,7 @@ class Agent:
         A policy with memory remembers from call to call; `reset` begins an episode.
         Raises: ValueError for what is no observation of the policy's space.
         """
-        if action_mask is not None:
+        if action_mask is not None and self.policy.encoder.layout.action_mask:
             obs = {**(obs if isinstance(obs, dict) else {"observation": obs}), ACTION_MASK: action_mask}
         batch, single = self._packed(obs)
         if batch.dtype.kind == "f" and not np.isfinite(batch).all():
