@@ -9,9 +9,9 @@ from gymnasium.envs.registration import find_highest_version
 
 from pgcli.environments.failures import message_of
 from pgcli.errors import EnvironmentFailure
+from pgcli.system.packages import install_command
 
 _EXTRAS = ("box2d", "mujoco", "atari")  # of pgcli, with the names of Gymnasium's own
-INSTALL_ATARI = 'pip install "pgcli[atari]"'
 
 
 def missing_dependency(name: str, error: BaseException) -> EnvironmentFailure:
@@ -30,11 +30,11 @@ def _install_command(error: BaseException) -> str:
     """Return the command that installs a missing requirement, or an instruction; "" if it is installed but broken."""
     text = str(error).lower()
     if "opencv" in text or "'cv2'" in text:
-        return INSTALL_ATARI if "atari" in text else "pip install opencv-python-headless"
+        return install_command("atari") if "atari" in text else "pip install opencv-python-headless"
     if "'jax'" in text:
         return 'pip install "gymnasium[jax]"'
     if extras := [one for one in _EXTRAS if one in text]:
-        return f'pip install "pgcli[{extras[0]}]"'
+        return install_command(extras[0])
     if commands := re.findall("`(pip install [^`]+)`", str(error)):
         return str(commands[-1])
     absent = isinstance(error, gym.error.DependencyNotInstalled | ModuleNotFoundError)

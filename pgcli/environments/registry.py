@@ -13,9 +13,10 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, find_highest_version, parse_env_id
 
 from pgcli.config.schema import EnvConfig
-from pgcli.environments.dependencies import INSTALL_ATARI, missing_dependency
+from pgcli.environments.dependencies import missing_dependency
 from pgcli.environments.modules import hidden_file, is_file, module_of, suggestion
 from pgcli.errors import EnvironmentFailure
+from pgcli.system.packages import install_command
 
 ATARI = "ALE"  # the namespace of the package that is imported without being named
 OLD_GYM = (
@@ -113,7 +114,8 @@ def _import_atari(name: str) -> None:
         importlib.import_module("ale_py")
     except ImportError as error:
         if name.startswith(f"{ATARI}/"):
-            raise EnvironmentFailure(f"{name}: Atari's package `ale_py` is not installed", INSTALL_ATARI) from error
+            message = f"{name}: Atari's package `ale_py` is not installed"
+            raise EnvironmentFailure(message, install_command("atari")) from error
 
 
 def find_wrapper(name: str) -> Callable[..., Any]:
