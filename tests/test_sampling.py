@@ -16,6 +16,7 @@ from helpers import Array, Counting, config, executor_for, mapped
 from pgcli.algorithm.learner import build_agent
 from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.config.schema import Config
+from pgcli.environments import checks
 from pgcli.environments.make import make_environments
 from pgcli.environments.single import SingleEnvironments, make_environment
 from pgcli.environments.vector import VectorEnvironments
@@ -250,7 +251,7 @@ def test_an_environment_need_not_know_of_rendering() -> None:
 
 
 def test_an_endless_episode_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollout, "MAX_EPISODE_STEPS", 70)
+    monkeypatch.setattr(checks, "MAX_EPISODE_STEPS", 70)
     with pytest.raises(EnvironmentFailure, match="not ended after 70 steps") as failure:
         collect(counting(kwargs={"fault": "endless"}))
     assert "env.max_episode_steps" in failure.value.hint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from pgcli.config import choices
 
@@ -76,6 +76,12 @@ class EnvConfig(Section):
         "auto",
         description="A fresh instance per episode; auto: for environments known to remember past episodes.",
     )
+    _reads_mask: bool = PrivateAttr(True)
+
+    @property
+    def reads_mask(self) -> bool:
+        """Whether an action mask is read; `policy.action_mask: none` ignores it, whatever it is."""
+        return self._reads_mask
 
 
 class EvaluationEnvConfig(Section):
@@ -422,6 +428,10 @@ class Config(Section):
     diagnostics: DiagnosticsConfig = Field(
         default_factory=DiagnosticsConfig, description="What is measured of the gradient."
     )
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Pass `policy.action_mask` to the environment, which has the mask."""
+        self.env._reads_mask = self.policy.action_mask == "auto"
 
     @property
     def evaluation_env(self) -> EnvConfig:

@@ -7,11 +7,14 @@ import signal
 import sysconfig
 import traceback
 
+import gymnasium as gym
+
 from pgcli.errors import PgcliError
 from pgcli.system.signals import Stopped
 
 _LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_GYMNASIUM = os.path.dirname(gym.__file__) + os.sep
 _MAX_CHARACTERS = 300  # of an exception's message
 
 
@@ -55,6 +58,14 @@ def line_of(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith((*_LIBRARIES, _PACKAGE, "<"))]
     return f"{_relative(own[-1].filename)}:{own[-1].lineno}" if own else ""
+
+
+def mentions(error: BaseException, word: str) -> bool:
+    """Return whether the message of an exception, or a line of the user's code that it passed, has a word."""
+    error = error.__cause__ or error  # Gymnasium adds the arguments to a TypeError
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.line or "" for frame in frames if not frame.filename.startswith((_PACKAGE, _GYMNASIUM))]
+    return any(word in text for text in (*lines, message_of(error)))
 
 
 def message_of(error: BaseException) -> str:

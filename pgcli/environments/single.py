@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.checks import check_environment
+from pgcli.environments.construction import build
 from pgcli.environments.failures import InvalidOutput, describe_outcome, is_user_error
 from pgcli.environments.masks import MaskColumns, MaskedObservation
 from pgcli.environments.outputs import (
@@ -25,7 +26,7 @@ from pgcli.environments.outputs import (
     read_info,
     read_reward,
 )
-from pgcli.environments.registry import build, spec
+from pgcli.environments.registry import spec
 from pgcli.environments.reproduction import reproduction
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import Layout
@@ -63,8 +64,9 @@ class SingleEnvironments:
         self.observation_space = self._envs[0].observation_space
         self.action_space = self._envs[0].action_space
         self.layout = Layout(self.observation_space)
+        self.longest_episode = self._checked.longest_episode
         self._box_shape = self.layout.shape if isinstance(self.observation_space, spaces.Box) else None
-        self._mask = MaskColumns(self.layout, self.action_space)
+        self._mask = MaskColumns(self.layout, self.action_space, used=config.reads_mask)
         self._array_actions = isinstance(self.action_space, spaces.Box)  # also for shape (), where x[i] is a number
         self._seeds: list[int] = []
         self._obs: Array = np.zeros(())

@@ -8,9 +8,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from pgcli.config.schema import EnvConfig
+from pgcli.environments.checks import check_environment
+from pgcli.environments.construction import build_vector
 from pgcli.environments.failures import InvalidOutput, describe_outcome, is_user_error
 from pgcli.environments.outputs import Array, Step, is_finite, non_finite_rows, pack_observation, read_vector_info
-from pgcli.environments.registry import build_vector
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import Layout
 
@@ -27,6 +28,7 @@ class VectorEnvironments:
         self.observation_space = self._envs.single_observation_space
         self.action_space = self._envs.single_action_space
         self.layout = Layout(self.observation_space)
+        self.longest_episode = check_environment(config).longest_episode
         self._seed, self._steps = 0, 0
         self._obs: Array = np.zeros(())
         self._info: Any = None  # of the last step
@@ -104,7 +106,7 @@ class VectorEnvironments:
             raise error
         what = f"the vector form of {self._config.id} {describe_outcome(error)} {when}"
         message = f"{what} of the episodes with reset seed {self._seed}"
-        raise EnvironmentFailure(message, "env.vectorization=sync tells which episode it is") from error
+        raise EnvironmentFailure(message, "env.vectorization=sync names the episode") from error
 
 
 def is_restorable(envs: VectorEnvironments, spare: VectorEnvironments) -> bool:

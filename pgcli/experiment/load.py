@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Agent:
         Args: action_mask: the permitted actions, where the environment reports them in `info["action_mask"]`.
         Raises: ValueError: if `obs` is not in the policy's space, or N changes during episodes.
         """
-        if action_mask is not None:
+        if action_mask is not None and self.policy.encoder.layout.action_mask:
             obs = {**(obs if isinstance(obs, dict) else {"observation": obs}), ACTION_MASK: action_mask}
         batch, single = self._packed(obs)
         if len(non_finite_rows(self.policy.encoder.layout, batch)):
@@ -91,6 +92,12 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
     path = find_checkpoint(Path(run_or_checkpoint), which)
     checkpoint = checkpoints.load(path)
     config = checkpoint.read_config(str(path))
+    if checkpoint.unordered:
+        warnings.warn(
+            f"{path}: an earlier version of pgcli wrote it without the order of {', '.join(checkpoint.unordered)}, and "
+            "there is no config.yaml of its run beside it: sorted keys may build another environment",
+            stacklevel=2,
+        )
     if not trust:
         refuse_foreign_modules(config, path)
     with closing(make_environment(config.env)) as env:
@@ -106,6 +113,7 @@ def refuse_foreign_modules(config: Config, path: Path) -> None:
     for name in (config.env.id, *wrappers):
         module, colon, _ = name.rpartition(":")
         own = module == "gymnasium.wrappers" if name in wrappers else module.partition(".")[0] == "gymnasium"
+        own = own and not module.endswith(".py")  # a file of the current folder
         if colon and not own:
             raise EnvironmentFailure(
                 f"{path} wants the module `{module}` imported, which Gymnasium does not ship, or not for this",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pgcli.config import Config, flat, load_config, to_data
+from pgcli.config import Config, load_config, to_data
+from pgcli.config.order import differences
 from pgcli.errors import RunDirectoryError
 from pgcli.runs.directory import is_run
 from pgcli.runs.files import storage
@@ -28,16 +29,18 @@ def stored_config(path: Path) -> Config:
 
 
 def changes_of(config: Config, stored: Config, path: Path) -> list[str]:
-    """Return what `config` changes in the run of `path`, as `key=value`; raise RunDirectoryError for what may not."""
-    before, after = flat(result_config(stored)), flat(result_config(config))
-    changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
-    refused = [key for key in changed if not key.startswith(CHANGEABLE)]
+    """Return the changes of `config` to the run in `path`, as `key=value`.
+
+    Raises: RunDirectoryError: if a key changes that a run keeps.
+    """
+    changes = differences(result_config(stored), result_config(config))
+    refused = [key for key in sorted(changes) if not key.startswith(CHANGEABLE)]
     if refused:
         raise RunDirectoryError(
             f"{path}: its run has another {', '.join(refused)}",
             "a run keeps these for life; train into another --run-dir, or --overwrite this one",
         )
-    return [f"{key}={after.get(key)}" for key in changed]
+    return [f"{key}={after}" for key, (_, after) in sorted(changes.items())]
 
 
 def is_exact(config: Config, changes: list[str]) -> bool:

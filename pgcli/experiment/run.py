@@ -22,6 +22,7 @@ from pgcli.config.rules import without_effect
 from pgcli.config.schema import PolicyConfig
 from pgcli.environments.checks import check_environment, check_evaluation
 from pgcli.environments.registry import reward_threshold
+from pgcli.environments.vector_trial import vector_form_notice
 from pgcli.errors import PgcliError, RunDirectoryError, UsageError, typed
 from pgcli.experiment.build import build_learner, columns_of, environments_of, released, restore, worker_pool
 from pgcli.experiment.recorder import Context, Outcome, Recorder
@@ -112,7 +113,8 @@ def _built(request: Request, context: Context, resources: ExitStack) -> Training
     if pool.count:  # workers wait during an update
         learner.run = SecondProcess()
     executor = resources.enter_context(released(ChunkExecutor(environments, pool)))
-    for notice in (*_ignored(config, learner), *check_environment(config.env).notices):
+    form = vector_form_notice(environments_of(config), resumable=config.rollout.steps is not None)
+    for notice in (*_ignored(config, learner), *check_environment(config.env).notices, *([form] if form else [])):
         context.watch(Notice(notice))
     if learner.policy.masked:
         context.watch(Notice("actions are masked; `policy.action_mask: none` ignores the mask"))

@@ -23,6 +23,7 @@ from pgcli.environments.outputs import Step
 from pgcli.environments.registry import reward_threshold, spec
 from pgcli.environments.single import SingleEnvironments, make_environment, uses_fresh_instances
 from pgcli.environments.vector import VectorEnvironments
+from pgcli.environments.vector_trial import vector_form_notice
 from pgcli.errors import EnvironmentFailure
 from pgcli.experiment.build import build_learner, columns_of, environments_of
 from pgcli.policies.observations import ImagePart, Layout
@@ -104,6 +105,7 @@ def diagnose(config: Config) -> dict[str, Any]:
     estimate = _estimate_run(config, learner, cost, repeats.length_mean)
     findings = [
         *(Finding("note", warning) for warning in checked.warnings),
+        *_form_findings(config),
         *_time_limit_findings(checked.time_limit),
         *_evaluation_findings(config, evaluated),
         *_repeatability_findings(config.env, repeats),
@@ -298,6 +300,11 @@ def _bytes_of(tensors: dict[str, torch.Tensor]) -> int:
 
 
 # ----------------------------------------------------------------------------------------------------------- findings
+
+
+def _form_findings(config: Config) -> Iterator[Finding]:
+    if notice := vector_form_notice(environments_of(config), resumable=config.rollout.steps is not None):
+        yield Finding("note", notice)
 
 
 def _time_limit_findings(limit: int | None) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pgcli.config import Config, flat, load_config, override, to_data
+from pgcli.config.order import differences
 from pgcli.errors import ConfigError, RunDirectoryError, typed
 from pgcli.inspection import findings
 from pgcli.inspection.findings import Array
@@ -395,8 +396,6 @@ def differ(a: Path, b: Path) -> dict[str, Any]:
     Raises: RunDirectoryError if one of them cannot be read.
     """
     (one, _, state), (other, _, other_state) = _open(a), _open(b)
-    before, after = (flat(to_data(config)) for config in (one, other))
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     information = [_json(path / "run.json") for path in (a, b)]
     versions = [
         {"pgcli": x.get("pgcli"), **x.get("versions", {}), "git_commit": x.get("git_commit")} for x in information
@@ -410,7 +409,7 @@ def differ(a: Path, b: Path) -> dict[str, Any]:
         "a": str(a),
         "b": str(b),
         "status": [state, other_state],
-        "config": {key: [before.get(key), after.get(key)] for key in keys},
+        "config": {key: list(values) for key, values in differences(to_data(one), to_data(other)).items()},
         "versions": {
             key: [one.get(key) for one in versions]
             for key in {**versions[0], **versions[1]}

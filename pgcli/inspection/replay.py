@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pgcli.config import Config, override
 from pgcli.environments.checks import check_environment
-from pgcli.environments.make import Environments, make_environments, make_resumable_environments
+from pgcli.environments.make import make_environments
 from pgcli.environments.single import SingleEnvironments, make_environment
 from pgcli.environments.vector import VectorEnvironments, select_column
 from pgcli.errors import EnvironmentFailure, RunDirectoryError, UsageError
@@ -197,11 +197,8 @@ def _find(path: Path, which: str) -> RecordedEpisode:
 def _uses_vector_form(config: Config) -> bool:
     """Return whether training uses the environment's vector form, which is known once one chunk's is built."""
     width = min(config.env.chunk_size or config.env.num_envs, config.rollout.episodes or config.env.num_envs)
-    if config.rollout.steps is None:
-        envs: Environments = make_environments(environments_of(config), width)
-    else:
-        envs = make_resumable_environments(config.env, width)
-    with closing(envs):
+    resumable = config.rollout.steps is not None
+    with closing(make_environments(environments_of(config), width, resumable=resumable)) as envs:
         return isinstance(envs, VectorEnvironments)
 
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from pgcli.config import flat
 from pgcli.config.choices import Band, Stat, XAxis
+from pgcli.config.messages import dotted
+from pgcli.config.order import orders_of
 from pgcli.config.yaml import parse, read_bytes
 from pgcli.errors import ConfigError, Problem, RunDirectoryError, closest
 from pgcli.records import GRADIENTS, axis
@@ -311,9 +313,10 @@ def _settings(path: Path) -> dict[str, str]:
         raise RunDirectoryError(f"{path}: not a config: {error.message}") from None
     if not isinstance(data, dict):
         return {}
+    orders = {f"order of {dotted(path)}": keys for path, keys in orders_of(data) or []}
     return {
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for key, value in flat(data).items()
+        for key, value in (flat(data) | orders).items()
     }
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pgcli.environments.checks import MAX_EPISODE_STEPS
 from pgcli.environments.make import Environments
 from pgcli.errors import EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories
@@ -65,7 +64,7 @@ def play(
     """
     obs = envs.reset(seeds)
     running, acting = np.ones(len(seeds), bool), ActingState(actor, generator, len(seeds))
-    for t in range(MAX_EPISODE_STEPS if horizon is None else horizon):
+    for t in range(envs.longest_episode if horizon is None else horizon):
         check()
         actions = acting.act(obs)
         next_obs, rewards, terminated, truncated = envs.step(actor.for_environment(actions), running)
@@ -78,7 +77,7 @@ def play(
             return
         obs = next_obs
     if horizon is None:
-        raise endless_episode()
+        raise endless_episode(envs.longest_episode)
 
 
 def reported(transitions: Iterable[Transition], num_envs: int, num_names: int) -> Array:
@@ -93,11 +92,11 @@ def named(names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
     return {name: value for name, value in zip(names, values, strict=True) if value == value}
 
 
-def endless_episode() -> EnvironmentFailure:
-    """Return the error for an episode of MAX_EPISODE_STEPS steps."""
+def endless_episode(steps: int) -> EnvironmentFailure:
+    """Return the error for an episode that has not ended after `steps` steps."""
     return EnvironmentFailure(
-        f"an episode has not ended after {MAX_EPISODE_STEPS} steps",
-        "set env.max_episode_steps; rollout.horizon cuts training only",
+        f"an episode has not ended after {steps} steps",
+        "set env.max_episode_steps, which may be larger; rollout.horizon cuts training only",
     )
 
 

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from pgcli.config.schema import Config, EnvConfig
-from pgcli.environments.checks import MAX_EPISODE_STEPS
-from pgcli.environments.make import make_resumable_environments
+from pgcli.environments.make import make_environments
 from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import CheckpointError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
@@ -169,7 +168,7 @@ class SegmentSampler:
         )
         if not fits or actions.ndim < 2 or actions.shape[1] != n:
             raise CheckpointError("the state of the environments in the checkpoint does not fit its config")
-        longest = len(actions) if "actions" in expected else MAX_EPISODE_STEPS
+        longest = len(actions) if "actions" in expected else self._examples[0].envs.longest_episode
         if not (arrays["lengths"].min() >= 0 and arrays["lengths"].max() <= longest and arrays["episode"].min() >= 0):
             raise CheckpointError("the state of the environments in the checkpoint contradicts itself")
         return names
@@ -223,7 +222,7 @@ class _LiveColumns:
     """A chunk's environments in the process that steps them; `state` is None while it is unknown."""
 
     def __init__(self, env: EnvConfig, chunk: range) -> None:
-        self._chunk, self.envs = chunk, make_resumable_environments(env, len(chunk))
+        self._chunk, self.envs = chunk, make_environments(env, len(chunk), resumable=True)
         self.state: ColumnState | None = None
 
     def close(self) -> None:
@@ -277,8 +276,8 @@ class _LiveColumns:
         if infos:
             found = (named(names, infos[t][column].tolist()) if t in infos else {} for t, column in places)
             ended = [one._replace(info=numbers) for one, numbers in zip(ended, found, strict=True)]
-        if sums["lengths"].max() > MAX_EPISODE_STEPS:
-            raise endless_episode()
+        if sums["lengths"].max() > envs.longest_episode:
+            raise endless_episode(envs.longest_episode)
         history = _extended(state.action_history, trajectories.actions.numpy(), sums["lengths"])
         self.state = ColumnState(
             episode, ~running, obs, **sums, memory=acting.memory, action_history=history, simulator=self._simulator()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgcli.config import Config, load_config, override, to_data
+from pgcli.config.order import differences, orders_of
 from pgcli.config.rules import CONDITIONAL, effective, without_effect
 from pgcli.config.schema import DEFAULT_ITERATIONS, PolicyConfig
 from pgcli.errors import Diverged, Interrupted, PgcliError, RunDirectoryError, RunInUse, UsageError
@@ -172,7 +173,8 @@ def split_values(text: str) -> list[str]:
 def digest(config: Config) -> str:
     """Return eight hexadecimal digits of a config without its seed and sampling, which changes no result."""
     data = {key: value for key, value in to_data(config).items() if key not in ("seed", "sampling")}
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]
+    text = json.dumps(data, sort_keys=True) + (json.dumps(orders) if (orders := orders_of(data)) else "")
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def is_complete(config: Config, path: Path) -> bool:
@@ -183,7 +185,8 @@ def is_complete(config: Config, path: Path) -> bool:
         found = load_config(str(path / "config.yaml"))
     except PgcliError:
         return False
-    return found.model_copy(update={"sampling": config.sampling}) == config  # sampling changes no result
+    found = found.model_copy(update={"sampling": config.sampling})  # sampling changes no result
+    return not differences(to_data(found), to_data(config))
 
 
 def run_comparison(
