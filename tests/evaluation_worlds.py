@@ -31,36 +31,6 @@ class Curriculum(gym.Env[Array, np.int64]):
         return np.zeros(1, np.float32), self.level + self.bonus, self.t == 3, False, {}
 
 
-class CurriculumVector(VectorEnv[Any, Any, Any]):
-    """The vector form of Curriculum: all columns have one level."""
-
-    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - as Gymnasium has it
-
-    def __init__(self, num_envs: int = 1, bonus: float = 0.0, render_mode: str | None = None) -> None:
-        self.num_envs, self.bonus, self.level = num_envs, bonus, np.array([-1.0])
-        self.single_observation_space, self.single_action_space = OBS, ACTIONS
-        self.observation_space, self.action_space = (batch_space(space, num_envs) for space in (OBS, ACTIONS))
-
-    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Array, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.t, self.level = np.zeros(1), self.level + 1
-        return np.zeros((self.num_envs, 1), np.float32), {}
-
-    def step(self, actions: Any) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        if self.t[0] == 3:
-            self.t, self.level = np.zeros(1), self.level + 1
-            never = np.zeros(self.num_envs, bool)
-            return np.zeros((self.num_envs, 1), np.float32), np.zeros(self.num_envs), never, never, {}
-        self.t = self.t + 1
-        over, rewards = np.full(self.num_envs, self.t[0] == 3), np.full(self.num_envs, self.level[0] + self.bonus)
-        return np.zeros((self.num_envs, 1), np.float32), rewards, over, np.zeros(self.num_envs, bool), {}
-
-
-gym.register(
-    "CurriculumVector-v0", "evaluation_worlds:Curriculum", vector_entry_point="evaluation_worlds:CurriculumVector"
-)
-
-
 class Hundred(gym.RewardWrapper[Any, Any]):
     """Pays 100 more for each step."""
 
@@ -102,19 +72,27 @@ class Reporting(gym.Env[Array, np.int64]):
         return np.zeros(1, np.float32), 1.0, self.t == self.length, False, info
 
 
-class ReportingVector(CurriculumVector):
+class ReportingVector(VectorEnv[Any, Any, Any]):
     """A vector form in which column n ends after 2 + n steps; it reports n in the step that ends an episode."""
 
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - as Gymnasium has it
+
+    def __init__(self, num_envs: int = 1, render_mode: str | None = None) -> None:
+        self.num_envs = num_envs
+        self.single_observation_space, self.single_action_space = OBS, ACTIONS
+        self.observation_space, self.action_space = (batch_space(space, num_envs) for space in (OBS, ACTIONS))
+
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Array, dict[str, Any]]:
+        super().reset(seed=seed)
         self.steps, self.over = np.zeros(self.num_envs, int), np.zeros(self.num_envs, bool)
-        return super().reset(seed=seed)
+        return np.zeros((self.num_envs, 1), np.float32), {}
 
     def step(self, actions: Any) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
         numbers, never = np.arange(self.num_envs), np.zeros(self.num_envs, bool)
-        self.steps = np.where(self.over, 0, self.steps + 1)
+        rewards, self.steps = np.where(self.over, 0.0, 1.0), np.where(self.over, 0, self.steps + 1)
         self.over = self.steps == 2 + numbers
         info = {"score": np.where(self.over, numbers, -1), "_score": self.over}
-        return np.zeros((self.num_envs, 1), np.float32), np.ones(self.num_envs), self.over.copy(), never, info
+        return np.zeros((self.num_envs, 1), np.float32), rewards, self.over.copy(), never, info
 
 
 gym.register(

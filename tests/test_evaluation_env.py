@@ -13,11 +13,17 @@ from test_cli import contents, rows
 WORLDS = "evaluation_worlds"
 HERE = str(Path(__file__).parent)
 SMALL = (
-    *("rollout.episodes=5", "env.num_envs=4", "policy.hidden_sizes=[4]", "training.iterations=3"),
+    *("rollout.episodes=5", "policy.hidden_sizes=[4]", "training.iterations=3"),
     *("evaluation.episodes=5", "evaluation.stop_at_return=null", f"env.id={WORLDS}:Curriculum"),
 )
 SEGMENTS = (
-    *("rollout.episodes=null", "rollout.steps=5", "algorithm.baseline=value", "algorithm.returns=lambda_return"),
+    *(
+        "env.num_envs=4",
+        "rollout.episodes=null",
+        "rollout.steps=5",
+        "algorithm.baseline=value",
+        "algorithm.returns=lambda_return",
+    ),
 )
 
 
@@ -33,13 +39,12 @@ def evaluated(run: str, *words: str, cwd: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "how",
     [
-        (),
+        ("env.num_envs=4",),
         ("env.chunk_size=2",),
-        (f"env.id={WORLDS}:CurriculumVector-v0", "env.vectorization=native"),
         SEGMENTS,
         ("sampling.workers=2", "env.chunk_size=2"),
     ],
-    ids=["whole episodes", "chunks", "native", "segments", "workers"],
+    ids=["whole episodes", "chunks", "segments", "workers"],
 )
 def test_an_environment_that_remembers_trains_alike_however_often_it_is_evaluated(
     how: tuple[str, ...], tmp_path: Path
