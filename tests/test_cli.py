@@ -229,7 +229,11 @@ def test_resuming_a_finished_run_says_so_and_touches_nothing(finished: Path) -> 
     [
         (["training.env_steps=100"], "training.env_steps=100 is used up", "training.env_steps="),
         (["training.iterations=2"], "training.iterations=2 is used up", "training.iterations=4"),
-        (["training.iterations=100", "evaluation.stop_at_return=1"], "reached a return of 1", "stop_at_return=null"),
+        (
+            ["training.iterations=100", "evaluation.stop_at_return=1"],
+            "stopped early: mean return ≥ 1",
+            "stop_at_return=null",
+        ),
     ],
 )
 def test_resume_names_the_budget_that_ended_a_run_and_changes_nothing_in_vain(

@@ -26,12 +26,14 @@ ALWAYS = {
     *("optimizer.max_grad_norm", "sampling.workers", "sampling.backend", "training.iterations", "training.env_steps"),
     *("training.seconds", "training.device", "training.threads", "evaluation.every", "evaluation.episodes"),
     *("evaluation.mode", "checkpoint.every", "checkpoint.keep", "logging.tensorboard", "logging.wandb"),
+    *("evaluation.env.kwargs", "evaluation.env.wrappers", "evaluation.env.max_episode_steps", "logging.info"),
     "diagnostics.every",
 }
 # Rules refuse these where they would have no effect: the reason is a stronger one.
 REFUSED = {
     *("algorithm.group_size", "algorithm.reuse", "algorithm.update_epochs", "algorithm.num_minibatches"),
-    *("evaluation.stop_at_return", "diagnostics.shadows"),
+    *("evaluation.stop_at_return", "evaluation.stop_at", "evaluation.patience", "evaluation.stop_evaluations"),
+    "diagnostics.shadows",
 }
 KEYS = flat(to_data(Config()))
 
@@ -49,6 +51,7 @@ IDLE: dict[str, tuple[list[str], Any]] = {
     "env.rebuild": (["env.vectorization=native"], False),
     "policy.activation": (["policy.hidden_sizes=[]"], "relu"),
     "policy.initial_standard_deviation": (["policy.distribution=softmax"], 0.5),
+    "policy.noise_steps": ([], 8),
     "policy.memory_size": ([], 32),
     "policy.backpropagation_steps": ([], 8),
     "algorithm.returns": (["algorithm.estimator=my.py:f"], "total"),

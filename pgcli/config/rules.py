@@ -387,12 +387,6 @@ RULES: tuple[Rule, ...] = (
         "the episodes of a native vector environment share one instance",
         "use `vectorization: sync`, or leave rebuild out",
     ),
-    # Distributions
-    Rule(
-        {"policy.noise_steps": Not(64), "policy.distribution": Not("state_dependent_gaussian")},
-        "only a `state_dependent_gaussian` keeps its noise for several steps",
-        "leave noise_steps out, or use `distribution: state_dependent_gaussian`",
-    ),
     # Recurrent policies
     Rule(
         {"training.compile": True, "policy.memory": Not("none")},
@@ -494,6 +488,12 @@ EFFECTS: tuple[Effect, ...] = (
         lambda c: c.policy.distribution not in ("softmax", "bernoulli"),
         ("policy.distribution",),
         "`policy.distribution: gaussian`",
+    ),
+    Effect(
+        ("policy.noise_steps",),
+        lambda c: c.policy.distribution == "state_dependent_gaussian",
+        ("policy.distribution",),
+        "`policy.distribution: state_dependent_gaussian`",
     ),
     Effect(
         ("policy.memory_size", "policy.backpropagation_steps"),

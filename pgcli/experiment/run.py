@@ -19,7 +19,7 @@ from pgcli.algorithm.learner import Learner
 from pgcli.algorithm.second_process import SecondProcess
 from pgcli.config import Config
 from pgcli.config.rules import without_effect
-from pgcli.config.schema import PolicyConfig
+from pgcli.config.schema import EvaluationConfig, PolicyConfig
 from pgcli.environments.checks import check_environment, check_evaluation
 from pgcli.environments.registry import reward_threshold
 from pgcli.environments.vector_trial import vector_form_notice
@@ -148,8 +148,9 @@ def _what_ended(request: Request, counters: Counters, directory: RunDirectory) -
         settings = " and ".join(f"training.{name}={limit}" for name, limit in used.items())
         return f"{settings} {'is' if len(used) == 1 else 'are'} used up", f"{again} {larger}` extends it"
     reason = directory.status.get("reason") or "stopped early"
-    rules = {"stop_at_return": "null", "stop_at": "'{}'", "patience": "null"}
-    on = [name for name in rules if getattr(request.config.evaluation, name) not in (None, {})]
+    rules = {"stop_at_return": "null", "stop_at": "'{}'", "stop_evaluations": "1", "patience": "null"}
+    default = EvaluationConfig()
+    on = [name for name in rules if getattr(request.config.evaluation, name) != getattr(default, name)]
     off = " ".join(f"evaluation.{name}={rules[name]}" for name in on)
     return str(reason), f"{again} {off}` uses the rest of its budget"
 

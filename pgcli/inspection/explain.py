@@ -453,7 +453,8 @@ def _better(a: Path, b: Path, one: Config, other: Config) -> dict[str, Any]:
 def _compared(config: Config, name: str) -> Any:
     """Return the part of a config that must be equal for two returns to be on one scale."""
     if name == "env":
-        return [config.env.id, config.env.kwargs, config.env.wrappers, config.env.max_episode_steps]
+        env = config.evaluation_env
+        return [env.id, env.kwargs, env.wrappers, env.max_episode_steps]
     return attrgetter(name)(config)
 
 
