@@ -108,9 +108,9 @@ class Recorder:
             raise
         except EnvironmentFailure as fault:
             self.save()
+            file = fault.reproduction and directory.add_reproduction(f"episode-{fault.seed}", fault.reproduction)
             directory.set_status("failed", iteration=counters.iteration, reason=fault.message)
-            if fault.reproduction:
-                file = directory.add_reproduction(f"episode-{fault.seed}", fault.reproduction)
+            if file:
                 hint = f"`pgcli resume {typed(directory.path)}` goes on once it is mended"
                 fault.message += f"; {file} repeats it"
                 fault.hint = f"{fault.hint}; {hint}" if fault.hint else hint

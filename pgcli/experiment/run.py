@@ -23,8 +23,9 @@ from pgcli.experiment.recorder import Context, Outcome, Recorder
 from pgcli.experiment.resume import changes_of, is_exact, stored_config
 from pgcli.records import Notice
 from pgcli.runs import checkpoints
-from pgcli.runs.directory import RunDirectory, find_checkpoint, is_run, move_aside
+from pgcli.runs.directory import RunDirectory, check_owner, find_checkpoint, is_run, move_aside
 from pgcli.runs.files import make_folder, storage
+from pgcli.runs.information import read_status
 from pgcli.runs.lock import lock
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
@@ -76,11 +77,12 @@ def run_experiment(request: Request, context: Context = Context()) -> Outcome:  
     path = request.folder / request.path
     with _paths_as_typed(request, path), storage(path), ExitStack() as resources:
         run = _built(request, context, resources)
+        check_owner(path)
         if is_run(path) and request.overwrite:
             with lock(path):
                 move_aside(path)
         make_folder(path)
-        with lock(path), closing(RunDirectory(path)) as directory:
+        with lock(path) as folder, closing(RunDirectory(folder)) as directory:
             if not _opened(request, path, run, directory, context):
                 return Outcome(request.path, "already finished", None, None, 0.0)
             recorder = Recorder(run, directory, context)
@@ -125,7 +127,7 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
     file = find_checkpoint(path, request.which)
     checkpoint = checkpoints.load(file)
     changes = changes_of(config, checkpoint.read_config(str(file)), path)
-    if directory.status.get("status") == "finished" and not changes and request.which == "latest":
+    if _status(path) == "finished" and not changes and request.which == "latest":
         return False
     lost = restore(run, checkpoint, str(file), path)
     if lost:
@@ -133,6 +135,11 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
     exact = is_exact(config, changes) and not lost
     directory.restart(config, request.command, changes, exact, checkpoint.counters)
     return True
+
+
+def _status(path: Path) -> str | None:
+    """Return the status of a run; None before it has one."""
+    return read_status(path)["status"] if (path / "status.json").exists() else None
 
 
 @contextmanager
@@ -164,6 +171,7 @@ def check_request(request: Request) -> None:
     with storage(path):
         if os.path.lexists(path) and not path.is_dir():
             raise RunDirectoryError(f"{path}: is {'a file' if path.exists() else 'a link to nothing'}, not a folder")
+        check_owner(path)
         run = is_run(path)
     if request.config.algorithm.estimator is not None:
         split(request.config.algorithm.estimator)
@@ -171,7 +179,7 @@ def check_request(request: Request) -> None:
         raise RunDirectoryError(
             f"{path}: a run is already there",
             "--overwrite moves it aside and starts anew"
-            if RunDirectory(path).status.get("status") == "failed"
+            if _status(path) == "failed"
             else "--resume continues it; --overwrite moves it aside and starts anew",
         )
     if request.config.training.compile:
