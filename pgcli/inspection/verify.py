@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from math import isclose, isfinite, isnan
+from math import fsum, isclose, isfinite, isnan
 from pathlib import Path
-from statistics import fmean
 from sys import maxsize
 from typing import Any
 
@@ -89,7 +88,8 @@ def _check(name: str, findings: list[Finding], found: Iterator[Finding]) -> None
     try:
         findings += found
     except (_Failed, PgcliError) as error:
-        findings.append(Finding("failed", error.message if isinstance(error, PgcliError) else str(error)))
+        failed = Finding("failed", error.message if isinstance(error, PgcliError) else str(error))
+        findings += [] if failed in findings else [failed]
     except OSError as error:
         findings.append(Finding("failed", f"{error.filename}: {error.strerror}"))
     except (LookupError, ValueError, TypeError, ArithmeticError) as error:  # a cell is missing or not a number
@@ -224,8 +224,9 @@ def _collect(file: Path, iterations: int) -> _Collected:
     number, last = 0, -1
 
     def add(iteration: int, returns: Array, weighted: Array, steps: Array) -> None:
-        counts[iteration], means[iteration], lengths[iteration] = len(returns), returns.mean(), steps.sum()
-        discounted[iteration] = fmean(weighted.tolist())
+        counts[iteration], lengths[iteration] = len(returns), steps.sum()
+        means[iteration] = returns.sum() / len(returns)
+        discounted[iteration] = fsum(weighted.tolist()) / len(weighted)
 
     names = ("return", "discounted_return", "length")
     waiting: list[Array] = [np.empty(0) for _ in names]  # of the last iteration, which the next block may continue

@@ -19,7 +19,7 @@ from pgcli.config.yaml import parse, read_bytes
 from pgcli.errors import ConfigError, Problem, RunDirectoryError, closest
 from pgcli.records import GRADIENTS, axis
 from pgcli.report.statistics import RESAMPLES, Aggregate, Array, Curve, aggregate, smoothed
-from pgcli.runs.files import read_json
+from pgcli.runs.information import read_status
 from pgcli.runs.tables import Table, read_table
 
 _FORMATS = (".png", ".svg", ".pdf", ".csv")
@@ -211,7 +211,7 @@ def _run_curve(path: Path, table: Table, drawing: Drawing, estimator: str | None
     if not drawn.any():
         raise _NothingToDraw(f"{table.path}: has no number in column `{drawing.column}`")
     error = table["return_standard_error"][drawn] if drawing.column == "return_mean" else None
-    curve = Curve(x[drawn], y[drawn], error, final=_status(path / "status.json") == "finished")
+    curve = Curve(x[drawn], y[drawn], error, final=_status(path) == "finished")
     count = table["evaluation_episodes"][drawn][-1]
     episodes = int(count) if drawing.of_evaluations and np.isfinite(count) else None
     return RunCurve(path, settings, smoothed(curve, drawing.smooth), episodes)
@@ -249,10 +249,7 @@ def _settings(path: Path) -> dict[str, str]:
 
 
 def _status(path: Path) -> str:
-    try:
-        return str(read_json(path).get("status"))
-    except RunDirectoryError:
-        return "unknown"
+    return str(read_status(path)["status"]) if (path / "status.json").exists() else "unknown"
 
 
 # From runs to lines

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,7 @@ from pgcli.environments.failures import describe, is_user_error
 from pgcli.environments.single import make_environment
 from pgcli.errors import EnvironmentFailure, PgcliError, UsageError
 from pgcli.experiment.load import Agent
-from pgcli.runs.files import storage
+from pgcli.runs.files import TEMPORARY, make_folder, naming, storage
 from pgcli.seeding import Purpose, derived_seed, generator
 
 Frame = NDArray[np.uint8]  # [height, width, 3]
@@ -71,14 +74,14 @@ def write(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> None:
     """
     check_name(path)
     writer = _write_gif if path.suffix.lower() == ".gif" else _write_mp4
-    unfinished = path.with_name(f".writing-{path.name}")
     with storage(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        make_folder(path.parent)
+        with naming(path), TemporaryDirectory(prefix=TEMPORARY, dir=path.parent) as folder:
+            unfinished = Path(folder) / path.name
             writer(frames, episode, unfinished)
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())
             unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
 
 def played(
@@ -133,7 +136,7 @@ def _write_gif(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> N
             shown = Image.fromarray(frame)
             if previous is None:
                 first = shown.quantize(256, dither=Image.Dither.NONE)
-                file.writelines(getheader(first, info={"loop": 0})[0])
+                file.writelines(getheader(first, info={"loop": 0, "comment": b"pgcli"})[0])
                 file.writelines(getdata(first, duration=1000 * ticks // GIF_TICK))
             else:
                 box = ImageChops.difference(previous, shown).getbbox() or (0, 0, 1, 1)
@@ -166,11 +169,17 @@ def _write_mp4(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> N
     first = next(frames)
     height, width = first.shape[:2]
     # a macro block of 2 keeps the size: H.264 needs even sides only
+    path, mark = path.with_suffix(".mp4"), ["-metadata", "comment=pgcli"]
     writer = imageio_ffmpeg.write_frames(
-        str(path.with_suffix(".mp4")), (width, height), fps=episode.fps, macro_block_size=2, quality=8
+        str(path), (width, height), fps=episode.fps, macro_block_size=2, quality=8, output_params=mark
     )
     writer.send(None)
-    writer.send(np.ascontiguousarray(first))
-    for frame in frames:
-        writer.send(np.ascontiguousarray(frame))
+    for frame in chain([first], frames):
+        picture = np.ascontiguousarray(frame)
+        try:
+            writer.send(picture)
+        except OSError:  # its text is all that ffmpeg printed
+            break
     writer.close()
+    if not path.exists() or b"moov" not in path.read_bytes()[-(2**22) :]:  # the index, which ffmpeg writes last
+        raise OSError(errno.EIO, "ffmpeg could not complete the film")

@@ -212,7 +212,10 @@ class Folder:
         """Delete the unfinished files of a killed process. The caller holds the lock of the run."""
         for name in self.names():
             if name.startswith(TEMPORARY):
-                self.delete(name)
+                try:
+                    self.delete(name)
+                except (IsADirectoryError, PermissionError):  # a film's
+                    shutil.rmtree(self.path / name, ignore_errors=True)
 
     def sync(self) -> None:
         """Make creations, renames and deletions in the folder survive a power loss, where the system can."""

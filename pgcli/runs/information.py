@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,7 +64,7 @@ def _read(file: Path, kind: type[_Json]) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        found = str(first["input"])
+        found, (rule, *_) = json.dumps(first["input"]), first["msg"].lower().split(" or instance of")
         shown = found if len(found) <= 40 else f"{found[:40]}…"
-        raise RunDirectoryError(f"{file}: `{key}` is {shown!r}: {first['msg'].lower()}", hint) from None
+        raise RunDirectoryError(f"{file}: `{key}` is {shown}: {rule}", hint) from None
     return data

@@ -12,8 +12,9 @@ import errno
 import io
 import itertools
 import os
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +30,10 @@ from pgcli.runs.files import Folder, naming, open_file, write_all
 
 Array = NDArray[np.float64]
 Words = NDArray[np.object_]  # of str
-_BLOCK = 2**20  # bytes read at once
-_MAX_LINE = 2**20  # bytes of a line
+_BLOCK = 2**19  # bytes read at once
+_MAX_HEADER = 2**16  # bytes of the names of the columns
+_MAX_LINE = 2**22  # bytes of a line
+_MAX_SKIPPED = 2**28  # bytes of a damaged line
 _MAX_DIGITS = 15  # of a whole number that a float64 holds exactly
 
 
@@ -138,15 +141,20 @@ class TableFile:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        head = file.readline(_MAX_LINE)
+        head = file.readline(_MAX_HEADER)
         self.head = head if head.endswith(b"\n") else b""
         self.header = self.head.removeprefix(b"\xef\xbb\xbf").decode(errors="replace").strip().split(",")
         self.line, self.cut = 1, bool(head) and not self.head
 
     def blocks(self, *, skip_damage: bool = False) -> Iterator[bytes]:
         """Yield whole lines, at least one at a time, without the last line end. Raises: _Damage."""
-        rest = b""
+        rest, skipped = b"", 0
         while block := self._file.read(_BLOCK):
+            if skipped:  # within a line that is too long
+                _, end, block = block.partition(b"\n")
+                skipped = 0 if end else skipped + _BLOCK
+                if skipped > _MAX_SKIPPED:
+                    break
             lines, end, rest = (rest + block).rpartition(b"\n")
             if end:
                 yield lines
@@ -154,8 +162,8 @@ class TableFile:
             if len(rest) > _MAX_LINE:
                 if not skip_damage:
                     raise _Damage(0, f"is longer than {_MAX_LINE // 2**20} MiB")
-                break
-        self.cut = self.cut or bool(rest)
+                rest, skipped = b"", len(rest)
+        self.cut = self.cut or bool(rest or skipped)
 
     def columns(self, names: Collection[str]) -> dict[str, bool]:
         """Return which of these columns and `iteration` the table has, in its order, and whether they are words."""
@@ -268,7 +276,6 @@ class Cells:
                 lines.decode()
             except UnicodeDecodeError as error:
                 raise _Damage(lines.count(b"\n", 0, error.start), "is not UTF-8") from None
-        self._lines, self._width = lines, width
         self.text = np.frombuffer(lines + b"\n", np.uint8)
         is_end = self.text == ord("\n")
         places = np.flatnonzero(is_end | (self.text == ord(",")))
@@ -284,14 +291,18 @@ class Cells:
         """The places of the first bytes of the cells, [rows, columns]."""
         return np.concatenate(([0], self.ends.reshape(-1)[:-1] + 1)).reshape(self.ends.shape)
 
-    @cached_property
-    def _cells(self) -> list[bytes]:
-        return self._lines.replace(b"\n", b",").split(b",")
+    def _column(self, place: int) -> bytes:
+        """Return the cells of a column, with a comma after each."""
+        change = np.zeros(len(self.text) + 1, np.int8)
+        change[self.starts[:, place]] += 1
+        change[self.ends[:, place] + 1] -= 1
+        inside = np.cumsum(change[:-1], dtype=np.int8).view(np.bool_)
+        return self.text[inside].tobytes().replace(b"\n", b",")
 
     def words(self, place: int) -> Words:
         """Return a column as text; equal words are one object."""
         seen: dict[bytes, str] = {}
-        cells = self._cells[place :: self._width]
+        cells = self._column(place).split(b",")[:-1]
         words = [seen.get(cell) or seen.setdefault(cell, cell.decode(errors="replace")) for cell in cells]
         return np.array(words, object)
 
@@ -299,11 +310,15 @@ class Cells:
         """Return a column as numbers, nan where a cell is empty. Raises: _Damage, without `skip_damage`."""
         if (counts := self._counts(place)) is not None:
             return counts
-        cells = self._cells[place :: self._width]
-        try:
-            return np.array([float(cell) if cell else np.nan for cell in cells])
-        except ValueError:
-            values = np.full(len(cells), np.nan)
+        column = self._column(place)
+        if (self.ends > self.starts)[:, place].all():
+            with suppress(ValueError, DeprecationWarning), warnings.catch_warnings():
+                warnings.simplefilter("error", DeprecationWarning)  # of older versions of numpy, for a word
+                values: Array = np.fromstring(column, np.float64, sep=",")  # the same as `float`, three times faster
+                if len(values) == len(self.ends):
+                    return values
+        cells = column.split(b",")[:-1]
+        values = np.full(len(cells), np.nan)
         for number, cell in enumerate(cells):
             try:
                 values[number] = float(cell) if cell else np.nan
@@ -327,15 +342,19 @@ class Cells:
             return np.full(len(starts), np.nan)
         if longest > _MAX_DIGITS or (ends == starts).any():
             return None
-        values = np.zeros(len(starts))
+        values, shortest = np.zeros(len(starts), np.int64), int((ends - starts).min())
         for digit in range(longest):
             at = starts + digit
-            inside = at < ends
-            digits = self.text[np.minimum(at, ends)].astype(np.float64) - ord("0")
-            if ((digits < 0) | (digits > 9))[inside].any():
+            digits = self.text[at if digit < shortest else np.minimum(at, ends)] - np.uint8(ord("0"))
+            if digit < shortest:
+                values = 10 * values + digits
+            else:
+                inside = at < ends
+                digits[~inside] = 0
+                values = np.where(inside, 10 * values + digits, values)
+            if (digits > 9).any():
                 return None
-            values = np.where(inside, 10 * values + digits, values)
-        return values
+        return values.astype(np.float64)
 
 
 def first_difference(a: Path, b: Path) -> dict[str, Any]:
