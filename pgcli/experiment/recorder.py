@@ -118,7 +118,7 @@ class Recorder:
         except BaseException as error:
             reason = error.message if isinstance(error, PgcliError) else f"{type(error).__name__}: {error}"
             with suppress(OSError):  # on a full disk, only the first error counts
-                directory.set_status("failed", iteration=counters.iteration, reason=reason)
+                directory.set_status("failed", iteration=directory.iterations, reason=reason)
             raise
 
     def _watch_entropy(self, record: Iteration) -> None:

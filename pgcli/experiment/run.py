@@ -82,6 +82,7 @@ def run_experiment(request: Request, context: Context = Context()) -> Outcome:  
             with lock(path):
                 move_aside(path)
         make_folder(path)
+        check_owner(path)
         with lock(path) as folder, closing(RunDirectory(folder)) as directory:
             if not _opened(request, path, run, directory, context):
                 return Outcome(request.path, "already finished", None, None, 0.0)

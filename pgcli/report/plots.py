@@ -72,6 +72,7 @@ def plot(
         if folder.is_symlink():
             raise RunDirectoryError(f"{folder}: is a link, not a folder", "name a file with -o")
         output = folder / f"{y}.png"
+        overwrite = overwrite or (len(run_dirs) == 1 and not output.is_symlink())  # pgcli's own place
     check_output(output, overwrite=overwrite)
     if output.suffix.lower() == ".csv":
         content = _as_csv(lines).encode()

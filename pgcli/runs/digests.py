@@ -1,14 +1,16 @@
 """Digests of a run's own files: written into status.json when the run ends, compared by `pgcli verify`.
 
-Each file has its sha256. A table has four more numbers: how many rows it has, and three sums over its cells, from which
-one changed cell is located. With h(c) a hash of cell number c, counted row by row, they are Σ h, Σ c h and Σ c² h, mod
-2^64. One change adds d, c d and c² d: their ratio is c, and the third sum tells one change from several.
+Each file has its sha256 and its size. A table has four more numbers: how many rows it has, and three sums over its
+cells, from which one changed cell is located. With h(c) a hash of cell number c, counted row by row, they are
+Σ h, Σ c h and Σ c² h, mod 2^64. One change adds d, c d and c² d: their ratio is c, and the third sum shows whether it is
+one change or several.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +60,7 @@ def changed_files(path: Path, digests: dict[str, str]) -> Iterator[str]:
         if name.startswith("checkpoints/") and not file.exists():
             continue  # deleted to free space: those that are left prove themselves
         try:
-            found = _digest(file, only_sha256=True)
-            if found != digest.partition(" ")[0]:
+            if _sha256(file, digest.split()[1:2]) != digest.partition(" ")[0]:
                 yield _what_changed(file, name, digest)
         except OSError as error:
             yield f"{name}: {error.strerror}"
@@ -70,7 +71,7 @@ def _what_changed(file: Path, name: str, digest: str) -> str:
     if not name.endswith(".csv"):
         return f"{name}: its bytes are not those that the run wrote"
     try:
-        rows, *sums = (int(word, 16) for word in digest.split()[1:])
+        rows, *sums = (int(word, 16) for word in digest.split()[2:])
         with table_file(file) as table:
             found = sum(lines.count(b"\n") + 1 for lines in table.blocks())
         if found != rows:
@@ -110,13 +111,20 @@ def _single_change(d: int, first: int, second: int) -> int | None:
     return c if (c * d - first) % _MODULUS == 0 == (c * c * d - second) % _MODULUS else None
 
 
-def _digest(file: Path, *, only_sha256: bool = False) -> str:
-    with open_file(file) as content:
-        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-    if only_sha256 or file.suffix != ".csv":
-        return sha256
+def _digest(file: Path) -> str:
+    digest = f"{_sha256(file)} {file.stat().st_size:x}"
+    if file.suffix != ".csv":
+        return digest
     rows, sums = _sums(file)
-    return " ".join([sha256, f"{rows:x}", *(f"{one:016x}" for one in sums)])
+    return " ".join([digest, f"{rows:x}", *(f"{one:016x}" for one in sums)])
+
+
+def _sha256(file: Path, size: Sequence[str] = ()) -> str:
+    """Return the sha256 of a file; nothing if it has not the `size`, in hexadecimal digits, without reading it."""
+    with open_file(file) as content:
+        if size and f"{os.fstat(content.fileno()).st_size:x}" != size[0]:
+            return ""
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _sums(file: Path) -> tuple[int, list[int]]:

@@ -36,6 +36,7 @@ class RunDirectory:
     def __init__(self, folder: Folder) -> None:
         self.path = folder.path
         self.best: tuple[float, int] | None = None  # the best evaluation so far: mean return, iteration
+        self.iterations = 0  # that metrics.csv has
         self._folder = folder
         self._checkpoints: Folder | None = None
         self._tables: dict[str, TableWriter] = {}
@@ -72,7 +73,7 @@ class RunDirectory:
         Raises: RunDirectoryError if the tables have other columns, or lack rows that led to that state.
         """
         check_owner(self.path)
-        iteration = counters["iteration"]
+        self.iterations = iteration = counters["iteration"]
         lengths = lengths_before(self.path, iteration, counters["episodes"])
         run = read_information(self.path)
         self.set_status("running")  # first: the digests in it are those of files that change now
@@ -105,6 +106,7 @@ class RunDirectory:
         for name, rows in rows_of(record).items():
             if rows:
                 self._tables[name].append(rows)
+        self.iterations = record.iteration + 1
 
     def add_evaluation(self, record: Evaluation) -> bool:
         """Append an evaluation to evaluations.csv, and return whether it is the best so far."""

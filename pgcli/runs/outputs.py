@@ -75,4 +75,4 @@ def _check_run(path: Path) -> None:
     folder = path.parent
     run = folder.parent if folder.name in ("checkpoints", "crash") else folder
     if (path.name in _OF_A_RUN or run != folder) and (run / "run.json").exists():
-        raise RunDirectoryError(f"{path}: is a name of the run {typed(run)}", "name a file outside the run")
+        raise RunDirectoryError(f"{path}: is a file of the run {typed(run)}", "name a file outside the run")
