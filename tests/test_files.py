@@ -172,6 +172,17 @@ def test_a_run_whose_folder_is_moved_stops_and_writes_into_no_other(
         assert (tmp_path / "old" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_table_that_is_replaced_ends_the_run_at_the_next_checkpoint(tmp_path: Path) -> None:
+    def replace(record: Record) -> None:
+        if isinstance(record, Iteration) and record.iteration == 1:
+            (tmp_path / "run/timing.csv").rename(tmp_path / "taken")
+            (tmp_path / "run/timing.csv").write_text("mine")
+
+    with pytest.raises(RunDirectoryError, match=r"timing\.csv: was deleted or replaced"):
+        train(tmp_path / "run", watch=replace)
+    assert (tmp_path / "run/timing.csv").read_text() == "mine"
+
+
 # -------------------------------------------------------------------------------------- folders that pgcli did not make
 
 
@@ -195,17 +206,18 @@ def test_a_folder_with_other_files_may_become_a_run(tmp_path: Path) -> None:
     assert verify(tmp_path)["passed"]
 
 
-ODD: list[tuple[str, str, Any]] = [
-    *(("run.json", "reward_threshold", value) for value in (10**400, "475", [475], True)),
-    *(("run.json", "versions", value) for value in (None, ["torch"], {"torch": 2})),
-    *(("run.json", "resumes", value) for value in (3, [1], [{"iteration": "1", "overrides": []}], [{"iteration": 1}])),
-    *(("status.json", "iteration", value) for value in (-1, 10**400, "3", 2.5)),
-    *(("status.json", "status", value) for value in (None, 1, [])),
-    *(("status.json", "digests", value) for value in ([], {"metrics.csv": 1})),
-]
+ODD: dict[tuple[str, str], tuple[Any, ...]] = {
+    ("run.json", "reward_threshold"): (10**400, "475", [475], True),
+    ("run.json", "versions"): (None, ["torch"], {"torch": 2}),
+    ("run.json", "resumes"): (3, [1], [{"iteration": "1", "overrides": []}], [{"iteration": 1}]),
+    ("status.json", "iteration"): (-1, 10**400, "3", 2.5),
+    ("status.json", "status"): (None, 1, []),
+    ("status.json", "digests"): ([], {"metrics.csv": 1}),
+}
+CASES = [(name, key, value) for (name, key), values in ODD.items() for value in values]
 
 
-@pytest.mark.parametrize(("name", "key", "value"), ODD, ids=[f"{key} {str(value)[:9]}" for _, key, value in ODD])
+@pytest.mark.parametrize(("name", "key", "value"), CASES, ids=[f"{key} {str(value)[:9]}" for _, key, value in CASES])
 def test_a_value_of_a_wrong_type_is_one_error_that_names_file_and_key(
     name: str, key: str, value: object, run: Path
 ) -> None:

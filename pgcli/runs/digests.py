@@ -2,8 +2,8 @@
 
 Each file has its sha256 and its size. A table has four more numbers: how many rows it has, and three sums over its
 cells, from which one changed cell is located. With h(c) a hash of cell number c, counted row by row, they are
-Σ h, Σ c h and Σ c² h, mod 2^64. One change adds d, c d and c² d: their ratio is c, and the third sum shows whether it is
-one change or several.
+Σ h, Σ c h and Σ c² h, mod 2^64. One change adds d, c d and c² d: their ratio is c, and the third sum shows whether it
+is one change or several.
 """
 
 from __future__ import annotations

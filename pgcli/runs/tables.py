@@ -81,16 +81,21 @@ class TableWriter:
 
     def append(self, rows: Iterable[Sequence[Cell]]) -> None:
         """Add rows. The operating system has them when this returns, so that they survive the end of the process."""
-        with naming(self.path):
-            self._synced = False
+        self._synced = False
+        try:
             write_all(self._descriptor, as_csv(rows).encode())
-            if not self._folder.holds(self._name, self._descriptor):
-                raise FileNotFoundError(errno.ENOENT, "was deleted or replaced while the run was writing it")
+            if not os.fstat(self._descriptor).st_nlink:
+                raise FileNotFoundError(errno.ENOENT, "was deleted while the run was writing it")
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
 
     def sync(self) -> None:
-        """Make the rows survive a power loss."""
+        """Make the rows survive a power loss. Raises: OSError if the name is that of another file."""
         if not self._synced:
             with naming(self.path):
+                if not self._folder.holds(self._name, self._descriptor):
+                    raise FileNotFoundError(errno.ENOENT, "was deleted or replaced while the run was writing it")
                 os.fsync(self._descriptor)
             self._synced = True
 
