@@ -39,8 +39,14 @@ def _run() -> int:
     except OSError as error:  # say, a full disk behind `>`
         print_message(f"error: {error.filename or 'output'}: {error.strerror or error}")
         return 1
-    except Exception:
+    except Exception as error:
         import traceback
+
+        from pgcli.system.memory import memory_error
+
+        if (known := memory_error(error)) is not None:
+            print_message(str(known))
+            return known.exit_code
 
         print_message(traceback.format_exc().rstrip())
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -27,7 +28,7 @@ from pgcli.runs.directory import is_run, versions
 from pgcli.runs.files import MAX_JSON_BYTES, open_file
 from pgcli.runs.information import read_information, read_status
 from pgcli.runs.lock import lock_to_read
-from pgcli.runs.tables import as_csv, header_of, read_table, rows_of, table_file, tables_of
+from pgcli.runs.tables import as_csv, more_of, read_header, read_table, rows_of, table_file, tables_of
 from pgcli.training.evaluation import Evaluator
 from pgcli.training.loop import train
 
@@ -52,7 +53,7 @@ def verify(path: Path, *, everything: bool = False, trust: bool = False) -> dict
     with lock_to_read(path):
         config = stored_config(path)
         if not trust:
-            refuse_foreign_modules(config.env, path)
+            refuse_foreign_modules(config, path)
         findings: list[Finding] = []
         _check("digests", findings, _compare_digests(path))
         counts = _count_rows(path, config, findings)
@@ -104,7 +105,7 @@ def _count_rows(path: Path, config: Config, findings: list[Finding]) -> dict[str
         counts[name] = 0
         try:
             with table_file(path / f"{name}.csv") as file:
-                if file.header != header_of(name):
+                if more_of(name, file.header) is None:
                     raise RunDirectoryError(f"{name}.csv: does not begin with the columns that pgcli writes")
                 counts[name] = sum(lines.count(b"\n") + 1 for lines in file.blocks())
                 if file.cut:
@@ -132,6 +133,7 @@ class _RowsByIteration:
     def __init__(self, path: Path, names: Iterable[str], since: int) -> None:
         groups = (groupby(_rows(path, name, since), lambda row: int(row["iteration"])) for name in names)
         self._tables = dict(zip(names, groups, strict=True))
+        self.more = {name: more_of(name, read_header(path / f"{name}.csv")) or () for name in names}
         self._next: dict[str, tuple[int, list[Row]]] = {}
 
     def of(self, name: str, iteration: int) -> list[Row]:
@@ -261,7 +263,7 @@ def _compare_evaluations(path: Path) -> Iterator[Finding]:
     last, count = -1, 0
     for row in _rows(path, "evaluations"):
         number, count = int(row["iteration"]), count + 1
-        if number <= last:
+        if number < last + (not row.get("stopped_by")):  # that one is after the evaluation that ended the run
             raise _Failed(f"evaluations.csv: line {count + 1}: iteration {number} follows {last}")
         last = number
         if number > len(steps) or float(row["env_steps"]) != (steps[number - 1] if number else 0):
@@ -353,7 +355,8 @@ def _compare_checkpoints(path: Path, kept: dict[Path, checkpoints.Checkpoint]) -
         yield Finding("note", "latest.json points to an older checkpoint than the newest, as after a kill")
     if (folder / "best.json").exists():
         best = checkpoints.iteration_of(checkpoints.follow(folder / "best.json"))
-        returns = {int(row["iteration"]): float(row["return_mean"]) for row in _rows(path, "evaluations")}
+        scheduled = (row for row in _rows(path, "evaluations") if not row.get("stopped_by"))
+        returns = {int(row["iteration"]): float(row["return_mean"]) for row in scheduled}
         if returns.get(best) != max(returns.values()):
             yield Finding("note", f"best.json points to iteration {best}, which is not the best of evaluations.csv")
 
@@ -399,7 +402,7 @@ def _recompute(
     file = min(starts) if everything else max(starts)
     first, name = kept[file].counters["iteration"], file.name
     rows = _RowsByIteration(path, ["metrics", "episodes", "evaluations", *_measured(path)], first)
-    with repeated(path, without_clock(config, last), file) as (run, lost):
+    with repeated(path, without_clock(config.without_stopping(), last), file) as (run, lost):
         if lost:
             yield Finding("note", f"{lost} environments do not repeat themselves: no iteration computed again")
             return
@@ -426,9 +429,10 @@ def _recompute_evaluation(
     path: Path, config: Config, kept: dict[Path, checkpoints.Checkpoint], iterations: int
 ) -> Iterator[Finding]:
     """Evaluate the policy of the last row of evaluations.csv again, if its checkpoint is kept."""
-    number = max((int(row["iteration"]) for row in _rows(path, "evaluations")), default=None)
-    if number is None:
+    row = next(iter(deque(_rows(path, "evaluations"), maxlen=1)), None)
+    if row is None:
         return
+    number, stopped_by = int(row["iteration"]), row.get("stopped_by", "")
     file = path / "checkpoints" / checkpoints.file_name(number)
     if file not in kept:
         yield Finding("note", f"the last evaluation, after {number} iterations, has no checkpoint: not computed again")
@@ -438,7 +442,7 @@ def _recompute_evaluation(
         return
     with repeated(path, without_clock(config, max(iterations, 1)), file) as (run, _):
         again = Evaluator(config, run.executor).evaluate(
-            run.learner.policy, number, run.counters.env_steps, lambda: None
+            run.learner.policy, number, run.counters.env_steps, lambda: None, stopped_by
         )
     _compare(again, _RowsByIteration(path, ["evaluations"], number), number)
     yield Finding("ok", f"the last evaluation, after {number} iterations, computed again, gave the same bytes")
@@ -454,10 +458,12 @@ def _compare(record: Iteration | Evaluation, tables: _RowsByIteration, since: in
 
     A resume may have changed when evaluations and gradients are made; gradients are compared from `since` on.
     """
-    for name, again in rows_of(record).items():
+    for name, again in rows_of(record, tables.more).items():
         if name == "timing" or not again or (name == "gradients" and record.iteration < since):
             continue
         rows = tables.of(name, record.iteration)
+        if isinstance(record, Evaluation):
+            rows = [row for row in rows if row.get("stopped_by", "") == record.stopped_by]
         if not rows and name in ("evaluations", "gradients"):
             continue
         for row, line in zip(rows, as_csv(again).splitlines(), strict=True):

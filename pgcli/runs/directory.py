@@ -17,12 +17,23 @@ import numpy as np
 from pgcli import __version__
 from pgcli.config import Config, to_yaml
 from pgcli.errors import CheckpointError, RunDirectoryError, UsageError
-from pgcli.records import TABLES, Evaluation, Iteration
+from pgcli.records import TABLES, Evaluation, Iteration, more_columns
 from pgcli.runs import checkpoints
 from pgcli.runs.digests import DIGESTS, digests_of, sealed
 from pgcli.runs.files import Folder, opened, read_json, storage
-from pgcli.runs.information import read_information
-from pgcli.runs.tables import TableWriter, has_rows, header_of, lengths_before, read_table, rows_of, tables_of
+from pgcli.runs.information import read_information, read_status
+from pgcli.runs.tables import (
+    TableWriter,
+    has_rows,
+    header_of,
+    lengths_before,
+    more_of,
+    read_header,
+    read_table,
+    rows_of,
+    set_columns,
+    tables_of,
+)
 
 _FOLDERS = ("checkpoints", "crash", "tensorboard", "wandb")  # that a run writes
 
@@ -40,6 +51,13 @@ class RunDirectory:
         self._folder = folder
         self._checkpoints: Folder | None = None
         self._tables: dict[str, TableWriter] = {}
+        self._more: dict[str, list[str]] = {}  # by table, the columns after its own
+        self._results = set[int]()  # iterations of the checkpoints with which the run had finished before
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """The content of status.json; empty before a run writes it."""
+        return read_status(self.path) if (self.path / "status.json").exists() else {}
 
     @property
     def is_new(self) -> bool:
@@ -63,10 +81,16 @@ class RunDirectory:
         for name in TABLES:
             self._folder.delete(f"{name}.csv")  # half a header, or another version's
         self.set_status("running")
-        self._open_tables(config)
+        self._open_tables(config, config.logging.info or ())
 
     def restart(
-        self, config: Config, command: list[str], overrides: list[str], exact: bool, counters: dict[str, int]
+        self,
+        config: Config,
+        command: list[str],
+        overrides: list[str],
+        exact: bool,
+        counters: dict[str, int],
+        reward_threshold: float | None,
     ) -> None:
         """Return the run to its state after `counters["iteration"]` updates, and open it for appending.
 
@@ -75,7 +99,7 @@ class RunDirectory:
         check_owner(self.path)
         self.iterations = iteration = counters["iteration"]
         lengths = lengths_before(self.path, iteration, counters["episodes"])
-        run = read_information(self.path)
+        run, was_finished = read_information(self.path), self.status.get("status") == "finished"
         self.set_status("running")  # first: the digests in it are those of files that change now
         here = self.checkpoint_folder.path / checkpoints.file_name(iteration)
         checkpoints.point(self.checkpoint_folder, "latest.json", here, checkpoints.digest_of(here))
@@ -88,31 +112,48 @@ class RunDirectory:
             if path.exists():
                 self._folder.truncate(path.name, length)
         run["exact"] = bool(run.get("exact", True)) and exact
-        run.setdefault("resumes", []).append({"iteration": iteration, "command": command, "overrides": overrides})
+        run["reward_threshold"] = reward_threshold  # of the environment of evaluations, which may be another
+        resume: dict[str, Any] = {"iteration": iteration, "command": command, "overrides": overrides}
+        if was_finished:
+            resume["extends"] = True  # the checkpoint of its former end is kept
+        run.setdefault("resumes", []).append(resume)
+        self._results = _results(run)
         self._folder.write_json("run.json", run)
         self._folder.write("config.yaml", _config_text(config, self.path))
-        self._open_tables(config)
+        self._open_tables(config, more_of("episodes", read_header(self.path / "episodes.csv")) or ())
         self.best = _best_evaluation(self.path / "evaluations.csv")
         self._point_to_best()
 
-    def _open_tables(self, config: Config) -> None:
+    def _open_tables(self, config: Config, info: Sequence[str]) -> None:
+        """Open the tables for appending, with a column for each name in `info`."""
+        self._config, self._more = config, more_columns(info, stops=config.evaluation.stops)
         for name in tables_of(config):
-            self._tables[name] = TableWriter(self._folder, f"{name}.csv", header_of(name))
+            file, header = f"{name}.csv", header_of(name, self._more.get(name, ()))
+            if read_header(self.path / file) not in ([], header):
+                set_columns(self._folder, file, header)
+            self._tables[name] = TableWriter(self._folder, file, header)
         self._folder.sync()
 
     def add_iteration(self, record: Iteration) -> None:
         """Append the rows of an iteration to their tables."""
         self._folder.check()
-        for name, rows in rows_of(record).items():
+        for name, rows in rows_of(record, self._more).items():
             if rows:
                 self._tables[name].append(rows)
         self.iterations = record.iteration + 1
 
     def add_evaluation(self, record: Evaluation) -> bool:
-        """Append an evaluation to evaluations.csv, and return whether it is the best so far."""
+        """Append an evaluation to evaluations.csv, and return whether it is the best so far.
+
+        The first one shows which of the default names of `logging.info` the environment reports. The best is chosen
+        among those of the schedule: one of fresh episodes after the stop is not.
+        """
         self._folder.check()
-        self._tables["evaluations"].append(rows_of(record)["evaluations"])
-        is_best = self.best is None or record.returns.mean > self.best[0]
+        if record.iteration == 0 and record.info and self._config.logging.info is None:
+            self._close_tables()
+            self._open_tables(self._config, [name for name in self._config.info_names if name in record.info])
+        self._tables["evaluations"].append(rows_of(record, self._more)["evaluations"])
+        is_best = not record.stopped_by and (self.best is None or record.returns.mean > self.best[0])
         if is_best:
             self.best = (record.returns.mean, record.iteration)
         return is_best
@@ -132,7 +173,8 @@ class RunDirectory:
             checkpoints.point(folder, "best.json", path, checkpoints.digest_of(path))
         best_name = checkpoints.file_name(self.best[1]) if self.best else ""
         for old in _to_delete(checkpoints.list_checkpoints(folder.path), path, best_name, keep, every):
-            folder.delete(old.name)
+            if checkpoints.iteration_of(old) not in self._results:
+                folder.delete(old.name)
 
     def add_reproduction(self, name: str, program: str) -> Path:
         """Write a program in which a fault of the environment happens again, and return its path."""
@@ -164,10 +206,14 @@ class RunDirectory:
 
     def close(self) -> None:
         """Close the tables and the folder of the checkpoints."""
-        for table in self._tables.values():
-            table.close()
+        self._close_tables()
         if self._checkpoints is not None:
             self._checkpoints.close()
+            self._checkpoints = None
+
+    def _close_tables(self) -> None:
+        while self._tables:
+            self._tables.popitem()[1].close()
 
     def _sync_tables(self) -> None:
         for table in self._tables.values():
@@ -208,6 +254,11 @@ def check_owner(path: Path) -> None:
         )
 
 
+def _results(run: dict[str, Any]) -> set[int]:
+    """Return the iterations at which the run had finished before it was extended."""
+    return {one["iteration"] for one in run.get("resumes", []) if one.get("extends")}
+
+
 def _best_evaluation(file: Path) -> tuple[float, int] | None:
     """Return the mean return and the iteration of the best evaluation, the first of equal ones."""
     table = read_table(file, ("return_mean",))
@@ -230,6 +281,14 @@ def elapsed_seconds(path: Path, iteration: int) -> float:
     timing = read_table(path / "timing.csv", ("elapsed_seconds",))
     before = timing["elapsed_seconds"][timing["iteration"] < iteration]
     return float(np.nanmax(before, initial=0.0))
+
+
+def earlier_evaluations(path: Path, iteration: int) -> list[dict[str, float]]:
+    """Read the numbers of the evaluations before `iteration`, by column."""
+    table = read_table(path / "evaluations.csv", None)
+    table = table.pick(table["iteration"] < iteration)
+    rows = zip(*(column.tolist() for column in table.numbers.values()), strict=True)
+    return [dict(zip(table.numbers, row, strict=True)) for row in rows]
 
 
 def move_aside(path: Path) -> Path:

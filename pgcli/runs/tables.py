@@ -13,7 +13,7 @@ import io
 import itertools
 import os
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgcli.config import Config
-from pgcli.errors import RunDirectoryError, typed
-from pgcli.records import COLUMNS, TABLES, Cell, Evaluation, Iteration
+from pgcli.errors import RunDirectoryError, UsageError, closest, typed
+from pgcli.records import COLUMNS, STOPPED_BY, TABLES, Cell, Evaluation, Iteration, columns
 from pgcli.runs.files import Folder, naming, open_file, write_all
 
 Array = NDArray[np.float64]
@@ -42,16 +42,41 @@ def tables_of(config: Config) -> list[str]:
     return [name for name in TABLES if name != "gradients" or config.diagnostics.every is not None]
 
 
-def header_of(name: str) -> list[str]:
-    """Return the names of a table's columns."""
-    return [column.name for column in TABLES[name]]
+def header_of(name: str, more: Sequence[str] = ()) -> list[str]:
+    """Return the names of a table's columns: its own, then `more`."""
+    return [column.name for column in columns(name, more)]
+
+
+def more_of(name: str, header: Sequence[str]) -> list[str] | None:
+    """Return the columns of a header beyond the table's own; None if it is no header of this table."""
+    own = header_of(name)
+    return list(header[len(own) :]) if list(header[: len(own)]) == own else None
+
+
+def check_info_names(config: Config) -> None:
+    """Raise UsageError for a name of `logging.info` or `evaluation.stop_at` that cannot be a column."""
+    known = {name: header_of(name, [STOPPED_BY.name]) for name in ("metrics", "evaluations", "episodes")}
+    for name in config.logging.info or ():
+        if any(name in header for header in known.values()):
+            raise UsageError(f"logging.info: `{name}` is a column already", "leave it out")
+    numbers = [name for name in known["evaluations"] if not COLUMNS[name].metric.text]
+    for name in config.evaluation.stop_at:
+        if name not in (*numbers, *config.info_names):
+            close = closest(name, (*numbers, *config.info_names))
+            hint = f"did you mean `{close}`?" if close else f"`logging.info: [{name}]` makes a column of what info has"
+            raise UsageError(f"evaluation.stop_at: evaluations.csv has no column `{name}`", hint)
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def rows_of(record: Iteration | Evaluation) -> dict[str, list[list[Cell]]]:
-    """Return the rows that a record adds to each table; the row of metrics.csv, which completes it, is the last."""
+def rows_of(
+    record: Iteration | Evaluation, more: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, list[list[Cell]]]:
+    """Return the rows that a record adds to each table; the row of metrics.csv, which completes it, is the last.
+
+    Args: more: by table, the columns after its own.
+    """
     of: dict[str, list[Any]]
     if isinstance(record, Evaluation):
         of = {"evaluations": [record]}
@@ -59,7 +84,8 @@ def rows_of(record: Iteration | Evaluation) -> dict[str, list[list[Cell]]]:
         gradients = [(record, estimate) for estimate in record.update.gradients]
         episodes = [(record, episode) for episode in record.episodes]
         of = {"gradients": gradients, "episodes": episodes, "timing": [record], "metrics": [record]}
-    return {name: [[column.value(one) for column in TABLES[name]] for one in ones] for name, ones in of.items()}
+    shown = {name: columns(name, (more or {}).get(name, ())) for name in of}
+    return {name: [[column.value(one) for column in shown[name]] for one in ones] for name, ones in of.items()}
 
 
 def as_csv(rows: Iterable[Sequence[Cell]]) -> str:
@@ -201,13 +227,13 @@ def table_file(path: Path) -> Iterator[TableFile]:
 
 
 def read_table(
-    path: Path, columns: Collection[str] = COLUMNS.keys(), *, whole: bool = False, skip_damage: bool = False
+    path: Path, names: Collection[str] | None = COLUMNS.keys(), *, whole: bool = False, skip_damage: bool = False
 ) -> Table:
     """Read columns of a table. A last line without its end is still being written, and left out.
 
     Args:
         path: the CSV file.
-        columns: those to read besides `iteration`, as far as the file has them.
+        names: the columns to read besides `iteration`, as far as the file has them; None: all.
         whole: the run has ended, so half a line is damage, too.
         skip_damage: leave out damaged lines, and read a word instead of a number as an empty cell.
     Raises: RunDirectoryError if the file is missing or has no header, or, without `skip_damage`, if a line has zeros,
@@ -219,7 +245,7 @@ def read_table(
                 return Table(path, file.header if file.head else [])
             hint = f"`pgcli verify {typed(path.parent)}` reports what else is wrong with the run"
             raise RunDirectoryError(f"{path}: does not begin with the names of its columns", hint)
-        texts = file.columns(columns)
+        texts = file.columns(file.header if names is None else names)
         parts: dict[str, list[NDArray[Any]]] = {name: [] for name in texts}
         for block in file.read(texts, skip_damage=skip_damage):
             for name, part in block.items():
@@ -413,17 +439,34 @@ def lengths_before(folder: Path, iteration: int, episodes: int) -> dict[Path, in
     return lengths
 
 
+def read_header(path: Path) -> list[str]:
+    """Return the names of a table's columns; none if it is missing or has no whole header."""
+    if not path.exists():
+        return []
+    with open_file(path) as file:
+        found = TableFile(file)
+    return found.header if found.head else []
+
+
+def set_columns(folder: Folder, name: str, header: Sequence[str]) -> None:
+    """Rewrite a table with other columns: new ones are empty."""
+    with open_file(folder.path / name) as file:
+        rows = list(csv.DictReader(file.read().decode().splitlines()))
+    folder.write(name, as_csv([header, *([row.get(one, "") for one in header] for row in rows)]).encode())
+
+
 def length_before(path: Path, header: Sequence[str], iteration: int) -> tuple[int, int]:
     """Return how many whole rows before `iteration` a table begins with, and how many bytes that is.
 
-    Raises: RunDirectoryError if it has another header, or more such rows after damaged ones, which no crash leaves.
+    Raises: RunDirectoryError if it does not begin with the columns of `header`, or has more such rows after damaged
+        ones, which no crash leaves.
     """
     if not path.exists():
         return 0, 0
     with open_file(path) as file:
         head = file.readline(_MAX_LINE)
         whole = head.endswith(b"\n")
-        if whole and head.decode(errors="replace") != f"{','.join(header)}\n":
+        if whole and head.decode(errors="replace").rstrip("\n").split(",")[: len(header)] != list(header):
             raise RunDirectoryError(
                 f"{path}: has other columns than this version of pgcli writes",
                 "go on with the version that began the run, or train into another --run-dir",

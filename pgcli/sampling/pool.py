@@ -17,6 +17,7 @@ from pgcli.environments.single import make_environment
 from pgcli.errors import PgcliError
 from pgcli.policies.policy import Policy
 from pgcli.sampling.chunks import EnvironmentCache
+from pgcli.system.memory import memory_error
 from pgcli.system.processes import Check
 
 HANG_SECONDS = 60.0  # without a step
@@ -87,9 +88,10 @@ def closing_error(environments: EnvironmentCache) -> Exception | None:
 
 
 def sendable(error: BaseException) -> Exception:
-    """Return pgcli's own errors as they are, and others as a RuntimeError with their traceback as text."""
-    if isinstance(error, PgcliError):
-        return error
+    """Return errors with a message for users, and others as a RuntimeError with their traceback as text."""
+    known = error if isinstance(error, PgcliError) else memory_error(error)
+    if known is not None:
+        return known
     return RuntimeError("in a worker process:\n" + "".join(traceback.format_exception(error)))
 
 

@@ -40,8 +40,8 @@ Answer = tuple[bytes, Arrays, Exception | None]
 class RayPool:
     """Up to `count` actors. `leave` is called at the end.
 
-    Each actor holds a CPU; where the cluster has fewer, the rest share. Ray does not notice an actor that hangs, and
-    lets one wait for a CPU without end, so such an actor is replaced here, by one that shares.
+    Each actor holds a CPU; where the cluster has fewer, the rest share. An actor that hangs, waits for a CPU without
+    end, or that Ray gave up is replaced by one that shares.
     """
 
     def __init__(
@@ -71,22 +71,29 @@ class RayPool:
                     pending[reference] = number
                 check()
                 done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=POLL_SECONDS)
+                gone: dict[int, str] = {}  # index of an actor → what happened to it
                 for reference in done:
-                    data, buffers, failure = _answer(reference, pending[reference])
-                    number = pending.pop(reference)
+                    number = pending[reference]
+                    answer = _answer(reference)
+                    if answer is None:
+                        gone[number % self.count] = "was lost"
+                        continue
+                    data, buffers, failure = answer
+                    del pending[reference]
                     if failure is None:
                         results[number] = pickle.loads(data, buffers=[buffer.copy() for buffer in buffers])
                     else:
                         failures[number] = failure
-                busy = {number % self.count for number in pending.values()}
-                stuck = {index for index in busy if self._actors[index].is_stuck()}
-                unsent = sorted(number for number in pending.values() if number % self.count in stuck)
+                for index in {number % self.count for number in pending.values()} - gone.keys():
+                    if self._actors[index].is_stuck():
+                        gone[index] = f"made no step in {HANG_SECONDS:g} s"
+                unsent = sorted(number for number in pending.values() if number % self.count in gone)
                 pending = {reference: number for reference, number in pending.items() if number not in unsent}
-                for index in stuck:
+                for index, reason in gone.items():
                     losses[index] += 1
                     if losses[index] == TRIES:
                         number = next(number for number in unsent if number % self.count == index)
-                        raise _lost(number, f"made no step in {HANG_SECONDS:g} s")
+                        raise _lost(number, reason)
                     self._actors[index].end()
                     self._actors[index] = self._new_actor(cpus=0)
         except BaseException:
@@ -139,8 +146,13 @@ class RayPool:
         return _ActorHandle(self._env, self._policy, self._versions, cpus)
 
 
-def _answer(reference: Any, number: int) -> Answer:
-    """Return what an actor answered. Raises: EnvironmentFailure if it died, in its last try, or could not start."""
+def _answer(reference: Any) -> Answer | None:
+    """Return an actor's answer, or None if Ray gave up the actor.
+
+    Ray counts a refused connection as a try: a lost machine can use up all tries before the cluster notices its loss.
+
+    Raises: EnvironmentFailure if the actor could not start.
+    """
     import ray
     from ray.exceptions import RayError, RayTaskError
 
@@ -150,7 +162,7 @@ def _answer(reference: Any, number: int) -> Answer:
         return b"", [], RuntimeError(str(error))
     except RayError as error:
         if "creation task" not in str(error):
-            raise _lost(number, "was lost") from error
+            return None
         reason = str(error).strip().splitlines()[-1]
         hint = "pgcli must be installed on all machines of the cluster, in the same version"
         raise EnvironmentFailure(f"an actor could not be started: {reason}", hint) from error
