@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pgcli.cli.arguments import AsJson, CheckpointOrRun, Trust, Which
+from pgcli.cli.arguments import AsJson, CheckpointOrRun, Overwrite, Trust, Which
 from pgcli.cli.output import print_report
 from pgcli.config.choices import Mode
 
@@ -44,6 +44,7 @@ def eval(
         ),
     ] = None,
     video: Annotated[Path | None, typer.Option(help="Film one more episode: FILE.gif or FILE.mp4.")] = None,
+    overwrite: Overwrite = False,
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
@@ -51,6 +52,10 @@ def eval(
     from pgcli.system.streams import print_message, results_only
 
     film_path = video and video.absolute()  # an environment may leave this folder
+    if video is not None:
+        from pgcli.runs.outputs import check_output
+
+        check_output(video, inputs=[checkpoint], overwrite=overwrite)
     if replay is None:
         from pgcli.experiment.load import load
         from pgcli.inspection.evaluate import assess

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pgcli.cli import completion
+from pgcli.cli.arguments import Overwrite
 from pgcli.cli.output import print_result, terminal
 from pgcli.config.choices import Band, Stat, XAxis
 
@@ -38,6 +39,7 @@ def plot(
         typer.Option("-o", "--output", help="FILE.png, .svg, .pdf or .csv; a default place if left out."),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Draw in the terminal; a file too only with -o.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw learning curves with confidence intervals. A run that ended early keeps its last value."""
     if show:
@@ -51,4 +53,4 @@ def plot(
 
     from pgcli.report.plots import plot as draw
 
-    print_result(draw(run_dirs, x, y, stat, band, smooth, output))
+    print_result(draw(run_dirs, x, y, stat, band, smooth, output, overwrite=overwrite))

@@ -108,9 +108,9 @@ class Recorder:
             raise
         except EnvironmentFailure as fault:
             self.save()
+            file = fault.reproduction and directory.add_reproduction(f"episode-{fault.seed}", fault.reproduction)
             directory.set_status("failed", iteration=counters.iteration, reason=fault.message)
-            if fault.reproduction:
-                file = directory.add_reproduction(f"episode-{fault.seed}", fault.reproduction)
+            if file:
                 hint = f"`pgcli resume {typed(directory.path)}` goes on once it is mended"
                 fault.message += f"; {file} repeats it"
                 fault.hint = f"{fault.hint}; {hint}" if fault.hint else hint
@@ -118,7 +118,7 @@ class Recorder:
         except BaseException as error:
             reason = error.message if isinstance(error, PgcliError) else f"{type(error).__name__}: {error}"
             with suppress(OSError):  # on a full disk, only the first error counts
-                directory.set_status("failed", iteration=counters.iteration, reason=reason)
+                directory.set_status("failed", iteration=directory.iterations, reason=reason)
             raise
 
     def _watch_entropy(self, record: Iteration) -> None:

@@ -29,8 +29,16 @@ from pgcli.experiment.recorder import Context, Outcome, Recorder
 from pgcli.experiment.resume import changes_of, is_exact, stored_config
 from pgcli.records import Notice
 from pgcli.runs import checkpoints
-from pgcli.runs.directory import RunDirectory, elapsed_seconds, find_checkpoint, is_run, move_aside
+from pgcli.runs.directory import (
+    RunDirectory,
+    check_owner,
+    elapsed_seconds,
+    find_checkpoint,
+    is_run,
+    move_aside,
+)
 from pgcli.runs.files import make_folder, storage
+from pgcli.runs.information import read_status
 from pgcli.runs.lock import lock
 from pgcli.runs.tables import check_info_names
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
@@ -85,11 +93,13 @@ def run_experiment(request: Request, context: Context = Context()) -> Outcome:  
     path = request.folder / request.path
     with _paths_as_typed(request, path), storage(path), ExitStack() as resources:
         run = _built(request, context, resources)
+        check_owner(path)
         if is_run(path) and request.overwrite:
             with lock(path):
                 move_aside(path)
         make_folder(path)
-        with lock(path), closing(RunDirectory(path)) as directory:
+        check_owner(path)
+        with lock(path) as folder, closing(RunDirectory(folder)) as directory:
             if not _opened(request, path, run, directory, context):
                 reason = "already finished: " + "; ".join(_what_ended(request, run.counters, directory))
                 return Outcome(request.path, reason, None, None, 0.0)
@@ -214,6 +224,7 @@ def check_request(request: Request) -> None:
     with storage(path):
         if os.path.lexists(path) and not path.is_dir():
             raise RunDirectoryError(f"{path}: is {'a file' if path.exists() else 'a link to nothing'}, not a folder")
+        check_owner(path)
         run = is_run(path)
     if request.config.algorithm.estimator is not None:
         split(request.config.algorithm.estimator)
@@ -221,7 +232,7 @@ def check_request(request: Request) -> None:
         raise RunDirectoryError(
             f"{path}: a run is already there",
             "--overwrite moves it aside and starts anew"
-            if RunDirectory(path).status.get("status") == "failed"
+            if (path / "status.json").exists() and read_status(path)["status"] == "failed"
             else "--resume continues it; --overwrite moves it aside and starts anew",
         )
     if request.config.training.compile:

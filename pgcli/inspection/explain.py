@@ -22,7 +22,8 @@ from pgcli.errors import ConfigError, RunDirectoryError, typed
 from pgcli.inspection import findings
 from pgcli.inspection.findings import Array
 from pgcli.report.text import Finding, duration, percent, short, table
-from pgcli.runs.files import read_json
+from pgcli.runs.files import open_file
+from pgcli.runs.information import read_information, read_status
 from pgcli.runs.lock import is_held
 from pgcli.runs.tables import Table, first_difference, read_table
 
@@ -50,7 +51,7 @@ def show(path: Path) -> dict[str, Any]:
             f"{path}/metrics.csv: has {metrics.rows:,} rows, and status.json tells of {told} iterations",
             f"`pgcli verify {typed(path)}` says what else is wrong with the run",
         )
-    information = _json(path / "run.json")
+    information = read_information(path)
     checks = list(_checks(path, ended, config, metrics, timing, evaluations, episodes))
     looked = {name: check() for name, there, check in checks if there}
     threshold = information.get("reward_threshold")
@@ -63,14 +64,14 @@ def show(path: Path) -> dict[str, Any]:
     return {
         "run": str(path),
         "status": state,
-        "reason": str(status.get("reason", "")),
+        "reason": status.get("reason") or "",
         "name": config.name,
         "env": config.env.id,
         "seed": config.seed,
         "config": {key: value for key, value in flat(to_data(config)).items() if key not in ("name", "seed", "env.id")},
         "changed": _changed(config),
         "iterations": metrics.rows,
-        "env_steps": int(metrics["env_steps"][-1]) if metrics.rows else 0,
+        "env_steps": _count(metrics, "env_steps", -1) if metrics.rows else 0,
         "episodes": episodes.rows,
         "seconds": float(timing["elapsed_seconds"][-1]) if timing.rows else None,
         "shares": _shares(timing),
@@ -102,17 +103,9 @@ def _open(path: Path) -> tuple[Config, dict[str, Any], str]:
     except ConfigError as error:
         hint = "a run of another version of pgcli, or a file that was edited"
         raise RunDirectoryError(f"{path}/config.yaml: is no config of this version: {error.message}", hint) from None
-    status = _json(path / "status.json")
-    state = str(status.get("status"))
+    status = read_status(path)
+    state = status["status"]
     return config, status, "killed" if state == "running" and is_held(path) is False else state
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        return read_json(file)
-    except RunDirectoryError as error:
-        error.hint = f"`pgcli verify {typed(file.parent)}` says what else is wrong with the run"
-        raise
 
 
 def _changed(config: Config) -> dict[str, Any]:
@@ -137,7 +130,7 @@ def _reached(evaluations: Table, threshold: Any) -> dict[str, Any]:
 
     def row(number: int) -> dict[str, Any]:
         values = {name: float(evaluations[name][number]) for name in names}
-        whole = {name: int(values[name]) for name in ("iteration", "env_steps", "evaluation_episodes")}
+        whole = {name: _count(evaluations, name, number) for name in ("iteration", "env_steps", "evaluation_episodes")}
         mode = evaluations.words["mode"][number] if "mode" in evaluations.words else None
         error = values["return_standard_error"]
         return {**values, **whole, "return_standard_error": None if math.isnan(error) else error, "mode": mode}
@@ -152,6 +145,15 @@ def _reached(evaluations: Table, threshold: Any) -> dict[str, Any]:
         "untrained": row(0),
         "solved": row(int(good[0])) if len(good) else None,
     }
+
+
+def _count(table: Table, column: str, row: int) -> int:
+    """Return a cell that is a whole number. Raises: RunDirectoryError."""
+    value = float(table[column][row])
+    if not (math.isfinite(value) and value >= 0):
+        line = 2 + row % table.rows
+        raise RunDirectoryError(f"{table.path}: damaged: line {line} has `{value}` for `{column}`")
+    return int(value)
 
 
 def _is_solved(reached: dict[str, Any], threshold: Any) -> bool:
@@ -329,7 +331,7 @@ def _policy(file: Path) -> dict[str, Array]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, "numpy") as tensors:
+        with open_file(file), safe_open(file, "numpy") as tensors:  # open_file: a FIFO would block
             names = [name for name in tensors.keys() if name.startswith("policy.")]  # noqa: SIM118 - no mapping
             return {
                 name: tensors.get_tensor(name).astype(np.float64) for name in names if not name.endswith(_STATISTICS)
@@ -396,7 +398,7 @@ def differ(a: Path, b: Path) -> dict[str, Any]:
     Raises: RunDirectoryError if one of them cannot be read.
     """
     (one, _, state), (other, _, other_state) = _open(a), _open(b)
-    information = [_json(path / "run.json") for path in (a, b)]
+    information = [read_information(path) for path in (a, b)]
     versions = [
         {"pgcli": x.get("pgcli"), **x.get("versions", {}), "git_commit": x.get("git_commit")} for x in information
     ]

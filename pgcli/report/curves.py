@@ -30,7 +30,7 @@ from pgcli.report.statistics import (
     gradient_ratio,
     smoothed,
 )
-from pgcli.runs.files import read_json
+from pgcli.runs.information import read_status
 from pgcli.runs.tables import Table, read_table
 
 _FORMATS = (".png", ".svg", ".pdf", ".csv")
@@ -282,7 +282,7 @@ def _run_curve(path: Path, table: Table, drawing: Drawing, estimator: str | None
     curve = Curve(x[drawn], y[drawn], error, weights[drawn] if is_ratio else None)
     count = table["evaluation_episodes"][drawn][-1]
     episodes = int(count) if drawing.of_evaluations and np.isfinite(count) else None
-    return RunCurve(path, settings, smoothed(curve, drawing.smooth), episodes, _ending(path / "status.json"))
+    return RunCurve(path, settings, smoothed(curve, drawing.smooth), episodes, _ending(path))
 
 
 def _last_of_each_iteration(table: Table) -> Table:
@@ -325,13 +325,13 @@ def _experiment(settings: dict[str, str]) -> frozenset[tuple[str, str]]:
 
 
 def _ending(path: Path) -> str:
-    """Return the status of a run; "stopped" for one that finished by its stopping rule."""
-    try:
-        status = read_json(path)
-    except RunDirectoryError:
+    """Return the status of the run in `path`; "stopped" for one that finished by its stopping rule."""
+    if not (path / "status.json").exists():
         return "unknown"
-    by_rule = str(status.get("reason", "")).startswith(("stopped early", "reached a return"))  # the latter: before
-    return "stopped" if by_rule and status.get("status") == "finished" else str(status.get("status", "unknown"))
+    status = read_status(path)
+    reason = status.get("reason") or ""
+    by_rule = reason.startswith(("stopped early", "reached a return"))  # the latter: before
+    return "stopped" if by_rule and status["status"] == "finished" else str(status["status"])
 
 
 # From runs to lines

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.experiment.load import Agent
 from pgcli.policies.policy import ActingState
 from pgcli.report.frames import DEFAULT_FPS, Frame, FrameReader, of_one_size, rate
-from pgcli.runs.files import TEMPORARY, storage
+from pgcli.runs.files import TEMPORARY, make_folder, naming, storage
 from pgcli.seeding import Purpose, derived_seed, generator
 from pgcli.system.packages import install_command
 
@@ -74,14 +76,14 @@ def write(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> None:
     check_name(path)
     suffix = path.suffix.lower()  # ffmpeg reads the format from it
     writer = _write_gif if suffix == ".gif" else _write_mp4
-    unfinished = path.with_name(f"{TEMPORARY}{path.stem}{suffix}")
     with storage(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        make_folder(path.parent)
+        with naming(path), TemporaryDirectory(prefix=TEMPORARY, dir=path.parent) as folder:
+            unfinished = Path(folder) / f"film{suffix}"
             writer(of_one_size(frames), episode, unfinished)
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())
             unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
 
 def played(
@@ -132,7 +134,7 @@ def _write_gif(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> N
             shown = Image.fromarray(frame)
             if previous is None:
                 first = shown.quantize(256, dither=Image.Dither.NONE)
-                file.writelines(getheader(first, info={"loop": 0})[0])
+                file.writelines(getheader(first, info={"loop": 0, "comment": b"pgcli"})[0])
                 file.writelines(getdata(first, duration=1000 * ticks // GIF_TICK))
             else:
                 box = ImageChops.difference(previous, shown).getbbox() or (0, 0, 1, 1)
@@ -166,9 +168,19 @@ def _write_mp4(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> N
     height, width = first.shape[:2]
     # a macro block of 2 keeps the size: H.264 needs even sides only
     frame_writer = imageio_ffmpeg.write_frames(
-        str(path), (width, height), fps=episode.fps, macro_block_size=2, quality=8
+        str(path),
+        (width, height),
+        fps=episode.fps,
+        macro_block_size=2,
+        quality=8,
+        output_params=["-metadata", "comment=pgcli"],
     )
     with closing(frame_writer) as writer:  # ends ffmpeg, also if a frame raises
         writer.send(None)
         for frame in chain((first,), frames):
-            writer.send(np.ascontiguousarray(frame))
+            try:
+                writer.send(np.ascontiguousarray(frame))
+            except OSError:  # its text is all that ffmpeg printed
+                break
+    if not path.exists() or b"moov" not in path.read_bytes()[-(2**22) :]:  # the index, which ffmpeg writes last
+        raise OSError(errno.EIO, "ffmpeg could not complete the film")

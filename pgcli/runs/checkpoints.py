@@ -27,7 +27,7 @@ from pgcli.config.messages import dotted
 from pgcli.config.order import arranged, arranged_like, mappings, orders_of
 from pgcli.config.yaml import parse, read_bytes
 from pgcli.errors import CheckpointError, ConfigError, RunDirectoryError, typed
-from pgcli.runs.files import open_file, read_json, write_json, write_whole
+from pgcli.runs.files import Folder, open_file, opened, read_json
 
 FORMAT = 1
 MAX_BYTES = 4 * 2**30
@@ -70,7 +70,7 @@ def file_name(iteration: int) -> str:
     return f"iteration-{iteration:06d}.safetensors"
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> Path:
+def save(folder: Path | Folder, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint under a new name, and point `latest.json` to it."""
     arrays = {name: tensor.contiguous().numpy() for name, tensor in checkpoint.tensors.items()}
     header, body = _split(safetensors.numpy.save(arrays))
@@ -84,9 +84,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         metadata["order"] = orders
     metadata["metadata_sha256"] = _sha256(_canonical(metadata))
     content = safetensors.numpy.save(arrays, {"pgcli": _canonical(metadata).decode()})
-    path = folder / file_name(checkpoint.counters["iteration"])
-    write_whole(path, content, replace=False)
-    point(folder / "latest.json", path, _sha256(content))
+    with opened(folder) as there:
+        path = there.path / file_name(checkpoint.counters["iteration"])
+        there.write(path.name, content, replace=False)
+        point(there, "latest.json", path, _sha256(content))
     return path
 
 
@@ -211,11 +212,11 @@ def _looks_like(file: BinaryIO, size: int) -> str:
     return ", or cut short"
 
 
-def point(pointer: Path, target: Path, sha256: str) -> None:
+def point(folder: Path | Folder, pointer: str, target: Path, sha256: str) -> None:
     """Write into a pointer file (`latest.json`, `best.json`) which checkpoint of its folder it names."""
-    match = _NAME.fullmatch(target.name)
-    assert match
-    write_json(pointer, {"file": target.name, "iteration": int(match[1]), "sha256": sha256})
+    data = {"file": target.name, "iteration": iteration_of(target), "sha256": sha256}
+    with opened(folder) as there:
+        there.write_json(pointer, data)
 
 
 def follow(pointer: Path) -> Path:
@@ -269,6 +270,8 @@ def digest_of(path: Path) -> str:
     """Compute the sha256 of a file."""
     try:
         with open_file(path) as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise CheckpointError(f"{path}: is larger than any checkpoint")
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None

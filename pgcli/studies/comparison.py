@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,10 +42,13 @@ from pgcli.report.statistics import (
     value_at,
 )
 from pgcli.report.text import short
-from pgcli.runs.files import make_folder, read_json, storage, write_whole
+from pgcli.runs.files import make_folder, storage, write_whole
+from pgcli.runs.information import read_information, read_status
+from pgcli.runs.outputs import is_ours
 from pgcli.runs.tables import Table, read_table
 from pgcli.studies.page import TABLES, as_csv, markdown, same_decimals
 
+FIGURES = ("returns", "differences", "curves")
 PROFILE_POINTS = 101
 UNEQUAL = 0.05  # relative difference in env steps from which a note reports it
 MOSTLY_EVALUATION = 0.5  # share of the variance over seeds from which a note asks for more evaluation episodes
@@ -104,8 +108,10 @@ def write_report(
     }
     from pgcli.studies.figures import draw  # imports matplotlib
 
+    check_folder(folder)
     with storage(folder):
         make_folder(folder)
+        write_whole(folder / "report.md", markdown(result).encode())  # first: it marks the files beside it as pgcli's
         for name in TABLES:
             path = folder / f"{name}.csv"
             if result[name]:
@@ -113,8 +119,18 @@ def write_report(
             else:
                 path.unlink(missing_ok=True)  # of an earlier report
         draw(folder, result, [run.path for one in runs.values() for run in one if len(run.returns)])
-        write_whole(folder / "report.md", markdown(result).encode())
     return result
+
+
+def check_folder(folder: Path) -> None:
+    """Raise RunDirectoryError for a folder that has files of a report's names and was not written by `compare`."""
+    names = ["report.md", *(f"{name}.csv" for name in TABLES), *(f"{name}.png" for name in FIGURES)]
+    found = [name for name in names if os.path.lexists(folder / name)]
+    with storage(folder):
+        if found and not ("report.md" in found and is_ours(folder / "report.md")):
+            raise RunDirectoryError(
+                f"{folder}: has {', '.join(found)}, and pgcli did not make them", "name another folder with -o"
+            )
 
 
 # Reading
@@ -122,13 +138,13 @@ def write_report(
 
 def read_run(path: Path, seed: int) -> RunSummary:
     """Read the results of a run in any state."""
-    status = read_json(path / "status.json") if (path / "status.json").exists() else {}
+    status = read_status(path) if (path / "status.json").exists() else {}
     told = str(status.get("status", "not started"))
     ended = told == "finished"
     evaluations = _read(path / "evaluations.csv", ("env_steps", "return_mean", "return_standard_error"), ended)
     metrics = _read(path / "metrics.csv", ("env_steps",), ended)
     timing = _read(path / "timing.csv", ("elapsed_seconds", "collect_seconds", "update_seconds"), ended)
-    information = read_json(path / "run.json") if (path / "run.json").exists() else {}
+    information = read_information(path) if (path / "run.json").exists() else {}
     value = information.get("reward_threshold")
     steps = int(metrics["env_steps"][-1]) if metrics.rows else 0
     worked = float(np.nansum(timing["collect_seconds"]) + np.nansum(timing["update_seconds"]))

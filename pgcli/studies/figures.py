@@ -25,7 +25,7 @@ def draw(folder: Path, result: dict[str, Any], runs: Sequence[Path]) -> None:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # an emoji becomes a box
         write_whole(folder / "returns.png", _png(_returns(result)))
         write_whole(folder / "differences.png", _png(_differences(result)))
-        plot(runs, "env_steps", "evaluation.return_mean", "iqm", "ci95", 1, folder / "curves.png")
+        plot(runs, "env_steps", "evaluation.return_mean", "iqm", "ci95", 1, folder / "curves.png", overwrite=True)
 
 
 def _returns(result: dict[str, Any]) -> Figure:

@@ -23,7 +23,7 @@ from pgcli.config.order import differences, orders_of
 from pgcli.config.rules import CONDITIONAL, effective, without_effect
 from pgcli.config.schema import DEFAULT_ITERATIONS, PolicyConfig
 from pgcli.errors import Diverged, Interrupted, PgcliError, RunDirectoryError, RunInUse, UsageError
-from pgcli.runs.files import read_json
+from pgcli.runs.information import read_status
 
 if TYPE_CHECKING:
     from pgcli.experiment.jobs import Failure
@@ -180,7 +180,7 @@ def digest(config: Config) -> str:
 def is_complete(config: Config, path: Path) -> bool:
     """Return whether `path` has a run of `config` that finished or diverged, as it would again."""
     try:
-        if read_json(path / "status.json").get("status") not in ("finished", "diverged"):
+        if read_status(path)["status"] not in ("finished", "diverged"):
             return False
         found = load_config(str(path / "config.yaml"))
     except PgcliError:
@@ -198,12 +198,13 @@ def run_comparison(
     There is no report, but None, if a run directory is unusable or another process trains in it.
     Raises: Interrupted, once the unfinished runs are saved.
     """
+    from pgcli.studies.comparison import check_folder, write_report  # imports numpy
+
+    check_folder(comparison.folder)
     missing = [(config, path) for config, path in comparison.runs if not is_complete(config, path)]
     failures = _train(comparison, missing, jobs, quiet) if missing else []
     if any(failure.exit_code in (RunDirectoryError.exit_code, RunInUse.exit_code) for failure in failures):
         return None, failures
-    from pgcli.studies.comparison import write_report  # imports numpy
-
     variants = comparison.variants
     paths = {variant.label: {seed: variant.run_path(seed) for seed in comparison.seeds} for variant in variants}
     result = write_report(comparison.folder, variants[0].config, paths, threshold, command)
