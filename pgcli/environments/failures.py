@@ -8,7 +8,7 @@ import sysconfig
 import traceback
 
 from pgcli.errors import PgcliError
-from pgcli.system.signals import Stopped
+from pgcli.system.streams import printable
 
 _LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
@@ -34,7 +34,7 @@ def is_user_error(error: BaseException) -> bool:
     """
     if isinstance(error, KeyboardInterrupt):
         return signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    return not isinstance(error, PgcliError | Stopped | GeneratorExit)
+    return not isinstance(error, PgcliError | GeneratorExit)
 
 
 def describe(error: BaseException) -> str:
@@ -60,7 +60,7 @@ def line_of(error: BaseException) -> str:
 def message_of(error: BaseException) -> str:
     """Return an exception's message in one line of limited length."""
     try:
-        message = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+        message = printable(" ".join(str(error.msg if isinstance(error, SyntaxError) else error).split()))
     except Exception:  # its __str__ raises
         return ""
     return message if len(message) <= _MAX_CHARACTERS else f"{message[:_MAX_CHARACTERS]} …"

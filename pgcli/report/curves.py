@@ -21,6 +21,7 @@ from pgcli.records import GRADIENTS, axis
 from pgcli.report.statistics import RESAMPLES, Aggregate, Array, Curve, aggregate, smoothed
 from pgcli.runs.files import read_json
 from pgcli.runs.tables import Table, read_table
+from pgcli.system.streams import printable
 
 _FORMATS = (".png", ".svg", ".pdf", ".csv")
 _STATISTICS = {"mean": "mean", "iqm": "interquartile mean", "median": "median"}
@@ -286,7 +287,7 @@ def _labels(settings: Sequence[dict[str, str]]) -> list[str]:
             keys = method  # enough to tell them apart
         name = one.get("name", "run")
         values = ", ".join(f"{key.rpartition('.')[2]} {one[key]}" for key in keys)
-        labels.append(shortened(f"{name}: {values}" if values else name, 70))
+        labels.append(shortened(printable(f"{name}: {values}" if values else name), 70))
     return labels
 
 
@@ -327,7 +328,7 @@ def x_label(drawing: Drawing) -> str:
 
 def y_label(lines: Sequence[Line], drawing: Drawing) -> str:
     """Label the y axis."""
-    name = axis(drawing.column)
+    name = printable(axis(drawing.column))
     if not drawing.of_evaluations:
         return name
     counts = {run.episodes for line in lines for run in line.runs}

@@ -35,6 +35,7 @@ from pgcli.report.text import short
 from pgcli.runs.files import make_folder, read_json, storage, write_whole
 from pgcli.runs.tables import Table, read_table
 from pgcli.studies.page import TABLES, as_csv, markdown, same_decimals
+from pgcli.system.streams import printable
 
 PROFILE_POINTS = 101
 UNEQUAL = 0.05  # relative difference in env steps from which a note reports it
@@ -99,11 +100,11 @@ def write_report(
         for name in TABLES:
             path = folder / f"{name}.csv"
             if result[name]:
-                write_whole(path, as_csv(result[name]).encode())
+                write_whole(path, printable(as_csv(result[name])).encode())
             else:
                 path.unlink(missing_ok=True)  # of an earlier report
         draw(folder, result, [run.path for one in runs.values() for run in one if len(run.returns)])
-        write_whole(folder / "report.md", markdown(result).encode())
+        write_whole(folder / "report.md", printable(markdown(result)).encode())
     return result
 
 

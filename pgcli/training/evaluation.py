@@ -18,6 +18,7 @@ from pgcli.records import Evaluation, Sample
 from pgcli.sampling.episodes import MeasureEpisodes
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.seeding import Purpose
+from pgcli.system.process_state import restore_process
 from pgcli.system.processes import Check
 
 Array = NDArray[np.float64]
@@ -69,6 +70,7 @@ def evaluate(
     `gamma` discounts `discounted_returns`; `horizon` cuts episodes, None keeps the environment's own limit.
     Raises: EnvironmentFailure if a return is not finite.
     """
+    restore_process()
     measure = MeasureEpisodes(mode, gamma, horizon, seed, purposes, indices)
     return Episodes(*np.concatenate(executor.map(measure, episodes, policy, check), axis=1))
 
