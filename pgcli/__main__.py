@@ -42,10 +42,10 @@ def _run() -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except OSError as error:  # say, a full disk behind `>`
-        from pgcli.system.limits import LIMITS, limit_error
+        from pgcli.system.limits import limit_of
 
-        place = f"error: {error.filename or 'output'}: {error.strerror or error}"
-        print_message(str(limit_error(error)) if error.errno in LIMITS else place)
+        place = f"{error.filename or 'output'}: {error.strerror or error}", ""
+        print_message(str(PgcliError(*(limit_of(error) or place))))
         return 1
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own, whose class has no public name

@@ -140,7 +140,7 @@ def in_shell(shell: str, script: str, environment: dict[str, str]) -> str:
     if not shutil.which(shell):
         pytest.skip(f"no {shell} here")
     home = Path(environment["HOME"])
-    install = [home / "bin/pgcli", "--install-completion", shell]
+    install: list[str | Path] = [home / "bin/pgcli", "--install-completion", shell]
     subprocess.run(install, env=environment, check=True, capture_output=True)
     options = ["-f", "-c"] if shell == "zsh" else ["-c"]
     command = [shell, *options, script]

@@ -426,3 +426,12 @@ gym.register("World-v2", entry_point="worlds:World", max_episode_steps=1000)
 for name in ("Nothing", "Old", "Room", "Masked", "Wanderer", "Stubborn", "Mindful", "Moody", "Continuous"):
     gym.register(f"{name}-v0", entry_point=f"worlds:{name}", max_episode_steps=1000)
 gym.register("Endless-v0", entry_point="worlds:World")
+
+
+class Raising(World):
+    """Raises a text that a terminal would obey, with half a character and an end of text."""
+
+    def step(self, action: np.int64) -> Any:
+        if self.steps == 2:
+            raise type("\x1b]0;X\x07Error", (ValueError,), {})("\x1b]0;X\x07 \ud800 \0 \u202e")
+        return super().step(action)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pgcli.errors import RunDirectoryError
-from pgcli.system.limits import LIMITS, limit_error
+from pgcli.system.limits import limit_of
 
 TEMPORARY = ".writing-"
 FILE_MODE, FOLDER_MODE = 0o664, 0o775  # at most, under any umask: nobody else writes into a run
@@ -30,8 +30,8 @@ def storage(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in LIMITS:
-            raise limit_error(error) from error
+        if limit := limit_of(error):
+            raise RunDirectoryError(*limit) from error
         hint = ""
         if error.errno in _FULL:
             home = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())

@@ -12,16 +12,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import cache
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from pgcli.errors import PgcliError
+from pgcli.errors import EnvironmentFailure
 from pgcli.system.leaving import temporary_folder
-from pgcli.system.limits import LIMITS, limit_error
+from pgcli.system.limits import limit_of
 
 Check = Callable[[], None]
 POLL_SECONDS = 0.05
@@ -49,6 +49,7 @@ def process_context() -> ForkServerContext | SpawnContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pgcli.experiment.run"])
+    resource_tracker.ensure_running()  # it would unblock SIGINT
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the server inherits it: Ctrl-C is for us
     folder, tempfile.tempdir = tempfile.tempdir, _folder_of_sockets()
     try:
@@ -77,7 +78,7 @@ def start_process(
     *,
     daemon: bool = False,
 ) -> BaseProcess:
-    """Start a process; start the server of processes anew where it was killed. Raises: PgcliError, with the cause."""
+    """Start a process; start the server of processes anew where it was killed. Raises: EnvironmentFailure."""
     error: Exception | None = None
     for _ in range(TRIES):
         process: BaseProcess = context.Process(target=work, args=arguments, daemon=daemon)
@@ -92,15 +93,15 @@ def start_process(
     raise cannot_start(error)
 
 
-def cannot_start(error: Exception | None) -> PgcliError:
+def cannot_start(error: Exception | None) -> EnvironmentFailure:
     """Describe why a process cannot be started."""
-    if isinstance(error, OSError) and error.errno in LIMITS:
-        return limit_error(error)
+    if isinstance(error, OSError) and (limit := limit_of(error)):
+        return EnvironmentFailure(*limit)
     if isinstance(error, EOFError | ConnectionError):
         message = f"the server that starts processes was killed, {TRIES} times in a row"
-        return PgcliError(message, "memory may be short: with 0 workers and 1 job there is no other process")
+        return EnvironmentFailure(message, "memory may be short: with 0 workers and 1 job there is no other process")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return PgcliError(f"no process can be started: {reason}", "TMPDIR names a folder for temporary files")
+    return EnvironmentFailure(f"no process can be started: {reason}", "TMPDIR names a folder for temporary files")
 
 
 def ignore_interrupts() -> None:
