@@ -99,8 +99,8 @@ class Recorder:
         try:
             try:
                 yield
-            except EnvironmentFailure:
-                self._context.check()  # its own handler of Ctrl-C may have raised
+            except (EnvironmentFailure, KeyboardInterrupt):
+                self._context.check()  # an environment's own handler of Ctrl-C may have raised it
                 raise
             finally:
                 restore_process()

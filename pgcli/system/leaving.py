@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import suppress
-from types import FrameType
-from typing import NoReturn
 
-STOP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-SAVE = tuple(getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name))
+TYPE_CHECKING = False  # as typing's, which takes a while to import
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import NoReturn
+
+STOP = tuple(int(getattr(signal, name)) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+SAVE = tuple(int(getattr(signal, name)) for name in ("SIGUSR1",) if hasattr(signal, name))
 _folders: dict[str, int] = {}  # temporary ones → the process that made them
 
 
@@ -38,8 +40,10 @@ def leave(code: int) -> NoReturn:
     for folder in list(_folders):
         remove_folder(folder)
     for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # closed by its reader, replaced by an environment, or about to be written
+        try:  # noqa: SIM105 - contextlib takes a while to import
             stream.flush()
+        except Exception:
+            pass
     os._exit(code)  # taking torch apart would cost a fifth of what importing it does
 
 

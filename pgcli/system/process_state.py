@@ -7,6 +7,7 @@ within `environments_turn()`.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # `signal` takes ten times as long, looking up enumerations
 import ctypes
 import gc
 import locale
@@ -51,6 +52,7 @@ class _State:
     wanted: dict[str, Any] | None = None  # None: nothing is kept
     copies: tuple[int | None, ...] = (None, None, None)  # of descriptors 0 to 2
     folder: str | None = None  # that the environments have chosen
+    handlers_restored = 0  # how often
     changed: dict[str, None] = {}  # noqa: RUF012 - one per process
 
 
@@ -82,6 +84,20 @@ def require(name: str, value: Any) -> None:
     next(one for one in SETTINGS if one.name == name).set(value)
     if _State.wanted is not None:
         _State.wanted[name] = value
+
+
+def restore_handlers() -> None:
+    """Restore the signal handlers alone, quickly enough for every step."""
+    wanted = (_State.wanted or {}).get("signal handlers", {})
+    if wanted and _signal.getsignal(STOP[0]) is not wanted.get(STOP[0]):
+        _set_handlers(wanted)
+        _State.changed |= {"signal handlers": None}
+        _State.handlers_restored += 1
+
+
+def handlers_restored() -> int:
+    """Return how often signal handlers were restored: in between, signals may have come to an environment's own."""
+    return _State.handlers_restored
 
 
 def changes() -> list[str]:
@@ -122,9 +138,10 @@ def _restore() -> list[str]:
         if not one.is_kept(value, found):
             if one.name == "the current folder":
                 _State.folder = found
+            _State.handlers_restored += one.name == "signal handlers"
             one.set(value)
             changed.append(one.name)
-    _set_signals(wanted.get("signal handlers", {}))  # a library in C may have replaced them without Python's knowledge
+    _set_handlers(wanted.get("signal handlers", {}))  # a library in C may have replaced them without Python's knowledge
     return changed
 
 
@@ -185,15 +202,16 @@ def _set_folder(folder: str | None) -> None:
             os.chdir(folder)
 
 
-def _signals() -> dict[int, Any]:
-    return {number: signal.getsignal(number) for number in (*STOP, *SAVE)}
+def handlers() -> dict[int, Any]:
+    """Return the handlers of the signals that pgcli handles."""
+    return {number: _signal.getsignal(number) for number in (*STOP, *SAVE)}
 
 
-def _set_signals(handlers: dict[int, Any]) -> None:
+def _set_handlers(handlers: dict[int, Any]) -> None:
     if threading.current_thread() is threading.main_thread():  # which alone may
         for number, handler in handlers.items():
             if handler is not None:
-                signal.signal(number, handler)
+                _signal.signal(number, handler)
 
 
 def _blocked() -> set[int]:
@@ -296,7 +314,7 @@ SETTINGS = (
     Setting("descriptors 0 to 2", _identities, _set_descriptors),
     Setting("the standard streams", _streams, _set_streams),
     Setting("the current folder", _folder, _set_folder),
-    Setting("signal handlers", _signals, _set_signals),
+    Setting("signal handlers", handlers, _set_handlers),
     Setting("blocked signals", _blocked, _set_blocked),
     Setting("the umask", _umask, os.umask),
     Setting("the locale", lambda: locale.setlocale(locale.LC_ALL), lambda name: locale.setlocale(locale.LC_ALL, name)),

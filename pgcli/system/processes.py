@@ -87,6 +87,7 @@ def start_process(
             return process
         except (EOFError, ConnectionError) as lost:
             error = lost
+            time.sleep(POLL_SECONDS)  # until the system knows that the server has ended
             process_context()
         except OSError as failed:
             raise cannot_start(failed) from None

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType, TracebackType
+from typing import Any
 
 from pgcli.errors import Interrupted
 from pgcli.system import process_state
@@ -24,21 +25,22 @@ class StopOnSignal:
     """
 
     def __init__(self, signals: Sequence[int] = STOP) -> None:
-        self._signals, self._watched = signals, signals[0]
+        self._signals, self._restored = signals, 0
         self._received: int | None = None
         self._save = False
-        self._handlers: dict[int, object] = {}
-        self._before: dict[int, object] = {}
+        self._handlers: dict[int, Any] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
         self._reader, self._writer = os.pipe()
         for descriptor in (self._reader, self._writer):
             os.set_blocking(descriptor, False)
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._before = process_state.handlers()
         self._handlers = dict.fromkeys(self._signals, self._note) | dict.fromkeys(SAVE, self._note_save)
-        if signal.getsignal(STOP[-1]) is signal.SIG_IGN:  # SIGHUP, under `nohup`
+        if self._before[STOP[-1]] == signal.SIG_IGN:  # SIGHUP, under `nohup`
             self._handlers.pop(STOP[-1], None)
-        self._before = {number: signal.getsignal(number) for number in self._handlers}
+        self._handlers = self._before | self._handlers
         process_state.require("signal handlers", self._handlers)
         return self
 
@@ -52,7 +54,9 @@ class StopOnSignal:
 
     def check(self) -> None:
         """Raise Interrupted if a signal to stop has come."""
-        if signal.getsignal(self._watched) is not self._handlers[self._watched]:  # an environment has its own
+        process_state.restore_handlers()
+        if (restored := process_state.handlers_restored()) != self._restored:  # an environment had its own
+            self._restored = restored
             self._read_signals()
         if self._received is not None:
             raise Interrupted(self._received)
@@ -64,13 +68,12 @@ class StopOnSignal:
         return asked
 
     def _read_signals(self) -> None:
-        process_state.require("signal handlers", self._handlers)
-        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)  # asyncio takes it away
         with suppress(BlockingIOError):
             for number in os.read(self._reader, 4096):
                 if number in SAVE:
                     self._save = True
-                elif number in self._handlers:
+                elif self._handlers.get(number) == self._note:
                     self._received = self._received or number
 
     def _note_save(self, number: int, frame: FrameType | None) -> None:

@@ -18,7 +18,7 @@ from pgcli.records import Evaluation, Sample
 from pgcli.sampling.episodes import MeasureEpisodes
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.seeding import Purpose
-from pgcli.system.process_state import restore_process
+from pgcli.system.process_state import restore_handlers, restore_process
 from pgcli.system.processes import Check
 
 Array = NDArray[np.float64]
@@ -63,7 +63,7 @@ def evaluate(
     seed: int,
     purposes: tuple[Purpose, Purpose],
     indices: tuple[int, ...] = (),
-    check: Check = lambda: None,
+    check: Check = restore_handlers,
 ) -> Episodes:
     """Play `episodes` whole episodes from seeds derived for `purposes` = (reset, act) alone.
 
