@@ -25,8 +25,9 @@ test-slow: $(INSTALLED) ## the other tests
 test-all: $(INSTALLED) ## every test
 	$(BIN)/pytest -n auto --dist worksteal
 
-soak: $(INSTALLED) ## kill runs at 200 random instants, resume them, compare their bytes; minutes
-	$(BIN)/python tests/kills.py 200
+KILLS ?= 200
+soak: $(INSTALLED) ## kill runs at KILLS=200 random instants, resume them, compare their bytes; soak.json counts them
+	$(BIN)/python tests/kills.py $(KILLS) soak.json
 
 check: $(INSTALLED) ## format, lint, types
 	$(BIN)/ruff format --check .
