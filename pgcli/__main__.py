@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    sys.path.append(sys.path.pop(0))  # the current folder comes last, so that it hides no package
+
 from pgcli.system.leaving import leave, leave_on_signals
 
 leave_on_signals()  # before any other import: until a command that saves its state takes over
@@ -9,7 +14,6 @@ leave_on_signals()  # before any other import: until a command that saves its st
 import io  # noqa: E402
 import os  # noqa: E402
 import re  # noqa: E402
-import sys  # noqa: E402
 import warnings  # noqa: E402
 from typing import Any, NoReturn  # noqa: E402
 

@@ -109,9 +109,7 @@ def finish(case: str, path: Path) -> None:
     def work() -> None:
         one = request(case, path)
         for each in pair(one) if case == "jobs" else [one]:
-            run_experiment(
-                replace(each, config=override(each.config, ["sampling.workers=0", "sampling.backend=local"]))
-            )
+            run_experiment(each)
 
     code = ended(child(work if case != "--overwrite" or not path.exists() else lambda: start(case, path)))
     assert code == 0, f"{case}: exit {code}"
@@ -259,7 +257,7 @@ def sweep(instants: int, state: Path) -> None:
                     break  # otherwise once more, in the middle of what was resumed
             finish(case, cut)
             assert digests(cut) == digests(home / case), case
-            asides = [digests(path) for path in home.glob("cut~*") if (path / "status.json").exists()]
+            asides = [digests(path) for path in home.glob("cut~*") if any(path.glob("checkpoints/iteration-*"))]
             assert not kept or any(kept == one for one in asides), f"{case}: the old run is lost"
             remove(home, "cut")
             state.write_text(json.dumps(counts, indent=1) + "\n")

@@ -49,16 +49,21 @@ def process_context() -> ForkServerContext | SpawnContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pgcli.experiment.run"])
-    resource_tracker.ensure_running()  # it would unblock SIGINT
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the server inherits it: Ctrl-C is for us
     folder, tempfile.tempdir = tempfile.tempdir, _folder_of_sockets()
+    here = os.getcwd()
+    os.chdir(tempfile.tempdir)  # an empty folder: the server looks for modules in it before all others
     try:
-        forkserver.ensure_running()
+        resource_tracker.ensure_running()  # first, for it unblocks SIGINT
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the server inherits it: Ctrl-C is for us
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)  # one that came meanwhile arrives now
     except OSError as error:
         raise cannot_start(error) from None
     finally:
         tempfile.tempdir = folder
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)  # one that came meanwhile arrives now
+        os.chdir(here)
     return context
 
 
