@@ -132,7 +132,7 @@ POISONS: dict[str, Callable[[Path], None]] = {
     "the bytes of a checkpoint": in_checkpoint_text,
 }
 COMMANDS = (
-    *(["show"], ["show", "whole"], ["verify"], ["verify", "--all", "--trust"], ["plot", "-o", "curve.svg"]),
+    *(["show"], ["show", "whole"], ["verify", "--trust"], ["plot", "-o", "curve.svg"]),
     *(["plot", "whole", "--show"], ["eval", "--episodes", "1"], ["resume", "training.iterations=3", "--quiet"]),
     ["eval", "--replay", "0:0", "--trust"],
 )
