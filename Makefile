@@ -2,11 +2,13 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+BASE := .venv/.base
 INSTALLED := .venv/.installed
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-all soak check format bench results clean
+.PHONY: demo test test-slow test-all soak check format schema bench results clean
 
-demo: $(INSTALLED) ## train CartPole, evaluate it, draw its curve, film it
+demo: $(BASE) ## train CartPole, evaluate it, draw its curve, film it
 	rm -rf runs/demo
 	$(BIN)/pgcli train configs/cartpole.yaml --run-dir runs/demo
 	$(BIN)/pgcli eval runs/demo --video runs/demo/videos/agent.gif
@@ -38,8 +40,12 @@ format: $(INSTALLED) ## fix what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+schema: $(BASE) ## configs/schema.json and docs/config.md, from the config's schema
+	$(BIN)/pgcli init --schema > configs/schema.json
+	$(BIN)/python -c 'from pgcli.config.reference import markdown; print(markdown())' > docs/config.md
+
 bench: $(INSTALLED) ## speed, as ratios in one run, against Stable-Baselines3; minutes
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
+	$(PIP) -e '.[bench]'
 	$(BIN)/python tests/benchmarks/bench.py
 
 results: $(INSTALLED) ## docs/results.md: train every shipped config over ten seeds; hours
@@ -48,7 +54,13 @@ results: $(INSTALLED) ## docs/results.md: train every shipped config over ten se
 clean: ## remove what these commands made, runs aside
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(BASE): pyproject.toml constraints.txt
+	@echo "installing pgcli into .venv: about a minute and 1.3 GB"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PIP) -e .
+	@touch $@
+
+$(INSTALLED): $(BASE)
+	@echo "installing what the tests need into .venv: about two minutes and 1.2 GB"
+	@$(PIP) -e '.[dev]'
 	@touch $@

@@ -36,6 +36,7 @@ from pgcli.sampling.chunks import EnvironmentCache
 from pgcli.sampling.pool import WorkerPool, worker_count
 from pgcli.sampling.process_pool import ProcessPool
 from pgcli.system import ray_cluster as cluster
+from pgcli.system.packages import install_command
 from pgcli.system.ray_cluster import check_versions, cores, join, versions
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Ray")
@@ -337,7 +338,7 @@ def test_without_ray_the_command_that_installs_it_is_told(tmp_path: Path, monkey
     with pytest.raises(UsageError) as caught:
         check_request(Request(load_config("cartpole", ["sampling.backend=ray"]), tmp_path / "run", []))
     assert caught.value.exit_code == 2
-    assert caught.value.hint == "pip install 'pgcli[ray]'"
+    assert caught.value.hint == install_command("ray")
     check_request(Request(load_config("cartpole", []), tmp_path / "run", []))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from command_line import pgcli
-from test_tutorial import SHORT
+from test_lesson import SHORT
 
 from pgcli.cli import app
 from pgcli.config import load_config, shipped_configs

@@ -30,6 +30,7 @@ from pgcli.environments.registry import spec
 from pgcli.environments.single import SingleEnvironments, make_environment
 from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import ConfigError, EnvironmentFailure, PgcliError, UsageError
+from pgcli.system.packages import install_command
 
 TESTS = str(Path(__file__).parent)
 PATHS = os.pathsep.join(filter(None, (TESTS, os.environ.get("PYTHONPATH"))))
@@ -143,9 +144,12 @@ def test_an_argument_or_wrapper_that_there_is_not_is_told_with_the_nearest_one(
 
 
 MISSING = [
-    ('Box2D is not installed, run `pip install swig` then `pip install "gymnasium[box2d]"`', "pgcli[box2d]"),
-    ('MuJoCo is not installed, run `pip install "gymnasium[mujoco]"`', "pgcli[mujoco]"),
-    ('opencv-python package not installed, run `pip install "x"` to get dependencies for atari', "pgcli[atari]"),
+    ('Box2D is not installed, run `pip install swig` then `pip install "gymnasium[box2d]"`', install_command("box2d")),
+    ('MuJoCo is not installed, run `pip install "gymnasium[mujoco]"`', install_command("mujoco")),
+    (
+        'opencv-python package not installed, run `pip install "x"` for atari',
+        install_command("atari"),
+    ),
     ('opencv (cv2) is not installed, run `pip install "gymnasium[other]"`', "pip install opencv-python-headless"),
     ('MoviePy is not installed, run `pip install "gymnasium[other]"`', 'pip install "gymnasium[other]"'),
 ]
@@ -174,7 +178,7 @@ def test_atari_is_imported_by_itself_or_told_with_its_extra(monkeypatch: pytest.
         monkeypatch.delitem(gym.registry, name)
     message = failure(env_config("ALE/Pong-v5"))
     assert "`ale_py` is not installed" in message
-    assert 'hint: pip install "pgcli[atari]"' in message
+    assert f"hint: {install_command('atari')}" in message
     assert spec(env_config("CartPole-v1")).id == "CartPole-v1", "nobody else misses it"
 
 

@@ -24,6 +24,7 @@ from pgcli.experiment.export import check_extra, to_onnx
 from pgcli.experiment.run import Request, run_experiment
 from pgcli.policies.policy import Policy
 from pgcli.policies.recurrent import Sequences
+from pgcli.system.packages import install_command
 
 Array = NDArray[Any]
 N = 7
@@ -204,4 +205,4 @@ def test_a_missing_extra_is_named_with_its_command(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError) as caught:
         check_extra()
-    assert caught.value.hint == "pip install 'pgcli[onnx]'"
+    assert caught.value.hint == install_command("onnx")

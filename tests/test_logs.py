@@ -25,6 +25,7 @@ from pgcli.experiment.run import Request, check_request, run_experiment
 from pgcli.records import Iteration, Notice, Record
 from pgcli.report.logs import LogEntry, logged
 from pgcli.report.tensorboard import TensorBoard
+from pgcli.system.packages import install_command
 
 TINY = (
     *("training.iterations=5", "training.env_steps=null", "evaluation.every=2", "evaluation.episodes=3"),
@@ -224,7 +225,7 @@ def test_a_missing_extra_is_told_before_anything_is_written(
     request = Request(load_config("cartpole", [f"logging.{name}=true"]), tmp_path / "run", ["train"])
     with pytest.raises(UsageError, match=f"logging.{name} needs the package {name}") as caught:
         check_request(request)
-    assert caught.value.hint == f"pip install 'pgcli[{name}]'"
+    assert caught.value.hint == install_command(name)
     assert caught.value.exit_code == 2
     assert not (tmp_path / "run").exists()
 

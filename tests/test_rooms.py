@@ -18,7 +18,8 @@ PACKAGE = Path(__file__).parent.parent / "pgcli"
 # From bottom to top. A module may import its own package and those of lower floors.
 FLOORS = (
     ("errors",),
-    ("config", "records", "seeding", "system"),
+    ("records", "seeding", "system"),
+    ("config",),
     ("estimators",),
     ("policies",),
     ("environments",),

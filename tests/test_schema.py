@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from urllib.parse import unquote, urlparse
 import pytest
 from jsonschema import Draft202012Validator
 
-from pgcli.config import load_config, shipped, shipped_configs, to_data
+from pgcli.config import flat, load_config, reference, shipped, shipped_configs, to_data
 from pgcli.config.schema import Config
 from pgcli.config.yaml import parse
+from pgcli.errors import UsageError
 from pgcli.runs.checkpoints import Checkpoint, save
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -32,7 +34,20 @@ def referenced(path: Path) -> str:
 
 def test_the_shipped_schema_is_that_of_this_version() -> None:
     Draft202012Validator.check_schema(SCHEMA)
-    assert Config.model_json_schema() == SCHEMA, "`pgcli init --schema > configs/schema.json` brings it up to date"
+    assert Config.model_json_schema() == SCHEMA, "`make schema` brings it up to date"
+    assert (CONFIGS.parent / "docs/config.md").read_text() == reference.markdown() + "\n", "so does it with this page"
+
+
+def test_the_reference_explains_every_key() -> None:
+    explained = {key.name: key for key in reference.keys(None)}
+    assert explained.keys() == flat(to_data(Config())).keys()
+    assert all(key.description and key.rule for key in explained.values())
+    assert explained["algorithm.gamma"][1:3] == ("0.99", "a number ≥ 0, ≤ 1")
+    assert explained["env.num_envs"].rule == "a whole number ≥ 1, ≤ 65536"
+    assert "`lambda_return`" in explained["algorithm.returns"].rule
+    with pytest.raises(UsageError) as caught:
+        reference.keys("polisy")
+    assert caught.value.hint == "did you mean `policy`?"
 
 
 @pytest.mark.parametrize("name", shipped_configs())
@@ -42,7 +57,9 @@ def test_a_shipped_config_names_the_schema_and_fits_it_and_so_does_its_copy(name
     assert not list(VALIDATOR.iter_errors(parse(path.read_bytes(), path.name).data))
     copy = shipped.copy(name, tmp_path / "a folder" / "mine.yaml")
     assert Path(unquote(urlparse(referenced(copy)).path)).samefile(CONFIGS / "schema.json")
-    assert copy.read_text().replace(referenced(copy), referenced(path)) == path.read_text()
+    (first, *copied), (_, *original) = copy.read_text().splitlines(), path.read_text().splitlines()
+    assert shlex.split(first)[1:] == ["pgcli", "train", str(copy)]
+    assert [line.replace(referenced(copy), referenced(path)) for line in copied] == original
     assert load_config(str(copy)) == load_config(str(path))
 
 

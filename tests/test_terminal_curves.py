@@ -13,6 +13,7 @@ import pytest
 
 from pgcli.errors import ConfigError, UsageError
 from pgcli.report.terminal_plots import show, ticks
+from pgcli.system.packages import install_command
 
 HEADER = "iteration,env_steps,mode,evaluation_episodes,return_mean,return_standard_error"
 
@@ -95,7 +96,7 @@ def test_a_mistake_is_told_as_for_a_file(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError) as caught:
         drawn(path)
-    assert "pip install 'pgcli[terminal]'" in caught.value.hint
+    assert install_command("terminal") in caught.value.hint
 
 
 def test_in_a_pipe_there_is_no_escape_no_file_and_no_matplotlib(tmp_path: Path) -> None:

@@ -3,37 +3,71 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from pgcli import __version__
 from pgcli.cli import check, compare, doctor, eval, export, init, plot, resume, show, train, verify
 
 __all__ = ["app"]
 
+
+class _NoTypeOfFlags:
+    """Shows no type beside a flag in the help."""
+
+    def get_params(self, ctx: Any) -> Any:
+        parameters = super().get_params(ctx)  # type: ignore[misc]  # a mixin of click commands
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+
+class _Group(_NoTypeOfFlags, TyperGroup):
+    """`pgcli` itself."""
+
+
+class _Command(_NoTypeOfFlags, TyperCommand):
+    """One of its commands."""
+
+
 app = typer.Typer(
+    cls=_Group,
     name="pgcli",
     help="A command-line laboratory for policy gradients: YAML in, learning curves out.",
     epilog="Start with `pgcli init --list`, then `pgcli train cartpole`.",
     no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"pgcli {__version__}")
-        raise typer.Exit
-
-
 @app.callback()
 def _main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="With --version: the packages that results depend on.")
     ] = False,
 ) -> None:
+    if version:
+        from pgcli.system.packages import versions
+
+        typer.echo(f"pgcli {__version__}")
+        for name, number in versions().items() if verbose else ():
+            typer.echo(f"{name} {number}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+    else:
+        _check_folder()
+
+
+def _check_folder() -> None:
+    """Raise UsageError if the current folder was deleted: every path would fail, each in its own way."""
     from pgcli.errors import UsageError
 
     try:
@@ -42,8 +76,60 @@ def _main(
         raise UsageError("the current folder was deleted", "go to one that exists, with `cd`") from None
 
 
-for command in (
-    *(train.train, resume.resume, eval.eval, doctor.doctor, verify.verify, plot.plot),
-    *(init.init, export.export, compare.compare, show.show, check.check),
-):
-    app.command()(command)
+def _add(panel: str, command: Callable[..., None], *examples: str) -> None:
+    app.command(cls=_Command, rich_help_panel=panel, epilog="\n  ".join(("Examples:", *examples)))(command)
+
+
+_RUN, _LOOK, _COMPARE, _CHECK, _FILES = "Run", "Look", "Compare", "Check", "Files"
+_add(
+    _RUN,
+    train.train,
+    "pgcli train cartpole",
+    "pgcli train cartpole/ppo algorithm.gamma=0.99 --seeds 0-4 --jobs 2",
+    "pgcli train my.yaml --run-dir runs/mine --resume",
+)
+_add(
+    _RUN,
+    resume.resume,
+    "pgcli resume runs/cartpole/seed-0",
+    "pgcli resume runs/cartpole/seed-0 training.iterations=200",
+    "pgcli resume runs/cartpole/seed-0 --which 20",
+)
+_add(
+    _LOOK,
+    eval.eval,
+    "pgcli eval runs/cartpole/seed-0",
+    "pgcli eval runs/cartpole/seed-0 --mode greedy --video agent.gif",
+    "pgcli eval runs/cartpole/seed-0 --replay 12:345",
+)
+_add(
+    _LOOK,
+    plot.plot,
+    "pgcli plot runs/cartpole -o curve.png",
+    "pgcli plot runs/a runs/b -x seconds --stat iqm -o curves.pdf",
+    "pgcli plot runs/cartpole -y entropy --show",
+)
+_add(_LOOK, show.show, "pgcli show runs/cartpole/seed-0", "pgcli show runs/a/seed-0 runs/b/seed-0")
+_add(
+    _COMPARE,
+    compare.compare,
+    "pgcli compare cartpole optimizer.learning_rate=0.03,0.12 training.env_steps=20000 --seeds 0-9",
+    "pgcli compare cartpole/ppo algorithm.clip_range=0.1,0.2,0.3 --seeds 0-9 --jobs 2",
+)
+_add(
+    _CHECK,
+    check.check,
+    "pgcli check cartpole/rloo",
+    "pgcli check my.py:reinforce",
+    "pgcli check --all",
+)
+_add(_CHECK, doctor.doctor, "pgcli doctor lunar-lander/ppo", "pgcli doctor my.yaml env.num_envs=16")
+_add(_CHECK, verify.verify, "pgcli verify runs/cartpole/seed-0", "pgcli verify runs/cartpole/seed-0 --all")
+_add(
+    _FILES,
+    init.init,
+    "pgcli init --list",
+    "pgcli init cartpole/ppo my.yaml",
+    "pgcli init algorithm --keys",
+)
+_add(_FILES, export.export, "pgcli export runs/cartpole/seed-0 agent.onnx")

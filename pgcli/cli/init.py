@@ -14,18 +14,32 @@ from pgcli.cli.output import print_result
 
 def init(
     name: Annotated[
-        str | None, typer.Argument(help="A shipped config.", autocompletion=completion.shipped_names)
+        str | None,
+        typer.Argument(help="A shipped config; with --keys, a section.", autocompletion=completion.shipped_names),
     ] = None,
-    dest: Annotated[Path | None, typer.Argument(help="Where to copy it; ./NAME.yaml if left out.")] = None,
+    dest: Annotated[Path | None, typer.Argument(help="Copy it here; ./NAME.yaml if left out.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the shipped configs.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="Explain the keys of a config, or of one section.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a config.")] = False,
 ) -> None:
-    """List and copy the shipped configs."""
-    from pgcli.config import Config, shipped
+    """List and copy the shipped configs, and explain their keys."""
+    from pgcli.config import Config, reference, shipped
+    from pgcli.errors import typed
+    from pgcli.report.text import table
+    from pgcli.system.streams import print_message
 
     if schema:
         print_result(json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False))
+    elif keys:
+        for key in reference.keys(name):
+            example = f" Example: {key.example}" if key.example else ""
+            about = f"{key.rule}. {key.description}{example}"
+            print_result("\n".join([f"{key.name}: {key.default}", *table([("", about)], 4)]))
     elif list_ or name is None:
-        print_result(shipped.describe())
+        for group in shipped.groups():
+            needs = f"  ({group.install})" if group.install else ""
+            print_result("\n".join([group.env_id + needs, *table(group.configs, 32, indent=2)]))
     else:
-        print_result(shipped.copy(name, dest))
+        path = shipped.copy(name, dest)
+        print_result(path)
+        print_message(f"next:\n  pgcli train {typed(path)}")

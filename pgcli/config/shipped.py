@@ -1,31 +1,64 @@
-"""The configs that come with pgcli, for `pgcli init`."""
+"""The configs that pgcli ships, for `pgcli init`."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from pgcli.config import shipped_configs
-from pgcli.errors import RunDirectoryError, UsageError
+from pgcli.config.yaml import parse
+from pgcli.errors import RunDirectoryError, UsageError, closest, typed
+from pgcli.system.packages import install_command
+
+LIST = "`pgcli init --list` shows the shipped configs"
+_EXTRAS = {  # what an id begins with → the extra of pgcli that has the environment
+    "ALE/": "atari",
+    "BipedalWalker": "box2d",
+    "HalfCheetah": "mujoco",
+    "Hopper": "mujoco",
+    "InvertedPendulum": "mujoco",
+    "LunarLander": "box2d",
+    "Walker2d": "mujoco",
+}
 
 
-def describe() -> str:
-    """List the shipped configs, each with the second comment line of its file (the first is its command)."""
-    configs = shipped_configs()
-    width = max(map(len, configs), default=0)
-    return "\n".join(f"{name:<{width}}  {_summary(path)}" for name, path in configs.items())
+class Group(NamedTuple):
+    """The shipped configs of an environment: names and summaries, and the command that installs the environment."""
+
+    env_id: str
+    install: str
+    configs: list[tuple[str, str]]
+
+
+def groups() -> list[Group]:
+    """Return the shipped configs by environment, each with the second comment line of its file as its summary."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name, path in shipped_configs().items():
+        env_id = parse(path.read_bytes(), path.name).data["env"]["id"]
+        found.setdefault(env_id, []).append((name, _summary(path)))
+    first = sorted(found, key=lambda env_id: (_install(env_id) != "", env_id != "CartPole-v1", env_id))
+    return [Group(env_id, _install(env_id), sorted(found[env_id])) for env_id in first]
+
+
+def _install(env_id: str) -> str:
+    """Return the command that installs an environment; "" where it comes with pgcli."""
+    extra = next((extra for start, extra in _EXTRAS.items() if env_id.startswith(start)), "")
+    module = env_id.rpartition(":")[0]
+    return install_command(extra) if extra else f"pip install {module}" if module else ""
 
 
 def copy(name: str, destination: Path | None) -> Path:
     """Copy a shipped config to `destination`: a file, a folder, or None for `./NAME.yaml`.
 
-    The copy refers to pgcli's JSON Schema by a full path, so that an editor finds it from every folder.
+    The copy names itself in its first line, and pgcli's JSON Schema by a full path, so that an editor finds it.
 
     Raises: UsageError for an unknown name; RunDirectoryError if the file exists or cannot be written.
     """
     configs = shipped_configs()
     if name not in configs:
-        raise UsageError(f"no shipped config is called `{name}`", f"there are {', '.join(configs)}")
+        guess = closest(name, configs)
+        raise UsageError(f"no shipped config is called `{name}`", f"did you mean `{guess}`?" if guess else LIST)
     source = configs[name]
     target = destination or Path(source.name)
     if target.is_dir():
@@ -33,7 +66,7 @@ def copy(name: str, destination: Path | None) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("xb") as file:
-            file.write(_with_full_schema(source).encode())
+            file.write(_as_copy(source, target).encode())
     except FileExistsError:
         raise RunDirectoryError(f"{target}: already there", "name another destination") from None
     except OSError as error:
@@ -41,12 +74,14 @@ def copy(name: str, destination: Path | None) -> Path:
     return target
 
 
-def _with_full_schema(source: Path) -> str:
-    """Return the text of a config with a URI as its `$schema=…` instead of a path relative to the file."""
+def _as_copy(source: Path, target: Path) -> str:
+    """Return the text of a config that names `target` in its command, and its schema by a URI."""
+    text = source.read_text(encoding="utf-8")
+    text = re.sub(r"\A# pgcli train \S+", lambda _: f"# pgcli train {typed(target)}", text)
     return re.sub(
         r"(?m)^(# yaml-language-server: \$schema=)(\S+)$",
         lambda found: found[1] + (source.parent / found[2]).resolve().as_uri(),
-        source.read_text(encoding="utf-8"),
+        text,
     )
 
 

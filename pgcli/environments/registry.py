@@ -22,11 +22,11 @@ from gymnasium.envs.registration import EnvSpec, find_highest_version, load_env_
 from pgcli.config.schema import EnvConfig, WrapperConfig
 from pgcli.environments.failures import describe, is_user_error, line_of, message_of
 from pgcli.errors import EnvironmentFailure, PgcliError, UsageError, closest
+from pgcli.system.packages import install_command
 
 HERE = str(Path.cwd())  # before an environment can change it
 _ATARI = "ALE"  # the namespace of the package that is imported without being named
 _EXTRAS = ("box2d", "mujoco", "atari")  # of pgcli, with the names of Gymnasium's own
-_INSTALL_ATARI = 'pip install "pgcli[atari]"'
 _OLD_GYM = (
     'its class must derive from gymnasium.Env; one for `gym` runs by `pip install "shimmy[gym-v26]"` and '
     "env: {id: GymV26Environment-v0, kwargs: {env_id: …}}"
@@ -184,11 +184,11 @@ def _install_command(error: BaseException) -> str:
     """Return the command that installs a missing requirement, or an instruction; "" if it is installed but broken."""
     text = str(error).lower()
     if "opencv" in text or "'cv2'" in text:
-        return _INSTALL_ATARI if "atari" in text else "pip install opencv-python-headless"
+        return install_command("atari") if "atari" in text else "pip install opencv-python-headless"
     if "'jax'" in text:
         return 'pip install "gymnasium[jax]"'
     if extras := [one for one in _EXTRAS if one in text]:
-        return f'pip install "pgcli[{extras[0]}]"'
+        return install_command(extras[0])
     if commands := re.findall("`(pip install [^`]+)`", str(error)):
         return str(commands[-1])
     absent = isinstance(error, gym.error.DependencyNotInstalled | ModuleNotFoundError)
@@ -262,7 +262,9 @@ def _import_atari(name: str) -> None:
         importlib.import_module("ale_py")
     except ImportError as error:
         if name.startswith(f"{_ATARI}/"):
-            raise EnvironmentFailure(f"{name}: Atari's package `ale_py` is not installed", _INSTALL_ATARI) from error
+            raise EnvironmentFailure(
+                f"{name}: Atari's package `ale_py` is not installed", install_command("atari")
+            ) from error
 
 
 def _wrap(env: gym.Env[Any, Any], wrapper: WrapperConfig) -> tuple[gym.Env[Any, Any], dict[str, Any]]:

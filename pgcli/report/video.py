@@ -19,10 +19,11 @@ from pgcli.config.schema import EnvConfig
 from pgcli.environments.checks import check_environment
 from pgcli.environments.failures import describe, is_user_error
 from pgcli.environments.single import make_environment
-from pgcli.errors import EnvironmentFailure, PgcliError, UsageError
+from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.experiment.load import Agent
 from pgcli.runs.files import storage
 from pgcli.seeding import Purpose, derived_seed, generator
+from pgcli.system.packages import install_command
 
 Frame = NDArray[np.uint8]  # [height, width, 3]
 DEFAULT_FPS = 30.0  # for environments without a rate of their own
@@ -162,7 +163,7 @@ def _write_mp4(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> N
     try:
         import imageio_ffmpeg
     except ImportError:
-        raise PgcliError("an .mp4 needs ffmpeg", 'pip install "pgcli[video]", or write a .gif') from None
+        raise UsageError("an .mp4 needs ffmpeg", f"{install_command('video')}, or write a .gif") from None
     first = next(frames)
     height, width = first.shape[:2]
     # a macro block of 2 keeps the size: H.264 needs even sides only

@@ -1,13 +1,34 @@
-"""Packages that only some commands need."""
+"""Installed packages: the optional ones that some commands need, and the versions that results depend on."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
+from importlib import metadata
 
 from pgcli.errors import UsageError
 
+DISTRIBUTION = "policy-gradient-cli"  # `pgcli` on PyPI is the PostgreSQL client
+
 
 def require(package: str, extra: str, what: str, otherwise: str = "") -> None:
-    """Raise UsageError if `package`, without which there is no `what`, is not installed; import nothing."""
+    """Raise UsageError if `package`, which `what` needs, is not installed. Imports nothing."""
     if importlib.util.find_spec(package) is None:
-        raise UsageError(f"{what} needs the package {package}", f"pip install 'pgcli[{extra}]'{otherwise}")
+        raise UsageError(f"{what} needs the package {package}", install_command(extra) + otherwise)
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra: its requirements, as the installed metadata names them."""
+    try:
+        lines = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        lines = []
+    of_extra = re.compile(rf"""^(.+?)\s*;\s*extra\s*==\s*['"]{extra}['"]$""")
+    found = [match[1] for line in lines if (match := of_extra.match(line))]
+    names = " ".join(f'"{name}"' for name in found) or f"-c constraints.txt '.[{extra}]'"
+    return f"pip install {names}"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of torch, gymnasium and numpy. Imports none of them."""
+    return {name: metadata.version(name) for name in ("torch", "gymnasium", "numpy")}

@@ -10,7 +10,7 @@ import pytest
 from command_line import pgcli
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ("tutorial.md", "ledger.md")
+PAGES = ("lesson.md", "gradient_variance.md")
 SHORT = (
     *("training.iterations=2", "training.env_steps=null", "training.seconds=null", "evaluation.episodes=2"),
     *("evaluation.stop_at_return=null", "rollout.horizon=20", "env.max_episode_steps=30"),

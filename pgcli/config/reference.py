@@ -1,0 +1,137 @@
+"""The reference of all config keys, for `pgcli init --keys` and docs/config.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pgcli.config.load import flat, shipped_configs, to_data
+from pgcli.config.schema import Config
+from pgcli.config.yaml import parse
+from pgcli.errors import UsageError, closest
+
+_NO_BOUND = 10**9  # larger bounds only keep numbers within 64 bits
+
+
+class Key(NamedTuple):
+    """A config key: its default, its rule, its description, and a value from a shipped config."""
+
+    name: str
+    default: str
+    rule: str
+    description: str
+    example: str
+
+
+def keys(section: str | None) -> list[Key]:
+    """Return the keys of a section, or all keys.
+
+    Raises: UsageError if there is no such section.
+    """
+    schema = Config.model_json_schema()
+    sections = [name for name, field in schema["properties"].items() if "$ref" in field]
+    if section is not None and section not in sections:
+        guess = closest(section, sections)
+        raise UsageError(
+            f"the config has no section `{section}`",
+            f"did you mean `{guess}`?" if guess else f"the sections are {', '.join(sections)}",
+        )
+    defaults, examples = flat(to_data(Config())), _examples()
+    rows = _fields(schema, schema, "")
+    return [
+        Key(name, _text(defaults[name]), _rule(schema, field), field.get("description", ""), examples.get(name, ""))
+        for name, field in rows
+        if section is None or name.startswith(f"{section}.")
+    ]
+
+
+def markdown() -> str:
+    """Return docs/config.md: one table per section."""
+    schema = Config.model_json_schema()
+    lines = [
+        "# Config keys",
+        "",
+        "Every key of a config, with its default, its rule and a value that a shipped config sets.",
+        "`pgcli init SECTION --keys` prints the same in the terminal.",
+        "`make schema` writes this page and the JSON Schema for editors, configs/schema.json.",
+    ]
+    of_section: dict[str, list[Key]] = {}
+    for key in keys(None):
+        of_section.setdefault(key.name.rpartition(".")[0], []).append(key)
+    for section, found in of_section.items():
+        title, about = ("The run", "Keys outside any section.")
+        if section:
+            part = schema["$defs"][schema["properties"][section]["$ref"].rpartition("/")[2]]
+            title, about = section, part["description"].splitlines()[0]
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            about,
+            "",
+            "| key | default | rule | meaning | example |",
+            "|---|---|---|---|---|",
+        ]
+        for key in found:
+            cells = (f"`{key.name}`", f"`{key.default}`", key.rule, key.description, key.example and f"`{key.example}`")
+            lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _fields(schema: dict[str, Any], part: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, field in part["properties"].items():
+        if "$ref" in field:
+            yield from _fields(schema, schema["$defs"][field["$ref"].rpartition("/")[2]], f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def _rule(schema: dict[str, Any], field: dict[str, Any]) -> str:
+    """Return what values a field of the JSON Schema takes."""
+    if "anyOf" in field:
+        return " or ".join(_rule(schema, one) for one in field["anyOf"])
+    if "$ref" in field:
+        return "a mapping"
+    if "const" in field:
+        return f"`{_text(field['const'])}`"
+    if "enum" in field:
+        return ", ".join(f"`{one}`" for one in field["enum"])
+    match field.get("type"):
+        case "array":
+            return f"a list of ({_rule(schema, field['items'])})" if "items" in field else "a list"
+        case "object":
+            return "a mapping"
+        case "null":
+            return "null"
+        case "boolean":
+            return "true or false"
+        case "integer":
+            return "a whole number" + _bounds(field)
+        case "number":
+            return "a number" + _bounds(field)
+    return "a text"
+
+
+def _bounds(field: dict[str, Any]) -> str:
+    """Return the bounds of a number as ` ≥ 0, ≤ 1`."""
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    found = [f"{sign} {_text(field[name])}" for name, sign in signs.items() if field.get(name, _NO_BOUND) < _NO_BOUND]
+    return f" {', '.join(found)}" if found else ""
+
+
+def _examples() -> dict[str, str]:
+    """Return for each key the first value of a shipped config that is not the default."""
+    defaults, found = flat(to_data(Config())), dict[str, str]()
+    for path in shipped_configs().values():
+        for name, value in flat(parse(path.read_bytes(), path.name).data).items():
+            if name in defaults and value != defaults[name]:
+                found.setdefault(name, _text(value))
+    return found
+
+
+def _text(value: Any) -> str:
+    """Return a value as YAML in one line."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        value = int(value)
+    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
