@@ -137,7 +137,7 @@ def test_modules_of_the_current_folder_hide_none_of_python_or_of_packages(tmp_pa
     script = tmp_path / "bin/pgcli"  # as pip writes it
     script.parent.mkdir()
     script.write_text("if __name__ == '__main__':\n    from pgcli.__main__ import main\n    main()\n")
-    train = [sys.executable, script, "train", "cartpole", *TINY, "sampling.workers=2"]
+    train: list[str | Path] = [sys.executable, script, "train", "cartpole", *TINY, "sampling.workers=2"]
     for command in (train, [sys.executable, "-m", "pgcli", "show", "runs/cartpole/seed-0"]):
         done = subprocess.run(
             command, cwd=tmp_path, env=whole({}), capture_output=True, text=True, check=False, timeout=90
