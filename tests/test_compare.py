@@ -217,7 +217,7 @@ def test_a_comparison_leaves_a_report_figures_tables_and_runs(home: Path) -> Non
     out = home / "out"
     assert {path.name for path in out.iterdir()} == {
         *("report.md", "returns.png", "differences.png", "curves.png"),
-        *("arms.csv", "pairs.csv", "runs.csv", "profile.csv", "runs"),
+        *("arms.csv", "pairs.csv", "runs.csv", "profile.csv", "runs", ".lock"),
     }
     for row in rows(out / "runs.csv"):
         evaluations = rows(home / row["run"] / "evaluations.csv")
