@@ -15,6 +15,7 @@ import pytest
 import torch
 from command_line import Command, pgcli
 
+import pgcli as pgcli_package
 from pgcli.system import process_state
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX: masks, descriptors, handlers")
@@ -86,6 +87,17 @@ def test_every_setting_is_restored_and_told_once_and_found_again_at_the_end() ->
     finally:
         torch.set_default_dtype(torch.float32)
         sys.path.remove("/nowhere")
+
+
+def test_a_notebook_keeps_its_own_defaults_when_it_loads_an_agent(tmp_path: Path) -> None:
+    train(tmp_path / "run")
+    torch.set_default_dtype(torch.float64)
+    try:
+        agent = pgcli_package.load(tmp_path / "run", trust=True)
+        assert next(agent.policy.parameters()).dtype == torch.float32
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_an_environment_finds_the_folder_that_it_chose(tmp_path: Path) -> None:
