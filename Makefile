@@ -28,8 +28,9 @@ test-all: $(INSTALLED) ## every test
 	$(BIN)/pytest -n auto --dist worksteal
 
 KILLS ?= 200
-soak: $(INSTALLED) ## kill runs at KILLS=200 random instants, resume them, compare their bytes; soak.json counts them
+soak: $(INSTALLED) ## kill runs at KILLS=200 random instants (soak.json counts them); simulate the intervals; minutes
 	$(BIN)/python tests/kills.py $(KILLS) soak.json
+	$(BIN)/python tests/uncertainty.py
 
 check: $(INSTALLED) ## format, lint, types
 	$(BIN)/ruff format --check .

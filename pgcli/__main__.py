@@ -56,6 +56,12 @@ def _run() -> int:
             return _usage(error)
         import traceback
 
+        from pgcli.system.memory import memory_error
+
+        if (known := memory_error(error)) is not None:
+            print_message(str(known))
+            return known.exit_code
+
         print_message(traceback.format_exc().rstrip())
         return 1
     return 0

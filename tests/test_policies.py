@@ -307,7 +307,7 @@ def test_an_action_outside_its_bounds_is_clipped_on_its_way_and_counted() -> Non
 
 @pytest.mark.parametrize("distribution", ["gaussian", "bernoulli", "tanh_gaussian", "state_dependent_gaussian"])
 def test_a_distribution_that_does_not_fit_the_actions_is_refused(distribution: str) -> None:
-    with pytest.raises(UsageError, match=f"{distribution} is not over the action space Discrete") as error:
+    with pytest.raises(UsageError, match=f"{distribution} does not support the action space Discrete") as error:
         policy_for(SPACES[0], spaces.Discrete(2), distribution=distribution)
     assert "`auto`" in error.value.hint
 

@@ -97,9 +97,8 @@ def test_a_nested_observation_is_one_row_that_holds_every_value_exactly() -> Non
     NESTED.seed(0)
     obs, layout = NESTED.sample(), Layout(NESTED)
     row = layout.pack(obs)
-    assert layout.shape == row.shape == (90 + 1 + 2 + 4 + 4 + 1,)
-    assert layout.dtype == row.dtype == np.float64
-    by_path = {leaf.path: row[leaf.numbers] for leaf in layout.leaves}
+    assert layout.dtype == row.dtype == np.uint8
+    by_path = {leaf.path: leaf.unpack(row[None])[0] for leaf in layout.leaves}
     assert by_path["image",].tolist() == obs["image"].ravel().tolist()
     assert by_path["pair", 0].tolist() == [obs["pair"][0]]
     assert by_path["pair", 1].tolist() == obs["pair"][1].ravel().tolist()
@@ -109,19 +108,35 @@ def test_a_nested_observation_is_one_row_that_holds_every_value_exactly() -> Non
 
 
 @pytest.mark.parametrize(
-    ("space", "dtype"),
+    ("space", "size"),
     [
-        ({"a": spaces.Box(0, 255, (4, 4), np.uint8), "b": spaces.Discrete(200)}, np.uint8),
-        ({"a": spaces.Box(0, 255, (4, 4), np.uint8), "b": spaces.Discrete(300)}, np.uint16),
-        ({"a": spaces.Box(0, 255, (4, 4), np.uint8), "b": spaces.Box(0, 1, (1,))}, np.float32),
-        ({"a": spaces.MultiBinary(3), "b": spaces.MultiDiscrete([3, 4])}, np.uint8),
-        ({"a": spaces.MultiBinary(3), "b": spaces.MultiDiscrete([3, 257])}, np.uint16),
-        ({"a": spaces.Box(-9, 9, (1,), np.int64), "b": spaces.Box(0, 1, (1,))}, np.float64),
+        ({"a": spaces.Box(0, 255, (4, 4), np.uint8), "b": spaces.Discrete(200)}, 16 + 1),
+        ({"a": spaces.Box(0, 255, (4, 4), np.uint8), "b": spaces.Discrete(300)}, 16 + 2),
+        ({"a": spaces.Box(0, 255, (4, 4), np.uint8), "b": spaces.Box(0, 1, (2,), np.float64)}, 16 + 16),
+        ({"a": spaces.MultiBinary(3), "b": spaces.MultiDiscrete([3, 257])}, 4 + 4),
+        ({"a": spaces.Box(0, 9, (3,), np.float16), "b": spaces.Box(-9, 9, (1,), np.int64)}, 8 + 8),
+        ({"a": spaces.Box(0, 9, (1,), np.longdouble), "b": spaces.Box(0, 1, (0,))}, 8),
     ],
     ids=str,
 )
-def test_a_row_is_of_the_smallest_type_that_holds_its_leaves(space: dict[str, Any], dtype: type) -> None:
-    assert Layout(spaces.Dict(space)).dtype == dtype
+def test_each_part_of_a_row_takes_the_bytes_of_its_own_type(space: dict[str, Any], size: int) -> None:
+    assert Layout(spaces.Dict(space)).shape == (size,)
+
+
+def test_a_row_represents_numbers_that_no_common_type_does() -> None:
+    space = spaces.Dict({"clock": spaces.Box(0, 2**62, (1,), np.int64), "x": spaces.Box(-1, 1, (1,))})
+    layout = Layout(space)
+    row = layout.pack({"clock": np.array([2**60 + 1]), "x": np.array([0.1], np.float32)})
+    assert [leaf.unpack(row[None]).item() for leaf in layout.leaves] == [2**60 + 1, np.float32(0.1)]
+
+
+def test_rows_of_earlier_versions_are_converted() -> None:
+    NESTED.seed(3)
+    layout, drawn = Layout(NESTED), [NESTED.sample() for _ in range(4)]
+    rows = np.stack([layout.pack(one) for one in drawn])
+    earlier = np.concatenate([leaf.unpack(rows) for leaf in layout.leaves], 1, dtype=np.float64)
+    assert layout.converted(earlier).tobytes() == rows.tobytes()
+    assert layout.converted(rows) is rows
 
 
 @pytest.mark.parametrize(
@@ -130,11 +145,11 @@ def test_a_row_is_of_the_smallest_type_that_holds_its_leaves(space: dict[str, An
         (spaces.Box(-1, 1, (2,)), np.zeros(3, np.float32), r"shape \(3,\) in a space of \(2,\)"),
         (spaces.Box(-1, 1, (2,)), np.zeros((1, 2), np.float32), r"shape \(1, 2\)"),
         (spaces.Box(-1, 1, (2,)), ["a", "b"], "type <U1"),
-        (spaces.Box(-9, 9, (2,), np.int64), [0.5, 1.0], "type float64 in a space of int64"),
-        (spaces.Discrete(3), 3, "of 3 in Discrete"),
-        (spaces.Discrete(3, start=1), 0, "of 0 in Discrete"),
-        (spaces.MultiBinary(2), [0, 2], r"of \[0, 2\] in MultiBinary"),
-        (spaces.MultiDiscrete([2, 2]), [0, 2], "in MultiDiscrete"),
+        (spaces.Box(-9, 9, (2,), np.int64), [0.5, 1.0], "of 0.5 in a space of int64"),
+        (spaces.Discrete(3), 3, "of 3 in a space of Discrete"),
+        (spaces.Discrete(3, start=1), 0, "of 0 in a space of Discrete"),
+        (spaces.MultiBinary(2), [0, 2], "of 2 in a space of MultiBinary"),
+        (spaces.MultiDiscrete([2, 2]), [0, 2], "in a space of MultiDiscrete"),
         (spaces.Dict({"a": spaces.Discrete(2)}), {"b": 0}, r"no observation\['a'\]"),
         (spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2))), (0,), r"no observation\[1\]"),
         (spaces.Dict({"a": spaces.Tuple((spaces.Discrete(2),))}), {"a": (2,)}, r"observation\['a'\]\[0\] of 2"),
@@ -218,7 +233,7 @@ def test_images_are_told_from_tables_and_their_channels_are_found(
     shape: tuple[int, ...], dtype: type, image: tuple[int, ...] | None
 ) -> None:
     encoder = Encoder(spaces.Box(0, 1 if dtype is not np.uint8 else 255, shape, dtype))
-    assert encoder.images == ([] if image is None else [image])
+    assert [one.shape for one in encoder.images] == ([] if image is None else [image])
     assert encoder.size == (np.prod(shape) if image is None else 0)
 
 
@@ -227,7 +242,8 @@ def test_pixels_of_every_frame_and_channel_land_in_a_channel_of_their_own(last: 
     shape = (2, 6, 8, 3) if last else (2, 3, 6, 8)
     picture = np.zeros(shape, np.uint8)
     picture[(1, 4, 7, 2) if last else (1, 2, 4, 7)] = 255
-    (seen,) = Encoder(spaces.Box(0, 255, shape, np.uint8)).pictures(torch.from_numpy(picture)[None], torch.float32)
+    (image,) = Encoder(spaces.Box(0, 255, shape, np.uint8)).images
+    seen = image.in_torch(torch.from_numpy(picture)[None], torch.float32)
     assert seen.shape == (1, 6, 6, 8)
     assert seen.nonzero().tolist() == [[0, 1 * 3 + 2, 4, 7]]
     assert seen.max() == 1, "bytes are divided by 255"
@@ -237,7 +253,7 @@ def test_pixels_of_every_frame_and_channel_land_in_a_channel_of_their_own(last: 
 def test_an_image_is_scaled_by_bounds_beyond_one(high: float, largest: float) -> None:
     space = spaces.Box(0, high, (1, 6, 6))
     obs = torch.full((1, 1, 6, 6), min(high, 300.0))
-    assert Encoder(space).pictures(obs, torch.float32)[0].max() == pytest.approx(largest)
+    assert Encoder(space).images[0].in_torch(obs, torch.float32).max() == pytest.approx(largest)
 
 
 def test_bytes_that_are_no_image_are_divided_by_their_bound() -> None:
@@ -289,7 +305,7 @@ def test_images_are_normalised_by_channel() -> None:
     before = policy.actor("greedy").act(obs[:1], np.zeros(1))
     policy.add_statistics(torch.from_numpy(obs))
     (seen,) = policy.pictures(torch.from_numpy(obs), torch.float64)
-    (plain,) = policy.encoder.pictures(torch.from_numpy(obs), torch.float64)
+    plain = policy.encoder.images[0].in_torch(torch.from_numpy(obs), torch.float64)
     mean, deviation = plain.mean((0, 2, 3), keepdim=True), plain.std((0, 2, 3), correction=0, keepdim=True)
     torch.testing.assert_close(seen, (plain - mean) / deviation, rtol=1e-3, atol=1e-3)
     assert before.shape == (1,)

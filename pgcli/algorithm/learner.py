@@ -27,8 +27,11 @@ from pgcli.policies.policy import Policy
 from pgcli.policies.value_function import ValueFunction
 from pgcli.records import Update
 from pgcli.seeding import Purpose, derived_seed
+from pgcli.system.memory import check_memory
 from pgcli.system.process_state import require, restore_process
 from pgcli.system.processes import Check
+
+PARAMETER_BYTES = 28  # float32: parameter, gradient, two averages of the optimizer; and copies to roll back to
 
 
 class Learner:
@@ -89,7 +92,7 @@ class Learner:
         acted = deepcopy(self.policy) if self.past.policies else None
         report = agent.update(joined, iteration, progress, check, run)
         copy_state(agent, self.agent)
-        if self.config.policy.normalize_obs:
+        if self.policy.has_statistics:
             self.policy.add_statistics(trajectories.obs[:-1][trajectories.mask])
         self.check_finite()
         if acted is not None:
@@ -117,16 +120,36 @@ def build_agent(
     """Build a policy, its value function and the rule that improves them, with parameters drawn from the seed.
 
     Args: user_code: load `algorithm.estimator`, which runs the user's file.
-    Raises: UsageError for spaces that the config does not support, and for the user's file.
+    Raises: UsageError for spaces that the config does not support, for networks that the memory of this machine does
+        not hold, and for the user's file.
     """
+
+    def networks() -> tuple[Policy, ValueFunction | None]:
+        policy = Policy(observation_space, action_space, config.policy)
+        return policy, ValueFunction(policy, config.value, config.policy) if config.has_value else None
+
     restore_process()
     with torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):  # shapes without memory
+            _check_size(*networks(), config)
         torch.manual_seed(derived_seed(config.seed, Purpose.INIT))
-        policy = Policy(observation_space, action_space, config.policy)
-        value = ValueFunction(policy, config.value, config.policy) if config.has_value else None
+        policy, value = networks()
     location, gamma = config.algorithm.estimator, config.algorithm.gamma
     estimator = load_user_estimator(location, policy, gamma) if user_code and location is not None else None
     return PolicyGradient(policy, value, config, estimator)
+
+
+def _check_size(policy: Policy, value: ValueFunction | None, config: Config) -> None:
+    """Raise UsageError for networks that, with gradients and the averages of Adam, exceed this machine's memory."""
+    networks = [policy] if value is None else [policy, value]
+    sizes = config.policy.hidden_sizes
+    count = sum(parameter.numel() for network in networks for parameter in network.parameters())
+    check_memory(
+        PARAMETER_BYTES * count,
+        f"the networks have {count:,} parameters, from {policy.encoder.size:,} numbers of an observation through "
+        f"{len(sizes)} hidden layers of up to {max(sizes, default=0):,} units to {policy.distribution.size:,} outputs",
+        "make policy.hidden_sizes smaller; a Discrete space of n values is n numbers, and a wrapper can show fewer",
+    )
 
 
 def on_device(agent: PolicyGradient, device: torch.device) -> PolicyGradient:

@@ -14,9 +14,9 @@ from gymnasium import spaces
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.failures import InvalidOutput, describe_outcome, is_user_error, message_of
 from pgcli.environments.masks import choices, draw, read_mask, reported_mask
-from pgcli.environments.outputs import pack_observation, read_flag, read_reward
+from pgcli.environments.outputs import non_finite_rows, pack_observation, read_flag, read_reward
 from pgcli.environments.registry import build, newer_version, spec
-from pgcli.errors import EnvironmentFailure
+from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.policies.observations import ACTION_MASK, Layout
 
 MAX_EPISODE_STEPS = 100_000  # stops episodes that never end; not a time limit
@@ -64,6 +64,27 @@ def check_environment(config: EnvConfig) -> StartCheck:
     if key not in _checked:
         _checked[key] = _check(config)
     return _checked[key]
+
+
+def check_evaluation(config: EnvConfig, training: EnvConfig) -> StartCheck:
+    """Check the environment of evaluations, in which the policy of `training` has to act.
+
+    Raises: UsageError if its spaces are not those of training; and what `check_environment` raises.
+    """
+    found, expected = check_environment(config), check_environment(training)
+    for name in ("observation_space", "action_space", "adds_mask"):
+        if getattr(found, name) != getattr(expected, name):
+            own, other = (
+                f"{'an' if one.adds_mask else 'no'} action mask"
+                if name == "adds_mask"
+                else f"the {name.replace('_', ' ')} {getattr(one, name)}"
+                for one in (found, expected)
+            )
+            raise UsageError(
+                f"evaluation.env: evaluations have {own}, and training has {other}",
+                "wrappers and kwargs that change spaces belong to both `env` and `evaluation.env`",
+            )
+    return found
 
 
 def _check(config: EnvConfig) -> StartCheck:
@@ -128,11 +149,11 @@ def _out_of_bounds(layout: Layout, obs: Any) -> str:
 
     Raises: InvalidOutput: if the observation is not finite, or does not have the shape and type of its space.
     """
-    row = pack_observation(layout, obs)
-    if row.dtype.kind == "f" and not np.isfinite(row).all():
+    rows = pack_observation(layout, obs)[None]
+    if len(non_finite_rows(layout, rows)):
         raise InvalidOutput("a non-finite observation", "every number of it is to be finite")
     for leaf in layout.leaves:
-        part = row[leaf.numbers].reshape(leaf.space.shape or ()) if layout.nested else row
+        part = leaf.unpack(rows).reshape(leaf.shape)
         if isinstance(leaf.space, spaces.Box) and (out := (part < leaf.space.low) | (part > leaf.space.high)).any():
             return f"an {leaf.name} of {part[out].flat[0]:g} outside the bounds of its space"
     return ""

@@ -39,6 +39,12 @@ class Environments(Protocol):
     def restart(self, columns: Sequence[int], seeds: Sequence[int]) -> Array:
         """Start an episode in columns that were not running in the last step; return all observations, [N, …]."""
 
+    def reported(self, names: Sequence[str], columns: Array) -> Array | None:
+        """Return the numbers and booleans under `names` in the infos of the last step of some columns, bool [N].
+
+        Returns: [N, K], nan in other columns and where an info has none; None if no info has anything.
+        """
+
     def close(self) -> None:
         """Free the resources of the simulators."""
 

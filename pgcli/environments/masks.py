@@ -94,22 +94,27 @@ class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class MaskColumns:
-    """The position of the action mask in packed observations `[N, …]`, if there is one that fits the actions."""
+    """The action masks in packed observations `[N, …]`, if there is one that fits the actions."""
 
     def __init__(self, layout: Layout, action_space: spaces.Space[Any]) -> None:
+        ends = np.cumsum([0, *choices(action_space)]).tolist()
         mask = layout.action_mask
-        ends = np.cumsum([mask.start if mask else 0, *choices(action_space)]).tolist()
-        fits = mask is not None and len(ends) > 1 and ends[-1] == mask.stop
-        self.numbers = mask if fits else None
-        self._parts = [slice(*part) for part in pairwise(ends)] if fits else []
+        self._mask = mask if mask is not None and len(ends) > 1 and ends[-1] == mask.size else None
+        self._parts = [slice(*part) for part in pairwise(ends)] if self._mask else []
+
+    def of(self, obs: Array) -> Array | None:
+        """Return the masks `[N, actions]` of packed observations, as a view; None without a mask."""
+        return None if self._mask is None else self._mask.unpack(obs)
 
     def permits(self, obs: Array) -> Array | None:
         """Return for each row whether every part of an action has a choice, bool [N]; None without a mask."""
-        if not self._parts:
+        mask = self.of(obs)
+        if mask is None:
             return None
-        return np.all([obs[:, part].any(1) for part in self._parts], axis=0)  # type: ignore[no-any-return]
+        return np.all([mask[:, part].any(1) for part in self._parts], axis=0)  # type: ignore[no-any-return]
 
-    def permit_all(self, row: Array) -> None:
-        """Let a row permit every action, in place."""
-        for part in self._parts:
-            row[part] = 1
+    def permit_all(self, obs: Array) -> None:
+        """Permit every action in packed observations `[N, …]`, in place."""
+        mask = self.of(obs)
+        if mask is not None:
+            mask[:] = 1

@@ -48,6 +48,36 @@ def spec(config: EnvConfig) -> EnvSpec:
     raise _unknown(config.id, name, module)
 
 
+def reward_threshold(config: EnvConfig) -> float | None:
+    """Return the mean return at which the environment counts as solved, by its entry in Gymnasium's registry.
+
+    An entry holds for its own arguments and time limit, so another entry of the same class may be the right one:
+    LunarLander-v3 with `continuous: true` is LunarLanderContinuous-v3. None holds where a wrapper may change rewards or
+    where episodes end: under any but those that only convert observations or actions.
+    """
+    found = spec(config)
+    if not all(_keeps_rewards(_wrapper(wrapper.name)) for wrapper in config.wrappers):
+        return None
+    arguments, limit = found.kwargs | config.kwargs, config.max_episode_steps or found.max_episode_steps
+    entries = [found, *gym.registry.values()]
+    same = [
+        one
+        for one in entries
+        if (one.entry_point, one.kwargs, one.max_episode_steps) == (found.entry_point, arguments, limit)
+    ]
+    return same[0].reward_threshold if same else None
+
+
+def _keeps_rewards(wrapper: Any) -> bool:
+    """Return whether a wrapper leaves the steps of an environment as they are, but for observations and actions."""
+    if wrapper in (gym.wrappers.FrameStackObservation, gym.wrappers.TimeAwareObservation):
+        return True
+    bases = (gym.ObservationWrapper, gym.ActionWrapper)
+    return inspect.isclass(wrapper) and any(
+        issubclass(wrapper, base) and (wrapper.step, wrapper.reset) == (base.step, base.reset) for base in bases
+    )
+
+
 def newer_version(found: EnvSpec) -> int | None:
     """Return the newest registered version of an environment, if it is newer than `found`."""
     newest = find_highest_version(found.namespace, found.name)

@@ -19,8 +19,10 @@ from pgcli.environments.outputs import (
     Array,
     Step,
     is_finite,
+    non_finite_rows,
     pack_observation,
     read_flag,
+    read_info,
     read_reward,
 )
 from pgcli.environments.registry import build, spec
@@ -67,6 +69,7 @@ class SingleEnvironments:
         self._seeds: list[int] = []
         self._obs: Array = np.zeros(())
         self._history: list[tuple[Array, Array]] = []  # actions and running columns, for the reproduction of a fault
+        self._infos: list[Any] = [None] * num_envs  # of the last step of each column
         self._starts = [0] * num_envs  # the index in the history at which each column's episode begins
 
     def reset(self, seeds: Sequence[int]) -> Array:
@@ -113,7 +116,7 @@ class SingleEnvironments:
                 result = envs[column].step(action)
                 if type(result) is not tuple or len(result) != 5:
                     raise InvalidOutput("something else than (obs, reward, terminated, truncated, info)")
-                next_obs, reward, ended, cut, _ = result
+                next_obs, reward, ended, cut, self._infos[column] = result
                 rewards[column] = reward if type(reward) in NUMBER_TYPES else read_reward(reward)
                 terminated[column] = ended if type(ended) in FLAG_TYPES else read_flag(ended, "terminated")
                 truncated[column] = cut if type(cut) in FLAG_TYPES else read_flag(cut, "truncated")
@@ -127,6 +130,13 @@ class SingleEnvironments:
         self._check_observations("step", obs, running & ~(terminated | truncated))
         self._obs = obs
         return Step(obs, rewards, terminated, truncated)
+
+    def reported(self, names: Sequence[str], columns: Array) -> Array | None:
+        """Return the numbers and booleans under `names` in the infos of some columns' last steps, [N, K]."""
+        values = np.full((len(self._infos), len(names)), np.nan)
+        for column in columns.nonzero()[0].tolist():
+            values[column] = read_info(self._infos[column], names)
+        return values
 
     def close(self) -> None:
         """Close all environments, also if closing one of them fails; then raise its failure."""
@@ -156,15 +166,14 @@ class SingleEnvironments:
 
     def _check_observations(self, doing: str, obs: Array, continuing: Array) -> None:
         """Reject non-finite observations, and masks without a choice in columns that continue; fill other masks."""
-        if not is_finite(obs):
-            finite = np.isfinite(obs).reshape(len(obs), -1).all(1)
-            self._raise_failure(doing, int(np.flatnonzero(~finite)[0]), InvalidOutput("a non-finite observation"))
+        if len(rows := non_finite_rows(self.layout, obs)):
+            self._raise_failure(doing, int(rows[0]), InvalidOutput("a non-finite observation"))
         permitted = self._mask.permits(obs)
         if permitted is not None and not permitted.all():
             for column in np.flatnonzero(~permitted).tolist():
                 if continuing[column]:
                     self._raise_failure(doing, column, InvalidOutput("an action mask that permits nothing"))
-                self._mask.permit_all(obs[column])
+                self._mask.permit_all(obs[column : column + 1])
 
     def _raise_failure(self, doing: str, column: int, error: BaseException) -> NoReturn:
         """Raise an EnvironmentFailure with the seed, step and action, and with a program that reproduces it."""

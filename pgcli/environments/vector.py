@@ -9,7 +9,7 @@ import numpy as np
 
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.failures import InvalidOutput, describe_outcome, is_user_error
-from pgcli.environments.outputs import Array, Step, is_finite, pack_observation
+from pgcli.environments.outputs import Array, Step, is_finite, non_finite_rows, pack_observation, read_vector_info
 from pgcli.environments.registry import build_vector
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import Layout
@@ -29,13 +29,14 @@ class VectorEnvironments:
         self.layout = Layout(self.observation_space)
         self._seed, self._steps = 0, 0
         self._obs: Array = np.zeros(())
+        self._info: Any = None  # of the last step
 
     def reset(self, seeds: Sequence[int]) -> Array:
         """Start an episode in every column and return the observations, [N, …]."""
         self._seed, self._steps = seeds[0], 0
         try:
             obs = pack_observation(self.layout, self._envs.reset(seed=seeds[0])[0], batch=True).copy()
-            if not is_finite(obs):
+            if len(non_finite_rows(self.layout, obs)):
                 raise InvalidOutput("a non-finite observation")
         except BaseException as error:
             self._raise_failure("at the reset", error)
@@ -60,11 +61,12 @@ class VectorEnvironments:
     def step(self, actions: Array, running: Array) -> Step:
         """Execute the actions in every column; faults of columns that are not running are ignored."""
         try:
-            obs, *others, _ = self._envs.step(actions.copy())
+            obs, *others, self._info = self._envs.step(actions.copy())
             step = Step(pack_observation(self.layout, obs, batch=True).copy(), *map(np.array, others))
-            for name, values in (("reward", step.rewards), ("observation", step.obs)):
-                if not (is_finite(values) or is_finite(values[running])):
-                    raise InvalidOutput(f"a non-finite {name}")
+            if not (is_finite(step.rewards) or is_finite(step.rewards[running])):
+                raise InvalidOutput("a non-finite reward")
+            if running[non_finite_rows(self.layout, step.obs)].any():
+                raise InvalidOutput("a non-finite observation")
         except BaseException as error:
             self._raise_failure(f"in step {self._steps}", error)
         self._steps += 1
@@ -74,6 +76,12 @@ class VectorEnvironments:
     def restart(self, columns: Sequence[int], seeds: Sequence[int]) -> Array:
         """Return the observations of the last step, in which the ended columns started an episode without a seed."""
         return self._obs
+
+    def reported(self, names: Sequence[str], columns: Array) -> Array | None:
+        """Return the numbers and booleans under `names` in the info of the last step, for some columns, [N, K]."""
+        if not self._info:
+            return None
+        return np.where(columns[:, None], read_vector_info(self._info, names, len(columns)), np.nan)
 
     def render(self) -> Any:
         """Return one picture per column, if the environments were built with a `render_mode`."""

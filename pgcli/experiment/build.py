@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,15 +13,19 @@ from pgcli.config import Config
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import EnvironmentFailure
+from pgcli.policies.observations import Encoder
 from pgcli.runs import checkpoints
-from pgcli.runs.directory import elapsed_seconds
+from pgcli.runs.directory import earlier_evaluations, elapsed_seconds
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.pool import LocalPool, WorkerPool, worker_count
 from pgcli.sampling.process_pool import ProcessPool
 from pgcli.sampling.ray_pool import RayPool
+from pgcli.system.memory import check_memory
 from pgcli.system.processes import Check
 from pgcli.system.ray_cluster import cores, cpus, join
 from pgcli.training.loop import Counters, Training
+
+ROW_BYTES = 40  # of a step besides its observation: action, reward, flags and weights
 
 
 def environments_of(config: Config) -> EnvConfig:
@@ -38,8 +43,26 @@ def build_learner(config: Config, environments: EnvironmentCache, *, user_code: 
 
     Args: user_code: load `algorithm.estimator`, which runs the user's file.
     """
-    envs = environments.of_width(len(chunk_ranges(config.env, columns_of(config))[0]))
-    return Learner(build_agent(envs.observation_space, envs.action_space, config, user_code=user_code))
+    segments = config.rollout.steps is not None  # which have instances of their own
+    envs = environments.of_width(1 if segments else len(chunk_ranges(config.env, columns_of(config))[0]))
+    learner = Learner(build_agent(envs.observation_space, envs.action_space, config, user_code=user_code))
+    _check_batch(config, learner.policy.encoder)
+    return learner
+
+
+def _check_batch(config: Config, encoder: Encoder) -> None:
+    """Raise UsageError if the memory of this machine does not hold what one iteration collects at the least."""
+    rollout, reuse = config.rollout, config.algorithm.reuse
+    stored = math.prod(encoder.layout.shape) * encoder.layout.dtype.itemsize
+    steps, row = rollout.steps or 1, stored + 4 * encoder.size + ROW_BYTES
+    columns = columns_of(config)
+    what = f"{steps:,} steps of {columns:,} environments" if rollout.steps else f"{columns:,} episodes"
+    check_memory(
+        reuse * (steps + 1) * columns * row,
+        f"an iteration collects {what}, with {row:,} bytes for each",
+        f"make rollout.{'steps or env.num_envs' if rollout.steps else 'episodes'} smaller",
+    )
+    chunk_ranges(config.env, config.evaluation.episodes)
 
 
 def worker_pool(config: Config, environments: EnvironmentCache, share: int, check: Check) -> WorkerPool:
@@ -78,8 +101,9 @@ def restore(run: Training, checkpoint: checkpoints.Checkpoint, name: str, path: 
     checkpoints.check_tensors(checkpoint.agent, run.learner.state_dict(), name)
     run.learner.load_state_dict(checkpoint.agent)
     lost = run.sampler.load_state_dict(checkpoint.sampler, run.learner.policy, checkpoint.counters["iteration"])
-    seconds = elapsed_seconds(path, checkpoint.counters["iteration"])
-    run.counters = Counters(**checkpoint.counters, seconds=seconds)
+    iteration = checkpoint.counters["iteration"]
+    run.counters = Counters(**checkpoint.counters, seconds=elapsed_seconds(path, iteration))
+    run.evaluations = earlier_evaluations(path, iteration)
     return lost
 
 

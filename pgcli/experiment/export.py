@@ -27,7 +27,7 @@ from pgcli.policies.distributions import (
     TanhGaussian,
 )
 from pgcli.policies.normalizers import CLIP, EPSILON, Normalizer
-from pgcli.policies.observations import Encoder
+from pgcli.policies.observations import Encoder, Key
 from pgcli.policies.policy import FORBIDDEN, Policy
 from pgcli.policies.recurrent import RecurrentNetwork
 from pgcli.runs.files import make_folder, storage, write_whole
@@ -79,10 +79,10 @@ def to_onnx(policy: Policy, metadata: dict[str, str]) -> bytes:
     encoder, graph = policy.encoder, _Graph()
     if not (encoder.size or encoder.images):
         raise UsageError("the policy observes nothing, so there is no function of an observation to export")
-    inputs = {}
+    inputs = dict[tuple[Key, ...], str]()
     for leaf in encoder.layout.leaves:
         name = "/".join(("observation", *map(str, leaf.path)))
-        inputs[leaf.numbers.start] = graph.value("input", name, leaf.space.dtype, leaf.space.shape or ())
+        inputs[leaf.path] = graph.value("input", name, leaf.space.dtype, leaf.shape)
     x = _read(graph, policy, inputs)
     if policy.memory is not None:
         shape = (policy.memory.state_size,)
@@ -93,7 +93,7 @@ def to_onnx(policy: Policy, metadata: dict[str, str]) -> bytes:
     features = _forward(graph, nn.Sequential(*hidden), x)
     outputs = _forward(graph, nn.Sequential(last), features)
     if policy.masked:
-        mask = inputs[encoder.mask.start]  # type: ignore[union-attr]  # a masked policy has one
+        mask = inputs[encoder.mask.path]  # type: ignore[union-attr]  # a masked policy has one
         permitted = graph.cast(graph.rows(mask, policy.distribution.size), np.bool_)
         outputs = graph.op("Where", permitted, outputs, graph.constant(np.float32(FORBIDDEN)))
     _act(graph, policy.distribution, outputs, features)
@@ -152,10 +152,6 @@ class _Graph:
         """Concatenate columns."""
         return parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=1)
 
-    def divide(self, x: str, divisor: float) -> str:
-        """Divide x, float32, by a number."""
-        return x if divisor == 1 else self.op("Div", x, self.constant(np.float32(divisor)))
-
     def serialize(self, metadata: dict[str, str]) -> bytes:
         """Check the model with ONNX's checker and return its bytes."""
         helper = self._onnx.helper
@@ -173,60 +169,60 @@ class _Graph:
 # ------------------------------------------------------------------------------------------------ from observation to x
 
 
-def _read(graph: _Graph, policy: Policy, inputs: dict[int, str]) -> str:
+def _read(graph: _Graph, policy: Policy, inputs: dict[tuple[Key, ...], str]) -> str:
     """Add `Policy.read`: the normalised numbers and the features of the image networks, [N, size]."""
     parts = []
     if policy.encoder.size:
-        numbers = _numbers(graph, policy.encoder, inputs)
+        numbers = _numbers(graph, policy.encoder, inputs, np.float32 if policy.normalizer is None else np.float64)
         parts.append(numbers if policy.normalizer is None else _normalized(graph, policy.normalizer, numbers))
-    for number, picture in enumerate(policy.encoder.image_leaves):
-        if not len(policy.images):
-            break
-        x = graph.rows(inputs[picture.leaf.numbers.start], *picture.stored)
-        if picture.channels_last:
+    for image, normalizer, network in zip(policy.encoder.images, policy.image_normalizers, policy.images, strict=True):
+        x = graph.rows(inputs[image.leaf.path], *image.stored)
+        if image.channels_last:
             x = graph.op("Transpose", x, perm=[0, 1, 4, 2, 3])
-        x = graph.divide(graph.cast(graph.rows(x, *picture.shape), np.float32), picture.divisor)
-        if len(policy.image_normalizers):
-            x = _normalized_image(graph, policy.image_normalizers[number], x)
-        network = policy.images[number]
+        dtype = np.float64 if image.is_wide and isinstance(normalizer, Normalizer) else np.float32
+        x = graph.cast(graph.rows(x, *image.shape), dtype)
+        if set(image.divisors) - {1.0}:
+            x = graph.op("Div", x, graph.constant(np.array(image.divisors, dtype)[:, None, None]))
+        if isinstance(normalizer, Normalizer):
+            x = graph.cast(_normalized_image(graph, normalizer, x, dtype), np.float32)
         assert isinstance(network, nn.Sequential)
         parts.append(_forward(graph, network, x))
     return graph.concat(parts)
 
 
-def _numbers(graph: _Graph, encoder: Encoder, inputs: dict[int, str]) -> str:
+def _numbers(graph: _Graph, encoder: Encoder, inputs: dict[tuple[Key, ...], str], dtype: Any) -> str:
     """Add the numbers of the observation: one-hot for discrete parts, floats for the others."""
     parts = []
     for part in encoder.numbers:
         if not part.size:
             continue
-        x = graph.rows(inputs[part.leaf.numbers.start], part.leaf.numbers.stop - part.leaf.numbers.start)
+        x = graph.rows(inputs[part.leaf.path], part.leaf.size)
         if part.first is None:
-            parts.append(graph.divide(graph.cast(x, np.float32), part.divisor))
+            x = graph.cast(x, dtype)
+            parts.append(x if part.divisor == 1 else graph.op("Div", x, graph.constant(np.array(part.divisor, dtype))))
             continue
         places = graph.op("Add", graph.cast(x, np.int64), graph.constant(part.first.astype(np.int64)))
         off_on = graph.constant(np.array([0, 1], np.float32))
         each = graph.op("OneHot", places, graph.constant(np.array(part.size)), off_on)
-        parts.append(graph.op("ReduceSum", each, graph.constant(np.array([1])), keepdims=0))
+        parts.append(graph.cast(graph.op("ReduceSum", each, graph.constant(np.array([1])), keepdims=0), dtype))
     return graph.concat(parts)
 
 
 def _normalized(graph: _Graph, normalizer: Normalizer, x: str) -> str:
-    """Add (x - mean) / √(variance + ε), clipped, in float64 as in `Normalizer`."""
+    """Add (x - mean) / √(variance + ε), clipped, in float64 as in `Normalizer`, and cast to float32."""
     deviation = (normalizer.variance + EPSILON).sqrt()
-    shifted = graph.op("Sub", graph.cast(x, np.float64), graph.constant(normalizer.mean))
+    shifted = graph.op("Sub", x, graph.constant(normalizer.mean))
     scaled = graph.op("Div", shifted, graph.constant(deviation))
     clipped = graph.op("Clip", scaled, graph.constant(np.float64(-CLIP)), graph.constant(np.float64(CLIP)))
     return graph.cast(clipped, np.float32)
 
 
-def _normalized_image(graph: _Graph, normalizer: nn.Module, x: str) -> str:
-    """Add the same in float32, as in `Normalizer.of_images_`."""
-    assert isinstance(normalizer, Normalizer)
+def _normalized_image(graph: _Graph, normalizer: Normalizer, x: str, dtype: Any) -> str:
+    """Add the same in the type of x, as in `Normalizer.of_images_`."""
     scale = 1 / (normalizer.variance[:, None, None] + EPSILON).sqrt()
-    shifted = graph.op("Sub", x, graph.constant(normalizer.mean[:, None, None].float()))
-    scaled = graph.op("Mul", shifted, graph.constant(scale.float()))
-    return graph.op("Clip", scaled, graph.constant(np.float32(-CLIP)), graph.constant(np.float32(CLIP)))
+    shifted = graph.op("Sub", x, graph.constant(normalizer.mean[:, None, None].numpy().astype(dtype)))
+    scaled = graph.op("Mul", shifted, graph.constant(scale.numpy().astype(dtype)))
+    return graph.op("Clip", scaled, graph.constant(np.array(-CLIP, dtype)), graph.constant(np.array(CLIP, dtype)))
 
 
 # ---------------------------------------------------------------------------------------------------- from x to outputs

@@ -6,17 +6,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.config import Config
 from pgcli.config.choices import Mode
-from pgcli.config.schema import EnvConfig
+from pgcli.environments.outputs import non_finite_rows
 from pgcli.environments.single import make_environment
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import ACTION_MASK
-from pgcli.policies.policy import Policy
+from pgcli.policies.policy import ActingState, Policy
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import find_checkpoint
 from pgcli.seeding import Purpose, generator
@@ -32,38 +31,41 @@ class Agent:
         self.counters = counters
         self.path = path
         self._generator = generator(seed, Purpose.TEST_ACT)
-        self._memory: NDArray[Any] | None = None
+        self._acting: ActingState | None = None
 
     def reset(self) -> None:
-        """Start a new episode: clear what a recurrent policy remembers."""
-        self._memory = None
+        """Start new episodes: clear the state of a recurrent policy, and draw new noise where steps share it."""
+        self._acting = None
 
     def act(self, obs: Any, mode: Mode = "sampled", action_mask: Any = None) -> Any:
         """Return an action for one observation, or actions [N] for N observations, batched as in Gymnasium's vectors.
 
-        `action_mask` is what the environment permits, where it says so beside the observation: `info["action_mask"]`.
-        A policy with memory remembers from call to call; `reset` begins an episode.
-        Raises: ValueError for what is no observation of the policy's space.
+        Calls are the steps of one episode, or of N, until `reset` begins the next: a recurrent policy keeps its state,
+        and a state_dependent_gaussian its noise. So the policy is the one that `pgcli eval` measures.
+
+        Args: action_mask: the permitted actions, where the environment reports them in `info["action_mask"]`.
+        Raises: ValueError: if `obs` is not in the policy's space, or N changes during episodes.
         """
         if action_mask is not None:
             obs = {**(obs if isinstance(obs, dict) else {"observation": obs}), ACTION_MASK: action_mask}
         batch, single = self._packed(obs)
-        if batch.dtype.kind == "f" and not np.isfinite(batch).all():
+        if len(non_finite_rows(self.policy.encoder.layout, batch)):
             raise ValueError("an observation that is not finite")
         actor = self.policy.actor(mode)
-        memory = actor.start(len(batch)) if self._memory is None else self._memory
-        if len(memory) != len(batch):
+        acting, carries = self._acting, bool(actor.state_size or actor.noise_steps)
+        if acting is None or not carries:
+            acting = ActingState(actor, self._generator, len(batch), rows=1)
+        if acting.columns != len(batch):
             raise ValueError(
-                f"{len(batch)} observations, and {len(memory)} episodes are remembered: reset() forgets them"
+                f"{len(batch)} observations during {acting.columns} episodes: call reset() to begin new episodes"
             )
-        drawn, self._memory = actor.respond(batch, actor.noise(self._generator, 1, len(batch))[0], memory)
-        actions: NDArray[Any] = actor.for_environment(drawn)
-        if not actor.state_size:
-            self._memory = None
+        acting.actor = actor
+        self._acting = acting if carries else self._acting
+        actions: NDArray[Any] = actor.for_environment(acting.act(batch))
         return actions[0] if single else actions
 
     def _packed(self, obs: Any) -> tuple[NDArray[Any], bool]:
-        """Give observations as the policy reads them, and whether it is one alone."""
+        """Return observations as the policy reads them, [N, …], and whether `obs` is a single one."""
         layout = self.policy.encoder.layout
         if layout.action_mask and not (isinstance(obs, dict) and ACTION_MASK in obs):
             raise ValueError('the policy acts under a mask: act(obs, action_mask=info["action_mask"])')
@@ -92,7 +94,7 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
     checkpoint = checkpoints.load(path)
     config = checkpoint.read_config(str(path))
     if not trust:
-        refuse_foreign_modules(config.env, path)
+        refuse_foreign_modules(config, path)
     with closing(make_environment(config.env)) as env:
         learner = Learner(build_agent(env.observation_space, env.action_space, config))
     checkpoints.check_tensors(checkpoint.agent, learner.state_dict(), str(path))
@@ -100,10 +102,10 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
     return Agent(learner.policy, config, checkpoint.counters, path, seed)
 
 
-def refuse_foreign_modules(config: EnvConfig, path: Path) -> None:
+def refuse_foreign_modules(config: Config, path: Path) -> None:
     """Raise EnvironmentFailure for modules that Gymnasium does not ship: importing them runs their code."""
-    wrappers = [wrapper.name for wrapper in config.wrappers]
-    for name in (config.id, *wrappers):
+    wrappers = [wrapper.name for env in (config.env, config.evaluation_env) for wrapper in env.wrappers]
+    for name in (config.env.id, *wrappers):
         module, colon, _ = name.rpartition(":")
         own = module == "gymnasium.wrappers" if name in wrappers else module.partition(".")[0] == "gymnasium"
         if colon and not own:

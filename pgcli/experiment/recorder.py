@@ -15,6 +15,7 @@ from pgcli.runs.directory import RunDirectory
 from pgcli.system.process_state import changes, restore_process
 from pgcli.system.processes import Check
 from pgcli.training.loop import Training
+from pgcli.training.stopping import stop_reason
 
 COLLAPSED = 1e-3  # nats: of two actions, the rarer one is taken once in ten thousand steps
 
@@ -85,9 +86,8 @@ class Recorder:
 
     def outcome(self) -> Outcome:
         """Mark the run as finished and return how it ended."""
-        target, counters = self._run.config.evaluation.stop_at_return, self._run.counters
-        solved = self._last is not None and target is not None and self._last.returns.mean >= target
-        reason = f"reached a return of {target:g}" if solved else "used up its budget"
+        counters, rule = self._run.counters, self._last.stopped_by if self._last is not None else ""
+        reason = stop_reason(self._run.config.evaluation, rule) if rule else "used up its budget"
         self._directory.set_status("finished", iteration=counters.iteration, reason=reason)
         seconds = counters.seconds - self._started
         return Outcome(self._directory.path, reason, self._last, self._directory.best, seconds)

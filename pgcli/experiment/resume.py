@@ -13,7 +13,8 @@ from pgcli.runs.files import storage
 # What a resumed run may change; and which of these changes leave its bytes those of one long run.
 CHANGEABLE = ("training.", "optimizer.", "evaluation.", "checkpoint.", "sampling.", "diagnostics.")
 BUDGETS = ("training.iterations", "training.env_steps", "training.seconds")
-HARMLESS = (*BUDGETS, "evaluation.every", "evaluation.stop_at_return", "checkpoint.", "sampling.", "diagnostics.")
+STOPPING = ("evaluation.stop_at", "evaluation.stop_evaluations", "evaluation.patience")  # and stop_at_return
+HARMLESS = (*BUDGETS, "evaluation.every", *STOPPING, "checkpoint.", "sampling.", "diagnostics.")
 
 
 def stored_config(path: Path) -> Config:
@@ -53,5 +54,9 @@ def has_constant_schedules(config: Config) -> bool:
 
 
 def result_config(config: Config) -> dict[str, Any]:
-    """Return the config as plain data without logging, which does not affect a checkpoint."""
-    return {key: value for key, value in to_data(config).items() if key != "logging"}
+    """Return the config as plain data without logging, which does not affect a checkpoint.
+
+    What is read of info stays where it is set: it makes columns of the tables.
+    """
+    data = {key: value for key, value in to_data(config).items() if key != "logging"}
+    return data if config.logging.info is None else data | {"logging": {"info": config.logging.info}}

@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 
 from pgcli.algorithm.learner import Learner
 from pgcli.config.schema import DEFAULT_ITERATIONS, Config, EnvConfig
-from pgcli.environments.checks import MAX_EPISODE_STEPS, check_environment
+from pgcli.environments.checks import MAX_EPISODE_STEPS, StartCheck, check_environment, check_evaluation
 from pgcli.environments.failures import describe, is_user_error
 from pgcli.environments.masks import MaskColumns, draw
 from pgcli.environments.outputs import Step
-from pgcli.environments.registry import spec
+from pgcli.environments.registry import reward_threshold, spec
 from pgcli.environments.single import SingleEnvironments, make_environment, uses_fresh_instances
 from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import EnvironmentFailure
 from pgcli.experiment.build import build_learner, columns_of, environments_of
-from pgcli.policies.observations import Layout, is_image
+from pgcli.policies.observations import ImagePart, Layout
 from pgcli.report.text import Finding, percent, table
+from pgcli.runs.tables import check_info_names
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.sampler import make_sampler
@@ -62,6 +63,7 @@ class Repeatability:
     starts_differ: bool  # between seeds
     episodes_differ: bool  # between seeds, with the same actions
     largest_obs: float
+    vanishes: bool  # an observation varies so little around a large offset that float32 does not show it
     largest_reward: float
     length_mean: float  # of random episodes of at most LONGEST_EPISODE steps
 
@@ -87,7 +89,8 @@ def diagnose(config: Config) -> dict[str, Any]:
 
     Raises: EnvironmentFailure, UsageError.
     """
-    checked = check_environment(config.env)
+    checked, evaluated = check_environment(config.env), check_evaluation(config.evaluation_env, config.env)
+    check_info_names(config)
     require("torch's threads", config.training.threads)
     with closing(make_environment(config.env)) as env:
         layout, action_space = Layout(env.observation_space), env.action_space
@@ -103,6 +106,7 @@ def diagnose(config: Config) -> dict[str, Any]:
     findings = [
         *(Finding("note", warning) for warning in checked.warnings),
         *_time_limit_findings(checked.time_limit),
+        *_evaluation_findings(config, evaluated),
         *_repeatability_findings(config.env, repeats),
         *_scale_findings(config, learner, layout, action_space, repeats),
         *_cost_findings(config, estimate),
@@ -115,7 +119,8 @@ def diagnose(config: Config) -> dict[str, Any]:
         "action": _describe_space("action", action_space),
         "action_mask": learner.policy.masked,
         "time_limit": checked.time_limit,
-        "reward_threshold": spec(config.env).reward_threshold,
+        "reward_threshold": reward_threshold(config.evaluation_env),
+        "registered_threshold": spec(config.env).reward_threshold,
         "vectorization": "native" if native else "sync",
         "num_envs": config.env.num_envs,
         "rebuild": uses_fresh_instances(config.env),
@@ -151,30 +156,40 @@ def _measure_repeatability(config: EnvConfig) -> Repeatability:
     starts = {one.start.tobytes() for one in (*episodes, other)}
     obs = [np.stack([one.start, *(step.obs for step in one.steps)]).reshape(len(one.steps) + 1, -1) for one in episodes]
     real = [  # the numbers that a policy reads unchanged
-        leaf.numbers if used.layout.nested else slice(None)
+        leaf
         for leaf in used.layout.leaves
-        if isinstance(leaf.space, spaces.Box) and leaf.space.dtype != np.uint8 and not is_image(leaf)
+        if isinstance(leaf.space, spaces.Box) and leaf.dtype != np.uint8 and ImagePart.of(leaf) is None and leaf.size
     ]
-    numbers = [rows[:, part] for rows in obs for part in real if rows[:, part].size]
+    numbers = [leaf.unpack(rows).astype(np.float64) for rows in obs for leaf in real]
     return Repeatability(
         deterministic,
         remembers and deterministic,
         len(starts) > 1,
         len(starts) > 1 or other.outputs() != episodes[0].outputs(),
         max((float(np.abs(rows).max()) for rows in numbers), default=0.0),
+        any(map(_vanishes_in_float32, numbers)),
         max((abs(float(step.rewards[0])) for one in episodes for step in one.steps), default=0.0),
         float(np.mean([len(one.steps) for one in episodes])),
     )
 
 
+def _vanishes_in_float32(numbers: Array) -> bool:
+    """Return whether float32 changes a column of [N, size] by more than a tenth of its standard deviation."""
+    spread, error = numbers.std(0), np.abs(numbers.astype(np.float32) - numbers).max(0)
+    return bool(((spread > 0) & (error > spread / 10)).any())
+
+
 def _play(envs: SingleEnvironments, seed: int, actions: list[Array] | None = None) -> PlayedEpisode:
     """Play an episode of the only column with the given actions, or with random ones."""
-    random, mask = np.random.default_rng(seed), MaskColumns(envs.layout, envs.action_space).numbers
+    random, masks = np.random.default_rng(seed), MaskColumns(envs.layout, envs.action_space)
     obs = envs.reset([seed])
     episode = PlayedEpisode(obs, [], [])
     for t in range(LONGEST_EPISODE if actions is None else len(actions)):
-        permitted = None if mask is None else obs[0, mask]
-        action = draw(envs.action_space, permitted, random)[None] if actions is None else actions[t]
+        if actions is None:
+            mask = masks.of(obs)
+            action = draw(envs.action_space, None if mask is None else mask[0], random)[None]
+        else:
+            action = actions[t]
         step = envs.step(action, np.ones(1, bool))
         episode.actions.append(action)
         episode.steps.append(step)
@@ -194,8 +209,8 @@ def _measure_speed(config: EnvConfig) -> tuple[float, bool]:
             obs, _ = env.reset(seed=0)
             stop = time.perf_counter() + SPEED_SECONDS
             while time.perf_counter() < stop:
-                mask = None if columns.numbers is None else layout.pack(obs)[columns.numbers]
-                action = draw(env.action_space, mask, random)
+                mask = columns.of(layout.pack(obs)[None])
+                action = draw(env.action_space, None if mask is None else mask[0], random)
                 begin = time.perf_counter()
                 next_obs, _, terminated, truncated, _ = env.step(action)
                 seconds += time.perf_counter() - begin
@@ -294,6 +309,15 @@ def _time_limit_findings(limit: int | None) -> Iterator[Finding]:
         yield Finding("ok", f"an episode ends after {limit:,} steps at the latest")
 
 
+def _evaluation_findings(config: Config, evaluated: StartCheck) -> Iterator[Finding]:
+    """Report what differs in the environment of evaluations, which has passed the same start check."""
+    keys = [f"evaluation.env.{name}" for name, value in config.evaluation.env if value is not None]
+    if keys:
+        limit = "no time limit" if evaluated.time_limit is None else f"a time limit of {evaluated.time_limit:,} steps"
+        yield Finding("ok", f"evaluation has an environment of its own ({', '.join(keys)}), with {limit}")
+        yield from (Finding("note", f"evaluation: {warning}") for warning in evaluated.warnings)
+
+
 def _repeatability_findings(config: EnvConfig, repeats: Repeatability) -> Iterator[Finding]:
     if not repeats.deterministic:
         yield Finding(
@@ -324,7 +348,10 @@ def _scale_findings(
     if repeats.largest_obs > LARGE and not config.policy.normalize_obs:
         text = f"observations reach {repeats.largest_obs:.4g}, and a network learns best from numbers around 1"
         yield Finding("note", text, key="policy.normalize_obs=true")
-    if any(map(is_image, layout.leaves)) and not len(learner.policy.images):
+    if repeats.vanishes and not config.policy.normalize_obs:
+        text = "an observation varies too little around a large offset for the precision of a network, float32"
+        yield Finding("warning", text, key="policy.normalize_obs=true")
+    if any(map(ImagePart.of, layout.leaves)) and not len(learner.policy.images):
         text = "an image is read number by number: the policy has no convolutions"
         yield Finding("warning", text, key="policy.image_network=auto")
     if config.has_value and repeats.largest_reward > LARGE_REWARD and not config.value.normalize_returns:
@@ -395,7 +422,7 @@ def diagnosis_text(result: dict[str, Any]) -> str:
         *(("observes", _line(leaf)) for leaf in result["observation"]),
         ("acts", _line(result["action"]) + (", with a mask" if result["action_mask"] else "")),
         ("episodes", "no time limit" if limit is None else f"at most {limit:,} steps"),
-        ("solved at", "not registered" if threshold is None else f"a return of {threshold:g}"),
+        ("solved at", _threshold(threshold, result["registered_threshold"])),
         ("steps", f"{result['num_envs']:,} environments {how}; one: {result['env_steps_per_second']:,.0f} steps/s"),
         ("policy", f"{result['policy_parameters']:,} parameters: {parts}"),
         ("value", "none" if value is None else f"{value:,} parameters"),
@@ -410,6 +437,16 @@ def diagnosis_text(result: dict[str, Any]) -> str:
         if finding["key"]:
             lines.append(f"  {finding['key']}")
     return "\n".join(lines)
+
+
+def _threshold(threshold: float | None, registered: float | None) -> str:
+    if threshold is not None:
+        return f"a return of {threshold:g}"
+    if registered is None:
+        return "not registered"
+    return (
+        f"no threshold: the registered {registered:g} is for other wrappers, kwargs or time limit than evaluation has"
+    )
 
 
 def _line(space: dict[str, Any]) -> str:

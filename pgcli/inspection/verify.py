@@ -24,7 +24,7 @@ from pgcli.runs import checkpoints
 from pgcli.runs.directory import is_run, versions
 from pgcli.runs.files import read_json
 from pgcli.runs.lock import lock
-from pgcli.runs.tables import as_csv, header_of, read_table, rows_of, tables_of
+from pgcli.runs.tables import as_csv, more_of, read_table, rows_of, tables_of
 from pgcli.training.evaluation import sample
 from pgcli.training.loop import train
 
@@ -50,7 +50,7 @@ def verify(path: Path, *, everything: bool = False, trust: bool = False) -> dict
             locked.enter_context(lock(path))
         config = stored_config(path)
         if not trust:
-            refuse_foreign_modules(config.env, path)
+            refuse_foreign_modules(config, path)
         findings: list[Finding] = []
         tables = _read_tables(path, config, findings)
         kept = _read_checkpoints(path, config, findings)
@@ -98,7 +98,7 @@ def _read_tables(path: Path, config: Config, findings: list[Finding]) -> dict[st
         except RunDirectoryError as error:
             findings.append(Finding("failed", error.message))
             continue
-        if table.header != header_of(name):
+        if more_of(name, table.header) is None:
             findings.append(Finding("failed", f"{name}.csv: does not begin with the columns that pgcli writes"))
             continue
         cells = zip(*(table.words[column] for column in table.header), strict=True)
@@ -157,7 +157,8 @@ def _compare_tables(config: Config, tables: dict[str, Rows]) -> Iterator[Finding
             raise _Failed(f"metrics.csv: the env_steps of iteration {number} are not those of its episodes")
     yield Finding("ok", f"{len(metrics):,} iterations and {len(episodes):,} episodes follow each other, and agree")
     for before, row in pairwise(evaluations):
-        if int(row["iteration"]) <= int(before["iteration"]):
+        fresh = bool(row.get("stopped_by"))  # after the evaluation that ended the run
+        if int(row["iteration"]) < int(before["iteration"]) + (not fresh):
             raise _Failed(f"evaluations.csv: iteration {row['iteration']} after {before['iteration']}")
     for row in evaluations:
         number = int(row["iteration"])
@@ -246,7 +247,8 @@ def _compare_checkpoints(
         yield Finding("note", "latest.json points to an older checkpoint than the newest, as after a kill")
     if (folder / "best.json").exists():
         best = checkpoints.iteration_of(checkpoints.follow(folder / "best.json"))
-        returns = {int(row["iteration"]): float(row["return_mean"]) for row in tables["evaluations"]}
+        scheduled = [row for row in tables["evaluations"] if not row.get("stopped_by")]
+        returns = {int(row["iteration"]): float(row["return_mean"]) for row in scheduled}
         if returns.get(best) != max(returns.values()):
             yield Finding("note", f"best.json points to iteration {best}, which is not the best of evaluations.csv")
 
@@ -293,7 +295,7 @@ def _recompute(
     rows["gradients"] = {number: found for number, found in rows.get("gradients", {}).items() if number >= since}
     file = min(starts) if everything else max(starts)
     first, last, name = kept[file].counters["iteration"], len(tables["metrics"]), file.name
-    with repeated(path, without_clock(config, last), file) as (run, lost):
+    with repeated(path, without_clock(config.without_stopping(), last), file) as (run, lost):
         if lost:
             yield Finding("note", f"{lost} environments do not repeat themselves: no iteration computed again")
             return
@@ -314,10 +316,13 @@ def _recompute(
 
 def _compare(record: Iteration | Evaluation, tables: dict[str, dict[int, Rows]]) -> None:
     """Raise _Failed unless a record, computed again, has the bytes of its rows in the tables."""
-    for name, again in rows_of(record).items():
+    more = {name: more_of(name, list(rows[0])) or () for name, by in tables.items() for rows in list(by.values())[:1]}
+    for name, again in rows_of(record, more).items():
         if name == "timing":
             continue
         rows = tables[name].get(record.iteration, [])
+        if isinstance(record, Evaluation):
+            rows = [row for row in rows if row.get("stopped_by", "") == record.stopped_by]
         if not rows and name in ("evaluations", "gradients"):  # a resume may have changed when these are made
             continue
         for row, line in zip(rows, as_csv(again).splitlines(), strict=True):

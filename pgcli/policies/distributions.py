@@ -17,7 +17,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pgcli.config.choices import DistributionName
+from pgcli.config.schema import PolicyConfig
 from pgcli.errors import Diverged, EnvironmentFailure, UsageError
 
 Array = NDArray[Any]
@@ -38,6 +38,7 @@ class Distribution(nn.Module):
 
     size: outputs of the network per state.
     noise_shape: uniform random numbers per action.
+    noise_steps: consecutive steps that share their noise; None: every step has its own.
     sees_features: the network's last hidden layer follows its outputs, [N, size + features].
     is_discrete: the entropy is that of a discrete choice, which is 0 for a deterministic policy.
     has_closed_form: `scored` is implemented.
@@ -45,6 +46,7 @@ class Distribution(nn.Module):
 
     size: int
     noise_shape: tuple[int, ...] = ()
+    noise_steps: int | None = None
     sees_features = False
     is_discrete = True
     has_closed_form = False
@@ -361,22 +363,27 @@ class TanhGaussian(Gaussian):
 class StateDependentGaussian(Gaussian):
     """a = μ(s) + θᵀφ(s), θ_ij ~ N(0, σ_ij²), φ the last hidden layer: a Gaussian of variance Σ_i φ_i² σ_ij² (gSDE).
 
-    θ is drawn once for up to 64 steps, so exploration is a smooth function of the state. The log-probability is that
-    of the action alone. σ_ij starts at σ/√features. Source: Raffin et al. (2022), section 3.
+    θ is kept for `noise_steps` steps, so exploration is a smooth function of the state. The log-probability is that
+    of the action alone, so the gradient is biased unless θ is drawn anew in each step. σ_ij starts at σ/√features.
+    Source: Raffin et al. (2022), section 3.
     """
 
     sees_features = True
     has_closed_form = False
 
-    def __init__(self, space: spaces.Box, standard_deviation: float, features: int) -> None:
+    def __init__(self, space: spaces.Box, standard_deviation: float, features: int, noise_steps: int) -> None:
         super().__init__(space, standard_deviation)
+        self.noise_steps: int = noise_steps
         start = math.log(standard_deviation / math.sqrt(features))
         self.log_standard_deviation = nn.Parameter(torch.full((features, self.size), start))
 
     def noise(self, generator: np.random.Generator, rows: int, columns: int) -> Array:
-        """Draw one standard normal matrix per column, the same in all rows, [rows, columns, features, entries]."""
+        """Draw one standard normal matrix per column and `noise_steps` rows, [rows, columns, features, entries]."""
         shape = (columns, *self.log_standard_deviation.shape)
-        return np.broadcast_to(generator.standard_normal(shape), (rows, *shape))
+        if rows <= self.noise_steps:
+            return np.broadcast_to(generator.standard_normal(shape), (rows, *shape))
+        drawn = generator.standard_normal((-(-rows // self.noise_steps), *shape))
+        return drawn[np.arange(rows) // self.noise_steps]
 
     def sample(self, outputs: Array, noise: Array) -> Array:
         """Draw actions [N, entries]: μ + θᵀφ, not clipped."""
@@ -419,14 +426,13 @@ _FITTING = {
 }
 
 
-def make_distribution(
-    space: spaces.Space[Any], name: DistributionName, standard_deviation: float, features: int
-) -> Distribution:
-    """Build the distribution `name` over the actions of `space`; `auto` is the first that fits.
+def make_distribution(space: spaces.Space[Any], config: PolicyConfig, features: int) -> Distribution:
+    """Build the configured distribution over the actions of `space`; `auto` is the first that fits.
 
-    Args: standard_deviation: σ at the start, of a Box. features: units of the network's last hidden layer.
-    Raises: EnvironmentFailure: for a space that no distribution fits. UsageError: if `name` does not fit the space.
+    Args: features: units of the network's last hidden layer.
+    Raises: EnvironmentFailure: for a space that no distribution fits. UsageError: if the distribution does not fit it.
     """
+    name, standard_deviation = config.distribution, config.initial_standard_deviation
     fitting = next((names for kind, names in _FITTING.items() if isinstance(space, kind)), ())
     whole = isinstance(space, spaces.Box) and not np.issubdtype(space.dtype, np.floating)
     if not fitting or whole:
@@ -437,7 +443,7 @@ def make_distribution(
         )
     if name != "auto" and name not in fitting:
         raise UsageError(
-            f"policy.distribution: {name} is not over the action space {space}",
+            f"policy.distribution: {name} does not support the action space {space}",
             f"use {' or '.join(f'`{fit}`' for fit in ('auto', *fitting))}",
         )
     match space:
@@ -450,7 +456,7 @@ def make_distribution(
         case spaces.Box() if name == "tanh_gaussian":
             return TanhGaussian(space, standard_deviation)
         case spaces.Box() if name == "state_dependent_gaussian":
-            return StateDependentGaussian(space, standard_deviation, features)
+            return StateDependentGaussian(space, standard_deviation, features, config.noise_steps)
         case spaces.Box():
             return Gaussian(space, standard_deviation)
     raise AssertionError(space)

@@ -7,6 +7,7 @@ torch's parameters: there is one set of weights and nothing to synchronise.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -28,8 +29,10 @@ NATURE_SIDE = 36  # pixels: for smaller images, the nature network's last layer 
 def mlp(sizes: list[int], activation: ActivationName) -> nn.Sequential:
     """Build Linear layers of `sizes` with `activation` between them; torch's own start, uniform in ±1/√fan_in."""
     layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(sizes):
-        layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation].module()]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element")  # a policy that observes nothing
+        for fan_in, fan_out in pairwise(sizes):
+            layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation].module()]
     return nn.Sequential(*layers[:-1])
 
 

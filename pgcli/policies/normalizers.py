@@ -48,12 +48,14 @@ class RunningMoments(nn.Module):
 
 
 class Normalizer(RunningMoments):
-    """x ↦ (x - mean) / √(variance + 10⁻⁸), clipped to ±10. Before the first row, mean is 0 and variance 1."""
+    """x ↦ (x - mean) / √(variance + 10⁻⁸), clipped to ±10. Before the first row, mean is 0 and variance 1.
+
+    x is float64: in float32, a small signal on a large offset would be lost before the mean is subtracted.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [M, size] in torch."""
-        scaled = (x - self.mean) / (self.variance + EPSILON).sqrt()
-        return scaled.clamp(-CLIP, CLIP).to(x.dtype)
+        return ((x - self.mean) / (self.variance + EPSILON).sqrt()).clamp_(-CLIP, CLIP)
 
     def of_images_(self, x: Tensor) -> Tensor:
         """Normalise the channels of [M, size, height, width] in place and in the type of x, for speed."""
@@ -61,7 +63,7 @@ class Normalizer(RunningMoments):
         return x.sub_(mean.to(x.dtype)).mul_((1 / deviation).to(x.dtype)).clamp_(-CLIP, CLIP)
 
     def in_numpy(self) -> Callable[[Array], Array]:
-        """Return a function that normalises [N, size] in numpy by a copy of the present statistics."""
+        """Return a function from [N, size] to float32 in numpy, by a copy of the present statistics."""
         mean, deviation = self.mean.numpy().copy(), np.sqrt(self.variance.numpy() + EPSILON)
 
         def normalize(x: Array) -> Array:
@@ -69,7 +71,7 @@ class Normalizer(RunningMoments):
             scaled /= deviation
             np.maximum(scaled, -CLIP, out=scaled)
             np.minimum(scaled, CLIP, out=scaled)
-            normalized: Array = scaled.astype(x.dtype)
+            normalized: Array = scaled.astype(np.float32)
             return normalized
 
         return normalize

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,21 +18,34 @@ from pgcli.errors import EnvironmentFailure
 Array = NDArray[Any]
 Plain = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
 Key = str | int
+MAX_ROW_BYTES = 2**31 - 1  # of a packed observation: numpy's limit
 ACTION_MASK = "action_mask"  # the entry of a Dict that marks the permitted actions
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """A part of an observation that is not a Dict or Tuple, and the columns of its numbers in the array."""
+    """A part of an observation that is not a Dict or Tuple, and its place in packed observations."""
 
     path: tuple[Key, ...]
     space: Plain
-    numbers: slice
+    dtype: np.dtype[Any]  # of its stored numbers
+    columns: slice | None  # its bytes in a packed row; None if the observation is this part alone
+    range: tuple[Any, Any] | None  # the least and the largest value; None for a Box, whose bounds are not enforced
 
     @property
     def name(self) -> str:
         """The name of this part in messages."""
         return f"observation[{']['.join(map(repr, self.path))}]" if self.path else "observation"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of this part."""
+        return self.space.shape or ()
+
+    @property
+    def size(self) -> int:
+        """How many numbers this part has."""
+        return math.prod(self.shape)
 
     def of(self, obs: Any) -> Any:
         """Return this part of an observation. Raises: ValueError: if it is missing."""
@@ -43,37 +56,55 @@ class Leaf:
             raise ValueError(f"there is no {self.name}") from None
         return obs
 
+    def unpack(self, obs: Any) -> Any:
+        """Return this part of packed observations [M, …], an array or a tensor: a view [M, size] in its own type."""
+        if self.columns is None:
+            return obs.reshape(len(obs), self.size)
+        part = obs[:, self.columns]
+        if self.dtype == np.uint8 or not self.size:
+            return part
+        return part.view(self.dtype if isinstance(part, np.ndarray) else torch_type(self.dtype))
+
 
 class Layout:
-    """The array form of observations of `space`: unchanged, or the leaves of a Dict or Tuple in one row of numbers.
+    """The array form of observations of `space`: unchanged, or the bytes of the parts of a Dict or Tuple in one row.
 
-    The row has the smallest type that represents every leaf exactly: bytes for images and small counts, float32 for
-    those beside real numbers.
+    Each part of a row has a type of its own, so that an image beside real numbers takes one byte per pixel.
 
-    Raises: EnvironmentFailure: for a leaf that no network can read.
+    Raises: EnvironmentFailure: for a part that no network can read.
     """
 
     def __init__(self, space: spaces.Space[Any]) -> None:
-        self.space = space
-        self.leaves, total = list[Leaf](), 0
-        for path, leaf in _walk(space, (), []):
-            size = math.prod(_shape(leaf))
-            self.leaves.append(Leaf(path, leaf, slice(total, total + size)))
-            total += size
-        self.nested = not isinstance(space, Plain)
+        self.space, self.nested = space, not isinstance(space, Plain)
+        self.leaves, fields, offset, alignment = list[Leaf](), list[tuple[Any, ...]](), 0, 1
+        for path, part in _walk(space, (), []):
+            dtype = _stored_type(part) if self.nested else _own_type(part)
+            offset += -offset % dtype.itemsize
+            columns = slice(offset, offset + math.prod(part.shape or ()) * dtype.itemsize)
+            self.leaves.append(
+                Leaf(
+                    path,
+                    part,
+                    dtype,
+                    columns if self.nested else None,
+                    None if isinstance(part, spaces.Box) else _bounds(part),
+                )
+            )
+            fields.append((dtype, part.shape or (), offset))
+            offset, alignment = columns.stop, max(alignment, dtype.itemsize)
         if not self.leaves:
             raise EnvironmentFailure(
                 f"the observation space {space} has no parts", "a Box of shape [0] is one of nothing"
             )
-        self.shape = (total,) if self.nested else _shape(self.leaves[0].space)
-        self.dtype: np.dtype[Any] = np.dtype(self.leaves[0].space.dtype)
-        if self.nested:
-            self.dtype = np.result_type(*(_smallest_type(leaf.space) for leaf in self.leaves))
+        self._row = _row_type(fields, offset + -offset % alignment) if self.nested else np.dtype(np.void)
+        self.shape = (self._row.itemsize,) if self.nested else self.leaves[0].shape
+        self.dtype: np.dtype[Any] = np.dtype(np.uint8) if self.nested else self.leaves[0].dtype
+        self._real = [leaf for leaf in self.leaves if leaf.dtype.kind == "f"]
 
     @property
-    def action_mask(self) -> slice | None:
-        """The columns of the action mask, if there is one."""
-        return next((leaf.numbers for leaf in self.leaves if leaf.path == (ACTION_MASK,)), None)
+    def action_mask(self) -> Leaf | None:
+        """The action mask, if there is one."""
+        return next((leaf for leaf in self.leaves if leaf.path == (ACTION_MASK,)), None)
 
     def pack(self, obs: Any, *, batch: bool = False) -> Array:
         """Convert an observation to an array `[*shape]`; a `batch`, each leaf with N in front, to `[N, *shape]`.
@@ -82,11 +113,27 @@ class Layout:
         """
         if not self.nested:
             return _fitting(obs, self.leaves[0], batch)
-        parts = []
-        for leaf in self.leaves:
-            array = _fitting(leaf.of(obs), leaf, batch)
-            parts.append(array.reshape(*array.shape[: int(batch)], leaf.numbers.stop - leaf.numbers.start))
-        return np.concatenate(parts, axis=-1, dtype=self.dtype, casting="unsafe")  # each value fits: see _smallest_type
+        parts = [_fitting(leaf.of(obs), leaf, batch) for leaf in self.leaves]
+        rows = np.zeros(len(parts[0]) if batch else 1, self._row)
+        for name, part in zip(self._row.names or (), parts, strict=True):
+            rows[name] = part
+        packed: Array = rows.view(np.uint8)
+        return packed.reshape(len(rows), -1) if batch else packed
+
+    def real_parts(self, obs: Array) -> list[Array]:
+        """Return the real numbers of packed observations [N, …]: those that may be infinite or not a number."""
+        return [leaf.unpack(obs) for leaf in self._real]
+
+    def converted(self, obs: Array) -> Array:
+        """Return rows [N, …] of a checkpoint in today's form; earlier versions stored all parts in one type."""
+        sizes = [leaf.size for leaf in self.leaves]
+        is_todays = obs.dtype == self.dtype and obs.shape[1:] == self.shape
+        if not self.nested or is_todays or obs.shape[1:] != (sum(sizes),):
+            return obs
+        rows = np.zeros((len(obs), *self.shape), self.dtype)
+        for leaf, part in zip(self.leaves, np.split(obs, np.cumsum(sizes)[:-1], 1), strict=True):
+            leaf.unpack(rows)[:] = part
+        return rows
 
 
 def _walk(
@@ -113,91 +160,139 @@ def _walk(
             )
 
 
-def _shape(space: Plain) -> tuple[int, ...]:
-    return space.shape or ()
+def _row_type(fields: list[tuple[Any, ...]], size: int) -> np.dtype[Any]:
+    """Return the type of a packed row of `size` bytes. Args: fields: type, shape and first byte of each part."""
+    if size > MAX_ROW_BYTES:
+        raise EnvironmentFailure(f"an observation takes {size / 1e9:,.1f} GB", "2 GB are possible: observe less of it")
+    return np.dtype(
+        {
+            "names": [str(number) for number in range(len(fields))],
+            "formats": [(dtype, shape) for dtype, shape, _ in fields],
+            "offsets": [offset for *_, offset in fields],
+            "itemsize": size,
+        }
+    )
 
 
-def _smallest_type(space: Plain) -> np.dtype[Any]:
-    """Return the smallest type that represents every value of `space`."""
+def _stored_type(space: Plain) -> np.dtype[Any]:
+    """Return the type of a part of a packed row: the smallest that represents every value of a count."""
+    found = _own_type(space)
+    match space:
+        case spaces.MultiBinary():
+            return np.dtype(np.uint8)
+        case spaces.Discrete() | spaces.MultiDiscrete():
+            low, high = _bounds(space)
+            ends = (np.min_scalar_type(int(end)) for end in (low.min(initial=0), high.max(initial=0)))
+            smallest = np.result_type(*ends)
+            return smallest if smallest.kind in "iu" else found
+    return found
+
+
+def _own_type(space: Plain) -> np.dtype[Any]:
+    """Return the type of a space, or float64 for a longer one, which torch does not have."""
+    dtype = np.dtype(space.dtype)
+    return np.dtype(np.float64) if dtype.kind == "f" and dtype.itemsize > 8 else dtype
+
+
+def torch_type(dtype: np.dtype[Any]) -> torch.dtype:
+    """Return the type of tensors that share memory with arrays of `dtype`."""
+    return torch.from_numpy(np.zeros(0, dtype)).dtype
+
+
+def _bounds(space: Plain) -> tuple[Any, Any]:
+    """Return the least and the largest value of a space, or of each entry."""
     match space:
         case spaces.Discrete():
-            return np.result_type(np.min_scalar_type(space.start), np.min_scalar_type(space.start + space.n - 1))
+            return np.asarray(space.start), np.asarray(space.start + (space.n - 1))
         case spaces.MultiDiscrete():
-            last = int((space.start + space.nvec - 1).max())
-            return np.result_type(np.min_scalar_type(int(space.start.min())), np.min_scalar_type(last))
-    return np.dtype(np.uint8) if isinstance(space, spaces.MultiBinary) else np.dtype(space.dtype)
+            return np.asarray(space.start), space.start + (space.nvec - 1)
+        case spaces.MultiBinary():
+            return np.int8(0), np.int8(1)
+    return space.low, space.high
 
 
 def _fitting(value: Any, leaf: Leaf, batch: bool) -> Array:
-    """Convert a leaf to its space's type. Raises: ValueError: if that changes its values or it does not fit."""
-    array, space, shape = np.asarray(value), leaf.space, _shape(leaf.space)
+    """Convert a part to its stored type. Raises: ValueError: if it does not fit, or if that changes a whole number.
+
+    Real numbers are rounded to the precision of their space.
+    """
+    array, shape = np.asarray(value), leaf.shape
     if array.shape[int(batch) :] != shape or array.ndim != len(shape) + batch:
         raise ValueError(f"an {leaf.name} of shape {array.shape} in a space of {shape}")
-    if array.dtype == space.dtype and isinstance(space, spaces.Box):
+    if leaf.range is None and array.dtype == leaf.dtype:
         return array
-    fitting = array.astype(space.dtype) if array.dtype.kind in "biuf" else array
-    if fitting.dtype != space.dtype or not (
-        np.can_cast(array.dtype, space.dtype, "same_kind") or np.array_equal(fitting, array)
-    ):
-        raise ValueError(f"an {leaf.name} of type {array.dtype} in a space of {space.dtype}")
-    if not isinstance(space, spaces.Box) and not space.contains(fitting if fitting.ndim else fitting[()]) and not batch:
-        raise ValueError(f"an {leaf.name} of {array.tolist()} in {space}")
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"an {leaf.name} of type {array.dtype} in a space of {leaf.space.dtype}")
+    outside: Any = False
+    if leaf.range is not None:
+        outside = (array < leaf.range[0]) | (array > leaf.range[1])
+    fitting = array
+    if array.dtype != leaf.dtype:
+        with np.errstate(invalid="ignore", over="ignore"):
+            fitting = array.astype(leaf.dtype)
+        if leaf.dtype.kind == "f":
+            outside |= np.isfinite(array) & ~np.isfinite(fitting)
+        elif not np.can_cast(array.dtype, leaf.dtype):
+            outside |= fitting != array
+    if np.any(outside):
+        space = leaf.space.dtype if leaf.range is None else _shortened(leaf.space)
+        raise ValueError(f"an {leaf.name} of {array[outside].flat[0]} in a space of {space}")
     return fitting
+
+
+def _shortened(space: Plain) -> str:
+    text = " ".join(str(space).split())
+    return text if len(text) <= 80 else f"{text[:80]} …"
 
 
 # ------------------------------------------------------------------------------------------------------- the encoding
 
 SMALLEST_SIDE = 5  # pixels: a Box with a shorter side is not an image
+LARGEST_PIXEL = 255.0  # a bound beyond it tells nothing about the values of an image
 
 
 class Encoder:
     """Encodes arrays of observations as `size` numbers, images `[channels, height, width]` and an action mask.
 
-    Numbers: Discrete and MultiDiscrete one-hot, MultiBinary and Box flattened. Images: Boxes of rank 3 or 4, and of
-    rank 2 if they are bytes, with sides of 5 pixels or more, unless `images` is False. Bytes are divided by their
-    largest value, and so are other images with bounds beyond 1.
+    Numbers: Discrete and MultiDiscrete one-hot, MultiBinary and Box flattened, bytes divided by their largest bound.
+    Images: Boxes of rank 3 or 4, and of rank 2 if they are bytes, with sides of 5 pixels or more, unless `images` is
+    False. Each channel is divided by its bound, where the bounds of all channels tell the scale of the values.
     """
 
     def __init__(self, space: spaces.Space[Any], *, images: bool = True) -> None:
         self.layout = Layout(space)
         self.mask = self.layout.action_mask if len(self.layout.leaves) > 1 else None
-        read = [leaf for leaf in self.layout.leaves if leaf.numbers != self.mask]
-        pictures = [_Image.of(leaf) if images else None for leaf in read]
-        self.numbers = [_Numbers(leaf) for leaf, picture in zip(read, pictures, strict=True) if picture is None]
-        self.image_leaves = [picture for picture in pictures if picture is not None]
+        read = [leaf for leaf in self.layout.leaves if leaf is not self.mask]
+        found = [ImagePart.of(leaf) if images else None for leaf in read]
+        self.numbers = [_Numbers(leaf) for leaf, image in zip(read, found, strict=True) if image is None]
+        self.images = [image for image in found if image is not None]
         self.size = sum(part.size for part in self.numbers)
-        self.images = [picture.shape for picture in self.image_leaves]
-        self.actions = None if self.mask is None else self.mask.stop - self.mask.start
+        self.actions = None if self.mask is None else self.mask.size
 
     def in_torch(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the numbers `[M, size]` of observations `[M, …]`."""
-        rows = obs.reshape(len(obs), -1)
-        parts = [part.in_torch(rows[:, part.leaf.numbers], dtype) for part in self.numbers]
-        return parts[0] if len(parts) == 1 else torch.cat([rows.new_zeros(len(rows), 0, dtype=dtype), *parts], 1)
+        parts = [part.in_torch(part.leaf.unpack(obs), dtype) for part in self.numbers]
+        return parts[0] if len(parts) == 1 else torch.cat([obs.new_zeros(len(obs), 0, dtype=dtype), *parts], 1)
 
-    def in_numpy(self, obs: Array) -> Array:
+    def in_numpy(self, obs: Array, dtype: Any = np.float32) -> Array:
         """Return the numbers `[N, size]` of observations `[N, …]`."""
-        rows = obs.reshape(len(obs), -1)
-        parts = [part.in_numpy(rows[:, part.leaf.numbers]) for part in self.numbers]
-        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros((len(rows), 0), np.float32), *parts], 1)
-
-    def pictures(self, obs: Tensor, dtype: torch.dtype) -> list[Tensor]:
-        """Return the images of observations `[M, …]`, each `[M, channels, height, width]`."""
-        rows = obs.reshape(len(obs), -1)
-        return [picture.in_torch(rows[:, picture.leaf.numbers], dtype) for picture in self.image_leaves]
+        parts = [part.in_numpy(part.leaf.unpack(obs), dtype) for part in self.numbers]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros((len(obs), 0), dtype), *parts], 1)
 
     def permitted(self, obs: Any) -> Any:
         """Return the action masks of observations `[M, …]`: bool `[M, actions]`."""
-        return obs[:, self.mask] != 0
+        assert self.mask is not None
+        return self.mask.unpack(obs) != 0
 
 
 class _Numbers:
     """The numbers of one leaf, the same in torch and in numpy."""
 
     def __init__(self, leaf: Leaf) -> None:
-        self.leaf, space = leaf, leaf.space
-        self.size = leaf.numbers.stop - leaf.numbers.start
-        self.divisor = _largest(space) if isinstance(space, spaces.Box) and space.dtype == np.uint8 else 1.0
+        self.leaf, space, self.size = leaf, leaf.space, leaf.size
+        self.divisor = 1.0
+        if isinstance(space, spaces.Box) and space.dtype == np.uint8:
+            self.divisor = max(float(space.high.max(initial=0)), 1.0)
         self.first: Array | None = None  # the column of each entry's first value in a one-hot row
         if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
             counts = np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec)
@@ -210,36 +305,31 @@ class _Numbers:
         places = x.long() + torch.from_numpy(self.first).to(x.device)
         return torch.zeros(len(x), self.size, dtype=dtype, device=x.device).scatter_(1, places, 1)
 
-    def in_numpy(self, x: Array) -> Array:
+    def in_numpy(self, x: Array, dtype: Any) -> Array:
         if self.first is None:
-            numbers = x.astype(np.float32, copy=False)
-            return numbers if self.divisor == 1 else numbers / np.float32(self.divisor)
-        encoded = np.zeros((len(x), self.size), np.float32)
+            numbers = x.astype(dtype, copy=False)
+            return numbers if self.divisor == 1 else numbers / numbers.dtype.type(self.divisor)
+        encoded = np.zeros((len(x), self.size), dtype)
         np.put_along_axis(encoded, x.astype(np.int64, copy=False) + self.first, 1, 1)
         return encoded
 
 
-def is_image(leaf: Leaf) -> bool:
-    """Return whether a leaf is read as an image."""
-    return _Image.of(leaf) is not None
-
-
 @dataclass(frozen=True)
-class _Image:
+class ImagePart:
     """The image of one leaf: stacked frames become channels, and channels come first."""
 
     leaf: Leaf
     stored: tuple[int, ...]  # the shape of the leaf: frames × the axes of a frame
     channels_last: bool
-    divisor: float
+    divisors: tuple[float, ...] = ()  # of each channel; () if the bounds do not tell the scale
 
     @staticmethod
-    def of(leaf: Leaf) -> _Image | None:
+    def of(leaf: Leaf) -> ImagePart | None:
         """Return the image of a leaf, None if it is not one.
 
         Height and width are the two sides that are equal; otherwise the channels are the shorter end.
         """
-        space, shape = leaf.space, _shape(leaf.space)
+        space, shape = leaf.space, leaf.shape
         if (
             not isinstance(space, spaces.Box)
             or not 2 <= len(shape) <= 4
@@ -252,24 +342,48 @@ class _Image:
         sides = frame[:2] if channels_last else frame[1:]
         if min(sides) < SMALLEST_SIDE:
             return None
-        return _Image(leaf, (frames, *frame), channels_last, _largest(space))
+        image = ImagePart(leaf, (frames, *frame), channels_last)
+        return replace(image, divisors=_divisors(*(image.by_channel(bound) for bound in (space.low, space.high))))
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
         frames, first, middle, last = self.stored
         return (frames * last, first, middle) if self.channels_last else (frames * first, middle, last)
 
-    def in_torch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        image = x.reshape(len(x), *self.stored)
+    @property
+    def is_wide(self) -> bool:
+        """Whether float32 does not represent all values of its type."""
+        return not np.can_cast(self.leaf.dtype, np.float32)
+
+    def by_channel(self, values: Array) -> Array:
+        """Return the values of one image, [channels, pixels]."""
+        frames = values.reshape(self.stored)
+        frames = frames.transpose(0, 3, 1, 2) if self.channels_last else frames
+        return frames.reshape(self.shape[0], -1)
+
+    def in_torch(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the images of observations [M, …], [M, channels, height, width]."""
+        image: Tensor = self.leaf.unpack(obs).reshape(len(obs), *self.stored)
         if self.channels_last:
             image = image.permute(0, 1, 4, 2, 3)
         # Convolutions are a third faster with channels last; bytes are permuted before they become floats.
         # The result is a copy, so that it can be scaled in place: allocation costs more than the arithmetic.
-        image = image.reshape(len(x), *self.shape).contiguous(memory_format=torch.channels_last).to(dtype, copy=True)
-        return image if self.divisor == 1 else image.div_(self.divisor)
+        image = image.reshape(len(obs), *self.shape).contiguous(memory_format=torch.channels_last).to(dtype, copy=True)
+        if len(set(self.divisors)) > 1:
+            return image.div_(torch.tensor(self.divisors, dtype=dtype, device=image.device)[:, None, None])
+        divisor = next(iter(self.divisors), 1.0)
+        return image if divisor == 1 else image.div_(divisor)
 
 
-def _largest(space: spaces.Box) -> float:
-    """Return the largest absolute value within the bounds; 1 if that is smaller, or if the space is unbounded."""
-    bound = float(max(abs(space.low.min(initial=0)), abs(space.high.max(initial=0))))
-    return bound if 1 < bound < math.inf else 1.0
+def _divisors(low: Array, high: Array) -> tuple[float, ...]:
+    """Return the largest absolute value of each channel, at least 1, from bounds [channels, pixels].
+
+    Returns: () unless the bounds of all channels tell the scale: neither unknown, beyond 255, nor below 1/255, and no
+    narrow range far from 0. The code of a tile, a depth in millimetres and a temperature would vanish otherwise.
+    """
+    low, high = low.min(1).astype(np.float64), high.max(1).astype(np.float64)  # nan remains nan
+    largest = np.maximum(np.abs(low), np.abs(high))
+    tells = (largest >= 1 / LARGEST_PIXEL) & (largest <= LARGEST_PIXEL) & (high - low >= largest / 2)
+    tells |= largest == 0
+    return tuple(np.maximum(largest, 1.0).tolist()) if tells.all() else ()

@@ -23,6 +23,7 @@ from pgcli.policies.recurrent import RecurrentNetwork, Sequences
 
 Array = NDArray[Any]
 STATISTICS_ROWS = 256  # images added to the normalisers at a time
+NOISE_ROWS = 64  # random numbers are drawn for so many steps at a time
 FORBIDDEN = -1e8  # the logit of a masked action: exp(-1e8) is 0, and so is its product with the logit
 _IGNORE_MASK = "`policy.action_mask: none` ignores the mask"
 
@@ -36,6 +37,7 @@ class Actor:
     noise: Callable[[np.random.Generator, int, int], Array]  # generator, rows, columns → [rows, columns, …]
     for_environment: Callable[[Array], Array]  # actions as drawn → in the form that the environment takes
     state_size: int = 0
+    noise_steps: int | None = None  # consecutive steps that share their noise; None: every step has its own
 
     def start(self, columns: int) -> Array:
         """Return the recurrent state at the start of an episode: zeros."""
@@ -44,6 +46,35 @@ class Actor:
     def act(self, obs: Array, noise: Array) -> Array:
         """Return actions for the first observations of episodes."""
         return self.respond(obs, noise, self.start(len(obs)))[0]
+
+
+class ActingState:
+    """What a policy carries from one step of N episodes to the next: its recurrent state, and the noise of some steps.
+
+    Noise is drawn for `rows` steps at a time, or for as many as share it. `memory` is the recurrent state.
+    """
+
+    def __init__(
+        self,
+        actor: Actor,
+        generator: np.random.Generator,
+        columns: int,
+        *,
+        memory: Array | None = None,
+        rows: int = NOISE_ROWS,
+    ) -> None:
+        self.actor, self.columns = actor, columns
+        self.memory = actor.start(columns) if memory is None else memory
+        self._generator, self._rows, self._row = generator, actor.noise_steps or rows, 0
+        self._noise: Array = np.zeros(0)
+
+    def act(self, obs: Array) -> Array:
+        """Return the actions for observations [N, …], as drawn."""
+        if self._row == 0:
+            self._noise = self.actor.noise(self._generator, self._rows, self.columns)
+        actions, self.memory = self.actor.respond(obs, self._noise[self._row], self.memory)
+        self._row = (self._row + 1) % self._rows
+        return actions
 
 
 class Policy(nn.Module):
@@ -58,7 +89,7 @@ class Policy(nn.Module):
         super().__init__()
         self.observation_space = observation_space
         self.encoder = Encoder(observation_space, images=config.image_network != "none")
-        self.images = image_networks(self.encoder.images, config)
+        self.images = image_networks([image.shape for image in self.encoder.images], config)
         size = self.encoder.size + num_features(self.images)
         if config.image_network in ("nature", "small") and not self.encoder.images:
             message = f"policy.image_network: {config.image_network} reads images, and {observation_space} has none"
@@ -70,12 +101,12 @@ class Policy(nn.Module):
         self.memory = None if config.memory == "none" else RecurrentNetwork(config.memory, size, config.memory_size)
         sizes = [size if self.memory is None else self.memory.size, *config.hidden_sizes]
         self.features = sizes[-1]
-        self.distribution = make_distribution(
-            action_space, config.distribution, config.initial_standard_deviation, features=sizes[-1]
-        )
+        self.distribution = make_distribution(action_space, config, features=sizes[-1])
         self.normalizer = Normalizer(self.encoder.size) if config.normalize_obs and self.encoder.size else None
-        channels = [image[0] for image in self.encoder.images if config.normalize_obs]
-        self.image_normalizers = nn.ModuleList(map(Normalizer, channels))
+        self.image_normalizers = nn.ModuleList(
+            Normalizer(image.shape[0]) if config.normalize_obs or not image.divisors else nn.Identity()
+            for image in self.encoder.images
+        )
         self.network = mlp([*sizes, self.distribution.size], config.activation)
         if config.init == "orthogonal":
             orthogonal(self.network, last_gain=0.01)
@@ -93,10 +124,17 @@ class Policy(nn.Module):
         """The device of the parameters."""
         return next(self.network.parameters()).device
 
+    @property
+    def has_statistics(self) -> bool:
+        """Whether running statistics normalise a part of the observation."""
+        return any(isinstance(module, Normalizer) for module in (self.normalizer, *self.image_normalizers))
+
     def encode(self, obs: Tensor) -> Tensor:
         """Encode and normalise the numbers of observations [M, …], [M, numbers]."""
-        encoded = self.encoder.in_torch(obs, next(self.network.parameters()).dtype)
-        return encoded if self.normalizer is None else self.normalizer(encoded)
+        dtype = next(self.network.parameters()).dtype
+        if self.normalizer is None:
+            return self.encoder.in_torch(obs, dtype)
+        return self.normalizer.forward(self.encoder.in_torch(obs, torch.float64)).to(dtype)
 
     def read(self, obs: Tensor, images: nn.ModuleList | None = None) -> Tensor:
         """Concatenate the numbers of observations [M, …] and the features of `images`, by default the policy's own."""
@@ -108,23 +146,23 @@ class Policy(nn.Module):
 
     def pictures(self, obs: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """Return the images of observations [M, …], each [M, channels, height, width], normalised by channel."""
-        pictures = self.encoder.pictures(obs, dtype)
-        if not len(self.image_normalizers):
-            return pictures
-        scaled = []
-        for normalizer, x in zip(self.image_normalizers, pictures, strict=True):
-            assert isinstance(normalizer, Normalizer)
-            scaled.append(normalizer.of_images_(x))
-        return scaled
+        pictures = []
+        for image, normalizer in zip(self.encoder.images, self.image_normalizers, strict=True):
+            if isinstance(normalizer, Normalizer):
+                x = normalizer.of_images_(image.in_torch(obs, torch.float64 if image.is_wide else dtype)).to(dtype)
+            else:
+                x = image.in_torch(obs, dtype)
+            pictures.append(x)
+        return pictures
 
     def add_statistics(self, obs: Tensor) -> None:
         """Add observations [M, …] to the normalisers' statistics."""
         if self.normalizer is not None:
             self.normalizer.add(self.encoder.in_torch(obs, torch.float64))
-        for part in torch.split(obs, STATISTICS_ROWS) if len(self.image_normalizers) else ():
-            for normalizer, x in zip(self.image_normalizers, self.encoder.pictures(part, torch.float64), strict=True):
-                assert isinstance(normalizer, Normalizer)
-                normalizer.add(x.movedim(1, -1).flatten(0, 2))
+        for image, normalizer in zip(self.encoder.images, self.image_normalizers, strict=True):
+            if isinstance(normalizer, Normalizer):
+                for part in torch.split(obs, STATISTICS_ROWS):
+                    normalizer.add(image.in_torch(part, torch.float64).movedim(1, -1).flatten(0, 2))
 
     def recur(self, read: Tensor, sequences: Sequences | None) -> Tensor:
         """Return the outputs of the recurrent network; without one, its inputs."""
@@ -163,9 +201,7 @@ class Policy(nn.Module):
             return [network(x).numpy() for network, x in zip(images, pictures, strict=True)]
 
         def respond(obs: Array, noise: Array, memory: Array) -> tuple[Array, Array]:
-            x = encoder.in_numpy(obs)
-            if normalize is not None:
-                x = normalize(x)
+            x = encoder.in_numpy(obs) if normalize is None else normalize(encoder.in_numpy(obs, np.float64))
             if len(images):
                 x = np.concatenate((x, *image_features(obs)), 1)
             if recur is not None:
@@ -179,7 +215,8 @@ class Policy(nn.Module):
             return (sample(outputs, noise) if mode == "sampled" else most_probable(outputs)), memory
 
         state_size = 0 if self.memory is None else self.memory.state_size
-        return Actor(respond, self.distribution.noise, self.distribution.for_environment, state_size)
+        noise_steps = self.distribution.noise_steps if mode == "sampled" else None
+        return Actor(respond, self.distribution.noise, self.distribution.for_environment, state_size, noise_steps)
 
 
 def parameters_of(policy: Policy, value: nn.Module | None) -> dict[str, Tensor]:

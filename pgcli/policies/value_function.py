@@ -27,7 +27,11 @@ class ValueFunction(nn.Module):
                 "value.shared_trunk: a policy without hidden layers has no trunk to share",
                 "leave shared_trunk out, or give the policy hidden layers",
             )
-        self.images = nn.ModuleList() if self.shared else image_networks(policy.encoder.images, policy_config)
+        self.images = (
+            nn.ModuleList()
+            if self.shared
+            else image_networks([image.shape for image in policy.encoder.images], policy_config)
+        )
         size = policy.encoder.size + num_features(self.images)
         size += 0 if policy.memory is None else policy.memory.size
         sizes = [policy.features] if self.shared else [size, *hidden_sizes]

@@ -169,7 +169,7 @@ class RunProgress:
         if isinstance(record, Evaluation):
             self.last = record
             self.seconds[2] += record.seconds
-            if self.best is None or record.returns.mean > self.best.returns.mean:
+            if not record.stopped_by and (self.best is None or record.returns.mean > self.best.returns.mean):
                 self.best = record
             return
         if self.first_progress is None:
@@ -264,7 +264,7 @@ def _line(record: Record, run: RunProgress) -> str:
     if isinstance(record, Evaluation):
         return (
             f"evaluation at iteration {record.iteration}: return {mean_and_error(record.returns)} "
-            f"({record.returns.n} episodes, {record.mode})"
+            f"({record.returns.n} {'fresh ' if record.stopped_by else ''}episodes, {record.mode})"
         )
     counts = f"iteration {run.count}  env steps {record.env_steps:,}  return {run.returns_text}"
     metrics = brief(record.update, *OF_POLICY) + brief(record.update, *OF_VALUE)[:1]

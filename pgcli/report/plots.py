@@ -14,7 +14,7 @@ import numpy as np
 
 from pgcli.errors import RunDirectoryError
 from pgcli.records import COLUMNS, Cell
-from pgcli.report.curves import Drawing, Line, caption, read_lines, thousands, x_label, y_label
+from pgcli.report.curves import Drawing, Line, caption, legend, read_lines, thousands, x_label, y_label
 from pgcli.runs.files import read_json
 from pgcli.runs.tables import as_csv
 
@@ -86,12 +86,12 @@ def _as_figure(lines: Sequence[Line], drawing: Drawing, suffix: str) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.add_subplot()
-        for number, line in enumerate(lines):
+        for number, (line, label) in enumerate(zip(lines, legend(lines), strict=True)):
             color = COLORS[number % len(COLORS)]
             style = _LINE_STYLES[number // len(COLORS) % len(_LINE_STYLES)]
             c = line.curve
             dot = "o" if len(c.x) == 1 else ""  # a single point draws no line
-            axes.plot(c.x, c.center, style, marker=dot, color=color, linewidth=1.5, label=plain(line.label))
+            axes.plot(c.x, c.center, style, marker=dot, color=color, linewidth=1.5, label=plain(label))
             axes.fill_between(c.x, c.low, c.high, color=color, alpha=0.2, linewidth=0)
         threshold = _threshold(lines) if drawing.column in _RETURNS else None
         if threshold is not None:

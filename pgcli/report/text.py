@@ -123,7 +123,7 @@ def outcome_text(outcome: Outcome) -> str:
     """Describe how a run ended, in the lines that `pgcli train` prints."""
     last = outcome.last
     if last is None:
-        return f"{outcome.path}: {outcome.reason}\n  `pgcli resume` with a larger training.iterations extends it"
+        return f"{outcome.path}: {outcome.reason}"
     best = "" if outcome.best is None else f"; best {short(outcome.best[0])} at iteration {outcome.best[1]}"
     return (
         f"{outcome.path}: {outcome.reason}\n"

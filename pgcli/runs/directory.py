@@ -16,7 +16,7 @@ import numpy as np
 from pgcli import __version__
 from pgcli.config import Config, to_yaml
 from pgcli.errors import CheckpointError, RunDirectoryError, UsageError
-from pgcli.records import TABLES, Evaluation, Iteration
+from pgcli.records import TABLES, Evaluation, Iteration, more_columns
 from pgcli.runs import checkpoints
 from pgcli.runs.files import (
     make_folder,
@@ -32,8 +32,11 @@ from pgcli.runs.tables import (
     has_rows,
     header_of,
     lengths_before,
+    more_of,
+    read_header,
     read_table,
     rows_of,
+    set_columns,
     tables_of,
     truncate,
 )
@@ -47,6 +50,8 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.best: tuple[float, int] | None = None  # the best evaluation so far: mean return, iteration
         self._tables: dict[str, TableWriter] = {}
+        self._more: dict[str, list[str]] = {}  # by table, the columns after its own
+        self._results = set[int]()  # iterations of the checkpoints with which the run had finished before
 
     @property
     def status(self) -> dict[str, Any]:
@@ -68,10 +73,16 @@ class RunDirectory:
         self._remove_temporary()
         write_json(self.path / "run.json", _circumstances(config, command, reward_threshold))
         self.set_status("running")
-        self._open_tables(config)
+        self._open_tables(config, config.logging.info or ())
 
     def restart(
-        self, config: Config, command: list[str], overrides: list[str], exact: bool, counters: dict[str, int]
+        self,
+        config: Config,
+        command: list[str],
+        overrides: list[str],
+        exact: bool,
+        counters: dict[str, int],
+        reward_threshold: float | None,
     ) -> None:
         """Return the run to its state after `counters["iteration"]` updates, and open it for appending.
 
@@ -90,29 +101,46 @@ class RunDirectory:
             truncate(path, length)
         run = read_json(self.path / "run.json")
         run["exact"] = bool(run.get("exact", True)) and exact
-        run.setdefault("resumes", []).append({"iteration": iteration, "command": command, "overrides": overrides})
+        run["reward_threshold"] = reward_threshold  # of the environment of evaluations, which may be another
+        resume: dict[str, Any] = {"iteration": iteration, "command": command, "overrides": overrides}
+        if self.status.get("status") == "finished":
+            resume["extends"] = True  # the checkpoint of its former end is kept
+        run.setdefault("resumes", []).append(resume)
+        self._results = _results(run)
         write_json(self.path / "run.json", run)
         write_whole(self.path / "config.yaml", _config_text(config, self.path))
         self.set_status("running")
-        self._open_tables(config)
+        self._open_tables(config, more_of("episodes", read_header(self.path / "episodes.csv")) or ())
         self.best = _best_evaluation(self.path / "evaluations.csv")
         self._point_to_best()
 
-    def _open_tables(self, config: Config) -> None:
+    def _open_tables(self, config: Config, info: Sequence[str]) -> None:
+        """Open the tables for appending, with a column for each name in `info`."""
+        self._config, self._more = config, more_columns(info, stops=config.evaluation.stops)
         for name in tables_of(config):
-            self._tables[name] = TableWriter(self.path / f"{name}.csv", header_of(name))
+            path, header = self.path / f"{name}.csv", header_of(name, self._more.get(name, ()))
+            if read_header(path) not in ([], header):
+                set_columns(path, header)
+            self._tables[name] = TableWriter(path, header)
         sync_folder(self.path)
 
     def add_iteration(self, record: Iteration) -> None:
         """Append the rows of an iteration to their tables."""
-        for name, rows in rows_of(record).items():
+        for name, rows in rows_of(record, self._more).items():
             if rows:
                 self._tables[name].append(rows)
 
     def add_evaluation(self, record: Evaluation) -> bool:
-        """Append an evaluation to evaluations.csv, and return whether it is the best so far."""
-        self._tables["evaluations"].append(rows_of(record)["evaluations"])
-        is_best = self.best is None or record.returns.mean > self.best[0]
+        """Append an evaluation to evaluations.csv, and return whether it is the best so far.
+
+        The first one shows which of the default names of `logging.info` the environment reports. The best is chosen
+        among those of the schedule: one of fresh episodes after the stop is not.
+        """
+        if record.iteration == 0 and record.info and self._config.logging.info is None:
+            self.close()
+            self._open_tables(self._config, [name for name in self._config.info_names if name in record.info])
+        self._tables["evaluations"].append(rows_of(record, self._more)["evaluations"])
+        is_best = not record.stopped_by and (self.best is None or record.returns.mean > self.best[0])
         if is_best:
             self.best = (record.returns.mean, record.iteration)
         return is_best
@@ -131,7 +159,8 @@ class RunDirectory:
             checkpoints.point(self.checkpoints / "best.json", path, checkpoints.digest_of(path))
         best_name = checkpoints.file_name(self.best[1]) if self.best else ""
         for old in _to_delete(checkpoints.list_checkpoints(self.checkpoints), path, best_name, keep, every):
-            old.unlink()
+            if checkpoints.iteration_of(old) not in self._results:
+                old.unlink()
 
     def add_reproduction(self, name: str, program: str) -> Path:
         """Write a program in which a fault of the environment happens again, and say where."""
@@ -150,8 +179,8 @@ class RunDirectory:
 
     def close(self) -> None:
         """Close the tables."""
-        for table in self._tables.values():
-            table.close()
+        while self._tables:
+            self._tables.popitem()[1].close()
 
     def _point_to_best(self) -> None:
         """Point best.json to the best checkpoint, if it exists: resumed from an earlier state, a run may lose it."""
@@ -165,6 +194,11 @@ class RunDirectory:
     def _remove_temporary(self) -> None:
         for folder in (self.path, self.checkpoints, self.path / "crash"):
             remove_temporary(folder)
+
+
+def _results(run: dict[str, Any]) -> set[int]:
+    """Return the iterations at which the run had finished before it was extended."""
+    return {one["iteration"] for one in run.get("resumes", []) if one.get("extends")}
 
 
 def _best_evaluation(file: Path) -> tuple[float, int] | None:
@@ -189,6 +223,14 @@ def elapsed_seconds(path: Path, iteration: int) -> float:
     timing = read_table(path / "timing.csv", ("elapsed_seconds",))
     before = timing["elapsed_seconds"][timing["iteration"] < iteration]
     return float(np.nanmax(before, initial=0.0))
+
+
+def earlier_evaluations(path: Path, iteration: int) -> list[dict[str, float]]:
+    """Read the numbers of the evaluations before `iteration`, by column."""
+    table = read_table(path / "evaluations.csv", None)
+    table = table.pick(table["iteration"] < iteration)
+    rows = zip(*(column.tolist() for column in table.numbers.values()), strict=True)
+    return [dict(zip(table.numbers, row, strict=True)) for row in rows]
 
 
 def move_aside(path: Path) -> Path:

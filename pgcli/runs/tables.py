@@ -11,7 +11,7 @@ import errno
 import io
 import itertools
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgcli.config import Config
-from pgcli.errors import RunDirectoryError, typed
-from pgcli.records import COLUMNS, TABLES, Cell, Evaluation, Iteration
-from pgcli.runs.files import BINARY, FILE_MODE, naming, open_file, write_all
+from pgcli.errors import RunDirectoryError, UsageError, closest, typed
+from pgcli.records import COLUMNS, STOPPED_BY, TABLES, Cell, Evaluation, Iteration, columns
+from pgcli.runs.files import BINARY, FILE_MODE, naming, open_file, write_all, write_whole
 
 Array = NDArray[np.float64]
 Words = NDArray[np.object_]  # of str
@@ -34,16 +34,41 @@ def tables_of(config: Config) -> list[str]:
     return [name for name in TABLES if name != "gradients" or config.diagnostics.every is not None]
 
 
-def header_of(name: str) -> list[str]:
-    """Return the names of a table's columns."""
-    return [column.name for column in TABLES[name]]
+def header_of(name: str, more: Sequence[str] = ()) -> list[str]:
+    """Return the names of a table's columns: its own, then `more`."""
+    return [column.name for column in columns(name, more)]
+
+
+def more_of(name: str, header: Sequence[str]) -> list[str] | None:
+    """Return the columns of a header beyond the table's own; None if it is no header of this table."""
+    own = header_of(name)
+    return list(header[len(own) :]) if list(header[: len(own)]) == own else None
+
+
+def check_info_names(config: Config) -> None:
+    """Raise UsageError for a name of `logging.info` or `evaluation.stop_at` that cannot be a column."""
+    known = {name: header_of(name, [STOPPED_BY.name]) for name in ("metrics", "evaluations", "episodes")}
+    for name in config.logging.info or ():
+        if any(name in header for header in known.values()):
+            raise UsageError(f"logging.info: `{name}` is a column already", "leave it out")
+    numbers = [name for name in known["evaluations"] if not COLUMNS[name].metric.text]
+    for name in config.evaluation.stop_at:
+        if name not in (*numbers, *config.info_names):
+            close = closest(name, (*numbers, *config.info_names))
+            hint = f"did you mean `{close}`?" if close else f"`logging.info: [{name}]` makes a column of what info has"
+            raise UsageError(f"evaluation.stop_at: evaluations.csv has no column `{name}`", hint)
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def rows_of(record: Iteration | Evaluation) -> dict[str, list[list[Cell]]]:
-    """Return the rows that a record adds to each table; the row of metrics.csv, which completes it, is the last."""
+def rows_of(
+    record: Iteration | Evaluation, more: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, list[list[Cell]]]:
+    """Return the rows that a record adds to each table; the row of metrics.csv, which completes it, is the last.
+
+    Args: more: by table, the columns after its own.
+    """
     of: dict[str, list[Any]]
     if isinstance(record, Evaluation):
         of = {"evaluations": [record]}
@@ -51,7 +76,8 @@ def rows_of(record: Iteration | Evaluation) -> dict[str, list[list[Cell]]]:
         gradients = [(record, estimate) for estimate in record.update.gradients]
         episodes = [(record, episode) for episode in record.episodes]
         of = {"gradients": gradients, "episodes": episodes, "timing": [record], "metrics": [record]}
-    return {name: [[column.value(one) for column in TABLES[name]] for one in ones] for name, ones in of.items()}
+    shown = {name: columns(name, (more or {}).get(name, ())) for name in of}
+    return {name: [[column.value(one) for column in shown[name]] for one in ones] for name, ones in of.items()}
 
 
 def as_csv(rows: Iterable[Sequence[Cell]]) -> str:
@@ -127,7 +153,7 @@ class _Damage(Exception):
 
 def read_table(
     path: Path,
-    columns: Collection[str] = COLUMNS.keys(),
+    names: Collection[str] | None = COLUMNS.keys(),
     *,
     whole: bool = False,
     skip_damage: bool = False,
@@ -137,7 +163,7 @@ def read_table(
 
     Args:
         path: the CSV file.
-        columns: those to read besides `iteration`, as far as the file has them.
+        names: the columns to read besides `iteration`, as far as the file has them; None: all.
         whole: the run has ended, so half a line is damage, too.
         skip_damage: leave out damaged lines, and read a word instead of a number as an empty cell.
         as_text: read all columns of the file, as words.
@@ -158,7 +184,7 @@ def read_table(
                 if skip_damage or not (whole or whole_head):
                     return Table(path, header)
                 raise RunDirectoryError(f"{path}: does not begin with the names of its columns", hint)
-            wanted = {*header} if as_text else {"iteration", *columns}
+            wanted = {*header} if as_text or names is None else {"iteration", *names}
             texts = {
                 name: as_text or (name in COLUMNS and COLUMNS[name].metric.text) for name in header if name in wanted
             }
@@ -291,17 +317,35 @@ def lengths_before(folder: Path, iteration: int, episodes: int) -> dict[Path, in
     return lengths
 
 
+def read_header(path: Path) -> list[str]:
+    """Return the names of a table's columns; none if it is missing or has no whole header."""
+    if not path.exists():
+        return []
+    with open_file(path) as file:
+        head = file.readline()
+    return head.decode(errors="replace").rstrip("\n").split(",") if head.endswith(b"\n") else []
+
+
+def set_columns(path: Path, header: Sequence[str]) -> None:
+    """Rewrite a table, if it exists, with other columns: new ones are empty."""
+    if path.exists():
+        with naming(path):
+            rows = list(csv.DictReader(path.read_text().splitlines()))
+            write_whole(path, as_csv([header, *([row.get(name, "") for name in header] for row in rows)]).encode())
+
+
 def length_before(path: Path, header: Sequence[str], iteration: int) -> tuple[int, int]:
     """Return how many whole rows before `iteration` a table begins with, and how many bytes that is.
 
-    Raises: RunDirectoryError if it has another header, or more such rows after damaged ones, which no crash leaves.
+    Raises: RunDirectoryError if it does not begin with the columns of `header`, or has more such rows after damaged
+        ones, which no crash leaves.
     """
     if not path.exists():
         return 0, 0
     with open_file(path) as file:
         head = file.readline()
         whole = head.endswith(b"\n")
-        if whole and head.decode(errors="replace") != f"{','.join(header)}\n":
+        if whole and head.decode(errors="replace").rstrip("\n").split(",")[: len(header)] != list(header):
             raise RunDirectoryError(
                 f"{path}: has other columns than this version of pgcli writes",
                 "go on with the version that began the run, or train into another --run-dir",

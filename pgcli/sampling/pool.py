@@ -17,6 +17,7 @@ from pgcli.environments.single import make_environment
 from pgcli.errors import PgcliError
 from pgcli.policies.policy import Policy
 from pgcli.sampling.chunks import EnvironmentCache
+from pgcli.system.memory import memory_error
 from pgcli.system.process_state import environments_turn, restore_process
 from pgcli.system.processes import Check
 
@@ -93,9 +94,10 @@ def closing_error(environments: EnvironmentCache) -> Exception | None:
 
 
 def sendable(error: BaseException) -> Exception:
-    """Return pgcli's own errors as they are, and others as a RuntimeError with their traceback as text."""
-    if isinstance(error, PgcliError):
-        return error
+    """Return errors with a message for users, and others as a RuntimeError with their traceback as text."""
+    known = error if isinstance(error, PgcliError) else memory_error(error)
+    if known is not None:
+        return known
     return RuntimeError("in a worker process:\n" + "".join(traceback.format_exception(error)))
 
 

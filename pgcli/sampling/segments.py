@@ -22,16 +22,16 @@ from pgcli.environments.make import make_resumable_environments
 from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import CheckpointError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
-from pgcli.policies.policy import Policy
+from pgcli.policies.policy import ActingState, Policy
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.rollout import (
-    NOISE_ROWS,
     Array,
     EndedEpisode,
     Rollout,
     Transition,
     endless_episode,
+    named,
     to_trajectories,
 )
 from pgcli.seeding import Purpose, Seeds, derived_seed, generator
@@ -129,6 +129,7 @@ class SegmentSampler:
             return 0
         arrays = {name.removeprefix("sampler."): tensor.numpy() for name, tensor in tensors.items()}
         no_memory = policy.actor("sampled").start(self._config.env.num_envs)
+        arrays |= {"obs": self._examples[0].envs.layout.converted(arrays["obs"])} if "obs" in arrays else {}
         names = self._check(arrays, no_memory)
         arrays = {"memory": no_memory} | arrays
         tasks = {}
@@ -248,35 +249,39 @@ class _LiveColumns:
         random = generator(config.seed, Purpose.ACT, iteration, chunk.start)
         if isinstance(envs, VectorEnvironments):
             envs.seed(native_seed(config, iteration, chunk.start))
-        episode, obs, running, memory = state.episode.copy(), state.obs, ~state.over, state.memory
-        rows, waiting = [], bool(state.over.any())
+        acting = ActingState(actor, random, len(chunk), memory=state.memory)
+        episode, obs, running = state.episode.copy(), state.obs, ~state.over
+        rows, waiting, names, infos = [], bool(state.over.any()), config.info_names, dict[int, Array]()
 
         def seed_of(column: int) -> int:
             return segment_seed(config, chunk[column], int(episode[column]))
 
         for t in range(config.rollout.steps or 0):
             check()
-            if t % NOISE_ROWS == 0:
-                noise = actor.noise(random, NOISE_ROWS, len(chunk))
-            actions, memory = actor.respond(obs, noise[t % NOISE_ROWS], memory)
+            actions = acting.act(obs)
             next_obs, rewards, terminated, truncated = envs.step(actor.for_environment(actions), running)
             over = terminated | truncated
             if waiting:
                 over &= running
                 episode += ~running
-                memory = np.where(running[:, None], memory, 0)
+                acting.memory = np.where(running[:, None], acting.memory, 0)
                 fresh = np.flatnonzero(~running).tolist()
                 next_obs = envs.restart(fresh, Seeds(fresh, seed_of))
             rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))
             obs, running, waiting = next_obs, ~over, bool(over.any())
+            if waiting and names and (info := envs.reported(names, over)) is not None:
+                infos[t] = info
         before = torch.from_numpy(state.memory) if actor.state_size else None
         trajectories = replace(to_trajectories(rows), memory=before)
-        ended, sums = _ended(trajectories, state, config.algorithm.gamma)
+        places, ended, sums = _ended(trajectories, state, config.algorithm.gamma)
+        if infos:
+            found = (named(names, infos[t][column].tolist()) if t in infos else {} for t, column in places)
+            ended = [one._replace(info=numbers) for one, numbers in zip(ended, found, strict=True)]
         if sums["lengths"].max() > MAX_EPISODE_STEPS:
             raise endless_episode()
         history = _extended(state.action_history, trajectories.actions.numpy(), sums["lengths"])
         self.state = ColumnState(
-            episode, ~running, obs, **sums, memory=memory, action_history=history, simulator=self._simulator()
+            episode, ~running, obs, **sums, memory=acting.memory, action_history=history, simulator=self._simulator()
         )
         return trajectories, ended
 
@@ -336,8 +341,10 @@ def _extended(history: list[Array], actions: Array, lengths: Array) -> list[Arra
     ]
 
 
-def _ended(trajectories: Trajectories, state: ColumnState, gamma: float) -> tuple[list[EndedEpisode], dict[str, Array]]:
-    """Describe the episodes that ended in a segment, by row and column; return the sums of those that continue.
+def _ended(
+    trajectories: Trajectories, state: ColumnState, gamma: float
+) -> tuple[list[tuple[int, int]], list[EndedEpisode], dict[str, Array]]:
+    """Return row and column of the episodes that ended in a segment, the episodes, and the sums of those that continue.
 
     The rows of all columns, one column after the other, are cut into pieces: the first row of a column begins one,
     which continues an episode of `state`, and so does every row that resets.
@@ -368,4 +375,5 @@ def _ended(trajectories: Trajectories, state: ColumnState, gamma: float) -> tupl
     fields = (sums["returns"], sums["discounted"], sums["lengths"], how)
     ended = [EndedEpisode(*one) for one in zip(*(x[order].tolist() for x in fields), strict=True)]
     final = np.append(first[1:], True)
-    return ended, {name: np.where(over, 0, x)[final] for name, x in sums.items()}
+    places = list(zip((last[order] % mask.shape[1]).tolist(), column[order].tolist(), strict=True))
+    return places, ended, {name: np.where(over, 0, x)[final] for name, x in sums.items()}

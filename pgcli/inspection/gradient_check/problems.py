@@ -246,6 +246,7 @@ class ContinuousProblem:
     bounded: bool = False
     lengths_vary = off_policy = False
     rows = None  # whole episodes
+    pace = 1.0  # of s, per unit of an action
 
     def __post_init__(self) -> None:
         self.observation_space: spaces.Space[Any] = spaces.Box(-np.inf, np.inf, (1,), np.float64)
@@ -266,14 +267,19 @@ class ContinuousProblem:
         noise = actor.noise(random, self.horizon, count)
         s, steps = np.ones((count, 1)), []
         for t in range(self.horizon):
-            drawn = actor.act(s, noise[t])
+            drawn = actor.act(self.observe(s), noise[t])
             a = actor.for_environment(drawn)
-            steps.append((s, drawn, -(s**2 + (a - 1) ** 2)[:, 0]))
-            s = s + a
+            steps.append((self.observe(s), drawn, -(s**2 + (a - 1) ** 2)[:, 0]))
+            s = s + self.pace * a
         seen, actions, rewards = (np.stack(column) for column in zip(*steps, strict=True))
         mask, terminated = np.ones(rewards.shape, bool), np.zeros(rewards.shape, bool)
         terminated[-1] = self.horizon == 1
-        return ProblemData(_sampled(np.concatenate((seen, s[None])), actions, rewards, terminated, mask), None)
+        obs = np.concatenate((seen, self.observe(s)[None]))
+        return ProblemData(_sampled(obs, actions, rewards, terminated, mask), None)
+
+    def observe(self, s: Array) -> Array:
+        """Return the observations of states [N, 1]."""
+        return s
 
     def expected_return(self, policy: Policy, gamma: float) -> Tensor:
         """Compute J from the moments of s; for one step by Gauss-Hermite quadrature, exact for a quadratic."""
@@ -297,6 +303,67 @@ class ContinuousProblem:
             total = total - gamma**t * cost
             mean, variance = mean + gain * mean + bias, (1 + gain) ** 2 * variance + noise
         return total
+
+
+@dataclass
+class ExplorationProblem(ContinuousProblem):
+    """s' = s + 0.3 a, for noise that depends on the state: (s, 1) is observed, and a = μ + σ₁ s z₁ + σ₂ z₂.
+
+    If z is drawn once per episode, an episode is a polynomial in z, and Gauss-Hermite quadrature gives J exactly. If it
+    is drawn at each step, J follows from the moments of s.
+    """
+
+    pace = 0.3  # slow enough for noise that lasts: it multiplies s by a constant
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+
+    def initialize(self, policy: Policy) -> None:
+        """Set a policy that moves s down, too far for any number of steps: ∇J is large and of one direction."""
+        super().initialize(policy)
+        head: Any = policy.network[0]
+        distribution: Any = policy.distribution
+        with torch.no_grad():
+            head.weight[:, 1] = 0.0
+            head.bias.fill_(-0.8)
+            distribution.log_standard_deviation.fill_(math.log(0.4))
+
+    def observe(self, s: Array) -> Array:
+        """Return the observations of states [N, 1]."""
+        return np.concatenate((s, np.ones_like(s)), 1)
+
+    def expected_return(self, policy: Policy, gamma: float) -> Tensor:
+        """Compute J, with z of one draw per episode if the policy keeps its noise, else of one per step."""
+        gain, constant, bias = torch.cat([parameter.flatten() for parameter in policy.network.parameters()])
+        distribution: Any = policy.distribution
+        first, second = distribution.log_standard_deviation.flatten().exp()
+        bias = bias + constant
+        total = torch.zeros((), dtype=torch.float64)
+        if not keeps_noise(policy):
+            mean, square = torch.ones(2, dtype=torch.float64)  # E[s], E[s²]
+            for t in range(self.horizon):
+                noise = first**2 * square + second**2
+                of_action = gain**2 * square + 2 * gain * (bias - 1) * mean + (bias - 1) ** 2 + noise
+                total = total - gamma**t * (square + of_action)
+                kept, drift = 1 + self.pace * gain, self.pace * bias
+                square = kept**2 * square + 2 * kept * drift * mean + drift**2 + self.pace**2 * noise
+                mean = kept * mean + drift
+            return total
+        nodes, weights = (torch.from_numpy(x) for x in np.polynomial.hermite_e.hermegauss(self.horizon + 2))
+        z1, z2, weight = nodes[:, None], nodes, torch.outer(weights, weights) / weights.sum() ** 2
+        s = torch.ones(len(nodes), len(nodes), dtype=torch.float64)
+        for t in range(self.horizon):
+            a = gain * s + bias + first * s * z1 + second * z2
+            total = total - gamma**t * (weight * (s**2 + (a - 1) ** 2)).sum()
+            s = s + self.pace * a
+        return total
+
+
+def keeps_noise(policy: Policy) -> bool:
+    """Return whether two successive steps of an episode share their noise."""
+    noise = policy.actor("sampled").noise(np.random.default_rng(0), 2, 1)
+    return bool(noise[0].size and np.array_equal(noise[0], noise[1]))
 
 
 CheckProblem = FiniteProblem | ContinuousProblem

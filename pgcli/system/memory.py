@@ -1,0 +1,51 @@
+"""The memory of this machine, and errors that say that it is not enough."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from pathlib import Path
+
+from pgcli.errors import UsageError
+
+_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of a container, below /sys/fs/cgroup
+_MESSAGES = ("allocate memory", "not enough memory", "out of memory")  # of torch
+
+
+@functools.cache
+def total_memory() -> int | None:
+    """Return the bytes of memory that this process may use, within its container's limit; None if unknown."""
+    found = []
+    with contextlib.suppress(ValueError, OSError, AttributeError):  # Windows has no sysconf
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for name in _LIMITS:
+        with contextlib.suppress(ValueError, OSError):  # no limit is `max`
+            found.append(int(Path("/sys/fs/cgroup", name).read_text()))
+    return min((size for size in found if size > 0), default=None)
+
+
+def check_memory(size: float, what: str, hint: str) -> None:
+    """Raise UsageError if `what`, which takes `size` bytes, is larger than the memory of this machine."""
+    total = total_memory()
+    if total is not None and size > total:
+        raise UsageError(f"{what}: {in_bytes(size)}, and this machine has {in_bytes(total)} of memory", hint)
+
+
+def in_bytes(size: float) -> str:
+    """Write a number of bytes for people."""
+    for unit in ("MB", "GB", "TB"):
+        size /= 1000 if unit != "MB" else 1_000_000
+        if size < 1000:
+            break
+    return f"{size:,.1f} {unit}"
+
+
+def memory_error(error: BaseException) -> UsageError | None:
+    """Return the error for a user if Python, numpy or torch failed to allocate memory; None for other errors."""
+    message = " ".join(str(error).split())
+    is_torchs = isinstance(error, RuntimeError) and any(part in message for part in _MESSAGES)
+    if not (isinstance(error, MemoryError) or is_torchs):
+        return None
+    hint = "make rollout.steps or rollout.episodes, env.num_envs or policy.hidden_sizes smaller"
+    return UsageError(f"not enough memory{': ' if message else ''}{message[:200]}", hint)
