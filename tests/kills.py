@@ -32,7 +32,8 @@ from pgcli.report.logs import logged
 
 SMALL = ("evaluation.episodes=3", "evaluation.every=3", "evaluation.stop_at_return=null", "checkpoint.every=2")
 SEGMENTS = ("training.env_steps=null", "training.iterations=8", "rollout.steps=24", "env.num_envs=3")
-EPISODES = ("training.env_steps=null", "training.iterations=8", "rollout.episodes=6", "env.num_envs=3")
+MORE = ("training.env_steps=null", "training.iterations=8", "rollout.episodes=6")
+EPISODES = (*MORE, "env.num_envs=3")
 MEASURED = ("diagnostics.every=2", "diagnostics.shadows=[reward_to_go+none, total+optimal]")
 CASES: dict[str, tuple[str, ...]] = {
     "native episodes": ("cartpole", *SMALL, *EPISODES, *MEASURED, "env.max_episode_steps=40"),
@@ -67,17 +68,17 @@ CASES: dict[str, tuple[str, ...]] = {
 }
 
 
-WORKERS = ("sampling.workers=2", "env.chunk_size=3", "env.num_envs=6")
+WORKERS = ("sampling.workers=2", "env.chunk_size=3")
 SLOW: dict[str, tuple[str, ...]] = {  # they start processes, or are variants of the cases above
-    "workers": ("cartpole", *SMALL, *EPISODES, *WORKERS, "env.max_episode_steps=40"),
-    "segments of workers": ("cartpole/ppo", *SMALL, *SEGMENTS, *WORKERS, "env.vectorization=sync"),
+    "workers": ("cartpole", *SMALL, *MORE, *WORKERS, "env.max_episode_steps=40"),
+    "segments of workers": ("cartpole/ppo", *SMALL, *SEGMENTS, *WORKERS, "env.num_envs=6", "env.vectorization=sync"),
     "vector segments": ("cartpole/ppo", *SMALL, *SEGMENTS, "env.vectorization=native", "env.num_envs=8"),
     "jobs": ("cartpole", *SMALL, *EPISODES, "env.max_episode_steps=40"),
     "resume --which": ("cartpole/ppo", *SMALL, *SEGMENTS, "checkpoint.keep=9"),
     "--overwrite": ("cartpole", *SMALL, *EPISODES, "env.max_episode_steps=40"),
 }
 if find_spec("ray"):
-    SLOW["Ray"] = ("cartpole", *SMALL, *EPISODES, *WORKERS, "sampling.backend=ray", "env.max_episode_steps=40")
+    SLOW["Ray"] = ("cartpole", *SMALL, *MORE, *WORKERS, "sampling.backend=ray", "env.max_episode_steps=40")
 
 
 def request(case: str, path: Path) -> Request:

@@ -52,7 +52,7 @@ def poisoned(value: Any, key: str = "") -> Any:
         return {name: poisoned(one, name) for name, one in value.items()} | {HOSTILE: HOSTILE}
     if isinstance(value, list):
         return [*(poisoned(one) for one in value), HOSTILE]
-    return f"{value}{HOSTILE}" if isinstance(value, str) or value is None else value
+    return f"{value}{HOSTILE}" if isinstance(value, str) else value
 
 
 def in_json(name: str) -> Callable[[Path], None]:

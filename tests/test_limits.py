@@ -20,7 +20,6 @@ from pgcli.system.leaving import temporary_folder
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX: signals, sockets, limits")
 TINY = (
     *(
-        "env.num_envs=4",
         "env.chunk_size=2",
         "rollout.episodes=4",
         "env.max_episode_steps=20",

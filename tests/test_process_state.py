@@ -22,7 +22,6 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX: masks, descri
 PATHS = str(Path(__file__).parent)
 TINY = (
     *(
-        "env.num_envs=4",
         "env.chunk_size=2",
         "rollout.episodes=4",
         "env.max_episode_steps=20",

@@ -383,7 +383,7 @@ def caption(lines: Sequence[Line], drawing: Drawing) -> str:
         sentences.append("Runs are straight lines between points, which narrows the band of noisy ones.")
     if drawing.smooth > 1:
         sentences.append(f"Each run smoothed over {drawing.smooth} points.")
-    return " ".join(sentences)
+    return printable(" ".join(sentences))
 
 
 def _is_interpolated(curve: Curve, line: Aggregate) -> bool:

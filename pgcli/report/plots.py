@@ -17,6 +17,7 @@ from pgcli.records import COLUMNS, Cell
 from pgcli.report.curves import Drawing, Line, caption, legend, read_lines, thousands, x_label, y_label
 from pgcli.runs.files import read_json
 from pgcli.runs.tables import as_csv
+from pgcli.system.streams import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,8 +100,8 @@ def _as_figure(lines: Sequence[Line], drawing: Drawing, suffix: str) -> bytes:
         if drawing.column in COLUMNS and COLUMNS[drawing.column].metric.logarithmic and _positive(lines):
             axes.set_yscale("log")
         axes.margins(x=0.01)
-        axes.set_xlabel(x_label(drawing))
-        axes.set_ylabel(y_label(lines, drawing))
+        axes.set_xlabel(plain(x_label(drawing)))
+        axes.set_ylabel(plain(y_label(lines, drawing)))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=drawing.x != "seconds"))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
         if len(lines) > 1:
@@ -156,5 +157,5 @@ def _threshold_of(path: Path) -> float | None:
 
 
 def plain(text: str) -> str:
-    """Escape the dollar sign, which begins a formula in matplotlib."""
-    return text.replace("$", r"\$")
+    """Escape what is not printable, and the dollar sign, which begins a formula in matplotlib."""
+    return printable(text).replace("$", r"\$")

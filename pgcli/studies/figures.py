@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from pgcli.report.curves import shortened
 from pgcli.report.plots import COLORS, STYLE, plain, plot
 from pgcli.runs.files import write_whole
-from pgcli.system.streams import printable
 
 MOST_PAIRS = 40  # more than a page shows
 
@@ -89,7 +88,7 @@ def _differences(result: dict[str, Any]) -> Figure:
 
 
 def _label(text: str, width: int = 45) -> str:
-    return plain(shortened(printable(text), width))
+    return plain(shortened(text, width))
 
 
 def _png(figure: Figure) -> bytes:

@@ -51,7 +51,7 @@ def process_context() -> ForkServerContext | SpawnContext:
     context.set_forkserver_preload(["pgcli.experiment.run"])
     folder, tempfile.tempdir = tempfile.tempdir, _folder_of_sockets()
     here = os.getcwd()
-    os.chdir(tempfile.tempdir)  # an empty folder: the server looks for modules in it before all others
+    os.chdir("/")  # the server looks for modules in its folder before all others
     try:
         resource_tracker.ensure_running()  # first, for it unblocks SIGINT
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the server inherits it: Ctrl-C is for us
