@@ -599,8 +599,7 @@ def test_an_interrupt_that_an_import_swallows_still_stops_the_run(tmp_path: Path
         "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\n"
         "gymnasium.register('Swallows-v0', CartPoleEnv, max_episode_steps=50)\n"
     )
-    done = pgcli("train", "cartpole", *TINY, "env.id=swallows:Swallows-v0", cwd=tmp_path, code=130)
-    assert "interrupted by SIGINT" in done.stderr
+    pgcli("train", "cartpole", *TINY, "env.id=swallows:Swallows-v0", cwd=tmp_path, code=130)
 
 
 def test_a_run_ends_with_the_iteration_that_uses_up_its_env_steps(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import shutil
 import signal
 import time
@@ -19,6 +20,7 @@ from command_line import Command, pgcli
 from pgcli.errors import ConfigError, RunDirectoryError, UsageError
 from pgcli.report.scores import paired_difference
 from pgcli.report.text import finite
+from pgcli.runs.lock import lock
 from pgcli.studies.comparison import RunSummary, analyze, conclusion, read_looks, read_run, write_report
 from pgcli.studies.page import comparison_text, markdown
 from pgcli.studies.variants import parse_comparison, split_values
@@ -286,7 +288,7 @@ def test_a_comparison_leaves_a_report_figures_tables_and_runs(home: Path) -> Non
     out = home / "out"
     assert {path.name for path in out.iterdir()} == {
         *("report.md", "returns.png", "differences.png", "curves.png"),
-        *("arms.csv", "pairs.csv", "runs.csv", "profile.csv", "looks.csv", "runs"),
+        *("arms.csv", "pairs.csv", "runs.csv", "profile.csv", "looks.csv", "runs", ".lock"),
     }
     for row in rows(out / "runs.csv"):
         evaluations = rows(home / row["run"] / "evaluations.csv")
@@ -367,3 +369,12 @@ def test_an_environment_that_fails_is_told_and_counted_and_tried_again(tmp_path:
     (tmp_path / "mended").touch()
     mended = pgcli("compare", *words, cwd=tmp_path)
     assert "failed" not in mended.stdout
+
+
+def test_a_second_comparison_in_a_folder_is_refused_before_it_takes_a_run(tmp_path: Path) -> None:
+    words = ["cartpole", "algorithm.gamma=0.9,0.99", "training.env_steps=100", "--seeds", "0", "-o", "out"]
+    (tmp_path / "out").mkdir()
+    with lock(tmp_path / "out"):
+        done = pgcli("compare", *words, cwd=tmp_path, code=6)
+    assert f"out is in use by process {os.getpid()}" in done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]

@@ -151,9 +151,9 @@ def test_a_disk_that_fails_at_any_call_ends_the_run_with_exit_4_and_loses_nothin
         else:
             told += 1
             assert error.exit_code == 4
-            assert str(path) in error.message
+            assert (str(path) in error.message) == (code != errno.EMFILE)  # no file is to blame for it
             assert ".writing-" not in error.message
-            assert os.strerror(code) in error.message
+            assert os.strerror(code).lower() in error.message.lower()
             assert ("bytes are free" in error.hint) == (code in (errno.ENOSPC, errno.EDQUOT))
         assert not list(home.rglob(".writing-*"))
         if checkpoints.list_checkpoints(path / "checkpoints"):

@@ -41,6 +41,7 @@ def check(
 
     from pgcli.inspection.gradient_check.tables import check_text
 
-    print_report(result, as_json, partial(check_text, terminal=sys.stdout.isatty()))
+    terminal = sys.stdout.isatty()
+    print_report(result, as_json, partial(check_text, terminal=terminal), styled=terminal)
     if result["verdict"] == "wrong" or (strict and result["verdict"] != "unbiased"):
         raise typer.Exit(7)

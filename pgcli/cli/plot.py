@@ -47,7 +47,7 @@ def plot(
 
         width, color, unicode = terminal()
         text = draw_here(run_dirs, x, y, stat, band, smooth, width=width, color=color, ascii_only=not unicode)
-        print_result(text)
+        print_result(text, styled=color)
         if output is None:
             return
 

@@ -10,7 +10,7 @@ import traceback
 import gymnasium as gym
 
 from pgcli.errors import PgcliError
-from pgcli.system.signals import Stopped
+from pgcli.system.streams import printable
 
 _LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
@@ -37,13 +37,13 @@ def is_user_error(error: BaseException) -> bool:
     """
     if isinstance(error, KeyboardInterrupt):
         return signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    return not isinstance(error, PgcliError | Stopped | GeneratorExit)
+    return not isinstance(error, PgcliError | GeneratorExit)
 
 
 def describe(error: BaseException) -> str:
     """Return an exception's type, message and line in the user's code: `ValueError: text (file.py:3)`."""
     message, line = message_of(error), line_of(error)
-    return type(error).__name__ + (f": {message}" if message else "") + (f" ({line})" if line else "")
+    return printable(type(error).__name__ + (f": {message}" if message else "") + (f" ({line})" if line else ""))
 
 
 def describe_outcome(error: BaseException) -> str:
@@ -71,7 +71,7 @@ def mentions(error: BaseException, word: str) -> bool:
 def message_of(error: BaseException) -> str:
     """Return an exception's message in one line of limited length."""
     try:
-        message = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+        message = printable(" ".join(str(error.msg if isinstance(error, SyntaxError) else error).split()))
     except Exception:  # its __str__ raises
         return ""
     return message if len(message) <= _MAX_CHARACTERS else f"{message[:_MAX_CHARACTERS]} …"

@@ -20,6 +20,7 @@ from pgcli.policies.policy import ActingState, Policy
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import find_checkpoint
 from pgcli.seeding import Purpose, generator
+from pgcli.system.process_state import kept
 
 
 class Agent:
@@ -78,6 +79,7 @@ class Agent:
                 raise error from None
 
 
+@kept()
 def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0, trust: bool = False) -> Agent:
     """Load an agent from a run directory or a checkpoint file.
 

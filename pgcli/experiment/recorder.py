@@ -12,6 +12,7 @@ from pgcli.experiment.resume import result_config
 from pgcli.records import Evaluation, Iteration, Notice, Record
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import RunDirectory
+from pgcli.system.process_state import changes, restore_process
 from pgcli.system.processes import Check
 from pgcli.training.loop import Training
 from pgcli.training.stopping import stop_reason
@@ -46,6 +47,7 @@ class Recorder:
         self._run, self._directory, self._context = run, directory, context
         self._last: Evaluation | None = None
         self._started = run.counters.seconds
+        self._changed = set[str]()
         self._explores = run.learner.policy.distribution.is_discrete
 
     def save(self, *, best: bool = False) -> None:
@@ -63,6 +65,8 @@ class Recorder:
 
     def add(self, record: Record) -> None:
         """Write a record, and a checkpoint where one is due."""
+        restore_process()
+        self._notice_changes()
         every, iteration = self._run.config.checkpoint.every, self._run.counters.iteration
         if isinstance(record, Iteration):
             if lost := self._run.sampler.failed_restores:
@@ -93,7 +97,14 @@ class Recorder:
         """Write into status.json how an exception ended the run, and add to the error how to continue."""
         directory, counters = self._directory, self._run.counters
         try:
-            yield
+            try:
+                yield
+            except (EnvironmentFailure, KeyboardInterrupt):
+                self._context.check()  # an environment's own handler of Ctrl-C may have raised it
+                raise
+            finally:
+                restore_process()
+                self._notice_changes()
         except Interrupted as interruption:
             self.save()
             directory.set_status("interrupted", iteration=counters.iteration, reason=interruption.message)
@@ -129,6 +140,12 @@ class Recorder:
                 f"the entropy fell to {entropy:.1g} nats in iteration {record.iteration}: the policy hardly "
                 "explores any more; a lower optimizer.learning_rate or an algorithm.entropy_coef helps"
             )
+
+    def _notice_changes(self) -> None:
+        """Report once what environments have changed for the whole process, and pgcli restored."""
+        if names := [name for name in changes() if name not in self._changed]:
+            self._changed |= set(names)
+            self._notice(f"an environment changed {', '.join(names)}; pgcli restored it for its own work")
 
     def _notice(self, text: str) -> None:
         self._context.watch(Notice(text))

@@ -47,6 +47,7 @@ from pgcli.sampling.sampler import make_sampler
 from pgcli.system.locations import split
 from pgcli.system.memory import memory_error
 from pgcli.system.packages import require
+from pgcli.system.process_state import kept, restore_process
 from pgcli.system.processes import keep_freed_memory
 from pgcli.training.loop import Counters, Training, train
 
@@ -91,7 +92,7 @@ def run_experiment(request: Request, context: Context = Context()) -> Outcome:  
     """
     check_request(request)
     path = request.folder / request.path
-    with _paths_as_typed(request, path), storage(path), ExitStack() as resources:
+    with kept(), _paths_as_typed(request, path), storage(path), ExitStack() as resources:
         run = _built(request, context, resources)
         check_owner(path)
         if is_run(path) and request.overwrite:
@@ -131,6 +132,7 @@ def _built(request: Request, context: Context, resources: ExitStack) -> Training
     parts = len(chunk_ranges(config.env, columns_of(config)))
     if parts < pool.count:
         context.watch(Notice(f"{pool.count} workers share {parts} chunks; a smaller `env.chunk_size` makes more"))
+    restore_process()
     gc.freeze()  # imported modules stay: the collector would spend a tenth of a second on them
     resources.callback(gc.unfreeze)
     return Training(config, executor, learner, make_sampler(config, executor), Counters())

@@ -32,6 +32,7 @@ from pgcli.runs.tables import check_info_names
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.sampler import make_sampler
+from pgcli.system.process_state import require
 
 Array = NDArray[Any]
 LONGEST_EPISODE = 200  # steps of an episode that is played several times
@@ -91,7 +92,7 @@ def diagnose(config: Config) -> dict[str, Any]:
     """
     checked, evaluated = check_environment(config.env), check_evaluation(config.evaluation_env, config.env)
     check_info_names(config)
-    torch.set_num_threads(config.training.threads)
+    require("torch's threads", config.training.threads)
     with closing(make_environment(config.env)) as env:
         layout, action_space = Layout(env.observation_space), env.action_space
     with closing(ChunkExecutor(EnvironmentCache(environments_of(config)))) as executor:

@@ -41,6 +41,7 @@ from pgcli.sampling.episodes import episode_seed
 from pgcli.sampling.rollout import EndedEpisode, Rollout
 from pgcli.sampling.sampler import Sampler
 from pgcli.sampling.segments import native_seed, segment_seed
+from pgcli.system.process_state import require
 from pgcli.system.processes import Check
 from pgcli.training.loop import Training, train
 
@@ -246,7 +247,7 @@ def _repeat(run: Training, first: int, iteration: int) -> dict[int, CollectedIte
         for _ in train(run):
             if run.counters.iteration == iteration:
                 break
-    torch.set_num_threads(run.config.training.threads)
+    require("torch's threads", run.config.training.threads)
     sampler.collect(run.learner.policy, iteration, lambda: None)
     return sampler.collected
 

@@ -32,6 +32,7 @@ from pgcli.report.statistics import (
 )
 from pgcli.runs.information import read_status
 from pgcli.runs.tables import Table, read_table
+from pgcli.system.streams import printable
 
 _FORMATS = (".png", ".svg", ".pdf", ".csv")
 _STATISTICS = {"mean": "mean", "iqm": "interquartile mean", "median": "median"}
@@ -369,7 +370,7 @@ def _labels(settings: Sequence[dict[str, str]]) -> list[str]:
             keys = method  # enough to tell them apart
         name = one.get("name", "run")
         values = ", ".join(f"{key.rpartition('.')[2]} {one[key]}" for key in keys)
-        labels.append(shortened(f"{name}: {values}" if values else name, 70))
+        labels.append(shortened(printable(f"{name}: {values}" if values else name), 70))
     return labels
 
 
@@ -385,7 +386,7 @@ def caption(lines: Sequence[Line], drawing: Drawing) -> str:
         sentences.append("Runs are straight lines between points, which narrows the band of noisy ones.")
     if drawing.smooth > 1:
         sentences.append(f"Each run smoothed over {drawing.smooth} points.")
-    return " ".join(sentences)
+    return printable(" ".join(sentences))
 
 
 def _is_interpolated(curve: Curve, line: Aggregate) -> bool:
@@ -463,7 +464,7 @@ def x_label(drawing: Drawing) -> str:
 
 def y_label(lines: Sequence[Line], drawing: Drawing) -> str:
     """Label the y axis."""
-    name = axis(drawing.column)
+    name = printable(axis(drawing.column))
     if not drawing.of_evaluations:
         return name
     counts = {run.episodes for line in lines for run in line.runs}

@@ -7,7 +7,6 @@ after a kill.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pgcli.errors import PgcliError
 from pgcli.experiment.run import Request
 from pgcli.records import Evaluation, Iteration, Notice, Record, more_columns
 from pgcli.runs.tables import header_of, read_table, rows_of
+from pgcli.system.leaving import remove_folder, temporary_folder
 
 FILMED_STEPS = 500  # of an episode of the last policy, at most
 _PREFIXES = {"metrics": "metrics", "timing": "timing", "evaluations": "evaluation"}  # by table
@@ -111,13 +111,14 @@ class _Logs:
 
     def close(self, finished: bool) -> None:
         """Add the learning curve and a film of the last policy, if the run has finished."""
-        with tempfile.TemporaryDirectory() as folder:
-            pictures = list(self._pictures(Path(folder))) if finished and self._logs else []
-            for name, log in list(self._logs.items()):
-                with self._or_without(name):
-                    for file in pictures:
-                        log.picture(file.stem, file, self._env_steps)
-                    log.close()
+        folder = temporary_folder()
+        pictures = list(self._pictures(Path(folder))) if finished and self._logs else []
+        for name, log in list(self._logs.items()):
+            with self._or_without(name):
+                for file in pictures:
+                    log.picture(file.stem, file, self._env_steps)
+                log.close()
+        remove_folder(folder)
 
     def _pictures(self, folder: Path) -> Iterator[Path]:
         from pgcli.experiment.load import load

@@ -18,6 +18,7 @@ from pgcli.report.curves import Drawing, Line, caption, legend, read_lines, thou
 from pgcli.runs.information import read_information
 from pgcli.runs.outputs import CURVE_COLUMNS, check_output, write_output
 from pgcli.runs.tables import as_csv
+from pgcli.system.streams import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,8 +113,8 @@ def _as_figure(lines: Sequence[Line], drawing: Drawing, suffix: str) -> bytes:
         if drawing.column in COLUMNS and COLUMNS[drawing.column].metric.logarithmic and _positive(lines):
             axes.set_yscale("log")
         axes.margins(x=0.01)
-        axes.set_xlabel(x_label(drawing))
-        axes.set_ylabel(y_label(lines, drawing))
+        axes.set_xlabel(plain(x_label(drawing)))
+        axes.set_ylabel(plain(y_label(lines, drawing)))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=drawing.x != "seconds"))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
         if len(lines) > 1:
@@ -172,5 +173,5 @@ def _threshold_of(path: Path) -> float | None:
 
 
 def plain(text: str) -> str:
-    """Escape the dollar sign, which begins a formula in matplotlib."""
-    return text.replace("$", r"\$")
+    """Escape what is not printable, and the dollar sign, which begins a formula in matplotlib."""
+    return printable(text).replace("$", r"\$")

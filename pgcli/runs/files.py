@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pgcli.errors import RunDirectoryError
+from pgcli.system.limits import limit_of
 
 TEMPORARY = ".writing-"
 FILE_MODE, FOLDER_MODE = 0o664, 0o775  # at most, under any umask: nobody else writes into a run
@@ -52,6 +53,8 @@ def storage(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if limit := limit_of(error):
+            raise RunDirectoryError(*limit) from error
         hint = ""
         if isinstance(error, NotRegular):
             hint = "replace it by a file of its own, or delete it"

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.make import Environments, make_environments
 from pgcli.system.memory import check_memory
+from pgcli.system.process_state import restore_process
 
 T = TypeVar("T")
 EPISODE_BYTES = 24  # return, discounted return and length
@@ -36,6 +37,7 @@ class EnvironmentCache:
         """Return the object of `key`, which has a method `close`; build it at the first call."""
         if key not in self._kept:
             self._kept[key] = build()
+            restore_process()
         kept: T = self._kept[key]
         return kept
 

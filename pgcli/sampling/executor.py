@@ -11,6 +11,7 @@ from pgcli.environments.make import Environments
 from pgcli.policies.policy import Actor, Policy
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.pool import LocalPool, WorkerPool
+from pgcli.system.process_state import environments_turn
 from pgcli.system.processes import Check
 
 
@@ -43,11 +44,14 @@ class ChunkExecutor:
         """Apply `function` to every chunk; return the results in the order of the columns."""
         chunks = chunk_ranges(self.environments.config, columns)
         if not self.pool.count:  # in this process there is no need for a list of tasks
-            actor = policy.actor(function.mode)
-            return [function(chunk, self.environments.of_width(len(chunk)), actor, check) for chunk in chunks]
+            actor, results = policy.actor(function.mode), []
+            for chunk in chunks:
+                with environments_turn():
+                    results.append(function(chunk, self.environments.of_width(len(chunk)), actor, check))
+            return results
         tasks = {number: _ChunkTask(function, chunk, self._evaluation) for number, chunk in enumerate(chunks)}
-        results = self.pool.map(policy, tasks, check)
-        return [results[number] for number in tasks]
+        done = self.pool.map(policy, tasks, check)
+        return [done[number] for number in tasks]
 
     def close(self) -> None:
         """Close the environments, and end the workers."""

@@ -47,6 +47,7 @@ from pgcli.runs.information import read_information, read_status
 from pgcli.runs.outputs import is_ours
 from pgcli.runs.tables import Table, read_table
 from pgcli.studies.page import TABLES, as_csv, markdown, same_decimals
+from pgcli.system.streams import printable
 
 FIGURES = ("returns", "differences", "curves")
 PROFILE_POINTS = 101
@@ -111,11 +112,12 @@ def write_report(
     check_folder(folder)
     with storage(folder):
         make_folder(folder)
-        write_whole(folder / "report.md", markdown(result).encode())  # first: it marks the files beside it as pgcli's
+        # first: it marks the files beside it as pgcli's
+        write_whole(folder / "report.md", printable(markdown(result)).encode())
         for name in TABLES:
             path = folder / f"{name}.csv"
             if result[name]:
-                write_whole(path, as_csv(result[name]).encode())
+                write_whole(path, printable(as_csv(result[name])).encode())
             else:
                 path.unlink(missing_ok=True)  # of an earlier report
         draw(folder, result, [run.path for one in runs.values() for run in one if len(run.returns)])

@@ -20,6 +20,7 @@ from pgcli.sampling.episodes import MeasureEpisodes
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.rollout import named
 from pgcli.seeding import Purpose
+from pgcli.system.process_state import restore_handlers, restore_process
 from pgcli.system.processes import Check
 
 Array = NDArray[np.float64]
@@ -71,7 +72,7 @@ def evaluate(
     seed: int,
     purposes: tuple[Purpose, Purpose],
     indices: tuple[int, ...] = (),
-    check: Check = lambda: None,
+    check: Check = restore_handlers,
     names: tuple[str, ...] = (),
 ) -> Episodes:
     """Play `episodes` whole episodes from seeds derived for `purposes` = (reset, act) alone.
@@ -80,6 +81,7 @@ def evaluate(
     are read of the info of an episode's last step.
     Raises: EnvironmentFailure if a return is not finite.
     """
+    restore_process()
     measure = MeasureEpisodes(mode, gamma, horizon, seed, purposes, indices, names)
     returns, discounted, lengths, *info = np.concatenate(executor.map(measure, episodes, policy, check), axis=1)
     return Episodes(returns, discounted, lengths, [named(names, row) for row in zip(*info, strict=True)])

@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-import torch
-
 from pgcli.algorithm.learner import Learner
 from pgcli.config.schema import DEFAULT_ITERATIONS, Config, TrainingConfig
 from pgcli.records import Episode, Iteration, Record, Timing, Update
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.rollout import Rollout
 from pgcli.sampling.sampler import Sampler
+from pgcli.system.process_state import require
 from pgcli.system.processes import Check
 from pgcli.training.evaluation import Evaluator, info_means, sample
 from pgcli.training.stopping import Stopping, Values
@@ -75,7 +74,7 @@ def train(run: Training, check: Check = lambda: None) -> Iterator[Record]:
     completed iteration. `check` is called before every step of an environment or an optimizer, and may raise.
     """
     config, learner, sampler, counters = run.config, run.learner, run.sampler, run.counters
-    torch.set_num_threads(config.training.threads)
+    require("torch's threads", config.training.threads)
     learner.past.collect_again(counters.iteration, lambda policy, k: sampler.collect(policy, k, check).trajectories)
     evaluator, stopping = Evaluator(config, run.executor), Stopping(config.evaluation, run.evaluations)
     started = time.perf_counter() - counters.seconds
