@@ -65,6 +65,7 @@ def test_the_commands_on_own_files_run(folder: Path) -> None:
     assert re.match(r"-\d+\.\d in evaluation ", outputs["python my_pgcli.py best runs/corridor/seed-0"])
 
 
+@pytest.mark.slow("two gradient checks in a copy of pgcli")
 def test_the_changes_inside_pgcli_apply_and_its_commands_run(tmp_path: Path) -> None:
     for name in ("pgcli", "configs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -73,5 +74,5 @@ def test_the_changes_inside_pgcli_apply_and_its_commands_run(tmp_path: Path) -> 
         file.write_text(apply(block.partition("\n")[2], file.read_text()))
     exact, by_steps, train = commands(PARTS[INSIDE])
     for command, expected in ((exact, "unbiased"), (by_steps, "biased by design"), (train, "runs/median")):
-        done = pgcli(*shlex.split(command)[1:], cwd=tmp_path, real_process=True, PYTHONPATH=str(tmp_path))
+        done = pgcli(*shlex.split(command)[1:], cwd=tmp_path, real_process=True, timeout=300, PYTHONPATH=str(tmp_path))
         assert expected in done.stdout, command
