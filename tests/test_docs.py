@@ -117,7 +117,14 @@ def test_a_shipped_config_opens_with_its_command_and_loads(name: str) -> None:
     first, second, *_ = path.read_text().splitlines()
     assert first == f"# pgcli train configs/{name}.yaml"
     assert second.startswith("# ")
+    assert len(second) < 100  # `pgcli init --list` prints it
     assert load_config(str(path)).name == name.replace("/", "-")
+
+
+def test_the_readme_shows_the_shipped_cartpole() -> None:
+    lines = shipped_configs()["cartpole"].read_text().splitlines(keepends=True)
+    shown = "".join(line for line in lines if "yaml-language-server" not in line)
+    assert f"```yaml\n{shown}```" in (ROOT / "README.md").read_text()
 
 
 def test_the_mathematics_of_every_key_of_the_algorithm_is_written_down() -> None:
