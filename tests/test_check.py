@@ -500,7 +500,7 @@ def test_students_functions_from_the_command_line(here: Path) -> None:
         (["cartpole", "--strict"], ["--strict is for your own code"]),
         (["bad.py:f"], ["running the file raised ZeroDivisionError", "bad.py:2", "__main__"]),
         (["worse.py:f"], ["SyntaxError", "worse.py:1"]),
-        (["needs.py:f"], ["install the package that has `surely_not_there`"]),
+        (["needs.py:f"], ["install the package that provides `surely_not_there`"]),
         (["leaves.py:f"], ["SystemExit"]),
         (["cartpole", "algorithm.gama=1"], ["did you mean `algorithm.gamma`"]),
     ],
@@ -716,7 +716,7 @@ def test_a_checkpoint_never_runs_the_users_code_and_resume_does(here: Path) -> N
 @pytest.mark.parametrize(
     ("name", "code", "words"),
     [
-        ("student.py:over_parameters", 2, ["shape []", "`pgcli check student.py:over_parameters` says more"]),
+        ("student.py:over_parameters", 2, ["shape []", "`pgcli check student.py:over_parameters` shows more"]),
         ("student.py:raises", 2, ["IndexError", "(student.py:"]),
         ("student.py:steps_itself", 2, ["changed the policy's parameters"]),
         ("student.py:gone", 2, ["has no `gone`"]),

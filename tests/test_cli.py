@@ -157,7 +157,7 @@ def test_a_run_that_was_stopped_and_resumed_has_the_bytes_of_one_that_was_not(
     else:
         assert process.returncode == 128 + number, stderr
         assert time.monotonic() - begin < 2
-        assert "hint: `pgcli resume cut` goes on" in stderr
+        assert "hint: `pgcli resume cut` continues the run" in stderr
         assert json.loads((tmp_path / "cut/status.json").read_text())["status"] == "interrupted"
     assert len(rows(metrics)) < 80, "it had finished already: nothing was tested"
     pgcli("resume", "cut", cwd=tmp_path)
@@ -252,7 +252,7 @@ def test_resume_names_the_budget_that_ended_a_run_and_changes_nothing_in_vain(
     if "stop_at" not in larger:
         in_vain = ["training.iterations=null", "training.env_steps=10"]
         done = pgcli("resume", "run", *in_vain, cwd=tmp_path, code=2)
-        assert "would train nothing" in done.stderr
+        assert "would not continue it" in done.stderr
         assert files() == before
         steps = rows(tmp_path / "run/metrics.csv")[-1]["env_steps"]
         assert f"hint: `pgcli resume run training.env_steps={2 * int(steps)}` extends it" in done.stderr
@@ -461,7 +461,7 @@ def test_a_diverging_run_stops_with_the_last_good_checkpoint(tmp_path: Path) -> 
     latest = json.loads((tmp_path / "run/checkpoints/latest.json").read_text())
     assert latest["iteration"] % 2 == 0, "one of the cadence: what came after it led to the divergence"
     pgcli("eval", "run", "--episodes", 1, cwd=tmp_path)
-    assert "`pgcli resume run optimizer.learning_rate=…` goes on" in done.stderr
+    assert "`pgcli resume run optimizer.learning_rate=…` continues" in done.stderr
     pgcli("resume", "run", "optimizer.learning_rate=0.01", cwd=tmp_path)
     assert [int(row["iteration"]) for row in rows(tmp_path / "run/metrics.csv")] == list(range(6))
     assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "finished"

@@ -284,7 +284,7 @@ def test_a_file_that_an_installed_module_hides_is_named(tmp_path: Path, monkeypa
         assert caught.value.hint == "name the file: `json.py:Here`"
     assert made("json.py:Here")[0].unwrapped.length == 9
     assert sys.modules["json"] is json
-    with pytest.raises(EnvironmentFailure, match=r"there is no file jsno\.py") as caught:
+    with pytest.raises(EnvironmentFailure, match=r"no file jsno\.py") as caught:
         make_environment(EnvConfig(id="jsno.py:Here"))
     assert caught.value.hint == "did you mean `json.py:Here`?"
 

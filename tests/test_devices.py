@@ -130,7 +130,7 @@ def test_no_step_looks_at_a_number_or_mixes_devices(case: str, by_autograd: None
 @pytest.mark.skipif(torch.cuda.is_available(), reason="no GPU")
 def test_a_missing_gpu_is_told_before_anything_is_written(tmp_path: Path) -> None:
     done = pgcli("train", "cartpole", "training.device=cuda", "--run-dir", "run", cwd=tmp_path, code=2)
-    assert done.stderr.startswith(f"error: training.device: cuda, and torch {torch.__version__} finds no GPU here")
+    assert done.stderr.startswith(f"error: training.device: cuda, but torch {torch.__version__} finds no GPU")
     assert not list(tmp_path.iterdir())
 
 

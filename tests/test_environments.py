@@ -80,7 +80,7 @@ NAMES: list[tuple[str, tuple[str, ...]]] = [
     ("Strange/Pong-v5", ("namespace `Strange`", "`module:Strange/Pong-v5`")),
     ("no_such_module:X-v0", ("no module `no_such_module`", "install")),
     ("wrlds:World", ("no module `wrlds`", "did you mean `worlds`?")),
-    ("wrlds.py:World", ("there is no file wrlds.py in ",)),
+    ("wrlds.py:World", ("no file wrlds.py in ",)),
     ("worlds:Wrld", ("`worlds` has no environment `Wrld`", "did you mean `worlds:World`?")),
     ("worlds:World-v1", ("`v0`, `v2`", "did you mean `worlds:World-v2`?")),
     ("worlds:Nothing", ("no gymnasium.Env", "shimmy")),
@@ -89,7 +89,7 @@ NAMES: list[tuple[str, tuple[str, ...]]] = [
     ("Nothing-v0", ("no gymnasium.Env", "shimmy")),
     ("Hopper-v2", ("moved to the gymnasium-robotics project", "did you mean `Hopper-v5`?")),
     ("HalfCheetah-v3", ("moved to the gymnasium-robotics project", "did you mean `HalfCheetah-v5`?")),
-    (":CartPole-v1", ("there is no module ``", "install")),
+    (":CartPole-v1", ("no module ``", "install")),
 ]
 
 
@@ -119,7 +119,7 @@ KWARGS: list[tuple[EnvConfig, type[PgcliError], tuple[str, ...]]] = [
     (env_config("World-v0", "nowhere:Doubled"), EnvironmentFailure, ("no module `nowhere`",)),
     (env_config("World-v0", "worlds:Dubled"), EnvironmentFailure, ("did you mean `worlds:Doubled`?",)),
     (env_config("World-v0", "worlds:REWARDS"), EnvironmentFailure, ("wrapper `worlds:REWARDS` not found",)),
-    (env_config("World-v0", "worlds:useless"), EnvironmentFailure, ("worlds:useless gave no gymnasium.Env",)),
+    (env_config("World-v0", "worlds:useless"), EnvironmentFailure, ("worlds:useless returned no gymnasium.Env",)),
     (
         env_config("World-v0", {"name": "worlds:Doubled", "kwargs": {"facor": 3}}),
         UsageError,
@@ -329,21 +329,21 @@ def test_pictures_can_be_observations() -> None:
 # ------------------------------------------------------------------------------------------------- at the start, later
 
 START: dict[str, tuple[str, ...]] = {
-    "wide obs": ("gave an observation of shape (3,) in a space of (2,)",),
-    "text obs": ("gave an observation of shape () in a space of (2,)",),
-    "no obs": ("gave an observation of shape () in a space of (2,)",),
-    "nan obs": ("gave a non-finite observation",),
-    "complex obs": ("gave an observation of type complex128 in a space of float32",),
-    "none reward": ("gave a reward that is no number: None",),
-    "text reward": ("gave a reward that is no number: '1.0'",),
-    "decimal reward": ("gave a reward that is no number: Decimal('1')",),
-    "vector reward": ("gave a reward of shape (3,)", "mo_gymnasium.wrappers:LinearReward"),
-    "nan reward": ("gave a non-finite reward",),
-    "infinite reward": ("gave a non-finite reward",),
-    "none flag": ("gave a `terminated` that is neither true nor false: None",),
-    "text flag": ("gave a `terminated` that is neither true nor false: 'yes'",),
-    "two flags": ("gave a `terminated` that is neither true nor false",),
-    "seven flag": ("gave a `terminated` that is neither true nor false: 7",),
+    "wide obs": ("returned an observation of shape (3,) in a space of (2,)",),
+    "text obs": ("returned an observation of shape () in a space of (2,)",),
+    "no obs": ("returned an observation of shape () in a space of (2,)",),
+    "nan obs": ("returned a non-finite observation",),
+    "complex obs": ("returned an observation of type complex128 in a space of float32",),
+    "none reward": ("returned a reward that is no number: None",),
+    "text reward": ("returned a reward that is no number: '1.0'",),
+    "decimal reward": ("returned a reward that is no number: Decimal('1')",),
+    "vector reward": ("returned a reward of shape (3,)", "mo_gymnasium.wrappers:LinearReward"),
+    "nan reward": ("returned a non-finite reward",),
+    "infinite reward": ("returned a non-finite reward",),
+    "none flag": ("returned a `terminated` that is neither true nor false: None",),
+    "text flag": ("returned a `terminated` that is neither true nor false: 'yes'",),
+    "two flags": ("returned a `terminated` that is neither true nor false",),
+    "seven flag": ("returned a `terminated` that is neither true nor false: 7",),
     "error": ("raised RuntimeError: the motor is on fire (", "worlds.py:"),
     "exit": ("raised SystemExit: 3",),
     "interrupt": ("raised KeyboardInterrupt",),
@@ -352,7 +352,7 @@ START: dict[str, tuple[str, ...]] = {
 }
 ONLY_AT_THE_START: dict[str, tuple[str, ...]] = {
     "old step": ("its step gives 4 values", "return obs, reward, terminated, truncated, info"),
-    "reset old": ("gave one ndarray instead of (obs, info) at the reset", "return obs, {}"),
+    "reset old": ("returned one ndarray instead of (obs, info) at the reset", "return obs, {}"),
     "reset wide obs": ("of shape (3,) in a space of (2,) at the reset",),
     "reset error": ("raised RuntimeError: the motor is on fire", "at the reset"),
     "close": ("raised RuntimeError: the door is stuck", "at the close"),
@@ -415,7 +415,7 @@ def test_rewards_and_flags_that_only_look_odd_are_read(odd: str) -> None:
 
 @pytest.mark.parametrize("pair", [False, True])
 def test_counts_out_of_their_range_are_a_fault(pair: bool) -> None:
-    assert "gave an observation of " in failure(env_config("Room-v0", at=0, pair=pair))
+    assert "returned an observation of " in failure(env_config("Room-v0", at=0, pair=pair))
     envs = make_environments(env_config("Room-v0", at=2, pair=pair), 2)
     envs.reset([1, 2])
     with pytest.raises(EnvironmentFailure, match=r"of 0 in a space of \w*Discrete\(.*\) in step 2 with action 1"):
@@ -432,7 +432,7 @@ def test_notices_tell_of_limits_bounds_and_versions() -> None:
     assert check_environment(limited.env).time_limit == 9
     old, far = check_environment(env_config("World-v0", fault="far obs")).notices
     assert old == "World-v0 is out of date: there is a v2"
-    assert far == "World-v0 gave an observation of 7 outside the bounds of its space; nothing is clipped"
+    assert far == "World-v0 returned an observation of 7 outside the bounds of its space; nothing is clipped"
 
 
 def test_the_start_check_is_made_once_per_config(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -555,7 +555,7 @@ def test_a_reproduction_shows_what_is_no_exception(tmp_path: Path) -> None:
         act(envs, np.ones((3, 1), int))
     done = reproduced(caught.value, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "step 2 with action 1 gave (array(" in done.stdout
+    assert "step 2 with action 1 returned (array(" in done.stdout
     assert "nan" in done.stdout
 
 
@@ -729,8 +729,8 @@ def test_a_fault_ends_a_run_with_exit_3_a_reproduction_and_a_good_checkpoint(tmp
     done = pgcli("train", "cartpole", *TINY, *world, "--run-dir", "run", cwd=tmp_path, code=3, PYTHONPATH=PATHS)
     (program,) = (tmp_path / "run/crash").iterdir()
     seed = program.stem.removeprefix("episode-")
-    assert f"of the episode with reset seed {seed}; run/crash/{program.name} repeats it" in done.stderr
-    assert "hint: `pgcli resume run` goes on once it is mended" in done.stderr
+    assert f"of the episode with reset seed {seed}; run/crash/{program.name} reproduces it" in done.stderr
+    assert "hint: once it is fixed, `pgcli resume run` continues the run" in done.stderr
     assert str(tmp_path) not in done.stderr
     assert done.stdout == ""
     status = json.loads((tmp_path / "run/status.json").read_text())
@@ -758,7 +758,7 @@ def test_a_fault_in_the_close_does_not_hide_a_run_that_had_ended(tmp_path: Path)
     world = ["env.id=worlds:World-v2", "env.kwargs={fault: close, at: 30}"]
     done = pgcli("train", "cartpole", *TINY, *world, "--run-dir", "run", cwd=tmp_path, code=3, PYTHONPATH=PATHS)
     assert "raised RuntimeError: the door is stuck" in done.stderr
-    assert "the run had finished, and all of it is saved" in done.stderr
+    assert "the run had finished; all its results are saved" in done.stderr
     assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "finished"
     assert len(rows(tmp_path / "run/metrics.csv")) == 6
 
@@ -790,7 +790,7 @@ def test_a_class_in_the_current_folder_trains_in_processes_of_its_own(tmp_path: 
 
 LEAVES = [
     ("_exit", 1, 7, ""),
-    ("_exit", 2, 3, "worlds:Leaving left Python with exit code 7"),
+    ("_exit", 2, 3, "worlds:Leaving exited Python with code 7"),
     ("SIGSEGV", 2, 139, "its process was killed by SIGSEGV"),
 ]
 
@@ -808,7 +808,7 @@ def test_a_run_whose_process_its_environment_ends_goes_on_to_the_byte(
     for run in runs:
         status = json.loads((tmp_path / run / "status.json").read_text())
         assert status == {"status": "running"}, "nobody was left to say otherwise"
-        assert not several or f"error: {run}: {words}\nhint: the same command with --resume goes on" in done.stderr
+        assert not several or f"error: {run}: {words}\nhint: the same command with --resume continues" in done.stderr
         pgcli("plot", run, cwd=tmp_path)
     pgcli(*command, "run", cwd=tmp_path, PYTHONPATH=PATHS, MENDED="yes")
     pgcli(*command, "whole", cwd=tmp_path, PYTHONPATH=PATHS, MENDED="yes")

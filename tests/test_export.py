@@ -198,7 +198,7 @@ def test_the_command_line_writes_a_file_that_says_what_it_is_and_acts_as_the_age
     agent = pgcli.load(tmp_path / "run", which="0")
     obs = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     assert session.run(["action"], {"observation": obs})[0].tolist() == agent.act(obs, mode="greedy").tolist()
-    assert "an export is an .onnx" in run("agent.pt", 2).stderr
+    assert "an export file needs the suffix .onnx" in run("agent.pt", 2).stderr
 
 
 def test_a_missing_extra_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:

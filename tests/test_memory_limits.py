@@ -44,7 +44,7 @@ SMALL = spaces.Box(-1, 1, (2,))
 def test_networks_that_no_memory_holds_are_refused_with_their_size(
     space: spaces.Space[Any], actions: spaces.Space[Any], policy: dict[str, Any]
 ) -> None:
-    with pytest.raises(UsageError, match=r"parameters.* [GT]B, and this machine has .*GB of memory") as refusal:
+    with pytest.raises(UsageError, match=r"parameters.* [GT]B, but the machine has .*GB of memory") as refusal:
         build_agent(space, actions, config(policy=policy, algorithm={"baseline": "value"}))
     assert "hidden_sizes" in refusal.value.hint
 
@@ -62,7 +62,7 @@ def test_batches_that_no_memory_holds_are_refused_before_they_are_collected(
     sections: dict[str, Any], hint: str
 ) -> None:
     settings = config(algorithm={"returns": "lambda_return", "baseline": "value"}, **sections)
-    with pytest.raises(UsageError, match="TB, and this machine has") as refusal:
+    with pytest.raises(UsageError, match="TB, but the machine has") as refusal:
         build_learner(settings, executor_for(settings).environments)
     assert hint in refusal.value.hint
 

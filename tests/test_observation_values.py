@@ -257,7 +257,7 @@ def test_the_command_line_refuses_a_value_with_exit_code_3(tmp_path: Path) -> No
     kwargs = json.dumps({"space": "int8", "then": [0, 160], "dtype": "int64", "at": 6, "nested": True})
     options = ["env.id=test_observation_values:Told", f"env.kwargs={kwargs}", "env.max_episode_steps=9"]
     done = pgcli("train", "cartpole", *options, cwd=tmp_path, code=3, PYTHONPATH=PATHS)
-    assert "gave an observation['x'] of 160 in a space of int8 in step 5" in done.stderr
+    assert "returned an observation['x'] of 160 in a space of int8 in step 5" in done.stderr
 
 
 def test_rollouts_store_an_image_beside_real_numbers_in_bytes() -> None:

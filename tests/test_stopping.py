@@ -144,7 +144,7 @@ def test_a_stopped_run_continues_under_other_rules_as_if_it_had_always_had_them(
     stopped = contents(tmp_path / "stopped")
     done = pgcli("resume", "stopped", cwd=tmp_path)
     assert "already finished: stopped early" in done.stderr
-    assert "evaluation.patience=null` uses the rest of its budget" in done.stderr
+    assert "evaluation.patience=null` uses the rest of the budget" in done.stderr
     again = pgcli("resume", "stopped", "training.iterations=12", cwd=tmp_path)
     assert "stopped early" in again.stderr, "a larger budget is not what ended it"
     assert contents(tmp_path / "stopped")["evaluations.csv"] == stopped["evaluations.csv"]

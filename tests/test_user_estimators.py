@@ -178,7 +178,7 @@ def test_a_function_of_a_notebook_is_checked_without_running_the_notebook(tmp_pa
         ("todo", 7, "NameError: name 'TODO' is not defined (my.ipynb (code cell 10):3)"),
         ("of_a_run", 7, "NameError: name 'results' is not defined"),
         ("Network", 7, "it has no dim, get_parameters"),
-        ("plots", 2, "install the package that has `surely_not_there`"),
+        ("plots", 2, "install the package that provides `surely_not_there`"),
         ("unfinished", 2, "code cell 8, line 1"),
         ("reinforc", 2, "did you mean `reinforce`?"),
     ],

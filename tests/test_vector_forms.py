@@ -114,7 +114,7 @@ FAULTS = {
     "undeclared": "declares no autoreset mode, and pgcli needs NEXT_STEP",
     "text": "has autoreset mode NextStep, and pgcli needs NEXT_STEP",
     "really same": "does not reset in the step after an episode's end, as it declares",
-    "really same, with info": "gave the last observation of an episode in its info",
+    "really same, with info": "returned the last observation of an episode in its info",
     "really disabled": "does not reset in the step after an episode's end, as it declares",
     "acts in the reset": "does not reset in the step after an episode's end, as it declares",
     "no limit": "ignores the time limit",

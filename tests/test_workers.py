@@ -112,7 +112,7 @@ def test_groups_in_one_worker_and_one_chunk_for_three_with_a_notice(tmp_path: Pa
     shown = run(tmp_path / "3", "cartpole/grpo", *overrides, "sampling.workers=3", "env.num_envs=64")
     assert digests(tmp_path / "1") == digests(tmp_path / "0")
     notices = [record.text for record in shown if isinstance(record, Notice)]
-    assert "3 workers share 1 chunks; a smaller `env.chunk_size` makes more" in notices
+    assert "3 workers share 1 chunks; a smaller `env.chunk_size` gives more chunks" in notices
 
 
 def troubled(trouble: str, once: str, *more: str) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ def test_a_run_whose_environments_do_not_come_back_in_a_new_worker_is_marked(tmp
 
 
 def test_a_chunk_whose_worker_ends_three_times_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentFailure, match=r"worker process of chunk \d ended itself with exit code 7, 3 times"):
+    with pytest.raises(EnvironmentFailure, match=r"worker process of chunk \d exited with code 7, 3 times"):
         run(tmp_path / "run", *troubled("exit", "", *EPISODES, "sampling.workers=1"))
 
 
@@ -226,7 +226,7 @@ finally:
 @pytest.mark.skipif(sys.platform != "linux", reason="shared memory is a file")
 @pytest.mark.parametrize(
     ("size", "error"),
-    [(1000, "error: there is no shared memory for the parameters of the policy"), (200_000, ""), (2**30, "")],
+    [(1000, "error: no shared memory is left for the parameters of the policy"), (200_000, ""), (2**30, "")],
     ids=["no room for parameters", "no room for results", "room"],
 )
 def test_results_that_shared_memory_cannot_hold_go_through_a_pipe(size: int, error: str) -> None:

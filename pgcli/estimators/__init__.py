@@ -1,1 +1,1 @@
-"""The estimators of ∇J: pure functions of tensors `[T, N]`, T steps of N trajectories, time first."""
+"""Estimators of ∇J: pure functions of tensors [T, N], T steps of N trajectories."""

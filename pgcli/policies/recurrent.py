@@ -18,10 +18,10 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Sequences:
-    """S sequences of consecutive steps, each of one episode. A batch's rows list them one after the other."""
+    """S sequences of consecutive steps, each within one episode, concatenated in a batch's rows."""
 
     lengths: Tensor  # steps of each, long [S]
-    memory: Tensor  # the recurrent state before the first step of each, [S, state_size]; no gradient flows into it
+    memory: Tensor  # the recurrent state before the first step of each, [S, state_size]; without gradient
 
     def take(self, chosen: Tensor) -> tuple[Tensor, Sequences]:
         """Return the rows of the chosen sequences, and these sequences."""
