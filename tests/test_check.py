@@ -491,7 +491,7 @@ def test_students_functions_from_the_command_line(here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nowhere.py:reinforce"], ["nowhere.py: no such file", "from the current folder"]),
+        (["nowhere.py:reinforce"], ["nowhere.py: no such file", "relative to the current folder"]),
         (["student.py:gpomd"], ["no `gpomd`", "did you mean `gpomdp`?"]),
         (["student.py:five"], ["`five` is a int", "name a function"]),
         (["student.py"], ["expected FILE.py:NAME or FILE.ipynb:NAME"]),
@@ -767,9 +767,9 @@ def test_what_does_not_go_with_an_estimator_of_ones_own_is_refused(
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["env.id=Pendulum-v1", "env.max_episode_steps=5"], "one choice among actions"),
-        (["env.id=tasks:Permitted-v0"], "knows no masks"),
-        (["env.id=tasks:Identity-v0", "env.kwargs.observation=image, 2-d"], "reads no images"),
+        (["env.id=Pendulum-v1", "env.max_episode_steps=5"], "supports Discrete actions only"),
+        (["env.id=tasks:Permitted-v0"], "does not support action masks"),
+        (["env.id=tasks:Identity-v0", "env.kwargs.observation=image, 2-d"], "does not read images"),
     ],
 )
 def test_a_policy_that_the_tutorials_methods_cannot_stand_for_is_refused(

@@ -130,7 +130,7 @@ def test_the_order_of_an_old_checkpoint_is_that_of_its_runs_config_or_a_warning(
     alone = Path(shutil.copy(file, tmp_path / "alone"))
     done = pgcli("eval", alone, "--trust", "--episodes", 2, cwd=tmp_path, PYTHONPATH=TESTS)
     assert done.stderr.count("warning: ") == 1
-    assert "without the order of env.kwargs.moves" in done.stderr
+    assert "did not save the order of env.kwargs.moves" in done.stderr
     shutil.copy(run / "config.yaml", alone.parent)
     done = pgcli("eval", alone, "--trust", "--episodes", 2, cwd=tmp_path, PYTHONPATH=TESTS)
     assert "warning" not in done.stderr
@@ -227,7 +227,7 @@ def test_a_function_that_returns_an_environment_is_one() -> None:
     env = EnvConfig(id="built_worlds:make_steps", kwargs={"length": 7})
     assert made(env.id, **env.kwargs)[0].unwrapped.length == 7
     assert check_environment(env).time_limit == 2
-    with pytest.raises(EnvironmentFailure, match=r"builds no gymnasium\.Env"):
+    with pytest.raises(EnvironmentFailure, match=r"does not return a gymnasium\.Env"):
         make_environment(EnvConfig(id="built_worlds:make_nothing"))
 
 

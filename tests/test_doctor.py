@@ -70,7 +70,7 @@ def test_json_has_the_same_as_one_object(tmp_path: Path) -> None:
     [
         (["no-such.yaml"], 2, "no such file"),
         (["cartpole", "env.id=CartPole-v9"], 3, "did you mean `CartPole-v1`"),
-        (["cartpole", "env.kwargs.zzz=1"], 2, "no `zzz`"),
+        (["cartpole", "env.kwargs.zzz=1"], 2, "no parameter `zzz`"),
         (["cartpole", "env.id=worlds:World", "env.kwargs={fault: error, at: 3}"], 3, "the motor is on fire"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

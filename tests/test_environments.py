@@ -83,10 +83,10 @@ NAMES: list[tuple[str, tuple[str, ...]]] = [
     ("wrlds.py:World", ("no file wrlds.py in ",)),
     ("worlds:Wrld", ("`worlds` has no environment `Wrld`", "did you mean `worlds:World`?")),
     ("worlds:World-v1", ("`v0`, `v2`", "did you mean `worlds:World-v2`?")),
-    ("worlds:Nothing", ("no gymnasium.Env", "shimmy")),
-    ("worlds:Qqqqqqqq", ("its classes of gymnasium.Env: World, Old, Room",)),
-    ("json:Foo", ("`json` has no environment `Foo`", "no class of gymnasium.Env")),
-    ("Nothing-v0", ("no gymnasium.Env", "shimmy")),
+    ("worlds:Nothing", ("not a gymnasium.Env", "shimmy")),
+    ("worlds:Qqqqqqqq", ("its subclasses of gymnasium.Env: World, Old, Room",)),
+    ("json:Foo", ("`json` has no environment `Foo`", "no subclass of gymnasium.Env")),
+    ("Nothing-v0", ("not a gymnasium.Env", "shimmy")),
     ("Hopper-v2", ("moved to the gymnasium-robotics project", "did you mean `Hopper-v5`?")),
     ("HalfCheetah-v3", ("moved to the gymnasium-robotics project", "did you mean `HalfCheetah-v5`?")),
     (":CartPole-v1", ("no module ``", "install")),
@@ -109,9 +109,13 @@ def test_a_class_that_is_not_registered_is_an_environment() -> None:
 
 
 KWARGS: list[tuple[EnvConfig, type[PgcliError], tuple[str, ...]]] = [
-    (env_config("LunarLander-v3", continous=True), UsageError, ("no `continous`", "did you mean `continuous`?")),
-    (env_config("worlds:World", falt=1), UsageError, ("no `falt`", "did you mean `fault`?")),
-    (env_config("CartPole-v1", zzz=1), UsageError, ("no `zzz`", "it takes sutton_barto_reward")),
+    (
+        env_config("LunarLander-v3", continous=True),
+        UsageError,
+        ("no parameter `continous`", "did you mean `continuous`?"),
+    ),
+    (env_config("worlds:World", falt=1), UsageError, ("no parameter `falt`", "did you mean `fault`?")),
+    (env_config("CartPole-v1", zzz=1), UsageError, ("no parameter `zzz`", "its parameters: sutton_barto_reward")),
     (env_config("Old-v0", "FlattenObservations"), EnvironmentFailure, ("did you mean `FlattenObservation`?",)),
     (env_config("World-v0", "flattenobservation"), EnvironmentFailure, ("did you mean `FlattenObservation`?",)),
     (env_config("World-v0", "importlib"), EnvironmentFailure, ("wrapper `importlib` not found",)),
@@ -123,12 +127,12 @@ KWARGS: list[tuple[EnvConfig, type[PgcliError], tuple[str, ...]]] = [
     (
         env_config("World-v0", {"name": "worlds:Doubled", "kwargs": {"facor": 3}}),
         UsageError,
-        ("worlds:Doubled takes no `facor`", "did you mean `factor`?"),
+        ("worlds:Doubled has no parameter `facor`", "did you mean `factor`?"),
     ),
     (
         env_config("World-v0", {"name": "FrameStackObservation", "kwargs": {"stak_size": 3}}),
         UsageError,
-        ("takes no `stak_size`", "did you mean `stack_size`?"),
+        ("has no parameter `stak_size`", "did you mean `stack_size`?"),
     ),
     (env_config("World-v0", "FrameStackObservation"), EnvironmentFailure, ("wrapper FrameStackObservation", "'stack_")),
     (env_config("World-v0", "GrayscaleObservation"), EnvironmentFailure, ("wrapper GrayscaleObservation", "image")),
@@ -334,9 +338,9 @@ START: dict[str, tuple[str, ...]] = {
     "no obs": ("returned an observation of shape () in a space of (2,)",),
     "nan obs": ("returned a non-finite observation",),
     "complex obs": ("returned an observation of type complex128 in a space of float32",),
-    "none reward": ("returned a reward that is no number: None",),
-    "text reward": ("returned a reward that is no number: '1.0'",),
-    "decimal reward": ("returned a reward that is no number: Decimal('1')",),
+    "none reward": ("returned a reward that is not a number: None",),
+    "text reward": ("returned a reward that is not a number: '1.0'",),
+    "decimal reward": ("returned a reward that is not a number: Decimal('1')",),
     "vector reward": ("returned a reward of shape (3,)", "mo_gymnasium.wrappers:LinearReward"),
     "nan reward": ("returned a non-finite reward",),
     "infinite reward": ("returned a non-finite reward",),
@@ -351,7 +355,7 @@ START: dict[str, tuple[str, ...]] = {
     "unspeakable": ("raised Unspeakable",),
 }
 ONLY_AT_THE_START: dict[str, tuple[str, ...]] = {
-    "old step": ("its step gives 4 values", "return obs, reward, terminated, truncated, info"),
+    "old step": ("`step` returned 4 values", "return obs, reward, terminated, truncated, info"),
     "reset old": ("returned one ndarray instead of (obs, info) at the reset", "return obs, {}"),
     "reset wide obs": ("of shape (3,) in a space of (2,) at the reset",),
     "reset error": ("raised RuntimeError: the motor is on fire", "at the reset"),
@@ -375,7 +379,7 @@ def test_what_would_break_a_run_is_found_before_it_begins(fault: str) -> None:
 
 def test_an_environment_of_gym_that_takes_no_seed_is_told_what_reset_is() -> None:
     message = failure(env_config("Old-v0"))
-    assert "its reset takes no seed" in message
+    assert "`reset` does not accept `seed`" in message
     assert "super().reset(seed=seed)" in message
 
 
@@ -431,7 +435,7 @@ def test_notices_tell_of_limits_bounds_and_versions() -> None:
     assert check_environment(limited.env).notices == []
     assert check_environment(limited.env).time_limit == 9
     old, far = check_environment(env_config("World-v0", fault="far obs")).notices
-    assert old == "World-v0 is out of date: there is a v2"
+    assert old == "World-v0 is out of date: the newest version is v2"
     assert far == "World-v0 returned an observation of 7 outside the bounds of its space; nothing is clipped"
 
 
@@ -629,9 +633,9 @@ def test_a_dict_that_shows_its_mask_is_left_as_it_is() -> None:
     ("kwargs", "words"),
     [
         ({"mask": [1, 0]}, "an action mask of 2 entries for 3 actions at the reset"),
-        ({"mask": [0, 0, 0]}, "an action mask that permits nothing"),
+        ({"mask": [0, 0, 0]}, "an action mask that permits no action"),
         ({"mask": [0.5, 0, 1]}, "an action mask with entries other than 0 and 1: [0.5, 0.0, 1.0]"),
-        ({"at": 2}, "an action mask that permits nothing in step 2 with action 0"),
+        ({"at": 2}, "an action mask that permits no action in step 2 with action 0"),
         ({"at": 2, "then": [1, 1]}, "an action mask of 2 entries for 3 actions in step 2 with action 0"),
     ],
 )
@@ -671,7 +675,7 @@ def test_native_forms_are_taken_only_where_they_are_the_same_environment() -> No
         "its vector form has other spaces"
     )
     masked = config(env={"id": "Masked-v0", "vectorization": "native"}).env
-    assert "shows no action mask" in failure(masked, UsageError)
+    assert "does not report the action mask" in failure(masked, UsageError)
 
 
 class Ill(gym.vector.VectorEnv[Any, Any, Any]):

@@ -174,7 +174,7 @@ def test_the_same_policy_is_the_same_bytes_and_any_number_of_observations_goes_i
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_a_policy_that_sees_nothing_is_refused() -> None:
-    with pytest.raises(UsageError, match="observes nothing"):
+    with pytest.raises(UsageError, match="without observations"):
         to_onnx(build(spaces.Box(0, 1, (0,), np.float32), spaces.Discrete(2), {}), {})
 
 

@@ -340,5 +340,5 @@ def test_an_agent_in_a_notebook_remembers_until_it_is_reset() -> None:
     both = agent.act(several, "greedy")
     assert both.shape == (2, 4)
     np.testing.assert_allclose(both[0], first, rtol=1e-5)
-    with pytest.raises(ValueError, match=r"no observation\['n'\]"):
+    with pytest.raises(ValueError, match=r"observation\['n'\] is missing"):
         agent.act({"x": one["x"]})

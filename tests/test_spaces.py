@@ -453,7 +453,9 @@ def test_an_agent_in_a_notebook_refuses_what_is_no_observation() -> None:
     ids=str,
 )
 def test_actions_that_no_policy_draws_are_refused_with_those_that_it_does(actions: spaces.Space[Any]) -> None:
-    with pytest.raises(EnvironmentFailure, match="is not supported; Discrete, MultiDiscrete, MultiBinary") as refusal:
+    with pytest.raises(
+        EnvironmentFailure, match="is not supported; use Discrete, MultiDiscrete, MultiBinary"
+    ) as refusal:
         policy_for(spaces.Box(-1, 1, (2,)), actions)
     assert type(actions).__name__ in refusal.value.message
     assert "module:Class" in refusal.value.hint

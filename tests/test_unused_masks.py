@@ -25,7 +25,7 @@ def _anew(monkeypatch: pytest.MonkeyPatch) -> None:
 UNUSED = [
     ("MaskArguments", {}, "its method `action_masks` requires `obs`, `strict`"),
     ("MaskMissing", {}, "its method `action_masks` is not implemented"),
-    ("MaskOfSteps", {}, "it is in the info of steps only, not in that of a reset"),
+    ("MaskOfSteps", {}, "the info of `step` has it, the info of `reset` does not"),
     ("MaskedBox", {"where": "info"}, "Box actions have no choices to mask"),
     ("MaskedBox", {"where": "method"}, "Box actions have no choices to mask"),
     ("MaskedBox", {"where": "obs"}, "Box actions have no choices to mask"),

@@ -195,7 +195,7 @@ def test_notebooks_of_other_versions_and_broken_ones(tmp_path: Path) -> None:
     assert len(needed_code(old, "discounts")) == 2, "the function and torch"
     for text in ("{", "[]", '{"cells": [{}]}', '{"cells": 3}'):
         old.write_text(text)
-        with pytest.raises(UsageError, match="cannot be read as a notebook"):
+        with pytest.raises(UsageError, match="not a readable notebook"):
             needed_code(old, "discounts")
 
 
