@@ -637,7 +637,7 @@ def test_resume_says_which_environments_do_not_repeat_themselves(tmp_path: Path)
     path = str(Path(__file__).parent)
     pgcli("train", "cartpole", *TINY, *run, "--run-dir", "run", cwd=tmp_path, PYTHONPATH=path)
     done = pgcli("resume", "run", "training.iterations=6", cwd=tmp_path, PYTHONPATH=path)
-    assert "of 4 environments do not repeat themselves" in done.stderr
+    assert "of 4 environments did not repeat their episodes" in done.stderr
     assert json.loads((tmp_path / "run/run.json").read_text())["exact"] is False
     assert [int(row["iteration"]) for row in rows(tmp_path / "run/metrics.csv")] == list(range(6))
 

@@ -150,8 +150,8 @@ def test_rows_of_earlier_versions_are_converted() -> None:
         (spaces.Discrete(3, start=1), 0, "of 0 in a space of Discrete"),
         (spaces.MultiBinary(2), [0, 2], "of 2 in a space of MultiBinary"),
         (spaces.MultiDiscrete([2, 2]), [0, 2], "in a space of MultiDiscrete"),
-        (spaces.Dict({"a": spaces.Discrete(2)}), {"b": 0}, r"no observation\['a'\]"),
-        (spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2))), (0,), r"no observation\[1\]"),
+        (spaces.Dict({"a": spaces.Discrete(2)}), {"b": 0}, r"observation\['a'\] is missing"),
+        (spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2))), (0,), r"observation\[1\] is missing"),
         (spaces.Dict({"a": spaces.Tuple((spaces.Discrete(2),))}), {"a": (2,)}, r"observation\['a'\]\[0\] of 2"),
     ],
     ids=str,
@@ -464,7 +464,7 @@ def test_actions_that_no_policy_draws_are_refused_with_those_that_it_does(action
 @pytest.mark.parametrize(
     ("space", "actions", "settings", "message"),
     [
-        (spaces.Box(0, 1, (0,)), spaces.Discrete(2), {"memory": "gru"}, "nothing to remember"),
+        (spaces.Box(0, 1, (0,)), spaces.Discrete(2), {"memory": "gru"}, "non-empty observation"),
         (spaces.Box(0, 1, (4, 4, 3)), spaces.Discrete(2), {"image_network": "small"}, "reads images"),
         (spaces.Discrete(2), spaces.Box(1, 1, (2,)), {"distribution": "tanh_gaussian"}, "bounds that differ"),
     ],
