@@ -1,4 +1,4 @@
-"""Functions that a student may write, right and wrong, with the verdict and reasons that `pgcli check` prints."""
+"""Right and wrong functions of students, with the verdict and reasons of `pgcli check`."""
 
 from __future__ import annotations
 

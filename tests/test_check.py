@@ -1,4 +1,4 @@
-"""`pgcli check`: estimators of pgcli's and of the user's, right ones and wrong ones, and training with one's own."""
+"""`pgcli check` on right and wrong estimators of pgcli and users, and training with user code."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ ON_OWN_DATA = [  # there, the objectives differ in no expectation: one for each 
 
 @pytest.mark.parametrize("cell", ON_OWN_DATA, ids="-".join)
 def test_a_cell_is_what_the_grid_says(cell: tuple[str, str, str]) -> None:
-    """On the chain, which nothing cuts, with λ = 1, where V is a baseline."""
+    """On the chain without cuts at λ = 1, where V is only a baseline."""
     settings = in_cell(override(given(*IN_FULL), ["algorithm.gae_lambda=1"], CONDITIONAL), *cell)
     assert not list(violations(settings))
     one = found(settings, "chain")

@@ -46,7 +46,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def contents(run: Path) -> dict[str, bytes]:
-    """What the promise of equal bytes covers."""
+    """Files that are covered by the promise of equal bytes."""
     names = ["metrics.csv", "evaluations.csv", "episodes.csv"]
     last = sorted((run / "checkpoints").glob("*.safetensors"))[-1]
     return {name: (run / name).read_bytes() for name in names} | {last.name: last.read_bytes()}

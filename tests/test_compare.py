@@ -1,4 +1,4 @@
-"""`pgcli compare`: which runs it makes, reuses and resumes, how it counts them, and what it says of them."""
+"""`pgcli compare`: which runs it trains, reuses and resumes, its statistics and its sentences."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ def test_one_seed_has_no_intervals_and_json_has_no_nan(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder in which a comparison was made."""
+    """Return the folder of a comparison."""
     folder = tmp_path_factory.mktemp("home")
     done = pgcli("compare", *TINY, "--seeds", "0,1", "--jobs", "2", "-o", "out", cwd=folder)
     assert done.stdout.splitlines()[0] == "out"

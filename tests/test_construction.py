@@ -1,4 +1,4 @@
-"""Environments are built from the config as it is written: its order, its own copies, and what a constructor wants."""
+"""Environments are built with the config's order, own copies and the constructors' types."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_an_order_that_does_not_fit_is_a_damaged_checkpoint(order: Any) -> None:
 
 
 def without_order(file: Path) -> None:
-    """Rewrite a checkpoint as an earlier version of pgcli wrote it."""
+    """Convert a checkpoint to the format of an earlier version."""
     metadata = metadata_of(file)
     del metadata["order"], metadata["metadata_sha256"]
     metadata["metadata_sha256"] = checkpoints._sha256(checkpoints._canonical(metadata))

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, wherever they come from: told by the name of the tensor, and never saved."""
+"""Non-finite numbers are reported with the name of their tensor and never saved."""
 
 from __future__ import annotations
 

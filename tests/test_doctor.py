@@ -1,4 +1,4 @@
-"""`pgcli doctor`, as a user runs it: what it finds, and that nothing is left behind."""
+"""`pgcli doctor` on the command line: its findings, and that it leaves no files."""
 
 from __future__ import annotations
 

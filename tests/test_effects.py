@@ -1,4 +1,4 @@
-"""Keys without effect: refused where a user sets them, ignored in the resolved config of an earlier version."""
+"""Keys without effect: rejected in user configs, ignored in configs of earlier versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Environments of strangers: found by name, examined at the start, their faults told with what led to them."""
+"""Third-party environments: lookup by name, start checks and reports of faults."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _signals_only_set_a_flag() -> Any:
 
 
 def failure(settings: EnvConfig, kind: type[PgcliError] = EnvironmentFailure) -> str:
-    """Give the two lines that a user sees."""
+    """Return the error and the hint."""
     with pytest.raises(kind) as caught:
         make_environments(settings, 2)
     assert type(caught.value) is kind
@@ -240,7 +240,7 @@ def test_a_module_that_cannot_be_imported_is_told_with_its_line(
 
 
 def test_modules_of_the_current_folder_come_last(tmp_path: Path) -> None:
-    """They are found, and no name there hides one that is installed."""
+    """Modules there are found, but never hide installed ones."""
     for name in ("mine", "colorsys"):
         (tmp_path / f"{name}.py").write_text("WHERE = 'here'\n")
     program = (
@@ -256,7 +256,7 @@ def test_modules_of_the_current_folder_come_last(tmp_path: Path) -> None:
 
 
 class Picture(worlds.World):
-    """Shows a picture, so that wrappers have something to do."""
+    """Has image observations, for wrappers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -533,7 +533,7 @@ def reproduced(error: EnvironmentFailure, folder: Path) -> subprocess.CompletedP
 
 
 def test_a_reproduction_does_exactly_what_was_done(tmp_path: Path) -> None:
-    """Its actions are those given to the bit, its wrappers and arguments too; so its world ends where ours did."""
+    """Actions, wrappers and arguments are exact, so the episode ends in the same state."""
     rescale = {"name": "RescaleAction", "kwargs": {"min_action": [-3, -3], "max_action": [3, 3]}}
     env = {"id": "worlds:Tracing", "kwargs": {"at": 5}, "wrappers": [rescale], "max_episode_steps": 50}
     envs = make_environments(config(env=env).env, 2)
@@ -564,7 +564,7 @@ def test_a_reproduction_shows_what_is_no_exception(tmp_path: Path) -> None:
 
 
 def test_a_reproduction_begins_with_the_reset_of_its_own_episode(tmp_path: Path) -> None:
-    """In segments, where columns restart one by one, and the history before is dropped."""
+    """In segments, columns restart independently and the earlier history is dropped."""
     envs = SingleEnvironments(env_config("worlds:World", fault="exit", at=3, length=3), 2)
     envs.reset([100, 200])
     running = ON
@@ -679,7 +679,7 @@ def test_native_forms_are_taken_only_where_they_are_the_same_environment() -> No
 
 
 class Ill(gym.vector.VectorEnv[Any, Any, Any]):
-    """A vector form that falls ill in step 3, in the last column."""
+    """A vector form with a fault in step 3 of the last column."""
 
     metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012 - as Gymnasium has it
 
@@ -855,7 +855,7 @@ def test_what_an_environment_sets_for_the_whole_process_changes_no_byte(tmp_path
 
 
 def begun(command: list[Any], folder: Path, sign: str, count: int = 1) -> Command:
-    """Start pgcli and wait until it has written what `sign` matches."""
+    """Start pgcli and wait until its output matches `sign`."""
     process = Command(*command, cwd=folder, PYTHONPATH=PATHS)
     deadline = time.monotonic() + 60
     while len(list(folder.glob(sign))) < count and time.monotonic() < deadline:

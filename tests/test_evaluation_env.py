@@ -1,4 +1,4 @@
-"""Evaluation plays in instances of its own, and in an environment of its own where the config says so."""
+"""Evaluation uses its own instances, and its own environment if configured."""
 
 from __future__ import annotations
 

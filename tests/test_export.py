@@ -1,4 +1,4 @@
-"""An exported policy is the policy: onnxruntime computes what pgcli does, for every distribution and observation."""
+"""Exported policies in onnxruntime match pgcli for all distributions and observations."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def build(observations: spaces.Space[Any], actions: spaces.Space[Any], more: dic
 
 
 def seen(space: spaces.Space[Any], policy: Policy) -> tuple[Array, dict[str, Array]]:
-    """Draw N observations: packed as the policy reads them, and as the inputs of its export."""
+    """Draw N observations: packed for the policy, and as inputs of its export."""
     space.seed(4)
     drawn = [space.sample() for _ in range(N)]
     if isinstance(space, spaces.Dict) and "action_mask" in space.spaces:

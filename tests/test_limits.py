@@ -1,4 +1,4 @@
-"""What surrounds a command: temporary folders, limits of the system, the current folder, a fork server that is lost."""
+"""The surroundings of a command: temporary folders, limits, current folder, fork server."""
 
 from __future__ import annotations
 

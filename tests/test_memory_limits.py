@@ -1,4 +1,4 @@
-"""Spaces, networks and batches that no memory holds are refused with one sentence that names the size."""
+"""Spaces, networks and batches larger than memory are rejected with their size."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_batches_that_no_memory_holds_are_refused_before_they_are_collected(
 
 
 class Hoard(gym.Env[Array, np.int64]):
-    """Allocates what no memory holds: in its constructor, or in step 3."""
+    """Allocates more than the available memory, in its constructor or in step 3."""
 
     def __init__(self, at: int | None = 3) -> None:
         self.observation_space, self.action_space, self.at = SMALL, spaces.Discrete(2), at

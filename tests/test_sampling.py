@@ -1,4 +1,4 @@
-"""Rollouts in a world that knows its episodes, and CartPole's vector form against its single form."""
+"""Rollouts in an environment with known episodes; CartPole's vector and single forms agree."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def columns(batch: Trajectories, wanted: slice | list[int]) -> Trajectories:
 
 
 def same(a: Trajectories, b: Trajectories) -> bool:
-    """Compare all that is no padding, bit for bit."""
+    """Compare everything except padding, bit for bit."""
 
     def contents(batch: Trajectories) -> list[torch.Tensor]:
         reached = torch.arange(len(batch.obs))[:, None] <= batch.lengths

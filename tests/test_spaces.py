@@ -1,4 +1,4 @@
-"""Any observation is read, any action is drawn, and what is forbidden never happens."""
+"""All observation and action spaces work, and masked actions are never drawn."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NESTED = spaces.Dict(
 
 
 def trained(**sections: Any) -> list[Record]:
-    """Train, and give every record."""
+    """Train, and return all records."""
     settings = config(**sections)
     executor = executor_for(settings)
     envs = executor.environments.of_width(settings.env.num_envs)
@@ -42,7 +42,7 @@ def trained(**sections: Any) -> list[Record]:
 
 
 def returns(**sections: Any) -> list[float]:
-    """Train, and give the mean return of every evaluation."""
+    """Train, and return the mean return of every evaluation."""
     return [record.returns.mean for record in trained(**sections) if isinstance(record, Evaluation)]
 
 

@@ -1,4 +1,4 @@
-"""A mask that cannot be used is named once, and training goes on without it; `action_mask: none` ignores every mask."""
+"""An unusable mask gives one notice and is ignored; `action_mask: none` ignores all masks."""
 
 from __future__ import annotations
 

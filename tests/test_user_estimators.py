@@ -1,4 +1,4 @@
-"""`pgcli check` of a user's code: what it computes in words, time limits and notebooks."""
+"""`pgcli check` of user code: reasons, time limits and notebooks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def problems_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reuse them, and measure the variance on few batches."""
+    """Cache the problems, and measure the variance on few batches."""
     monkeypatch.setattr(user_estimators, "enumerated_problems", PROBLEMS)
     monkeypatch.setattr(user_estimators, "SAMPLED_BATCHES", 20)
 
@@ -71,7 +71,7 @@ def test_a_constant_baseline_adds_variance_and_leave_one_out_little(here: Path) 
 
 
 def test_no_two_formulas_of_one_deviation_predict_the_same_estimates() -> None:
-    """Else one of them would be a false reason; a step left out with its reward is the one exception."""
+    """Otherwise a reason could be wrong; the only exception is an omitted step with its reward."""
     problems = user_estimators.enumerated_problems()
     seen: dict[bytes, list[str]] = {}
     for formula in HYPOTHESES:

@@ -1,4 +1,4 @@
-"""A vector form is used only where it steps the environment of the single form; else a sentence names the reason."""
+"""A vector form is used only if it is equivalent to the single form; else a reason is given."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class One(gym.Env[Array, np.int64]):
 
 
 class Form(gym.vector.VectorEnv[Any, Any, Any]):
-    """Its vector form, which does what NEXT_STEP asks, but for what `how` names."""
+    """Its vector form, correct for NEXT_STEP except for the fault `how`."""
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - as Gymnasium has it
 
@@ -129,7 +129,7 @@ FAULTS = {
 
 
 def register(how: str, **options: Any) -> str:
-    """Register the pair of forms, and return its id."""
+    """Register both forms, and return the id."""
     env_id = f"Form{len(gym.registry)}-v0"
     form: Any = partial(Form, how=how)
     gym.register(env_id, entry_point=One, vector_entry_point=form, **options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Worker processes: the same bytes as in this process, whatever happens to a worker."""
+"""Worker processes: the same bytes as in this process, even if workers die or hang."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
 
 
 class Troubled(Counting):
-    """In a worker, is killed, stopped or ended after `after` steps; only once, if there is a file `once` to be made."""
+    """In a worker: is killed, stopped or ended after `after` steps; once if `once` names a file."""
 
     steps = 0
 
@@ -63,7 +63,7 @@ gym.register("Troubled-v0", entry_point="test_workers:Troubled")
 
 
 class Personal(Troubled):
-    """Shows the number of its process: in another one it does not come back to where it was."""
+    """Observes its process id, so it cannot be restored in another process."""
 
     def step(self, action: np.int64) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         obs, *rest = super().step(action)
@@ -238,7 +238,7 @@ def test_results_that_shared_memory_cannot_hold_go_through_a_pipe(size: int, err
 
 
 def children_of(pid: int) -> list[int]:
-    """Name the processes that were started by the fork server of a process."""
+    """Return the processes started by the fork server of a process."""
     listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     parents = [tuple(map(int, line.split())) for line in listed.splitlines()]
     servers = {child for child, parent in parents if parent == pid}
