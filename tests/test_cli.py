@@ -67,7 +67,7 @@ def test_a_run_directory_holds_what_the_contract_names(finished: Path) -> None:
     assert [int(row["iteration"]) for row in metrics] == list(range(6))
     assert [int(row["episodes"]) for row in metrics] == [6, 12, 18, 24, 30, 36]
     assert [int(row["iteration"]) for row in rows(finished / "evaluations.csv")] == [0, 2, 4, 6]
-    assert all(row["value_loss"] == "" for row in metrics), "what does not apply is left empty"
+    assert all(row["value_loss"] == "" for row in metrics), "metrics that do not apply are empty"
     files = {path.name for path in (finished / "checkpoints").glob("*.safetensors")}
     assert {"iteration-000002.safetensors", "iteration-000004.safetensors", "iteration-000006.safetensors"} <= files
     latest = json.loads((finished / "checkpoints/latest.json").read_text())
@@ -449,7 +449,7 @@ def test_a_mistake_gets_one_sentence_and_the_right_exit_code(
     done = pgcli(*arguments, cwd=tmp_path, code=code)
     assert words in done.stderr
     assert done.stdout == ""
-    assert not list(tmp_path.iterdir()), "nothing is written before the mistake is told"
+    assert not list(tmp_path.iterdir()), "nothing is written before the mistake is reported"
 
 
 def test_a_diverging_run_stops_with_the_last_good_checkpoint(tmp_path: Path) -> None:
@@ -488,7 +488,9 @@ def test_a_closed_pipe_or_a_full_stdout_does_not_stop_training(tmp_path: Path) -
     shell = f"{train} a 2>&1 | head -1; {status}; {train} b > /dev/full; {status}; {train} c >&- 2>&-; {status}; "
     shell += f"{evaluate} | true; {status}"
     subprocess.run(["bash", "-c", shell], cwd=tmp_path, check=True, timeout=120, capture_output=True)
-    assert (tmp_path / "codes").read_text().split() == ["0", "1", "0", "141"], "a full disk is told, a reader may leave"
+    assert (tmp_path / "codes").read_text().split() == ["0", "1", "0", "141"], (
+        "a full disk is reported, a closed pipe is not"
+    )
     for run in "abc":
         assert json.loads((tmp_path / run / "status.json").read_text())["status"] == "finished"
 

@@ -884,7 +884,7 @@ def test_a_second_signal_ends_a_run_whose_environment_hangs(in_step: bool, tmp_p
 def test_without_their_parent_the_processes_of_jobs_save_and_leave(tmp_path: Path) -> None:
     world = ["env.id=worlds:World", "rollout.episodes=10000000", "--seeds", "0,1", "--jobs", "2"]  # one long iteration
     process = begun(["train", "cartpole", *TINY, *world], tmp_path, "runs/*/seed-*/checkpoints/best.json", 2)
-    time.sleep(0.5)  # the evaluation is told, and nothing more is for long
+    time.sleep(0.5)  # the evaluation is printed, and nothing more for a long time
     locks = [tmp_path / f"runs/cartpole/seed-{seed}/.lock" for seed in (0, 1)]
     children = [json.loads(lock.read_text())["pid"] for lock in locks]
     assert process.pid not in children

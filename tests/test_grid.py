@@ -32,7 +32,7 @@ def choices(key: str) -> tuple[str, ...]:
     return get_args(AlgorithmConfig.model_fields[key].annotation)
 
 
-# What a pair of returns and baseline is, whatever the objective that follows it on data of the policy's own.
+# The class of a pair of returns and baseline, for every objective on data of the policy's own.
 # lambda_return and vtrace are exact with the value of the policy; what another V costs, a test below tells.
 PAIRS: dict[tuple[str, str], Kind] = {
     ("total", "none"): "exact",
@@ -228,7 +228,7 @@ def test_other_averages_weigh_short_trajectories_more(average: str, objective: s
 SEGMENTS = "rollout={episodes: null, steps: 8}"
 OF_SEGMENTS = (SEGMENTS, "algorithm.returns=lambda_return", "algorithm.baseline=value")
 REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
-    # overrides; the keys that are blamed; a word of the reason; a word of the mend; overrides that mend it
+    # overrides; the keys that are blamed; a word of the reason; a word of the hint; overrides that fix it
     (
         ("algorithm.returns=lambda_return",),
         "returns baseline",

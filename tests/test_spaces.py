@@ -295,7 +295,7 @@ def test_acting_and_learning_see_the_same_in_a_nested_observation(memory: str, n
     sequences = None if policy.memory is None else _beginnings(policy, 6)
     learned = policy(torch.from_numpy(obs), sequences).detach()
     np.testing.assert_allclose(acted, learned, rtol=1e-4, atol=1e-5)
-    assert len(np.unique(acted)) == acted.size, "every observation is told from the others"
+    assert len(np.unique(acted)) == acted.size, "every observation is distinguished from the others"
 
 
 def test_images_are_normalised_by_channel() -> None:

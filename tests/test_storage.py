@@ -147,7 +147,7 @@ def test_a_disk_that_fails_at_any_call_ends_the_run_with_exit_4_and_loses_nothin
             except RunDirectoryError as told_so:
                 error = told_so
         if error is None:
-            assert calls[number - 1] in ("open", "unlink"), f"{calls[number - 1]} failed, and nobody was told"
+            assert calls[number - 1] in ("open", "unlink"), f"{calls[number - 1]} failed silently"
         else:
             told += 1
             assert error.exit_code == 4

@@ -160,7 +160,7 @@ def test_an_interrupt_that_is_held_down_leaves_at_once_and_whole(tmp_path: Path)
 def test_a_terminal_that_is_closed_ends_the_run_with_its_state_saved(tmp_path: Path) -> None:
     with terminal(LONG, tmp_path) as shown:
         shown.read(lambda: trains(tmp_path, 3))
-        os.close(shown.master)  # a session's leader is told by SIGHUP if this is its terminal; a shell passes it on
+        os.close(shown.master)  # a session's leader receives SIGHUP if this is its terminal; a shell forwards it
         shown.process.send_signal(signal.SIGHUP)
         assert shown.process.wait(5) == 129
     status = json.loads((tmp_path / "run/status.json").read_text())

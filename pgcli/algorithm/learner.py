@@ -48,9 +48,10 @@ class Learner:
     def update(
         self, trajectories: Trajectories, iteration: int = 0, progress: float = 0.0, check: Check = lambda: None
     ) -> Update:
-        """Learn from the trajectories of `iteration`. `progress` in [0, 1] is the used share of the budget.
+        """Learn from the trajectories of `iteration`.
 
-        `check` is called before every step of an optimizer. If an exception is raised, the state is rolled back.
+        `progress` in [0, 1] is the used share of the budget. `check` is called before every step of an optimizer. If an
+        exception is raised, the state is rolled back.
         Raises: Diverged, naming the first tensor that is not finite.
         """
         restore_process()

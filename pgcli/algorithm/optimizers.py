@@ -16,7 +16,7 @@ from pgcli.config.choices import OptimizerName, Schedule
 
 
 def scheduled(value: float, schedule: Schedule, progress: float) -> float:
-    """Return `value` at `progress` in [0, 1], the used share of the budget; linear and cosine end at 0."""
+    """Return `value` at `progress` in [0, 1]; linear and cosine end at 0."""
     match schedule:
         case "constant":
             return value

@@ -1,4 +1,4 @@
-"""The algorithm: trajectories → advantages → a batch → steps of gradient ascent. Returns × baseline × objective.
+"""The algorithm: trajectories → advantages → batch → gradient ascent.
 
 for each epoch, for each minibatch:   θ ← θ + α Σ w_t A_t ∇log π(a_t|s_t),   A = G - b
 """

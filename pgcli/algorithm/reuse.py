@@ -1,4 +1,4 @@
-"""`algorithm.reuse`: the policies of the last iterations, and the trajectories that they collected."""
+"""`algorithm.reuse`: policies and trajectories of the last iterations."""
 
 from __future__ import annotations
 

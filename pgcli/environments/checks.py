@@ -156,7 +156,7 @@ def _space(config: EnvConfig, env: gym.Env[Any, Any], name: str) -> spaces.Space
 
 
 def _reset(env: gym.Env[Any, Any]) -> tuple[Any, int]:
-    """Reset with a seed of 63 bits, or of 31 if that fails; return the result and the number of bits."""
+    """Reset with a 63-bit seed, else a 31-bit one; return result and bits."""
     try:
         return env.reset(seed=2**_SEED_BITS - 1), _SEED_BITS
     except Exception:
@@ -164,7 +164,7 @@ def _reset(env: gym.Env[Any, Any]) -> tuple[Any, int]:
 
 
 def _out_of_bounds(layout: Layout, obs: Any) -> str:
-    """Describe the part of an observation that is outside the bounds of its space; return "" without one.
+    """Describe the first part of an observation outside its bounds; "" if none is.
 
     Raises: InvalidOutput: if the observation is not finite, or does not have the shape and type of its space.
     """
@@ -179,7 +179,7 @@ def _out_of_bounds(layout: Layout, obs: Any) -> str:
 
 
 def _time_limit(config: EnvConfig, env: gym.Env[Any, Any]) -> int | None:
-    """Return the number of steps after which the wrappers or the emulator of `env` truncate an episode."""
+    """Return the time limit of the wrappers or the emulator of `env`, in steps."""
     arguments = spec(config).kwargs | config.kwargs
     skipped = arguments.get("frameskip", 1)
     frames_per_step = skipped if isinstance(skipped, int) else 1

@@ -115,7 +115,7 @@ def _renderings(constructor: Any, render_mode: str | None) -> Iterator[dict[str,
 
 
 def _forms(kwargs: dict[str, Any], constructor: Any) -> Iterator[dict[str, Any]]:
-    """Yield the arguments in the types of the constructor's parameters, then with other types for lists."""
+    """Yield the arguments in the parameters' types, then with other types for lists."""
     parameters = _parameters(constructor)
     yield {key: _converted(value, _type_of(parameters.get(key))) for key, value in kwargs.items()}
     if _has_list(kwargs):
@@ -131,7 +131,7 @@ def _parameters(constructor: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def _type_of(parameter: inspect.Parameter | None) -> Callable[[Any], Any]:
-    """Return the type that a list is converted to, by a parameter's default or annotation; list if unknown."""
+    """Return the type for a list, by a parameter's default or annotation, else list."""
     if parameter is None:
         return list
     if isinstance(parameter.default, np.ndarray):

@@ -29,7 +29,7 @@ def missing_dependency(name: str, error: BaseException) -> EnvironmentFailure:
 
 
 def _install_command(error: BaseException) -> str:
-    """Return the command that installs a missing requirement, or an instruction; "" if it is installed but broken."""
+    """Return how to install a missing requirement; "" if it is installed but broken."""
     text = str(error).lower()
     if "opencv" in text or "'cv2'" in text:
         return install_command("atari") if "atari" in text else "pip install opencv-python-headless"

@@ -41,7 +41,7 @@ def is_user_error(error: BaseException) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception's type, message and line in the user's code: `ValueError: text (file.py:3)`."""
+    """Return type, message and user line of an exception: `ValueError: text (a.py:3)`."""
     message, line = message_of(error), line_of(error)
     return printable(type(error).__name__ + (f": {message}" if message else "") + (f" ({line})" if line else ""))
 

@@ -136,7 +136,7 @@ class MaskColumns:
         return None if self._mask is None else self._mask.unpack(obs)
 
     def permits(self, obs: Array) -> Array | None:
-        """Return for each row whether every part of an action has a choice, bool [N]; None without a mask."""
+        """Return whether every part of an action has a choice, bool [N]; None without mask."""
         mask = self.of(obs)
         if mask is None:
             return None

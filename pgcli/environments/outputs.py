@@ -28,7 +28,7 @@ class Step(NamedTuple):
 
 
 def pack_observation(layout: Layout, obs: Any, *, batch: bool = False) -> Array:
-    """Return an observation as one array of its layout, `[*shape]`, or a batch of them, `[N, *shape]`.
+    """Pack an observation to an array `[*shape]`, or a batch to `[N, *shape]`.
 
     Raises: InvalidOutput: if the observation is not in its space.
     """
@@ -122,7 +122,7 @@ def _entry(info: Any, name: str) -> tuple[Any, Any]:
 
 
 def _number(value: Any) -> float:
-    """Return a finite number or a boolean, or the only entry of an array, as a float; nan for anything else."""
+    """Return a finite number, boolean or one-entry array as a float, else nan."""
     if value is None:
         return math.nan
     try:

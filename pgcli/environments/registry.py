@@ -121,7 +121,7 @@ def _unknown(env_id: str, name: str, module: ModuleType | None) -> EnvironmentFa
 
 
 def _versions(namespace: str | None, name: str) -> list[EnvSpec]:
-    """Return the registered versions of a name, ignoring case; without a namespace, those of all namespaces."""
+    """Return the registered versions of a name, ignoring case; namespace None is any."""
     return [
         one for one in gym.registry.values() if one.name.lower() == name.lower() and namespace in (None, one.namespace)
     ]

@@ -104,7 +104,7 @@ def _keywords(arguments: dict[str, Any]) -> str:
 
 
 def _accepted_arguments(config: EnvConfig) -> list[dict[str, Any]]:
-    """Return the accepted arguments of the environment and its wrappers; the config's if building fails."""
+    """Return the accepted arguments of environment and wrappers, else the config's."""
     used: list[dict[str, Any]] = []
     with suppress(PgcliError):
         build(config, used=used).close()

@@ -134,7 +134,7 @@ class SingleEnvironments:
         return Step(obs, rewards, terminated, truncated)
 
     def reported(self, names: Sequence[str], columns: Array) -> Array | None:
-        """Return the numbers and booleans under `names` in the infos of some columns' last steps, [N, K]."""
+        """Return the numbers under `names` in the last infos of some columns, [N, K]."""
         values = np.full((len(self._infos), len(names)), np.nan)
         for column in columns.nonzero()[0].tolist():
             values[column] = read_info(self._infos[column], names)

@@ -80,7 +80,7 @@ class VectorEnvironments:
         return self._obs
 
     def reported(self, names: Sequence[str], columns: Array) -> Array | None:
-        """Return the numbers and booleans under `names` in the info of the last step, for some columns, [N, K]."""
+        """Return the numbers under `names` in the last info, for some columns, [N, K]."""
         if not self._info:
             return None
         return np.where(columns[:, None], read_vector_info(self._info, names, len(columns)), np.nan)

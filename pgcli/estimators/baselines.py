@@ -23,7 +23,7 @@ def mean_baseline(returns: Tensor, mask: Tensor) -> Tensor:
 
 
 def leave_one_out_baseline(returns: Tensor, mask: Tensor) -> Tensor:
-    """Compute b_t,n = Σ_{m ≠ n} G_t,m / (N_t - 1): the mean over the other trajectories that run at t.
+    """Compute b_t,n = Σ_{m ≠ n} G_t,m / (N_t - 1), the mean over the others at t.
 
     The baseline does not depend on the trajectory itself, so the gradient stays unbiased. Where only one trajectory
     runs, the baseline is 0.
@@ -37,10 +37,11 @@ def leave_one_out_baseline(returns: Tensor, mask: Tensor) -> Tensor:
 
 
 def optimal_baseline(returns: Tensor, squared_scores: Tensor) -> Tensor:
-    """Compute b_n = Σ_{m ≠ n} R_m |s_m|² / Σ_{m ≠ n} |s_m|², with s = Σ_t ∇log π(a_t|s_t) of each trajectory.
+    """Compute b_n = Σ_{m ≠ n} R_m |s_m|² / Σ_{m ≠ n} |s_m|².
 
-    b* = E[R |s|²] / E[|s|²] is the constant b that minimizes the variance of (R - b) s (the trace of its covariance).
-    Estimated from the other trajectories, it leaves the gradient unbiased. It is 0 for a single trajectory.
+    s = Σ_t ∇log π(a_t|s_t) is the score of a trajectory. b* = E[R |s|²] / E[|s|²] is the constant b that minimizes the
+    variance of (R - b) s (the trace of its covariance). Estimated from the other trajectories, it leaves the gradient
+    unbiased. It is 0 for a single trajectory.
 
     Args:
         returns: R(τ), [N], in reward units.
@@ -54,10 +55,10 @@ def optimal_baseline(returns: Tensor, squared_scores: Tensor) -> Tensor:
 
 
 def group_baseline(returns: Tensor, mask: Tensor, group_size: int, leave_one_out: bool = False) -> Tensor:
-    """Compute the baseline within each group of `group_size` neighbouring columns, which share a start state.
+    """Compute the baseline within each group of `group_size` neighbouring columns.
 
-    This estimates the value of that state. If it includes the own trajectory, as in GRPO, the gradient is scaled by
-    1 - 1/N_t of the group; with `leave_one_out` it stays unbiased.
+    A group shares a start state. This estimates the value of that state. If it includes the own trajectory, as in GRPO,
+    the gradient is scaled by 1 - 1/N_t of the group; with `leave_one_out` it stays unbiased.
 
     Args: as `mean_baseline`; group_size divides N. Returns: [T, N], in reward units.
     Source: Shao et al. (2024), section 4.1.1; Kool et al. (2019).

@@ -39,7 +39,7 @@ def step_weights(mask: Tensor, average: Average) -> Tensor:
 
 
 def policy_gradient_loss(log_probs: Tensor, advantages: Tensor, weights: Tensor) -> Tensor:
-    """Compute -Σ w A log π(a|s), whose gradient is minus the policy gradient estimate Σ w A ∇log π(a|s).
+    """Compute -Σ w A log π(a|s), with gradient -Σ w A ∇log π(a|s).
 
     Args: all [M], over the valid steps; advantages in reward units and without gradient.
     Returns: a scalar, in reward units. Source: Williams (1992), eq. 11; Sutton et al. (2000), theorem 1.
@@ -55,10 +55,11 @@ def importance_sampling_loss(
     bound: float = math.inf,
     self_normalize: bool = False,
 ) -> Tensor:
-    """Compute -Σ w ρ̄ A log π(a|s), whose gradient is minus Σ w ρ̄ A ∇log π(a|s), with ρ = π/μ a constant.
+    """Compute -Σ w ρ̄ A log π(a|s), with gradient -Σ w ρ̄ A ∇log π(a|s).
 
-    ρ̄ = min(ρ, bound), divided by Σ w ρ̄ / Σ w if `self_normalize`. Without either, E_μ[ρ A ∇log π] = E_π[A ∇log π]
-    at each step, for the states of μ. A bound biases towards μ, self-normalizing by O(1/M); both reduce variance.
+    ρ = π/μ is a constant; ρ̄ = min(ρ, bound), divided by Σ w ρ̄ / Σ w if `self_normalize`. Without either,
+    E_μ[ρ A ∇log π] = E_π[A ∇log π] at each step, for the states of μ. A bound biases towards μ, self-normalizing by
+    O(1/M); both reduce variance.
 
     Args: all [M], over the valid steps; log_ratios log π - log μ in nats; advantages in reward units, no gradient.
     Returns: a scalar, in reward units.
@@ -87,7 +88,9 @@ def clip_loss(log_ratios: Tensor, advantages: Tensor, weights: Tensor, clip_rang
 
 
 def kl_estimates(log_ratios: Tensor) -> Tensor:
-    """Compute k3 = ρ - 1 - ln ρ ≥ 0 of each step, with ρ = π/μ; its mean over actions of μ is KL(μ‖π) exactly.
+    """Compute k3 = ρ - 1 - ln ρ ≥ 0 of each step, with ρ = π/μ.
+
+    Its expectation over actions of μ is KL(μ‖π).
 
     Args: log_ratios, [M], in nats. Returns: [M], in nats. Source: Schulman (2020), "Approximating KL divergence".
     """
@@ -163,11 +166,11 @@ def explained_variance(values: Tensor, targets: Tensor) -> float | None:
 
 
 def standardized(advantages: Tensor, floor: float = 0.0) -> Tensor:
-    """Compute (A - mean A) / max(σ, floor), with the population standard deviation σ of the batch.
+    """Compute (A - mean A) / max(σ, floor).
 
-    Equal advantages become 0, never 0/0; a σ that overflows makes them nan, not 0. `floor` is the spread that rounding
-    alone can cause: if a baseline cancels all advantages, the remaining noise must not be amplified. Biased: this
-    multiplies the gradient by a random factor.
+    σ is the population standard deviation of the batch. Equal advantages become 0, never 0/0; a σ that overflows makes
+    them nan, not 0. `floor` is the spread that rounding alone can cause: if a baseline cancels all advantages, the
+    remaining noise must not be amplified. Biased: this multiplies the gradient by a random factor.
 
     Args: advantages, [M], over the valid steps; floor, in their unit. Returns: [M], without a unit.
     """
@@ -178,10 +181,11 @@ def standardized(advantages: Tensor, floor: float = 0.0) -> Tensor:
 
 
 def group_standardized(advantages: Tensor, group_size: int, floor: float = 0.0) -> tuple[Tensor, int]:
-    """Compute A / max(σ, floor), with the population standard deviation σ of A over each group of columns.
+    """Compute A / max(σ, floor) for each group of columns.
 
-    For advantages with one value per trajectory. Groups of equal returns give 0, never 0/0, and are counted. Groups
-    are weighted by 1/σ, which changes the direction of the gradient: biased by design.
+    σ is the population standard deviation of A in the group. For advantages with one value per trajectory. Groups of
+    equal returns give 0, never 0/0, and are counted. Groups are weighted by 1/σ, which changes the direction of the
+    gradient: biased by design.
 
     Args: advantages, [T, N], in reward units; floor, in their unit, the σ that rounding alone can cause.
     Returns: [T, N], without a unit, and the number of groups without variance.

@@ -42,9 +42,10 @@ def lambda_returns(rewards: Tensor, discounts: Tensor, next_values: Tensor, lamb
 def trajectory_returns(
     rewards: Tensor, gamma: float, lam: float, terminated: Tensor, cut: Tensor, next_values: Tensor
 ) -> Tensor:
-    """Compute the λ-returns of trajectories: γ_t = 0 where `terminated`, λ_t = 0 where `cut`, γ and λ elsewhere.
+    """Compute the λ-returns of trajectories.
 
-    So a trajectory that was cut continues with value v(s_t+1), and a terminated one with 0. λ = 1 is the reward-to-go.
+    γ_t = 0 where `terminated`, λ_t = 0 where `cut`, γ and λ elsewhere. So a trajectory that was cut continues with
+    value v(s_t+1), and a terminated one with 0. λ = 1 is the reward-to-go.
 
     Args:
         rewards: [T, N], in reward units, 0 on masked rows.
@@ -64,10 +65,10 @@ def trajectory_returns(
 def vtrace_returns(
     rewards: Tensor, gamma: float, lam: float, terminated: Tensor, cut: Tensor, values: Tensor, ratios: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Compute v_t = V_t + ρ̄_t δ_t + γ_t c_t (v_t+1 - V_t+1), δ_t = r_t + γ_t V_t+1 - V_t, and q_t = r_t + γ_t v_t+1.
+    """Compute v_t = V_t + ρ̄_t δ_t + γ_t c_t (v_t+1 - V_t+1), and q_t = r_t + γ_t v_t+1.
 
-    With ρ̄ = min(1, π/μ) and c = λ ρ̄, v is the target of V for policy π on data of μ; v_t+1 = V_t+1 where a trajectory
-    is `cut`. The advantage is ρ̄ (q - V). On-policy, v is the λ-return.
+    δ_t = r_t + γ_t V_t+1 - V_t. With ρ̄ = min(1, π/μ) and c = λ ρ̄, v is the target of V for policy π on data of μ;
+    v_t+1 = V_t+1 where a trajectory is `cut`. The advantage is ρ̄ (q - V). On-policy, v is the λ-return.
 
     Args:
         rewards: [T, N], in reward units, 0 on masked rows.

@@ -1,6 +1,7 @@
-"""Whole runs on a Ray cluster, one actor per run. All machines must share the folders of the runs.
+"""Whole runs on a Ray cluster, one actor per run.
 
-If an actor is lost, its run continues from the last checkpoint in a new actor, with the same bytes.
+All machines must share the folders of the runs. If an actor is lost, its run continues from the last checkpoint in a
+new actor, with the same bytes.
 """
 
 from __future__ import annotations

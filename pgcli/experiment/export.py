@@ -1,4 +1,4 @@
-"""Export a policy as an ONNX graph: observations in, the distribution's parameters and the greedy action out.
+"""Export a policy as ONNX: observations → distribution and greedy action.
 
 The graph is built node by node and matches `Policy.actor`. A tracer would need onnxscript, take ten seconds, print
 deprecation warnings and write local paths into the file. This export always has the same bytes for a checkpoint.
@@ -247,7 +247,7 @@ def _forward(graph: _Graph, network: nn.Sequential, x: str) -> str:
 
 
 def _recur(graph: _Graph, memory: RecurrentNetwork, x: str, before: str) -> tuple[str, str]:
-    """Add one step of a GRU or an LSTM, gate by gate as in `pgcli.policies.recurrent`; return output, state after."""
+    """Add one step of a GRU or an LSTM; return its output and next state."""
     w, u, b, c = memory.core.parameters()
     size, gates = memory.size, 3 if memory.parts == 1 else 4
 

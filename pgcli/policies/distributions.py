@@ -1,7 +1,8 @@
-"""Distributions over actions: sampling in numpy, log-probabilities in torch, their gradients in closed form in numpy.
+"""Distributions over actions.
 
-Each distribution maps a network's outputs, [N, size], to a distribution. Actions are stored as drawn;
-`for_environment(actions)` has the shape, type and bounds of the action space.
+Sampling and closed-form gradients use numpy, log-probabilities torch. Each distribution maps a network's outputs, [N,
+size], to a distribution. Actions are stored as drawn; `for_environment(actions)` has the shape, type and bounds of the
+action space.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Distribution(nn.Module):
     has_closed_form = False
 
     def noise(self, generator: np.random.Generator, rows: int, columns: int) -> Array:
-        """Draw the random numbers for `rows` steps of `columns` environments, [rows, columns, …], in [0, 1)."""
+        """Draw random numbers in [0, 1) for `rows` steps, [rows, columns, …]."""
         return generator.random((rows, columns, *self.noise_shape))
 
     def sample(self, outputs: Array, noise: Array) -> Array:
@@ -164,7 +165,7 @@ class Factorised(Distribution):
         return np.stack([factor.sample(outputs[:, part], u) for factor, part, u in parts], 1)
 
     def mode(self, outputs: Array) -> Array:
-        """Return the most probable actions [N, entries]: the most probable entries, since they are independent."""
+        """Return the most probable actions [N, entries], entry by entry."""
         parts = zip(self.factors, self.slices, strict=True)
         return np.stack([factor.mode(outputs[:, part]) for factor, part in parts], 1)
 
@@ -245,7 +246,7 @@ class Bernoulli(Distribution):
 
 
 class Gaussian(Distribution):
-    """N(μ(s), diag σ²) over the entries of a Box, with one learned σ per entry, the same in every state.
+    """N(μ(s), diag σ²) over the entries of a Box; σ is learned, equal in all states.
 
     Log-probabilities refer to the action as drawn. `for_environment` clips it to the bounds; metrics.csv has the share
     of clipped entries. Source: Williams (1992), section 6; Huang et al. (2022), details 31-34.
@@ -363,10 +364,11 @@ class TanhGaussian(Gaussian):
 
 
 class StateDependentGaussian(Gaussian):
-    """a = μ(s) + θᵀφ(s), θ_ij ~ N(0, σ_ij²), φ the last hidden layer: a Gaussian of variance Σ_i φ_i² σ_ij² (gSDE).
+    """a = μ(s) + θᵀφ(s), θ_ij ~ N(0, σ_ij²), φ the last hidden layer (gSDE).
 
-    θ is constant for `noise_steps` steps, so exploration is a smooth function of the state. The log-probability is
-    marginal for each action, so the gradient is biased unless θ is drawn anew in each step. σ_ij starts at σ/√features.
+    A Gaussian of variance Σ_i φ_i² σ_ij². θ is constant for `noise_steps` steps, so exploration is a smooth function of
+    the state. The log-probability is marginal for each action, so the gradient is biased unless θ is drawn anew in each
+    step. σ_ij starts at σ/√features.
     Source: Raffin et al. (2022), section 3.
     """
 
@@ -380,7 +382,7 @@ class StateDependentGaussian(Gaussian):
         self.log_standard_deviation = nn.Parameter(torch.full((features, self.size), start))
 
     def noise(self, generator: np.random.Generator, rows: int, columns: int) -> Array:
-        """Draw one standard normal matrix per column and `noise_steps` rows, [rows, columns, features, entries]."""
+        """Draw a standard normal matrix per column, constant for `noise_steps` rows."""
         shape = (columns, *self.log_standard_deviation.shape)
         if rows <= self.noise_steps:
             return np.broadcast_to(generator.standard_normal(shape), (rows, *shape))

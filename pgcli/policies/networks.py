@@ -1,4 +1,4 @@
-"""Networks: torch modules to learn with, and numpy forward passes to act with, on the same memory.
+"""Networks: torch modules for learning, numpy for acting, on the same memory.
 
 For a forward pass of a few rows, torch's overhead is ten times the arithmetic. Acting therefore uses numpy on views of
 torch's parameters: there is one set of weights, which needs no synchronization.
@@ -49,7 +49,7 @@ def orthogonal(network: nn.Sequential, last_gain: float) -> None:
 
 
 def numpy_forward(network: nn.Sequential) -> Forward:
-    """Return the forward pass of `network`, `[N, in] → [N, out]`, in numpy on views of its parameters."""
+    """Return a numpy forward pass `[N, in] → [N, out]` on views of the parameters."""
     steps: list[Forward] = []
     for module in network:
         if isinstance(module, nn.Linear):
@@ -132,7 +132,7 @@ def image_networks(shapes: Sequence[tuple[int, int, int]], config: PolicyConfig)
 
 
 def image_network(shape: tuple[int, int, int], kind: ConvolutionsName) -> nn.Sequential:
-    """Build a convolutional network from images `[M, channels, height, width]` to features `[M, 512 | 256 | 128]`.
+    """Build a convolutional network, [M, channels, height, width] → [M, features].
 
     nature: Mnih et al. (2015), for sides of 36 pixels or more. small: Mnih et al. (2013) for such sides, at a third
     of the cost; two 3 × 3 layers for smaller images. auto: nature if it fits, else small.

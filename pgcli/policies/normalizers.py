@@ -48,9 +48,10 @@ class RunningMoments(nn.Module):
 
 
 class Normalizer(RunningMoments):
-    """x ↦ (x - mean) / √(variance + 10⁻⁸), clipped to ±10. Before the first row, mean is 0 and variance 1.
+    """x ↦ (x - mean) / √(variance + 10⁻⁸), clipped to ±10.
 
-    x is float64: float32 would lose a small signal on a large offset before the mean is subtracted.
+    Before the first row, mean is 0 and variance 1. x is float64: float32 would lose a small signal on a large offset
+    before the mean is subtracted.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ class Normalizer(RunningMoments):
 
 
 class ReturnScale(RunningMoments):
-    """The standard deviation of the discounted return so far, R_t = r_t + γ R_{t-1}, over `columns` environments.
+    """The standard deviation of the discounted return R_t = r_t + γ R_{t-1}.
 
     R continues from one segment to the next and starts at 0 with every episode.
     """

@@ -1,4 +1,4 @@
-"""Observations: the parts of a space, the array that stores them, and the encoding that a policy reads."""
+"""Observations: parts of a space, packed arrays, and the policy's encoding."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Leaf:
         return obs
 
     def unpack(self, obs: Any) -> Any:
-        """Return this part of packed observations [M, …], an array or a tensor: a view [M, size] in its own type."""
+        """Return this part of packed observations [M, …] as a view [M, size]."""
         if self.columns is None:
             return obs.reshape(len(obs), self.size)
         part = obs[:, self.columns]
@@ -68,7 +68,7 @@ class Leaf:
 
 
 class Layout:
-    """The array form of observations of `space`: unchanged, or the bytes of the parts of a Dict or Tuple in one row.
+    """The array form of observations: unchanged, or one row of bytes for Dict and Tuple.
 
     Each part keeps its own type, so an image takes one byte per pixel even next to real numbers.
 
@@ -126,7 +126,7 @@ class Layout:
         return [leaf.unpack(obs) for leaf in self._real]
 
     def converted(self, obs: Array) -> Array:
-        """Return a checkpoint's rows [N, …] in the current form; old versions used one type for all parts."""
+        """Convert a checkpoint's rows [N, …]; old versions used one type for all parts."""
         sizes = [leaf.size for leaf in self.leaves]
         is_todays = obs.dtype == self.dtype and obs.shape[1:] == self.shape
         if not self.nested or is_todays or obs.shape[1:] != (sum(sizes),):
@@ -162,7 +162,7 @@ def _walk(
 
 
 def _row_type(fields: list[tuple[Any, ...]], size: int) -> np.dtype[Any]:
-    """Return the type of a packed row of `size` bytes. Args: fields: type, shape and first byte of each part."""
+    """Return the type of a row of `size` bytes; fields: type, shape, first byte per part."""
     if size > MAX_ROW_BYTES:
         raise EnvironmentFailure(
             f"an observation takes {size / 1e9:,.1f} GB", "the limit is 2 GB: reduce the observation with a wrapper"
@@ -178,7 +178,7 @@ def _row_type(fields: list[tuple[Any, ...]], size: int) -> np.dtype[Any]:
 
 
 def _stored_type(space: Plain) -> np.dtype[Any]:
-    """Return the type of a part of a packed row: the smallest that represents every value of a count."""
+    """Return the stored type of a part; for counts the smallest that fits all values."""
     found = _own_type(space)
     match space:
         case spaces.MultiBinary():
@@ -259,7 +259,7 @@ LARGEST_PIXEL = 255.0  # larger bounds say nothing about the values of an image
 
 
 class Encoder:
-    """Encodes arrays of observations as `size` numbers, images `[channels, height, width]` and an action mask.
+    """Encodes observations as `size` numbers, images and an action mask.
 
     Numbers: Discrete and MultiDiscrete one-hot, MultiBinary and Box flattened, bytes divided by their largest bound.
     Images: Boxes of rank 3 or 4, and of rank 2 if they are bytes, with sides of 5 pixels or more, unless `images` is

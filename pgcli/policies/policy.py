@@ -1,4 +1,4 @@
-"""The policy π: observation → numbers and image features → recurrent network → MLP → distribution over actions."""
+"""The policy π: observation → features → recurrent network → MLP → distribution."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class Policy(nn.Module):
         return self.normalizer.forward(self.encoder.in_torch(obs, torch.float64)).to(dtype)
 
     def read(self, obs: Tensor, images: nn.ModuleList | None = None) -> Tensor:
-        """Concatenate the numbers of observations [M, …] and the features of `images`, by default the policy's own."""
+        """Concatenate numbers of observations [M, …] and features of `images`."""
         numbers, networks = self.encode(obs), self.images if images is None else images
         if not len(networks):
             return numbers
@@ -142,7 +142,7 @@ class Policy(nn.Module):
         return torch.cat([numbers, *(network(x) for network, x in zip(networks, pictures, strict=True))], 1)
 
     def pictures(self, obs: Tensor, dtype: torch.dtype) -> list[Tensor]:
-        """Return the images of observations [M, …], each [M, channels, height, width], normalised by channel."""
+        """Return the normalized images of observations, each [M, channels, height, width]."""
         pictures = []
         for image, normalizer in zip(self.encoder.images, self.image_normalizers, strict=True):
             if isinstance(normalizer, Normalizer):
@@ -175,7 +175,7 @@ class Policy(nn.Module):
         return hidden
 
     def forward(self, obs: Tensor, sequences: Sequences | None = None, trunk: Tensor | None = None) -> Tensor:
-        """Compute the distribution's parameters [M, …] from observations [M, …], or from `trunk` if given."""
+        """Compute the distribution's parameters [M, …] from observations or `trunk`."""
         features = self.trunk(obs, sequences) if trunk is None else trunk
         outputs: Tensor = self.network[-1](features)
         if self.masked:
@@ -217,7 +217,7 @@ class Policy(nn.Module):
 
 
 def parameters_of(policy: Policy, value: nn.Module | None) -> dict[str, Tensor]:
-    """Return every tensor of a policy and a value function, buffers included, by name: `policy.network.0.weight`, …"""
+    """Return all tensors by name, buffers included: `policy.network.0.weight`, …"""
     modules: dict[str, nn.Module] = {"policy": policy} | ({} if value is None else {"value": value})
     return {
         f"{name}.{key}": tensor.detach()

@@ -1,4 +1,4 @@
-"""Outputs of a policy and a value function for trajectories, [T, N], computed on the policy's device."""
+"""Outputs of policy and value function for trajectories [T, N]."""
 
 from __future__ import annotations
 

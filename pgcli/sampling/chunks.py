@@ -16,7 +16,7 @@ EPISODE_BYTES = 24  # return, discounted return and length
 
 
 def chunk_ranges(env: EnvConfig, columns: int) -> list[range]:
-    """Split columns into chunks of `env.chunk_size` (default `env.num_envs`); the last may be smaller."""
+    """Split columns into chunks of `env.chunk_size` (default `env.num_envs`)."""
     check_memory(columns * EPISODE_BYTES, f"{columns:,} episodes at once", "play fewer episodes")
     width = env.chunk_size or env.num_envs
     return [range(start, min(start + width, columns)) for start in range(0, columns, width)]

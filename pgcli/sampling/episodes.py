@@ -62,9 +62,9 @@ class EpisodeSampler:
 def collect_episodes(
     config: Config, executor: ChunkExecutor, policy: Policy, iteration: int, check: Check
 ) -> Trajectories:
-    """Collect `rollout.episodes` whole episodes, one column each. A pure function of (policy, iteration).
+    """Collect `rollout.episodes` whole episodes, one column each.
 
-    Raises: EnvironmentFailure.
+    A pure function of (policy, iteration). Raises: EnvironmentFailure.
     """
     return _collect(config, executor, policy, iteration, check)[0]
 

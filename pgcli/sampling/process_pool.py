@@ -1,7 +1,7 @@
-"""A pool of worker processes: each has environments and a copy of the policy, and runs whole chunks.
+"""A pool of worker processes with their own environments and policies.
 
-Pipes carry small messages. Shared tensors carry the parameters and the results of each worker; the system frees them
-when the last process that maps them ends, even after a crash.
+Workers run whole chunks. Pipes carry small messages. Shared tensors carry the parameters and the results of each
+worker; the system frees them when the last process that maps them ends, even after a crash.
 """
 
 from __future__ import annotations

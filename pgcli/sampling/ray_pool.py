@@ -1,7 +1,7 @@
-"""A pool of actors on a Ray cluster: each has environments and a copy of the policy, and runs whole chunks.
+"""A pool of Ray actors with their own environments and policies.
 
-The object store carries the parameters, stored once, and the results, chunk by chunk. If an actor's process or machine
-dies, Ray restarts the actor and repeats its tasks.
+Actors run whole chunks. The object store carries the parameters, stored once, and the results, chunk by chunk. If an
+actor's process or machine dies, Ray restarts the actor and repeats its tasks.
 """
 
 from __future__ import annotations

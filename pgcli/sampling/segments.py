@@ -1,4 +1,4 @@
-"""Segments: a fixed number of steps of environments that continue from one iteration to the next.
+"""Segments: a fixed number of steps; episodes continue across iterations.
 
 Layout: if an episode ends in row t, obs[t + 1] is its true last observation. The next row is masked and resets.
 Each reset of a single environment has a derived seed. Its state is the number of the episode and the actions since the
@@ -176,7 +176,7 @@ class SegmentSampler:
 
 @dataclass(frozen=True)
 class CollectSegment:
-    """Collect one segment of a chunk. Returns None if the worker has neither state `token` nor `state`."""
+    """Collect one segment of a chunk; return None if its state is not available."""
 
     config: Config
     chunk: range
@@ -306,7 +306,7 @@ class _LiveColumns:
         return int((~reached).sum())
 
     def _replay(self, config: Config, state: ColumnState, policy: Policy, check: Check) -> Array:
-        """Execute the actions since the reset; return whether each column reached its observation, bool [N]."""
+        """Repeat the actions since the reset; return which columns succeeded, bool [N]."""
         actor = policy.actor("sampled")
         seeds = [segment_seed(config, *one) for one in zip(self._chunk, state.episode.tolist(), strict=True)]
         obs, alive = self.envs.reset(seeds), ~state.over
@@ -333,7 +333,7 @@ def _padded(actions: list[Array]) -> Array:
 
 
 def _extended(history: list[Array], actions: Array, lengths: Array) -> list[Array]:
-    """Append actions [T, N, …] to each column's history; keep the last `lengths`, those since the reset."""
+    """Append actions [T, N, …] to the histories; keep those since each reset."""
     return [
         actions[len(actions) - lengths[n] :, n] if lengths[n] <= len(actions) else np.concatenate((old, actions[:, n]))
         for n, old in enumerate(history)

@@ -10,7 +10,7 @@ if sys.platform != "win32":
 
 
 def limit_of(error: OSError) -> tuple[str, str] | None:
-    """Return a message and a hint if a limit of the process or of the system is the cause of an error."""
+    """Return message and hint if a limit of the process or system caused an error."""
     match error.errno:
         case errno.EMFILE:
             message = f"too many open files: this process may open only {_soft('RLIMIT_NOFILE')} at a time"

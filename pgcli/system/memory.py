@@ -15,7 +15,7 @@ _MESSAGES = ("allocate memory", "not enough memory", "out of memory")  # of torc
 
 @functools.cache
 def total_memory() -> int | None:
-    """Return the memory that this process may use, in bytes, within container limits; None if unknown."""
+    """Return the usable memory in bytes, within container limits; None if unknown."""
     found = []
     with contextlib.suppress(ValueError, OSError, AttributeError):  # Windows has no sysconf
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -26,7 +26,7 @@ def total_memory() -> int | None:
 
 
 def check_memory(size: float, what: str, hint: str) -> None:
-    """Raise UsageError if `what`, which takes `size` bytes, is larger than the memory of this machine."""
+    """Raise UsageError if `what`, of `size` bytes, exceeds this machine's memory."""
     total = total_memory()
     if total is not None and size > total:
         raise UsageError(f"{what}: this needs {in_bytes(size)}, but the machine has {in_bytes(total)} of memory", hint)

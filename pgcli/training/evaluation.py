@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Episodes:
-    """Undiscounted and discounted returns (reward units) and lengths (steps) of evaluation episodes, each [n]."""
+    """Evaluation episodes: returns in reward units, lengths in steps, each [n]."""
 
     returns: Array
     discounted_returns: Array
@@ -37,9 +37,10 @@ class Episodes:
 
 
 def sample(values: Sequence[float] | NDArray[Any]) -> Sample:
-    """Compute statistics of a sample: standard deviation with n - 1, standard error = standard deviation / √n.
+    """Compute statistics of a sample.
 
-    Both are None for a single value, and if the squares overflow.
+    The standard deviation divides by n - 1; the standard error is the standard deviation / √n. Both are None for a
+    single value, and if the squares overflow.
     """
     x = np.asarray(values, np.float64)
     with np.errstate(over="ignore", invalid="ignore"):

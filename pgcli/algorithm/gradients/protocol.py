@@ -18,7 +18,7 @@ class Gradient(Protocol):
         """Return the gradient's input for observations [M, …], encoded once per update: [M, size]."""
 
     def __call__(self, batch: Batch, part: PartName, progress: float) -> Step:
-        """Return ∂loss/∂θ, [dim] in the order of the part's parameters, and the terms of the loss if requested.
+        """Return ∂loss/∂θ [dim], in the order of the part's parameters, and the loss terms.
 
         The gradient is valid until the next call.
         """

@@ -75,7 +75,7 @@ class TutorialPolicy:
         return int(torch.multinomial(self.forward(state), 1)) + self._first_action
 
     def grad_log(self, state: Any, action: Any) -> Tensor:
-        """Compute the score ∇log π(a|s), [dim], by the chain rule from the logits back to the first layer."""
+        """Compute the score ∇log π(a|s), [dim], by the chain rule."""
         outputs = self._run(state)
         delta = -self._probabilities(outputs[-1])
         delta[int(action) - self._first_action] += 1
@@ -107,7 +107,7 @@ class TutorialPolicy:
 
 
 def tutorial_rollouts(trajectories: Trajectories, states: Array) -> Rollouts:
-    """Return whole episodes in the form of the tutorial's `collect_rollouts`; `states` are [T, N, size]."""
+    """Convert whole episodes to the tutorial's rollouts; `states` are [T, N, size]."""
     actions, rewards = trajectories.actions.numpy(), trajectories.rewards.numpy()
     return [
         [(states[t, n].copy(), int(actions[t, n]), float(rewards[t, n])) for t in range(length)]
@@ -209,7 +209,7 @@ class UserGradient:
 
 
 def load_user_estimator(location: str, policy: Policy, gamma: float) -> UserEstimator:
-    """Load a user's estimator for `policy`: a function from whole episodes to ∇J, [dim]. This runs the user's file.
+    """Load a user's estimator, whole episodes → ∇J [dim]. This runs the user's file.
 
     Raises: UsageError for a policy that is not a softmax MLP, and as `load_user_code` and `call_estimator` do.
     """
