@@ -740,7 +740,7 @@ OWN = "algorithm.estimator=my.py:reinforce"
 
 
 @pytest.mark.parametrize(
-    ("overrides", "reason", "mend"),
+    ("overrides", "reason", "fix"),
     [
         (("algorithm.estimator=reinforce",), "expected FILE.py:NAME or FILE.ipynb:NAME", OWN),
         ((OWN, "rollout={episodes: null, steps: 8}", "algorithm.baseline=value"), "not segments", ""),
@@ -756,12 +756,12 @@ OWN = "algorithm.estimator=my.py:reinforce"
     ],
 )
 def test_what_does_not_go_with_an_estimator_of_ones_own_is_refused(
-    overrides: tuple[str, ...], reason: str, mend: str
+    overrides: tuple[str, ...], reason: str, fix: str
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
         override(Config(), overrides)
-    if mend:
-        assert override(Config(), [*overrides, mend]).algorithm.estimator
+    if fix:
+        assert override(Config(), [*overrides, fix]).algorithm.estimator
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ FINDINGS: list[tuple[Config, str, str]] = [
 @pytest.mark.parametrize(("case", "text", "key"), FINDINGS, ids=[text for _, text, _ in FINDINGS])
 def test_what_would_disappoint_is_found_with_the_key_that_mends_it(case: Config, text: str, key: str) -> None:
     result = diagnose(case)
-    found = [mend for what, mend in findings(result) if text in what]
+    found = [fix for what, fix in findings(result) if text in what]
     assert len(found) == 1, result["findings"]
     assert key in found[0]
     assert bool(key) == bool(found[0])

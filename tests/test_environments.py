@@ -304,7 +304,7 @@ def test_a_wrapper_of_a_module_may_be_a_class_or_a_function() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "mend"),
+    ("name", "fix"),
     [
         ("NormalizeObservation", "policy.normalize_obs: true"),
         ("gymnasium.wrappers:NormalizeReward", "value.normalize_returns: true"),
@@ -316,12 +316,12 @@ def test_a_wrapper_of_a_module_may_be_a_class_or_a_function() -> None:
         ("TransformReward", "module:Class"),
     ],
 )
-def test_a_wrapper_that_a_run_cannot_have_is_refused_with_what_does_its_work(name: str, mend: str) -> None:
+def test_a_wrapper_that_a_run_cannot_have_is_refused_with_what_does_its_work(name: str, fix: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config_from_data({"env": {"wrappers": ["FlattenObservation", name]}}, "c.yaml")
     (problem,) = caught.value.problems
     assert f"`env.wrappers`: {name.rpartition(':')[2]}: " in problem.message
-    assert mend in problem.hint
+    assert fix in problem.hint
     config_from_data({"env": {"wrappers": [f"mine:{name.rpartition(':')[2]}"]}}, "c.yaml")
 
 

@@ -291,9 +291,9 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
         ("algorithm.returns=total",),
     ),
     *(
-        ((f"algorithm.{key}=3",), f"{key} objective", "does not correct", f"{key}: 1", (f"algorithm.objective={mend}",))
+        ((f"algorithm.{key}=3",), f"{key} objective", "does not correct", f"{key}: 1", (f"algorithm.objective={fix}",))
         for key in ("update_epochs", "num_minibatches", "reuse")
-        for mend in ("clip", "importance_sampling")
+        for fix in ("clip", "importance_sampling")
     ),
     *(
         ((f"algorithm.{key}=0.1",), f"{key} objective", "KL and its gradient are 0", key, ("algorithm.objective=clip",))
@@ -390,10 +390,10 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(
-    ("overrides", "keys", "reason", "hint", "mend"), REASONS, ids=[" ".join(row[0]) for row in REASONS]
+    ("overrides", "keys", "reason", "hint", "fix"), REASONS, ids=[" ".join(row[0]) for row in REASONS]
 )
 def test_a_bad_combination_is_refused_with_a_reason_and_a_mend_that_mends(
-    overrides: tuple[str, ...], keys: str, reason: str, hint: str, mend: tuple[str, ...]
+    overrides: tuple[str, ...], keys: str, reason: str, hint: str, fix: tuple[str, ...]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         override(Config(), overrides)
@@ -402,7 +402,7 @@ def test_a_bad_combination_is_refused_with_a_reason_and_a_mend_that_mends(
     assert problem.message.startswith(" and ".join(f"`{name}`" for name in names) + (": " if names[1:] else ""))
     assert reason in problem.message
     assert hint in problem.hint
-    assert override(Config(), [*overrides, *mend]) != Config()
+    assert override(Config(), [*overrides, *fix]) != Config()
 
 
 def test_several_bad_combinations_are_told_together() -> None:
