@@ -317,7 +317,7 @@ def test_a_cluster_that_is_not_there_is_told_and_nothing_is_written(tmp_path: Pa
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
-        ("ray://127.0.0.1:10001", "is that of a Ray client"),
+        ("ray://127.0.0.1:10001", "is for Ray clients"),
         ("somewhere", "is not an address"),
         ("127.0.0.1:99999999", "no Ray cluster at"),
         ("no-such-host.invalid:6379", "no Ray cluster at"),

@@ -86,7 +86,7 @@ NAMES: list[tuple[str, tuple[str, ...]]] = [
     ("worlds:Nothing", ("not a gymnasium.Env", "shimmy")),
     ("worlds:Qqqqqqqq", ("its subclasses of gymnasium.Env: World, Old, Room",)),
     ("json:Foo", ("`json` has no environment `Foo`", "no subclass of gymnasium.Env")),
-    ("Nothing-v0", ("not a gymnasium.Env", "shimmy")),
+    ("Nothing-v0", ("does not return a gymnasium.Env", "shimmy")),
     ("Hopper-v2", ("moved to the gymnasium-robotics project", "did you mean `Hopper-v5`?")),
     ("HalfCheetah-v3", ("moved to the gymnasium-robotics project", "did you mean `HalfCheetah-v5`?")),
     (":CartPole-v1", ("no module ``", "install")),
@@ -221,7 +221,7 @@ MODULES = {
     "import numpy\nimport no_such_thing\n": ("needs `no_such_thing`", "broken.py:2"),
     "from numpy import no_such_thing\n": ("ImportError", "broken.py:1"),
     "x = 1\nraise ValueError('not today')\n": ("ValueError: not today", "broken.py:2"),
-    "import sys\n\nsys.exit('bye')\n": ("leaves Python", "broken.py:3", "__main__"),
+    "import sys\n\nsys.exit('bye')\n": ("exits Python", "broken.py:3", "__main__"),
 }
 
 
@@ -654,7 +654,7 @@ def test_a_mask_that_fits_nothing_or_permits_nothing_is_a_fault(kwargs: dict[str
 def test_masks_and_other_parts_are_checked_also_where_the_environment_shows_them_itself() -> None:
     envs = make_environments(env_config("worlds:Shown", at=1), 2)
     envs.reset([1, 2])
-    with pytest.raises(EnvironmentFailure, match="permits nothing in step 1 with action 2 of the episode with reset"):
+    with pytest.raises(EnvironmentFailure, match="permits no action in step 1 with action 2 of the episode with reset"):
         act(envs, np.full((4, 2), 2))
 
 
