@@ -334,7 +334,7 @@ def test_a_linear_policy_has_no_trunk_to_share() -> None:
     settings = config(algorithm={"baseline": "value"}, value={"shared_trunk": True}, policy={"hidden_sizes": []})
     with pytest.raises(UsageError, match="no trunk") as refusal:
         build_agent(spaces.Box(-1, 1, (2,)), spaces.Discrete(2), settings)
-    assert "hidden layers" in refusal.value.hint
+    assert "hidden_sizes" in refusal.value.hint
 
 
 # --------------------------------------------------------------------------------------------------------------- masks
