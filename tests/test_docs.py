@@ -1,4 +1,4 @@
-"""README and docs: their commands run, their links lead somewhere, their configs open with their command."""
+"""README and docs: commands run, links exist, configs begin with their command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 
 def commands(page: Path) -> list[str]:
-    """Give the commands of a page's `sh` blocks, comments left out."""
+    """Return the commands of a page's `sh` blocks, without comments."""
     blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
     lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
@@ -47,7 +47,7 @@ OF_THE_DOCS = [(page, command) for page in PAGES[1:] for command in commands(pag
 
 
 def short(command: str) -> str:
-    """Return a command that does the same in a moment; two seeds are enough for an interval."""
+    """Return a short version of a command; two seeds are enough for an interval."""
     for text, less in SHORTER:
         command = command.replace(text, less)
     if command.startswith("pgcli train"):
@@ -57,7 +57,7 @@ def short(command: str) -> str:
 
 @pytest.fixture(scope="module")
 def run_until(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, list[str], int], None]:
-    """Run the commands of a page in their order, each of them once, until that of a number has run."""
+    """Run the commands of a page in order, each once, up to a number."""
     homes: dict[str, Path] = {}
     done: Counter[str] = Counter()
 
@@ -97,7 +97,7 @@ def test_the_commands_of_the_readme_run_at_full_length(tmp_path: Path) -> None:
 
 
 def test_what_the_readme_makes_is_in_the_makefile() -> None:
-    """Those commands make this very environment: shown to exist here, run by CI."""
+    """These commands create the test environment itself: CI runs them, this test checks that they exist."""
     makes = [command for command in commands(PAGES[0]) if command.startswith("make ")]
     assert makes
     for command in makes:

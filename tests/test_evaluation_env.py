@@ -1,4 +1,4 @@
-"""Evaluation plays in instances of its own, and in an environment of its own where the config says so."""
+"""Evaluation uses its own instances, and its own environment if configured."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_changed_environment_is_evaluated_and_the_result_says_so(tmp_path: Pat
     [
         (("algorithm.gamma=1",), 2, "env.wrappers, env.kwargs, env.max_episode_steps"),
         (("env.id=CartPole-v1",), 2, "env.wrappers, env.kwargs, env.max_episode_steps"),
-        (("env.kwargs.bonuss=1",), 2, "takes no `bonuss`"),
+        (("env.kwargs.bonuss=1",), 2, "has no parameter `bonuss`"),
         ((f"env.wrappers=[{WORLDS}:Wider]",), 2, "observation space"),
         (("env.kwargs.bonus=1", "--replay", "0:0"), 2, "--replay"),
     ],

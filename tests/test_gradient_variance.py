@@ -1,4 +1,4 @@
-"""The variance ledger: what it says is right in closed form and by sampling, and measuring changes nothing."""
+"""Gradient variance: exact in closed form, confirmed by sampling, without effect on training."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ POLICIES: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
 
 
 def agent_and_batch(kind: str, **algorithm: Any) -> tuple[PolicyGradient, Trajectories]:
-    """Build an agent in float64 and four ragged trajectories that it can have done."""
+    """Build an agent in float64 and four possible trajectories of different lengths."""
     space, policy = POLICIES[kind]
     settings = config(policy={"hidden_sizes": [6, 5]} | policy, algorithm=algorithm)
     agent = build_agent(spaces.Box(-1, 1, (3,)), space, settings)
@@ -178,7 +178,7 @@ VARIANCE = {
 
 
 def expectation(agent: PolicyGradient, world: World, n: int) -> dict[str, float]:
-    """Compute the mean of each column of the ledger from every batch of n episodes; empty cells count as 0."""
+    """Compute the expectation of each column over all batches of n episodes; empty cells are 0."""
     mean = dict.fromkeys(("gradient_variance", "trajectory_variance", "squared_norm", "signal"), 0.0)
     for batch in product(world, repeat=n):
         probability = math.prod(p for p, _ in batch)
@@ -211,7 +211,7 @@ def test_of_a_bandit_the_variance_is_the_exact_one_less_what_a_shared_baseline_c
 
 @pytest.mark.parametrize("returns", ["total", "reward_to_go"])
 def test_of_a_chain_the_variance_is_the_closed_form(returns: str) -> None:
-    """Of n² (1 - p)² p^n (1 - p^n) γ^(2n - 2), twice: both logits move alike."""
+    """n² (1 - p)² p^n (1 - p^n) γ^(2n - 2), twice: both logits change equally."""
     n, gamma, p = 5, 0.9, 1 / (1 + math.exp(-0.5))
     world, agent = (
         chain(0.5, n, 0, 1),
@@ -333,7 +333,7 @@ SAMPLED = ("total+none", "total+mean", "reward_to_go+none", "reward_to_go+leave_
 
 
 def test_on_cart_pole_the_variance_is_that_of_many_batches() -> None:
-    """The mean of what 120 batches of 8 say, against the spread of their 120 gradients: four standard errors."""
+    """The mean v of 120 batches of 8 equals the variance of their gradients within four standard errors."""
     settings = override(
         load_config("cartpole"),
         [
@@ -465,7 +465,7 @@ def trained(path: Path, kind: str, *overrides: str, **how: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Give a finished run of a kind, made when it is first asked for."""
+    """Return a finished run of a kind, created at first use."""
     home = tmp_path_factory.mktemp("measured")
 
     def made(kind: str) -> Path:
@@ -535,7 +535,7 @@ def without_line(line: int, until: int | None = None) -> Callable[[Path], None]:
 
 
 def scaled(path: Path) -> None:
-    """Make the first row fit together, with a norm that the update did not have."""
+    """Make the first row consistent, but with a norm that differs from the update's."""
     lines = [text.split(",") for text in (path / "gradients.csv").read_text().splitlines()]
     for name, factor in (("gradient_norm", 2.0), ("gradient_variance", 4.0), ("trajectory_variance", 4.0)):
         place = lines[0].index(name)
