@@ -24,6 +24,7 @@ from pgcli.report.statistics import interquartile_mean, trimmed_mean_interval
 
 ROOT = Path(__file__).parent.parent.parent
 DATA, PAGE = ROOT / "docs/results.csv", ROOT / "docs/results.md"
+MEASURED = [name for name in shipped_configs() if not name.startswith("lesson/")]  # the lesson has its own numbers
 COLUMNS = "config,seed,env_steps,sampled,sampled_standard_error,greedy,greedy_standard_error".split(",")
 EPISODES = 100
 MORE_EPISODES = {"Blackjack-v1": 20_000}  # whose returns have a large variance
@@ -190,11 +191,10 @@ def read() -> list[dict[str, str]]:
 
 def write(rows: list[dict[str, str]]) -> None:
     """Write the measurements, in the order of the tables."""
-    order = list(shipped_configs())
     with DATA.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: (order.index(row["config"]), int(row["seed"]))))
+        writer.writerows(sorted(rows, key=lambda row: (MEASURED.index(row["config"]), int(row["seed"]))))
 
 
 def number(value: float) -> str:
@@ -245,7 +245,7 @@ def render(rows: list[dict[str, str]]) -> str:
     """Return the text of the page."""
     page = [HEAD]
     for task, (target, published) in TARGETS.items():
-        configs = [name for name in shipped_configs() if environment(name) == task]
+        configs = [name for name in MEASURED if environment(name) == task]
         measured = [[row for row in rows if row["config"] == name] for name in configs]
         if not any(measured):
             continue
@@ -266,7 +266,7 @@ if __name__ == "__main__":
     parser.add_argument("--render", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        for name in [] if arguments.render else arguments.configs or shipped_configs():
+        for name in [] if arguments.render else arguments.configs or MEASURED:
             new = measure(name, arguments.seeds, temporary)
             write([row for row in read() if row["config"] != name] + new)
             print(summary(new, TARGETS[environment(name)][0]), flush=True)
