@@ -1259,7 +1259,7 @@ NEW_CELLS: dict[str, dict[str, Any]] = {
 
 
 def everything_learned(agent: PolicyGradient, batch: Trajectories) -> Tensor:
-    """Give the gradients of the policy and of the value function, as one vector."""
+    """Return the gradients of the policy and of the value function, as one vector."""
     laid_out, _ = flat_batch(agent, batch)
     gradients = list(estimate_gradient(agent, batch)[0])
     if agent.value is not None:

@@ -82,7 +82,7 @@ def test_a_current_folder_that_was_deleted_is_told(tmp_path: Path) -> None:
 def test_too_few_descriptors_are_told_as_the_cause(limit: int, tmp_path: Path) -> None:
     done = shell(f"ulimit -n {limit}; PGCLI train cartpole {' '.join(TINY)} sampling.workers=2", tmp_path)
     assert done.returncode in (3, 4)
-    assert f"too many open files: this process may open only {limit} at a time" in done.stderr
+    assert f"too many open files in this process (limit: {limit})" in done.stderr
     assert "Traceback" not in done.stderr
 
 
