@@ -45,7 +45,7 @@ def test_every_command_of_a_lesson_runs_and_makes_its_figures(page: str, tmp_pat
     assert not [name for name in figures if not (tmp_path / name).exists()], "a figure that no command makes"
 
 
-def test_a_lesson_says_what_it_trains_in_commands_that_the_test_understands() -> None:
+def test_the_commands_of_a_lesson_are_understood_by_the_test() -> None:
     for page in PAGES:
         assert all(command.startswith("pgcli ") for command in commands(page)), page
         assert "```sh" not in (DOCS / page).read_text()
