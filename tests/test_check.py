@@ -702,7 +702,7 @@ def test_a_checkpoint_never_runs_user_code_but_resume_does(here: Path) -> None:
     pgcli("train", "tutorial", *LEARN, own, "--run-dir", "run", cwd=here)
     (here / "student.py").write_text(STUDENT + "\nopen('ran', 'w')\n")
     done = pgcli("verify", "run", cwd=here)
-    assert "code of the user's, which is not run" in done.stdout.replace("\n", " ").replace("  ", " ")
+    assert "which is not run" in " ".join(done.stdout.split())
     pgcli("eval", "run", "--episodes", 2, cwd=here)
     pgcli("plot", "run", cwd=here)
     assert not (here / "ran").exists()

@@ -370,7 +370,7 @@ def automatic_pool(share: int, *words: str) -> WorkerPool:
 
 def test_auto_depends_on_cores_chunks_and_the_vector_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgcli.experiment.build.cores", lambda: 4)
-    eight = ("env.num_envs=8", "env.chunk_size=1", "rollout.episodes=8")
+    eight = ("env.chunk_size=1", "rollout.episodes=8")
     assert automatic_pool(1, "acrobot/baseline", *eight).count == 4
     assert automatic_pool(2, "acrobot/baseline", *eight).count == 2
     assert automatic_pool(4, "acrobot/baseline", *eight).count == 0

@@ -545,13 +545,13 @@ def scaled(path: Path) -> None:
         (edited("snr", "3.5"), "the columns of total+none in iteration 0 contradict"),
         (edited("trajectory_variance", "3.5"), "in iteration 0 contradict"),
         (edited("env_steps", "3", line=6), "the env_steps of iteration 1 are not those"),
-        (edited("estimator", "total+mean"), "iteration 0 has not the estimators of the config"),
+        (edited("estimator", "total+mean"), "iteration 0 has other estimators than the config"),
         (edited("cosine", "0.5", line=2), "iteration 0 has cosine 0.5, and computed again it is"),
         (edited("iteration", "x"), "unreadable"),
         (edited("gradient_norm", "many"), "unreadable"),
-        (without_line(3), "iteration 0 has not the estimators"),
-        (without_line(5, 9), "iteration 1 is not there"),
-        (without_line(13, 17), "iteration 3 is not there"),
+        (without_line(3), "iteration 0 has other estimators"),
+        (without_line(5, 9), "iteration 1 is missing"),
+        (without_line(13, 17), "iteration 3 is missing"),
         (scaled, "the gradient_norm of iteration 0 is not the grad_norm of metrics.csv"),
         (lambda path: (path / "gradients.csv").unlink(), "gradients.csv: is missing"),
     ],
@@ -560,6 +560,8 @@ def test_verify_finds_later_changes(
     edit: Callable[[Path], None], told: str, measured: Callable[[str], Path], tmp_path: Path
 ) -> None:
     path = Path(shutil.copytree(measured("native episodes"), tmp_path / "run"))
+    status = json.loads((path / "status.json").read_text())
+    (path / "status.json").write_text(json.dumps({name: status[name] for name in ("status", "iteration")}))
     edit(path)
     failed = [finding["text"] for finding in verify(path)["findings"] if finding["level"] == "failed"]
     assert len(failed) == 1
@@ -591,6 +593,7 @@ def test_a_new_run_does_not_inherit_a_gradient_variance_table(tmp_path: Path) ->
     assert (tmp_path / "run~1" / "gradients.csv").exists()
     half = tmp_path / "half"
     half.mkdir()
+    (half / "run.json").write_text('{"pgcli": "0.1.0"}')  # killed when it had begun
     (half / "gradients.csv").write_text("iteration,env")
     trained(half, "native episodes", "training.iterations=1")
     assert len(rows(half / "gradients.csv")) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import get_args
 
 import pytest
 
+from pgcli import estimators
 from pgcli.config import choices
-from pgcli.estimators import objectives
+from pgcli.estimators import baselines, objectives, returns, trajectories
 
 PACKAGE = Path(__file__).parent.parent / "pgcli"
 
@@ -68,6 +70,17 @@ def test_every_module_has_a_layer_and_few_are_top_level() -> None:
 def test_estimators_import_no_other_part_of_pgcli() -> None:
     for path in (PACKAGE / "estimators").glob("*.py"):
         assert imported_packages(path) <= {"estimators"}
+
+
+def test_the_estimators_list_every_public_function_with_a_sentence() -> None:
+    public = {
+        name
+        for module in (baselines, objectives, returns, trajectories)
+        for name, member in vars(module).items()
+        if not name.startswith("_") and getattr(member, "__module__", "") == module.__name__
+    }
+    assert set(estimators.__all__) == public
+    assert set(re.findall(r"^    (\w+): .+\.$", str(estimators.__doc__), re.MULTILINE)) == public
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pgcli.environments.make import Environments
 from pgcli.errors import EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.policy import ActingState, Actor
+from pgcli.system.process_state import restore_modes
 from pgcli.system.processes import Check
 
 Array = NDArray[Any]
@@ -63,11 +64,13 @@ def play(
     `check` is called before every step; an exception in it, such as a signal, ends the rollout.
     """
     obs = envs.reset(seeds)
+    restore_modes()
     running, acting = np.ones(len(seeds), bool), ActingState(actor, generator, len(seeds))
     for t in range(envs.longest_episode if horizon is None else horizon):
         check()
         actions = acting.act(obs)
         next_obs, rewards, terminated, truncated = envs.step(actor.for_environment(actions), running)
+        restore_modes()  # rounding, which would apply to what pgcli computes of the step
         over = running & (terminated | truncated)
         ending = running if t + 1 == horizon else over
         info = envs.reported(names, ending) if names and ending.any() else None

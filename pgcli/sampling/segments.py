@@ -34,6 +34,7 @@ from pgcli.sampling.rollout import (
     to_trajectories,
 )
 from pgcli.seeding import Purpose, Seeds, derived_seed, generator
+from pgcli.system.process_state import restore_modes
 from pgcli.system.processes import Check
 
 
@@ -266,6 +267,7 @@ class _LiveColumns:
                 acting.memory = np.where(running[:, None], acting.memory, 0)
                 fresh = np.flatnonzero(~running).tolist()
                 next_obs = envs.restart(fresh, Seeds(fresh, seed_of))
+            restore_modes()
             rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))
             obs, running, waiting = next_obs, ~over, bool(over.any())
             if waiting and names and (info := envs.reported(names, over)) is not None:

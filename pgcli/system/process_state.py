@@ -95,6 +95,12 @@ def restore_handlers() -> None:
         _State.handlers_restored += 1
 
 
+def restore_modes() -> None:
+    """Restore the floating-point modes if they have changed, quickly enough for every step."""
+    if _State.wanted is not None and _processor() != _State.wanted["floating-point modes"]:
+        restore_process()
+
+
 def handlers_restored() -> int:
     """Return how often signal handlers were restored; an environment's may have received signals."""
     return _State.handlers_restored
@@ -266,13 +272,14 @@ def _set_collector(value: tuple[bool, Any]) -> None:
 
 _C = ctypes.CDLL(None) if os.name == "posix" else None
 _modes = ctypes.create_string_buffer(512)  # of the processor; fenv_t has up to 32 bytes
+_rounding, _traps = getattr(_C, "fegetround", int), getattr(_C, "fegetexcept", int)
 if _C is not None:
     _C.fegetenv(_modes)
 
 
 def _processor() -> tuple[int, int, bool]:
     """Return the rounding mode, the traps (known to glibc), and whether denormals are zero."""
-    return getattr(_C, "fegetround", int)(), getattr(_C, "fegetexcept", int)(), _DENORMAL * _ONE == 0
+    return _rounding(), _traps(), _DENORMAL * _ONE == 0
 
 
 def _set_processor(value: object) -> None:
