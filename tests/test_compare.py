@@ -123,14 +123,14 @@ def test_a_budget_of_iterations_of_segments_is_one_of_env_steps() -> None:
         (["algorithm.gamma=0.9,2.0", "training.env_steps=9"], "at most 1"),
     ],
 )
-def test_what_cannot_be_compared_fairly_is_refused_with_a_mend(words: list[str], told: str) -> None:
+def test_an_unfair_comparison_is_rejected_with_a_hint(words: list[str], told: str) -> None:
     with pytest.raises((UsageError, ConfigError)) as error:
         parse_comparison("cartpole", words, [0], None)
     assert told in str(error.value)
     assert error.value.exit_code == 2
 
 
-def test_a_run_that_did_not_finish_counts_with_its_last_evaluation_as_in_a_curve(tmp_path: Path) -> None:
+def test_an_unfinished_run_counts_with_its_last_evaluation(tmp_path: Path) -> None:
     good = [read_run(write_run(tmp_path / f"good/{k}", [1, 50]), k) for k in range(3)]
     bad = [
         read_run(write_run(tmp_path / "bad/0", [2, 80], "diverged", reason="the loss is inf"), 0),
@@ -181,7 +181,7 @@ def test_gradients_are_the_mean_variance_and_the_ratio_of_means_by_estimator(tmp
     assert all(row["snr"] == row["snr_low"] == pytest.approx(86 / 12) for row in found)
 
 
-def test_a_sentence_says_what_is_shown_what_is_not_and_what_would_show_it() -> None:
+def test_sentences_state_the_evidence_and_the_seeds_still_needed() -> None:
     x = np.array([10.0, 12, 14, 11, 13])
     shown = conclusion("a", "b", paired_difference(x, x - np.array([5, 6, 5, 6, 5])))
     assert shown == "The mean of `a` is above that of `b` by 5.4 (4.7 to 6.1; 5 paired seeds): shown."
@@ -206,7 +206,7 @@ def test_a_sentence_claims_no_mean_where_the_spreads_differ() -> None:
     assert few.endswith("At least 6 fresh seeds could show that one ends above the other.")
 
 
-def test_a_later_look_tests_fresh_seeds_only_and_a_repeated_one_is_the_same(tmp_path: Path) -> None:
+def test_a_later_look_tests_fresh_seeds_only_and_is_repeatable(tmp_path: Path) -> None:
     def runs(seeds: range) -> dict[str, list[RunSummary]]:
         return {
             label: [
@@ -302,7 +302,7 @@ def test_a_comparison_leaves_a_report_figures_tables_and_runs(home: Path) -> Non
     assert len(rows(out / "pairs.csv")) == 1
 
 
-def test_what_is_there_is_reused_and_only_what_is_missing_is_trained(home: Path) -> None:
+def test_existing_runs_are_reused_and_only_missing_ones_are_trained(home: Path) -> None:
     files = sorted((home / "out/runs").glob("*/*/*.csv"))
     before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
     lost = next(path for path in (home / "out/runs").glob("*/seed-1"))
@@ -321,7 +321,7 @@ def test_what_is_there_is_reused_and_only_what_is_missing_is_trained(home: Path)
     assert len(looks) == 6  # of four variants, of which two were there before under another name
 
 
-def test_an_interrupted_comparison_goes_on_with_the_same_command(tmp_path: Path) -> None:
+def test_an_interrupted_comparison_continues_with_the_same_command(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         "import os, time\n"
         "from gymnasium.envs.classic_control import CartPoleEnv\n"
@@ -349,7 +349,7 @@ def test_an_interrupted_comparison_goes_on_with_the_same_command(tmp_path: Path)
         assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_an_environment_that_fails_is_told_and_counted_and_tried_again(tmp_path: Path) -> None:
+def test_a_failing_environment_is_reported_counted_and_retried(tmp_path: Path) -> None:
     (tmp_path / "faulty.py").write_text(
         "import gymnasium as gym, os\n"
         "from gymnasium.envs.classic_control import CartPoleEnv\n"
@@ -371,7 +371,7 @@ def test_an_environment_that_fails_is_told_and_counted_and_tried_again(tmp_path:
     assert "failed" not in fixed.stdout
 
 
-def test_a_second_comparison_in_a_folder_is_refused_before_it_takes_a_run(tmp_path: Path) -> None:
+def test_a_second_comparison_in_a_folder_is_rejected_before_its_first_run(tmp_path: Path) -> None:
     words = ["cartpole", "algorithm.gamma=0.9,0.99", "training.env_steps=100", "--seeds", "0", "-o", "out"]
     (tmp_path / "out").mkdir()
     with lock(tmp_path / "out"):

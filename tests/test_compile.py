@@ -74,7 +74,7 @@ def test_without_a_compiler_nothing_is_written(run: Callable[..., Any], tmp_path
 
 
 @pytest.mark.slow("compiles networks")
-def test_ctrl_c_which_ends_the_compiler_too_is_no_failure(tmp_path: Path) -> None:
+def test_ctrl_c_that_also_kills_the_compiler_is_an_interrupt(tmp_path: Path) -> None:
     run, compiler = tmp_path / "run", tmp_path / "c++"
     compiler.write_text(f'#!/bin/sh\nif [ -e "{run}/evaluations.csv" ]; then kill -INT 0; fi\nexec g++ "$@"\n')
     compiler.chmod(0o755)

@@ -282,7 +282,7 @@ SYNTAX: list[tuple[str | bytes, str, str]] = [
 
 
 @pytest.mark.parametrize(("text", "error", "hint"), [*KEYS, *TYPES, *RANGES, *COMBINATIONS, *SYNTAX])
-def test_a_fault_is_told_where_it_stands_with_the_rule_and_a_mend(text: str | bytes, error: str, hint: str) -> None:
+def test_a_fault_is_reported_at_its_place_with_rule_and_hint(text: str | bytes, error: str, hint: str) -> None:
     first, mend, *others = told(text)
     assert first.startswith("error: c.yaml:")
     assert error in first
@@ -291,14 +291,14 @@ def test_a_fault_is_told_where_it_stands_with_the_rule_and_a_mend(text: str | by
 
 
 @pytest.mark.parametrize(("wrappers", "error", "hint"), WRAPPERS)
-def test_a_fault_inside_a_wrapper_is_told_at_its_own_line(wrappers: str, error: str, hint: str) -> None:
+def test_a_fault_inside_a_wrapper_is_reported_at_its_line(wrappers: str, error: str, hint: str) -> None:
     first, mend, *others = told(f"env:\n  wrappers: {wrappers}")
     assert first.startswith(f"error: c.yaml:{error}")
     assert hint in mend
     assert not others
 
 
-def test_all_faults_are_told_at_once_in_the_order_of_the_file_then_of_the_command_line() -> None:
+def test_all_faults_are_reported_together_in_file_then_command_line_order() -> None:
     text = """\
 optimizer: {lr: 1}
 algorithm:
@@ -323,7 +323,7 @@ seeed: 1
     assert lines[16].startswith("error: c.yaml:8:1: unknown key `seeed`")
 
 
-def test_no_more_is_told_than_anybody_reads_and_that_soon() -> None:
+def test_the_number_of_reported_faults_is_limited_and_reporting_is_fast() -> None:
     start = time.process_time()
     lines = told("".join(f"key{i}: 1\n" for i in range(3000)))
     assert len(lines) == 2 * 21
@@ -332,7 +332,7 @@ def test_no_more_is_told_than_anybody_reads_and_that_soon() -> None:
     assert told("seed: 1\n" * 23)[-2] == "error: c.yaml: and 2 more problems"
 
 
-def test_a_rule_between_keys_is_silent_about_a_key_that_is_refused_anyway() -> None:
+def test_a_rule_between_keys_ignores_keys_that_are_already_invalid() -> None:
     assert len(told("env: {vectorization: native, wrappers: [3]}")) == 2
     assert len(told("rollout: {episodes: 1}\nalgorithm: {baseline: men}")) == 2
     assert len(told("rollout: {episodes: 1}\nalgorithm: []")) == 2
@@ -379,7 +379,7 @@ OVERRIDES = [
 
 
 @pytest.mark.parametrize(("text", "error", "hint"), OVERRIDES)
-def test_a_fault_of_an_override_is_told_by_its_own_text(text: str, error: str, hint: str) -> None:
+def test_a_fault_of_an_override_quotes_the_override(text: str, error: str, hint: str) -> None:
     first, mend, *others = told("env: {kwargs: {x: 1}}\nalgorithm:\n  baseline: mean", text)
     assert first.startswith("error: command line: ")
     assert error in first
@@ -388,13 +388,13 @@ def test_a_fault_of_an_override_is_told_by_its_own_text(text: str, error: str, h
 
 
 @pytest.mark.parametrize("text", [text for text, *_ in OVERRIDES if not text.startswith("env.kwargs.x.y")])
-def test_an_override_of_a_config_is_refused_like_that_of_a_file(text: str) -> None:
+def test_an_override_of_a_config_object_is_rejected_like_that_of_a_file(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         override(Config(), [text])
     assert str(caught.value).startswith("error: command line: ")
 
 
-def test_a_config_that_breaks_a_rule_between_keys_is_told_by_whom_it_is_overridden() -> None:
+def test_a_broken_rule_between_keys_names_the_override_that_breaks_it() -> None:
     broken = Config.model_validate({"rollout": {"steps": 3}})
     for overrides, where in (["seed=1"], "config.yaml"), (["rollout.steps=4"], "command line: rollout.steps=4"):
         with pytest.raises(ConfigError) as caught:
@@ -403,7 +403,7 @@ def test_a_config_that_breaks_a_rule_between_keys_is_told_by_whom_it_is_overridd
     assert override(broken, ["rollout.steps=null"]).rollout.steps is None
 
 
-def test_the_last_override_of_a_key_is_the_one_that_is_told() -> None:
+def test_the_last_override_of_a_key_is_reported() -> None:
     assert told("", "seed=1")[0].endswith("empty config")
     assert "seed=y" in told("seed: 1", "seed=x", "seed=y")[0]
     lines = told("seed: 1", "env={id: 3, num_envs: x}", "env.id=4")
@@ -431,7 +431,7 @@ PLACES = [
 
 @pytest.mark.skipif(sys.platform == "win32", reason="symbolic links and their errors are those of POSIX")
 @pytest.mark.parametrize(("location", "error", "hint"), PLACES)
-def test_a_location_that_is_no_config_is_told_with_a_mend(
+def test_a_location_without_a_config_is_reported_with_a_hint(
     location: str, error: str, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pgcli.config.load.shipped_configs", lambda: {"cartpole": Path("cartpole.yaml"), "ppo": Path()})
@@ -449,14 +449,14 @@ def test_a_location_that_is_no_config_is_told_with_a_mend(
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_file_is_told() -> None:
+def test_an_unreadable_file_is_reported() -> None:
     Path("c.yaml").touch(mode=0)
     with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
         load_config("c.yaml")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no FIFOs on Windows")
-def test_neither_a_fifo_nor_a_device_makes_it_wait() -> None:
+def test_loading_does_not_block_on_a_fifo_or_a_device() -> None:
     os.mkfifo("fifo")
     code = """
 from pgcli.config import load_config
@@ -471,7 +471,7 @@ for location in ("fifo", "/dev/zero"):
     assert done.stdout.splitlines() == ["is not a regular file"] * 2
 
 
-def test_a_bomb_is_refused_before_it_grows() -> None:
+def test_a_yaml_bomb_is_rejected_before_it_expands() -> None:
     tracemalloc.start()
     start = time.process_time()
     lines = told(BOMB)
@@ -494,7 +494,7 @@ def test_a_bomb_is_refused_before_it_grows() -> None:
         "$(touch canary)",
     ],
 )
-def test_nothing_in_a_config_or_an_override_is_ever_run(payload: str) -> None:
+def test_configs_and_overrides_never_execute_code(payload: str) -> None:
     for text, overrides in ((f"env: {{kwargs: {{x: {payload}}}}}", []), ("seed: 1", [f"env.kwargs.x={payload}"])):
         try:
             config = accepted(text, *overrides)
@@ -522,13 +522,13 @@ NOT_DATA = [
 
 
 @pytest.mark.parametrize(("data", "error"), NOT_DATA)
-def test_data_of_unknown_origin_is_told_by_the_name_of_what_holds_it(data: Any, error: str) -> None:
+def test_a_fault_in_data_names_the_origin_of_the_data(data: Any, error: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config_from_data(data, "best.safetensors")
     assert str(caught.value).startswith(f"error: best.safetensors: {error}")
 
 
-def test_data_nested_without_end_is_refused() -> None:
+def test_endlessly_nested_data_is_rejected() -> None:
     deep: list[Any] = []
     for _ in range(5000):
         deep = [deep]
@@ -559,7 +559,7 @@ def problems_of(build: Callable[..., object], *arguments: object) -> list[Proble
 
 @FUZZ
 @given(TEXT)
-def test_any_text_is_read_or_refused_at_a_place_that_it_has(text: str) -> None:
+def test_any_text_is_loaded_or_rejected_with_a_valid_position(text: str) -> None:
     places = [tuple(map(int, problem.where.split(":")[1:])) for problem in problems_of(parse, text, "c.yaml")]
     lines = len(re.split("\r\n|[\r\n\x85\u2028\u2029]", text))
     assert all(1 <= line <= lines + 1 and column >= 1 for line, column in places)
@@ -567,13 +567,13 @@ def test_any_text_is_read_or_refused_at_a_place_that_it_has(text: str) -> None:
 
 @FUZZ
 @given(st.binary() | TEXT.map(str.encode))
-def test_any_bytes_are_read_or_refused_with_a_mend(content: bytes) -> None:
+def test_any_bytes_are_loaded_or_rejected_with_a_hint(content: bytes) -> None:
     assert all(problem.hint for problem in problems_of(parse, content, "c.yaml"))
 
 
 @FUZZ
 @given(TEXT.map(str.encode) | st.binary() | st.tuples(st.sampled_from(WORDS), TEXT).map(": ".join).map(str.encode))
-def test_any_file_is_a_config_or_refused_with_a_mend_and_soon(content: bytes) -> None:
+def test_any_file_is_loaded_or_rejected_quickly_with_a_hint(content: bytes) -> None:
     Path("c.yaml").write_bytes(content)
     start = time.process_time()
     assert all(problem.message and problem.hint for problem in problems_of(load_config, "c.yaml"))
@@ -584,7 +584,7 @@ def test_any_file_is_a_config_or_refused_with_a_mend_and_soon(content: bytes) ->
     "part",
     ["[", "[],", "? ", "- ", "a: ", "a\n", "'", "&a ", "*a ", "!!a ", "# ", "\t", "\r", "--- ", "x: [1, 2]\n", "1"],
 )
-def test_a_file_as_large_as_any_is_refused_soon_whatever_it_repeats(part: str) -> None:
+def test_a_huge_file_is_rejected_quickly_for_any_content(part: str) -> None:
     start = time.process_time()
     told(part * (MAX_BYTES // len(part)))
     assert time.process_time() - start < 5
@@ -592,7 +592,7 @@ def test_a_file_as_large_as_any_is_refused_soon_whatever_it_repeats(part: str) -
 
 @FUZZ
 @given(TEXT)
-def test_any_text_is_read_or_refused_without_libyaml_too(text: str) -> None:
+def test_any_text_is_loaded_or_rejected_without_libyaml(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pgcli.config.yaml.Loader", yaml.SafeLoader)
         assert all(problem.hint for problem in problems_of(parse, text, "c.yaml"))
@@ -613,7 +613,7 @@ ANYTHING = st.recursive(
 
 @FUZZ
 @given(st.dictionaries(KEY, ANYTHING, max_size=5) | ANYTHING)
-def test_any_data_is_a_config_or_refused_with_a_mend(data: Any) -> None:
+def test_any_data_is_loaded_or_rejected_with_a_hint(data: Any) -> None:
     assert all(problem.message and problem.hint for problem in problems_of(config_from_data, data, "best.safetensors"))
 
 
@@ -623,7 +623,7 @@ def test_any_data_is_a_config_or_refused_with_a_mend(data: Any) -> None:
         TEXT | st.tuples(st.sampled_from([*WORDS, "env.kwargs.x", "env.wrappers"]), TEXT).map("=".join), max_size=3
     )
 )
-def test_any_override_is_applied_or_refused_with_a_mend(overrides: list[str]) -> None:
+def test_any_override_is_applied_or_rejected_with_a_hint(overrides: list[str]) -> None:
     assert all(problem.message and problem.hint for problem in problems_of(override, Config(), overrides))
 
 
@@ -637,7 +637,7 @@ def test_any_override_is_applied_or_refused_with_a_mend(overrides: list[str]) ->
         ("optimizer: {name: gpu}", "The rule; "),
     ],
 )
-def test_the_name_of_another_library_for_a_choice_is_known(text: str, hint: str) -> None:
+def test_other_libraries_names_for_a_choice_get_a_suggestion(text: str, hint: str) -> None:
     assert hint in told(text)[1]
 
 

@@ -81,7 +81,7 @@ IDLE: dict[str, tuple[list[str], Any]] = {
 NOTICED = {"algorithm.discount_weighting", "algorithm.kl_coef", "algorithm.target_kl", "value.clip_range"}
 
 
-def test_there_is_a_case_for_each_key_of_the_table() -> None:
+def test_each_key_of_the_table_has_a_test_case() -> None:
     assert IDLE.keys() == CONDITIONAL
 
 
@@ -96,7 +96,7 @@ def word(key: str, value: Any) -> str:
 
 
 @pytest.mark.parametrize("key", sorted(CONDITIONAL - NOTICED))
-def test_a_key_without_effect_is_an_error_with_the_key_that_gives_it_one(key: str) -> None:
+def test_a_key_without_effect_is_an_error_that_names_the_missing_key(key: str) -> None:
     others, value = IDLE[key]
     text = refused(*others, word(key, value))
     assert f"command line: {word(key, value)}: `{key}` has no effect under `" in text
@@ -111,14 +111,14 @@ def test_a_key_without_effect_is_an_error_with_the_key_that_gives_it_one(key: st
 
 
 @pytest.mark.parametrize("key", sorted(NOTICED))
-def test_a_number_that_takes_the_effect_of_a_key_away_is_no_error(key: str) -> None:
+def test_a_number_that_disables_another_key_is_no_error(key: str) -> None:
     others, value = IDLE[key]
     (one,) = without_effect(override(Config(), [*others, word(key, value)]))
     assert (one.key, one.refused) == (key, False)
     assert not without_effect(override(Config(), [*others, word(key, value), one.fix.split("`")[1].replace(": ", "=")]))
 
 
-def test_a_run_notices_what_is_no_error(tmp_path: Path) -> None:
+def test_a_run_reports_keys_without_effect_that_are_no_error(tmp_path: Path) -> None:
     words = ["algorithm.objective=clip", "algorithm.clip_range=0.1", "policy.initial_standard_deviation=0.5"]
     done = pgcli("train", "cartpole", *words, "training.iterations=1", cwd=tmp_path)
     assert "`algorithm.clip_range` has no effect under `algorithm.update_epochs: 1`, `algorithm" in done.stderr
@@ -147,12 +147,12 @@ def test_an_override_may_make_keys_of_the_file_ineffective(tmp_path: Path) -> No
         load_config("tutorial", ["algorithm.estimator=my.py:f", "algorithm.baseline=leave_one_out"])
 
 
-def test_a_shadow_that_is_measured_gives_lambda_an_effect() -> None:
+def test_a_measured_shadow_makes_lambda_effective() -> None:
     value = ["algorithm.baseline=value", "algorithm.gae_lambda=0.9", "diagnostics.shadows=[lambda_return+value]"]
     assert override(Config(), [*value, "diagnostics.every=1"]).algorithm.gae_lambda == 0.9
 
 
-def test_an_estimator_of_the_users_own_may_learn_from_one_episode() -> None:
+def test_a_user_estimator_may_learn_from_one_episode() -> None:
     assert override(Config(), ["algorithm.estimator=my.py:f", "rollout.episodes=1"]).rollout.episodes == 1
 
 

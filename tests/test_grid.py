@@ -146,7 +146,7 @@ REFUSED = [cell for cell in GRID if CELLS.get(cell) == "refused"]
 
 
 @pytest.mark.parametrize("cell", REFUSED, ids="-".join)
-def test_a_cell_without_a_meaning_is_refused(cell: tuple[str, str, str]) -> None:
+def test_a_meaningless_cell_is_rejected(cell: tuple[str, str, str]) -> None:
     with pytest.raises(ConfigError) as caught:
         config_from_data({"rollout": {"episodes": 4}, "algorithm": of_cell(*cell)}, "cell")
     for problem in caught.value.problems:
@@ -155,7 +155,7 @@ def test_a_cell_without_a_meaning_is_refused(cell: tuple[str, str, str]) -> None
 
 
 @pytest.mark.parametrize("cell", [cell for cell in GRID if cell not in REFUSED], ids="-".join)
-def test_a_cell_is_exact_or_biased_as_it_is_said_to_be(cell: tuple[str, str, str]) -> None:
+def test_a_cell_is_exact_or_biased_as_documented(cell: tuple[str, str, str]) -> None:
     """On two trajectories, so that own shares are large. V is exact where returns bootstrap."""
     kind, algorithm = CELLS[cell], of_cell(*cell)
     config_from_data({"rollout": {"episodes": 4}, "algorithm": algorithm}, "cell")  # not refused
@@ -184,7 +184,7 @@ def test_a_group_that_leaves_the_own_trajectory_out_is_exact(returns: str, objec
         if b == "value" and r in ("lambda_return", "vtrace") and CELLS.get((r, b, o)) == "exact"
     ],
 )
-def test_a_wrong_value_biases_what_leans_on_it_by_its_errors_at_the_next_states(
+def test_a_wrong_value_function_biases_bootstrapped_estimators_by_its_errors(
     returns: str, objective: str, lam: float
 ) -> None:
     """E[A_t | a_t] is off by (1 - λ) Σ_n λ^(n-1) γ^n E[e_t+n | a_t], with e = V - V_true; by nothing at λ = 1.
@@ -392,7 +392,7 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
 @pytest.mark.parametrize(
     ("overrides", "keys", "reason", "hint", "fix"), REASONS, ids=[" ".join(row[0]) for row in REASONS]
 )
-def test_a_bad_combination_is_refused_with_a_reason_and_a_mend_that_mends(
+def test_an_invalid_combination_is_rejected_with_a_hint_that_works(
     overrides: tuple[str, ...], keys: str, reason: str, hint: str, fix: tuple[str, ...]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -405,7 +405,7 @@ def test_a_bad_combination_is_refused_with_a_reason_and_a_mend_that_mends(
     assert override(Config(), [*overrides, *fix]) != Config()
 
 
-def test_several_bad_combinations_are_told_together() -> None:
+def test_several_invalid_combinations_are_reported_together() -> None:
     bad = (
         SEGMENTS,
         "algorithm={baseline: value, returns: total, discount_weighting: true, average: episodes, reuse: 2}",
@@ -427,7 +427,7 @@ def test_several_bad_combinations_are_told_together() -> None:
     ],
     ids=str,
 )
-def test_a_distribution_over_other_actions_is_refused_when_the_agent_is_built(
+def test_an_unsuitable_distribution_is_rejected_when_the_agent_is_built(
     space: spaces.Space[Any], names: tuple[str, ...]
 ) -> None:
     for name in names:

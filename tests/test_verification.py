@@ -73,7 +73,7 @@ def failures(path: Path, **how: bool) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_as_it_was_written_passes_and_is_computed_again(kind: str, runs: Callable[[str], Path]) -> None:
+def test_an_unchanged_run_passes_and_is_recomputed(kind: str, runs: Callable[[str], Path]) -> None:
     path = runs(kind)
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
     result = verify(path)
@@ -182,7 +182,7 @@ TAMPERED: list[tuple[str, Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("tamper", "words"), [row[1:] for row in TAMPERED], ids=[row[0] for row in TAMPERED])
-def test_a_change_is_found_also_without_digests(tamper: Callable[[Path], object], words: str, older: Path) -> None:
+def test_a_change_is_found_without_digests(tamper: Callable[[Path], object], words: str, older: Path) -> None:
     tamper(older)
     (text,) = failures(older)[:1]
     assert words in text, failures(older)
@@ -225,7 +225,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_one_changed_byte_anywhere_is_found(measured: Path) -> None:
+def test_any_changed_byte_is_found(measured: Path) -> None:
     """Every file of the run, ten random bytes each, also of status.json with its digests."""
     draw = random.Random(0)
     files = [measured / name for name in [*own_files(measured), "status.json"]]
@@ -278,7 +278,7 @@ def running_only(real: Callable[..., None]) -> Callable[..., None]:
     return set_status
 
 
-def test_the_last_evaluation_is_computed_again(older: Path) -> None:
+def test_the_last_evaluation_is_recomputed(older: Path) -> None:
     edited("evaluations.csv", 4, 7, "12.5")(older)
     (text,) = failures(older)
     assert "evaluations.csv: iteration 7 has length_mean 12.5, and computed again it is" in text
@@ -295,14 +295,14 @@ def test_verify_writes_nothing_and_follows_no_link(run: Path, tmp_path: Path) ->
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_only_one_iteration_is_computed_again_unless_all_are_wanted(older: Path) -> None:
+def test_one_iteration_is_recomputed_by_default(older: Path) -> None:
     edited("metrics.csv", 2, 10, "0.25")(older)
     assert not failures(older)
     (text,) = failures(older, everything=True)
     assert "iteration 1 has policy_loss 0.25" in text
 
 
-def test_what_a_kill_leaves_is_no_fault(run: Path) -> None:
+def test_leftovers_of_a_killed_run_are_no_fault(run: Path) -> None:
     (run / "status.json").write_text('{"status": "running"}')
     with (run / "metrics.csv").open("a") as file:
         file.write("7,12")
@@ -313,7 +313,7 @@ def test_what_a_kill_leaves_is_no_fault(run: Path) -> None:
     assert all(words in notes for words in ("half a line", "it was killed", "latest.json is missing"))
 
 
-def test_a_run_that_was_resumed_with_changes_is_computed_from_there(run: Path) -> None:
+def test_a_run_resumed_with_changes_is_recomputed_from_that_point(run: Path) -> None:
     config = load_config(str(run / "config.yaml"), ["training.iterations=11", "optimizer.learning_rate=0.01"])
     run_experiment(Request(config, run, ["resume"], resume=True))
     result = verify(run, everything=True)
@@ -322,7 +322,7 @@ def test_a_run_that_was_resumed_with_changes_is_computed_from_there(run: Path) -
     assert any("exact is false" in finding["text"] for finding in result["findings"])
 
 
-def test_what_is_no_run_or_is_being_written_is_no_failed_check(run: Path, tmp_path: Path) -> None:
+def test_a_missing_or_locked_run_is_an_error_not_a_failed_check(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="no run is there"):
         verify(tmp_path / "nothing")
     with lock(run), pytest.raises(RunInUse):
@@ -336,7 +336,7 @@ def test_foreign_modules_need_trust(run: Path) -> None:
         verify(run)
 
 
-def test_the_command_line_says_all_of_it(run: Path) -> None:
+def test_the_command_line_prints_all_findings(run: Path) -> None:
     good = pgcli("verify", run, cwd=run)
     assert good.stderr == ""
     assert "computed again from iteration-000006.safetensors" in " ".join(good.stdout.split())
