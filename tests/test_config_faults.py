@@ -412,20 +412,20 @@ def test_the_last_override_of_a_key_is_the_one_that_is_told() -> None:
 
 
 PLACES = [
-    ("missing.yaml", "missing.yaml: no such file, and no shipped config of that name", "give the path of a YAML file"),
-    ("cartpol", "cartpol: no such file, and no shipped config of that name", "did you mean `cartpole`?"),
-    ("cartpole.yml", "cartpole.yml: no such file, and no shipped config of that name", "did you mean `cartpole`?"),
-    ("-", "-: no such file, and no shipped config of that name", "give the path of a YAML file"),
-    ("folder", "folder: is a directory", "a config is a YAML file of a page or so"),
-    ("", ".: is a directory", "a config is a YAML file of a page or so"),
-    ("dangling", "dangling: no such file", "give the path of a YAML file"),
+    ("missing.yaml", "missing.yaml: no such file or shipped config", "name a YAML file or a shipped config"),
+    ("cartpol", "cartpol: no such file or shipped config", "did you mean `cartpole`?"),
+    ("cartpole.yml", "cartpole.yml: no such file or shipped config", "did you mean `cartpole`?"),
+    ("-", "-: no such file or shipped config", "name a YAML file or a shipped config"),
+    ("folder", "folder: is a directory", "a config is a YAML file of about one page"),
+    ("", ".: is a directory", "a config is a YAML file of about one page"),
+    ("dangling", "dangling: no such file", "name a YAML file or a shipped config"),
     ("loop", "loop: cannot be read: ", "that you may read it"),
     ("file.yaml/x", "file.yaml/x: cannot be read: ", "that you may read it"),
     ("x" * 5000, ": cannot be read: ", "that you may read it"),
-    ("a\0b", r"a\x00b: no such file", "give the path of a YAML file"),
-    ("a\nb", r"a\nb: no such file", "give the path of a YAML file"),
-    ("\udcff", r"\udcff: no such file", "give the path of a YAML file"),
-    ("huge.yaml", f"huge.yaml: is larger than {MAX_BYTES // 1024} KiB", "a config is a YAML file of a page or so"),
+    ("a\0b", r"a\x00b: no such file", "name a YAML file or a shipped config"),
+    ("a\nb", r"a\nb: no such file", "name a YAML file or a shipped config"),
+    ("\udcff", r"\udcff: no such file", "name a YAML file or a shipped config"),
+    ("huge.yaml", f"huge.yaml: is larger than {MAX_BYTES // 1024} KiB", "a config is a YAML file of about one page"),
 ]
 
 
