@@ -72,7 +72,9 @@ def _usage(error: Any) -> int:
     if message := error.format_message():  # empty if the help was already shown
         command = getattr(error.ctx, "command", None)
         name = "pgcli" if command is None or error.ctx.parent is None else f"pgcli {command.name}"
-        print_message(f"error: {message}\nhint: see `{name} --help`")
+        example = (getattr(command, "epilog", None) or "").partition("\n")[2].partition("\n")[0].strip()
+        hint = f"for example `{example}`; see `{name} --help`" if "Missing" in message else f"see `{name} --help`"
+        print_message(f"error: {message}\nhint: {hint}")
     return int(error.exit_code)
 
 

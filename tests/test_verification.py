@@ -191,7 +191,7 @@ def test_a_change_is_found_also_without_digests(tamper: Callable[[Path], object]
 def test_a_run_of_a_version_without_digests_passes_with_a_note(older: Path) -> None:
     result = verify(older)
     assert result["passed"]
-    assert result["findings"][0]["text"] == "status.json has no digests: an earlier version of pgcli wrote it"
+    assert result["findings"][0]["text"] == "status.json has no digests: it was written by an earlier version of pgcli"
 
 
 @pytest.mark.parametrize("name", ["metrics", "timing", "evaluations", "episodes", "gradients"])

@@ -28,8 +28,8 @@ def compare(
         typer.Option(
             "-o",
             "--output",
-            help="Folder for the runs and the report.  [default: runs/NAME-compare-KEYS]",
-            show_default=False,
+            help="Folder for the runs and the report.",
+            show_default="runs/NAME-compare-KEYS",
         ),
     ] = None,
     threshold: Annotated[

@@ -32,8 +32,8 @@ def eval(
         int | None,
         typer.Option(
             min=1,
-            help="Cut episodes after this many steps.  [default: the environment's time limit]",
-            show_default=False,
+            help="Cut episodes after this many steps.",
+            show_default="the environment's time limit",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes; they are never those of training.")] = 0,

@@ -87,7 +87,8 @@ def _read(location: str) -> tuple[Path, bytes]:
     except (FileNotFoundError, ValueError):  # ValueError: not a possible file name
         close = _similar_names(location, shipped)
         fix = "name a YAML file or a shipped config; `pgcli init --list` shows them"
-        hint = f"did you mean {either(close)}?" if close else fix
+        more = f" (`pgcli init --list` shows {len(close) - 3} more)" if len(close) > 3 else ""
+        hint = f"did you mean {either(close[:3])}?{more}" if close else fix
         message = "no such file or shipped config"
         raise ConfigError([Problem(printable(location), message, hint)]) from None
 
@@ -97,7 +98,10 @@ def _similar_names(location: str, shipped: Collection[str]) -> list[str]:
     parts = {part for name in shipped for part in name.split("/")}
     named = location if "/" in location or "-" in location else closest(location, parts)
     if named not in shipped and (found := [name for name in shipped if named in name.split("/")]):
-        return found
+        return sorted(found, key=lambda name: not name.startswith("cartpole/"))
+    path = Path(location)
+    if path.suffix and path.parent != Path() and path.parent.is_dir():
+        shipped = [str(file) for file in path.parent.glob("*.y*ml")]
     close = closest(location, shipped)
     return [close] if close else []
 

@@ -296,8 +296,8 @@ class SamplingConfig(Section):
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=1024), _WHOLE] = Field(
         0,
         description="0: collect in the main process; n: n worker processes, or Ray actors; auto: one per chunk, at "
-        "most the number of available cores (shared by --jobs). auto is 0 with one core, and for local environments with "
-        "a native vectorized form.",
+        "most the number of available cores (shared by --jobs), and 0 with one core or, locally, with a native "
+        "vectorized environment.",
     )
     backend: choices.Backend = Field(
         "local",

@@ -10,6 +10,7 @@ from pgcli.config.order import differences
 from pgcli.errors import RunDirectoryError
 from pgcli.runs.directory import is_run
 from pgcli.runs.files import storage
+from pgcli.runs.information import find_run_hint
 
 # What a resumed run may change; and which of these changes leave its bytes those of one long run.
 CHANGEABLE = ("training.", "optimizer.", "evaluation.", "checkpoint.", "sampling.", "diagnostics.")
@@ -23,8 +24,8 @@ def stored_config(path: Path) -> Config:
     with storage(path):
         there = (path / "config.yaml").is_file()
     if not there:
-        what = "has no config.yaml" if is_run(path) else "no run is there"
-        raise RunDirectoryError(f"{path}: {what}", "name a run directory that `pgcli train` made")
+        what = "has no config.yaml" if is_run(path) else "not a run directory"
+        raise RunDirectoryError(f"{path}: {what}", find_run_hint(path))
     return load_config(str(path / "config.yaml"))
 
 
