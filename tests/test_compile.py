@@ -92,4 +92,4 @@ def test_ctrl_c_which_ends_the_compiler_too_is_no_failure(tmp_path: Path) -> Non
 
 def test_recurrent_networks_are_not_compiled(run: Callable[..., Any], tmp_path: Path) -> None:
     done = run("train", *IMAGES, "training.compile=true", "policy.memory=gru", code=2)
-    assert "torch.compile does not go into recurrent networks" in done.stderr
+    assert "torch.compile does not support recurrent networks" in done.stderr

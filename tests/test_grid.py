@@ -232,7 +232,7 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
     (
         ("algorithm.returns=lambda_return",),
         "returns baseline",
-        "without a value function there are none",
+        "needs a value function",
         "baseline: value",
         ("algorithm.baseline=value",),
     ),
@@ -246,7 +246,7 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
     (
         ("algorithm.returns=vtrace", "algorithm.baseline=value"),
         "returns objective",
-        "has no such data",
+        "policy_gradient is on-policy",
         "importance_sampling",
         ("algorithm.objective=importance_sampling",),
     ),
@@ -266,11 +266,17 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
         ("rollout.episodes=2",),
     ),
     (("rollout.episodes=1",), "baseline rollout.episodes", "would be zero", "none", ("algorithm.baseline=none",)),
-    (("algorithm.baseline=group",), "baseline group_size", "needs a size", "group_size", ("algorithm.group_size=8",)),
+    (
+        ("algorithm.baseline=group",),
+        "baseline group_size",
+        "needs a group size",
+        "group_size",
+        ("algorithm.group_size=8",),
+    ),
     (
         ("algorithm={baseline: group, group_size: 5}",),
         "group_size rollout.episodes",
-        "do not divide 64",
+        "64 episodes cannot be divided",
         "multiple",
         ("rollout.episodes=60",),
     ),
@@ -313,36 +319,36 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
     (
         ("algorithm={returns: total, discount_weighting: true}",),
         "discount_weighting returns",
-        "already the exact gradient",
+        "already gives the exact gradient",
         "reward_to_go",
         ("algorithm.discount_weighting=false",),
     ),
     (
         (SEGMENTS,),
         "rollout.steps baseline",
-        "nothing stands for their rest",
+        "bootstrapping the rest needs a value function",
         "baseline: value",
         ("algorithm.baseline=value",),
     ),
     (
         (SEGMENTS, "algorithm={baseline: value, returns: total}"),
         "rollout.steps returns",
-        "does not hold the total",
+        "does not contain the total",
         "lambda_return",
         ("algorithm.returns=lambda_return",),
     ),
     (
         (*OF_SEGMENTS, "algorithm.discount_weighting=true"),
         "rollout.steps discount_weighting",
-        "not the time t",
-        "leave discount_weighting out",
+        "do not know the time t",
+        "remove discount_weighting",
         ("algorithm.discount_weighting=false",),
     ),
     *(
         (
             (*OF_SEGMENTS, f"algorithm.average={average}"),
             "rollout.steps average",
-            "not trajectories",
+            "not whole trajectories",
             "average: steps",
             ("algorithm.average=steps",),
         )
@@ -351,14 +357,14 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
     (
         (*OF_SEGMENTS, "rollout.horizon=5"),
         "rollout.steps rollout.horizon",
-        "their own length",
+        "a segment ends after",
         "max_episode_steps",
         ("rollout.horizon=null", "env.max_episode_steps=5"),
     ),
     (
         (*OF_SEGMENTS, "algorithm.objective=clip", "algorithm.reuse=2"),
         "rollout.steps reuse",
-        "takes whole episodes",
+        "needs whole episodes",
         "reuse: 1",
         ("algorithm.reuse=1",),
     ),
@@ -380,7 +386,7 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
         (
             ("algorithm.baseline=value", "value.shared_trunk=true", f"value.{key}={value}"),
             f"value.shared_trunk value.{key}",
-            "in the same steps",
+            "together with the policy",
             f"leave {key} out",
             (f"value.{key}=null",),
         )

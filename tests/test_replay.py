@@ -235,9 +235,9 @@ def test_what_is_no_episode_is_told(runs: Callable[[str], Path], tmp_path: Path)
     for which, words in (("5", "not ITERATION:EPISODE"), ("1:x", "not ITERATION"), ("2:3", "has no episode 3")):
         with pytest.raises(UsageError, match=words):
             replay(path, which, None, trust=False, tell=lambda text: None)
-    with pytest.raises(UsageError, match="a video is"):
+    with pytest.raises(UsageError, match="unsupported video format"):
         replay(path, "0:0", tmp_path / "film.avi", trust=False, tell=lambda text: None)
-    with pytest.raises(RunDirectoryError, match="no run is there"):
+    with pytest.raises(RunDirectoryError, match="not a run directory"):
         replay(tmp_path, "0:0", None, trust=False, tell=lambda text: None)
 
 

@@ -13,8 +13,8 @@ from pgcli.cli.output import print_result, terminal
 from pgcli.config.choices import Band, Stat, XAxis
 
 _BAND = (
-    "Band around the line. ci95: 95 % interval (Student's t for a mean, trimmed-mean interval for an IQM, order "
-    "statistics for a median); bootstrap: percentile bootstrap over runs, too narrow for few runs; standard_error: ± one "
+    "Band around the line. ci95: 95 % interval (Student's t for a mean, trimmed mean for an IQM, order "
+    "statistics for a median); bootstrap: percentile bootstrap over runs, too narrow for few runs; standard_error: ± 1 "
     "standard error; none."
 )
 

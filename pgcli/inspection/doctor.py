@@ -329,7 +329,7 @@ def _repeatability_findings(config: EnvConfig, repeats: Repeatability) -> Iterat
     if not repeats.deterministic:
         yield Finding(
             "warning",
-            "not deterministic: the same seed and actions give different episodes, even in new instances; runs are not "
+            "not deterministic: the same seed and actions give different episodes in new instances; runs are not "
             "reproducible, and resuming is not exact",
         )
     elif not repeats.remembers:
@@ -382,7 +382,7 @@ def _action_findings(space: spaces.Box, deviation: float) -> Iterator[Finding]:
 
 def _cost_findings(config: Config, estimate: dict[str, Any]) -> Iterator[Finding]:
     if not estimate["measured_whole"]:
-        text = f"an iteration takes longer than {COLLECTING_SECONDS:g} s to collect: times are extrapolated from a part of it"
+        text = f"an iteration takes longer than {COLLECTING_SECONDS:g} s to collect: times are extrapolated"
         yield Finding("note", text)
     share = estimate["evaluate_seconds"] / max(estimate["run_seconds"], 1e-9)
     if share > 0.5 and config.evaluation.every:

@@ -192,7 +192,7 @@ def _find(path: Path, which: str) -> RecordedEpisode:
     for row in rows:
         if row.episode == int(episode):
             return row
-    hint = f"it has episodes {rows[0].episode} to {rows[-1].episode}" if rows else "no episode ended in that iteration"
+    hint = f"it has episodes {rows[0].episode} to {rows[-1].episode}" if rows else "no episode ended in this iteration"
     raise UsageError(f"{file}: iteration {int(iteration)} has no episode {int(episode)}", hint)
 
 
@@ -222,7 +222,7 @@ def _choose_start(path: Path, config: Config, first: int, iteration: int) -> tup
         return None, _without_measurements(config, 0, iteration)
     kept = ", ".join(str(checkpoints.iteration_of(file)) for file in files)
     raise RunDirectoryError(
-        f"{path}: was resumed with another config at iteration {last}, and has no checkpoint between it and the episode",
+        f"{path}: was resumed with another config at iteration {last}, and no later checkpoint fits",
         f"existing checkpoints: {kept}; a larger checkpoint.keep keeps more" if kept else "",
     )
 
@@ -234,7 +234,7 @@ def _without_measurements(config: Config, at: int, iteration: int) -> Config:
         quiet += ["training.seconds=null", "training.env_steps=null", f"training.iterations={iteration + 1}"]
     elif follows_the_clock(config):
         raise RunDirectoryError(
-            "its schedules depend on the time of day, so iterations cannot be recomputed",
+            "its schedules depend on elapsed time, so iterations cannot be recomputed",
             "only episodes of an iteration that starts at a checkpoint can be replayed",
         )
     return override(config.without_stopping(), quiet)
@@ -388,8 +388,8 @@ class ReplayFrames:
                 obs, _, _, _, _ = env.step(state.action)
                 if layout.pack(obs).tobytes() != after.obs.tobytes():
                     raise EnvironmentFailure(
-                        f"{env_id}: this episode cannot be filmed: the vector form renders no frames, and the single form "
-                        "gives other observations",
+                        f"{env_id}: this episode cannot be filmed: the vector form renders no frames, and the single "
+                        "form gives other observations",
                         "episodes of a run with env.vectorization=sync can be filmed",
                     )
                 yield reader.read(env.render())

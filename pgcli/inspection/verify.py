@@ -403,7 +403,7 @@ def _recompute(
         )
         return
     if follows_the_clock(config):
-        yield Finding("note", "schedules depend on the time of day: no iteration recomputed")
+        yield Finding("note", "schedules depend on elapsed time: no iteration recomputed")
         return
     since = _measured_since(path)
     file = min(starts) if everything else max(starts)
