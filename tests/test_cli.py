@@ -664,7 +664,7 @@ def test_a_bug_in_one_run_does_not_keep_the_others_from_running(monkeypatch: pyt
     def run(request: Request, *others: object) -> Outcome:
         if request.config.seed == 0:
             raise ZeroDivisionError("a bug")
-        return Outcome(request.path, "budget reached: training.iterations=2", None, None, 0.0)
+        return Outcome(request.path, "training.iterations=2 reached", None, None, 0.0)
 
     monkeypatch.setattr(jobs, "run_experiment", run)
     requests = [Request(Config(seed=seed), Path(f"seed-{seed}"), []) for seed in (0, 1)]

@@ -206,12 +206,12 @@ def test_a_changed_number_is_reported_with_its_row_and_column(name: str, measure
         edited(file.name, line, column, cell)(measured)
         assert next(changed_files(measured, read_status(measured)["digests"])) == (
             f"{name}.csv: line {line + 1} (iteration {lines[line][0]}): {title} is {cell or 'empty'}, "
-            "and the run wrote something else"
+            "but the run wrote another value"
         )
         file.write_bytes(before)
     edited(file.name, 1, 1, "-1e5")(measured)
     edited(file.name, 2, 1, "-1e5")(measured)
-    assert f"{name}.csv: several of its numbers" in next(changed_files(measured, read_status(measured)["digests"]))
+    assert f"{name}.csv: several values changed" in next(changed_files(measured, read_status(measured)["digests"]))
     file.write_bytes(before)
 
 

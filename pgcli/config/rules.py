@@ -408,7 +408,7 @@ RULES: tuple[Rule, ...] = (
     *(
         Rule(
             {f"evaluation.{key}": Not(default), "evaluation.every": None},
-            "it needs evaluations during training, and `evaluation.every` is null",
+            "stopping rules need evaluations during training",
             "set `evaluation.every`",
         )
         for key, default in (("stop_at_return", None), ("stop_at", {}), ("patience", None))

@@ -88,7 +88,7 @@ class Recorder:
         """Mark the run as finished and return how it ended."""
         counters, rule = self._run.counters, self._last.stopped_by if self._last is not None else ""
         used = counters.used_up(self._run.config.training)
-        budget = "budget reached: " + " and ".join(f"training.{name}={limit}" for name, limit in used.items())
+        budget = " and ".join(f"training.{name}={limit}" for name, limit in used.items()) + " reached"
         reason = stop_reason(self._run.config.evaluation, rule) if rule else budget
         self._directory.set_status("finished", iteration=counters.iteration, reason=reason)
         seconds = counters.seconds - self._started

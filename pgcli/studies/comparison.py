@@ -465,7 +465,7 @@ def _notes(runs: dict[str, list[RunSummary]], scores: dict[str, Array]) -> Itera
         return
     if seeds < FEW_SEEDS:
         yield (
-            f"{seeds} seeds are few: with probability {100 * 0.8**seeds:.0f} %, they miss a failure that occurs in 1 of "
+            f"{seeds} seeds are few: with probability {100 * 0.8**seeds:.0f} %, they miss a failure in 1 of "
             "5 seeds. Their intervals assume approximately normal returns."
         )
     for label, one in runs.items():
