@@ -257,7 +257,7 @@ def test_the_part_of_the_evaluation_episodes_in_a_standard_error_is_named(tmp_pa
     assert [arm["evaluation_standard_error"] for arm in result["arms"]] == pytest.approx([3 / 3**0.5] * 2)
     notes = [note for note in result["notes"] if "evaluation.episodes" in note]
     assert len(notes) == 1
-    assert notes[0].startswith("`a`: the evaluation episodes make most of its spread")
+    assert notes[0].startswith("`a`: most of its spread")
 
 
 def test_one_seed_has_no_intervals_and_json_has_no_nan(tmp_path: Path) -> None:

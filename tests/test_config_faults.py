@@ -177,7 +177,7 @@ WRAPPERS = [
         "{name: …, kwargs: …}",
     ),
     ("[A, '']", "2:17: `env.wrappers[1]` should be at least 1 character long, got ''", "by name"),
-    ("[A, {}]", "2:17: `env.wrappers[1]` lacks `name`", "add `name: …`. Gymnasium's by name"),
+    ("[A, {}]", "2:17: `env.wrappers[1]` lacks `name`", "add `name: …`. Name of a Gymnasium wrapper"),
     ("[A, {name: 3}]", "2:18: `env.wrappers[1].name` should be text, got 3", "put it in quotes: '3'"),
     ("[{name: A, kwarg: {}}]", "2:24: unknown key `env.wrappers[0].kwarg`", "did you mean `env.wrappers[0].kwargs`?"),
     ("[{name: A, id: {}}]", "2:24: unknown key `env.wrappers[0].id`", "did you mean `env.id`?"),
@@ -227,14 +227,14 @@ COMBINATIONS = [
     ("algorithm: {standardize: group}", "1:13: `algorithm.standardize` and", "returns: total"),
     (
         "algorithm: {baseline: leave_one_out}\nrollout: {episodes: 1}",
-        "1:13: `algorithm.baseline` and `rollout.episodes`: with one trajectory",
+        "1:13: `algorithm.baseline` and `rollout.episodes`: this baseline needs at least two",
         "baseline: none",
     ),
     ("algorithm: {returns: total, discount_weighting: true}", "1:29: `algorithm.discount_weighting` and", "to_go"),
     ("env: {wrappers: [A], vectorization: native}", "1:22: `env.vectorization` and `env.wrappers`: a native", "sync"),
     ("env: {rebuild: true, vectorization: native}", "1:22: `env.vectorization` and `env.rebuild`: the", "sync"),
     ("env: {kwargs: {max_episode_steps: 3}}", "1:16: `env.kwargs.max_episode_steps`: pgcli", "`env.max_episode_steps`"),
-    ("env: {kwargs: {render_mode: human}}", "1:16: `env.kwargs.render_mode`: pgcli gives this", "leave it out"),
+    ("env: {kwargs: {render_mode: human}}", "1:16: `env.kwargs.render_mode`: pgcli sets this", "leave it out"),
     ("evaluation: {every: null, stop_at_return: 1}", "1:27: `evaluation.stop_at_return` and", "`evaluation.every`"),
 ]
 
@@ -525,7 +525,7 @@ NOT_DATA = [
     ({"policy": {"hidden_sizes": (1, 2)}}, "`policy.hidden_sizes` should be text, a number, true, false, null, a"),
     ({"seed": float("nan")}, "`seed` should be a finite number, got .nan"),
     ({"seed": 10**5000}, "`seed` should be a number below 1.8e308, got a number with hundreds of digits"),
-    ({"env": {"kwargs": {"x": -(10**309)}}}, "`env.kwargs.x` should be a number below 1.8e308, got one of hundreds"),
+    ({"env": {"kwargs": {"x": -(10**309)}}}, "`env.kwargs.x` should be a number below 1.8e308, got a number with hundreds"),
 ]
 
 

@@ -239,7 +239,7 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
     (
         ("algorithm.returns=vtrace", "algorithm.objective=clip"),
         "returns baseline",
-        "`vtrace` mixes in the values",
+        "`vtrace` needs a value function",
         "reward_to_go",
         ("algorithm.baseline=value",),
     ),

@@ -250,7 +250,7 @@ def test_the_command_line_says_both_where_they_differ(runs: Callable[[str], Path
     assert result["matches"]
     assert result["video"] == str(tmp_path / "film.mp4")
     assert (tmp_path / "film.mp4").stat().st_size > 1000
-    assert "with 0 iterations computed again" in done.stderr
+    assert "0 iterations to recompute" in done.stderr
     assert "contradict" in again("--episodes", 3, code=2).stderr
     text = (path / "episodes.csv").read_text()
     lines = text.splitlines()

@@ -491,6 +491,6 @@ def test_runs_in_other_environments_are_not_compared(made: Path, tmp_path: Path)
     text = (b / "config.yaml").read_text()
     (b / "config.yaml").write_text(text.replace("max_episode_steps: null", "max_episode_steps: 7"))
     assert differ(made, b)["better"]["unlike"] == ["env"]
-    assert "the returns do not compare, for the runs have another env" in " ".join(
+    assert "the returns are not comparable: the runs differ in env" in " ".join(
         difference_text(differ(made, b)).split()
     )

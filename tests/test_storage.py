@@ -249,7 +249,7 @@ def test_measuring_a_run_writes_nothing_into_it_and_says_the_same_twice(tmp_path
 
 
 def test_going_on_from_a_checkpoint_that_is_not_there_does_not_begin_anew(tmp_path: Path, quick: None) -> None:
-    with pytest.raises(RunDirectoryError, match="keeps no checkpoint of iteration 5"):
+    with pytest.raises(RunDirectoryError, match="no checkpoint for iteration 5"):
         run(tmp_path / "run", which="5")
     assert not (tmp_path / "run/metrics.csv").exists()
 

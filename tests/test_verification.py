@@ -136,7 +136,7 @@ TAMPERED: list[tuple[str, Callable[[Path], object], str]] = [
     ("a count in metrics.csv", edited("metrics.csv", 3, 1, "1"), "line 4 (iteration 2): env_steps is 1, and"),
     ("a loss in metrics.csv", edited("metrics.csv", 7, 10, "0.5"), "iteration 6 has policy_loss 0.5, and computed"),
     ("a row of metrics.csv", without("metrics.csv", 2), "line 3: iteration is 2, expected 1"),
-    ("the last row of metrics.csv", without("metrics.csv", 7), "which metrics.csv does not have after 7 iterations"),
+    ("the last row of metrics.csv", without("metrics.csv", 7), "which differs from metrics.csv after 7 iterations"),
     (
         "the last row of timing.csv and half of it",
         edited("timing.csv", 7, 0, "9"),
@@ -154,7 +154,7 @@ TAMPERED: list[tuple[str, Callable[[Path], object], str]] = [
     ("bytes", lambda path: (path / "metrics.csv").write_bytes(b"\xff\xfe"), "does not begin with the columns"),
     ("a table", lambda path: (path / "episodes.csv").unlink(), "episodes.csv: is missing"),
     ("a bit of a checkpoint", flipped, "damaged: the tensors do not match"),
-    ("the name of a checkpoint", renamed, "is its name does not match its iteration than the one in it, 3"),
+    ("the name of a checkpoint", renamed, "its name does not match its iteration, 3"),
     (
         "status.json",
         lambda path: (path / "status.json").write_text('{"status": "finished", "iteration": 5}'),

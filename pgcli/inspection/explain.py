@@ -464,7 +464,7 @@ def _better_text(part: dict[str, Any]) -> str:
     if part["unlike"]:
         if part["unlike"] == ["evaluations"]:
             return "unknown: a run has no evaluation"
-        return f"unknown: the returns are not comparable, because {' and '.join(part['unlike'])} differ"
+        return f"unknown: the returns are not comparable: the runs differ in {' and '.join(part['unlike'])}"
     returns, difference = part["returns"], part["difference"]
     text = f"a {short(returns['a'])}, b {short(returns['b'])} in the last evaluations: "
     if part["low"] is None:
