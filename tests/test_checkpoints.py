@@ -152,19 +152,23 @@ HOSTILE: list[tuple[str, dict[str, Json], str]] = [
     ("a shape of many axes", {"of_tensors": {"shape": [1] * 1000 + [2, 3]}}, "impossible size"),
     ("offsets beyond the file", {"of_tensors": {"data_offsets": [4, 2**40]}}, "impossible size"),
     ("tensors that overlap", {"of_tensors": {"data_offsets": [0, 24]}}, "overlap"),
-    ("a gap", {"of_tensors": {"data_offsets": [8, 28], "shape": [5]}}, "overlap, or leave gaps"),
+    ("a gap", {"of_tensors": {"data_offsets": [8, 28], "shape": [5]}}, "overlap, leave gaps"),
     ("a type that there is not", {"of_tensors": {"dtype": "OBJECT"}}, "unknown type OBJECT"),
     ("a key more", {"of_tensors": {"__reduce__": "os.system"}}, "unknown type"),
     (
         "counts below zero",
         {"of_metadata": {"counters": {"iteration": -1, "env_steps": 0, "episodes": 0}}},
-        "all counts",
+        "non-negative integer",
     ),
-    ("half a count", {"of_metadata": {"counters": {"iteration": 0.5, "env_steps": 0, "episodes": 0}}}, "all counts"),
+    (
+        "half a count",
+        {"of_metadata": {"counters": {"iteration": 0.5, "env_steps": 0, "episodes": 0}}},
+        "non-negative integer",
+    ),
     ("a counter less", {"of_metadata": {"counters": {"iteration": 7}}}, "counters are not"),
     ("counters that are none", {"of_metadata": {"counters": [7]}}, "damaged"),
     ("a config that is none", {"of_metadata": {"config": ["import os"]}}, "damaged"),
-    ("another format", {"of_metadata": {"format": 99}}, "has format 99, and this version of pgcli reads 1"),
+    ("another format", {"of_metadata": {"format": 99}}, "has format 99, but this version of pgcli reads format 1"),
     ("more metadata", {"more": {"command": "rm"}}, "damaged"),
 ]
 
@@ -192,7 +196,7 @@ def test_a_signed_but_inconsistent_checkpoint_is_rejected_before_reading(
         b'{"__metadata__": {"pgcli": "' + b"\xff" * 1000 + b'"}}',
         b'{"__metadata__": {"pgcli": "{\\"format\\": NaN}"}}',
     ],
-    ids=["lists", "objects", "a key twice", "many keys", "not UTF-8", "NaN"],
+    ids=["lists", "objects", "duplicate key", "many keys", "not UTF-8", "NaN"],
 )
 def test_a_malformed_header_is_rejected_with_one_sentence(header: bytes) -> None:
     for length in (len(header), 2**40, MAX_BYTES):
@@ -213,7 +217,7 @@ def test_oversized_files_and_non_files_are_rejected_immediately(tmp_path: Path) 
 def test_non_finite_parameters_are_rejected(tmp_path: Path) -> None:
     tensors = STATE.tensors | {"policy.network.0.weight": torch.full((2, 3), torch.nan)}
     back = load(save(tmp_path, replace(STATE, tensors=tensors)))
-    with pytest.raises(CheckpointError, match="holds a number that is not finite"):
+    with pytest.raises(CheckpointError, match="has a value that is not finite"):
         checkpoints.check_tensors(back.tensors, STATE.tensors, "nan")
 
 
@@ -229,7 +233,7 @@ def test_the_latest_pointer_is_verified(tmp_path: Path) -> None:
     data = json.loads(pointer.read_text())
     for file in ("../../etc/passwd", "other.safetensors", None):
         pointer.write_text(json.dumps(data | {"file": file}))
-        with pytest.raises(CheckpointError, match="names no checkpoint"):
+        with pytest.raises(CheckpointError, match="does not name a checkpoint"):
             follow(pointer)
 
 
@@ -325,9 +329,9 @@ def test_a_table_with_other_columns_is_reported_but_half_a_header_is_not(tmp_pat
         (b"PK\x05\x06" + bytes(18), "a zip file"),
         (b"\x80\x04N.", "a pickle"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (bytes(4096), "or cut short"),
+        (bytes(4096), "or truncated"),
         (b"", "it is empty"),
-        (b"\x10\0", "or cut short"),
+        (b"\x10\0", "or truncated"),
     ],
 )
 def test_a_foreign_file_is_described_by_its_format(content: bytes, words: str) -> None:
@@ -342,7 +346,7 @@ def test_a_body_size_that_contradicts_the_header_is_rejected_before_reading(tmp_
     with path.open("r+b") as file:
         file.truncate(2**31)  # a hole, which takes no room on the disk
     tracemalloc.start()
-    with pytest.raises(CheckpointError, match="its tensors have"):
+    with pytest.raises(CheckpointError, match="the tensors need"):
         load(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

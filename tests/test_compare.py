@@ -116,9 +116,9 @@ def test_a_budget_of_iterations_of_segments_is_one_of_env_steps() -> None:
         (["algorithm.gamma=0.9,1.0", "algorithm.gamma=0.5,0.6"], "twice"),
         (["algorithm.gamma=0.9,1.0", "seed=1"], "--seeds"),
         (["seed=1,2"], "--seeds"),
-        (["training.env_steps=10,20"], "the same for all arms"),
-        (["evaluation.mode=sampled,greedy"], "the same for all arms"),
-        (["env.id=CartPole-v1,Acrobot-v1"], "another scale"),
+        (["training.env_steps=10,20"], "cannot differ between variants"),
+        (["evaluation.mode=sampled,greedy"], "cannot differ between variants"),
+        (["env.id=CartPole-v1,Acrobot-v1"], "changes the task"),
         (["algorithm.gama=0.9,1.0"], "did you mean `algorithm.gamma`"),
         (["algorithm.gamma=0.9,2.0", "training.env_steps=9"], "at most 1"),
     ],
@@ -140,12 +140,12 @@ def test_an_unfinished_run_counts_with_its_last_evaluation(tmp_path: Path) -> No
     result = analyze({"good": good, "bad": bad})
     assert [row["final_return"] for row in result["runs"]] == [50, 50, 50, 80, 4, 1]
     assert (result["arms"][1]["diverged"], result["arms"][1]["failed"]) == (1, 2)
-    assert "`bad`, seed 0: diverged at iteration 1: the loss is inf. It counts with 80.0" in result["notes"][0]
+    assert "`bad`, seed 0: diverged at iteration 1: the loss is inf. Its score is 80.0" in result["notes"][0]
     assert (
         result["notes"][2]
-        == "`bad`, seed 2: not started at iteration 0. It counts with 1.000, the lowest of all evaluations."
+        == "`bad`, seed 2: not started at iteration 0. Its score is 1.000, the lowest of all evaluations."
     )
-    with pytest.raises(RunDirectoryError, match="not one run has an evaluation"):
+    with pytest.raises(RunDirectoryError, match="no run has an evaluation"):
         analyze({"bad": bad[2:]})
 
 
@@ -159,7 +159,7 @@ def test_the_threshold_is_the_environment_s_or_nine_tenths_of_the_way(tmp_path: 
     assert [(arm["reached"], arm["steps_median"]) for arm in chosen["arms"]] == [(2, 200), (2, 100)]
     nothing = compared(tmp_path / "3", {"a": [[9, 5]] * 2, "b": [[9, 4]] * 2})
     assert nothing["threshold"] is None
-    assert "no arm ends above" in nothing["threshold_rule"]
+    assert "no variant ends above" in nothing["threshold_rule"]
 
 
 def test_gradients_are_the_mean_variance_and_the_ratio_of_means_by_estimator(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_later_look_tests_fresh_seeds_only_and_is_repeatable(tmp_path: Path) -
     assert second["arms"][0]["seeds"] == 9  # the tables describe all
     less = analyze(runs(range(3)), earlier=second["looks"])
     assert (less["pairs"][0]["shown"], less["looks"]) == (False, second["looks"])
-    assert "earlier looks have used all of these seeds" in less["pairs"][0]["sentence"]
+    assert "earlier looks used all these seeds" in less["pairs"][0]["sentence"]
 
 
 @pytest.mark.parametrize("content", ["look,seeds\n1,0 1\n", "a,b,look,seeds\na,b,one,0 1\n", "a,b,look,seeds\na\n"])
@@ -257,7 +257,7 @@ def test_the_part_of_the_evaluation_episodes_in_a_standard_error_is_named(tmp_pa
     assert [arm["evaluation_standard_error"] for arm in result["arms"]] == pytest.approx([3 / 3**0.5] * 2)
     notes = [note for note in result["notes"] if "evaluation.episodes" in note]
     assert len(notes) == 1
-    assert notes[0].startswith("`a`: the evaluation episodes make most of its spread")
+    assert notes[0].startswith("`a`: most of its spread")
 
 
 def test_one_seed_has_no_intervals_and_json_has_no_nan(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_one_seed_has_no_intervals_and_json_has_no_nan(tmp_path: Path) -> None:
     json.dumps(finite(result), allow_nan=False)
     page = markdown(result)
     assert "nan" not in page.lower().replace("finance", "")
-    assert "One seed shows no spread" in page
+    assert "One seed has no spread" in page
     assert "nan" not in comparison_text(result)
     assert "| `a¦x` | 1 | 5.0 | 5.0 |  | 5.0 to 5.0 |" in page  # a bar in a name does not make another column
 
@@ -308,7 +308,7 @@ def test_existing_runs_are_reused_and_only_missing_ones_are_trained(home: Path) 
     lost = next(path for path in (home / "out/runs").glob("*/seed-1"))
     shutil.rmtree(lost)
     again = pgcli("compare", *TINY, "--seeds", "0,1", "-o", "out", "--json", cwd=home)
-    assert "1 of 1 runs, 100 %, 3 there already" in again.stderr
+    assert "1 of 1 runs, 100 %, 3 reused" in again.stderr
     assert json.loads(again.stdout)["seeds"] == [0, 1]
     for file, (time_, content) in before.items():
         assert (file.stat().st_mtime_ns == time_) == (file.parent != lost)
@@ -339,7 +339,7 @@ def test_an_interrupted_comparison_continues_with_the_same_command(tmp_path: Pat
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
-    assert "hint: the same command again goes on" in process.stderr
+    assert "hint: run the same command again to continue" in process.stderr
     assert not (tmp_path / "out/report.md").exists()
     (tmp_path / "fast").touch()
     pgcli("compare", *words, "-q", cwd=tmp_path)

@@ -92,4 +92,4 @@ def test_ctrl_c_that_also_kills_the_compiler_is_an_interrupt(tmp_path: Path) -> 
 
 def test_recurrent_networks_are_not_compiled(run: Callable[..., Any], tmp_path: Path) -> None:
     done = run("train", *IMAGES, "training.compile=true", "policy.memory=gru", code=2)
-    assert "torch.compile does not go into recurrent networks" in done.stderr
+    assert "torch.compile does not support recurrent networks" in done.stderr

@@ -159,7 +159,7 @@ def test_a_run_that_ended_early_keeps_its_last_value_and_is_counted(
     assert (int(last["n"]), float(last["center"])) == (3, 50)
     words = said([tmp_path / "runs"])
     assert told in words
-    assert "A run that ended keeps its last value." in words
+    assert "Runs that ended early keep their last value." in words
 
 
 def test_the_last_value_of_a_stopped_run_is_that_of_fresh_episodes(tmp_path: Path) -> None:
@@ -176,8 +176,8 @@ def test_the_last_value_of_a_stopped_run_is_that_of_fresh_episodes(tmp_path: Pat
 def test_a_caption_says_that_points_of_other_runs_are_interpolated(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [0, 1, 2], steps=100)
     write_run(tmp_path / "b", [0, 1, 2], steps=200, seed=1)
-    assert "Runs are straight lines between points" in said([tmp_path])
-    assert "straight" not in said([tmp_path / "a"])
+    assert "Runs are interpolated linearly" in said([tmp_path])
+    assert "interpolated" not in said([tmp_path / "a"])
 
 
 def test_runs_that_ended_early_or_lack_a_number_are_counted_per_line(tmp_path: Path) -> None:
@@ -188,18 +188,18 @@ def test_runs_that_ended_early_or_lack_a_number_are_counted_per_line(tmp_path: P
     write_run(tmp_path / "b/2", [], name="b", seed=2, status="diverged")
     with pytest.warns(UserWarning, match="left out"):
         words = said([tmp_path])
-    assert "Lines: mean over so many runs: 3 (a), 2 (b)." in words
-    assert "a: 3 of 3 diverged at 100 to 200 steps. b: 1 of 3 without a number: left out." in words
+    assert "Lines: mean over n runs, n = 3 (a), 2 (b)." in words
+    assert "a: 3 of 3 diverged at 100 to 200 steps. b: 1 of 3 without a number: skipped." in words
 
 
 @pytest.mark.parametrize(
     ("stat", "band", "words"),
     [
-        ("mean", "ci95", "Line: mean over 4 runs. Band: its 95 % interval (Student's t)."),
-        ("iqm", "ci95", "Line: interquartile mean over 4 runs. Band: its 95 % interval (Tukey-McLaughlin, of a"),
-        ("median", "ci95", "(order statistics). The median of fewer than 6 runs has none."),
-        ("mean", "bootstrap", "Band: its 95 % bootstrap interval (10,000 resamples of runs), too narrow for few runs."),
-        ("mean", "ci95", "4 runs show little: with probability 41 %, none of them shows a failure of 1 run in 5."),
+        ("mean", "ci95", "Line: mean over 4 runs. Band: 95 % interval (Student's t)."),
+        ("iqm", "ci95", "Line: interquartile mean over 4 runs. Band: 95 % interval (Tukey-McLaughlin, of a"),
+        ("median", "ci95", "(order statistics). The median of fewer than 6 runs has no interval."),
+        ("mean", "bootstrap", "Band: 95 % bootstrap interval (10,000 resamples of runs), too narrow for few runs."),
+        ("mean", "ci95", "4 runs are few: with probability 41 %, they miss a failure that occurs in 1 of 5 runs."),
     ],
 )
 def test_a_caption_names_the_method_and_warns_of_few_runs(tmp_path: Path, stat: str, band: str, words: str) -> None:
@@ -207,7 +207,7 @@ def test_a_caption_names_the_method_and_warns_of_few_runs(tmp_path: Path, stat: 
         write_run(tmp_path / f"{seed}", [seed, 2 * seed], seed=seed)
     assert words in said([tmp_path], stat=stat, band=band)
     write_run(tmp_path / "4", [4, 8], seed=4)
-    assert "show little" not in said([tmp_path], stat=stat, band=band)
+    assert "are few" not in said([tmp_path], stat=stat, band=band)
 
 
 def said(folders: Sequence[Path], stat: str = "mean", band: str = "ci95") -> str:
@@ -346,7 +346,7 @@ def test_the_figure_is_labelled(tmp_path: Path) -> None:
     words = output.read_text()
     for expected in ("three", "environment steps", "mean return of 100 evaluation episodes", "solved: 475"):
         assert f"<!-- {expected} -->" in words
-    assert "interquartile mean over 3 runs. Band: its 95 % interval" in words
+    assert "interquartile mean over 3 runs. Band: 95 % interval" in words
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_a_run_that_cannot_be_drawn_is_named(tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     for folders, words in (
         ([empty], "evaluations.csv"),
-        ([tmp_path / "nothing"], "no run in it"),
+        ([tmp_path / "nothing"], "contains no run"),
         ([tmp_path / "nowhere"], "no such directory"),
     ):
         with pytest.raises(RunDirectoryError, match=words):
@@ -404,15 +404,15 @@ def test_a_copied_run_does_not_count_as_another_seed(tmp_path: Path) -> None:
         rows = drawn([tmp_path / "runs"], tmp_path)
     assert column(rows, "n") == [3, 3, 3], "equal numbers under another seed are another run"
     assert sorted(str(one.message).replace(f"{tmp_path}/", "") for one in told) == [
-        "left out: runs/seed-0 is a copy of runs/copy, with its config and seed",
-        "left out: runs/unfinished is a copy of runs/seed-1, with its config and seed",
+        "skipped: runs/seed-0 is a copy of runs/copy",
+        "skipped: runs/unfinished is a copy of runs/seed-1",
     ]
 
 
 def test_a_run_with_the_seed_of_another_and_other_numbers_counts_with_a_warning(tmp_path: Path) -> None:
     write_run(tmp_path / "runs/a", [0, 10, 20])
     write_run(tmp_path / "runs/b", [0, 10, 21])
-    with pytest.warns(UserWarning, match="has the config and the seed of .*/a and other numbers"):
+    with pytest.warns(UserWarning, match="and .*/a have the same config and seed but different numbers"):
         assert column(drawn([tmp_path / "runs"], tmp_path), "n") == [2, 2, 2]
 
 

@@ -173,10 +173,10 @@ def test_a_comparison_has_a_line_for_each_variant_and_each_notice_once(capsys: p
     assert "none" in lines[0]
     assert lines[0].rstrip().endswith(" 50 %  evaluation 25.0")
     assert lines[1].rstrip().endswith("  0 %  waiting")
-    assert lines[2].strip() == "1 of 3 runs, 33 %, 2 there already"
+    assert lines[2].strip() == "1 of 3 runs, 33 %, 2 reused"
     shown.close()
     printed = capsys.readouterr().err.splitlines()
-    assert printed == ["note: masked", "1 of 3 runs, 33 %, 2 there already"]
+    assert printed == ["note: masked", "1 of 3 runs, 33 %, 2 reused"]
 
 
 def test_a_closed_stderr_ends_the_lines_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,4 +253,4 @@ def test_a_comparison_may_set_a_key_that_has_an_effect_in_one_variant() -> None:
 def test_a_comparison_of_the_deviation_of_discrete_actions_is_refused(tmp_path: Path) -> None:
     words = ["policy.initial_standard_deviation=0.5,1", "training.env_steps=100"]
     done = pgcli("compare", "cartpole", *words, cwd=tmp_path, code=2)
-    assert "`policy.initial_standard_deviation` has no effect on the actions Discrete(2)" in done.stderr
+    assert "`policy.initial_standard_deviation` has no effect with action space Discrete(2)" in done.stderr

@@ -194,7 +194,7 @@ def test_a_users_files_with_a_runs_names_are_rejected_and_unchanged(
     (tmp_path / "work" / name).parent.mkdir(parents=True)
     (tmp_path / "work" / name).write_text('{"mine": 1}')
     before = contents(tmp_path)
-    with pytest.raises(RunDirectoryError, match=f"has {name.partition('/')[0]}, and no run.json of pgcli"):
+    with pytest.raises(RunDirectoryError, match=f"has {name.partition('/')[0]}, which pgcli did not write"):
         train(tmp_path / "work", **how)
     assert contents(tmp_path) == before
 
@@ -253,7 +253,7 @@ def test_an_input_file_is_never_overwritten_even_through_a_link(run: Path, tmp_p
 def test_a_figure_replaces_one_of_pgcli_and_no_other_file(suffix: str, run: Path, tmp_path: Path) -> None:
     figure = tmp_path / f"figure.{suffix}"
     figure.write_text("drawn by hand")
-    with pytest.raises(RunDirectoryError, match="pgcli did not make it"):
+    with pytest.raises(RunDirectoryError, match="pgcli did not write it"):
         plot([run], *DRAWN, figure)
     assert figure.read_text() == "drawn by hand"
     plot([run], *DRAWN, figure, overwrite=True)
@@ -265,7 +265,7 @@ def test_a_figure_replaces_one_of_pgcli_and_no_other_file(suffix: str, run: Path
 def test_a_film_and_an_export_replace_only_their_own(run: Path, tmp_path: Path) -> None:
     (tmp_path / "film.gif").write_bytes(b"GIF89a by hand")
     film = ["eval", "run", "--episodes", "1", "--horizon", "2", "--video", "film.gif"]
-    assert "pgcli did not make it" in pgcli(*film, cwd=tmp_path, code=4).stderr
+    assert "pgcli did not write it" in pgcli(*film, cwd=tmp_path, code=4).stderr
     assert (tmp_path / "film.gif").read_bytes() == b"GIF89a by hand"
     pgcli(*film, "--overwrite", cwd=tmp_path)
     pgcli(*film, cwd=tmp_path)

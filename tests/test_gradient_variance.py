@@ -546,13 +546,13 @@ def scaled(path: Path) -> None:
         (edited("trajectory_variance", "3.5"), "in iteration 0 contradict"),
         (edited("env_steps", "3", line=6), "the env_steps of iteration 1 are not those"),
         (edited("estimator", "total+mean"), "iteration 0 has other estimators than the config"),
-        (edited("cosine", "0.5", line=2), "iteration 0 has cosine 0.5, and computed again it is"),
+        (edited("cosine", "0.5", line=2), "iteration 0 has cosine 0.5, but recomputed it is"),
         (edited("iteration", "x"), "unreadable"),
         (edited("gradient_norm", "many"), "unreadable"),
         (without_line(3), "iteration 0 has other estimators"),
         (without_line(5, 9), "iteration 1 is missing"),
         (without_line(13, 17), "iteration 3 is missing"),
-        (scaled, "the gradient_norm of iteration 0 is not the grad_norm of metrics.csv"),
+        (scaled, "the gradient_norm of iteration 0 differs from grad_norm in metrics.csv"),
         (lambda path: (path / "gradients.csv").unlink(), "gradients.csv: is missing"),
     ],
 )
@@ -611,14 +611,14 @@ def problems(*overrides: str) -> list[str]:
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (("diagnostics.shadows=[total+none]",), "without `diagnostics.every` nothing is measured | set"),
-        (("diagnostics={every: 1, shadows: [reward_to_go+mean]}",), "the config's own is measured anyway"),
-        (("diagnostics={every: 1, shadows: [total+none, total+none]}",), "it is there twice"),
-        (("diagnostics={every: 1, shadows: [total+value]}",), "learns no value function"),
-        (("diagnostics={every: 1, shadows: [lambda_return+none]}",), "without a value function there are none"),
+        (("diagnostics.shadows=[total+none]",), "`diagnostics.every` is null, so nothing is measured | set"),
+        (("diagnostics={every: 1, shadows: [reward_to_go+mean]}",), "the config's own estimator is always measured"),
+        (("diagnostics={every: 1, shadows: [total+none, total+none]}",), "it is listed twice"),
+        (("diagnostics={every: 1, shadows: [total+value]}",), "the config learns none"),
+        (("diagnostics={every: 1, shadows: [lambda_return+none]}",), "needs a value function"),
         (("diagnostics={every: 1, shadows: [reward_to_go+optimal]}",), "least variance"),
-        (("diagnostics={every: 1, shadows: [total+group]}",), "a group needs a size"),
-        (("diagnostics={every: 1, shadows: [total+mean+group]}",), "it divides by the standard deviation of a group's"),
+        (("diagnostics={every: 1, shadows: [total+group]}",), "needs a group size"),
+        (("diagnostics={every: 1, shadows: [total+mean+group]}",), "divides by the standard deviation of a group's"),
         (("diagnostics={every: 1, shadows: [nonsense]}",), "should be an estimator like total+none, got 'nonsense'"),
         (("diagnostics={every: 1, shadows: [total+nnoe]}",), "did you mean `total+none`?"),
         (("diagnostics.every=1", "rollout.episodes=1", "algorithm.baseline=none"), "one trajectory says nothing"),
@@ -631,7 +631,7 @@ def problems(*overrides: str) -> list[str]:
                 *("rollout={episodes: null, steps: 8}", "algorithm={baseline: value, returns: lambda_return}"),
                 "diagnostics={every: 1, shadows: [total+value]}",
             ),
-            "a segment does not hold the total return",
+            "a segment does not contain the total return",
         ),
     ],
     ids=str,
@@ -713,7 +713,7 @@ def test_a_run_without_gradient_variance_cannot_be_drawn(measured: Callable[[str
     with pytest.raises(ConfigError, match="has no column `noise`"):
         drawn(measured("native episodes"), "gradients.noise", tmp_path / "a.csv")
     (bare / "gradients.csv").write_bytes(b"")
-    with pytest.raises(RunDirectoryError, match="is empty or damaged"):
+    with pytest.raises(RunDirectoryError, match="empty or damaged"):
         drawn(bare, "snr", tmp_path / "a.csv")
 
 

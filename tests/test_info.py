@@ -115,8 +115,8 @@ def test_a_name_with_a_dot_is_an_entry_or_an_entry_of_an_entry() -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("logging.info=[length]", "`length` is a column already"),
-        ("logging.info=[stopped_by]", "`stopped_by` is a column already"),
+        ("logging.info=[length]", "the column `length` already exists"),
+        ("logging.info=[stopped_by]", "the column `stopped_by` already exists"),
         ("logging.info=['a,b']", "logging.info"),
         ("evaluation.stop_at={is_succes: 1}", "did you mean `is_success`?"),
         ("evaluation.stop_at={mode: 1}", "no column `mode`"),

@@ -74,7 +74,7 @@ def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
 
 def test_a_deleted_current_folder_is_reported(tmp_path: Path) -> None:
     done = shell("mkdir gone; cd gone; rmdir ../gone; PGCLI train cartpole; PGCLI --version", tmp_path)
-    assert done.stderr == "error: the current folder was deleted\nhint: go to one that exists, with `cd`\n"
+    assert done.stderr == "error: the current folder was deleted\nhint: change to an existing folder with `cd`\n"
     assert done.stdout.startswith("pgcli ")
 
 

@@ -254,7 +254,7 @@ def test_a_run_is_explained_from_its_directory_alone(run: Path) -> None:
 
 def test_a_run_without_findings_is_reported_as_such(run: Path) -> None:
     result = show(run) | {"findings": []}
-    assert "no finding: " in explanation_text(result)
+    assert "no problems: " in explanation_text(result)
     assert "did not apply" in explanation_text(result)
 
 
@@ -331,16 +331,16 @@ def misspell(path: Path) -> None:
     [
         ("metrics.csv", Path.unlink, "is missing"),
         ("timing.csv", Path.unlink, "is missing"),
-        ("metrics.csv", cut, "is cut short"),
-        ("metrics.csv", shorten, "has 7 rows, and status.json tells of 8"),
+        ("metrics.csv", cut, "is incomplete"),
+        ("metrics.csv", shorten, "has 7 rows, but status.json reports 8"),
         ("episodes.csv", garble, "line 3 has 5 cells instead of 6"),
         ("metrics.csv", misspell, "line 3 has `zwei"),
-        ("evaluations.csv", lambda path: path.write_text(""), "names of its columns"),
+        ("evaluations.csv", lambda path: path.write_text(""), "no header with the column names"),
         ("status.json", cut, "not JSON"),
         ("run.json", Path.unlink, "No such file"),
-        ("config.yaml", lambda path: path.write_text("unknown: 3"), "no config of this version"),
-        ("config.yaml", Path.unlink, "no run is there"),
-        ("checkpoints/iteration-000008.safetensors", cut, "damaged, or no checkpoint"),
+        ("config.yaml", lambda path: path.write_text("unknown: 3"), "not a valid config"),
+        ("config.yaml", Path.unlink, "not a run directory"),
+        ("checkpoints/iteration-000008.safetensors", cut, "damaged, or not a checkpoint"),
     ],
 )
 def test_missing_or_damaged_files_are_reported(
@@ -357,7 +357,7 @@ def test_missing_or_damaged_files_are_reported(
 def test_two_runs_are_equal_or_their_first_difference_is_shown(run: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(run, tmp_path / "other"))
     assert differ(run, other)["same"]
-    assert "the same to the byte: metrics.csv" in difference_text(differ(run, other))
+    assert "identical: metrics.csv" in difference_text(differ(run, other))
     lines = (other / "metrics.csv").read_text().splitlines()
     cells = lines[4].split(",")
     cells[3] = "9.25"
@@ -491,6 +491,6 @@ def test_runs_in_other_environments_are_not_compared(made: Path, tmp_path: Path)
     text = (b / "config.yaml").read_text()
     (b / "config.yaml").write_text(text.replace("max_episode_steps: null", "max_episode_steps: 7"))
     assert differ(made, b)["better"]["unlike"] == ["env"]
-    assert "the returns do not compare, for the runs have another env" in " ".join(
+    assert "the returns are not comparable: the runs differ in env" in " ".join(
         difference_text(differ(made, b)).split()
     )

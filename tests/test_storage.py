@@ -232,7 +232,7 @@ def test_a_damaged_checkpoint_is_named_with_a_working_command(
     with pytest.raises(RunDirectoryError, match=bad.name) as error:
         run(path)
     which = "3" if damage.startswith("pointer") else "2"
-    assert f"`pgcli resume {path} --which {which}` goes on from it" in error.value.hint
+    assert f"`pgcli resume {path} --which {which}`" in error.value.hint
     assert {file: file.stat().st_mtime_ns for file in before} == before, "nothing is touched, and nothing begins anew"
     run(path, which=which)
     assert digests(path) == whole
@@ -247,7 +247,7 @@ def test_measuring_a_run_writes_nothing_and_is_repeatable(tmp_path: Path, quick:
 
 
 def test_resuming_a_missing_checkpoint_does_not_start_a_new_run(tmp_path: Path, quick: None) -> None:
-    with pytest.raises(RunDirectoryError, match="keeps no checkpoint of iteration 5"):
+    with pytest.raises(RunDirectoryError, match="no checkpoint for iteration 5"):
         run(tmp_path / "run", which="5")
     assert not (tmp_path / "run/metrics.csv").exists()
 
@@ -359,7 +359,7 @@ def test_checkpoints_of_two_runs_in_one_folder_are_distinguished(tmp_path: Path,
         run(tmp_path / "a")
     file = find_checkpoint(tmp_path / "b")
     renamed = file.rename(file.with_name("iteration-000009.safetensors"))
-    with pytest.raises(RunDirectoryError, match="named after another iteration"):
+    with pytest.raises(RunDirectoryError, match="its name does not match its iteration"):
         checkpoints.load(renamed)
 
 

@@ -105,11 +105,11 @@ def test_rows_round_trip(tmp_path: Path) -> None:
     [
         (b"1,2\n", "line 3 has 2 cells instead of 6", [1.5]),
         (b"1,2,\0,4,5,horizon\n", "line 3 has zeros", [1.5]),
-        (b"1,2,x,4,5,horizon\n", "line 3 has `x` for a number", [1.5, math.nan]),
+        (b"1,2,x,4,5,horizon\n", "line 3 has `x` instead of a number", [1.5, math.nan]),
         (b"1,2,3,4,5,\xff\n", "line 3 is not UTF-8", [1.5, 3.0]),
-        (b"1,2", "line 3 is cut short", [1.5]),
+        (b"1,2", "line 3 is incomplete", [1.5]),
     ],
-    ids=["cells", "zeros", "a word", "bytes", "half a line"],
+    ids=["cells", "zeros", "a word", "bytes", "an incomplete line"],
 )
 def test_a_damaged_line_is_named_or_skipped(line: bytes, what: str, returns: list[float], tmp_path: Path) -> None:
     path = tmp_path / "episodes.csv"
