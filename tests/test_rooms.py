@@ -1,4 +1,4 @@
-"""The architecture: imports point down only, few modules lie at the top, light commands stay light."""
+"""The architecture: imports point down only, few modules are top level, light commands import little."""
 
 from __future__ import annotations
 
