@@ -387,7 +387,7 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
             ("algorithm.baseline=value", "value.shared_trunk=true", f"value.{key}={value}"),
             f"value.shared_trunk value.{key}",
             "together with the policy",
-            f"leave {key} out",
+            f"remove {key}",
             (f"value.{key}=null",),
         )
         for key, value in (("learning_rate", "0.1"), ("update_epochs", "3"), ("hidden_sizes", "[8]"))
