@@ -702,7 +702,7 @@ def test_a_checkpoint_never_runs_user_code_but_resume_does(here: Path) -> None:
     pgcli("train", "tutorial", *LEARN, own, "--run-dir", "run", cwd=here)
     (here / "student.py").write_text(STUDENT + "\nopen('ran', 'w')\n")
     done = pgcli("verify", "run", cwd=here)
-    assert "which is not run" in " ".join(done.stdout.split())
+    assert "was not loaded" in " ".join(done.stdout.split())
     pgcli("eval", "run", "--episodes", 2, cwd=here)
     pgcli("plot", "run", cwd=here)
     assert not (here / "ran").exists()
@@ -750,7 +750,7 @@ OWN = "algorithm.estimator=my.py:reinforce"
         ((OWN, "algorithm.baseline=value"), "no value function", "algorithm.baseline=mean"),
         ((OWN, "algorithm={baseline: group, group_size: 4, estimator: my.py:f}"), "receives no groups", ""),
         ((OWN, "algorithm.entropy_coef=0.1"), "the whole gradient", "algorithm.entropy_coef=0"),
-        ((OWN, "policy.memory=gru"), "no score of one step", "policy.memory=none"),
+        ((OWN, "policy.memory=gru"), "score of each step", "policy.memory=none"),
     ],
 )
 def test_keys_that_exclude_a_user_estimator_are_rejected(overrides: tuple[str, ...], reason: str, fix: str) -> None:

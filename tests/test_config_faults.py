@@ -88,7 +88,7 @@ TYPES = [
         (
             f"optimizer: {{learning_rate: {text}}}",
             f"1:13: `optimizer.learning_rate` should be a number, got '{text}'",
-            "numbers are write a number like 0.99, 1e-3 or 200, without quotes or underscores",
+            "write a number like 0.99, 1e-3 or 200, without quotes or underscores",
         )
         for text in ("yes", "on", "1_000", "1:30", "017", "0o17", "0x1F", "1e", "1.2.3", "2001-01-01", "--1", "1e-3x")
     ),
@@ -112,7 +112,7 @@ TYPES = [
     ),
     ("training: {seconds: .inf}", "`training.seconds` should be a finite number, got .inf", "null: no limit"),
     ("training: {seconds: .nan}", "`training.seconds` should be a finite number, got .nan", "null: no limit"),
-    ("env: {kwargs: {x: [1, .nan]}}", "1:23: `env.kwargs.x[1]` should be a finite number, got .nan", "leave it out"),
+    ("env: {kwargs: {x: [1, .nan]}}", "1:23: `env.kwargs.x[1]` should be a finite number, got .nan", "remove it"),
     ("env: {kwargs: {x: -.inf}}", "1:16: `env.kwargs.x` should be a finite number, got -.inf", "use 1e308"),
     ("evaluation: {stop_at_return: 1e400}", "should be a finite number, got .inf", "The default is null."),
     ("algorithm: {discount_weighting: yes}", "should be true or false, got 'yes'", "write true or false"),
@@ -176,13 +176,13 @@ WRAPPERS = [
         "2:17: `env.wrappers[1]` should be the name of a wrapper or a mapping of its",
         "{name: …, kwargs: …}",
     ),
-    ("[A, '']", "2:17: `env.wrappers[1]` should be at least 1 character long, got ''", "by name"),
+    ("[A, '']", "2:17: `env.wrappers[1]` should be at least 1 character long, got ''", "names of Gymnasium wrappers"),
     ("[A, {}]", "2:17: `env.wrappers[1]` lacks `name`", "add `name: …`. Name of a Gymnasium wrapper"),
     ("[A, {name: 3}]", "2:18: `env.wrappers[1].name` should be text, got 3", "put it in quotes: '3'"),
     ("[{name: A, kwarg: {}}]", "2:24: unknown key `env.wrappers[0].kwarg`", "did you mean `env.wrappers[0].kwargs`?"),
     ("[{name: A, id: {}}]", "2:24: unknown key `env.wrappers[0].id`", "did you mean `env.id`?"),
     ("\n  - A\n  - name: B\n    kwargs: 3", "5:5: `env.wrappers[1].kwargs` should be a mapping, got 3", "{key: value}"),
-    ("\n  - A\n  - name: B\n    name: C", "5:5: duplicate key `env.wrappers[1].name`, first on line 4", "keep one"),
+    ("\n  - A\n  - name: B\n    name: C", "5:5: duplicate key `env.wrappers[1].name`, first on line 4", "one document"),
 ]
 
 COMBINATIONS = [
@@ -191,7 +191,11 @@ COMBINATIONS = [
         "1:11: `algorithm.baseline` and `rollout.episodes`: the mean over one",
         "baseline: none",
     ),
-    ("rollout: {episodes: null}", "1:11: `rollout.episodes` and `rollout.steps`: nothing is", "set `rollout.episodes`"),
+    (
+        "rollout: {episodes: null}",
+        "1:11: `rollout.episodes` and `rollout.steps`: an iteration",
+        "set `rollout.episodes`",
+    ),
     (
         "rollout: {steps: 8}",
         "1:11: `rollout.steps` and `rollout.episodes`: an iteration collects",
@@ -210,18 +214,18 @@ COMBINATIONS = [
     ),
     (
         "algorithm: {baseline: group}",
-        "1:13: `algorithm.baseline` and `algorithm.group_size`: a group",
+        "1:13: `algorithm.baseline` and `algorithm.group_size`: `baseline: group`",
         "set `group_size`",
     ),
     ("algorithm: {baseline: group, group_size: 1}", "1:30: `algorithm.group_size`: the mean over one", "larger"),
     (
         "algorithm: {baseline: group, group_size: 5}",
-        "1:30: `algorithm.group_size` and `rollout.episodes`: groups",
+        "1:30: `algorithm.group_size` and `rollout.episodes`: 64 episodes",
         "mult",
     ),
     (
         "algorithm: {baseline: group, group_size: 4}\nenv: {vectorization: native}",
-        "2:7: `env.vectorization` and `algorithm.baseline`: the columns",
+        "2:7: `env.vectorization` and `algorithm.baseline`: native",
         "auto",
     ),
     ("algorithm: {standardize: group}", "1:13: `algorithm.standardize` and", "returns: total"),
@@ -231,10 +235,10 @@ COMBINATIONS = [
         "baseline: none",
     ),
     ("algorithm: {returns: total, discount_weighting: true}", "1:29: `algorithm.discount_weighting` and", "to_go"),
-    ("env: {wrappers: [A], vectorization: native}", "1:22: `env.vectorization` and `env.wrappers`: a native", "sync"),
-    ("env: {rebuild: true, vectorization: native}", "1:22: `env.vectorization` and `env.rebuild`: the", "sync"),
+    ("env: {wrappers: [A], vectorization: native}", "1:22: `env.vectorization` and `env.wrappers`: native", "sync"),
+    ("env: {rebuild: true, vectorization: native}", "1:22: `env.vectorization` and `env.rebuild`: episodes of", "sync"),
     ("env: {kwargs: {max_episode_steps: 3}}", "1:16: `env.kwargs.max_episode_steps`: pgcli", "`env.max_episode_steps`"),
-    ("env: {kwargs: {render_mode: human}}", "1:16: `env.kwargs.render_mode`: pgcli sets this", "leave it out"),
+    ("env: {kwargs: {render_mode: human}}", "1:16: `env.kwargs.render_mode`: pgcli sets this", "remove it"),
     ("evaluation: {every: null, stop_at_return: 1}", "1:27: `evaluation.stop_at_return` and", "`evaluation.every`"),
 ]
 
@@ -245,7 +249,7 @@ SYNTAX: list[tuple[str | bytes, str, str]] = [
     ("---\n...\n", "2:1: empty config", "`env: {id: CartPole-v1}`"),
     ("- a\n- b", "1:1: expected a mapping of keys to values, got ['a', 'b']", "`env: {id: CartPole-v1}`"),
     ("\nseed=1", "2:1: expected a mapping of keys to values, got 'seed=1'", "`env: {id: CartPole-v1}`"),
-    ("seed: 1\n---\nseed: 2", "2:1: a second document begins here", "keep one"),
+    ("seed: 1\n---\nseed: 2", "2:1: a second document begins here", "one document"),
     ("env: {id: x\nseed: 1", "1:6: unclosed `{`: expected `,` or `}` before line 2, column 5", "with `}`"),
     ("policy: {hidden_sizes: [1, 2}", "1:24: unclosed `[`: expected `,` or `]`", "close it with `]`"),
     ("env: [", "a value is missing", "close the open bracket"),
@@ -366,7 +370,7 @@ OVERRIDES = [
     ("env.kwargs." + "a." * 5000 + "a=1", "is not a key", "for example algorithm.gamma=0.99"),
     ("seed=", "seed=: `seed` should be a whole number, got null", "The default is 0."),
     ("seed=[1", "seed=[1: unclosed `[`: expected `,` or `]`", "close it with `]`"),
-    ("seed=1\n---\n2", r"seed=1\n---\n2: a second document begins", "keep one"),
+    ("seed=1\n---\n2", r"seed=1\n---\n2: a second document begins", "one document"),
     ("seed=!!python/object/apply:os.getpid []", "YAML tags (`!…`) are not allowed", "write the plain value"),
     ("seed=*a", "seed=*a: YAML anchors and aliases (`&…`, `*…`) are not allowed", "in quotes"),
     ("seed=a: b: c", "seed=a: b: c: unexpected `:`", "in quotes"),
@@ -375,7 +379,7 @@ OVERRIDES = [
     ("policy.hidden_sizes.0=1", "`policy.hidden_sizes` has no keys", "`policy.hidden_sizes=…`"),
     ("policy.hidden_sizes=[1, x]", "`policy.hidden_sizes[1]` should be a whole number, got 'x'", "200 or 1e6"),
     ("env.kwargs.x.y=1", "env.kwargs.x.y=1: `env.kwargs.x` has no keys", "`env.kwargs.x=…`"),
-    ("env.kwargs={a: 1, a: 2}", "env.kwargs={a: 1, a: 2}: duplicate key `env.kwargs.a`", "keep one"),
+    ("env.kwargs={a: 1, a: 2}", "env.kwargs={a: 1, a: 2}: duplicate key `env.kwargs.a`", "one document"),
     ("env={id: x, idd: 2}", "env={id: x, idd: 2}: unknown key `env.idd`", "did you mean `env.id`?"),
     (
         "rollout.episodes=1",
@@ -655,8 +659,8 @@ def test_other_libraries_names_for_a_choice_get_a_suggestion(text: str, hint: st
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("reinforce", ["blackjack/reinforce", "cartpole/reinforce", "hopper/reinforce"]),
-        ("reinforec", ["blackjack/reinforce", "cartpole/reinforce", "hopper/reinforce"]),
+        ("reinforce", ["blackjack/reinforce", "cartpole/reinforce", "shows 4 more"]),
+        ("reinforec", ["blackjack/reinforce", "cartpole/reinforce", "shows 4 more"]),
         ("hopper", ["`hopper/ppo` or `hopper/reinforce`?"]),
         ("pendulum-ppo", ["did you mean `pendulum/ppo`?"]),
         ("cartpole/pp0", ["did you mean `cartpole/ppo`?"]),

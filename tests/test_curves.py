@@ -186,7 +186,7 @@ def test_runs_that_ended_early_or_lack_a_number_are_counted_per_line(tmp_path: P
     write_run(tmp_path / "b/0", [0, 1, 2], name="b", steps=1_250)
     write_run(tmp_path / "b/1", [0, 1, 2], name="b", seed=1, steps=1_250)
     write_run(tmp_path / "b/2", [], name="b", seed=2, status="diverged")
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="skipped"):
         words = said([tmp_path])
     assert "Lines: mean over n runs, n = 3 (a), 2 (b)." in words
     assert "a: 3 of 3 diverged at 100 to 200 steps. b: 1 of 3 without a number: skipped." in words
@@ -375,7 +375,7 @@ def test_a_run_that_cannot_be_drawn_is_named(tmp_path: Path) -> None:
         with pytest.raises(RunDirectoryError, match=words):
             drawn(folders, tmp_path)
     run = write_run(tmp_path / "run", [1])
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="skipped"):
         assert column(drawn([empty, run], tmp_path), "center") == [1]
     with pytest.raises(RunDirectoryError, match="entropy"):
         drawn([run], tmp_path, y="entropy")  # a column with nothing in it

@@ -136,9 +136,9 @@ def test_a_sound_config_has_no_findings(case: Config) -> None:
 
 
 def test_a_reused_buffer_and_a_mask_are_detected() -> None:
-    assert any("in one buffer" in text for text, _ in findings(diagnose(settings("Continuous-v0")), "ok"))
+    assert any("observation buffer" in text for text, _ in findings(diagnose(settings("Continuous-v0")), "ok"))
     fresh = settings("Continuous-v0", env={"kwargs": {"buffered": False}})
-    assert not any("in one buffer" in text for text, _ in findings(diagnose(fresh), "ok"))
+    assert not any("observation buffer" in text for text, _ in findings(diagnose(fresh), "ok"))
     masked = diagnose(settings("Masked-v0"))
     assert masked["action_mask"]
     assert "with a mask" in diagnosis_text(masked)

@@ -99,8 +99,8 @@ def word(key: str, value: Any) -> str:
 def test_a_key_without_effect_is_an_error_that_names_the_missing_key(key: str) -> None:
     others, value = IDLE[key]
     text = refused(*others, word(key, value))
-    assert f"command line: {word(key, value)}: `{key}` has no effect under `" in text
-    assert text.count("error: ") == text.count("hint: leave it out, or set `") == 1
+    assert f"command line: {word(key, value)}: `{key}` has no effect with `" in text
+    assert text.count("error: ") == text.count("hint: remove it, or set `") == 1
     override(Config(), [*others, word(key, KEYS[key])])  # its default is fine
     fix = text.rpartition(" or set `")[2].rstrip("`").replace(": ", "=")
     needed = {
@@ -121,7 +121,7 @@ def test_a_number_that_disables_another_key_is_no_error(key: str) -> None:
 def test_a_run_reports_keys_without_effect_that_are_no_error(tmp_path: Path) -> None:
     words = ["algorithm.objective=clip", "algorithm.clip_range=0.1", "policy.initial_standard_deviation=0.5"]
     done = pgcli("train", "cartpole", *words, "training.iterations=1", cwd=tmp_path)
-    assert "`algorithm.clip_range` has no effect under `algorithm.update_epochs: 1`, `algorithm" in done.stderr
+    assert "`algorithm.clip_range` has no effect with `algorithm.update_epochs: 1`, `algorithm" in done.stderr
     assert "`policy.initial_standard_deviation` has no effect: the actions are not continuous" in done.stderr
 
 
@@ -228,14 +228,14 @@ def test_a_key_without_effect_changes_no_byte(sections: dict[str, Any], key: str
 @pytest.mark.parametrize(
     ("name", "words", "told"),
     [
-        ("cartpole", ["algorithm.gae_lambda=0.9,0.95"], "`algorithm.gae_lambda` has no effect under"),
-        ("cartpole", ["value.learning_rate=0.1,0.2"], "`value.learning_rate` has no effect under"),
+        ("cartpole", ["algorithm.gae_lambda=0.9,0.95"], "`algorithm.gae_lambda` has no effect with"),
+        ("cartpole", ["value.learning_rate=0.1,0.2"], "`value.learning_rate` has no effect with"),
         ("cartpole/ppo", ["value.learning_rate=null,0.001"], "train the same run"),
         ("cartpole/ppo", ["value.hidden_sizes=null,[64, 64]"], "train the same run"),
         ("cartpole/ppo", ["env.chunk_size=null,8"], "train the same run"),
         ("cartpole/ppo", ["algorithm.objective=clip,importance_sampling", "algorithm.clip_range=0.1,0.3"], "same run"),
-        ("cartpole", ["logging.tensorboard=true,false"], "is the same for all"),
-        ("cartpole", ["diagnostics.every=null,1"], "is the same for all"),
+        ("cartpole", ["logging.tensorboard=true,false"], "cannot differ between variants"),
+        ("cartpole", ["diagnostics.every=null,1"], "cannot differ between variants"),
     ],
 )
 def test_a_comparison_of_identical_variants_is_refused(name: str, words: list[str], told: str) -> None:

@@ -307,10 +307,10 @@ def test_a_wrapper_of_a_module_may_be_a_class_or_a_function() -> None:
         ("NormalizeObservation", "policy.normalize_obs: true"),
         ("gymnasium.wrappers:NormalizeReward", "value.normalize_returns: true"),
         ("RecordVideo", "pgcli eval"),
-        ("RecordEpisodeStatistics", "leave it out"),
-        ("Autoreset", "leave it out"),
+        ("RecordEpisodeStatistics", "remove it"),
+        ("Autoreset", "remove it"),
         ("HumanRendering", "pgcli eval"),
-        ("RenderCollection", "leave it out"),
+        ("RenderCollection", "remove it"),
         ("TransformReward", "module:Class"),
     ],
 )

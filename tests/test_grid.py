@@ -250,18 +250,18 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
         "importance_sampling",
         ("algorithm.objective=importance_sampling",),
     ),
-    (("algorithm.baseline=optimal",), "baseline returns", "least variance", "total", ("algorithm.returns=total",)),
+    (("algorithm.baseline=optimal",), "baseline returns", "total return R(τ)", "total", ("algorithm.returns=total",)),
     (
         ("algorithm.baseline=optimal", "algorithm.returns=total", "rollout.episodes=1"),
         "baseline rollout.episodes",
-        "no others",
+        "at least two trajectories",
         "baseline: none",
         ("algorithm.baseline=none",),
     ),
     (
         ("algorithm.baseline=leave_one_out", "rollout.episodes=1"),
         "baseline rollout.episodes",
-        "no others",
+        "at least two trajectories",
         "more episodes",
         ("rollout.episodes=2",),
     ),
@@ -281,11 +281,11 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
         ("rollout.episodes=60",),
     ),
     (("algorithm={baseline: group, group_size: 1}",), "group_size", "zero", "larger", ("algorithm.group_size=2",)),
-    (("algorithm.group_size=4",), "group_size baseline", "has groups", "leave", ("algorithm.baseline=group",)),
+    (("algorithm.group_size=4",), "group_size baseline", "has groups", "remove", ("algorithm.baseline=group",)),
     (
         ("algorithm.group_mean=leave_one_out",),
         "group_mean",
-        "no effect under `algorithm.baseline: mean`",
+        "no effect with `algorithm.baseline: mean`",
         "baseline: group",
         ("algorithm.baseline=group", "algorithm.group_size=4"),
     ),
@@ -309,8 +309,8 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
         (
             (f"algorithm.{key}={value}", f"algorithm.objective={objective}"),
             key,
-            f"no effect under `algorithm.objective: {objective}`",
-            "leave it out",
+            f"no effect with `algorithm.objective: {objective}`",
+            "remove it",
             ("algorithm.objective=importance_sampling",),
         )
         for key, value in (("importance_bound", "2"), ("self_normalize", "true"))
@@ -387,7 +387,7 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
             ("algorithm.baseline=value", "value.shared_trunk=true", f"value.{key}={value}"),
             f"value.shared_trunk value.{key}",
             "together with the policy",
-            f"leave {key} out",
+            f"remove {key}",
             (f"value.{key}=null",),
         )
         for key, value in (("learning_rate", "0.1"), ("update_epochs", "3"), ("hidden_sizes", "[8]"))

@@ -170,7 +170,7 @@ TAMPERED: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "a weight, signed again",
         lambda path: signed_again(path, "policy.network.0.weight", lambda x: x + 1e-3),
-        "computed again",
+        "recomputed",
     ),
     (
         "a moment of the optimizer, signed again",

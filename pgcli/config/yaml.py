@@ -244,7 +244,7 @@ def _key_problem(node: yaml.Node) -> tuple[str, str] | None:
         case "merge":
             return "YAML merge keys (`<<`) are not allowed", "repeat the keys"
     got = node.value or "nothing"
-    return f"a key must be text, got {got}", f"for text, use quotes: '{node.value}'"
+    return f"a key must be text, got {got}", f"put it in quotes: '{node.value}'"
 
 
 def _scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
