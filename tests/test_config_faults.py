@@ -177,12 +177,12 @@ WRAPPERS = [
         "{name: …, kwargs: …}",
     ),
     ("[A, '']", "2:17: `env.wrappers[1]` should be at least 1 character long, got ''", "names of Gymnasium wrappers"),
-    ("[A, {}]", "2:17: `env.wrappers[1]` lacks `name`", "add `name: …`. Name of a Gymnasium wrapper"),
+    ("[A, {}]", "2:17: `env.wrappers[1]` needs the key `name`", "add `name: …`. Name of a Gymnasium wrapper"),
     ("[A, {name: 3}]", "2:18: `env.wrappers[1].name` should be text, got 3", "put it in quotes: '3'"),
     ("[{name: A, kwarg: {}}]", "2:24: unknown key `env.wrappers[0].kwarg`", "did you mean `env.wrappers[0].kwargs`?"),
     ("[{name: A, id: {}}]", "2:24: unknown key `env.wrappers[0].id`", "did you mean `env.id`?"),
     ("\n  - A\n  - name: B\n    kwargs: 3", "5:5: `env.wrappers[1].kwargs` should be a mapping, got 3", "{key: value}"),
-    ("\n  - A\n  - name: B\n    name: C", "5:5: duplicate key `env.wrappers[1].name`, first on line 4", "one document"),
+    ("\n  - A\n  - name: B\n    name: C", "5:5: duplicate key `env.wrappers[1].name`, first on line 4", "keep one of them"),
 ]
 
 COMBINATIONS = [
@@ -379,7 +379,7 @@ OVERRIDES = [
     ("policy.hidden_sizes.0=1", "`policy.hidden_sizes` has no keys", "`policy.hidden_sizes=…`"),
     ("policy.hidden_sizes=[1, x]", "`policy.hidden_sizes[1]` should be a whole number, got 'x'", "200 or 1e6"),
     ("env.kwargs.x.y=1", "env.kwargs.x.y=1: `env.kwargs.x` has no keys", "`env.kwargs.x=…`"),
-    ("env.kwargs={a: 1, a: 2}", "env.kwargs={a: 1, a: 2}: duplicate key `env.kwargs.a`", "one document"),
+    ("env.kwargs={a: 1, a: 2}", "env.kwargs={a: 1, a: 2}: duplicate key `env.kwargs.a`", "keep one of them"),
     ("env={id: x, idd: 2}", "env={id: x, idd: 2}: unknown key `env.idd`", "did you mean `env.id`?"),
     (
         "rollout.episodes=1",

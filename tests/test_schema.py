@@ -43,7 +43,7 @@ def test_the_reference_explains_every_key() -> None:
     assert explained.keys() == flat(to_data(Config())).keys()
     assert all(key.description and key.rule for key in explained.values())
     assert explained["algorithm.gamma"][1:3] == ("0.99", "number ≥ 0, ≤ 1")
-    assert explained["env.num_envs"].rule == "a whole number ≥ 1, ≤ 65536"
+    assert explained["env.num_envs"].rule == "integer ≥ 1, ≤ 65536"
     assert "`lambda_return`" in explained["algorithm.returns"].rule
     with pytest.raises(UsageError) as caught:
         reference.keys("polisy")
