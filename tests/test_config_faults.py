@@ -182,7 +182,11 @@ WRAPPERS = [
     ("[{name: A, kwarg: {}}]", "2:24: unknown key `env.wrappers[0].kwarg`", "did you mean `env.wrappers[0].kwargs`?"),
     ("[{name: A, id: {}}]", "2:24: unknown key `env.wrappers[0].id`", "did you mean `env.id`?"),
     ("\n  - A\n  - name: B\n    kwargs: 3", "5:5: `env.wrappers[1].kwargs` should be a mapping, got 3", "{key: value}"),
-    ("\n  - A\n  - name: B\n    name: C", "5:5: duplicate key `env.wrappers[1].name`, first on line 4", "keep one of them"),
+    (
+        "\n  - A\n  - name: B\n    name: C",
+        "5:5: duplicate key `env.wrappers[1].name`, first on line 4",
+        "keep one of them",
+    ),
 ]
 
 COMBINATIONS = [
