@@ -25,6 +25,7 @@ from pgcli.errors import CheckpointError, ConfigError, RunDirectoryError, typed
 from pgcli.runs.files import open_file, read_json, write_json, write_whole
 
 FORMAT = 1
+OPTIONAL = "normalizer.origin"  # zeros where earlier versions did not write it
 MAX_BYTES = 4 * 2**30
 MAX_HEADER_BYTES = 2**24
 COUNTERS = {"iteration", "env_steps", "episodes"}
@@ -256,12 +257,15 @@ def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], name: s
 
     Of an optimizer, the mean of a square may have overflowed to infinity.
     """
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    optional = {name for name in expected if name.endswith(OPTIONAL)}
+    missing, extra = sorted(expected.keys() - found.keys() - optional), sorted(found.keys() - expected.keys())
     if missing or extra:
         raise CheckpointError(
             f"{name}: does not fit its config: lacks {missing or 'nothing'}, adds {extra or 'nothing'}"
         )
     for key, tensor in expected.items():
+        if key not in found:
+            continue
         if found[key].shape != tensor.shape or found[key].dtype != tensor.dtype:
             raise CheckpointError(
                 f"{name}: {key} is {found[key].dtype} {list(found[key].shape)}, "
