@@ -27,8 +27,10 @@ test-slow: $(INSTALLED) ## the other tests
 test-all: $(INSTALLED) ## every test
 	$(BIN)/pytest -n auto --dist worksteal
 
-soak: $(INSTALLED) ## kill runs at 200 random instants, resume them, compare their bytes; minutes
-	$(BIN)/python tests/kills.py 200
+KILLS ?= 200
+soak: $(INSTALLED) ## kill runs at KILLS=200 random instants (soak.json counts them); simulate the intervals; minutes
+	$(BIN)/python tests/kills.py $(KILLS) soak.json
+	$(BIN)/python tests/uncertainty.py
 
 check: $(INSTALLED) ## format, lint, types
 	$(BIN)/ruff format --check .

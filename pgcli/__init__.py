@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as typing's, whose import would take time before `pgcli.__main__` can handle signals
 if TYPE_CHECKING:
+    from typing import Any
+
     from pgcli.experiment.load import load
 
 __version__ = "0.1.0"

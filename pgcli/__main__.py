@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import io
-import os
-import re
-import signal
 import sys
-import warnings
-from types import FrameType
-from typing import NoReturn
 
-from pgcli.system.streams import leave, print_message
+if __name__ == "__main__" and not sys.flags.safe_path:
+    sys.path.append(sys.path.pop(0))  # the current folder comes last, so that it hides no package
+
+from pgcli.system.leaving import leave, leave_on_signals
+
+leave_on_signals()  # before any other import: until a command that saves its state takes over
+
+import io  # noqa: E402
+import os  # noqa: E402
+import re  # noqa: E402
+import warnings  # noqa: E402
+from typing import Any, NoReturn  # noqa: E402
+
+from pgcli.system.streams import open_descriptors, print_message  # noqa: E402
 
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
+    open_descriptors()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy acts on few rows; torch's threads are training.threads
-    signal.signal(signal.SIGINT, _leave)  # until a command that has something to save takes over
     warnings.showwarning = _warn  # type: ignore[assignment]  # it ignores the other arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -27,19 +33,27 @@ def main() -> NoReturn:
 
 def _run() -> int:
     from pgcli.cli import app
+    from pgcli.cli.completion import answer
     from pgcli.errors import PgcliError
 
     try:
-        app()
+        if not answer(app, os.environ.get("_PGCLI_COMPLETE", "")):
+            code = app(prog_name="pgcli", standalone_mode=False)
+            return code if isinstance(code, int) else 0
     except PgcliError as error:
         print_message(str(error))
         return error.exit_code
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except OSError as error:  # say, a full disk behind `>`
-        print_message(f"error: {error.filename or 'output'}: {error.strerror or error}")
+        from pgcli.system.limits import limit_of
+
+        place = f"{error.filename or 'output'}: {error.strerror or error}", ""
+        print_message(str(PgcliError(*(limit_of(error) or place))))
         return 1
     except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own, whose class has no public name
+            return _usage(error)
         import traceback
 
         from pgcli.system.memory import memory_error
@@ -53,16 +67,19 @@ def _run() -> int:
     return 0
 
 
+def _usage(error: Any) -> int:
+    """Print an error of the arguments, and return its exit code."""
+    if message := error.format_message():  # none for a command without arguments, which has shown its help
+        command = getattr(error.ctx, "command", None)
+        name = "pgcli" if command is None or error.ctx.parent is None else f"pgcli {command.name}"
+        print_message(f"error: {message}\nhint: `{name} --help` shows what it takes")
+    return int(error.exit_code)
+
+
 def _warn(message: Warning | str, *place: object) -> None:
     """Print a library's warning as one plain line."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(message)).removeprefix("WARN: ")
     print_message(f"warning: {text}")
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    from pgcli.system.signals import Stopped
-
-    raise Stopped.by(number)
 
 
 if __name__ == "__main__":

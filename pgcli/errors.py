@@ -30,7 +30,8 @@ class PgcliError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"error: {self.message}" + (f"\nhint: {self.hint}" if self.hint else "")
+        message, hint = (text.replace("\n", "\\n") for text in (self.message, self.hint))  # of a name, say
+        return f"error: {message}" + (f"\nhint: {hint}" if hint else "")
 
 
 def closest(word: str, candidates: Iterable[str]) -> str | None:
@@ -60,7 +61,8 @@ class Problem:
     hint: str = ""
 
     def __str__(self) -> str:
-        return f"error: {self.where}: {self.message}" + (f"\nhint: {self.hint}" if self.hint else "")
+        where, message, hint = (text.replace("\n", "\\n") for text in (self.where, self.message, self.hint))
+        return f"error: {where}: {message}" + (f"\nhint: {hint}" if hint else "")
 
 
 class ConfigError(PgcliError):

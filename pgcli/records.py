@@ -6,8 +6,8 @@ a label, a unit and a meaning; CSV files, plots, `show`, displays and the logs o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Generic, TypeVar, get_origin, get_type_hints
 
 Cell = str | int | float | None
@@ -72,6 +72,7 @@ class Episode:
     discounted_return: float
     length: int
     ended: str
+    info: Mapping[str, float] = field(default_factory=dict)  # numbers that the environment reported at its end
 
 
 def _wide(help: str, label: str) -> Metric:
@@ -153,6 +154,7 @@ class Iteration:
     episodes: list[Episode]
     timing: Timing
     progress: float
+    info: Mapping[str, float] = field(default_factory=dict)  # means over the episodes that reported a number
 
     @property
     def steps_per_second(self) -> float:
@@ -171,6 +173,8 @@ class Evaluation:
     length_mean: float
     discounted_return_mean: float
     seconds: float
+    info: Mapping[str, float] = field(default_factory=dict)  # means over the episodes that reported a number
+    stopped_by: str = ""  # the rule that had ended the run before this evaluation, of fresh episodes
 
 
 @dataclass(frozen=True)
@@ -251,7 +255,34 @@ TABLES: dict[str, tuple[Column[Any], ...]] = {
     "episodes": EPISODES,
     "gradients": GRADIENTS,  # only with `diagnostics.every`
 }
-COLUMNS = {column.name: column for table in TABLES.values() for column in table}
+STOPPED_BY: Column[Evaluation] = Column(
+    "stopped_by",
+    lambda it: it.stopped_by or None,
+    Metric("goal or patience, which ended the run before this evaluation of fresh episodes", text=True),
+)
+COLUMNS = {column.name: column for table in (*TABLES.values(), (STOPPED_BY,)) for column in table}
+_INFO: dict[str, Callable[[Any], Mapping[str, float]]] = {  # by the tables that have it, from their records
+    "metrics": lambda it: it.info,
+    "evaluations": lambda it: it.info,
+    "episodes": lambda row: row[1].info,
+}
+
+
+def columns(table: str, more: Sequence[str] = ()) -> tuple[Column[Any], ...]:
+    """Return the columns of a table: its own, then `more`, `stopped_by` or what the environment reports."""
+    return (*TABLES[table], *(STOPPED_BY if name == STOPPED_BY.name else _info(table, name) for name in more))
+
+
+def _info(table: str, name: str) -> Column[Any]:
+    return Column(name, lambda record: _INFO[table](record).get(name), Metric("reported by the environment"))
+
+
+def more_columns(info: Sequence[str], *, stops: bool) -> dict[str, list[str]]:
+    """Return by table the columns of a run that others lack.
+
+    Args: info: what the environment reports. stops: a rule may end the run before its budget.
+    """
+    return {table: [*([STOPPED_BY.name] if stops and table == "evaluations" else []), *info] for table in _INFO}
 
 
 def axis(name: str) -> str:

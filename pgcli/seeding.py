@@ -28,6 +28,8 @@ class Purpose(IntEnum):
     TEST_ACT = 7
     VIDEO = 8
     VALUE_MINIBATCH = 9
+    AFTER_STOP_RESET = 12  # the evaluation of fresh episodes after a rule has ended a run
+    AFTER_STOP_ACT = 13
 
 
 def _sequence(seed: int, purpose: Purpose, indices: tuple[int, ...]) -> np.random.SeedSequence:

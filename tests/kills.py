@@ -1,31 +1,39 @@
 """Runs that are killed: in a forked child of this process, which has imported everything, so that a kill costs little.
 
-`python tests/kills.py 200` is the long sweep: so many random instants over all of CASES.
+`python tests/kills.py 200 soak.json` is a part of the long sweep: 200 kills at random instants over all of CASES, which
+are added to those that soak.json counts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pgcli.config import load_config
+from pgcli.config import load_config, override
+from pgcli.experiment.jobs import run_all
 from pgcli.experiment.run import Request, run_experiment
+from pgcli.report.logs import logged
 
 SMALL = ("evaluation.episodes=3", "evaluation.every=3", "evaluation.stop_at_return=null", "checkpoint.every=2")
 SEGMENTS = ("training.env_steps=null", "training.iterations=8", "rollout.steps=24", "env.num_envs=3")
-EPISODES = ("training.env_steps=null", "training.iterations=8", "rollout.episodes=6", "env.num_envs=3")
+MORE = ("training.env_steps=null", "training.iterations=8", "rollout.episodes=6")
+EPISODES = (*MORE, "env.num_envs=3")
 MEASURED = ("diagnostics.every=2", "diagnostics.shadows=[reward_to_go+none, total+optimal]")
 CASES: dict[str, tuple[str, ...]] = {
     "native episodes": ("cartpole", *SMALL, *EPISODES, *MEASURED, "env.max_episode_steps=40"),
@@ -60,9 +68,52 @@ CASES: dict[str, tuple[str, ...]] = {
 }
 
 
+WORKERS = ("sampling.workers=2", "env.chunk_size=3")
+SLOW: dict[str, tuple[str, ...]] = {  # they start processes, or are variants of the cases above
+    "workers": ("cartpole", *SMALL, *MORE, *WORKERS, "env.max_episode_steps=40"),
+    "segments of workers": ("cartpole/ppo", *SMALL, *SEGMENTS, *WORKERS, "env.num_envs=6", "env.vectorization=sync"),
+    "vector segments": ("cartpole/ppo", *SMALL, *SEGMENTS, "env.vectorization=native", "env.num_envs=8"),
+    "jobs": ("cartpole", *SMALL, *EPISODES, "env.max_episode_steps=40"),
+    "resume --which": ("cartpole/ppo", *SMALL, *SEGMENTS, "checkpoint.keep=9"),
+    "--overwrite": ("cartpole", *SMALL, *EPISODES, "env.max_episode_steps=40"),
+}
+if find_spec("ray"):
+    SLOW["Ray"] = ("cartpole", *SMALL, *MORE, *WORKERS, "sampling.backend=ray", "env.max_episode_steps=40")
+
+
 def request(case: str, path: Path) -> Request:
-    name, *overrides = CASES[case]
+    name, *overrides = (CASES | SLOW)[case]
     return Request(load_config(name, overrides), path, ["kills"], resume=True)
+
+
+def start(case: str, path: Path) -> None:
+    """Do what is killed."""
+    one = request(case, path)
+    if case == "jobs":
+        run_all(pair(one), 2, lambda record, number: None, logged)
+    elif case == "resume --which":
+        run_experiment(replace(one, which="2"))
+    elif case == "--overwrite":
+        run_experiment(replace(one, resume=False, overwrite=True))
+    else:
+        run_experiment(one)
+
+
+def pair(one: Request) -> list[Request]:
+    """Return the requests of two seeds, in folders below that of one."""
+    return [replace(one, config=override(one.config, [f"seed={n}"]), path=one.path / f"seed-{n}") for n in (0, 1)]
+
+
+def finish(case: str, path: Path) -> None:
+    """Run or resume to the end."""
+
+    def work() -> None:
+        one = request(case, path)
+        for each in pair(one) if case == "jobs" else [one]:
+            run_experiment(each)
+
+    code = ended(child(work if case != "--overwrite" or not path.exists() else lambda: start(case, path)))
+    assert code == 0, f"{case}: exit {code}"
 
 
 def child(work: Callable[[], object]) -> int:
@@ -93,14 +144,10 @@ def ended(pid: int, within: float | None = None) -> int | None:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def finish(case: str, path: Path) -> None:
-    """Run or resume to the end."""
-    code = ended(child(lambda: run_experiment(request(case, path))))
-    assert code == 0, f"{case}: exit {code}"
-
-
 def digests(path: Path) -> dict[str, str]:
     """Name what the promise covers."""
+    if not (path / "checkpoints").is_dir():  # of several runs
+        return {f"{run.name}/{name}": x for run in path.iterdir() for name, x in digests(run).items()}
     last = sorted((path / "checkpoints").glob("iteration-*.safetensors"))[-1]
     files = [path / "metrics.csv", path / "evaluations.csv", path / "episodes.csv", last]
     files += path.glob("gradients.csv")
@@ -109,7 +156,7 @@ def digests(path: Path) -> dict[str, str]:
 
 def kill_after(case: str, path: Path, seconds: float) -> bool:
     """Kill a run after so many seconds; say whether it was still running."""
-    pid = child(lambda: run_experiment(request(case, path)))
+    pid = child(lambda: start(case, path))
     if ended(pid, seconds) is not None:
         return False
     os.kill(pid, signal.SIGKILL)
@@ -138,7 +185,7 @@ CALLS = (
     (os, "unlink"),
     (os, "chmod"),
     (os, "mkdir"),
-    (tempfile, "mkstemp"),
+    (os, "open"),
 )
 
 
@@ -146,11 +193,13 @@ def kill_at_call(case: str, path: Path, number: int, after: bool) -> bool:
     """Kill a run at its `number`-th call that writes; say whether it got there."""
 
     def work() -> None:
-        count = 0
+        count, opens = 0, os.open
 
         def counted(call: Callable[..., Any]) -> Callable[..., Any]:
             def wrapper(*arguments: Any, **keywords: Any) -> Any:
                 nonlocal count
+                if call is opens and not arguments[1] & os.O_CREAT:
+                    return call(*arguments, **keywords)
                 count += 1
                 if count == number and not after:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -168,27 +217,62 @@ def kill_at_call(case: str, path: Path, number: int, after: bool) -> bool:
     return ended(child(work)) == -signal.SIGKILL
 
 
-def sweep(instants: int, seed: int = 0) -> None:
-    """Kill runs of every case at random instants, resume them, and compare."""
-    draw, kills = random.Random(seed), 0
+def commit() -> str:
+    """Return the version of the code, with `+` if files differ from it."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def prepare(case: str, whole: Path, cut: Path) -> dict[str, str]:
+    """Put into `cut` what the command of a case finds; return the digests of a run there that must not be lost."""
+    if case == "resume --which":
+        shutil.copytree(whole, cut)
+    elif case == "--overwrite":
+        other = request(case, cut)
+        assert ended(child(lambda: run_experiment(replace(other, config=override(other.config, ["seed=1"]))))) == 0
+        return digests(cut)
+    return {}
+
+
+def sweep(instants: int, state: Path) -> None:
+    """Kill runs of every case at random instants, resume them, compare, and add the kills to the state."""
+    counts: dict[str, dict[str, int]] = json.loads(state.read_text()) if state.exists() else {}
+    done = counts.setdefault(commit(), {})
+    before = sum(sum(one.values()) for one in counts.values())
+    draw, kills, names = random.Random(before), 0, [*CASES, *SLOW]
     with tempfile.TemporaryDirectory() as folder:
-        home, seconds = Path(folder), {}
-        for case in CASES:
-            begin = time.monotonic()
-            finish(case, home / case)
-            seconds[case] = time.monotonic() - begin
+        home, seconds = Path(folder), dict[str, float]()
+        tempfile.tempdir = folder  # killed processes leave folders for their sockets
         while kills < instants:
-            case = draw.choice(list(CASES))
+            case = min(names, key=lambda name: (done.get(name, 0) if name != "Ray" else 10 * done.get(name, 0), name))
+            if case not in seconds:
+                finish(case, home / case)
+                prepare(case, home / case, home / "timed")
+                begin = time.monotonic()
+                assert ended(child(lambda case=case: start(case, home / "timed"))) == 0  # type: ignore[misc]
+                seconds[case] = time.monotonic() - begin
+                remove(home, "timed")
             cut = home / "cut"
-            while kill_after(case, cut, draw.uniform(0, seconds[case])) and draw.random() < 0.7:
-                kills += 1  # and once more, in the middle of what was resumed
+            kept = prepare(case, home / case, cut)
+            while kill_after(case, cut, draw.uniform(0, seconds[case])):
+                kills, done[case] = kills + 1, done.get(case, 0) + 1
+                if draw.random() < 0.3:
+                    break  # otherwise once more, in the middle of what was resumed
             finish(case, cut)
             assert digests(cut) == digests(home / case), case
-            shutil.rmtree(cut)
-            kills += 1
+            asides = [digests(path) for path in home.glob("cut~*") if any(path.glob("checkpoints/iteration-*"))]
+            assert not kept or any(kept == one for one in asides), f"{case}: the old run is lost"
+            remove(home, "cut")
+            state.write_text(json.dumps(counts, indent=1) + "\n")
             print(f"\r{kills} kills", end="", file=sys.stderr, flush=True)
-    print(f"{kills} kills over {len(CASES)} cases: every run ended with the bytes of the one that was not killed")
+    total = before + kills
+    print(f"{kills} kills over {len(names)} cases, {total} in all: every run ended with the bytes of one without kills")
+
+
+def remove(home: Path, name: str) -> None:
+    for path in (home / name, *home.glob(f"{name}~*")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    sweep(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
+    sweep(int(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) > 2 else "soak.json"))

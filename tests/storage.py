@@ -54,6 +54,7 @@ class Disk:
     def __init__(self, home: Path, at_call: Callable[[], None]) -> None:
         self.home, self.root, self.at_call = home, Folder(), at_call
         self.open_nodes: dict[int, Inode | Folder] = {}
+        self.open_paths: dict[int, Path] = {}
         self._read(home, self.root)
 
     def _read(self, path: Path, folder: Folder) -> None:
@@ -82,6 +83,9 @@ class Disk:
         def call(name: str) -> Callable[..., Any]:
             def wrapper(*arguments: Any, **keywords: Any) -> Any:
                 result = None if name == "fsync" else real[name](*arguments, **keywords)
+                there = keywords.get("dir_fd", keywords.get("src_dir_fd"))
+                if there is not None:  # names are relative to an open folder
+                    arguments = tuple(self._below(there, one) for one in arguments)
                 if getattr(self, f"_{name}")(result, *arguments):
                     self.at_call()
                 return result
@@ -93,9 +97,13 @@ class Disk:
                 patch.setattr(os, name, call(name))
             yield
 
+    def _below(self, descriptor: int, name: Any) -> Any:
+        return self.open_paths[descriptor] / name if isinstance(name, str) and descriptor in self.open_paths else name
+
     def _open(self, descriptor: int, path: Any, flags: int = 0, *_: Any) -> bool:
         path = Path(os.fsdecode(path)) if isinstance(path, str | bytes | Path) else Path("/")
         folder, itself = self._folder(path.parent), self._folder(path)
+        self.open_paths[descriptor] = path
         if itself is not None:
             self.open_nodes[descriptor] = itself
         elif folder is not None and path.name not in folder.now:
@@ -200,7 +208,11 @@ def fault(monkeypatch: pytest.MonkeyPatch, home: Path, number: int, code: int) -
 
     def call(name: str) -> Callable[..., Any]:
         def wrapper(first: Any, *arguments: Any, **keywords: Any) -> Any:
-            inside = first in ours if isinstance(first, int) else Path(os.fsdecode(first)).is_relative_to(home)
+            there = keywords.get("dir_fd", keywords.get("src_dir_fd"))
+            if there is not None or isinstance(first, int):
+                inside = (first if there is None else there) in ours
+            else:
+                inside = Path(os.fsdecode(first)).is_relative_to(home)
             changes = name != "open" or (arguments and arguments[0] & (os.O_CREAT | os.O_WRONLY))
             if inside and changes:
                 calls.append(name)
@@ -209,8 +221,8 @@ def fault(monkeypatch: pytest.MonkeyPatch, home: Path, number: int, code: int) -
                         real[name](first, bytes(arguments[0])[: len(arguments[0]) // 2])
                     raise OSError(code, os.strerror(code), *([] if isinstance(first, int) else [str(first)]))
             result = real[name](first, *arguments, **keywords) if name != "fsync" else None
-            if isinstance(result, int) and name == "open" and inside:
-                ours.add(result)
+            if isinstance(result, int) and name == "open":
+                (ours.add if inside else ours.discard)(result)
             return result
 
         return wrapper

@@ -28,9 +28,9 @@ from pgcli.errors import CheckpointError, RunDirectoryError, RunInUse
 from pgcli.runs import checkpoints
 from pgcli.runs.checkpoints import MAX_BYTES, Checkpoint, decode, follow, load, save
 from pgcli.runs.directory import find_checkpoint
-from pgcli.runs.files import write_whole
+from pgcli.runs.files import opened, write_whole
 from pgcli.runs.lock import is_held, lock
-from pgcli.runs.tables import TableWriter, length_before, read_table, truncate
+from pgcli.runs.tables import TableWriter, length_before, read_table
 
 STATE = Checkpoint(
     config={"name": "pole 🎢", "seed": 3},
@@ -42,7 +42,9 @@ STATE = Checkpoint(
 def cut_table(path: Path, iteration: int) -> int:
     header = path.read_bytes().partition(b"\n")[0].decode().split(",") if path.exists() else []
     rows, end = length_before(path, header, iteration)
-    truncate(path, end)
+    if path.exists():
+        with opened(path.parent) as folder:
+            folder.truncate(path.name, end)
     return rows
 
 
@@ -260,9 +262,10 @@ def test_a_new_name_is_never_written_over(tmp_path: Path) -> None:
 )
 def test_a_table_is_cut_back_to_whole_rows_before_an_iteration(tmp_path: Path, tail: bytes, rows: int) -> None:
     path = tmp_path / "table.csv"
-    table = TableWriter(path, ["iteration", "value"])
-    table.append([(0, 0.1), (1, None), (2, 1 / 3)])
-    table.close()
+    with opened(tmp_path) as folder:
+        table = TableWriter(folder, path.name, ["iteration", "value"])
+        table.append([(0, 0.1), (1, None), (2, 1 / 3)])
+        table.close()
     whole = path.read_bytes()
     assert whole == b"iteration,value\n0,0.1\n1,\n2,0.3333333333333333\n"
     path.write_bytes(whole + tail)
@@ -309,7 +312,8 @@ def test_a_checkpoint_may_begin_with_the_byte_of_a_pickle(tmp_path: Path) -> Non
 def test_a_table_of_other_columns_is_told_and_half_a_header_is_not(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     assert length_before(path, ["iteration", "x"], 1) == (0, 0)
-    TableWriter(path, ["iteration", "x"]).close()
+    with opened(tmp_path) as folder:
+        TableWriter(folder, path.name, ["iteration", "x"]).close()
     assert length_before(path, ["iteration", "x"], 1) == (0, 12)
     with pytest.raises(RunDirectoryError, match="other columns"):
         length_before(path, ["iteration", "x", "y"], 1)

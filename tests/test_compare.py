@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import shutil
 import signal
 import time
@@ -17,9 +18,10 @@ import pytest
 from command_line import Command, pgcli
 
 from pgcli.errors import ConfigError, RunDirectoryError, UsageError
-from pgcli.report.statistics import paired_difference
+from pgcli.report.scores import paired_difference
 from pgcli.report.text import finite
-from pgcli.studies.comparison import RunSummary, analyze, conclusion, read_run, write_report
+from pgcli.runs.lock import lock
+from pgcli.studies.comparison import RunSummary, analyze, conclusion, read_looks, read_run, write_report
 from pgcli.studies.page import comparison_text, markdown
 from pgcli.studies.variants import parse_comparison, split_values
 
@@ -109,7 +111,7 @@ def test_a_budget_of_iterations_of_segments_is_one_of_env_steps() -> None:
         (["algorithm.gamma=0.9,1.0"], "training.env_steps=100000"),
         (["algorithm.gamma=0.9,1.0", "training.seconds=9"], "training.seconds=null"),
         (["algorithm.gamma=0.9,1.0", "training.env_steps=9", "training.iterations=9"], "training.iterations=null"),
-        (["algorithm.gamma=0.9,0.90", "training.env_steps=9"], "the same config"),
+        (["algorithm.gamma=0.9,0.90", "training.env_steps=9"], "the same run"),
         (["algorithm.gamma=0.9,,1.0", "training.env_steps=9"], "an empty value"),
         (["algorithm.gamma=0.9,1.0", "algorithm.gamma=0.5,0.6"], "twice"),
         (["algorithm.gamma=0.9,1.0", "seed=1"], "--seeds"),
@@ -128,7 +130,7 @@ def test_what_cannot_be_compared_fairly_is_refused_with_a_mend(words: list[str],
     assert error.value.exit_code == 2
 
 
-def test_a_run_that_did_not_finish_counts_with_the_lower_of_its_first_and_last_evaluation(tmp_path: Path) -> None:
+def test_a_run_that_did_not_finish_counts_with_its_last_evaluation_as_in_a_curve(tmp_path: Path) -> None:
     good = [read_run(write_run(tmp_path / f"good/{k}", [1, 50]), k) for k in range(3)]
     bad = [
         read_run(write_run(tmp_path / "bad/0", [2, 80], "diverged", reason="the loss is inf"), 0),
@@ -136,10 +138,13 @@ def test_a_run_that_did_not_finish_counts_with_the_lower_of_its_first_and_last_e
         read_run(tmp_path / "bad/2", 2),  # never came to its first evaluation
     ]
     result = analyze({"good": good, "bad": bad})
-    assert [row["final_return"] for row in result["runs"]] == [50, 50, 50, 2, 4, 1]
+    assert [row["final_return"] for row in result["runs"]] == [50, 50, 50, 80, 4, 1]
     assert (result["arms"][1]["diverged"], result["arms"][1]["failed"]) == (1, 2)
-    assert "`bad`, seed 0: diverged at iteration 1: the loss is inf. It counts with 2.0" in result["notes"][0]
-    assert result["notes"][2] == "`bad`, seed 2: not started at iteration 0. It counts with 1.000, the lowest of all."
+    assert "`bad`, seed 0: diverged at iteration 1: the loss is inf. It counts with 80.0" in result["notes"][0]
+    assert (
+        result["notes"][2]
+        == "`bad`, seed 2: not started at iteration 0. It counts with 1.000, the lowest of all evaluations."
+    )
     with pytest.raises(RunDirectoryError, match="not one run has an evaluation"):
         analyze({"bad": bad[2:]})
 
@@ -157,7 +162,8 @@ def test_the_threshold_is_the_environment_s_or_nine_tenths_of_the_way(tmp_path: 
     assert "no arm ends above" in nothing["threshold_rule"]
 
 
-def test_gradients_are_each_run_s_median_by_estimator(tmp_path: Path) -> None:
+def test_gradients_are_the_mean_variance_and_the_ratio_of_means_by_estimator(tmp_path: Path) -> None:
+    """Of seed s: v of (1, 2, 9)(s + 1) with snr (1, 2, 9), so Σ snr v / Σ v = 86 / 12 on each seed."""
     runs: dict[str, list[RunSummary]] = {}
     for label, factor in (("a", 1), ("b", 10)):
         for seed in range(2):
@@ -169,26 +175,93 @@ def test_gradients_are_each_run_s_median_by_estimator(tmp_path: Path) -> None:
             (path / "gradients.csv").write_text("\n".join([head, *lines]) + "\n")
             runs.setdefault(label, []).append(read_run(path, seed))
     found = analyze(runs)["gradients"]
-    assert [(row["arm"], row["estimator"], row["gradient_variance"], row["snr"]) for row in found] == [
-        (label, name, value, 2) for label, value in (("a", 3), ("b", 30)) for name in "pq"
+    assert [(row["arm"], row["estimator"], row["gradient_variance"]) for row in found] == [
+        (label, name, value) for label, value in (("a", 6), ("b", 60)) for name in "pq"
     ]
+    assert all(row["snr"] == row["snr_low"] == pytest.approx(86 / 12) for row in found)
 
 
 def test_a_sentence_says_what_is_shown_what_is_not_and_what_would_show_it() -> None:
     x = np.array([10.0, 12, 14, 11, 13])
     shown = conclusion("a", "b", paired_difference(x, x - np.array([5, 6, 5, 6, 5])))
-    assert shown == "`a` is above `b` by 5.4 (4.7 to 6.1; 5 paired seeds): shown."
+    assert shown == "The mean of `a` is above that of `b` by 5.4 (4.7 to 6.1; 5 paired seeds): shown."
     turned = conclusion("a", "b", paired_difference(x - np.array([5, 6, 5, 6, 5]), x))
-    assert turned == shown.replace("`a` is above `b`", "`b` is above `a`")
+    assert turned == shown.replace("`a` is above that of `b`", "`b` is above that of `a`")
     open_ = conclusion("a", "b", paired_difference(x, x - np.array([5, -4, 5, -4, 0])))
-    assert open_.startswith("`a` above `b` by 0.4 (-")
-    assert "not shown with 5 paired seeds; about 998 would show it." in open_
+    assert open_.startswith("The mean of `a` is above that of `b` by 0.4 (-")
+    assert "not shown with 5 paired seeds. About 998 (" in open_
+    assert "or more) fresh seeds would show it; only they count in another look" in open_
+    assert "at most 5 % false positives" in open_
     assert "nothing is shown" in conclusion("a", "b", paired_difference(x[:1], x[1:2]))
     assert "the same return on each of 5 seeds" in conclusion("a", "b", paired_difference(x, x))
 
 
+def test_a_sentence_claims_no_mean_where_the_spreads_differ() -> None:
+    ceiling, steady = np.full(8, 500.0), 420 + np.array([1.0, -4, 3, 6, -7, 2, 0, -1])
+    found = conclusion("steady", "ceiling", paired_difference(steady, ceiling))
+    assert found.startswith("A run of `ceiling` ends above one of `steady` with P = 1.00 (0.63 to 1.00; 8 paired")
+    assert found.endswith("shown. No claim about means: their standard deviations differ (4.1 and 0.0).")
+    few = conclusion("a", "b", paired_difference(ceiling[:3], steady[:3]))
+    assert "not shown with 3 paired seeds, for their standard deviations differ (0.0 and 3.6)" in few
+    assert few.endswith("At least 6 fresh seeds could show that one ends above the other.")
+
+
+def test_a_later_look_tests_fresh_seeds_only_and_a_repeated_one_is_the_same(tmp_path: Path) -> None:
+    def runs(seeds: range) -> dict[str, list[RunSummary]]:
+        return {
+            label: [
+                read_run(path if path.exists() else write_run(path, [0, up + 0.1 * (7 * s % 5 - up * s % 3)]), s)
+                for s in seeds
+                for path in [tmp_path / label / f"{s}"]
+            ]
+            for label, up in (("a", 2), ("b", 1))
+        }
+
+    first = analyze(runs(range(5)))
+    assert (first["pairs"][0]["look"], first["pairs"][0]["seeds"]) == (1, 5)
+    assert first["pairs"][0]["confidence"] == pytest.approx(0.96)
+    assert first["looks"] == [{"a": "a", "b": "b", "look": 1, "seeds": [0, 1, 2, 3, 4]}]
+    again = analyze(runs(range(5)), earlier=first["looks"])
+    assert again["pairs"] == first["pairs"]
+    assert again["looks"] == first["looks"]
+    second = analyze(runs(range(9)), earlier=first["looks"])
+    assert (second["pairs"][0]["look"], second["pairs"][0]["seeds"]) == (2, 4)
+    assert second["pairs"][0]["confidence"] == pytest.approx(0.992)
+    assert second["pairs"][0]["difference"] == pytest.approx(
+        analyze({k: v[5:] for k, v in runs(range(9)).items()})["pairs"][0]["difference"]
+    )
+    assert "4 fresh paired seeds, look 2" in second["pairs"][0]["sentence"]
+    assert second["arms"][0]["seeds"] == 9  # the tables describe all
+    less = analyze(runs(range(3)), earlier=second["looks"])
+    assert (less["pairs"][0]["shown"], less["looks"]) == (False, second["looks"])
+    assert "earlier looks have used all of these seeds" in less["pairs"][0]["sentence"]
+
+
+@pytest.mark.parametrize("content", ["look,seeds\n1,0 1\n", "a,b,look,seeds\na,b,one,0 1\n", "a,b,look,seeds\na\n"])
+def test_a_damaged_list_of_looks_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "looks.csv").write_text(content)
+    with pytest.raises(RunDirectoryError, match=r"looks\.csv: damaged"):
+        read_looks(tmp_path / "looks.csv")
+
+
+def test_the_part_of_the_evaluation_episodes_in_a_standard_error_is_named(tmp_path: Path) -> None:
+    result = compared(tmp_path, {"a": [[0, 1], [0, 2], [0, 3]], "b": [[0, 50], [0, 60], [0, 70]]})
+    assert math.isnan(result["arms"][0]["evaluation_standard_error"])  # an older version wrote none
+    for path in tmp_path.glob("*/*/evaluations.csv"):
+        lines = path.read_text().splitlines()
+        path.write_text(
+            "\n".join(f"{x},{y}" for x, y in zip(lines, ["return_standard_error", 3, 3], strict=True)) + "\n"
+        )
+    runs = {label: [read_run(tmp_path / label / f"{k}", k) for k in range(3)] for label in "ab"}
+    result = analyze(runs)
+    assert [arm["evaluation_standard_error"] for arm in result["arms"]] == pytest.approx([3 / 3**0.5] * 2)
+    notes = [note for note in result["notes"] if "evaluation.episodes" in note]
+    assert len(notes) == 1
+    assert notes[0].startswith("`a`: the evaluation episodes make most of its spread")
+
+
 def test_one_seed_has_no_intervals_and_json_has_no_nan(tmp_path: Path) -> None:
-    paths = {label: {0: write_run(tmp_path / label, [0, x])} for label, x in (("a|x", 5), ("b", 7))}
+    paths = {label: {0: write_run(tmp_path / label / "0", [0, x])} for label, x in (("a|x", 5), ("b", 7))}
     words = ["algorithm.gamma=0.9,1.0", "training.env_steps=100"]
     config = parse_comparison("cartpole", words, [0], None).variants[0].config
     result = write_report(tmp_path / "out", config, paths, None, ["compare"])
@@ -198,7 +271,7 @@ def test_one_seed_has_no_intervals_and_json_has_no_nan(tmp_path: Path) -> None:
     assert "nan" not in page.lower().replace("finance", "")
     assert "One seed shows no spread" in page
     assert "nan" not in comparison_text(result)
-    assert "| `a¦x` | 1 | 5.0 | 5.0 | 5.0 to 5.0 |" in page  # a bar in a name does not make another column
+    assert "| `a¦x` | 1 | 5.0 | 5.0 |  | 5.0 to 5.0 |" in page  # a bar in a name does not make another column
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +288,7 @@ def test_a_comparison_leaves_a_report_figures_tables_and_runs(home: Path) -> Non
     out = home / "out"
     assert {path.name for path in out.iterdir()} == {
         *("report.md", "returns.png", "differences.png", "curves.png"),
-        *("arms.csv", "pairs.csv", "runs.csv", "profile.csv", "runs"),
+        *("arms.csv", "pairs.csv", "runs.csv", "profile.csv", "looks.csv", "runs", ".lock"),
     }
     for row in rows(out / "runs.csv"):
         evaluations = rows(home / row["run"] / "evaluations.csv")
@@ -240,8 +313,12 @@ def test_what_is_there_is_reused_and_only_what_is_missing_is_trained(home: Path)
     for file, (time_, content) in before.items():
         assert (file.stat().st_mtime_ns == time_) == (file.parent != lost)
         assert file.name == "timing.csv" or file.read_bytes() == content
+    assert [row["seeds"] for row in rows(home / "out/looks.csv")] == ["0 1"]  # the same seeds are the same look
     wider = pgcli("compare", *TINY, "algorithm.gamma=0.9,0.98", "--seeds", "0,1", "-o", "out", "-q", cwd=home)
     assert "baseline=mean, gamma=0.9" in wider.stdout
+    looks = rows(home / "out/looks.csv")
+    assert [row["look"] for row in looks] == ["1"] * len(looks)
+    assert len(looks) == 6  # of four variants, of which two were there before under another name
 
 
 def test_an_interrupted_comparison_goes_on_with_the_same_command(tmp_path: Path) -> None:
@@ -292,3 +369,12 @@ def test_an_environment_that_fails_is_told_and_counted_and_tried_again(tmp_path:
     (tmp_path / "mended").touch()
     mended = pgcli("compare", *words, cwd=tmp_path)
     assert "failed" not in mended.stdout
+
+
+def test_a_second_comparison_in_a_folder_is_refused_before_it_takes_a_run(tmp_path: Path) -> None:
+    words = ["cartpole", "algorithm.gamma=0.9,0.99", "training.env_steps=100", "--seeds", "0", "-o", "out"]
+    (tmp_path / "out").mkdir()
+    with lock(tmp_path / "out"):
+        done = pgcli("compare", *words, cwd=tmp_path, code=6)
+    assert f"out is in use by process {os.getpid()}" in done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -73,6 +74,7 @@ def test_keys_are_offered_and_then_their_values(home: Path) -> None:
     assert in_bash(home, "train", "cartpole", "algorithm.objective", "=", "c") == ["clip"]
     assert in_bash(home, "resume", "runs/x", "logging.tensorboard", "=", "") == ["false", "true"]
     assert "algorithm.objective=clip" in in_zsh(home, "train cartpole algorithm.objective=c")
+    assert in_bash(home, "train", "cartpole", "policy.hidden_sizes", "=", "") == ["\\[64,\\", "64\\]"]
 
 
 def test_runs_are_offered_and_folders_on_the_way_to_them(home: Path) -> None:
@@ -105,20 +107,83 @@ def test_the_script_of_a_shell_is_shown_and_asks_as_the_tests_do(shell: str, tmp
         assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
 
 
-def test_bash_itself_completes_a_value_once_the_script_is_installed(tmp_path: Path) -> None:
-    if not shutil.which("bash"):
-        pytest.skip("no bash here")
+HOSTILE = (
+    *(
+        "runs$(id>PWNED)",
+        "runs`id>PWNED`",
+        "runs;id>PWNED",
+        "runs'; id>PWNED; '",
+        'runs"; id>PWNED; "',
+        "runs|id>PWNED",
+    ),
+    *("runs\\$(id>PWNED)", "runs  two", "runs:x", "runs${IFS}x", "runs&", "runs!!", "runs~", "runsé", "runs(#q)"),
+)
+NOT_OFFERED = ("runs\nid>PWNED", "runs\x1b]0;X\x07", "runs\u202ex")  # of several lines, or unprintable
+
+
+@pytest.fixture
+def shell_home(tmp_path: Path) -> dict[str, str]:
+    """Return the environment of a shell: with `pgcli`, and its completion scripts installed; names that attack it."""
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin/pgcli"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{LIGHT}" "$@"\n')
     command.chmod(0o755)
+    for name in (*HOSTILE, *NOT_OFFERED):
+        (tmp_path / "work" / name).mkdir(parents=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("_PGCLI", "_TYPER"))}
-    environment |= {"HOME": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-    environment["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
-    subprocess.run([command, "--install-completion", "bash"], env=environment, check=True, capture_output=True)
+    environment |= {"HOME": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
+    return environment | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+
+
+def in_shell(shell: str, script: str, environment: dict[str, str]) -> str:
+    """Install the completion of a shell, and run a script in it."""
+    if not shutil.which(shell):
+        pytest.skip(f"no {shell} here")
+    home = Path(environment["HOME"])
+    install: list[str | Path] = [home / "bin/pgcli", "--install-completion", shell]
+    subprocess.run(install, env=environment, check=True, capture_output=True)
+    options = ["-f", "-c"] if shell == "zsh" else ["-c"]
+    command = [shell, *options, script]
+    done = subprocess.run(
+        command, cwd=home / "work", env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert not list(home.rglob("PWNED")), "a name was executed"
+    return done.stdout
+
+
+# bash inserts a word as it is: what the shell makes of it must be the name.
+BASH = """
+. ~/.bash_completions/pgcli.sh; COMP_WORDS=(pgcli eval runs); COMP_CWORD=2; _pgcli_completion pgcli
+for word in "${COMPREPLY[@]}"; do eval "printf '%s\\n' $word"; done
+"""
+# zsh evaluates what it gets, and quotes what `_describe` passes on when it inserts it.
+ZSH = """
+compdef() { }; _describe() { print -rl -- "${(@P)2}" }
+. ~/.zfunc/_pgcli; words=(pgcli eval runs); CURRENT=3; _pgcli_completion
+"""
+
+
+@pytest.mark.parametrize(("shell", "script"), [("bash", BASH), ("zsh", ZSH), ("fish", 'complete -C "pgcli eval runs"')])
+def test_a_name_that_attacks_a_shell_is_offered_and_not_executed(
+    shell: str, script: str, shell_home: dict[str, str]
+) -> None:
+    lines = in_shell(shell, script, shell_home).splitlines()
+    if shell == "zsh":  # name:meaning, with a backslash before colons and backslashes
+        words = [re.sub(r"\\(.)", r"\1", line.removesuffix(":folder")) for line in lines]
+    else:
+        words = [line.partition("\t")[0] for line in lines]
+    assert sorted(words) == sorted(f"{name}/" for name in HOSTILE)
+
+
+def test_a_name_that_looks_like_an_option_is_offered_as_a_path(home: Path) -> None:
+    (home / "--trust").mkdir()
+    assert "./--trust/" in in_bash(home, "plot", "")
+    assert "--trust/" not in in_bash(home, "plot", "")
+
+
+def test_bash_itself_completes_a_value_once_the_script_is_installed(shell_home: dict[str, str]) -> None:
     script = (
         ". ~/.bash_completions/pgcli.sh; COMP_WORDS=(pgcli train cartpole algorithm.objective = cl); COMP_CWORD=5; "
         "_pgcli_completion pgcli; echo ${COMPREPLY[*]}"
     )
-    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout == "clip\n", done.stderr
+    assert in_shell("bash", script, shell_home) == "clip\n"

@@ -625,3 +625,34 @@ def test_any_data_is_a_config_or_refused_with_a_mend(data: Any) -> None:
 )
 def test_any_override_is_applied_or_refused_with_a_mend(overrides: list[str]) -> None:
     assert all(problem.message and problem.hint for problem in problems_of(override, Config(), overrides))
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("training: {device: gpu}", "did you mean `cuda`?"),
+        ("training: {device: cpuu}", "did you mean `cpu`?"),
+        ("evaluation: {mode: deterministic}", "did you mean `greedy`?"),
+        ("algorithm: {objective: PPO}", "did you mean `clip`?"),
+        ("optimizer: {name: gpu}", "The rule; "),
+    ],
+)
+def test_the_name_of_another_library_for_a_choice_is_known(text: str, hint: str) -> None:
+    assert hint in told(text)[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("reinforce", ["blackjack/reinforce", "cartpole/reinforce", "hopper/reinforce"]),
+        ("reinforec", ["blackjack/reinforce", "cartpole/reinforce", "hopper/reinforce"]),
+        ("hopper", ["`hopper/ppo` or `hopper/reinforce`?"]),
+        ("pendulum-ppo", ["did you mean `pendulum/ppo`?"]),
+        ("cartpole/pp0", ["did you mean `cartpole/ppo`?"]),
+        ("cartpol", ["did you mean `cartpole`?"]),
+    ],
+)
+def test_a_name_that_several_shipped_configs_have_lists_them(name: str, found: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(name)
+    assert all(one in caught.value.problems[0].hint for one in found)

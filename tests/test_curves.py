@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from pgcli.errors import ConfigError, PgcliError, RunDirectoryError
+from pgcli.report.curves import caption, legend, read_lines
 from pgcli.report.plots import plot
 from pgcli.report.statistics import Curve, aggregate, bootstrap_interval, smoothed
 
@@ -77,7 +79,10 @@ def test_runs_that_differ_in_their_seed_are_one_line_with_their_mean(tmp_path: P
     assert column(rows, "n") == [3, 3, 3]
     assert column(rows, "center") == [0, 30, 60]
     assert column(rows, "low")[0] == column(rows, "high")[0] == 0
-    assert 10 <= column(rows, "low")[1] < 30 < column(rows, "high")[1] <= 60
+    theirs = stats.ttest_1samp([10, 20, 60], 0).confidence_interval(0.95)
+    assert [column(rows, edge)[1] for edge in ("low", "high")] == pytest.approx([theirs.low, theirs.high])
+    bootstrap = drawn([tmp_path / "runs"], tmp_path, band="bootstrap")
+    assert 10 <= column(bootstrap, "low")[1] < 30 < column(bootstrap, "high")[1] <= 60
     assert column(drawn([tmp_path / "runs"], tmp_path, stat="median"), "center") == [0, 20, 60]
 
 
@@ -130,14 +135,121 @@ def test_a_line_begins_where_all_its_runs_have_begun_and_is_straight_between_the
     assert result.center.tolist() == [7, 10]
 
 
-@pytest.mark.parametrize(("status", "n", "center"), [("finished", 2, 60), ("interrupted", 1, 20)])
-def test_a_finished_run_keeps_its_last_value_and_another_ends(
-    tmp_path: Path, status: str, n: int, center: float
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        ({"status": "finished"}, ""),
+        ({"status": "finished", "reason": "reached a return of 95"}, "1 of 3 stopped at 12 k steps."),
+        ({"status": "diverged", "reason": "the loss is inf"}, "1 of 3 diverged at 12 k steps."),
+        ({"status": "interrupted"}, "1 of 3 was interrupted at 12 k steps."),
+        ({"status": "failed"}, "1 of 3 failed at 12 k steps."),
+        ({"status": "running"}, "1 of 3 is running at 12 k steps."),
+        ({}, "1 of 3 is unfinished at 12 k steps."),
+    ],
+    ids=str,
+)
+def test_a_run_that_ended_early_keeps_its_last_value_and_is_counted(
+    tmp_path: Path, status: dict[str, str], told: str
 ) -> None:
-    write_run(tmp_path / "runs/a", [0, 100], seed=0, status=status)
-    write_run(tmp_path / "runs/b", [0, 10, 20], seed=1)
+    short = write_run(tmp_path / "runs/a", [0, 100], seed=0, steps=12_000)
+    (short / "status.json").write_text(json.dumps(status)) if status else (short / "status.json").unlink()
+    write_run(tmp_path / "runs/b", [0, 10, 20], seed=1, steps=12_000)
+    write_run(tmp_path / "runs/c", [0, 20, 30], seed=2, steps=12_000)
     last = drawn([tmp_path / "runs"], tmp_path)[-1]
-    assert (int(last["n"]), float(last["center"])) == (n, center)
+    assert (int(last["n"]), float(last["center"])) == (3, 50)
+    words = said([tmp_path / "runs"])
+    assert told in words
+    assert "A run that ended keeps its last value." in words
+
+
+def test_the_last_value_of_a_stopped_run_is_that_of_fresh_episodes(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [20, 60, 96], status="finished")
+    lines = (run / "evaluations.csv").read_text().splitlines()
+    lines = [f"{lines[0]},stopped_by", *(f"{line}," for line in lines[1:]), "2,200,sampled,100,88,2.5,goal"]
+    (run / "evaluations.csv").write_text("\n".join(lines) + "\n")
+    stop = {"status": "finished", "reason": "stopped early: mean return ≥ 95 in 1 evaluation"}
+    (run / "status.json").write_text(json.dumps(stop))
+    assert column(drawn([run], tmp_path), "center") == [20, 60, 88]
+    assert "1 of 1 stopped at 200 steps." in said([run])
+
+
+def test_a_caption_says_that_points_of_other_runs_are_interpolated(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [0, 1, 2], steps=100)
+    write_run(tmp_path / "b", [0, 1, 2], steps=200, seed=1)
+    assert "Runs are straight lines between points" in said([tmp_path])
+    assert "straight" not in said([tmp_path / "a"])
+
+
+def test_runs_that_ended_early_are_counted_line_by_line_and_those_without_a_number_too(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / f"a/{seed}", [0, 1, 2][: 2 + seed], name="a", seed=seed, status="diverged")
+    write_run(tmp_path / "b/0", [0, 1, 2], name="b", steps=1_250)
+    write_run(tmp_path / "b/1", [0, 1, 2], name="b", seed=1, steps=1_250)
+    write_run(tmp_path / "b/2", [], name="b", seed=2, status="diverged")
+    with pytest.warns(UserWarning, match="left out"):
+        words = said([tmp_path])
+    assert "Lines: mean over so many runs: 3 (a), 2 (b)." in words
+    assert "a: 3 of 3 diverged at 100 to 200 steps. b: 1 of 3 without a number: left out." in words
+
+
+@pytest.mark.parametrize(
+    ("stat", "band", "words"),
+    [
+        ("mean", "ci95", "Line: mean over 4 runs. Band: its 95 % interval (Student's t)."),
+        ("iqm", "ci95", "Line: interquartile mean over 4 runs. Band: its 95 % interval (Tukey-McLaughlin, of a"),
+        ("median", "ci95", "(order statistics). The median of fewer than 6 runs has none."),
+        ("mean", "bootstrap", "Band: its 95 % bootstrap interval (10,000 resamples of runs), too narrow for few runs."),
+        ("mean", "ci95", "4 runs show little: with probability 41 %, none of them shows a failure of 1 run in 5."),
+    ],
+)
+def test_a_caption_names_the_method_and_says_how_little_few_runs_show(
+    tmp_path: Path, stat: str, band: str, words: str
+) -> None:
+    for seed in range(4):
+        write_run(tmp_path / f"{seed}", [seed, 2 * seed], seed=seed)
+    assert words in said([tmp_path], stat=stat, band=band)
+    write_run(tmp_path / "4", [4, 8], seed=4)
+    assert "show little" not in said([tmp_path], stat=stat, band=band)
+
+
+def said(folders: Sequence[Path], stat: str = "mean", band: str = "ci95") -> str:
+    return caption(*read_lines(folders, "env_steps", "evaluation.return_mean", stat, band, 1))
+
+
+def gradients(path: Path, rows: Sequence[tuple[float, float]], seed: int = 0) -> Path:
+    """Write a run with (|g|², v) of each iteration, of 16 trajectories."""
+    run = write_run(path, [1, 2], seed=seed)
+    lines = [f"{k},{100 * k},own,16,{norm**0.5},{v},{16 * v},{(norm - v) / v}," for k, (norm, v) in enumerate(rows)]
+    head = "iteration,env_steps,estimator,trajectories,gradient_norm,gradient_variance,trajectory_variance,snr,"
+    (run / "gradients.csv").write_text("\n".join([f"{head}trajectories_for_snr_1", *lines]) + "\n")
+    return run
+
+
+def test_signal_to_noise_ratios_are_averaged_as_the_ratio_of_means(tmp_path: Path) -> None:
+    """Over runs: (3 - 1 + 0 - 2) / (1 + 2) = 0 and (9 - 1 + 3 - 3) / (1 + 3) = 2; smoothed: (0 + 8) / (3 + 4)."""
+    folders = [gradients(tmp_path / "0", [(3, 1), (9, 1)]), gradients(tmp_path / "1", [(0, 2), (3, 3)], seed=1)]
+    assert column(drawn(folders, tmp_path, x="iteration", y="snr"), "center") == pytest.approx([0, 2])
+    smooth = drawn(folders, tmp_path, x="iteration", y="snr", smooth=2)
+    assert column(smooth, "center") == pytest.approx([0, 8 / 7])
+    needed = drawn(folders, tmp_path, x="iteration", y="trajectories_for_snr_1")
+    assert column(needed, "x") == [1]  # without a signal, no number is enough
+    assert column(needed, "center") == pytest.approx([16 * 4 / 8])
+    alone = drawn(folders[:1], tmp_path, x="iteration", y="snr")
+    assert column(alone, "center") == pytest.approx([2, 8])
+    for stat in ("iqm", "median"):
+        with pytest.raises(ConfigError, match="ratio of means"):
+            drawn(folders, tmp_path, y="snr", stat=stat)
+    with pytest.raises(RunDirectoryError, match="noise exceeds"):
+        drawn([gradients(tmp_path / "2", [(1, 2), (0, 3)])], tmp_path, y="trajectories_for_snr_1")
+
+
+@pytest.mark.parametrize("band", ["ci95", "bootstrap", "standard_error"])
+def test_the_band_of_a_ratio_of_means_lies_around_it(tmp_path: Path, band: str) -> None:
+    folders = [gradients(tmp_path / f"{k}", [(3 + k, 1 + k / 5)], seed=k) for k in range(6)]
+    (row,) = drawn(folders, tmp_path, x="iteration", y="snr", band=band)
+    center = sum(2 + 0.8 * k for k in range(6)) / sum(1 + k / 5 for k in range(6))
+    assert float(row["center"]) == pytest.approx(center)
+    assert center - 1 < float(row["low"]) < center < float(row["high"]) < center + 1
 
 
 def test_smoothing_averages_the_last_points_of_each_run() -> None:
@@ -238,7 +350,7 @@ def test_the_figure_says_what_it_shows(tmp_path: Path) -> None:
     words = output.read_text()
     for expected in ("three", "environment steps", "mean return of 100 evaluation episodes", "solved: 475"):
         assert f"<!-- {expected} -->" in words
-    assert "interquartile mean over 3 runs. Band: its 95 % bootstrap interval" in words
+    assert "interquartile mean over 3 runs. Band: its 95 % interval" in words
 
 
 @pytest.mark.parametrize(
@@ -284,3 +396,36 @@ def test_the_caption_counts_the_episodes_of_the_lines_that_are_one_run(tmp_path:
     output = plot([tmp_path / "runs"], "env_steps", "evaluation.return_mean", "mean", "ci95", 1, tmp_path / "a.svg")
     words = " ".join(re.findall("<!-- (.*?) -->", output.read_text(), re.DOTALL)).replace("\n", " ")
     assert "one standard error over 4 evaluation episodes" in words
+
+
+def test_a_copy_of_a_run_is_not_another_seed(tmp_path: Path) -> None:
+    for seed, returns in enumerate(([0, 10, 20], [0, 20, 60])):
+        write_run(tmp_path / f"runs/seed-{seed}", returns, seed=seed)
+    write_run(tmp_path / "runs/copy", [0, 10, 20])
+    write_run(tmp_path / "runs/unfinished", [0, 20], seed=1, status="running")
+    write_run(tmp_path / "runs/twin", [0, 10, 20], seed=2)
+    with pytest.warns(UserWarning, match="is a copy of") as told:
+        rows = drawn([tmp_path / "runs"], tmp_path)
+    assert column(rows, "n") == [3, 3, 3], "equal numbers under another seed are another run"
+    assert sorted(str(one.message).replace(f"{tmp_path}/", "") for one in told) == [
+        "left out: runs/seed-0 is a copy of runs/copy, with its config and seed",
+        "left out: runs/unfinished is a copy of runs/seed-1, with its config and seed",
+    ]
+
+
+def test_a_run_with_the_seed_of_another_and_other_numbers_counts_with_a_warning(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs/a", [0, 10, 20])
+    write_run(tmp_path / "runs/b", [0, 10, 21])
+    with pytest.warns(UserWarning, match="has the config and the seed of .*/a and other numbers"):
+        assert column(drawn([tmp_path / "runs"], tmp_path), "n") == [2, 2, 2]
+
+
+def test_the_legend_says_how_many_runs_each_line_has_where_the_numbers_differ(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / f"many/seed-{seed}", [0, 10 + seed], seed=seed, name="many")
+    write_run(tmp_path / "one", [0, 5], name="one")
+    lines, _ = read_lines(
+        [tmp_path / "many", tmp_path / "one"], "env_steps", "evaluation.return_mean", "mean", "none", 1
+    )
+    assert legend(lines) == ["many (3 runs)", "one (1 run)"]
+    assert legend(lines[:1]) == ["many"]

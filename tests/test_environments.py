@@ -22,7 +22,7 @@ from test_cli import TINY, contents, rows
 
 from pgcli.config import config_from_data
 from pgcli.config.schema import EnvConfig
-from pgcli.environments import checks, registry
+from pgcli.environments import checks, construction, modules
 from pgcli.environments.checks import check_environment
 from pgcli.environments.make import Environments, make_environments
 from pgcli.environments.outputs import Step
@@ -80,7 +80,7 @@ NAMES: list[tuple[str, tuple[str, ...]]] = [
     ("Strange/Pong-v5", ("namespace `Strange`", "`module:Strange/Pong-v5`")),
     ("no_such_module:X-v0", ("no module `no_such_module`", "install")),
     ("wrlds:World", ("no module `wrlds`", "did you mean `worlds`?")),
-    ("worlds.py:World", ("no module `worlds.py`", "did you mean `worlds`?")),
+    ("wrlds.py:World", ("there is no file wrlds.py in ",)),
     ("worlds:Wrld", ("`worlds` has no environment `Wrld`", "did you mean `worlds:World`?")),
     ("worlds:World-v1", ("`v0`, `v2`", "did you mean `worlds:World-v2`?")),
     ("worlds:Nothing", ("no gymnasium.Env", "shimmy")),
@@ -197,7 +197,7 @@ def test_what_the_models_of_mujoco_are_deprecated_for_reaches_neither_screen_nor
 
 def test_a_simulation_that_explodes_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    env = registry.build(EnvConfig(id="InvertedPendulum-v5"))
+    env = construction.build(EnvConfig(id="InvertedPendulum-v5"))
 
     def explode(steps: int) -> None:
         env.reset(seed=0)
@@ -226,7 +226,7 @@ def test_a_module_that_cannot_be_imported_is_told_with_its_line(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken.py").write_text(text)
-    monkeypatch.setattr(registry, "HERE", str(tmp_path))
+    monkeypatch.setattr(modules, "HERE", str(tmp_path))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "broken", raising=False)
     for settings in (env_config("broken:Env"), env_config("World-v0", "broken:Wrapper")):
@@ -241,7 +241,7 @@ def test_modules_of_the_current_folder_come_last(tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text("WHERE = 'here'\n")
     program = (
         "import os, sys; sys.path = [p for p in sys.path if p not in ('', os.getcwd())]\n"
-        "from pgcli.environments.registry import import_module\n"
+        "from pgcli.environments.modules import import_module\n"
         "print(import_module('mine', 'x').WHERE, hasattr(import_module('colorsys', 'x'), 'WHERE'))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -705,8 +705,7 @@ gym.register("Ill-v0", entry_point="worlds:World", vector_entry_point="test_envi
 
 @pytest.mark.parametrize("fault", ["", "error"])
 def test_a_fault_of_a_vector_form_is_told_where_the_column_runs(fault: str) -> None:
-    envs = make_environments(env_config("Ill-v0", fault=fault, at=99), 3)
-    assert isinstance(envs, VectorEnvironments)
+    envs = VectorEnvironments(env_config("Ill-v0", fault=fault, at=99), 3)
     first = envs.reset([4, 5, 6])
     running = np.array([True, True, False])
     seen = [envs.step(np.zeros(3, int), running).obs for _ in range(3)]
@@ -915,9 +914,7 @@ def test_an_outdated_version_is_told_once_per_run(tmp_path: Path) -> None:
 def test_a_run_of_segments_stops_at_an_episode_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     from test_segments import collect, policy_for, segments
 
-    from pgcli.sampling import segments as module
-
-    monkeypatch.setattr(module, "MAX_EPISODE_STEPS", 30)
+    monkeypatch.setattr(checks, "MAX_EPISODE_STEPS", 30)
     settings = segments("Endless-v0", kwargs={"length": 1000})
     with pytest.raises(EnvironmentFailure, match="not ended") as caught:
         collect(segment_sampler(settings), policy_for(settings), range(20))

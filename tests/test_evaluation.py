@@ -144,7 +144,7 @@ def test_evaluations_come_at_the_start_at_the_end_and_every_so_often(every: int 
 def test_a_reached_return_ends_the_run() -> None:
     env = {"id": "Counting-v0", "num_envs": 6}
     records, _ = trained(env=env, evaluation={"every": 3, "episodes": 2, "stop_at_return": 0.5})
-    assert [type(record) for record in records] == [Evaluation]
+    assert [getattr(record, "stopped_by", None) for record in records] == ["", "goal"]
 
 
 def test_a_spread_that_is_too_large_for_a_float_is_none_rather_than_infinite() -> None:

@@ -292,7 +292,10 @@ def test_the_share_removed_is_of_the_same_returns_and_without_standardisation() 
     v_mean = np.var([1, 0, 1], ddof=1) / 2 / 3
     assert none.gradient_variance == pytest.approx(v_none)
     assert mean.gradient_variance == pytest.approx(v_mean)
-    assert own.gradient_variance == pytest.approx(v_mean / (2 / 3))
+    # standardised: contributions (1, 0, 1) / 3σ, σ² = 2/3, of which the deviation of the batch takes (1, -2, 1) / 12
+    moved = np.array([1, 0, 1]) / 3 / (2 / 3) ** 0.5
+    moved -= moved.sum() * (1 / 3 + np.array([1, -2, 1]) / 12)
+    assert own.gradient_variance == pytest.approx(3 / 2 * np.square(moved).sum() / 2)
     assert [row.variance_removed for row in (own, mean)] == pytest.approx([1 - v_mean / v_none] * 2)
     assert [row.variance_removed for row in (none, none_batch)] == [0.0, 0.0]
     assert own.gradient_norm == pytest.approx(none_batch.gradient_norm)  # standardising takes the mean out
@@ -357,6 +360,42 @@ def test_on_cart_pole_the_variance_is_that_of_many_batches() -> None:
         assert abs(float(squares.mean() - said.mean())) < 4 * error, name
         norms = [row[number].gradient_norm for row in told]
         assert norms == pytest.approx(torch.linalg.vector_norm(drawn, dim=1).tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("average", ["steps", "episodes"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {},
+        {"objective": "importance_sampling", "reuse": 2, "importance_bound": 2.0, "self_normalize": True},
+    ],
+    ids=str,
+)
+def test_what_a_trajectory_does_to_numbers_of_the_whole_batch_is_part_of_v(
+    algorithm: dict[str, Any], average: str
+) -> None:
+    """In 500 copies of a batch, leaving out one copy of a trajectory moves g by its contribution and its influence."""
+    agent, batch = agent_and_batch("softmax", returns="reward_to_go", baseline="none", average=average, **algorithm)
+    batch = replace(batch, behavior_log_probs=-1 - batch.rewards.cos() / 2)
+    copies, parts = 500, 4
+    steps = batch.mask.sum(0).double()
+    shares = (steps / steps.sum()).tolist() if average == "steps" else [1 / parts] * parts
+    v = 0.0
+    for first, share in enumerate(shares):
+        many = mapped(batch, lambda _, x: x.roll(-first, 1).repeat(1, copies, *[1] * (x.ndim - 2)))  # noqa: B023
+        whole, without = (flat(estimate_gradient(agent, many.columns(slice(k, None)))[0]) for k in (0, 1))
+        v += (1 - 1 / parts) * float((copies * (without - whole)).square().sum()) / (1 - share) ** 2
+    assert measure(agent, batch)[0].gradient_variance == pytest.approx(v, rel=0.02)
+
+
+def test_the_variance_of_a_mean_over_steps_is_the_jackknife_of_a_ratio() -> None:
+    """Three trajectories by hand: the estimates without each one, from the same advantages."""
+    agent = softmax_agent([0.0, 0.0], returns="total", baseline="none", average="steps", gamma=1.0)
+    episodes = ([(0, 5.0)], [(1, 4.0), (0, 1.0)], [(1, 3.0), (1, 0.0), (0, -1.0)])
+    whole = ascent(agent, trajectories(*episodes))
+    without = [ascent(agent, trajectories(*(e for k, e in enumerate(episodes) if k != left))) for left in range(3)]
+    jackknife = 2 / 3 * sum(float((one - whole).square().sum()) for one in without)
+    assert measure(agent, trajectories(*episodes))[0].gradient_variance == pytest.approx(jackknife, rel=1e-6)
 
 
 # -------------------------------------------------------------------------------------------- the first row is the own

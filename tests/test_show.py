@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from command_line import pgcli
 
-from pgcli.config import load_config
+from pgcli.config import Config, load_config, override
 from pgcli.errors import RunDirectoryError
 from pgcli.experiment.run import Request, run_experiment
-from pgcli.inspection import findings
+from pgcli.inspection import explain, findings
 from pgcli.inspection.explain import differ, difference_text, explanation_text, show
 from pgcli.inspection.findings import Array
 from pgcli.report.text import Finding
@@ -57,11 +57,20 @@ CASES: dict[str, tuple[Finding | None, int | None, str, list[Finding | None]]] =
         "entropy_coef",
         [findings.narrow_actions(K, series(1, 0.5, 0.011, 0.5, 1, 1, 1, 1)), findings.narrow_actions(K, NAN)],
     ),
+    "clipped_actions": (
+        findings.clipped_actions(K, np.full(8, 1.0)),
+        6,
+        "tanh_gaussian",
+        [findings.clipped_actions(K, np.full(8, 0.49)), findings.clipped_actions(K, NAN)],
+    ),
     "low_snr": (
-        findings.low_snr(K, series(1, 1, 1, 1, 1, 1, 0.09, 0.09)),
+        findings.low_snr(K, series(1, 1, 1, 1, 1, 1, 0.01, 9), series(1, 1, 1, 1, 1, 1, 99, 0.9)),  # 0.0909 in all
         6,
         "rollout",
-        [findings.low_snr(K, series(0, 0, 0, 0, 0, 0, 0.11, 0.11)), findings.low_snr(K, NAN)],
+        [
+            findings.low_snr(K, series(0, 0, 0, 0, 0, 0, 0.01, 9), series(1, 1, 1, 1, 1, 1, 89, 1.1)),
+            findings.low_snr(K, NAN, K),
+        ],
     ),
     "cut_by_horizon": (
         findings.cut_by_horizon(series(0, 1, 2, 3, 3), words("terminated", "horizon", "horizon", "horizon", "horizon")),
@@ -144,7 +153,8 @@ CASES: dict[str, tuple[Finding | None, int | None, str, list[Finding | None]]] =
         "learning_rate",
         [
             findings.fell_after_best(10 * K[:4], series(0, 50, 100, 81), np.full(4, 2.0)),  # 19 % of the gain
-            findings.fell_after_best(10 * K[:4], series(0, 50, 100, 70), np.full(4, 8.0)),  # 2.7 errors
+            findings.fell_after_best(10 * K[:4], series(0, 50, 100, 70), np.full(4, 6.6)),  # 3.2 errors, 3 looks
+            findings.fell_after_best(10 * K[:4], series(0, 50, 100, 70), NAN[:4]),  # one episode each
             findings.fell_after_best(10 * K[:2], series(9, 0), np.full(2, 1.0)),
         ],
     ),
@@ -152,7 +162,11 @@ CASES: dict[str, tuple[Finding | None, int | None, str, list[Finding | None]]] =
         findings.no_gain(K[:3], series(20, 22, 24), np.full(3, 1.0)),
         2,
         "learning_rate",
-        [findings.no_gain(K[:3], series(20, 25, 20), np.full(3, 1.0)), findings.no_gain(K[:1], series(2), series(1))],
+        [
+            findings.no_gain(K[:3], series(20, 25, 20), np.full(3, 1.0)),
+            findings.no_gain(K[:1], series(2), series(1)),
+            findings.no_gain(K[:3], series(20, 25, 20), NAN[:3]),  # one episode each
+        ],
     ),
 }
 
@@ -164,6 +178,18 @@ def test_a_finding_is_made_where_it_should_be_and_only_there(name: str) -> None:
     assert found.iteration == iteration
     assert key in found.key
     assert others == [None] * len(others)
+
+
+@pytest.mark.parametrize("evaluations", [5, 50, 200])
+def test_chance_alone_rarely_makes_a_plateau_fall_or_an_untrained_policy_learn(evaluations: int) -> None:
+    """20,000 runs: a gain of 10 errors and no fall, or no gain. The rate is 1 in 740 however often they evaluate."""
+    noise = np.random.default_rng(0).normal(size=(20_000, evaluations))
+    error, at = np.ones(evaluations), np.arange(float(evaluations))
+    start = np.where(at == 0, 1.0, 0.0)
+    fell = sum(findings.fell_after_best(at, 10 * (1 - start) + row, error) is not None for row in noise)
+    learned = sum(findings.no_gain(at, row, error) is None for row in noise)
+    assert fell < 50
+    assert learned < 50
 
 
 def test_every_finding_has_a_case() -> None:
@@ -382,3 +408,89 @@ def test_a_million_rows_are_read_in_seconds(tmp_path: Path) -> None:
     assert found["length"].sum() == 17 * 10**6
     assert found["iteration"][-1] == 99_999
     assert (found.words["ended"] == "horizon").sum() == 500_000
+
+
+def test_a_policy_that_the_first_update_destroyed_is_found_in_row_0() -> None:
+    for start in (0.0, 1e-9):
+        found = findings.entropy_collapse(K, np.full(8, start))
+        assert found is not None
+        assert (found.iteration, found.key) == (0, "a lower optimizer.learning_rate")
+    assert findings.entropy_collapse(K, series(0.001, *[0.3] * 7)) is None, "it came back"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "advice", "left"),
+    [
+        ([], "optimizer.schedule=linear, or a lower optimizer.learning_rate", None),
+        (["optimizer.schedule=linear"], "optimizer.schedule=linear, or a lower optimizer.learning_rate", "a lower "),
+        (["optimizer.schedule=cosine"], "optimizer.schedule=linear, or a lower optimizer.learning_rate", "a lower "),
+        ([], "algorithm.entropy_coef=0.01", None),
+        (["algorithm.entropy_coef=0.05"], "algorithm.entropy_coef=0.01", "a larger algorithm.entropy_coef"),
+        (["algorithm.estimator=my.py:f"], "algorithm.entropy_coef=0.01", ""),
+        ([], "algorithm.target_kl=0.02, or a lower optimizer.learning_rate", "a lower optimizer"),
+        (["algorithm.objective=clip", "algorithm.target_kl=0.01"], "algorithm.target_kl=0.02", "a lower algorithm.t"),
+        (["algorithm.objective=clip", "algorithm.target_kl=0.1"], "algorithm.target_kl=0.02", None),
+        (["algorithm.baseline=value"], "value.update_epochs=10, or another value.learning_rate", None),
+        (["algorithm.baseline=value", "value.update_epochs=20"], "value.update_epochs=10", "a larger value.update"),
+        (["algorithm.baseline=value", "value.shared_trunk=true"], "value.update_epochs=10", ""),
+        (["rollout.horizon=5"], "rollout.horizon=null", None),
+        ([], "more rollout.episodes or rollout.steps", None),
+    ],
+)
+def test_advice_that_a_run_follows_or_cannot_follow_is_left_out(
+    overrides: list[str], advice: str, left: str | None
+) -> None:
+    found = explain._new_advice(advice, override(Config(), overrides))
+    assert found.startswith(advice if left is None else left)
+    assert found if left != "" else not found
+
+
+def test_a_run_with_an_estimator_of_the_users_own_points_to_its_check() -> None:
+    (finding,) = explain._of_user_code(override(Config(), ["algorithm.estimator=my.py:reinforce"]))
+    assert finding.key == "pgcli check my.py:reinforce"
+    assert not list(explain._of_user_code(Config()))
+
+
+def evaluated(run: Path, mean: float, error: float | None, episodes: int = 100) -> Path:
+    """Write the last evaluation of a copied run."""
+    lines = (run / "evaluations.csv").read_text().splitlines()
+    row = dict(zip(lines[0].split(","), lines[-1].split(","), strict=True))
+    row |= {"return_mean": repr(mean), "return_standard_error": "" if error is None else repr(error)}
+    row["evaluation_episodes"] = str(episodes)
+    (run / "evaluations.csv").write_text("\n".join([*lines[:-1], ",".join(row.values())]) + "\n")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("values", "better", "words"),
+    [
+        ((200.0, 9.0), "b", "b is better"),
+        ((20.0, 1.0), "a", "a is better"),
+        ((101.0, 5.0), None, "no difference is shown"),
+        ((110.0, 1.5), "b", "95 %"),
+        ((300.0, None), None, "has no interval"),
+    ],
+)
+def test_of_two_runs_it_says_which_did_better_and_that_one_seed_does_not_tell(
+    values: tuple[float, float | None], better: str | None, words: str, made: Path, tmp_path: Path
+) -> None:
+    a = evaluated(Path(shutil.copytree(made, tmp_path / "a")), 100.0, 2.0)
+    b = evaluated(Path(shutil.copytree(made, tmp_path / "b")), *values)
+    result = differ(a, b)
+    assert result["better"]["better"] == better
+    text = " ".join(difference_text(result).split())
+    assert words in text
+    assert "one seed each does not tell which config is better" in text
+    if values == (110.0, 1.5):  # equal spread would give 1.972 · √(2² + 1.5²) = 4.93
+        assert result["better"]["low"] == pytest.approx(10 - 4.93, abs=0.01)
+    json.dumps(result, allow_nan=False)
+
+
+def test_runs_in_other_environments_are_not_compared(made: Path, tmp_path: Path) -> None:
+    b = evaluated(Path(shutil.copytree(made, tmp_path / "b")), 500.0, 1.0)
+    text = (b / "config.yaml").read_text()
+    (b / "config.yaml").write_text(text.replace("max_episode_steps: null", "max_episode_steps: 7"))
+    assert differ(made, b)["better"]["unlike"] == ["env"]
+    assert "the returns do not compare, for the runs have another env" in " ".join(
+        difference_text(differ(made, b)).split()
+    )

@@ -24,8 +24,10 @@ from pgcli.experiment.recorder import Context, Outcome
 from pgcli.experiment.run import Request, run_experiment
 from pgcli.inspection.evaluate import assess
 from pgcli.records import Iteration, Record
-from pgcli.runs import checkpoints, files
-from pgcli.runs.directory import RunDirectory, find_checkpoint
+from pgcli.runs import checkpoints
+from pgcli.runs.directory import find_checkpoint
+from pgcli.runs.files import Folder
+from pgcli.runs.information import read_status
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="folders are synced, and umasks kept, under POSIX")
 
@@ -75,7 +77,7 @@ def check_losses(
     disk = storage.Disk(home, lose)
     save = checkpoints.save
 
-    def saving(folder: Path, checkpoint: checkpoints.Checkpoint) -> Path:
+    def saving(folder: Path | Folder, checkpoint: checkpoints.Checkpoint) -> Path:
         path = save(folder, checkpoint)
         saved.append(checkpoint.counters["iteration"])
         return path
@@ -149,9 +151,9 @@ def test_a_disk_that_fails_at_any_call_ends_the_run_with_exit_4_and_loses_nothin
         else:
             told += 1
             assert error.exit_code == 4
-            assert str(path) in error.message
+            assert (str(path) in error.message) == (code != errno.EMFILE)  # no file is to blame for it
             assert ".writing-" not in error.message
-            assert os.strerror(code) in error.message
+            assert os.strerror(code).lower() in error.message.lower()
             assert ("bytes are free" in error.hint) == (code in (errno.ENOSPC, errno.EDQUOT))
         assert not list(home.rglob(".writing-*"))
         if checkpoints.list_checkpoints(path / "checkpoints"):
@@ -165,15 +167,15 @@ def test_a_disk_that_fails_at_any_call_ends_the_run_with_exit_4_and_loses_nothin
 def test_a_disk_that_has_room_for_rows_but_not_for_checkpoints_stops_the_run(
     whole: dict[str, str], tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = files.write_whole
+    real = Folder.write
 
-    def full(path: Path, content: bytes, *, replace: bool = True) -> None:
-        if path.name == "iteration-000002.safetensors":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        real(path, content, replace=replace)
+    def full(folder: Folder, name: str, content: bytes, *, replace: bool = True) -> None:
+        if name == "iteration-000002.safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.path / name))
+        real(folder, name, content, replace=replace)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "write_whole", full)
+        patch.setattr(Folder, "write", full)
         with pytest.raises(RunDirectoryError, match=r"iteration-000002.*No space left"):
             run(tmp_path / "run")
     assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "failed"
@@ -368,4 +370,4 @@ def test_an_odd_choice_of_a_checkpoint_is_refused(which: str, tmp_path: Path, qu
     run(tmp_path / "run", "training.iterations=2")
     with pytest.raises(RunDirectoryError):
         find_checkpoint(tmp_path / "run", which)
-    assert RunDirectory(tmp_path / "run").status["status"] == "finished"
+    assert read_status(tmp_path / "run")["status"] == "finished"

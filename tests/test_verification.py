@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -14,10 +15,15 @@ import torch
 from command_line import pgcli
 
 from pgcli.config import load_config
-from pgcli.errors import EnvironmentFailure, RunDirectoryError, RunInUse
+from pgcli.errors import EnvironmentFailure, Interrupted, PgcliError, RunDirectoryError, RunInUse
+from pgcli.experiment.recorder import Context
 from pgcli.experiment.run import Request, run_experiment
 from pgcli.inspection.verify import verification_text, verify
+from pgcli.records import Iteration, Record
 from pgcli.runs import checkpoints
+from pgcli.runs.digests import changed_files, own_files
+from pgcli.runs.directory import RunDirectory
+from pgcli.runs.information import read_status
 from pgcli.runs.lock import lock
 
 SETTINGS = (
@@ -54,6 +60,14 @@ def run(runs: Callable[[str], Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(runs("episodes"), tmp_path / "run"))
 
 
+@pytest.fixture
+def older(run: Path) -> Path:
+    """A run of a version without digests."""
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({name: status[name] for name in ("status", "iteration", "reason")}))
+    return run
+
+
 def failures(path: Path, **how: bool) -> list[str]:
     return [finding["text"] for finding in verify(path, **how)["findings"] if finding["level"] == "failed"]
 
@@ -61,12 +75,12 @@ def failures(path: Path, **how: bool) -> list[str]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_as_it_was_written_passes_and_is_computed_again(kind: str, runs: Callable[[str], Path]) -> None:
     path = runs(kind)
-    before = {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.name != ".lock"}
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
     result = verify(path)
     assert result["passed"], result
     assert result["recomputed"] == [6]
     assert verify(path, everything=True)["recomputed"] == list(range(7))
-    assert {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.name != ".lock"} == before
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
 
 
 def edited(name: str, line: int, column: int, cell: str) -> Callable[[Path], object]:
@@ -108,7 +122,7 @@ def signed_again(path: Path, name: str, change: Callable[[torch.Tensor], torch.T
     latest = (path / "checkpoints/latest.json").read_bytes()
     written = checkpoints.save(path / "checkpoints", replace(checkpoint, tensors=tensors))
     if json.loads((path / "checkpoints/best.json").read_text())["file"] == written.name:
-        checkpoints.point(path / "checkpoints/best.json", written, checkpoints.digest_of(written))
+        checkpoints.point(path / "checkpoints", "best.json", written, checkpoints.digest_of(written))
     (path / "checkpoints/latest.json").write_bytes(latest)
 
 
@@ -118,21 +132,25 @@ def renamed(path: Path) -> None:
 
 
 TAMPERED: list[tuple[str, Callable[[Path], object], str]] = [
-    ("a return in metrics.csv", edited("metrics.csv", 3, 3, "9.5"), "iteration 2 is not what episodes.csv tells"),
-    ("a count in metrics.csv", edited("metrics.csv", 3, 1, "1"), "env_steps of iteration 2"),
+    ("a return in metrics.csv", edited("metrics.csv", 3, 3, "9.5"), "line 4 (iteration 2): return_mean is 9.5, and"),
+    ("a count in metrics.csv", edited("metrics.csv", 3, 1, "1"), "line 4 (iteration 2): env_steps is 1, and"),
     ("a loss in metrics.csv", edited("metrics.csv", 7, 10, "0.5"), "iteration 6 has policy_loss 0.5, and computed"),
-    ("a row of metrics.csv", without("metrics.csv", 2), "iteration 2 stands where 1 should"),
-    ("the last row of metrics.csv", without("metrics.csv", 7), "env_steps of iteration 7"),
-    ("the last row of timing.csv and half of it", edited("timing.csv", 7, 0, "9"), "iteration 9 stands where 6"),
-    ("a row of episodes.csv", without("episodes.csv", 5), "episode 5 stands where 4 should"),
-    ("a return in episodes.csv", edited("episodes.csv", 5, 2, "7.0"), "iteration 0 is not what episodes.csv tells"),
+    ("a row of metrics.csv", without("metrics.csv", 2), "line 3: iteration is 2, and the row is that of 1"),
+    ("the last row of metrics.csv", without("metrics.csv", 7), "which metrics.csv does not have after 7 iterations"),
+    (
+        "the last row of timing.csv and half of it",
+        edited("timing.csv", 7, 0, "9"),
+        "line 8: iteration is 9, and the row is that of 6",
+    ),
+    ("a row of episodes.csv", without("episodes.csv", 5), "line 6: episode 5 of iteration 0 follows episode 3"),
+    ("a return in episodes.csv", edited("episodes.csv", 5, 2, "7.0"), "metrics.csv: line 2 (iteration 0): return_mean"),
     ("an end in episodes.csv", edited("episodes.csv", 42, 5, "horizon"), "episodes.csv: iteration 6 has ended horizon"),
-    ("a number that is none", edited("episodes.csv", 5, 2, "many"), "something unreadable"),
+    ("a number that is none", edited("episodes.csv", 5, 2, "many"), "line 6 has `many` for a number"),
     ("columns", edited("metrics.csv", 0, 3, "mean"), "does not begin with the columns"),
     ("a cell more", edited("metrics.csv", 3, 3, "1,2"), "line 4 has 27 cells instead of 26"),
     ("an evaluation", edited("evaluations.csv", 3, 4, "12.5"), "evaluations.csv: iteration 6 has return_mean 12.5"),
-    ("the place of an evaluation", edited("evaluations.csv", 2, 1, "7"), "env_steps of iteration 3"),
-    ("evaluations out of order", edited("evaluations.csv", 2, 0, "6"), "iteration 6 after 6"),
+    ("the place of an evaluation", edited("evaluations.csv", 2, 1, "7"), "line 3: env_steps is 7"),
+    ("evaluations out of order", edited("evaluations.csv", 3, 0, "3"), "line 4: iteration 3 follows 3"),
     ("bytes", lambda path: (path / "metrics.csv").write_bytes(b"\xff\xfe"), "does not begin with the columns"),
     ("a table", lambda path: (path / "episodes.csv").unlink(), "episodes.csv: is missing"),
     ("a bit of a checkpoint", flipped, "damaged: its tensors do not match"),
@@ -164,16 +182,123 @@ TAMPERED: list[tuple[str, Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("tamper", "words"), [row[1:] for row in TAMPERED], ids=[row[0] for row in TAMPERED])
-def test_what_is_changed_afterwards_is_found(tamper: Callable[[Path], object], words: str, run: Path) -> None:
-    tamper(run)
-    (text,) = failures(run)[:1]
-    assert words in text, failures(run)
+def test_a_change_is_found_also_without_digests(tamper: Callable[[Path], object], words: str, older: Path) -> None:
+    tamper(older)
+    (text,) = failures(older)[:1]
+    assert words in text, failures(older)
 
 
-def test_only_one_iteration_is_computed_again_unless_all_are_wanted(run: Path) -> None:
-    edited("metrics.csv", 2, 10, "0.25")(run)
-    assert not failures(run)
-    (text,) = failures(run, everything=True)
+def test_a_run_of_a_version_without_digests_passes_with_a_note(older: Path) -> None:
+    result = verify(older)
+    assert result["passed"]
+    assert result["findings"][0]["text"] == "status.json has no digests: an earlier version of pgcli wrote it"
+
+
+@pytest.mark.parametrize("name", ["metrics", "timing", "evaluations", "episodes", "gradients"])
+def test_a_changed_number_is_reported_with_its_row_and_column(name: str, measured: Path) -> None:
+    file = measured / f"{name}.csv"
+    lines = [line.split(",") for line in file.read_text().splitlines()]
+    draw = random.Random(name)
+    for column, title in enumerate(lines[0][1:], 1):
+        line = draw.randrange(1, len(lines))
+        cell = draw.choice(["-1e5", "0.1234567890123456", "7", ""] if lines[line][column] else ["0"])
+        before = file.read_bytes()
+        edited(file.name, line, column, cell)(measured)
+        assert next(changed_files(measured, read_status(measured)["digests"])) == (
+            f"{name}.csv: line {line + 1} (iteration {lines[line][0]}): {title} is {cell or 'empty'}, "
+            "and the run wrote something else"
+        )
+        file.write_bytes(before)
+    edited(file.name, 1, 1, "-1e5")(measured)
+    edited(file.name, 2, 1, "-1e5")(measured)
+    assert f"{name}.csv: several of its numbers" in next(changed_files(measured, read_status(measured)["digests"]))
+    file.write_bytes(before)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has every table."""
+    path = tmp_path_factory.mktemp("measured") / "run"
+    run_experiment(
+        Request(load_config("cartpole", [*SETTINGS, *KINDS["episodes"][1:], "diagnostics.every=1"]), path, [])
+    )
+    return path
+
+
+def test_one_changed_byte_anywhere_is_found(measured: Path) -> None:
+    """Every file of the run, ten random bytes each, also of status.json with its digests."""
+    draw = random.Random(0)
+    files = [measured / name for name in [*own_files(measured), "status.json"]]
+    assert {file.name for file in files} > {"config.yaml", "run.json", "latest.json", "best.json", "gradients.csv"}
+    for file in files:
+        content = file.read_bytes()
+        for place in draw.choices(range(len(content)), k=10):
+            changed = bytearray(content)
+            changed[place] ^= draw.randrange(1, 256)
+            file.write_bytes(changed)
+            try:
+                passed = verify(measured)["passed"]
+            except PgcliError:  # a config that cannot be read
+                passed = False
+            assert not passed, (file, place, changed[place])
+        file.write_bytes(content)
+    assert verify(measured)["passed"]
+
+
+@pytest.mark.parametrize("state", ["running", "interrupted"])
+def test_a_run_that_was_resumed_after_a_kill_or_an_interruption_passes(state: str, run: Path) -> None:
+    """Resumed, it has no digests until it ends; a kill leaves none that are older than the tables."""
+    config = load_config(str(run / "config.yaml"), ["training.iterations=11"])
+
+    class Killed(BaseException):
+        """In place of a kill: nothing is written after it."""
+
+    def watch(record: Record) -> None:
+        if isinstance(record, Iteration) and record.iteration == 8:
+            raise Killed if state == "running" else Interrupted(2)
+
+    request = Request(config, run, ["resume"], resume=True)
+    with pytest.MonkeyPatch.context() as patch:
+        if state == "running":
+            patch.setattr(RunDirectory, "set_status", running_only(RunDirectory.set_status))
+        with pytest.raises((Killed, Interrupted)):
+            run_experiment(request, Context(watch))
+    assert read_status(run)["status"] == state
+    assert ("digests" in read_status(run)) == (state == "interrupted")
+    assert verify(run)["passed"]
+    run_experiment(request)
+    assert verify(run, everything=True)["passed"]
+
+
+def running_only(real: Callable[..., None]) -> Callable[..., None]:
+    def set_status(directory: RunDirectory, status: str, **more: object) -> None:
+        if status == "running":
+            real(directory, status, **more)
+
+    return set_status
+
+
+def test_the_last_evaluation_is_computed_again(older: Path) -> None:
+    edited("evaluations.csv", 4, 7, "12.5")(older)
+    (text,) = failures(older)
+    assert "evaluations.csv: iteration 7 has length_mean 12.5, and computed again it is" in text
+
+
+def test_verify_writes_nothing_and_follows_no_link(run: Path, tmp_path: Path) -> None:
+    (run / ".lock").unlink()
+    assert verify(run)["passed"]
+    assert not (run / ".lock").exists()
+    (tmp_path / "thesis.tex").write_text("years of work")
+    (run / ".lock").symlink_to(tmp_path / "thesis.tex")
+    with pytest.raises(RunDirectoryError, match=r"\.lock: is a link"):
+        verify(run)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_only_one_iteration_is_computed_again_unless_all_are_wanted(older: Path) -> None:
+    edited("metrics.csv", 2, 10, "0.25")(older)
+    assert not failures(older)
+    (text,) = failures(older, everything=True)
     assert "iteration 1 has policy_loss 0.25" in text
 
 
@@ -193,7 +318,7 @@ def test_a_run_that_was_resumed_with_changes_is_computed_from_there(run: Path) -
     run_experiment(Request(config, run, ["resume"], resume=True))
     result = verify(run, everything=True)
     assert result["passed"], result
-    assert result["recomputed"] == [9, 10], "9 is the first checkpoint under the new rate"
+    assert result["recomputed"] == [7, 8, 9, 10], "the checkpoint where the run had ended is kept"
     assert any("exact is false" in finding["text"] for finding in result["findings"])
 
 

@@ -426,3 +426,83 @@ gym.register("World-v2", entry_point="worlds:World", max_episode_steps=1000)
 for name in ("Nothing", "Old", "Room", "Masked", "Wanderer", "Stubborn", "Mindful", "Moody", "Continuous"):
     gym.register(f"{name}-v0", entry_point=f"worlds:{name}", max_episode_steps=1000)
 gym.register("Endless-v0", entry_point="worlds:World")
+
+
+class Raising(World):
+    """Raises a text that a terminal would obey, with half a character and an end of text."""
+
+    def step(self, action: np.int64) -> Any:
+        if self.steps == 2:
+            raise type("\x1b]0;X\x07Error", (ValueError,), {})("\x1b]0;X\x07 \ud800 \0 \u202e")
+        return super().step(action)
+
+
+class Sharing(World):
+    """Changes what it shares with the process: numbers or the rest, when it is built or in its third step."""
+
+    def __init__(self, what: str = "", in_step: bool = False) -> None:
+        super().__init__()
+        self.what, self.in_step = what, in_step
+        if not in_step:
+            self.change()
+
+    def step(self, action: np.int64) -> Any:
+        if self.in_step and self.steps == 2:
+            self.change()
+        return super().step(action)
+
+    def change(self) -> None:
+        import ctypes
+        import sys
+        import warnings
+
+        import torch
+
+        if self.what == "numbers":
+            torch.set_float32_matmul_precision("medium")
+            torch.set_default_device("meta")
+            torch.set_default_dtype(torch.float64)
+            torch.use_deterministic_algorithms(True)
+            torch.set_grad_enabled(False)
+            torch.set_autocast_enabled("cpu", True)
+            torch.set_num_threads(3)
+            torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # a property of the module
+            ctypes.CDLL(None).fesetround({"x86_64": 0x800}.get(os.uname().machine, 0x400000))  # upwards
+            np.seterr(all="raise")
+        elif self.what == "process":
+            elsewhere = Path(os.environ["ELSEWHERE"])
+            os.chdir(elsewhere)
+            sys.setrecursionlimit(150)
+            sys.path[:] = []
+            warnings.simplefilter("error")
+            os.umask(0o777)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+            sys.stdout = sys.stderr = None
+            for descriptor in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+        elif self.what == "descriptors":
+            os.closerange(0, 3)
+
+
+class Handling(World):
+    """Sets a handler of SIGINT in every step, and spends its time in steps."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        handlers = {"swallow": lambda *_: None, "exit": lambda *_: raises(SystemExit(0))}
+        self.handler: Any = handlers.get(how, signal.default_int_handler)
+
+    def step(self, action: np.int64) -> Any:
+        signal.signal(signal.SIGINT, self.handler)
+        time.sleep(0.002)
+        return super().step(action)
+
+
+class Printing(World):
+    """Writes into descriptors 1 and 2, as simulators in C do."""
+
+    def step(self, action: np.int64) -> Any:
+        for descriptor in (1, 2):
+            os.write(descriptor, b"noise\n")
+        return super().step(action)

@@ -28,6 +28,7 @@ from pgcli.policies.value_function import ValueFunction
 from pgcli.records import Update
 from pgcli.seeding import Purpose, derived_seed
 from pgcli.system.memory import check_memory
+from pgcli.system.process_state import require, restore_process
 from pgcli.system.processes import Check
 
 PARAMETER_BYTES = 28  # float32: parameter, gradient, two averages of the optimizer; and copies to roll back to
@@ -52,7 +53,7 @@ class Learner:
         `check` is called before every step of an optimizer. If an exception is raised, the state is rolled back.
         Raises: Diverged, naming the first tensor that is not finite.
         """
-        reset_torch()
+        restore_process()
         try:
             with rolled_back(self.agent, self.return_scale, self.past):
                 return self._update(self._twin, trajectories, iteration, progress, check, self.run)
@@ -128,7 +129,7 @@ def build_agent(
         policy = Policy(observation_space, action_space, config.policy)
         return policy, ValueFunction(policy, config.value, config.policy) if config.has_value else None
 
-    reset_torch()
+    restore_process()
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):  # shapes without memory
             _check_size(*networks(), config)
@@ -156,13 +157,7 @@ def on_device(agent: PolicyGradient, device: torch.device) -> PolicyGradient:
     """Return a copy of the agent, with networks and optimizers of its own, that learns on another device."""
     if device.type == "cuda":  # an update has the same bytes on the same model of GPU, and float32 is float32
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        require("torch's deterministic algorithms", (True, True))
         torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = False
     policy, value = deepcopy(agent.policy).to(device), None if agent.value is None else deepcopy(agent.value).to(device)
     return PolicyGradient(policy, value, agent.config, agent.user_estimator)
-
-
-def reset_torch() -> None:
-    """Reset torch's process-wide defaults, which an environment that uses torch may have changed."""
-    torch.set_default_dtype(torch.float32)
-    torch.set_grad_enabled(True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -61,6 +62,18 @@ def _main(
             typer.echo(f"{name} {number}")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
+    else:
+        _check_folder()
+
+
+def _check_folder() -> None:
+    """Raise UsageError if the current folder was deleted: every path would fail, each in its own way."""
+    from pgcli.errors import UsageError
+
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the current folder was deleted", "go to one that exists, with `cd`") from None
 
 
 def _add(panel: str, command: Callable[..., None], *examples: str) -> None:

@@ -38,6 +38,9 @@ CheckpointOrRun = Annotated[
         metavar="CHECKPOINT", help="A checkpoint file or a run directory.", autocompletion=completion.checkpoints
     ),
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a file that pgcli did not make; its own are replaced anyway.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Import modules that Gymnasium does not ship.")]

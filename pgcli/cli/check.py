@@ -15,14 +15,20 @@ from pgcli.cli.output import print_report
 def check(
     target: Annotated[
         str | None,
-        typer.Argument(metavar="CONFIG | FILE.py:NAME", help="A config, or a function or policy class of your own."),
+        typer.Argument(
+            metavar="CONFIG | FILE:NAME",
+            help="A config, or a function or policy class of your own, in a .py or .ipynb file.",
+        ),
     ] = None,
     overrides: Overrides = None,
     everything: Annotated[bool, typer.Option("--all", help="All cells of returns × baseline × objective.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Of your own code: a known bias fails too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="For your own code: exit 7 for a known bias, too.")] = False,
+    time_limit: Annotated[
+        float, typer.Option("--time-limit", min=0.1, help="Seconds that one call of your own code may take.")
+    ] = 10.0,
     as_json: AsJson = False,
 ) -> None:
-    """Hold a gradient estimator against gradients that are known; exit 7 if it is wrong."""
+    """Compare a gradient estimator with known gradients; exit 7 if it is wrong."""
     from pgcli.errors import UsageError
     from pgcli.inspection.gradient_check.targets import check_target, is_user_code
 
@@ -31,10 +37,11 @@ def check(
         raise UsageError("--all and KEY=VALUE are for configs", "leave them out")
     if strict and not own:
         raise UsageError("--strict is for your own code", "name it: `pgcli check my.py:reinforce --strict`")
-    result = check_target(target, overrides or [], everything)
+    result = check_target(target, overrides or [], everything, time_limit)
 
     from pgcli.inspection.gradient_check.tables import check_text
 
-    print_report(result, as_json, partial(check_text, terminal=sys.stdout.isatty()))
+    terminal = sys.stdout.isatty()
+    print_report(result, as_json, partial(check_text, terminal=terminal), styled=terminal)
     if result["verdict"] == "wrong" or (strict and result["verdict"] != "unbiased"):
         raise typer.Exit(7)

@@ -42,9 +42,14 @@ def compare(
     for notice in [] if quiet else comparison.notices:
         print_message(f"note: {notice}")
 
+    from pgcli.runs.files import make_folder, storage
+    from pgcli.runs.lock import lock
     from pgcli.studies.page import comparison_text  # imports numpy: errors of the config come before
 
-    result, failures = run_comparison(comparison, jobs, quiet, threshold, sys.argv[1:])
+    with storage(comparison.folder):
+        make_folder(comparison.folder)
+    with lock(comparison.folder):  # two that share it would take runs from each other, and both fail
+        result, failures = run_comparison(comparison, jobs, quiet, threshold, sys.argv[1:])
     for failure in failures:
         print_message(failure.text)
     if result is not None:

@@ -1,16 +1,91 @@
-"""Shell completion: shipped configs, keys and their values, run directories. Imports no torch, no gymnasium."""
+"""Shell completion: shipped configs, keys and their values, run directories. Imports no torch, no gymnasium.
+
+File names come from strangers, and shells evaluate what a completion prints. So every word is quoted for its shell.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import typer
 
+if TYPE_CHECKING:
+    from typer._click.shell_completion import ShellComplete
+
 Offer = tuple[str, str]  # a word and its meaning
+_PLAIN = frozenset(string.ascii_letters + string.digits + "._/=-")  # zsh does not interpret these
+
+
+def answer(app: typer.Typer, request: str) -> bool:
+    """Print what a shell asks for, as `complete_bash`; return False for another request.
+
+    The shells' scripts are typer's: bash splits what it gets into lines and inserts them as they are, zsh evaluates
+    it, fish and PowerShell take lines. `tests/test_completion.py` pins the private names.
+    """
+    from typer._completion_classes import BashComplete, FishComplete, PowerShellComplete, ZshComplete
+
+    shells: dict[str, tuple[type[ShellComplete], Callable[[list[Offer]], str]]] = {
+        "complete_bash": (BashComplete, for_bash),
+        "complete_zsh": (ZshComplete, for_zsh),
+        "complete_fish": (FishComplete, for_fish),
+        "complete_powershell": (PowerShellComplete, for_powershell),
+        "complete_pwsh": (PowerShellComplete, for_powershell),
+    }
+    if request not in shells:
+        return False
+    kind, written = shells[request]
+    shell = kind(typer.main.get_command(app), {}, "pgcli", "_PGCLI_COMPLETE")
+    found = [(str(item.value), item.help or "") for item in shell.get_completions(*shell.get_completion_args())]
+    if os.environ.get("_TYPER_COMPLETE_FISH_ACTION") == "is-args":
+        raise SystemExit(not found)  # fish offers files where there is nothing else
+    typer.echo(written([offer for offer in found if offer[0].isprintable()]))  # a line break would end a word
+    return True
+
+
+def for_bash(offers: list[Offer]) -> str:
+    """Write one word a line, with a backslash before each character that bash would interpret.
+
+    Files with a wildcard in their names are left out: bash 5.0 expands them in spite of the backslash.
+    """
+    wild = re.compile(r"[*?[\]]")
+    plain = (word for word, _ in offers if not (wild.search(word) and os.path.lexists(os.path.expanduser(word))))
+    return "\n".join(re.sub(r"([^\w@%+=:,./~-]|(?<!^)~|~(?!/))", r"\\\1", word) for word in plain)
+
+
+def for_zsh(offers: list[Offer]) -> str:
+    """Write a command that zsh evaluates: all words as `$'…'`, of plain characters and hexadecimal bytes alone.
+
+    `_describe` splits a word and its meaning at the first colon without a backslash, and zsh itself quotes the word.
+    """
+    if not offers:
+        return "_files"
+
+    def quoted(text: str) -> str:
+        return "".join(chr(byte) if chr(byte) in _PLAIN else f"\\x{byte:02x}" for byte in text.encode())
+
+    lines = (re.sub(r"([\\:])", r"\\\1", word) + (f":{about}" if about else "") for word, about in offers)
+    words = " ".join(f"$'{quoted(line)}'" for line in lines)
+    return f"local -a _pgcli_words; _pgcli_words=({words}); _describe pgcli _pgcli_words"
+
+
+def for_fish(offers: list[Offer]) -> str:
+    """Write one word a line and its meaning after a tab; fish itself quotes the word."""
+    return "\n".join(f"{word}\t{about}" if about else word for word, about in offers)
+
+
+def for_powershell(offers: list[Offer]) -> str:
+    """Write one word a line and its meaning after `:::`; in single quotes if PowerShell would interpret it."""
+
+    def quoted(word: str) -> str:
+        return word if re.fullmatch(r"[\w+=:./\\~-]*", word) else "'" + re.sub("(['‘’‚‛])", r"\1\1", word) + "'"
+
+    return "\n".join(f"{quoted(word)}:::{about or ' '}" for word, about in offers)
 
 
 def configs(incomplete: str) -> list[Offer]:
@@ -105,6 +180,7 @@ def _paths(incomplete: str, wanted: Callable[[Path], bool]) -> list[Offer]:
         if not path.name.startswith(start) or (path.name.startswith(".") and not start.startswith(".")):
             continue
         word = os.path.join(head, path.name)
+        word = f"./{word}" if word.startswith("-") else word  # not an option
         if path.is_dir():
             is_run = (path / "config.yaml").is_file() and (path / "metrics.csv").is_file()
             offers.append((word, "run directory") if is_run else (f"{word}/", "folder"))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pgcli.cli.arguments import AsJson, CheckpointOrRun, Trust, Which
+from pgcli.cli.arguments import AsJson, CheckpointOrRun, Overwrite, Trust, Which
 from pgcli.cli.output import print_report
 from pgcli.config.choices import Mode
 
@@ -15,6 +15,13 @@ from pgcli.config.choices import Mode
 def eval(
     context: typer.Context,
     checkpoint: CheckpointOrRun,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Changes of the environment: env.kwargs.NAME, env.wrappers or env.max_episode_steps.",
+        ),
+    ] = None,
     which: Which = "latest",
     episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 100,
     mode: Annotated[Mode, typer.Option(help="Draw actions from the policy, or take the most probable one.")] = (
@@ -37,6 +44,7 @@ def eval(
         ),
     ] = None,
     video: Annotated[Path | None, typer.Option(help="Film one more episode: FILE.gif or FILE.mp4.")] = None,
+    overwrite: Overwrite = False,
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
@@ -44,6 +52,10 @@ def eval(
     from pgcli.system.streams import print_message, results_only
 
     film_path = video and video.absolute()  # an environment may leave this folder
+    if video is not None:
+        from pgcli.runs.outputs import check_output
+
+        check_output(video, inputs=[checkpoint], overwrite=overwrite)
     if replay is None:
         from pgcli.experiment.load import load
         from pgcli.inspection.evaluate import assess
@@ -51,9 +63,9 @@ def eval(
 
         with results_only():
             agent = load(checkpoint, which, trust=trust)
-            result = assess(agent, episodes, mode, gamma, horizon, seed, workers, film_path)
+            result = assess(agent, episodes, mode, gamma, horizon, seed, workers, film_path, overrides or [])
     else:
-        _check_replay(context)
+        _check_replay(context, overrides or [])
         from pgcli.inspection.replay import replay as replay_episode
         from pgcli.inspection.replay import replay_text as text
 
@@ -66,10 +78,14 @@ def eval(
         raise typer.Exit(7)
 
 
-def _check_replay(context: typer.Context) -> None:
-    """Raise UsageError for an option that a replay does not have."""
+def _check_replay(context: typer.Context, overrides: list[str]) -> None:
+    """Raise UsageError for an option or an override that a replay does not have."""
     from pgcli.errors import UsageError
 
+    if overrides:
+        raise UsageError(
+            f"{overrides[0]} and --replay contradict each other", "a replayed episode is the one of the training"
+        )
     for name in ("which", "episodes", "mode", "gamma", "horizon", "seed", "workers"):
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":

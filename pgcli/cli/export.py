@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pgcli.cli.arguments import CheckpointOrRun, Trust, Which
+from pgcli.cli.arguments import CheckpointOrRun, Overwrite, Trust, Which
 from pgcli.cli.output import print_result
 
 
@@ -16,6 +16,7 @@ def export(
     file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="Where to write.")],
     which: Which = "latest",
     trust: Trust = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a policy, with its normaliser, as an ONNX file."""
     from pgcli.experiment.export import check_extra
@@ -26,5 +27,5 @@ def export(
     check_extra()
     target = file.absolute()  # an environment may leave this folder
     with results_only():
-        write(load(checkpoint, which, trust=trust), target)
+        write(load(checkpoint, which, trust=trust), target, overwrite=overwrite)
     print_result(file)

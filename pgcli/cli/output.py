@@ -9,20 +9,27 @@ from typing import Any
 
 import typer
 
+from pgcli.system.streams import printable
 
-def print_result(result: object, if_closed: int = 128 + 13) -> None:
-    """Print a result to stdout. If nobody reads it, leave with `if_closed`, by default the exit code of SIGPIPE."""
+
+def print_result(result: object, if_closed: int = 128 + 13, *, styled: bool = False) -> None:
+    """Print a result to stdout. If nobody reads it, leave with `if_closed`, by default the exit code of SIGPIPE.
+
+    Args: styled: it has pgcli's own colours, and its texts are printable already.
+    """
     try:
-        typer.echo(result)
+        typer.echo(result if styled else printable(str(result)))
     except BrokenPipeError:
         raise typer.Exit(if_closed) from None
 
 
-def print_report(result: dict[str, Any], as_json: bool, text: Callable[[dict[str, Any]], str]) -> None:
+def print_report(
+    result: dict[str, Any], as_json: bool, text: Callable[[dict[str, Any]], str], *, styled: bool = False
+) -> None:
     """Print a result as one JSON object, with null for numbers that are not finite, or as `text` for people."""
     from pgcli.report.text import finite
 
-    print_result(json.dumps(finite(result), allow_nan=False) if as_json else text(result))
+    print_result(json.dumps(finite(result), allow_nan=False) if as_json else text(result), styled=styled)
 
 
 def terminal() -> tuple[int, bool, bool]:

@@ -15,11 +15,11 @@ def resume(
     run_dir: RunDir,
     overrides: Overrides = None,
     which: Annotated[
-        str, typer.Option(help="Go on from: latest, best, or an iteration's number; what came after it is dropped.")
+        str, typer.Option(help="Continue from: latest, best, or an iteration's number; what came after it is deleted.")
     ] = "latest",
     quiet: Quiet = False,
 ) -> None:
-    """Go on with an interrupted run, or extend a finished one by a larger training.iterations."""
+    """Continue an interrupted run, or extend a finished one by a larger budget: the one that ended it."""
     from pgcli.config import override
     from pgcli.experiment.resume import stored_config
     from pgcli.experiment.run import Request

@@ -33,4 +33,4 @@ Mode = Literal["sampled", "greedy"]
 # figures
 XAxis = Literal["iteration", "env_steps", "episodes", "seconds"]
 Stat = Literal["mean", "iqm", "median"]
-Band = Literal["ci95", "standard_error", "none"]
+Band = Literal["ci95", "bootstrap", "standard_error", "none"]

@@ -5,19 +5,25 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from pgcli.config.messages import Path_, about, dotted, explain, printable, shortened, shown
+from pgcli.config.messages import Path_, about, dotted, either, explain, printable, shortened, shown
 from pgcli.config.problems import Problems
-from pgcli.config.rules import violations
+from pgcli.config.rules import violations, without_effect
 from pgcli.config.schema import Config
 from pgcli.config.yaml import MAX_DEPTH, Source, dump, parse, read_bytes
 from pgcli.errors import ConfigError, Problem, closest
+
+# No file that a user writes has all of these, and every config.yaml of a run has them, whatever version wrote it.
+_OF_EVERY_RUN = {
+    *("seed", "env.chunk_size", "env.rebuild", "rollout.horizon", "policy.activation", "algorithm.gae_lambda"),
+    *("algorithm.value_coef", "optimizer.max_grad_norm", "sampling.backend", "training.threads", "checkpoint.keep"),
+}
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -30,21 +36,22 @@ def shipped_configs() -> dict[str, Path]:
     return {}
 
 
-def load_config(location: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(location: str, overrides: Sequence[str] = (), ignored: Collection[str] = ()) -> Config:
     """Read a config by path or shipped name, apply `KEY=VALUE` overrides, and validate it.
 
+    Args: ignored: keys that may be set where they have no effect.
     Raises: ConfigError: with every problem, each with `file:line:column`.
     """
     path, content = _read(location)
     source = parse(content, printable(str(path)))
     if isinstance(source.data, dict):
         source.data.setdefault("name", path.stem)
-    return _validate(source, overrides)
+    return _validate(source, overrides, ignored)
 
 
-def override(config: Config, overrides: Sequence[str]) -> Config:
-    """Return `config` with `KEY=VALUE` overrides applied."""
-    return _validate(Source("config.yaml", to_data(config), lines=False), overrides)
+def override(config: Config, overrides: Sequence[str], ignored: Collection[str] = ()) -> Config:
+    """Return `config` with `KEY=VALUE` overrides applied; `ignored` keys may be set where they have no effect."""
+    return _validate(Source("config.yaml", to_data(config), lines=False), overrides, ignored)
 
 
 def config_from_data(data: Any, name: str) -> Config:
@@ -78,33 +85,68 @@ def _read(location: str) -> tuple[Path, bytes]:
     try:
         return path, read_bytes(path)
     except (FileNotFoundError, ValueError):  # ValueError: a name that no file can have
-        close = closest(location, shipped)
+        close = _similar_names(location, shipped)
         names = f", or the name of a shipped config: {', '.join(shipped)}" if shipped else ""
-        hint = f"did you mean `{close}`?" if close else f"give the path of a YAML file{names}"
+        hint = f"did you mean {either(close)}?" if close else f"give the path of a YAML file{names}"
         message = "no such file, and no shipped config of that name"
         raise ConfigError([Problem(printable(location), message, hint)]) from None
 
 
-def _validate(source: Source, overrides: Sequence[str]) -> Config:
+def _similar_names(location: str, shipped: Collection[str]) -> list[str]:
+    """Return the shipped config that is spelled alike, or all of the environment or the algorithm that it names."""
+    parts = {part for name in shipped for part in name.split("/")}
+    named = location if "/" in location or "-" in location else closest(location, parts)
+    if named not in shipped and (found := [name for name in shipped if named in name.split("/")]):
+        return found
+    close = closest(location, shipped)
+    return [close] if close else []
+
+
+def _validate(source: Source, overrides: Sequence[str], ignored: Collection[str] = ()) -> Config:
     """Apply the overrides and build the Config; raise the problems of all stages together."""
     if not isinstance(source.data, dict):
         empty = source.data is None and source.lines
         message = "empty config" if empty else f"expected a mapping of keys to values, got {shown(source.data)}"
         raise source.error(source.place(()), message, "a whole config can be as short as `env: {id: CartPole-v1}`")
     problems = Problems(source)
+    idle = _idle_in_file(source)
     for text in overrides:
         _apply(text, source.data, problems)
     data = _plain(source.data, (), problems)
     config, errors = _build(data)
     for path in problems.first_new(errors):
         problems.add(path, *explain(errors[path], path))
-    while config is None:  # the rules between keys see the default of each key that is invalid
+    if config is None:
+        config = _build_valid(data)
+    refused = set[str]()
+    for violation in violations(config):
+        problems.add_conflict(violation.keys, violation.message, violation.fix)
+        refused.update(violation.keys)
+    for key, under, message, fix, is_refused in without_effect(config):
+        chosen = key in idle or problems.is_overridden(key)
+        if is_refused and chosen and key not in refused and key not in ignored:
+            problems.add_conflict((key, *under), message, fix, at=key)
+    problems.raise_if_any()
+    return config
+
+
+def _idle_in_file(source: Source) -> set[str]:
+    """Return the keys that a user's file sets in vain. What only an override makes ineffective is not in vain.
+
+    The resolved config of a run has every key, also those that earlier versions let a user set in vain.
+    """
+    if not source.lines or flat(source.data).keys() >= _OF_EVERY_RUN:
+        return set()
+    return {one.key for one in without_effect(_build_valid(_plain(source.data, (), Problems(source))))}
+
+
+def _build_valid(data: dict[str, Any]) -> Config:
+    """Build the Config with the default of each key that is invalid."""
+    config, errors = _build(data)
+    while config is None:
         for path in errors:
             _delete(data, path)
         config, errors = _build(data)
-    for violation in violations(config):
-        problems.add_conflict(*violation)
-    problems.raise_if_any()
     return config
 
 

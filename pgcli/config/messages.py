@@ -38,6 +38,28 @@ _SYNONYMS = {
     "vf_coef": "value_coef",
 }
 
+# Likewise for values: other libraries' names for a choice.
+_CHOICE_SYNONYMS = {
+    "adamw": "adam",
+    "argmax": "greedy",
+    "categorical": "softmax",
+    "cuda:0": "cuda",
+    "deterministic": "greedy",
+    "gae": "lambda_return",
+    "gpu": "cuda",
+    "normal": "gaussian",
+    "gsde": "state_dependent_gaussian",
+    "ppo": "clip",
+    "reinforce": "policy_gradient",
+    "rloo": "leave_one_out",
+    "rnn": "gru",
+    "sde": "state_dependent_gaussian",
+    "squashed_gaussian": "tanh_gaussian",
+    "stochastic": "sampled",
+    "grpo": "group",
+    "critic": "value",
+}
+
 # pydantic's error type: the kind of value that is expected. A union has several; null may be one of them.
 _KINDS = {
     "bool_type": "true or false",
@@ -68,6 +90,11 @@ _EXAMPLES = {
 _ESTIMATOR_PARTS = (get_args(Returns), get_args(Baseline), ("batch", "group"))
 
 
+def path_of(key: str) -> Path_:
+    """Return the path of a dotted key, in which a number is an index: `("a", 0)` of `a.0`."""
+    return tuple(int(part) if part.isdigit() else part for part in key.split("."))
+
+
 def dotted(path: Path_) -> str:
     """Return a path as users write it: `policy.hidden_sizes[1]`; quote a key that is not a plain word."""
     text = ""
@@ -77,6 +104,12 @@ def dotted(path: Path_) -> str:
         else:
             text += ("." if text else "") + (part if re.fullmatch(r"[\w-]{1,60}", part) else shown(part))
     return text
+
+
+def either(names: Sequence[str]) -> str:
+    """Return names as alternatives: "`a`, `b` or `c`"."""
+    *most, last = [f"`{name}`" for name in names]
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def shown(value: Any, depth: int = 4) -> str:
@@ -155,7 +188,9 @@ def _hint(error: ErrorDetails, path: Path_) -> str:
                 return f"did you mean `{'+'.join(map(str, parts))}`?"
         case "literal_error", _:
             choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-            if close := closest(str(value).lower(), choices):  # null → none, ReLU → relu
+            word = str(value).lower()
+            meant = _CHOICE_SYNONYMS.get(word)
+            if close := meant if meant in choices else closest(word, choices):  # null → none, ReLU → relu
                 return f"did you mean `{close}`?"
         case "bool_type" | "float_type" | "int_type" as kind, str():
             return _EXAMPLES[kind]

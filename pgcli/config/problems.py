@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from pgcli.config.messages import Path_, dotted
+from pgcli.config.messages import Path_, path_of
 from pgcli.config.yaml import Place, Source
 from pgcli.errors import ConfigError, Problem
 
@@ -34,12 +34,15 @@ class Problems:
         self._append(path, message, hint)
         self._invalid.add(path)
 
-    def add_conflict(self, keys: Iterable[str], reason: str, fix: str) -> None:
-        """Add a problem between keys, at the first of them that the user wrote; none if one of them is invalid."""
-        paths: list[Path_] = [tuple(int(part) if part.isdigit() else part for part in key.split(".")) for key in keys]
+    def add_conflict(self, keys: Sequence[str], message: str, fix: str, at: str | None = None) -> None:
+        """Add a problem between keys, at one of them or the first that the user wrote; none if one is invalid."""
+        paths = [path_of(key) for key in keys]
         if not any(map(self._is_invalid, paths)):
-            names = " and ".join(f"`{dotted(path)}`" for path in paths)
-            self._append(max(paths, key=self._is_written), f"{names}: {reason}", fix)
+            self._append(max(paths, key=self._is_written) if at is None else path_of(at), message, fix)
+
+    def is_overridden(self, key: str) -> bool:
+        """Return whether an override wrote `key`."""
+        return self._origin(path_of(key)) > 0
 
     def first_new(self, paths: Iterable[Path_]) -> list[Path_]:
         """Return the first MAX_PROBLEMS of the paths that have no problem yet; count the others."""
@@ -53,7 +56,7 @@ class Problems:
         problems = [problem for *_, problem in sorted(self._found, key=lambda found: found[:2])]
         if more := self._omitted + len(problems[MAX_PROBLEMS:]):
             message = f"and {more} more problem{'s' if more > 1 else ''}"
-            problems[MAX_PROBLEMS:] = [Problem(self._origins[0][1].name, message, "mend these first")]
+            problems[MAX_PROBLEMS:] = [Problem(self._origins[0][1].name, message, "fix these first")]
         if problems:
             raise ConfigError(problems)
 

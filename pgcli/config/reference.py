@@ -58,11 +58,14 @@ def markdown() -> str:
     ]
     of_section: dict[str, list[Key]] = {}
     for key in keys(None):
-        of_section.setdefault(key.name.rpartition(".")[0], []).append(key)
+        section, dot, _ = key.name.partition(".")  # evaluation.env.kwargs is in the section evaluation
+        of_section.setdefault(section if dot else "", []).append(key)
     for section, found in of_section.items():
         title, about = ("The run", "Keys outside any section.")
         if section:
-            part = schema["$defs"][schema["properties"][section]["$ref"].rpartition("/")[2]]
+            part = schema
+            for name in section.split("."):
+                part = _referenced(schema, part["properties"][name])
             title, about = section, part["description"].splitlines()[0]
         lines += [
             "",
@@ -79,10 +82,16 @@ def markdown() -> str:
     return "\n".join(lines)
 
 
+def _referenced(schema: dict[str, Any], field: dict[str, Any]) -> dict[str, Any]:
+    """Return the section that a field of the JSON Schema refers to."""
+    found: dict[str, Any] = schema["$defs"][field["$ref"].rpartition("/")[2]]
+    return found
+
+
 def _fields(schema: dict[str, Any], part: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, field in part["properties"].items():
         if "$ref" in field:
-            yield from _fields(schema, schema["$defs"][field["$ref"].rpartition("/")[2]], f"{prefix}{name}.")
+            yield from _fields(schema, _referenced(schema, field), f"{prefix}{name}.")
         else:
             yield prefix + name, field
 

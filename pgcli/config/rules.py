@@ -1,14 +1,15 @@
-"""Rules between keys: combinations that have no meaning or no effect, each with a reason and a fix."""
+"""Rules between keys: combinations without a meaning, and keys without an effect, each with a reason and a fix."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from pgcli.config.messages import dotted, path_of, shown
 from pgcli.config.schema import Config
 
-Value = str | float | None
+Value = str | float | dict[str, float] | None
 Condition = Callable[[Config], bool]
 
 
@@ -19,7 +20,7 @@ class Not(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What no config may have: each key of `when` with its value there, or fulfilling its condition there."""
+    """A forbidden combination: every key of `when` has the value, or meets the condition, that `when` maps it to."""
 
     when: dict[str, Value | Not | Condition]
     reason: str | Callable[[Config], str]
@@ -32,6 +33,70 @@ class Violation(NamedTuple):
     keys: tuple[str, ...]
     reason: str
     fix: str
+
+    @property
+    def message(self) -> str:
+        """The reason, after the names of the keys."""
+        return f"{' and '.join(f'`{dotted(path_of(key))}`' for key in self.keys)}: {self.reason}"
+
+
+class Effect(NamedTuple):
+    """Keys that have an effect only where `condition` is true, which depends on the keys of `under`."""
+
+    keys: tuple[str, ...]
+    condition: Condition
+    under: tuple[str, ...]
+    fix: str  # a setting that gives them an effect
+    refused: bool = True  # False: only these values of numbers take the effect away, and a notice reports it
+
+
+class Ineffective(NamedTuple):
+    """A key that is not at its default and has no effect under other keys."""
+
+    key: str
+    under: tuple[str, ...]
+    message: str
+    fix: str
+    refused: bool
+
+
+def without_effect(config: Config) -> list[Ineffective]:
+    """Return every key that is not at its default and that, under the config's other keys, changes nothing."""
+    default, found = Config(), dict[str, Ineffective]()
+    for keys, condition, under, fix, refused in EFFECTS:
+        for key in keys:
+            if key in found or attrgetter(key)(config) == attrgetter(key)(default) or condition(config):
+                continue
+            *most, last = [f"`{other}: {_written(config, other)}`" for other in under]
+            values = f"{', '.join(most)} and {last}" if most else last
+            message = f"`{key}` has no effect under {values}"
+            found[key] = Ineffective(key, under, message, f"leave it out, or set {fix}", refused)
+    return list(found.values())
+
+
+def effective(config: Config) -> Config:
+    """Return the config with its defaults for keys without effect, and written out where null stands for another key.
+
+    Configs that train the same run in different words become equal.
+    """
+    default = Config()
+    values: dict[str, Any] = {one.key: attrgetter(one.key)(default) for one in without_effect(config)}
+    if config.has_value and not config.value.shared_trunk:
+        for key, same in _DERIVED.items():
+            if attrgetter(key)(config) is None:
+                values[key] = attrgetter(same)(config)
+    values["env.chunk_size"] = config.env.chunk_size or config.env.num_envs
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = value
+    updated = {name: getattr(config, name).model_copy(update=part) for name, part in sections.items()}
+    return config.model_copy(update=updated)
+
+
+def _written(config: Config, key: str) -> str:
+    value = attrgetter(key)(config)
+    return value if isinstance(value, str) else shown(value)
 
 
 def violations(config: Config) -> Iterator[Violation]:
@@ -74,11 +139,25 @@ def _segments(c: Config) -> bool:
 
 def _no_location(c: Config) -> bool:
     file, colon, name = (c.algorithm.estimator or "").rpartition(":")
-    return c.algorithm.estimator is not None and not (colon and file.endswith(".py") and name.isidentifier())
+    return c.algorithm.estimator is not None and not (
+        colon and file.endswith((".py", ".ipynb")) and name.isidentifier()
+    )
 
 
-def _has_wrapper(name: str) -> Condition:
-    return lambda c: any(wrapper.name in (name, f":{name}", f"gymnasium.wrappers:{name}") for wrapper in c.env.wrappers)
+_ENVIRONMENTS = ("env", "evaluation.env")  # the sections that describe one
+
+
+def _has_wrapper(section: str, name: str) -> Condition:
+    names = (name, f":{name}", f"gymnasium.wrappers:{name}")
+    return lambda c: any(one.name in names for one in attrgetter(f"{section}.wrappers")(c) or ())
+
+
+def _has_wrappers(section: str) -> Condition:
+    return lambda c: bool(attrgetter(f"{section}.wrappers")(c))
+
+
+def _has_argument(section: str, name: str) -> Condition:
+    return lambda c: name in (attrgetter(f"{section}.kwargs")(c) or ())
 
 
 _MEAN_OF_ONE = "the mean over one trajectory is that trajectory: every advantage would be zero"
@@ -86,7 +165,7 @@ _LATER_STEPS = "after its first step the policy is no longer the one that acted"
 _OTHER_POLICIES = "the data of earlier iterations are those of other policies"
 _WHOLE_EPISODES = "collect whole episodes: `rollout: {episodes: 64}`"
 _ON_POLICY = "it gives the gradient of one step on data of the policy's own"
-_OWN_BASELINE = "use `baseline: none`, and subtract one of your own"
+_OWN_BASELINE = "leave baseline out, and subtract one of your own"
 _GYMNASIUM = "pgcli gives this argument to Gymnasium itself"
 _NOT_SAVED = "its running statistics are in no checkpoint, and"
 _NORMALIZE_RETURNS = "use `value.normalize_returns: true`"
@@ -151,7 +230,10 @@ RULES: tuple[Rule, ...] = (
         "use `baseline: value`, or `returns: reward_to_go`",
     ),
     Rule(
-        {"algorithm.baseline": "mean", "rollout.episodes": 1},
+        {
+            "algorithm.baseline": lambda c: c.algorithm.baseline == "mean" and c.algorithm.estimator is None,
+            "rollout.episodes": 1,
+        },
         _MEAN_OF_ONE,
         "collect more episodes, or use `baseline: none`",
     ),
@@ -199,18 +281,10 @@ RULES: tuple[Rule, ...] = (
             ("target_kl", lambda c: c.algorithm.target_kl is not None and c.algorithm.kl_coef == 0),
         )
     ),
-    *(
-        Rule(
-            {f"algorithm.{key}": Not(default), "algorithm.objective": Not("importance_sampling")},
-            "only `objective: importance_sampling` has weights of this kind",
-            f"leave {key} out, or use `objective: importance_sampling`",
-        )
-        for key, default in (("importance_bound", None), ("self_normalize", False))
-    ),
     # An estimator of the user's own: from whole episodes to a gradient
     Rule(
         {"algorithm.estimator": _no_location},
-        lambda c: f"expected FILE.py:NAME, got {c.algorithm.estimator!r}",
+        lambda c: f"expected FILE.py:NAME or FILE.ipynb:NAME, got {c.algorithm.estimator!r}",
         "write it like `my.py:reinforce`",
     ),
     *(
@@ -239,13 +313,10 @@ RULES: tuple[Rule, ...] = (
         "a group needs a size",
         "set `group_size` to how many columns share a start state",
     ),
-    *(
-        Rule(
-            {f"algorithm.{key}": Not(default), "algorithm.baseline": Not("group")},
-            "only `baseline: group` has groups",
-            f"leave {key} out, or use `baseline: group`",
-        )
-        for key, default in (("group_size", None), ("group_mean", "whole"))
+    Rule(  # not only without effect: columns would share their reset seeds
+        {"algorithm.group_size": Not(None), "algorithm.baseline": Not("group")},
+        "only `baseline: group` has groups",
+        "leave group_size out, or use `baseline: group`",
     ),
     Rule(
         {"algorithm.group_size": lambda c: c.algorithm.baseline == "group" and c.algorithm.group_size == 1},
@@ -275,14 +346,17 @@ RULES: tuple[Rule, ...] = (
         "use `baseline: group` with `returns: total`, or `standardize: batch`",
     ),
     # Environment
-    Rule(
-        {"env.kwargs.max_episode_steps": lambda c: "max_episode_steps" in c.env.kwargs},
-        _GYMNASIUM,
-        "set `env.max_episode_steps`",
-    ),
-    Rule({"env.kwargs.render_mode": lambda c: "render_mode" in c.env.kwargs}, _GYMNASIUM, "leave it out"),
     *(
-        Rule({"env.wrappers": _has_wrapper(name)}, f"{name}: {reason}", fix)
+        Rule({f"{section}.kwargs.{name}": _has_argument(section, name)}, _GYMNASIUM, fix)
+        for section in _ENVIRONMENTS
+        for name, fix in (
+            ("max_episode_steps", f"set `{section}.max_episode_steps`"),
+            ("render_mode", "leave it out"),
+        )
+    ),
+    *(
+        Rule({f"{section}.wrappers": _has_wrapper(section, name)}, f"{name}: {reason}", fix)
+        for section in _ENVIRONMENTS
         for name, reason, fix in (
             ("NormalizeObservation", f"{_NOT_SAVED} evaluation would change them", "use `policy.normalize_obs: true`"),
             (
@@ -300,38 +374,38 @@ RULES: tuple[Rule, ...] = (
             ("TransformReward", *_FUNCTION),
         )
     ),
-    Rule(
-        {"env.vectorization": "native", "env.wrappers": lambda c: bool(c.env.wrappers)},
-        "a native vector environment takes no wrappers",
-        "use `vectorization: sync`, or leave the wrappers out",
+    *(
+        Rule(
+            {"env.vectorization": "native", f"{section}.wrappers": _has_wrappers(section)},
+            "a native vector environment takes no wrappers",
+            "use `vectorization: sync`, or leave the wrappers out",
+        )
+        for section in _ENVIRONMENTS
     ),
     Rule(
         {"env.vectorization": "native", "env.rebuild": True},
         "the episodes of a native vector environment share one instance",
         "use `vectorization: sync`, or leave rebuild out",
     ),
-    # Distributions
-    Rule(
-        {"policy.noise_steps": Not(64), "policy.distribution": Not("state_dependent_gaussian")},
-        "only a `state_dependent_gaussian` keeps its noise for several steps",
-        "leave noise_steps out, or use `distribution: state_dependent_gaussian`",
-    ),
     # Recurrent policies
-    Rule(
-        {"policy.backpropagation_steps": Not(None), "policy.memory": "none"},
-        "a policy without memory has nothing to go back through",
-        "leave backpropagation_steps out, or use `memory: gru`",
-    ),
     Rule(
         {"training.compile": True, "policy.memory": Not("none")},
         "torch.compile does not go into recurrent networks",
         "leave compile out",
     ),
     # Evaluation and diagnostics
+    *(
+        Rule(
+            {f"evaluation.{key}": Not(default), "evaluation.every": None},
+            "without `evaluation.every` nothing is evaluated before the end",
+            "set `evaluation.every`",
+        )
+        for key, default in (("stop_at_return", None), ("stop_at", {}), ("patience", None))
+    ),
     Rule(
-        {"evaluation.stop_at_return": Not(None), "evaluation.every": None},
-        "without `evaluation.every` nothing is evaluated before the end",
-        "set `evaluation.every`",
+        {"evaluation.stop_evaluations": lambda c: c.evaluation.stop_evaluations > 1 and not c.evaluation.goals},
+        "there is no value that evaluations have to reach",
+        "set `evaluation.stop_at_return`, or leave stop_evaluations out",
     ),
     Rule(
         {"diagnostics.shadows": lambda c: bool(c.diagnostics.shadows), "diagnostics.every": None},
@@ -350,3 +424,168 @@ RULES: tuple[Rule, ...] = (
         )
     ),
 )
+
+
+def _estimators(c: Config) -> list[str]:
+    """Return the gradient estimators that a run computes: its own and those that it only measures."""
+    shadows = c.diagnostics.shadows if c.diagnostics.every is not None else []
+    return [c.estimator, *shadows]
+
+
+def _needs_own_estimate(c: Config) -> bool:
+    """Return whether a run computes pgcli's estimate: to learn from it, or to measure its variance."""
+    return c.algorithm.estimator is None or c.diagnostics.every is not None
+
+
+def _steps(c: Config) -> int:
+    """Return the optimizer steps of the policy on one batch."""
+    return c.algorithm.update_epochs * c.algorithm.num_minibatches
+
+
+def _value_steps(c: Config) -> int:
+    """Return the optimizer steps of the value function on one batch."""
+    return (c.value.update_epochs or c.algorithm.update_epochs) * c.algorithm.num_minibatches
+
+
+def _has_hidden_layers(c: Config) -> bool:
+    own_network = c.has_value and not c.value.shared_trunk
+    return bool(c.policy.hidden_sizes or (own_network and c.value.hidden_sizes))
+
+
+_DERIVED = {  # where null, it stands for the value of the other key
+    "value.hidden_sizes": "policy.hidden_sizes",
+    "value.learning_rate": "optimizer.learning_rate",
+    "value.update_epochs": "algorithm.update_epochs",
+}
+_ONE_STEP = ("algorithm.update_epochs", "algorithm.num_minibatches")
+_ONE_PASS = (*_ONE_STEP, "algorithm.reuse")
+_SEVERAL_STEPS = "`algorithm.update_epochs: 4`"
+_MEMORY = "`policy.memory: gru`"
+
+# For each key without a row here, and in no rule above that refuses it where it has no effect, the effect is its own.
+# An image, a mask or continuous actions are of the environment: what needs them is not in this table.
+EFFECTS: tuple[Effect, ...] = (
+    Effect(
+        ("env.num_envs",),
+        lambda c: c.env.chunk_size is None or c.rollout.steps is not None,
+        ("env.chunk_size", "rollout.episodes"),
+        "`env.chunk_size: null`",
+    ),
+    Effect(
+        ("env.rebuild",),
+        lambda c: c.env.vectorization != "native",
+        ("env.vectorization",),
+        "`env.vectorization: sync`",
+    ),
+    Effect(
+        ("policy.activation",),
+        _has_hidden_layers,
+        ("policy.hidden_sizes",),
+        "`policy.hidden_sizes: [64, 64]`",
+    ),
+    Effect(
+        ("policy.initial_standard_deviation",),
+        lambda c: c.policy.distribution not in ("softmax", "bernoulli"),
+        ("policy.distribution",),
+        "`policy.distribution: gaussian`",
+    ),
+    Effect(
+        ("policy.noise_steps",),
+        lambda c: c.policy.distribution == "state_dependent_gaussian",
+        ("policy.distribution",),
+        "`policy.distribution: state_dependent_gaussian`",
+    ),
+    Effect(
+        ("policy.memory_size", "policy.backpropagation_steps"),
+        lambda c: c.policy.memory != "none",
+        ("policy.memory",),
+        _MEMORY,
+    ),
+    Effect(
+        (
+            *("algorithm.returns", "algorithm.baseline", "algorithm.average", "algorithm.standardize"),
+            "algorithm.discount_weighting",
+        ),
+        _needs_own_estimate,
+        ("algorithm.estimator",),
+        "`algorithm.estimator: null`",
+    ),
+    Effect(
+        ("algorithm.gae_lambda",),
+        lambda c: any(name.startswith(("lambda_return", "vtrace")) for name in _estimators(c)),
+        ("algorithm.returns",),
+        "`algorithm.returns: lambda_return`",
+    ),
+    Effect(
+        ("algorithm.discount_weighting",),
+        lambda c: c.algorithm.gamma != 1,
+        ("algorithm.gamma",),
+        "`algorithm.gamma: 0.99`",
+        refused=False,
+    ),
+    Effect(
+        ("algorithm.group_mean",),
+        lambda c: c.algorithm.baseline == "group",
+        ("algorithm.baseline",),
+        "`algorithm.baseline: group`",
+    ),
+    Effect(
+        ("algorithm.clip_range", "algorithm.clip_range_schedule"),
+        lambda c: c.algorithm.objective == "clip",
+        ("algorithm.objective",),
+        "`algorithm.objective: clip`",
+    ),
+    Effect(
+        ("algorithm.importance_bound", "algorithm.self_normalize"),
+        lambda c: c.algorithm.objective == "importance_sampling",
+        ("algorithm.objective",),
+        "`algorithm.objective: importance_sampling`",
+    ),
+    Effect(  # one step from the policy that acted: all ratios are 1, and the gradient of the KL is 0
+        (
+            *("algorithm.clip_range", "algorithm.clip_range_schedule", "algorithm.self_normalize"),
+            "algorithm.kl_coef",
+        ),
+        lambda c: _steps(c) > 1 or c.algorithm.reuse > 1,
+        _ONE_PASS,
+        _SEVERAL_STEPS,
+        refused=False,
+    ),
+    Effect(
+        ("algorithm.importance_bound",),
+        lambda c: _steps(c) > 1 or c.algorithm.reuse > 1 or (c.algorithm.importance_bound or 1) < 1,
+        _ONE_PASS,
+        _SEVERAL_STEPS,
+        refused=False,
+    ),
+    Effect(("algorithm.target_kl",), lambda c: _steps(c) > 1, _ONE_STEP, _SEVERAL_STEPS, refused=False),
+    Effect(
+        ("algorithm.entropy_coef_schedule",),
+        lambda c: c.algorithm.entropy_coef > 0,
+        ("algorithm.entropy_coef",),
+        "`algorithm.entropy_coef: 0.01`",
+    ),
+    Effect(
+        (
+            *("value.hidden_sizes", "value.shared_trunk", "value.learning_rate", "value.update_epochs"),
+            *("value.clip_range", "value.normalize_returns", "algorithm.value_coef"),
+        ),
+        lambda c: c.has_value,
+        ("algorithm.baseline",),
+        "`algorithm.baseline: value`",
+    ),
+    Effect(
+        ("value.clip_range",),
+        lambda c: _value_steps(c) > 1,
+        ("value.update_epochs", *_ONE_STEP),
+        "`value.update_epochs: 4`",
+        refused=False,
+    ),
+    Effect(
+        ("training.compile",),
+        lambda c: c.algorithm.estimator is None,
+        ("algorithm.estimator",),
+        "`algorithm.estimator: null`",
+    ),
+)
+CONDITIONAL = frozenset(key for effect in EFFECTS for key in effect.keys)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from pgcli.config import choices
 
@@ -42,7 +42,11 @@ def _by_name(value: Any) -> Any:
 
 def _or_name(schema: dict[str, Any]) -> None:
     """Add to the JSON Schema that a wrapper may be a name alone."""
-    schema["items"] = {"anyOf": [{"type": "string"}, schema["items"]]}
+    array = schema.get("anyOf", [schema])[0]
+    array["items"] = {"anyOf": [{"type": "string"}, array["items"]]}
+
+
+Wrappers = list[Annotated[WrapperConfig, BeforeValidator(_by_name)]]
 
 
 class EnvConfig(Section):
@@ -58,7 +62,7 @@ class EnvConfig(Section):
         None, description="Columns that share one forward pass; null: num_envs. Part of the result."
     )
     kwargs: dict[str, Json] = Field({}, description="Keyword arguments of the environment.")
-    wrappers: list[Annotated[WrapperConfig, BeforeValidator(_by_name)]] = Field(
+    wrappers: Wrappers = Field(
         [],
         json_schema_extra=_or_name,
         description="Gymnasium's by name, others as `module:Class`, or `{name: …, kwargs: …}`; innermost first.",
@@ -72,6 +76,32 @@ class EnvConfig(Section):
         "auto",
         description="A fresh instance per episode; auto: for environments known to remember past episodes.",
     )
+    _reads_mask: bool = PrivateAttr(True)
+
+    @property
+    def reads_mask(self) -> bool:
+        """Whether an action mask is read; `policy.action_mask: none` ignores it, whatever it is."""
+        return self._reads_mask
+
+
+class EvaluationEnvConfig(Section):
+    """How the environment of evaluations differs from that of training; null: not at all."""
+
+    wrappers: Wrappers | None = Field(
+        None,
+        json_schema_extra=_or_name,
+        description="All wrappers of the evaluation environment, `[]` for none; null: those of training.",
+    )
+    kwargs: dict[str, Json] | None = Field(
+        None, description="All keyword arguments of the evaluation environment; null: those of training."
+    )
+    max_episode_steps: Count | None = Field(
+        None, description="Time limit of evaluation episodes in steps; null: that of training."
+    )
+
+    def applied_to(self, env: EnvConfig) -> EnvConfig:
+        """Return `env` as evaluations have it."""
+        return env.model_copy(update={name: value for name, value in self if value is not None})
 
 
 class RolloutConfig(Section):
@@ -179,8 +209,8 @@ class AlgorithmConfig(Section):
     )
     estimator: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        description="`FILE.py:NAME`: a function of your own, from (rollouts, policy, gamma) to a flat gradient, in "
-        "the place of returns, baseline, average, standardize and discount_weighting; null: pgcli's.",
+        description="`FILE.py:NAME` or `FILE.ipynb:NAME`: your own function from (rollouts, policy, gamma) to a flat "
+        "gradient. It replaces returns, baseline, average, standardize and discount_weighting; null: pgcli's.",
     )
     reuse: Annotated[int, Field(ge=1, le=1000), _WHOLE] = Field(
         1, description="Learn from the data of so many last iterations; needs importance_sampling or clip."
@@ -289,7 +319,33 @@ class EvaluationConfig(Section):
     )
     episodes: Count = Field(100, description="Episodes per evaluation.")
     mode: choices.Mode = Field("sampled", description="sampled: actions drawn from π; greedy: the most probable one.")
+    env: EvaluationEnvConfig = Field(
+        default_factory=EvaluationEnvConfig,
+        description="What differs in the environment, for `pgcli eval` and films, too; so that clipped rewards, lost "
+        "lives and shaping stay in training.",
+    )
     stop_at_return: float | None = Field(None, description="End the run when an evaluation's mean return reaches this.")
+    stop_at: dict[str, float] = Field(
+        {},
+        description="End the run when an evaluation reaches these values of columns of evaluations.csv, such as "
+        "`{is_success: 0.95}`, all of them, and stop_at_return, at once.",
+    )
+    stop_evaluations: Count = Field(
+        1, description="End the run once so many evaluations in a row reach stop_at_return and stop_at."
+    )
+    patience: Count | None = Field(
+        None, description="End the run once so many evaluations in a row have no better mean return than the best."
+    )
+
+    @property
+    def goals(self) -> dict[str, float]:
+        """What an evaluation has to reach to end the run, by column of evaluations.csv; {}: nothing ends it."""
+        return ({} if self.stop_at_return is None else {"return_mean": self.stop_at_return}) | self.stop_at
+
+    @property
+    def stops(self) -> bool:
+        """Whether a rule may end the run before its budget."""
+        return bool(self.goals) or self.patience is not None
 
 
 class CheckpointConfig(Section):
@@ -301,8 +357,13 @@ class CheckpointConfig(Section):
     keep: Count = Field(3, description="How many of the newest are kept; the best one is kept besides.")
 
 
+# A name of a column: no commas, quotes or control characters, and no space at its ends.
+INFO_NAME = r"^[^\x00-\x20\x7f,\"']([^\x00-\x1f\x7f,\"']*[^\x00-\x20\x7f,\"'])?$"
+DEFAULT_INFO = ("is_success", "success")
+
+
 class LoggingConfig(Section):
-    """Copies of the tables for other tools; no effect on the result, and no part of it."""
+    """What is written of a run besides its results: no effect on what is learned."""
 
     tensorboard: bool = Field(
         False, description="Event files in the run's folder tensorboard/, for `tensorboard --logdir`."
@@ -310,6 +371,12 @@ class LoggingConfig(Section):
     wandb: bool = Field(
         False,
         description="An offline run of Weights & Biases in the run's folder wandb/; only `wandb sync` sends it.",
+    )
+    info: list[Annotated[str, Field(pattern=INFO_NAME, max_length=100)]] | None = Field(
+        None,
+        description="Numbers and booleans that the environment reports in the info of an episode's last step, as "
+        "columns of episodes.csv, and their means in metrics.csv and evaluations.csv; `a.b` is b of the mapping a; "
+        "null: is_success and success, if the episodes of the first evaluation report them.",
     )
 
 
@@ -362,10 +429,24 @@ class Config(Section):
         default_factory=DiagnosticsConfig, description="What is measured of the gradient."
     )
 
+    def model_post_init(self, context: Any, /) -> None:
+        """Pass `policy.action_mask` to the environment, which has the mask."""
+        self.env._reads_mask = self.policy.action_mask == "auto"
+
+    @property
+    def evaluation_env(self) -> EnvConfig:
+        """The environment of evaluations."""
+        return self.evaluation.env.applied_to(self.env)
+
     @property
     def group_size(self) -> int:
         """Columns that share a reset seed: 1 where there are no groups."""
         return self.algorithm.group_size or 1
+
+    @property
+    def info_names(self) -> tuple[str, ...]:
+        """What is read of the info of an episode's last step."""
+        return DEFAULT_INFO if self.logging.info is None else tuple(dict.fromkeys(self.logging.info))
 
     @property
     def has_value(self) -> bool:
@@ -378,6 +459,12 @@ class Config(Section):
         algorithm = self.algorithm
         standardize = () if algorithm.standardize == "none" else (algorithm.standardize,)
         return "+".join((algorithm.returns, algorithm.baseline, *standardize))
+
+    def without_stopping(self) -> Config:
+        """Return the config without the rules that end a run before its budget."""
+        names = ("stop_at_return", "stop_at", "stop_evaluations", "patience")
+        never: dict[str, Any] = {name: EvaluationConfig.model_fields[name].default for name in names}
+        return self.model_copy(update={"evaluation": self.evaluation.model_copy(update=never)})
 
     def with_estimator(self, name: str) -> Config:
         """Return the config with another estimator, without diagnostics and without keys that only its own allows."""

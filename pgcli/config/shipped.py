@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from pgcli.config import shipped_configs
@@ -65,8 +67,11 @@ def copy(name: str, destination: Path | None) -> Path:
         target = target / source.name
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("xb") as file:
-            file.write(_as_copy(source, target).encode())
+        if os.path.lexists(target):
+            raise FileExistsError
+        with TemporaryDirectory(prefix=".writing-", dir=target.parent) as folder:  # whole or not at all
+            (Path(folder) / target.name).write_text(_as_copy(source, target), encoding="utf-8", newline="\n")
+            (Path(folder) / target.name).rename(target)
     except FileExistsError:
         raise RunDirectoryError(f"{target}: already there", "name another destination") from None
     except OSError as error:

@@ -12,14 +12,15 @@ import numpy as np
 from gymnasium import spaces
 
 from pgcli.config.schema import EnvConfig
+from pgcli.environments.construction import build
 from pgcli.environments.failures import InvalidOutput, describe_outcome, is_user_error, message_of
-from pgcli.environments.masks import choices, draw, read_mask, reported_mask
+from pgcli.environments.masks import choices, draw, read_mask, reported_anyhow
 from pgcli.environments.outputs import non_finite_rows, pack_observation, read_flag, read_reward
-from pgcli.environments.registry import build, newer_version, spec
-from pgcli.errors import EnvironmentFailure
+from pgcli.environments.registry import newer_version, spec
+from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.policies.observations import ACTION_MASK, Layout
 
-MAX_EPISODE_STEPS = 100_000  # stops episodes that never end; not a time limit
+MAX_EPISODE_STEPS = 100_000  # stops episodes that never end, unless the time limit is longer; not a time limit
 _SEED_BITS, _NARROW_SEED_BITS = 63, 31  # of the seeds of resets
 _RESET = "begin with `def reset(self, *, seed=None, options=None)` and `super().reset(seed=seed)`; return obs, {}"
 _STEP = "return obs, reward, terminated, truncated, info from step"
@@ -36,6 +37,11 @@ class StartCheck:
     warnings: tuple[str, ...]
     env_id: str
     seed_bits: int
+
+    @property
+    def longest_episode(self) -> int:
+        """Return the number of steps after which an episode has no end."""
+        return max(MAX_EPISODE_STEPS, self.time_limit or 0)
 
     def seed(self, derived: int) -> int:
         """Return the bits of a derived seed that the environment accepts."""
@@ -60,10 +66,32 @@ def check_environment(config: EnvConfig) -> StartCheck:
     Raises: EnvironmentFailure: for a fault that would stop a run; UsageError: for an argument that it does not take.
     """
     parts = {"id", "kwargs", "wrappers", "max_episode_steps"}
-    key = json.dumps(config.model_dump(include=parts, warnings=False), sort_keys=True, default=repr)
+    data = config.model_dump(include=parts, warnings=False) | {"reads_mask": config.reads_mask}
+    key = json.dumps(data, default=repr)  # the order of kwargs counts
     if key not in _checked:
         _checked[key] = _check(config)
     return _checked[key]
+
+
+def check_evaluation(config: EnvConfig, training: EnvConfig) -> StartCheck:
+    """Check the environment of evaluations, in which the policy of `training` has to act.
+
+    Raises: UsageError if its spaces are not those of training; and what `check_environment` raises.
+    """
+    found, expected = check_environment(config), check_environment(training)
+    for name in ("observation_space", "action_space", "adds_mask"):
+        if getattr(found, name) != getattr(expected, name):
+            own, other = (
+                f"{'an' if one.adds_mask else 'no'} action mask"
+                if name == "adds_mask"
+                else f"the {name.replace('_', ' ')} {getattr(one, name)}"
+                for one in (found, expected)
+            )
+            raise UsageError(
+                f"evaluation.env: evaluations have {own}, and training has {other}",
+                "wrappers and kwargs that change spaces belong to both `env` and `evaluation.env`",
+            )
+    return found
 
 
 def _check(config: EnvConfig) -> StartCheck:
@@ -77,16 +105,25 @@ def _check(config: EnvConfig) -> StartCheck:
         obs, info = result
         outside = _out_of_bounds(layout, obs)
         in_obs = isinstance(observation_space, spaces.Dict) and ACTION_MASK in observation_space.spaces
-        reported = obs[ACTION_MASK] if in_obs else reported_mask(env, info)
-        fits = bool(choices(action_space)) and not (in_obs and np.size(reported) != sum(choices(action_space)))
-        mask = read_mask(reported, action_space) if fits and reported is not None else None
+        reported, unused = None, ""
+        if config.reads_mask and in_obs:
+            reported = obs[ACTION_MASK]
+            if not choices(action_space):
+                reported, unused = None, f"{type(action_space).__name__} actions have no choices to mask"
+            elif np.size(reported) != sum(choices(action_space)):
+                reported = None  # the policy refuses it
+        elif config.reads_mask:
+            reported, unused = reported_anyhow(env, info, action_space)
+        mask = None if reported is None else read_mask(reported, action_space)
         doing = "step"
         if mask is not None and not mask.any():
             raise InvalidOutput("an action mask that permits nothing", "after a reset there must be something to do")
         result = env.step(draw(action_space, mask, np.random.default_rng(0)))
         if not (isinstance(result, tuple) and len(result) == 5 and isinstance(result[4], dict)):
             raise InvalidOutput(f"{_kind(result)} instead of (obs, reward, terminated, truncated, info)", _STEP)
-        obs, reward, terminated, truncated, _ = result
+        obs, reward, terminated, truncated, info = result
+        if config.reads_mask and reported is None and info.get(ACTION_MASK) is not None and not unused:
+            unused = "it is in the info of steps only, not in that of a reset"
         outside = outside or _out_of_bounds(layout, obs)
         if not math.isfinite(read_reward(reward)):
             raise InvalidOutput(f"a non-finite reward: {reward}", "a reward is a finite number")
@@ -102,6 +139,7 @@ def _check(config: EnvConfig) -> StartCheck:
     newest = newer_version(spec(config))
     warnings = [f"{spec(config).id} is out of date: there is a v{newest}"] if newest else []
     warnings += [f"{config.id} gave {outside}; nothing is clipped"] if outside else []
+    warnings += [f"the action mask of {config.id} is not used: {unused}"] if unused else []
     adds_mask = mask is not None and not in_obs
     return StartCheck(observation_space, action_space, adds_mask, limit, tuple(warnings), config.id, seed_bits)
 
@@ -168,4 +206,6 @@ def _failure(config: EnvConfig, doing: str, error: BaseException) -> Environment
         message = f"{config.id}: its step gives 4 values, as those of `gym` did, and Gymnasium's gives 5"
         return EnvironmentFailure(message, _STEP)
     hint = error.hint if isinstance(error, InvalidOutput) else ""
+    if "unhashable type: 'list'" in message and config.kwargs:
+        hint = "YAML has lists only; an argument whose default is a tuple is passed as one"
     return EnvironmentFailure(f"{config.id} {describe_outcome(error)} at the {doing} of the start check", hint)

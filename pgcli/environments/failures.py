@@ -7,11 +7,14 @@ import signal
 import sysconfig
 import traceback
 
+import gymnasium as gym
+
 from pgcli.errors import PgcliError
-from pgcli.system.signals import Stopped
+from pgcli.system.streams import printable
 
 _LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_GYMNASIUM = os.path.dirname(gym.__file__) + os.sep
 _MAX_CHARACTERS = 300  # of an exception's message
 
 
@@ -34,13 +37,13 @@ def is_user_error(error: BaseException) -> bool:
     """
     if isinstance(error, KeyboardInterrupt):
         return signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    return not isinstance(error, PgcliError | Stopped | GeneratorExit)
+    return not isinstance(error, PgcliError | GeneratorExit)
 
 
 def describe(error: BaseException) -> str:
     """Return an exception's type, message and line in the user's code: `ValueError: text (file.py:3)`."""
     message, line = message_of(error), line_of(error)
-    return type(error).__name__ + (f": {message}" if message else "") + (f" ({line})" if line else "")
+    return printable(type(error).__name__ + (f": {message}" if message else "") + (f" ({line})" if line else ""))
 
 
 def describe_outcome(error: BaseException) -> str:
@@ -57,10 +60,18 @@ def line_of(error: BaseException) -> str:
     return f"{_relative(own[-1].filename)}:{own[-1].lineno}" if own else ""
 
 
+def mentions(error: BaseException, word: str) -> bool:
+    """Return whether the message of an exception, or a line of the user's code that it passed, has a word."""
+    error = error.__cause__ or error  # Gymnasium adds the arguments to a TypeError
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.line or "" for frame in frames if not frame.filename.startswith((_PACKAGE, _GYMNASIUM))]
+    return any(word in text for text in (*lines, message_of(error)))
+
+
 def message_of(error: BaseException) -> str:
     """Return an exception's message in one line of limited length."""
     try:
-        message = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+        message = printable(" ".join(str(error.msg if isinstance(error, SyntaxError) else error).split()))
     except Exception:  # its __str__ raises
         return ""
     return message if len(message) <= _MAX_CHARACTERS else f"{message[:_MAX_CHARACTERS]} …"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from pgcli.environments.failures import InvalidOutput
 from pgcli.policies.observations import ACTION_MASK, Layout
 
 Array = NDArray[Any]
+_IGNORE = "`policy.action_mask: none` ignores the mask"
 _METHOD = "action_masks"  # of environments that return their mask on request
 
 
@@ -28,10 +30,35 @@ def choices(action_space: spaces.Space[Any]) -> list[int]:
 
 
 def reported_mask(env: gym.Env[Any, Any], info: dict[str, Any]) -> Any:
-    """Return `info["action_mask"]`, or the result of the environment's method `action_masks`; None without either."""
+    """Return `info["action_mask"]`, or else the environment's `action_masks`, a method or a property; None without."""
     if ACTION_MASK in info:
         return info[ACTION_MASK]
-    return env.get_wrapper_attr(_METHOD)() if env.has_wrapper_attr(_METHOD) else None
+    reported = env.get_wrapper_attr(_METHOD) if env.has_wrapper_attr(_METHOD) else None
+    return reported() if callable(reported) else reported
+
+
+def reported_anyhow(env: gym.Env[Any, Any], info: dict[str, Any], action_space: spaces.Space[Any]) -> tuple[Any, str]:
+    """Return the mask that an environment reports after a reset, or None and the reason why it is not used."""
+    method = env.get_wrapper_attr(_METHOD) if ACTION_MASK not in info and env.has_wrapper_attr(_METHOD) else None
+    if callable(method) and (required := _required(method)):
+        return None, f"its method `{_METHOD}` requires {', '.join(required)}"
+    try:
+        mask = reported_mask(env, info)
+    except NotImplementedError:
+        return None, f"its method `{_METHOD}` is not implemented"
+    if mask is not None and not choices(action_space):
+        return None, f"{type(action_space).__name__} actions have no choices to mask"
+    return mask, ""
+
+
+def _required(method: Any) -> list[str]:
+    """Return the names of the arguments without which a method cannot be called."""
+    try:
+        parameters = inspect.signature(method).parameters.values()
+    except (TypeError, ValueError):  # written in C
+        return []
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [f"`{one.name}`" for one in parameters if one.default is one.empty and one.kind not in optional]
 
 
 def read_mask(mask: Any, action_space: spaces.Space[Any]) -> Array:
@@ -41,13 +68,15 @@ def read_mask(mask: Any, action_space: spaces.Space[Any]) -> Array:
     """
     size = sum(choices(action_space))
     if mask is None:
-        raise InvalidOutput("no action mask", "an environment that masks actions puts `action_mask` into every info")
-    row = np.concatenate([np.asarray(part).ravel() for part in (mask if isinstance(mask, tuple) else (mask,))])
+        raise InvalidOutput("no action mask", f"a masked environment puts `action_mask` into every info; {_IGNORE}")
+    parts = mask if isinstance(mask, tuple | list) else (mask,)
+    row = np.concatenate([np.asarray(part).ravel() for part in parts]) if parts else np.zeros(0, int)
     if row.shape != (size,):
-        raise InvalidOutput(f"an action mask of {len(row)} entries for {size} actions", "there is one for each action")
+        message = f"an action mask of {len(row)} entries for {size} actions"
+        raise InvalidOutput(message, f"there is one for each action; {_IGNORE}")
     if row.dtype.kind not in "biuf" or not np.isin(row, (0, 1)).all():
         message = f"an action mask with entries other than 0 and 1: {row.tolist()}"
-        raise InvalidOutput(message, "1 permits, 0 forbids")
+        raise InvalidOutput(message, f"1 permits, 0 forbids; {_IGNORE}")
     return row.astype(np.int8)
 
 
@@ -96,9 +125,9 @@ class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
 class MaskColumns:
     """The action masks in packed observations `[N, …]`, if there is one that fits the actions."""
 
-    def __init__(self, layout: Layout, action_space: spaces.Space[Any]) -> None:
+    def __init__(self, layout: Layout, action_space: spaces.Space[Any], *, used: bool = True) -> None:
         ends = np.cumsum([0, *choices(action_space)]).tolist()
-        mask = layout.action_mask
+        mask = layout.action_mask if used else None
         self._mask = mask if mask is not None and len(ends) > 1 and ends[-1] == mask.size else None
         self._parts = [slice(*part) for part in pairwise(ends)] if self._mask else []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -69,6 +70,65 @@ def read_flag(value: Any, name: str) -> bool:
         hint = "step gives (obs, reward, terminated, truncated, info)"
         raise InvalidOutput(f"a `{name}` that is neither true nor false: {_shortened(value)}", hint)
     return bool(array.item())
+
+
+def read_info(info: Any, names: Sequence[str]) -> list[float]:
+    """Return the numbers and booleans of an info under `names`, [K]; nan without one."""
+    return [_number(_entry(info, name)[0]) for name in names]
+
+
+def read_vector_info(info: Any, names: Sequence[str], num_envs: int) -> Array:
+    """Return the numbers and booleans of a vector form's info under `names`, [N, K]; nan without one.
+
+    A mask `_name` beside an entry says which columns have it. Where columns ended and were reset in the same step,
+    `final_info` has their info, as one mapping of arrays or one info for each column.
+    """
+    values = _columns(info, names, num_envs)
+    final = _entry(info, "final_info")[0]
+    if isinstance(final, Mapping):
+        last, ended = _columns(final, names, num_envs), np.ones(num_envs, bool)
+    elif isinstance(final, Sequence | np.ndarray) and len(final) == num_envs:
+        last = np.array([read_info(one, names) for one in final]).reshape(num_envs, len(names))
+        ended = np.array([isinstance(one, Mapping) for one in final])
+    else:
+        return values
+    mask = np.asarray(info.get("_final_info", ended), bool)
+    return np.where(mask[:, None], last, values) if mask.shape == (num_envs,) else values
+
+
+def _columns(info: Any, names: Sequence[str], num_envs: int) -> Array:
+    values = np.full((num_envs, len(names)), np.nan)
+    for number, name in enumerate(names):
+        entry, mask = _entry(info, name)
+        if isinstance(entry, Sequence | np.ndarray) and np.ndim(entry) and len(entry) == num_envs:
+            values[:, number] = [_number(one) for one in entry]
+        elif entry is not None:
+            values[:, number] = _number(entry)
+        if mask is not None and np.shape(mask) == (num_envs,):
+            values[~np.asarray(mask, bool), number] = np.nan
+    return values
+
+
+def _entry(info: Any, name: str) -> tuple[Any, Any]:
+    """Return the entry of an info, and the mask beside it; `a.b` is the entry b of the mapping a."""
+    if not isinstance(info, Mapping):
+        return None, None
+    if name in info or "." not in name:
+        return info.get(name), info.get(f"_{name}")
+    first, _, rest = name.partition(".")
+    return _entry(info.get(first), rest)
+
+
+def _number(value: Any) -> float:
+    """Return a finite number or a boolean, or the only entry of an array, as a float; nan for anything else."""
+    if value is None:
+        return math.nan
+    try:
+        array = np.asarray(value)
+        number = float(array.item()) if array.size == 1 and array.dtype.kind in "biuf" else math.nan
+    except Exception:  # numpy cannot convert it
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def is_finite(values: Array) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
+import gymnasium as gym
 from numpy.typing import NDArray
 
 from pgcli.config.schema import EnvConfig
-from pgcli.environments.registry import build, spec
+from pgcli.environments.construction import build
+from pgcli.environments.modules import is_file
+from pgcli.environments.registry import spec
 from pgcli.errors import PgcliError
 
 _PROGRAM = """\
@@ -52,14 +55,17 @@ def reproduction(
     `array_actions`, an action of shape () is passed as an array, not as a number. `closes` adds a call of `close`,
     in which the fault happened.
     """
-    modules, lines = set[str](), [f"env = {_make(config)}"]
-    for wrapper, arguments in zip(config.wrappers, _wrapper_arguments(config), strict=True):
+    own, *others = _accepted_arguments(config)
+    modules, lines = set[str](), [f"env = {_make(config, own)}"]
+    for wrapper, arguments in zip(config.wrappers, others, strict=True):
         module, _, name = wrapper.name.rpartition(":")
         modules.add(module or "gymnasium.wrappers")
-        lines.append(f"env = {module or 'gymnasium.wrappers'}.{name}(env{_keywords(arguments)})")
+        called = _of_file(module, name) if is_file(module) else f"{module or 'gymnasium.wrappers'}.{name}"
+        lines.append(f"env = {called}(env{_keywords(arguments)})")
     if spec(config).namespace == "ALE":
         modules.add("ale_py")
-    imports = "".join(f"import {module}\n" for module in sorted(modules - {"gymnasium.wrappers"}))
+    modules = {"runpy" if is_file(module) else module for module in (*modules, config.id.rpartition(":")[0])}
+    imports = "".join(f"import {module}\n" for module in sorted(modules - {"gymnasium.wrappers", ""}))
     return _PROGRAM.format(
         message=" ".join(message.split()),
         imports=f"\n{imports}" if imports else "",
@@ -72,24 +78,30 @@ def reproduction(
     )
 
 
-def _make(config: EnvConfig) -> str:
+def _make(config: EnvConfig, arguments: dict[str, Any]) -> str:
     """Return the call that builds the environment without its wrappers."""
-    made = repr(config.id)
-    if spec(config).id == config.id and ":" in config.id:  # a class that is not registered
-        made = f"gymnasium.envs.registration.EnvSpec({made}, entry_point={made})"
+    module, _, name = config.id.rpartition(":")
+    found, made = spec(config), repr(config.id)
+    if found.id not in gym.registry:  # a class or a function that is not registered
+        entry = _of_file(module, name) if is_file(module) else made
+        made = f"gymnasium.envs.registration.EnvSpec({found.id!r}, entry_point={entry})"
+    elif is_file(module):
+        made = f"runpy.run_path({module!r}) and {found.id!r}"
     limit = {} if config.max_episode_steps is None else {"max_episode_steps": config.max_episode_steps}
-    rendering = {"render_mode": "rgb_array"} if "AddRenderObservation" in str(config.wrappers) else {}
-    return f"gymnasium.make({made}, disable_env_checker=True{_keywords(limit | rendering | config.kwargs)})"
+    return f"gymnasium.make({made}, disable_env_checker=True{_keywords(limit | arguments)})"
+
+
+def _of_file(file: str, name: str) -> str:
+    return f"runpy.run_path({file!r})[{name!r}]"
 
 
 def _keywords(arguments: dict[str, Any]) -> str:
     return f", **{arguments!r}" if arguments else ""
 
 
-def _wrapper_arguments(config: EnvConfig) -> list[dict[str, Any]]:
-    """Return the arguments that the wrappers accepted, or those of the config if they cannot be built again."""
+def _accepted_arguments(config: EnvConfig) -> list[dict[str, Any]]:
+    """Return the arguments that the environment and its wrappers accepted, or the config's if they cannot be built."""
     used: list[dict[str, Any]] = []
-    if config.wrappers:
-        with suppress(PgcliError):
-            build(config, used=used)
-    return used if len(used) == len(config.wrappers) else [wrapper.kwargs for wrapper in config.wrappers]
+    with suppress(PgcliError):
+        build(config, used=used).close()
+    return used or [config.kwargs, *(wrapper.kwargs for wrapper in config.wrappers)]

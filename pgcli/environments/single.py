@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.checks import check_environment
+from pgcli.environments.construction import build
 from pgcli.environments.failures import InvalidOutput, describe_outcome, is_user_error
 from pgcli.environments.masks import MaskColumns, MaskedObservation
 from pgcli.environments.outputs import (
@@ -22,9 +23,10 @@ from pgcli.environments.outputs import (
     non_finite_rows,
     pack_observation,
     read_flag,
+    read_info,
     read_reward,
 )
-from pgcli.environments.registry import build, spec
+from pgcli.environments.registry import spec
 from pgcli.environments.reproduction import reproduction
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import Layout
@@ -62,12 +64,14 @@ class SingleEnvironments:
         self.observation_space = self._envs[0].observation_space
         self.action_space = self._envs[0].action_space
         self.layout = Layout(self.observation_space)
+        self.longest_episode = self._checked.longest_episode
         self._box_shape = self.layout.shape if isinstance(self.observation_space, spaces.Box) else None
-        self._mask = MaskColumns(self.layout, self.action_space)
+        self._mask = MaskColumns(self.layout, self.action_space, used=config.reads_mask)
         self._array_actions = isinstance(self.action_space, spaces.Box)  # also for shape (), where x[i] is a number
         self._seeds: list[int] = []
         self._obs: Array = np.zeros(())
         self._history: list[tuple[Array, Array]] = []  # actions and running columns, for the reproduction of a fault
+        self._infos: list[Any] = [None] * num_envs  # of the last step of each column
         self._starts = [0] * num_envs  # the index in the history at which each column's episode begins
 
     def reset(self, seeds: Sequence[int]) -> Array:
@@ -114,7 +118,7 @@ class SingleEnvironments:
                 result = envs[column].step(action)
                 if type(result) is not tuple or len(result) != 5:
                     raise InvalidOutput("something else than (obs, reward, terminated, truncated, info)")
-                next_obs, reward, ended, cut, _ = result
+                next_obs, reward, ended, cut, self._infos[column] = result
                 rewards[column] = reward if type(reward) in NUMBER_TYPES else read_reward(reward)
                 terminated[column] = ended if type(ended) in FLAG_TYPES else read_flag(ended, "terminated")
                 truncated[column] = cut if type(cut) in FLAG_TYPES else read_flag(cut, "truncated")
@@ -128,6 +132,13 @@ class SingleEnvironments:
         self._check_observations("step", obs, running & ~(terminated | truncated))
         self._obs = obs
         return Step(obs, rewards, terminated, truncated)
+
+    def reported(self, names: Sequence[str], columns: Array) -> Array | None:
+        """Return the numbers and booleans under `names` in the infos of some columns' last steps, [N, K]."""
+        values = np.full((len(self._infos), len(names)), np.nan)
+        for column in columns.nonzero()[0].tolist():
+            values[column] = read_info(self._infos[column], names)
+        return values
 
     def close(self) -> None:
         """Close all environments, also if closing one of them fails; then raise its failure."""

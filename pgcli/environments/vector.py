@@ -8,9 +8,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from pgcli.config.schema import EnvConfig
+from pgcli.environments.checks import check_environment
+from pgcli.environments.construction import build_vector
 from pgcli.environments.failures import InvalidOutput, describe_outcome, is_user_error
-from pgcli.environments.outputs import Array, Step, is_finite, non_finite_rows, pack_observation
-from pgcli.environments.registry import build_vector
+from pgcli.environments.outputs import Array, Step, is_finite, non_finite_rows, pack_observation, read_vector_info
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import Layout
 
@@ -27,8 +28,10 @@ class VectorEnvironments:
         self.observation_space = self._envs.single_observation_space
         self.action_space = self._envs.single_action_space
         self.layout = Layout(self.observation_space)
+        self.longest_episode = check_environment(config).longest_episode
         self._seed, self._steps = 0, 0
         self._obs: Array = np.zeros(())
+        self._info: Any = None  # of the last step
 
     def reset(self, seeds: Sequence[int]) -> Array:
         """Start an episode in every column and return the observations, [N, …]."""
@@ -60,7 +63,7 @@ class VectorEnvironments:
     def step(self, actions: Array, running: Array) -> Step:
         """Execute the actions in every column; faults of columns that are not running are ignored."""
         try:
-            obs, *others, _ = self._envs.step(actions.copy())
+            obs, *others, self._info = self._envs.step(actions.copy())
             step = Step(pack_observation(self.layout, obs, batch=True).copy(), *map(np.array, others))
             if not (is_finite(step.rewards) or is_finite(step.rewards[running])):
                 raise InvalidOutput("a non-finite reward")
@@ -75,6 +78,12 @@ class VectorEnvironments:
     def restart(self, columns: Sequence[int], seeds: Sequence[int]) -> Array:
         """Return the observations of the last step, in which the ended columns started an episode without a seed."""
         return self._obs
+
+    def reported(self, names: Sequence[str], columns: Array) -> Array | None:
+        """Return the numbers and booleans under `names` in the info of the last step, for some columns, [N, K]."""
+        if not self._info:
+            return None
+        return np.where(columns[:, None], read_vector_info(self._info, names, len(columns)), np.nan)
 
     def render(self) -> Any:
         """Return one picture per column, if the environments were built with a `render_mode`."""
@@ -97,7 +106,7 @@ class VectorEnvironments:
             raise error
         what = f"the vector form of {self._config.id} {describe_outcome(error)} {when}"
         message = f"{what} of the episodes with reset seed {self._seed}"
-        raise EnvironmentFailure(message, "env.vectorization=sync tells which episode it is") from error
+        raise EnvironmentFailure(message, "env.vectorization=sync names the episode") from error
 
 
 def is_restorable(envs: VectorEnvironments, spare: VectorEnvironments) -> bool:

@@ -15,7 +15,7 @@ from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import Encoder
 from pgcli.runs import checkpoints
-from pgcli.runs.directory import elapsed_seconds
+from pgcli.runs.directory import earlier_evaluations, elapsed_seconds
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.pool import LocalPool, WorkerPool, worker_count
 from pgcli.sampling.process_pool import ProcessPool
@@ -43,7 +43,8 @@ def build_learner(config: Config, environments: EnvironmentCache, *, user_code: 
 
     Args: user_code: load `algorithm.estimator`, which runs the user's file.
     """
-    envs = environments.of_width(len(chunk_ranges(config.env, columns_of(config))[0]))
+    segments = config.rollout.steps is not None  # which have instances of their own
+    envs = environments.of_width(1 if segments else len(chunk_ranges(config.env, columns_of(config))[0]))
     learner = Learner(build_agent(envs.observation_space, envs.action_space, config, user_code=user_code))
     _check_batch(config, learner.policy.encoder)
     return learner
@@ -100,8 +101,9 @@ def restore(run: Training, checkpoint: checkpoints.Checkpoint, name: str, path: 
     checkpoints.check_tensors(checkpoint.agent, run.learner.state_dict(), name)
     run.learner.load_state_dict(checkpoint.agent)
     lost = run.sampler.load_state_dict(checkpoint.sampler, run.learner.policy, checkpoint.counters["iteration"])
-    seconds = elapsed_seconds(path, checkpoint.counters["iteration"])
-    run.counters = Counters(**checkpoint.counters, seconds=seconds)
+    iteration = checkpoint.counters["iteration"]
+    run.counters = Counters(**checkpoint.counters, seconds=elapsed_seconds(path, iteration))
+    run.evaluations = earlier_evaluations(path, iteration)
     return lost
 
 

@@ -30,7 +30,7 @@ from pgcli.policies.normalizers import CLIP, EPSILON, Normalizer
 from pgcli.policies.observations import Encoder, Key
 from pgcli.policies.policy import FORBIDDEN, Policy
 from pgcli.policies.recurrent import RecurrentNetwork
-from pgcli.runs.files import make_folder, storage, write_whole
+from pgcli.runs.outputs import check_output, write_output
 from pgcli.system.packages import require
 
 Array = NDArray[Any]
@@ -42,7 +42,7 @@ def check_extra() -> None:
     require("onnx", "onnx", "an export")
 
 
-def export(agent: Agent, path: Path) -> Path:
+def export(agent: Agent, path: Path, *, overwrite: bool = False) -> Path:
     """Write the policy of `agent`, including its normaliser, to an ONNX file.
 
     Raises: UsageError: without the onnx package, or for another suffix. RunDirectoryError: if writing fails.
@@ -50,10 +50,9 @@ def export(agent: Agent, path: Path) -> Path:
     check_extra()
     if path.suffix.lower() != ".onnx":
         raise UsageError(f"{path}: an export is an .onnx")
+    check_output(path, inputs=[agent.path], overwrite=overwrite)
     content = to_onnx(agent.policy, _metadata(agent))
-    with storage(path):
-        make_folder(path.parent)
-        write_whole(path, content)
+    write_output(path, content, inputs=[agent.path], overwrite=overwrite)
     return path
 
 

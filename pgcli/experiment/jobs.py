@@ -19,9 +19,9 @@ from pgcli.experiment.cluster import run_on_cluster
 from pgcli.experiment.recorder import Context, Outcome
 from pgcli.experiment.run import Failure, Request, Result, failure_of, run_experiment
 from pgcli.records import Record
-from pgcli.system.processes import process_context
+from pgcli.system.leaving import leave
+from pgcli.system.processes import ignore_interrupts, process_context, start_process
 from pgcli.system.signals import StopOnSignal
-from pgcli.system.streams import leave
 
 __all__ = ["Failure", "Outcome", "run_all"]
 
@@ -72,8 +72,7 @@ def _run_in_processes(
         while waiting and len(running) < jobs and interruption is None:
             number, request = waiting.pop(0)
             here, there = context.Pipe(duplex=False)
-            process: BaseProcess = context.Process(target=_child, args=(request, there, logs))
-            process.start()
+            process = start_process(context, _child, (request, there, logs))
             there.close()
             running[here] = (number, process)
         for connection in wait(list(running), POLL_SECONDS):
@@ -129,7 +128,7 @@ def _child(request: Request, connection: Connection, logs: Logs) -> None:
         except OSError:
             raise Interrupted(signal.SIGTERM) from None
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the parent, which passes it on
+    ignore_interrupts()  # a terminal's Ctrl-C reaches the parent, which passes it on
     threading.Thread(target=_stop_without_parent, daemon=True).start()
     result: Result
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.config import Config
 from pgcli.config.choices import Mode
-from pgcli.config.schema import EnvConfig
 from pgcli.environments.outputs import non_finite_rows
 from pgcli.environments.single import make_environment
 from pgcli.errors import EnvironmentFailure
@@ -20,6 +20,7 @@ from pgcli.policies.policy import ActingState, Policy
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import find_checkpoint
 from pgcli.seeding import Purpose, generator
+from pgcli.system.process_state import kept
 
 
 class Agent:
@@ -46,7 +47,7 @@ class Agent:
         Args: action_mask: the permitted actions, where the environment reports them in `info["action_mask"]`.
         Raises: ValueError: if `obs` is not in the policy's space, or N changes during episodes.
         """
-        if action_mask is not None:
+        if action_mask is not None and self.policy.encoder.layout.action_mask:
             obs = {**(obs if isinstance(obs, dict) else {"observation": obs}), ACTION_MASK: action_mask}
         batch, single = self._packed(obs)
         if len(non_finite_rows(self.policy.encoder.layout, batch)):
@@ -78,6 +79,7 @@ class Agent:
                 raise error from None
 
 
+@kept()
 def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0, trust: bool = False) -> Agent:
     """Load an agent from a run directory or a checkpoint file.
 
@@ -92,8 +94,14 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
     path = find_checkpoint(Path(run_or_checkpoint), which)
     checkpoint = checkpoints.load(path)
     config = checkpoint.read_config(str(path))
+    if checkpoint.unordered:
+        warnings.warn(
+            f"{path}: an earlier version of pgcli wrote it without the order of {', '.join(checkpoint.unordered)}, and "
+            "there is no config.yaml of its run beside it: sorted keys may build another environment",
+            stacklevel=2,
+        )
     if not trust:
-        refuse_foreign_modules(config.env, path)
+        refuse_foreign_modules(config, path)
     with closing(make_environment(config.env)) as env:
         learner = Learner(build_agent(env.observation_space, env.action_space, config))
     checkpoints.check_tensors(checkpoint.agent, learner.state_dict(), str(path))
@@ -101,12 +109,13 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
     return Agent(learner.policy, config, checkpoint.counters, path, seed)
 
 
-def refuse_foreign_modules(config: EnvConfig, path: Path) -> None:
+def refuse_foreign_modules(config: Config, path: Path) -> None:
     """Raise EnvironmentFailure for modules that Gymnasium does not ship: importing them runs their code."""
-    wrappers = [wrapper.name for wrapper in config.wrappers]
-    for name in (config.id, *wrappers):
+    wrappers = [wrapper.name for env in (config.env, config.evaluation_env) for wrapper in env.wrappers]
+    for name in (config.env.id, *wrappers):
         module, colon, _ = name.rpartition(":")
         own = module == "gymnasium.wrappers" if name in wrappers else module.partition(".")[0] == "gymnasium"
+        own = own and not module.endswith(".py")  # a file of the current folder
         if colon and not own:
             raise EnvironmentFailure(
                 f"{path} wants the module `{module}` imported, which Gymnasium does not ship, or not for this",

@@ -12,8 +12,10 @@ from pgcli.experiment.resume import result_config
 from pgcli.records import Evaluation, Iteration, Notice, Record
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import RunDirectory
+from pgcli.system.process_state import changes, restore_process
 from pgcli.system.processes import Check
 from pgcli.training.loop import Training
+from pgcli.training.stopping import stop_reason
 
 COLLAPSED = 1e-3  # nats: of two actions, the rarer one is taken once in ten thousand steps
 
@@ -45,6 +47,7 @@ class Recorder:
         self._run, self._directory, self._context = run, directory, context
         self._last: Evaluation | None = None
         self._started = run.counters.seconds
+        self._changed = set[str]()
         self._explores = run.learner.policy.distribution.is_discrete
 
     def save(self, *, best: bool = False) -> None:
@@ -62,6 +65,8 @@ class Recorder:
 
     def add(self, record: Record) -> None:
         """Write a record, and a checkpoint where one is due."""
+        restore_process()
+        self._notice_changes()
         every, iteration = self._run.config.checkpoint.every, self._run.counters.iteration
         if isinstance(record, Iteration):
             if lost := self._run.sampler.failed_restores:
@@ -81,9 +86,8 @@ class Recorder:
 
     def outcome(self) -> Outcome:
         """Mark the run as finished and return how it ended."""
-        target, counters = self._run.config.evaluation.stop_at_return, self._run.counters
-        solved = self._last is not None and target is not None and self._last.returns.mean >= target
-        reason = f"reached a return of {target:g}" if solved else "used up its budget"
+        counters, rule = self._run.counters, self._last.stopped_by if self._last is not None else ""
+        reason = stop_reason(self._run.config.evaluation, rule) if rule else "used up its budget"
         self._directory.set_status("finished", iteration=counters.iteration, reason=reason)
         seconds = counters.seconds - self._started
         return Outcome(self._directory.path, reason, self._last, self._directory.best, seconds)
@@ -93,7 +97,14 @@ class Recorder:
         """Write into status.json how an exception ended the run, and add to the error how to continue."""
         directory, counters = self._directory, self._run.counters
         try:
-            yield
+            try:
+                yield
+            except (EnvironmentFailure, KeyboardInterrupt):
+                self._context.check()  # an environment's own handler of Ctrl-C may have raised it
+                raise
+            finally:
+                restore_process()
+                self._notice_changes()
         except Interrupted as interruption:
             self.save()
             directory.set_status("interrupted", iteration=counters.iteration, reason=interruption.message)
@@ -108,9 +119,9 @@ class Recorder:
             raise
         except EnvironmentFailure as fault:
             self.save()
+            file = fault.reproduction and directory.add_reproduction(f"episode-{fault.seed}", fault.reproduction)
             directory.set_status("failed", iteration=counters.iteration, reason=fault.message)
-            if fault.reproduction:
-                file = directory.add_reproduction(f"episode-{fault.seed}", fault.reproduction)
+            if file:
                 hint = f"`pgcli resume {typed(directory.path)}` goes on once it is mended"
                 fault.message += f"; {file} repeats it"
                 fault.hint = f"{fault.hint}; {hint}" if fault.hint else hint
@@ -118,7 +129,7 @@ class Recorder:
         except BaseException as error:
             reason = error.message if isinstance(error, PgcliError) else f"{type(error).__name__}: {error}"
             with suppress(OSError):  # on a full disk, only the first error counts
-                directory.set_status("failed", iteration=counters.iteration, reason=reason)
+                directory.set_status("failed", iteration=directory.iterations, reason=reason)
             raise
 
     def _watch_entropy(self, record: Iteration) -> None:
@@ -129,6 +140,12 @@ class Recorder:
                 f"the entropy fell to {entropy:.1g} nats in iteration {record.iteration}: the policy hardly "
                 "explores any more; a lower optimizer.learning_rate or an algorithm.entropy_coef helps"
             )
+
+    def _notice_changes(self) -> None:
+        """Report once what environments have changed for the whole process, and pgcli restored."""
+        if names := [name for name in changes() if name not in self._changed]:
+            self._changed |= set(names)
+            self._notice(f"an environment changed {', '.join(names)}; pgcli restored it for its own work")
 
     def _notice(self, text: str) -> None:
         self._context.watch(Notice(text))

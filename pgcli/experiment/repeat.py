@@ -10,7 +10,7 @@ from pgcli.config import Config, override
 from pgcli.experiment.build import build_learner, environments_of, restore
 from pgcli.experiment.resume import has_constant_schedules, is_exact
 from pgcli.runs import checkpoints
-from pgcli.runs.files import read_json
+from pgcli.runs.information import read_information
 from pgcli.sampling.chunks import EnvironmentCache
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.sampler import make_sampler
@@ -32,7 +32,7 @@ def repeated(path: Path, config: Config, file: Path | None) -> Iterator[tuple[Tr
 
 def changed_iterations(path: Path, config: Config) -> list[int]:
     """Return the iterations at which a run was resumed under a config that a run from the start would not have had."""
-    resumes = read_json(path / "run.json").get("resumes", [])
+    resumes = read_information(path).get("resumes", [])
     return [one["iteration"] for one in resumes if not is_exact(config, one["overrides"])]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pgcli.config import Config, flat, load_config, to_data
+from pgcli.config import Config, load_config, to_data
+from pgcli.config.order import differences
 from pgcli.errors import RunDirectoryError
 from pgcli.runs.directory import is_run
 from pgcli.runs.files import storage
@@ -13,7 +14,8 @@ from pgcli.runs.files import storage
 # What a resumed run may change; and which of these changes leave its bytes those of one long run.
 CHANGEABLE = ("training.", "optimizer.", "evaluation.", "checkpoint.", "sampling.", "diagnostics.")
 BUDGETS = ("training.iterations", "training.env_steps", "training.seconds")
-HARMLESS = (*BUDGETS, "evaluation.every", "evaluation.stop_at_return", "checkpoint.", "sampling.", "diagnostics.")
+STOPPING = ("evaluation.stop_at", "evaluation.stop_evaluations", "evaluation.patience")  # and stop_at_return
+HARMLESS = (*BUDGETS, "evaluation.every", *STOPPING, "checkpoint.", "sampling.", "diagnostics.")
 
 
 def stored_config(path: Path) -> Config:
@@ -27,16 +29,18 @@ def stored_config(path: Path) -> Config:
 
 
 def changes_of(config: Config, stored: Config, path: Path) -> list[str]:
-    """Return what `config` changes in the run of `path`, as `key=value`; raise RunDirectoryError for what may not."""
-    before, after = flat(result_config(stored)), flat(result_config(config))
-    changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
-    refused = [key for key in changed if not key.startswith(CHANGEABLE)]
+    """Return the changes of `config` to the run in `path`, as `key=value`.
+
+    Raises: RunDirectoryError: if a key changes that a run keeps.
+    """
+    changes = differences(result_config(stored), result_config(config))
+    refused = [key for key in sorted(changes) if not key.startswith(CHANGEABLE)]
     if refused:
         raise RunDirectoryError(
             f"{path}: its run has another {', '.join(refused)}",
             "a run keeps these for life; train into another --run-dir, or --overwrite this one",
         )
-    return [f"{key}={after.get(key)}" for key in changed]
+    return [f"{key}={after}" for key, (_, after) in sorted(changes.items())]
 
 
 def is_exact(config: Config, changes: list[str]) -> bool:
@@ -53,5 +57,9 @@ def has_constant_schedules(config: Config) -> bool:
 
 
 def result_config(config: Config) -> dict[str, Any]:
-    """Return the config as plain data without logging, which does not affect a checkpoint."""
-    return {key: value for key, value in to_data(config).items() if key != "logging"}
+    """Return the config as plain data without logging, which does not affect a checkpoint.
+
+    What is read of info stays where it is set: it makes columns of the tables.
+    """
+    data = {key: value for key, value in to_data(config).items() if key != "logging"}
+    return data if config.logging.info is None else data | {"logging": {"info": config.logging.info}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import traceback
 from collections.abc import Iterator
@@ -13,25 +14,40 @@ from pathlib import Path
 import torch
 
 from pgcli.algorithm.gradients.autograd import check_compiler
+from pgcli.algorithm.gradients.closed_form import ClosedForm
+from pgcli.algorithm.learner import Learner
 from pgcli.algorithm.second_process import SecondProcess
 from pgcli.config import Config
-from pgcli.environments.checks import check_environment
-from pgcli.environments.registry import spec
-from pgcli.errors import PgcliError, RunDirectoryError, UsageError
+from pgcli.config.rules import without_effect
+from pgcli.config.schema import EvaluationConfig, PolicyConfig
+from pgcli.environments.checks import check_environment, check_evaluation
+from pgcli.environments.registry import reward_threshold
+from pgcli.environments.vector_trial import vector_form_notice
+from pgcli.errors import PgcliError, RunDirectoryError, UsageError, typed
 from pgcli.experiment.build import build_learner, columns_of, environments_of, released, restore, worker_pool
 from pgcli.experiment.recorder import Context, Outcome, Recorder
 from pgcli.experiment.resume import changes_of, is_exact, stored_config
 from pgcli.records import Notice
 from pgcli.runs import checkpoints
-from pgcli.runs.directory import RunDirectory, find_checkpoint, is_run, move_aside
+from pgcli.runs.directory import (
+    RunDirectory,
+    check_owner,
+    elapsed_seconds,
+    find_checkpoint,
+    is_run,
+    move_aside,
+)
 from pgcli.runs.files import make_folder, storage
+from pgcli.runs.information import read_status
 from pgcli.runs.lock import lock
+from pgcli.runs.tables import check_info_names
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.sampler import make_sampler
 from pgcli.system.locations import split
 from pgcli.system.memory import memory_error
 from pgcli.system.packages import require
+from pgcli.system.process_state import kept, restore_process
 from pgcli.system.processes import keep_freed_memory
 from pgcli.training.loop import Counters, Training, train
 
@@ -76,15 +92,18 @@ def run_experiment(request: Request, context: Context = Context()) -> Outcome:  
     """
     check_request(request)
     path = request.folder / request.path
-    with _paths_as_typed(request, path), storage(path), ExitStack() as resources:
+    with kept(), _paths_as_typed(request, path), storage(path), ExitStack() as resources:
         run = _built(request, context, resources)
+        check_owner(path)
         if is_run(path) and request.overwrite:
             with lock(path):
                 move_aside(path)
         make_folder(path)
-        with lock(path), closing(RunDirectory(path)) as directory:
+        check_owner(path)
+        with lock(path) as folder, closing(RunDirectory(folder)) as directory:
             if not _opened(request, path, run, directory, context):
-                return Outcome(request.path, "already finished", None, None, 0.0)
+                reason = "already finished: " + "; ".join(_what_ended(request, run.counters, directory))
+                return Outcome(request.path, reason, None, None, 0.0)
             recorder = Recorder(run, directory, context)
             with recorder.status():
                 recorder.save()
@@ -98,22 +117,54 @@ def _built(request: Request, context: Context, resources: ExitStack) -> Training
     """Build everything that the run needs, before anything is written."""
     config = request.config
     environments = resources.enter_context(released(EnvironmentCache(environments_of(config))))
+    check_evaluation(config.evaluation_env, config.env)
     learner = build_learner(config, environments)
     keep_freed_memory()
     pool = worker_pool(config, environments, request.share, context.check)
     if pool.count:  # workers wait during an update
         learner.run = SecondProcess()
     executor = resources.enter_context(released(ChunkExecutor(environments, pool)))
-    for notice in check_environment(config.env).notices:
+    form = vector_form_notice(environments_of(config), resumable=config.rollout.steps is not None)
+    for notice in (*_ignored(config, learner), *check_environment(config.env).notices, *([form] if form else [])):
         context.watch(Notice(notice))
     if learner.policy.masked:
         context.watch(Notice("actions are masked; `policy.action_mask: none` ignores the mask"))
     parts = len(chunk_ranges(config.env, columns_of(config)))
     if parts < pool.count:
         context.watch(Notice(f"{pool.count} workers share {parts} chunks; a smaller `env.chunk_size` makes more"))
+    restore_process()
     gc.freeze()  # imported modules stay: the collector would spend a tenth of a second on them
     resources.callback(gc.unfreeze)
     return Training(config, executor, learner, make_sampler(config, executor), Counters())
+
+
+def _ignored(config: Config, learner: Learner) -> Iterator[str]:
+    """Describe the keys that change nothing in this run and are no error in its config."""
+    for one in without_effect(config):
+        yield f"{one.message}: it is ignored"
+    policy, deviation = learner.policy, config.policy.initial_standard_deviation
+    if policy.distribution.is_discrete and deviation != PolicyConfig().initial_standard_deviation:
+        yield "`policy.initial_standard_deviation` has no effect: the actions are not continuous"
+    if config.training.compile and isinstance(learner.agent.gradient, ClosedForm):
+        yield "`training.compile` has no effect: the gradients of these networks are in closed form"
+
+
+_COUNTER = {"iterations": "iteration", "env_steps": "env_steps", "seconds": "seconds"}  # of each budget
+
+
+def _what_ended(request: Request, counters: Counters, directory: RunDirectory) -> tuple[str, str]:
+    """Return what ended a finished run, and which command extends it."""
+    again = f"`pgcli resume {typed(request.path)}"
+    if used := counters.used_up(request.config.training):
+        larger = " ".join(f"training.{name}={2 * math.ceil(getattr(counters, _COUNTER[name]))}" for name in used)
+        settings = " and ".join(f"training.{name}={limit}" for name, limit in used.items())
+        return f"{settings} {'is' if len(used) == 1 else 'are'} used up", f"{again} {larger}` extends it"
+    reason = directory.status.get("reason") or "stopped early"
+    rules = {"stop_at_return": "null", "stop_at": "'{}'", "stop_evaluations": "1", "patience": "null"}
+    default = EvaluationConfig()
+    on = [name for name in rules if getattr(request.config.evaluation, name) != getattr(default, name)]
+    off = " ".join(f"evaluation.{name}={rules[name]}" for name in on)
+    return str(reason), f"{again} {off}` uses the rest of its budget"
 
 
 def _opened(request: Request, path: Path, run: Training, directory: RunDirectory, context: Context) -> bool:
@@ -122,18 +173,26 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
     if directory.is_new and request.which == "latest":
         if is_run(path):
             changes_of(config, stored_config(path), path)
-        directory.start(config, request.command, spec(config.env).reward_threshold)
+        directory.start(config, request.command, reward_threshold(config.evaluation_env))
         return True
     file = find_checkpoint(path, request.which)
     checkpoint = checkpoints.load(file)
     changes = changes_of(config, checkpoint.read_config(str(file)), path)
-    if directory.status.get("status") == "finished" and not changes and request.which == "latest":
-        return False
+    finished = directory.status.get("status") == "finished" and request.which == "latest"
+    if finished:
+        iteration = checkpoint.counters["iteration"]
+        run.counters = Counters(**checkpoint.counters, seconds=elapsed_seconds(path, iteration))
+        if not changes:
+            return False
+        if run.counters.used_up(config.training):
+            ended, hint = _what_ended(request, run.counters, directory)
+            raise UsageError(f"{path}: is finished: {ended}; {', '.join(changes)} would train nothing", hint)
     lost = restore(run, checkpoint, str(file), path)
     if lost:
         context.watch(Notice(f"{lost} of {config.env.num_envs} environments do not repeat themselves: new episodes"))
     exact = is_exact(config, changes) and not lost
-    directory.restart(config, request.command, changes, exact, checkpoint.counters)
+    threshold = reward_threshold(config.evaluation_env)
+    directory.restart(config, request.command, changes, exact, checkpoint.counters, threshold)
     return True
 
 
@@ -153,6 +212,7 @@ def _paths_as_typed(request: Request, path: Path) -> Iterator[None]:
 def check_request(request: Request) -> None:
     """Raise RunDirectoryError for a run directory that cannot be used, UsageError for missing packages or devices."""
     path, logging = request.path, request.config.logging
+    check_info_names(request.config)
     for name in ("tensorboard", "wandb"):
         if getattr(logging, name):
             require(name, name, f"logging.{name}")
@@ -166,6 +226,7 @@ def check_request(request: Request) -> None:
     with storage(path):
         if os.path.lexists(path) and not path.is_dir():
             raise RunDirectoryError(f"{path}: is {'a file' if path.exists() else 'a link to nothing'}, not a folder")
+        check_owner(path)
         run = is_run(path)
     if request.config.algorithm.estimator is not None:
         split(request.config.algorithm.estimator)
@@ -173,7 +234,7 @@ def check_request(request: Request) -> None:
         raise RunDirectoryError(
             f"{path}: a run is already there",
             "--overwrite moves it aside and starts anew"
-            if RunDirectory(path).status.get("status") == "failed"
+            if (path / "status.json").exists() and read_status(path)["status"] == "failed"
             else "--resume continues it; --overwrite moves it aside and starts anew",
         )
     if request.config.training.compile:

@@ -16,20 +16,23 @@ from numpy.typing import NDArray
 
 from pgcli.algorithm.learner import Learner
 from pgcli.config.schema import DEFAULT_ITERATIONS, Config, EnvConfig
-from pgcli.environments.checks import MAX_EPISODE_STEPS, check_environment
+from pgcli.environments.checks import MAX_EPISODE_STEPS, StartCheck, check_environment, check_evaluation
 from pgcli.environments.failures import describe, is_user_error
 from pgcli.environments.masks import MaskColumns, draw
 from pgcli.environments.outputs import Step
-from pgcli.environments.registry import spec
+from pgcli.environments.registry import reward_threshold, spec
 from pgcli.environments.single import SingleEnvironments, make_environment, uses_fresh_instances
 from pgcli.environments.vector import VectorEnvironments
+from pgcli.environments.vector_trial import vector_form_notice
 from pgcli.errors import EnvironmentFailure
 from pgcli.experiment.build import build_learner, columns_of, environments_of
 from pgcli.policies.observations import ImagePart, Layout
 from pgcli.report.text import Finding, percent, table
+from pgcli.runs.tables import check_info_names
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.sampler import make_sampler
+from pgcli.system.process_state import require
 
 Array = NDArray[Any]
 LONGEST_EPISODE = 200  # steps of an episode that is played several times
@@ -87,8 +90,9 @@ def diagnose(config: Config) -> dict[str, Any]:
 
     Raises: EnvironmentFailure, UsageError.
     """
-    checked = check_environment(config.env)
-    torch.set_num_threads(config.training.threads)
+    checked, evaluated = check_environment(config.env), check_evaluation(config.evaluation_env, config.env)
+    check_info_names(config)
+    require("torch's threads", config.training.threads)
     with closing(make_environment(config.env)) as env:
         layout, action_space = Layout(env.observation_space), env.action_space
     with closing(ChunkExecutor(EnvironmentCache(environments_of(config)))) as executor:
@@ -102,7 +106,9 @@ def diagnose(config: Config) -> dict[str, Any]:
     estimate = _estimate_run(config, learner, cost, repeats.length_mean)
     findings = [
         *(Finding("note", warning) for warning in checked.warnings),
+        *_form_findings(config),
         *_time_limit_findings(checked.time_limit),
+        *_evaluation_findings(config, evaluated),
         *_repeatability_findings(config.env, repeats),
         *_scale_findings(config, learner, layout, action_space, repeats),
         *_cost_findings(config, estimate),
@@ -115,7 +121,8 @@ def diagnose(config: Config) -> dict[str, Any]:
         "action": _describe_space("action", action_space),
         "action_mask": learner.policy.masked,
         "time_limit": checked.time_limit,
-        "reward_threshold": spec(config.env).reward_threshold,
+        "reward_threshold": reward_threshold(config.evaluation_env),
+        "registered_threshold": spec(config.env).reward_threshold,
         "vectorization": "native" if native else "sync",
         "num_envs": config.env.num_envs,
         "rebuild": uses_fresh_instances(config.env),
@@ -296,12 +303,26 @@ def _bytes_of(tensors: dict[str, torch.Tensor]) -> int:
 # ----------------------------------------------------------------------------------------------------------- findings
 
 
+def _form_findings(config: Config) -> Iterator[Finding]:
+    if notice := vector_form_notice(environments_of(config), resumable=config.rollout.steps is not None):
+        yield Finding("note", notice)
+
+
 def _time_limit_findings(limit: int | None) -> Iterator[Finding]:
     if limit is None:
         text = f"no time limit: an episode that does not end by itself stops the run at {MAX_EPISODE_STEPS:,} steps"
         yield Finding("warning", text, key="env.max_episode_steps=1000")
     else:
         yield Finding("ok", f"an episode ends after {limit:,} steps at the latest")
+
+
+def _evaluation_findings(config: Config, evaluated: StartCheck) -> Iterator[Finding]:
+    """Report what differs in the environment of evaluations, which has passed the same start check."""
+    keys = [f"evaluation.env.{name}" for name, value in config.evaluation.env if value is not None]
+    if keys:
+        limit = "no time limit" if evaluated.time_limit is None else f"a time limit of {evaluated.time_limit:,} steps"
+        yield Finding("ok", f"evaluation has an environment of its own ({', '.join(keys)}), with {limit}")
+        yield from (Finding("note", f"evaluation: {warning}") for warning in evaluated.warnings)
 
 
 def _repeatability_findings(config: EnvConfig, repeats: Repeatability) -> Iterator[Finding]:
@@ -408,7 +429,7 @@ def diagnosis_text(result: dict[str, Any]) -> str:
         *(("observes", _line(leaf)) for leaf in result["observation"]),
         ("acts", _line(result["action"]) + (", with a mask" if result["action_mask"] else "")),
         ("episodes", "no time limit" if limit is None else f"at most {limit:,} steps"),
-        ("solved at", "not registered" if threshold is None else f"a return of {threshold:g}"),
+        ("solved at", _threshold(threshold, result["registered_threshold"])),
         ("steps", f"{result['num_envs']:,} environments {how}; one: {result['env_steps_per_second']:,.0f} steps/s"),
         ("policy", f"{result['policy_parameters']:,} parameters: {parts}"),
         ("value", "none" if value is None else f"{value:,} parameters"),
@@ -423,6 +444,16 @@ def diagnosis_text(result: dict[str, Any]) -> str:
         if finding["key"]:
             lines.append(f"  {finding['key']}")
     return "\n".join(lines)
+
+
+def _threshold(threshold: float | None, registered: float | None) -> str:
+    if threshold is not None:
+        return f"a return of {threshold:g}"
+    if registered is None:
+        return "not registered"
+    return (
+        f"no threshold: the registered {registered:g} is for other wrappers, kwargs or time limit than evaluation has"
+    )
 
 
 def _line(space: dict[str, Any]) -> str:

@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from pgcli.config import Config, flat, override, to_data
 from pgcli.config.choices import Mode
+from pgcli.config.schema import EvaluationEnvConfig
+from pgcli.environments.checks import check_evaluation
+from pgcli.errors import UsageError
 from pgcli.experiment.load import Agent
-from pgcli.report.text import table
+from pgcli.report.text import short, table
 from pgcli.sampling.chunks import EnvironmentCache
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.process_pool import ProcessPool
 from pgcli.seeding import Purpose
-from pgcli.training.evaluation import evaluate, sample
+from pgcli.training.evaluation import evaluate, info_means, sample
+
+CHANGEABLE = ("env.wrappers", "env.kwargs", "env.max_episode_steps")
+
+
+def with_environment(config: Config, overrides: Sequence[str]) -> Config:
+    """Return a copy of the config whose evaluations have another environment.
+
+    Args: overrides: `KEY=VALUE` of the keys CHANGEABLE, in the environment of evaluations.
+    Raises: UsageError for another key; ConfigError.
+    """
+    for text in overrides:
+        key = text.partition("=")[0]
+        if not (key in CHANGEABLE or key.startswith("env.kwargs.")):
+            raise UsageError(
+                f"{text}: an evaluation changes the environment alone, by {', '.join(CHANGEABLE)}",
+                "options change the rest: see `pgcli eval --help`",
+            )
+    evaluation = config.evaluation.model_copy(update={"env": EvaluationEnvConfig()})
+    copy = config.model_copy(update={"env": config.evaluation_env, "evaluation": evaluation})
+    return override(copy, overrides)
 
 
 def assess(
@@ -25,17 +51,27 @@ def assess(
     seed: int,
     workers: int = 0,
     video: Path | None = None,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure an agent on fresh episodes, and film one more: the object that `pgcli eval --json` prints.
 
     Returns are discounted by `gamma`, in reward units; the spread of one episode is None. The number of worker
-    processes has no effect on the result; with 0, this process plays.
+    processes has no effect on the result; with 0, this process plays. `overrides` change the environment.
+    Raises: UsageError, EnvironmentFailure.
     """
-    env, policy = agent.config.env, agent.config.policy
+    changed, training = dict[str, Any](), agent.config.env
+    if overrides:
+        before = flat(to_data(with_environment(agent.config, ()))["env"], "env")
+        agent.config = with_environment(agent.config, overrides)
+        after = flat(to_data(agent.config)["env"], "env")
+        changed = {key: after.get(key) for key in {**before, **after} if before.get(key) != after.get(key)}
+    check_evaluation(agent.config.evaluation_env, training)
+    env, policy = agent.config.evaluation_env, agent.config.policy
     pool = ProcessPool(env, policy, workers) if workers else None
     with closing(ChunkExecutor(EnvironmentCache(env), pool)) as executor:
         purposes = (Purpose.TEST_RESET, Purpose.TEST_ACT)
-        played = evaluate(agent.policy, executor, episodes, mode, gamma, horizon, seed, purposes)
+        names = agent.config.info_names
+        played = evaluate(agent.policy, executor, episodes, mode, gamma, horizon, seed, purposes, names=names)
     returns = sample(played.discounted_returns)
     result = {
         "mean_return": returns.mean,
@@ -54,6 +90,8 @@ def assess(
         "iteration": agent.counters["iteration"],
         "env_steps": agent.counters["env_steps"],
         "env": agent.config.env.id,
+        "changed": changed,
+        "info": info_means(played.info),
     }
     if video is not None:
         from pgcli.report.video import film
@@ -78,6 +116,13 @@ def evaluation_text(result: dict[str, Any]) -> str:
         ("policy", f"{result['iteration']} updates, {result['env_steps']:,} env steps"),
         ("from", result["checkpoint"]),
     ]
+    if result["info"]:
+        rows.insert(4, ("reported", ", ".join(f"{name} {short(value)}" for name, value in result["info"].items())))
+    if result["changed"]:
+        changed = ", ".join(
+            f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in result["changed"].items()
+        )
+        rows.insert(0, ("changed", f"{changed}: not the environment of the config"))
     if "video" in result:
         shown = f"return {result['video_return']:.2f} in {result['video_length']} steps"
         rows.append(("video", f"{result['video']}: one more, {shown}"))

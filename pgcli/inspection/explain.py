@@ -10,17 +10,20 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pgcli.config import Config, flat, load_config, to_data
+from pgcli.config import Config, flat, load_config, override, to_data
+from pgcli.config.order import differences
 from pgcli.errors import ConfigError, RunDirectoryError, typed
 from pgcli.inspection import findings
 from pgcli.inspection.findings import Array
 from pgcli.report.text import Finding, duration, percent, short, table
-from pgcli.runs.files import read_json
+from pgcli.runs.files import open_file
+from pgcli.runs.information import read_information, read_status
 from pgcli.runs.lock import is_held
 from pgcli.runs.tables import Table, first_difference, read_table
 
@@ -48,25 +51,27 @@ def show(path: Path) -> dict[str, Any]:
             f"{path}/metrics.csv: has {metrics.rows:,} rows, and status.json tells of {told} iterations",
             f"`pgcli verify {typed(path)}` says what else is wrong with the run",
         )
-    information = _json(path / "run.json")
+    information = read_information(path)
     checks = list(_checks(path, ended, config, metrics, timing, evaluations, episodes))
     looked = {name: check() for name, there, check in checks if there}
     threshold = information.get("reward_threshold")
     reached = _reached(evaluations, threshold)
-    found = [replace(finding, name=name) for name, finding in looked.items() if finding]
+    found = [
+        replace(finding, name=name, key=_new_advice(finding.key, config)) for name, finding in looked.items() if finding
+    ]
     if _is_solved(reached, threshold):  # at its goal, what would otherwise be a warning is worth knowing
         found = [replace(finding, level="note") for finding in found]
     return {
         "run": str(path),
         "status": state,
-        "reason": str(status.get("reason", "")),
+        "reason": status.get("reason") or "",
         "name": config.name,
         "env": config.env.id,
         "seed": config.seed,
         "config": {key: value for key, value in flat(to_data(config)).items() if key not in ("name", "seed", "env.id")},
         "changed": _changed(config),
         "iterations": metrics.rows,
-        "env_steps": int(metrics["env_steps"][-1]) if metrics.rows else 0,
+        "env_steps": _count(metrics, "env_steps", -1) if metrics.rows else 0,
         "episodes": episodes.rows,
         "seconds": float(timing["elapsed_seconds"][-1]) if timing.rows else None,
         "shares": _shares(timing),
@@ -75,7 +80,10 @@ def show(path: Path) -> dict[str, Any]:
         "versions": information.get("versions", {}),
         "exact": bool(information.get("exact", True)),
         "resumes": len(information.get("resumes", [])),
-        "findings": [one.select(*FIELDS) for one in (*_of_status(path, state, status, information), *found)],
+        "findings": [
+            one.select(*FIELDS)
+            for one in (*_of_status(path, state, status, information), *_of_user_code(config), *found)
+        ],
         "checked": list(looked),
         "not_applicable": [name for name, there, _ in checks if not there],
     }
@@ -95,17 +103,9 @@ def _open(path: Path) -> tuple[Config, dict[str, Any], str]:
     except ConfigError as error:
         hint = "a run of another version of pgcli, or a file that was edited"
         raise RunDirectoryError(f"{path}/config.yaml: is no config of this version: {error.message}", hint) from None
-    status = _json(path / "status.json")
-    state = str(status.get("status"))
+    status = read_status(path)
+    state = status["status"]
     return config, status, "killed" if state == "running" and is_held(path) is False else state
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        return read_json(file)
-    except RunDirectoryError as error:
-        error.hint = f"`pgcli verify {typed(file.parent)}` says what else is wrong with the run"
-        raise
 
 
 def _changed(config: Config) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _reached(evaluations: Table, threshold: Any) -> dict[str, Any]:
 
     def row(number: int) -> dict[str, Any]:
         values = {name: float(evaluations[name][number]) for name in names}
-        whole = {name: int(values[name]) for name in ("iteration", "env_steps", "evaluation_episodes")}
+        whole = {name: _count(evaluations, name, number) for name in ("iteration", "env_steps", "evaluation_episodes")}
         mode = evaluations.words["mode"][number] if "mode" in evaluations.words else None
         error = values["return_standard_error"]
         return {**values, **whole, "return_standard_error": None if math.isnan(error) else error, "mode": mode}
@@ -145,6 +145,15 @@ def _reached(evaluations: Table, threshold: Any) -> dict[str, Any]:
         "untrained": row(0),
         "solved": row(int(good[0])) if len(good) else None,
     }
+
+
+def _count(table: Table, column: str, row: int) -> int:
+    """Return a cell that is a whole number. Raises: RunDirectoryError."""
+    value = float(table[column][row])
+    if not (math.isfinite(value) and value >= 0):
+        line = 2 + row % table.rows
+        raise RunDirectoryError(f"{table.path}: damaged: line {line} has `{value}` for `{column}`")
+    return int(value)
 
 
 def _is_solved(reached: dict[str, Any], threshold: Any) -> bool:
@@ -173,6 +182,37 @@ def _of_status(path: Path, state: str, status: dict[str, Any], information: dict
         yield Finding("note", text, name="exact")
 
 
+def _of_user_code(config: Config) -> Iterator[Finding]:
+    """Name the command that checks a gradient estimator of the user's own."""
+    if (location := config.algorithm.estimator) is not None:
+        text = f"the gradient is that of {location}; a learning curve does not show whether it is right"
+        yield Finding("note", text, None, f"pgcli check {typed(Path(location))}", "estimator")
+
+
+def _new_advice(advice: str, config: Config) -> str:
+    """Return the part of an advice that the run does not follow already, and that its other keys allow.
+
+    `KEY=VALUE` becomes "a larger KEY" or "a lower KEY" where the run has gone as far as VALUE.
+    """
+    kept = []
+    for part in advice.split(", or "):
+        key, equals, _ = part.partition("=")
+        if not equals or " " in key:
+            kept.append(part)
+            continue
+        try:
+            own, new = (attrgetter(key)(one) for one in (config, override(config, [part])))
+        except ConfigError:  # it would be refused beside the run's other keys
+            continue
+        if isinstance(own, int | float) and isinstance(new, int | float):
+            lower = key == "algorithm.target_kl"
+            followed = own <= new if lower else own >= new
+            kept.append(f"a {'lower' if lower else 'larger'} {key}" if followed else part)
+        elif own != new and not (key.endswith("schedule") and own != "constant"):
+            kept.append(part)
+    return ", or ".join(kept)
+
+
 def _checks(
     path: Path,
     ended: bool,
@@ -197,8 +237,12 @@ def _checks(
         *("narrow_actions", continuous),
         lambda: findings.narrow_actions(k, metrics["action_standard_deviation"]),
     )
+    yield (
+        *("clipped_actions", _there(metrics["action_clip_fraction"])),
+        lambda: findings.clipped_actions(k, metrics["action_clip_fraction"]),
+    )
     gradients = _gradients(path, ended)
-    yield "low_snr", gradients is not None, lambda: findings.low_snr(*(gradients or (k, k)))
+    yield "low_snr", gradients is not None, lambda: findings.low_snr(*(gradients or (k, k, k)))
     yield (
         *("cut_by_horizon", config.rollout.horizon is not None and episodes.rows > 0),
         lambda: findings.cut_by_horizon(episodes["iteration"], episodes.words["ended"]),
@@ -237,14 +281,15 @@ def _there(column: Array) -> bool:
     return bool(np.isfinite(column).any())
 
 
-def _gradients(path: Path, ended: bool) -> tuple[Array, Array] | None:
-    """Give iterations and signal-to-noise ratios of gradients.csv, if there is one: of the estimator it names first."""
+def _gradients(path: Path, ended: bool) -> tuple[Array, Array, Array] | None:
+    """Return iterations, signal-to-noise ratios and variances of the estimator that gradients.csv names first."""
     if not (path / "gradients.csv").exists():
         return None
-    table = read_table(path / "gradients.csv", ("estimator", "snr"), whole=ended)
+    table = read_table(path / "gradients.csv", ("estimator", "gradient_variance", "snr"), whole=ended)
     names = table.words.get("estimator", np.full(table.rows, ""))
     chosen = np.isfinite(table["snr"]) & (names == names[:1])
-    return (table["iteration"][chosen], table["snr"][chosen]) if chosen.any() else None
+    one = table.pick(chosen)
+    return (one["iteration"], one["snr"], one["gradient_variance"]) if chosen.any() else None
 
 
 def _greedy_gap(metrics: Table, evaluations: Table) -> Finding | None:
@@ -286,7 +331,7 @@ def _policy(file: Path) -> dict[str, Array]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, "numpy") as tensors:
+        with open_file(file), safe_open(file, "numpy") as tensors:  # open_file: a FIFO would block
             names = [name for name in tensors.keys() if name.startswith("policy.")]  # noqa: SIM118 - no mapping
             return {
                 name: tensors.get_tensor(name).astype(np.float64) for name in names if not name.endswith(_STATISTICS)
@@ -353,9 +398,7 @@ def differ(a: Path, b: Path) -> dict[str, Any]:
     Raises: RunDirectoryError if one of them cannot be read.
     """
     (one, _, state), (other, _, other_state) = _open(a), _open(b)
-    before, after = (flat(to_data(config)) for config in (one, other))
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    information = [_json(path / "run.json") for path in (a, b)]
+    information = [read_information(path) for path in (a, b)]
     versions = [
         {"pgcli": x.get("pgcli"), **x.get("versions", {}), "git_commit": x.get("git_commit")} for x in information
     ]
@@ -368,7 +411,7 @@ def differ(a: Path, b: Path) -> dict[str, Any]:
         "a": str(a),
         "b": str(b),
         "status": [state, other_state],
-        "config": {key: [before.get(key), after.get(key)] for key in keys},
+        "config": {key: list(values) for key, values in differences(to_data(one), to_data(other)).items()},
         "versions": {
             key: [one.get(key) for one in versions]
             for key in {**versions[0], **versions[1]}
@@ -376,7 +419,65 @@ def differ(a: Path, b: Path) -> dict[str, Any]:
         },
         "tables": tables,
         "same": all(part["same"] for part in tables.values()),
+        "better": _better(a, b, one, other),
     }
+
+
+def _better(a: Path, b: Path, one: Config, other: Config) -> dict[str, Any]:
+    """Compare the last evaluations of two runs: the difference b - a with a 95 % interval (Welch's t).
+
+    The interval is over evaluation episodes, of these two policies. `unlike` names why returns do not compare.
+    """
+    before, after = (_reached(read_table(path / "evaluations.csv"), None)["evaluation"] for path in (a, b))
+    differing = [name for name in ("env", "evaluation.mode") if _compared(one, name) != _compared(other, name)]
+    if before is None or after is None or differing:
+        return {"better": None, "unlike": differing or ["evaluations"], "difference": None, "low": None, "high": None}
+    from scipy import stats
+
+    means, errors, n = (
+        [row[name] for row in (before, after)]
+        for name in ("return_mean", "return_standard_error", "evaluation_episodes")
+    )
+    difference, interval = means[1] - means[0], (None, None)
+    if None not in errors and any(errors):
+        variance = sum(error**2 for error in errors)
+        freedom = variance**2 / sum(error**4 / (count - 1) for error, count in zip(errors, n, strict=True))
+        reach = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
+        interval = (difference - reach, difference + reach)
+    elif errors == [0, 0]:
+        interval = (difference, difference)
+    low, high = interval
+    better = None if low is None or high is None or low <= 0 <= high else "b" if difference > 0 else "a"
+    returns = {"a": means[0], "b": means[1]}
+    return {"better": better, "unlike": [], "difference": difference, "low": low, "high": high, "returns": returns}
+
+
+def _compared(config: Config, name: str) -> Any:
+    """Return the part of a config that must be equal for two returns to be on one scale."""
+    if name == "env":
+        env = config.evaluation_env
+        return [env.id, env.kwargs, env.wrappers, env.max_episode_steps]
+    return attrgetter(name)(config)
+
+
+def _better_text(part: dict[str, Any]) -> str:
+    """Write which of two runs did better, and what that does not tell."""
+    if part["unlike"]:
+        if part["unlike"] == ["evaluations"]:
+            return "not known: a run has no evaluation"
+        return f"not known: the returns do not compare, for the runs have another {' and '.join(part['unlike'])}"
+    returns, difference = part["returns"], part["difference"]
+    text = f"a {short(returns['a'])}, b {short(returns['b'])} in the last evaluations: "
+    if part["low"] is None:
+        text += "one episode each has no interval"
+    elif part["better"] is None:
+        text += f"no difference is shown, b minus a is {short(part['low'])} to {short(part['high'])} (95 %)"
+    else:
+        interval = f"{short(part['low'])} to {short(part['high'])} (95 %)"
+        text += f"{part['better']} is better, b minus a is {short(difference)}, {interval}"
+    return (
+        f"{text}. This is about these two policies; one seed each does not tell which config is better: pgcli compare"
+    )
 
 
 def difference_text(result: dict[str, Any]) -> str:
@@ -391,6 +492,8 @@ def difference_text(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{key} {x} → {y}" for key, (x, y) in result["versions"].items())
     rows.append(("versions", versions or "the same"))
     rows += ((name.removesuffix(".csv"), _difference(part)) for name, part in result["tables"].items())
+    if not result["same"]:
+        rows.append(("better", _better_text(result["better"])))
     if result["same"]:
         rows.append(("result", "the same to the byte: metrics.csv, evaluations.csv and episodes.csv"))
     return "\n".join([*heads, *table(rows, TEXT_COLUMN, break_on_hyphens=False)])

@@ -7,6 +7,7 @@ are there: what a run begins with is no fault.
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,9 @@ from pgcli.report.text import Finding, percent
 Array = NDArray[np.float64]
 
 COLLAPSED = 0.01  # of the entropy at the start: of two actions, the rarer one is taken in less than 1 of 1000 steps
+DESTROYED = 0.005  # nats: of two actions drawn alike, 0.7 % of the entropy
 NARROW = 0.01  # of σ at the start: actions that differ by hundredths of what they did
+MOSTLY_CLIPPED = 0.5  # of the actions: a gaussian of σ = 1 on bounds of ±1 begins with 0.32
 LOW_SNR = 0.1  # a gradient estimate whose noise is ten times its signal
 ZERO_GROUPS = 0.5  # of the groups: half of the data teaches nothing
 LOW_ESS = 0.5  # of the batch: where particle filters resample (Doucet & Johansen 2009)
@@ -27,7 +30,7 @@ SHARE_OF_UPDATES = 0.1  # of the iterations, beyond which large KL is a habit
 WORSE = -0.01  # of the variance: nearer to 0 it is rounding, where all returns are alike
 SMALL_STEP = 1e-4  # of |θ| by optimizer step, a tenth of the 1e-3 that is a common rule of thumb (CS231n)
 MUCH_EVALUATING = 0.5  # of the time, as `pgcli doctor` has it
-SURE = 3.0  # standard errors of a difference: chance alone does that in 3 of 1000 cases
+SURE = 3.0  # standard errors of a difference: in one direction, chance alone exceeds them in 1 of 740 cases
 FELL = 0.2  # of what was gained since the start
 GREEDY_GAP = 0.1  # of the sampled return
 
@@ -35,12 +38,18 @@ GREEDY_GAP = 0.1  # of the sampled return
 def entropy_collapse(iteration: Array, entropy: Array) -> Finding | None:
     """Find where the entropy of a discrete policy fell below 1 % of what it was at the start.
 
-    By then hardly any action but the preferred one is tried, and what is not tried is not learned. At the goal that is
-    as it should be; before it, learning has stopped.
+    From there on hardly any action but the preferred one is tried, and what is not tried is not learned. Before the
+    goal is reached, learning has stopped. The first row may already be that of a policy that its own update destroyed.
     """
     known = np.isfinite(entropy)
-    if not known.any() or (start := entropy[known][0]) <= 0:
+    if not known.any():
         return None
+    start = entropy[known][0]
+    if start < DESTROYED:
+        if np.median(entropy[known]) >= DESTROYED:
+            return None
+        text = f"the entropy is {start:.2g} nats in the first row: the first update left a policy that hardly explores"
+        return Finding("warning", text, int(iteration[known][0]), "a lower optimizer.learning_rate")
     below = np.flatnonzero(known & (entropy < COLLAPSED * start))
     if not len(below):
         return None
@@ -64,12 +73,28 @@ def narrow_actions(iteration: Array, deviation: Array) -> Finding | None:
     return Finding("warning", text, int(iteration[at]), "algorithm.entropy_coef=0.001")
 
 
-def low_snr(iteration: Array, snr: Array) -> Finding | None:
-    """Find a late signal-to-noise ratio of the gradient below 0.1: a step is a tenth direction and the rest chance."""
-    late = _late(snr)
-    if late is None or (middle := float(np.median(snr[late]))) >= LOW_SNR:
+def clipped_actions(iteration: Array, fraction: Array) -> Finding | None:
+    """Find that most of the numbers of the actions, late, are outside the bounds of their space and clipped."""
+    late = _late(fraction)
+    if late is None or (middle := float(np.median(fraction[late]))) <= MOSTLY_CLIPPED:
         return None
-    text = f"the gradient's signal-to-noise ratio is {middle:.2g} (median of the last {len(late)}): noise leads the way"
+    text = f"{percent(middle)} of the actions are outside the bounds and clipped: the environment sees the bounds only"
+    key = "policy.distribution=tanh_gaussian, or a lower policy.initial_standard_deviation"
+    return Finding("warning", text, int(iteration[late[0]]), key)
+
+
+def low_snr(iteration: Array, snr: Array, variance: Array) -> Finding | None:
+    """Find a late signal-to-noise ratio of the gradient below 0.1: a step is a tenth direction and the rest chance.
+
+    It is the ratio of means, Σ (|g|² - v) / Σ v = Σ snr v / Σ v: the ratios of single rows are too noisy for a mean.
+    """
+    late = _late(snr * variance)
+    if late is None or not (noise := float(variance[late].sum())):
+        return None
+    ratio = float((snr * variance)[late].sum()) / noise
+    if ratio >= LOW_SNR:
+        return None
+    text = f"the gradient's signal-to-noise ratio is {ratio:.2g} (over the last {len(late)}): noise dominates the steps"
     return Finding("warning", text, int(iteration[late[0]]), "more rollout.episodes or rollout.steps")
 
 
@@ -128,8 +153,8 @@ def greedy_gap(
         return None
     at = both[-1]
     gap = float(greedy[at] - sampled[at])
-    error = math.hypot(np.nan_to_num(greedy_error[at]), np.nan_to_num(sampled_error[at]))
-    if abs(gap) <= SURE * error or abs(gap) <= GREEDY_GAP * abs(sampled[at]):
+    error = math.hypot(greedy_error[at], sampled_error[at])
+    if not abs(gap) > SURE * error or abs(gap) <= GREEDY_GAP * abs(sampled[at]):  # nan: one episode shows no error
         return None
     text = f"greedy evaluation has {greedy[at]:.4g}, training by the same policy, sampled, {sampled[at]:.4g}"
     key = "evaluation.mode=sampled" if gap > 0 else "a longer run, or a lower algorithm.entropy_coef"
@@ -208,16 +233,16 @@ def large_kl(iteration: Array, kl: Array) -> Finding | None:
 
 
 def fell_after_best(iteration: Array, returns: Array, errors: Array) -> Finding | None:
-    """Find that the last evaluation is below the best by 3 standard errors and by a fifth of what had been gained.
+    """Find that the last evaluation is surely below the best, and by a fifth of the gain since the start.
 
-    The best of many evaluations is a lucky one: so both. Args: [E], evaluations and their standard errors.
+    Args: [E], evaluations and their standard errors; `_sure` accounts for the best of E - 1.
     """
     if len(returns) < 3:
         return None
     best, last = int(np.argmax(returns)), len(returns) - 1
     fall, gain = float(returns[best] - returns[last]), float(returns[best] - returns[0])
-    error = math.hypot(np.nan_to_num(errors[best]), np.nan_to_num(errors[last]))
-    if fall <= SURE * error or fall <= FELL * gain:
+    error = math.hypot(errors[best], errors[last])
+    if not fall > _sure(last) * error or fall <= FELL * gain:  # nan: one episode shows no error
         return None
     text = f"the return fell from its best, {returns[best]:.4g}, to {returns[last]:.4g}; `--which best` is that policy"
     return Finding(
@@ -226,15 +251,27 @@ def fell_after_best(iteration: Array, returns: Array, errors: Array) -> Finding 
 
 
 def no_gain(iteration: Array, returns: Array, errors: Array) -> Finding | None:
-    """Find that no evaluation is above the untrained policy's by 3 standard errors: nothing is learned yet."""
+    """Find that no evaluation is surely above the untrained policy's: nothing is learned yet.
+
+    Args: [E], evaluations and their standard errors; `_sure` accounts for the best of E - 1.
+    """
     if len(returns) < 2:
         return None
     best = int(np.argmax(returns))
-    error = math.hypot(np.nan_to_num(errors[best]), np.nan_to_num(errors[0]))
-    if returns[best] - returns[0] > SURE * error:
+    error = math.hypot(errors[best], errors[0])
+    if not returns[best] - returns[0] <= _sure(len(returns) - 1) * error:  # nan: one episode shows no error
         return None
     text = f"no evaluation is surely above the untrained policy's {returns[0]:.4g}: nothing is learned yet"
     return Finding("warning", text, int(iteration[-1]), "a longer run, or another optimizer.learning_rate")
+
+
+def _sure(looks: int) -> float:
+    """Return how many standard errors chance alone exceeds, in any of so many looks, in 1 of 740 cases.
+
+    By Bonferroni: 3 for one look, 4.0 for 50, 4.4 for 200.
+    """
+    normal = NormalDist()
+    return -normal.inv_cdf(normal.cdf(-SURE) / looks)
 
 
 def _late(values: Array) -> NDArray[np.int64] | None:

@@ -21,17 +21,18 @@ from torch import Tensor
 
 from pgcli.config import Config, override
 from pgcli.environments.checks import check_environment
-from pgcli.environments.make import Environments, make_environments, make_resumable_environments
+from pgcli.environments.make import make_environments
 from pgcli.environments.single import SingleEnvironments, make_environment
 from pgcli.environments.vector import VectorEnvironments, select_column
-from pgcli.errors import EnvironmentFailure, PgcliError, RunDirectoryError, UsageError
+from pgcli.errors import EnvironmentFailure, RunDirectoryError, UsageError
 from pgcli.experiment.build import environments_of
 from pgcli.experiment.load import refuse_foreign_modules
 from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated
 from pgcli.experiment.resume import has_constant_schedules, stored_config
 from pgcli.policies.policy import Policy
+from pgcli.report.frames import Frame, FrameReader, rate
 from pgcli.report.text import table
-from pgcli.report.video import DEFAULT_FPS, FilmedEpisode, Frame, check_name, drawing, picture, played, write
+from pgcli.report.video import FilmedEpisode, check_name, drawing, played, write
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import is_run
 from pgcli.runs.tables import read_table
@@ -40,6 +41,7 @@ from pgcli.sampling.episodes import episode_seed
 from pgcli.sampling.rollout import EndedEpisode, Rollout
 from pgcli.sampling.sampler import Sampler
 from pgcli.sampling.segments import native_seed, segment_seed
+from pgcli.system.process_state import require
 from pgcli.system.processes import Check
 from pgcli.training.loop import Training, train
 
@@ -103,7 +105,7 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
         raise RunDirectoryError(f"{path}: no run is there", "--replay takes a run directory that `pgcli train` made")
     config = stored_config(path)
     if not trust:
-        refuse_foreign_modules(config.env, path)
+        refuse_foreign_modules(config, path)
     recorded = _find(path, which)
     iteration, first, is_vector = recorded.iteration, recorded.iteration, _uses_vector_form(config)
     if is_vector and (steps := config.rollout.steps):  # the earliest in which it can have begun: its rows have no gap
@@ -120,6 +122,7 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
         collected = _repeat(run, first, iteration)
     episodes = collected[iteration].rollout.episodes
     again = episodes[recorded.index] if recorded.index < len(episodes) else None
+    matches = again is not None and again._replace(info={}) == recorded.ended
     result = {
         "run": str(path),
         "env": config.env.id,
@@ -133,11 +136,11 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
         "recorded_discounted_return": recorded.ended.discounted_return,
         "recorded_length": recorded.ended.length,
         "recorded_ended": recorded.ended.how,
-        "matches": again == recorded.ended,
+        "matches": matches,
         "checkpoint": None if file is None else str(file),
         "repeated_iterations": repeated_iterations,
     }
-    if again == recorded.ended and video is not None:
+    if matches and video is not None:
         frames = ReplayFrames(config, run.learner.policy, collected, recorded)
         write(frames.of_vector_form() if is_vector else frames.of_single_form(), frames.film, video)
         result["video"] = str(video)
@@ -195,11 +198,8 @@ def _find(path: Path, which: str) -> RecordedEpisode:
 def _uses_vector_form(config: Config) -> bool:
     """Return whether training uses the environment's vector form, which is known once one chunk's is built."""
     width = min(config.env.chunk_size or config.env.num_envs, config.rollout.episodes or config.env.num_envs)
-    if config.rollout.steps is None:
-        envs: Environments = make_environments(environments_of(config), width)
-    else:
-        envs = make_resumable_environments(config.env, width)
-    with closing(envs):
+    resumable = config.rollout.steps is not None
+    with closing(make_environments(environments_of(config), width, resumable=resumable)) as envs:
         return isinstance(envs, VectorEnvironments)
 
 
@@ -229,7 +229,7 @@ def _choose_start(path: Path, config: Config, first: int, iteration: int) -> tup
 
 def _without_measurements(config: Config, at: int, iteration: int) -> Config:
     """Return the config without evaluations, and with a budget that ends after `iteration`."""
-    quiet = ["evaluation.every=null", "evaluation.stop_at_return=null", "evaluation.episodes=1", "sampling.workers=0"]
+    quiet = ["evaluation.every=null", "evaluation.episodes=1", "sampling.workers=0"]
     if at == iteration or has_constant_schedules(config):
         quiet += ["training.seconds=null", "training.env_steps=null", f"training.iterations={iteration + 1}"]
     elif follows_the_clock(config):
@@ -237,7 +237,7 @@ def _without_measurements(config: Config, at: int, iteration: int) -> Config:
             "its schedules follow the clock, so its iterations cannot be computed again",
             "of iterations that a kept checkpoint begins, episodes can be replayed",
         )
-    return override(config, quiet)
+    return override(config.without_stopping(), quiet)
 
 
 def _repeat(run: Training, first: int, iteration: int) -> dict[int, CollectedIteration]:
@@ -247,7 +247,7 @@ def _repeat(run: Training, first: int, iteration: int) -> dict[int, CollectedIte
         for _ in train(run):
             if run.counters.iteration == iteration:
                 break
-    torch.set_num_threads(run.config.training.threads)
+    require("torch's threads", run.config.training.threads)
     sampler.collect(run.learner.policy, iteration, lambda: None)
     return sampler.collected
 
@@ -315,21 +315,21 @@ class ReplayFrames:
 
     def of_vector_form(self) -> Iterator[Frame]:
         """Draw each state in a vector form of one column, or in the single form if the vector form draws nothing."""
-        env, states = self._env, list(self._vector_states())
+        env, states, reader = self._env, list(self._vector_states()), FrameReader(self._env.id)
         with drawing(env):
             try:
                 alone = VectorEnvironments(env, 1, "rgb_array")
                 alone.reset([0])
                 alone.restore(states[0].arrays)
-                picture(alone.render()[0], env.id)
-            except (PgcliError, TypeError, IndexError, NotImplementedError):
+                FrameReader(env.id).read(alone.render()[0])
+            except Exception:  # if the single form fails too, its error is raised
                 yield from self._redrawn_in_single_form(states)
                 return
             with closing(alone):
-                self.film.fps = float(alone.render_fps or DEFAULT_FPS)
+                self.film.fps = rate({"render_fps": alone.render_fps})
                 for state in states:
                     alone.restore(state.arrays)
-                    yield picture(alone.render()[0], env.id)
+                    yield reader.read(alone.render()[0])
 
     def _vector_states(self) -> Iterator[VectorState]:
         """Step the chunk of the episode's column through all of its actions again; yield the episode's states.
@@ -373,17 +373,17 @@ class ReplayFrames:
 
     def _redrawn_in_single_form(self, states: list[VectorState]) -> Iterator[Frame]:
         """Set the first state in the single form and step it through the actions; its observations must be equal."""
-        env_id = self._config.env.id
+        env_id, reader = self._config.env.id, FrameReader(self._config.env.id)
         with closing(SingleEnvironments(self._env, 1)) as known:
             layout = known.layout
         with closing(make_environment(self._config.env, render_mode="rgb_array")) as env:
-            self.film.fps = float(env.metadata.get("render_fps") or DEFAULT_FPS)
+            self.film.fps = rate(env.metadata)
             env.reset(seed=check_environment(self._config.env).seed(0))
             for name, array in states[0].arrays.items():
                 own = getattr(env.unwrapped, name, None)
                 if own is not None and np.size(own) == array.size:
                     setattr(env.unwrapped, name, array.reshape(np.shape(own)).copy())
-            yield picture(env.render(), env_id)
+            yield reader.read(env.render())
             for state, after in pairwise(states):
                 obs, _, _, _, _ = env.step(state.action)
                 if layout.pack(obs).tobytes() != after.obs.tobytes():
@@ -392,7 +392,7 @@ class ReplayFrames:
                         "observations: this episode cannot be filmed",
                         "env.vectorization=sync trains on episodes that can be",
                     )
-                yield picture(env.render(), env_id)
+                yield reader.read(env.render())
 
     def _not_reproducible(self) -> EnvironmentFailure:
         what = f"{self._config.env.id} does not repeat itself: what it shows is another episode"

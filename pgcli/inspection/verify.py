@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
-from itertools import pairwise
-from math import isclose, isfinite
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from math import fsum, isclose, isfinite, isnan
 from pathlib import Path
-from statistics import fmean
+from sys import maxsize
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pgcli.config import Config
@@ -21,14 +23,17 @@ from pgcli.experiment.resume import changes_of, stored_config
 from pgcli.records import TABLES, Evaluation, Iteration, Notice
 from pgcli.report.text import Finding, table
 from pgcli.runs import checkpoints
+from pgcli.runs.digests import DIGESTS, ITSELF, changed_files, is_sealed
 from pgcli.runs.directory import is_run, versions
-from pgcli.runs.files import read_json
-from pgcli.runs.lock import lock
-from pgcli.runs.tables import as_csv, header_of, read_table, rows_of, tables_of
-from pgcli.training.evaluation import sample
+from pgcli.runs.files import MAX_JSON_BYTES, open_file
+from pgcli.runs.information import read_information, read_status
+from pgcli.runs.lock import lock_to_read
+from pgcli.runs.tables import as_csv, more_of, read_header, read_table, rows_of, table_file, tables_of
+from pgcli.training.evaluation import Evaluator
 from pgcli.training.loop import train
 
-Rows = list[dict[str, str]]
+Row = dict[str, str]
+Array = NDArray[np.float64]
 
 
 class _Failed(Exception):
@@ -45,27 +50,28 @@ def verify(path: Path, *, everything: bool = False, trust: bool = False) -> dict
     """
     if not is_run(path):
         raise RunDirectoryError(f"{path}: no run is there", "name a run directory that `pgcli train` made")
-    with ExitStack() as locked:
-        with suppress(OSError):  # a read-only folder needs no lock
-            locked.enter_context(lock(path))
+    with lock_to_read(path):
         config = stored_config(path)
         if not trust:
-            refuse_foreign_modules(config.env, path)
+            refuse_foreign_modules(config, path)
         findings: list[Finding] = []
-        tables = _read_tables(path, config, findings)
+        _check("digests", findings, _compare_digests(path))
+        counts = _count_rows(path, config, findings)
         kept = _read_checkpoints(path, config, findings)
-        _check("tables", findings, _compare_tables(config, tables))
-        if (path / "gradients.csv").exists():
-            _check("gradients", findings, _compare_gradients(config, _measured_since(path), tables))
-        _check("checkpoints", findings, _compare_checkpoints(path, kept, tables))
-        _check("status", findings, _compare_status(path, tables))
+        _check("tables", findings, _compare_tables(path, config))
+        _check("evaluations", findings, _compare_evaluations(path))
+        if "gradients" in counts:
+            _check("gradients", findings, _compare_gradients(path, config))
+        _check("checkpoints", findings, _compare_checkpoints(path, kept))
+        _check("status", findings, _compare_status(path, counts["metrics"]))
         recomputed: list[int] = []
         if not any(finding.level == "failed" for finding in findings):
-            _check("iterations", findings, _recompute(path, config, kept, tables, everything, recomputed))
+            _check("iterations", findings, _recompute(path, config, kept, counts["metrics"], everything, recomputed))
+            _check("evaluations", findings, _recompute_evaluation(path, config, kept, counts["metrics"]))
     return {
         "run": str(path),
         "passed": not any(finding.level == "failed" for finding in findings),
-        "rows": {name: len(rows) for name, rows in tables.items()},
+        "rows": counts,
         "checkpoints": [checkpoints.iteration_of(file) for file in kept],
         "recomputed": recomputed,
         "findings": [finding.select("level", "text") for finding in findings],
@@ -83,36 +89,61 @@ def _check(name: str, findings: list[Finding], found: Iterator[Finding]) -> None
     try:
         findings += found
     except (_Failed, PgcliError) as error:
-        findings.append(Finding("failed", error.message if isinstance(error, PgcliError) else str(error)))
-    except (KeyError, ValueError, TypeError) as error:  # a cell or a field is missing or not a number
-        findings.append(Finding("failed", f"the {name} hold something unreadable: {error}"))
+        failed = Finding("failed", error.message if isinstance(error, PgcliError) else str(error))
+        findings += [] if failed in findings else [failed]
+    except OSError as error:
+        findings.append(Finding("failed", f"{error.filename}: {error.strerror}"))
+    except (LookupError, ValueError, TypeError, ArithmeticError) as error:  # a cell is missing or not a number
+        findings.append(Finding("failed", f"the {name} have something unreadable: {error}"))
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
-def _read_tables(path: Path, config: Config, findings: list[Finding]) -> dict[str, Rows]:
-    tables: dict[str, Rows] = {}
+def _count_rows(path: Path, config: Config, findings: list[Finding]) -> dict[str, int]:
+    """Return the number of rows of each table; report a table that cannot be read, or has other columns."""
+    counts: dict[str, int] = {}
     for name in TABLES if (path / "gradients.csv").exists() else tables_of(config):
-        tables[name] = []
+        counts[name] = 0
         try:
-            table = read_table(path / f"{name}.csv", as_text=True)
+            with table_file(path / f"{name}.csv") as file:
+                if more_of(name, file.header) is None:
+                    raise RunDirectoryError(f"{name}.csv: does not begin with the columns that pgcli writes")
+                counts[name] = sum(lines.count(b"\n") + 1 for lines in file.blocks())
+                if file.cut:
+                    findings.append(Finding("note", f"{name}.csv ends with half a line, which a resume cuts off"))
         except RunDirectoryError as error:
             findings.append(Finding("failed", error.message))
-            continue
-        if table.header != header_of(name):
-            findings.append(Finding("failed", f"{name}.csv: does not begin with the columns that pgcli writes"))
-            continue
-        cells = zip(*(table.words[column] for column in table.header), strict=True)
-        tables[name] = [dict(zip(table.header, row, strict=True)) for row in cells]
-        if table.cut:
-            findings.append(Finding("note", f"{name}.csv ends with half a line, which a resume cuts off"))
-    return tables
+    return counts
 
 
-def _by_iteration(table: Rows) -> dict[int, Rows]:
-    rows: dict[int, Rows] = defaultdict(list)
-    for row in table:
-        rows[int(row["iteration"])].append(row)
-    return rows
+def _rows(path: Path, name: str, since: int = 0) -> Iterator[Row]:
+    """Yield the rows of a table from an iteration on, which is found by the last lines of the blocks."""
+    with table_file(path / f"{name}.csv") as file:
+        for lines in file.blocks():
+            if int(lines.rpartition(b"\n")[2].partition(b",")[0]) < since:
+                continue
+            for line in lines.decode().split("\n"):
+                row = dict(zip(file.header, line.split(","), strict=True))
+                if int(row["iteration"]) >= since:
+                    yield row
+
+
+class _RowsByIteration:
+    """The rows of the tables by iteration, each table read once and forwards."""
+
+    def __init__(self, path: Path, names: Iterable[str], since: int) -> None:
+        groups = (groupby(_rows(path, name, since), lambda row: int(row["iteration"])) for name in names)
+        self._tables = dict(zip(names, groups, strict=True))
+        self.more = {name: more_of(name, read_header(path / f"{name}.csv")) or () for name in names}
+        self._next: dict[str, tuple[int, list[Row]]] = {}
+
+    def of(self, name: str, iteration: int) -> list[Row]:
+        """Return the rows of an iteration, which is not before that of the last call for this table."""
+        number, rows = self._next.get(name, (-1, []))
+        while number < iteration:
+            number, group = next(self._tables[name], (maxsize, iter(())))
+            rows = list(group)
+        self._next[name] = number, rows
+        return rows if number == iteration else []
 
 
 def _read_checkpoints(path: Path, config: Config, findings: list[Finding]) -> dict[Path, checkpoints.Checkpoint]:
@@ -130,75 +161,155 @@ def _read_checkpoints(path: Path, config: Config, findings: list[Finding]) -> di
 
 
 # -------------------------------------------------------------------------------------------------------- consistency
-def _compare_tables(config: Config, tables: dict[str, Rows]) -> Iterator[Finding]:
-    metrics, episodes, evaluations = tables["metrics"], tables["episodes"], tables["evaluations"]
-    for name in ("metrics", "timing"):
-        for number, row in enumerate(tables[name]):
-            if row["iteration"] != str(number):
-                raise _Failed(f"{name}.csv: iteration {row['iteration']} stands where {number} should")
-    for number, row in enumerate(episodes):
-        if row["episode"] != str(number):
-            raise _Failed(f"episodes.csv: episode {row['episode']} stands where {number} should")
-    ended = _by_iteration(episodes)
-    if len(episodes) and int(episodes[-1]["iteration"]) > len(metrics):
-        raise _Failed("episodes.csv: goes further than metrics.csv")
-    steps = count = 0
-    for number, row in enumerate(metrics):
-        collected = ended.get(number, [])
-        count += len(collected)
-        took = int(row["env_steps"]) - steps
-        steps += took
-        returns = [float(one["return"]) for one in collected]
-        mean = repr(sample(returns).mean) if returns else ""
-        discounted = repr(fmean(float(one["discounted_return"]) for one in collected)) if collected else ""
-        if (row["episodes"], row["return_mean"], row["discounted_return_mean"]) != (str(count), mean, discounted):
-            raise _Failed(f"metrics.csv: iteration {number} is not what episodes.csv tells of it")
-        if took <= 0 or (config.rollout.episodes and took != sum(int(one["length"]) for one in collected)):
-            raise _Failed(f"metrics.csv: the env_steps of iteration {number} are not those of its episodes")
-    yield Finding("ok", f"{len(metrics):,} iterations and {len(episodes):,} episodes follow each other, and agree")
-    for before, row in pairwise(evaluations):
-        if int(row["iteration"]) <= int(before["iteration"]):
-            raise _Failed(f"evaluations.csv: iteration {row['iteration']} after {before['iteration']}")
-    for row in evaluations:
-        number = int(row["iteration"])
-        if number > len(metrics) or row["env_steps"] != (metrics[number - 1]["env_steps"] if number else "0"):
-            raise _Failed(f"evaluations.csv: the env_steps of iteration {number} are not those of metrics.csv")
-    yield Finding("ok", f"{len(evaluations):,} evaluations stand where metrics.csv has their env_steps")
+def _compare_digests(path: Path) -> Iterator[Finding]:
+    """Compare the bytes of the run's files with their digests in status.json, of a run that has ended."""
+    status = read_status(path)
+    if not {DIGESTS, ITSELF} & status.keys():
+        if status["status"] != "running":
+            yield Finding("note", "status.json has no digests: an earlier version of pgcli wrote it")
+        return
+    with open_file(path / "status.json") as file:
+        content = file.read(MAX_JSON_BYTES)
+    changed = [] if is_sealed(content, status) else ["status.json: its bytes are not those that the run wrote"]
+    changed += changed_files(path, status.get(DIGESTS, {}))
+    for sentence in changed:
+        yield Finding("failed", sentence)
+    if not changed and DIGESTS in status:
+        yield Finding("ok", f"{len(status[DIGESTS]) + 1} files have the bytes that the run wrote, by their sha256")
+
+
+@dataclass
+class _Collected:
+    """What episodes.csv has of each iteration, [iterations]: nan where no episode ended."""
+
+    episodes: Array  # ended so far
+    return_mean: Array
+    discounted_return_mean: Array
+    length: Array  # their sum
+
+
+def _compare_tables(path: Path, config: Config) -> Iterator[Finding]:
+    metrics = read_table(path / "metrics.csv")
+    for name, one in (("metrics", metrics), ("timing", read_table(path / "timing.csv", ()))):
+        wrong = np.flatnonzero(one["iteration"] != np.arange(one.rows))
+        if len(wrong):
+            at = int(wrong[0])
+            found = _shown(one["iteration"][at])
+            raise _Failed(f"{name}.csv: line {at + 2}: iteration is {found}, and the row is that of {at}")
+    rows = metrics.rows
+    collected = _collect(path / "episodes.csv", rows)
+    steps = np.diff(metrics["env_steps"], prepend=0.0)
+    expected: dict[str, Array] = {
+        "episodes": collected.episodes,
+        "return_mean": collected.return_mean,
+        "discounted_return_mean": collected.discounted_return_mean,
+        "env_steps": metrics["env_steps"] - steps + collected.length,
+    }
+    if not config.rollout.episodes:  # a segment has steps of episodes that have not ended
+        expected["env_steps"] = np.where(steps > 0, metrics["env_steps"], metrics["env_steps"] - steps + 1)
+    for name, column in expected.items():
+        different = (metrics[name] != column) & ~(np.isnan(metrics[name]) & np.isnan(column))
+        if different.any():
+            at = int(np.argmax(different))
+            found, other = (_shown(one[at]) for one in (metrics[name], column))
+            raise _Failed(
+                f"metrics.csv: line {at + 2} (iteration {at}): {name} is {found}, and episodes.csv gives {other}"
+            )
+    count = int(collected.episodes[-1]) if rows else 0
+    yield Finding("ok", f"{rows:,} iterations and {count:,} episodes follow each other, and agree")
+
+
+def _collect(file: Path, iterations: int) -> _Collected:
+    """Read episodes.csv block by block, and compute what its rows give for each iteration."""
+    counts, means, discounted, lengths = (np.zeros(iterations + 1) for _ in range(4))
+    means[:], discounted[:] = np.nan, np.nan
+    number, last = 0, -1
+
+    def add(iteration: int, returns: Array, weighted: Array, steps: Array) -> None:
+        counts[iteration], lengths[iteration] = len(returns), steps.sum()
+        means[iteration] = returns.sum() / len(returns)
+        discounted[iteration] = fsum(weighted.tolist()) / len(weighted)
+
+    names = ("return", "discounted_return", "length")
+    waiting: list[Array] = [np.empty(0) for _ in names]  # of the last iteration, which the next block may continue
+    with table_file(file) as open_table:
+        for block in open_table.read(open_table.columns(("episode", *names))):
+            k, episodes = block["iteration"], block["episode"]
+            wrong = np.flatnonzero((episodes != np.arange(number, number + len(k))) | (np.diff(k, prepend=last) < 0))
+            if len(wrong):
+                at = int(wrong[0])
+                found = f"episode {_shown(episodes[at])} of iteration {_shown(k[at])}"
+                raise _Failed(f"episodes.csv: line {number + at + 2}: {found} follows episode {number + at - 1}")
+            if k[-1] > iterations:
+                raise _Failed(f"episodes.csv: has iteration {_shown(k[-1])}, and metrics.csv has {iterations} rows")
+            parts = [np.concatenate([old, block[name]]) for old, name in zip(waiting, names, strict=True)]
+            k = np.concatenate([np.full(len(waiting[0]), last), k])
+            starts = np.flatnonzero(np.diff(k, prepend=-1)).tolist()
+            for start, end in pairwise(starts):
+                add(int(k[start]), *(part[start:end] for part in parts))
+            waiting = [part[starts[-1] :].copy() for part in parts]
+            number, last = number + len(episodes), int(k[-1])
+    if number:
+        add(last, *waiting)
+    return _Collected(np.cumsum(counts)[:iterations], means[:iterations], discounted[:iterations], lengths[:iterations])
+
+
+def _shown(value: float) -> str:
+    return "empty" if isnan(value) else f"{value:.0f}" if value.is_integer() else repr(float(value))
+
+
+def _compare_evaluations(path: Path) -> Iterator[Finding]:
+    steps = read_table(path / "metrics.csv", ("env_steps",))["env_steps"]
+    last, count = -1, 0
+    for row in _rows(path, "evaluations"):
+        number, count = int(row["iteration"]), count + 1
+        if number < last + (not row.get("stopped_by")):  # that one is after the evaluation that ended the run
+            raise _Failed(f"evaluations.csv: line {count + 1}: iteration {number} follows {last}")
+        last = number
+        if number > len(steps) or float(row["env_steps"]) != (steps[number - 1] if number else 0):
+            raise _Failed(
+                f"evaluations.csv: line {count + 1}: env_steps is {row['env_steps']}, which metrics.csv does not have "
+                f"after {number} iterations"
+            )
+    yield Finding("ok", f"{count:,} evaluations have the env_steps of metrics.csv")
 
 
 def _measured_since(path: Path) -> int:
     """Return the iteration since which the run has had the diagnostics of its config."""
-    resumes = read_json(path / "run.json").get("resumes", [])
+    resumes = read_information(path).get("resumes", [])
     changed = [one for one in resumes if any(change.startswith("diagnostics.") for change in one["overrides"])]
     return max((one["iteration"] for one in changed), default=0)
 
 
-def _compare_gradients(config: Config, since: int, tables: dict[str, Rows]) -> Iterator[Finding]:
-    metrics, names = tables["metrics"], [config.estimator, *config.diagnostics.shadows]
-    found = _by_iteration(tables["gradients"])
+def _compare_gradients(path: Path, config: Config) -> Iterator[Finding]:
+    since, names = _measured_since(path), [config.estimator, *config.diagnostics.shadows]
+    metrics = read_table(path / "metrics.csv", ("env_steps", "grad_norm"))
+    found = {
+        number: list(rows) for number, rows in groupby(_rows(path, "gradients"), lambda row: int(row["iteration"]))
+    }
     numbers = list(found)
     if numbers != sorted(numbers):
         raise _Failed("gradients.csv: its iterations are not in order")
-    expected = set(range(0, len(metrics), config.diagnostics.every or len(metrics) + 1))
+    expected = set(range(0, metrics.rows, config.diagnostics.every or metrics.rows + 1))
     if config.diagnostics.every is None:
         expected = set()
-    if wrong := {n for n in expected ^ set(numbers) if since <= n < len(metrics)}:
-        what = "is not there" if min(wrong) in expected else "was not to be measured"
+    if wrong := {n for n in expected ^ set(numbers) if since <= n < metrics.rows}:
+        what = "is missing" if min(wrong) in expected else "was not to be measured"
         raise _Failed(f"gradients.csv: iteration {min(wrong)} {what}")
-    if numbers and numbers[-1] > len(metrics):
+    if numbers and numbers[-1] > metrics.rows:
         raise _Failed("gradients.csv: goes further than metrics.csv")
     for number, rows in found.items():
-        update = metrics[number : number + 1]  # the last may be missing, after a kill
-        if since <= number < len(metrics) and [row["estimator"] for row in rows] != names:
-            raise _Failed(f"gradients.csv: iteration {number} has not the estimators of the config")
+        has_update = number < metrics.rows  # the last may be missing, after a kill
+        if since <= number < metrics.rows and [row["estimator"] for row in rows] != names:
+            raise _Failed(f"gradients.csv: iteration {number} has other estimators than the config")
         for row in rows:
-            if update and row["env_steps"] != update[0]["env_steps"]:
+            if has_update and float(row["env_steps"]) != metrics["env_steps"][number]:
                 raise _Failed(f"gradients.csv: the env_steps of iteration {number} are not those of metrics.csv")
             if not _fit_together(row):
                 raise _Failed(f"gradients.csv: the columns of {row['estimator']} in iteration {number} contradict")
         own = rows[0]
-        if update and _is_plain(config) and since <= number and own["trajectory_variance"]:
-            norm, taken = float(own["gradient_norm"]), float(update[0]["grad_norm"])
+        if has_update and _is_plain(config) and since <= number and own["trajectory_variance"]:
+            norm, taken = float(own["gradient_norm"]), float(metrics["grad_norm"][number])
             rounding = 1e-3 * float(own["trajectory_variance"]) ** 0.5  # of terms that cancel
             if not isclose(norm, taken, rel_tol=1e-2, abs_tol=rounding + 1e-9):
                 raise _Failed(
@@ -225,19 +336,17 @@ def _is_plain(config: Config) -> bool:
     return one_step and algorithm.entropy_coef == algorithm.kl_coef == 0 and not shared
 
 
-def _compare_checkpoints(
-    path: Path, kept: dict[Path, checkpoints.Checkpoint], tables: dict[str, Rows]
-) -> Iterator[Finding]:
-    metrics, folder = tables["metrics"], path / "checkpoints"
+def _compare_checkpoints(path: Path, kept: dict[Path, checkpoints.Checkpoint]) -> Iterator[Finding]:
+    metrics, folder = read_table(path / "metrics.csv", ("env_steps", "episodes")), path / "checkpoints"
     if not kept:
         raise _Failed(f"{folder}: has no checkpoint that can be read")
     for file, checkpoint in kept.items():
         counters, number = checkpoint.counters, checkpoint.counters["iteration"]
-        if number > len(metrics):
-            raise _Failed(f"{file}: metrics.csv has {len(metrics)} rows, and it is the state after {number}")
-        row = metrics[number - 1] if number else {"env_steps": "0", "episodes": "0"}
-        if (row["env_steps"], row["episodes"]) != (str(counters["env_steps"]), str(counters["episodes"])):
-            raise _Failed(f"{file}: its env_steps and episodes are not those of metrics.csv")
+        if number > metrics.rows:
+            raise _Failed(f"{file}: metrics.csv has {metrics.rows} rows, and it is the state after {number}")
+        for name in ("env_steps", "episodes"):
+            if counters[name] != (metrics[name][number - 1] if number else 0):
+                raise _Failed(f"{file}: its {name} are {counters[name]}, and metrics.csv has another number")
     names = ", ".join(str(checkpoints.iteration_of(file)) for file in kept)
     yield Finding("ok", f"checkpoints {names} prove themselves by their sha256, and their counters agree with the rows")
     if not (folder / "latest.json").exists():
@@ -246,18 +355,19 @@ def _compare_checkpoints(
         yield Finding("note", "latest.json points to an older checkpoint than the newest, as after a kill")
     if (folder / "best.json").exists():
         best = checkpoints.iteration_of(checkpoints.follow(folder / "best.json"))
-        returns = {int(row["iteration"]): float(row["return_mean"]) for row in tables["evaluations"]}
+        scheduled = (row for row in _rows(path, "evaluations") if not row.get("stopped_by"))
+        returns = {int(row["iteration"]): float(row["return_mean"]) for row in scheduled}
         if returns.get(best) != max(returns.values()):
             yield Finding("note", f"best.json points to iteration {best}, which is not the best of evaluations.csv")
 
 
-def _compare_status(path: Path, tables: dict[str, Rows]) -> Iterator[Finding]:
-    run, status = read_json(path / "run.json"), read_json(path / "status.json")
-    state, number = status.get("status"), status.get("iteration")
+def _compare_status(path: Path, iterations: int) -> Iterator[Finding]:
+    run, status = read_information(path), read_status(path)
+    state, number = status["status"], status.get("iteration")
     if state == "running":
-        yield Finding("note", "it was killed, and `pgcli resume` goes on from the newest checkpoint")
-    elif number != len(tables["metrics"]):
-        raise _Failed(f"status.json: {state} after {number} iterations, and metrics.csv has {len(tables['metrics'])}")
+        yield Finding("note", "it was killed, and `pgcli resume` continues from the newest checkpoint")
+    elif number != iterations:
+        raise _Failed(f"status.json: {state} after {number} iterations, and metrics.csv has {iterations}")
     if not run.get("exact", True):
         yield Finding("note", "run.json: exact is false, for it was resumed with changes, or not to where it was")
     for name, installed in versions().items():
@@ -271,15 +381,15 @@ def _recompute(
     path: Path,
     config: Config,
     kept: dict[Path, checkpoints.Checkpoint],
-    tables: dict[str, Rows],
+    last: int,
     everything: bool,
     recomputed: list[int],
 ) -> Iterator[Finding]:
     if config.algorithm.estimator is not None:
-        yield Finding("note", "its gradients come from code of the user's, which is not run: none computed again")
+        yield Finding("note", "its gradients come from the user's code, which is not run: none computed again")
         return
     changed = max(changed_iterations(path, config), default=0)  # since then, config.yaml holds
-    starts = [file for file, one in kept.items() if changed <= one.counters["iteration"] < len(tables["metrics"])]
+    starts = [file for file, one in kept.items() if changed <= one.counters["iteration"] < last]
     if not starts:
         yield Finding(
             "note", "no checkpoint has an iteration after it under the config it has now: none computed again"
@@ -289,17 +399,16 @@ def _recompute(
         yield Finding("note", "its schedules follow the clock: no iteration computed again")
         return
     since = _measured_since(path)
-    rows = {name: _by_iteration(table) for name, table in tables.items()}
-    rows["gradients"] = {number: found for number, found in rows.get("gradients", {}).items() if number >= since}
     file = min(starts) if everything else max(starts)
-    first, last, name = kept[file].counters["iteration"], len(tables["metrics"]), file.name
-    with repeated(path, without_clock(config, last), file) as (run, lost):
+    first, name = kept[file].counters["iteration"], file.name
+    rows = _RowsByIteration(path, ["metrics", "episodes", "evaluations", *_measured(path)], first)
+    with repeated(path, without_clock(config.without_stopping(), last), file) as (run, lost):
         if lost:
             yield Finding("note", f"{lost} environments do not repeat themselves: no iteration computed again")
             return
         for record in train(run):
             if not isinstance(record, Notice):
-                _compare(record, rows)
+                _compare(record, rows, since)
             if isinstance(record, Iteration):
                 recomputed.append(record.iteration)
                 later = path / "checkpoints" / checkpoints.file_name(run.counters.iteration)
@@ -312,13 +421,50 @@ def _recompute(
     yield Finding("ok", f"{which}, computed again from {name}, gave the same bytes")
 
 
-def _compare(record: Iteration | Evaluation, tables: dict[str, dict[int, Rows]]) -> None:
-    """Raise _Failed unless a record, computed again, has the bytes of its rows in the tables."""
-    for name, again in rows_of(record).items():
-        if name == "timing":
+def _measured(path: Path) -> list[str]:
+    return ["gradients"] if (path / "gradients.csv").exists() else []
+
+
+def _recompute_evaluation(
+    path: Path, config: Config, kept: dict[Path, checkpoints.Checkpoint], iterations: int
+) -> Iterator[Finding]:
+    """Evaluate the policy of the last row of evaluations.csv again, if its checkpoint is kept."""
+    row = next(iter(deque(_rows(path, "evaluations"), maxlen=1)), None)
+    if row is None:
+        return
+    number, stopped_by = int(row["iteration"]), row.get("stopped_by", "")
+    file = path / "checkpoints" / checkpoints.file_name(number)
+    if file not in kept:
+        yield Finding("note", f"the last evaluation, after {number} iterations, has no checkpoint: not computed again")
+        return
+    if any(one["iteration"] >= number for one in _evaluation_changes(path)):
+        yield Finding("note", f"the evaluation changed after {number} iterations, its last row: not computed again")
+        return
+    with repeated(path, without_clock(config, max(iterations, 1)), file) as (run, _):
+        again = Evaluator(config, run.executor).evaluate(
+            run.learner.policy, number, run.counters.env_steps, lambda: None, stopped_by
+        )
+    _compare(again, _RowsByIteration(path, ["evaluations"], number), number)
+    yield Finding("ok", f"the last evaluation, after {number} iterations, computed again, gave the same bytes")
+
+
+def _evaluation_changes(path: Path) -> list[dict[str, Any]]:
+    resumes: list[dict[str, Any]] = read_information(path).get("resumes", [])
+    return [one for one in resumes if any(change.startswith("evaluation.") for change in one["overrides"])]
+
+
+def _compare(record: Iteration | Evaluation, tables: _RowsByIteration, since: int) -> None:
+    """Raise _Failed unless a record, computed again, has the bytes of its rows in the tables.
+
+    A resume may have changed when evaluations and gradients are made; gradients are compared from `since` on.
+    """
+    for name, again in rows_of(record, tables.more).items():
+        if name == "timing" or not again or (name == "gradients" and record.iteration < since):
             continue
-        rows = tables[name].get(record.iteration, [])
-        if not rows and name in ("evaluations", "gradients"):  # a resume may have changed when these are made
+        rows = tables.of(name, record.iteration)
+        if isinstance(record, Evaluation):
+            rows = [row for row in rows if row.get("stopped_by", "") == record.stopped_by]
+        if not rows and name in ("evaluations", "gradients"):
             continue
         for row, line in zip(rows, as_csv(again).splitlines(), strict=True):
             for (column, cell), found in zip(row.items(), line.split(","), strict=True):

@@ -112,9 +112,8 @@ class Policy(nn.Module):
         self.network = mlp([*sizes, self.distribution.size], config.activation)
         if config.init == "orthogonal":
             orthogonal(self.network, last_gain=0.01)
-        self.masked = config.action_mask == "auto" and self.encoder.actions is not None
-        if self.masked and not isinstance(self.distribution, Softmax | Factorised):
-            raise UsageError(f"the actions are masked, and {action_space} is not a choice", _IGNORE_MASK)
+        chooses = isinstance(self.distribution, Softmax | Factorised)  # other actions have no choices to mask
+        self.masked = config.action_mask == "auto" and self.encoder.actions is not None and chooses
         if self.masked and self.encoder.actions != self.distribution.size:
             raise UsageError(
                 f"the action mask has {self.encoder.actions} entries, and {action_space} {self.distribution.size}",

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
@@ -15,15 +15,32 @@ import numpy as np
 
 from pgcli.config import flat
 from pgcli.config.choices import Band, Stat, XAxis
+from pgcli.config.messages import dotted
+from pgcli.config.order import orders_of
 from pgcli.config.yaml import parse, read_bytes
 from pgcli.errors import ConfigError, Problem, RunDirectoryError, closest
 from pgcli.records import GRADIENTS, axis
-from pgcli.report.statistics import RESAMPLES, Aggregate, Array, Curve, aggregate, smoothed
-from pgcli.runs.files import read_json
+from pgcli.report.statistics import (
+    GRADIENT_RATIOS,
+    RESAMPLES,
+    Aggregate,
+    Array,
+    Curve,
+    aggregate,
+    gradient_ratio,
+    smoothed,
+)
+from pgcli.runs.information import read_status
 from pgcli.runs.tables import Table, read_table
+from pgcli.system.streams import printable
 
 _FORMATS = (".png", ".svg", ".pdf", ".csv")
 _STATISTICS = {"mean": "mean", "iqm": "interquartile mean", "median": "median"}
+_METHODS = {"mean": "Student's t", "iqm": "Tukey-McLaughlin, of a trimmed mean", "median": "order statistics"}
+_UNITS = {"env_steps": "steps", "iteration": "iterations", "episodes": "episodes", "seconds": "s"}
+_MOMENTS = ("snr", "gradient_variance", "trajectory_variance")
+_FEW_RUNS = 5  # below which a caption reports how little they show
+_RARE = 0.2  # the share of failing runs that a caption takes as its example
 _TABLES = {"evaluation.": "evaluations.csv", "gradients.": "gradients.csv", "": "metrics.csv"}  # by the prefix of y
 
 
@@ -60,26 +77,43 @@ class Drawing:
 
 @dataclass(frozen=True)
 class RunCurve:
-    """The curve of one run: its config as `{dotted key: text}`, and the number of episodes behind an evaluation."""
+    """The curve of one run.
+
+    `settings` is its config as `{dotted key: text}`, `episodes` the number behind an evaluation, `ending` its status,
+    or "stopped" where it ended before its budget was used.
+    """
 
     path: Path
     settings: dict[str, str]
     curve: Curve
     episodes: int | None
+    ending: str
 
     @property
     def experiment(self) -> frozenset[tuple[str, str]]:
         """The config without the seed: runs that share it are one line."""
-        return frozenset(item for item in self.settings.items() if item[0] != "seed")
+        return _experiment(self.settings)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the plot and the runs behind it."""
+    """One line of the plot, the runs behind it, and how many others of its experiment have no number to draw."""
 
     label: str
     runs: list[RunCurve]
     curve: Aggregate
+    left_out: int = 0
+
+    @property
+    def label_and_runs(self) -> str:
+        """The label and the number of runs, for a plot whose lines have different numbers of them."""
+        return f"{self.label} ({len(self.runs)} run{'s' if len(self.runs) > 1 else ''})"
+
+
+def legend(lines: Sequence[Line]) -> list[str]:
+    """Label the lines, with their numbers of runs where these differ."""
+    equal = len({len(line.runs) for line in lines}) == 1
+    return [line.label if equal else line.label_and_runs for line in lines]
 
 
 def read_lines(
@@ -87,7 +121,8 @@ def read_lines(
 ) -> tuple[list[Line], Drawing]:
     """Read the lines of a plot. Raises: ConfigError for a bad option or column, RunDirectoryError."""
     drawing = _checked(x, y, stat, band, smooth, output)
-    return draw_lines(_drawable(find_runs(run_dirs), drawing), drawing), drawing
+    runs, without = _drawable(find_runs(run_dirs), drawing)
+    return draw_lines(_without_copies(runs, drawing), without, drawing), drawing
 
 
 def _checked(x: str, y: str, stat: str, band: str, smooth: int, output: Path | None) -> Drawing:
@@ -107,6 +142,9 @@ def _checked(x: str, y: str, stat: str, band: str, smooth: int, output: Path | N
     if band == "standard_error" and stat in ("iqm", "median"):
         reason = f"standard_error is that of a mean, and the line would be the {_STATISTICS[stat]}"
         problems.append(Problem("--band", reason, "use --band ci95 or --stat mean"))
+    if y.removeprefix("gradients.") in GRADIENT_RATIOS and stat in ("iqm", "median"):
+        reason = f"`{y}` is a ratio, and only the ratio of means is right over iterations or runs"
+        problems.append(Problem("--stat", reason, "use --stat mean"))
     if problems:
         raise ConfigError(problems)
     if y in {column.name for column in GRADIENTS[2:]}:  # in no other table
@@ -161,26 +199,53 @@ class _NothingToDraw(RunDirectoryError):
     """A run has no number in the column asked for."""
 
 
-def _drawable(paths: Sequence[Path], drawing: Drawing) -> list[RunCurve]:
-    """Read the curves of all runs, with a warning for each run that has nothing to draw yet; one at least must have."""
+def _drawable(paths: Sequence[Path], drawing: Drawing) -> tuple[list[RunCurve], list[dict[str, str]]]:
+    """Read the curves of all runs, and the configs of those without a number, with a warning for each.
+
+    Raises: RunDirectoryError if no run has a number.
+    """
     runs: list[RunCurve] = []
     empty: list[_NothingToDraw] = []
+    without: list[dict[str, str]] = []
     for path in paths:
         try:
             table = _read(path, drawing)
         except _NothingToDraw as error:
             empty.append(error)
+            without.append(_settings(path / "config.yaml"))
             continue
         for estimator in dict.fromkeys(table.words.get("estimator", ())) or (None,):
             try:
                 runs.append(_run_curve(path, table, drawing, estimator))
             except _NothingToDraw as error:
                 empty.append(error)
+                without.append(_settings(path / "config.yaml"))
     if not runs:
         raise empty[0]
     for nothing in empty:
         warnings.warn(f"left out: {nothing.message}", stacklevel=2)
-    return runs
+    return runs, without
+
+
+def _without_copies(runs: Sequence[RunCurve], drawing: Drawing) -> list[RunCurve]:
+    """Leave out, with a warning, each run whose config, seed and table another one has: it is no further seed.
+
+    A table that is the beginning of another is of an unfinished copy. Equal seeds with other numbers all count.
+    """
+    content = {run.path: (run.path / _TABLES[drawing.prefix]).read_bytes() for run in runs}
+    kept: dict[frozenset[tuple[str, str]], list[RunCurve]] = {}
+    for run in sorted(runs, key=lambda run: -len(content[run.path])):  # of equal ones the first is kept
+        same = kept.setdefault(frozenset(run.settings.items()), [])
+        original = next((one for one in same if content[one.path].startswith(content[run.path])), None)
+        if original is not None:
+            warnings.warn(f"left out: {run.path} is a copy of {original.path}, with its config and seed", stacklevel=2)
+            continue
+        if same:
+            text = f"{run.path} has the config and the seed of {same[0].path} and other numbers: both count as runs"
+            warnings.warn(text, stacklevel=2)
+        same.append(run)
+    chosen = [id(run) for group in kept.values() for run in group]
+    return [run for run in runs if id(run) in chosen]
 
 
 def _read(path: Path, drawing: Drawing) -> Table:
@@ -189,7 +254,9 @@ def _read(path: Path, drawing: Drawing) -> Table:
     if drawing.of_gradients and not file.is_file():
         raise _NothingToDraw(f"{path}: has no gradients.csv", "a run with `diagnostics.every` writes it")
     columns = {drawing.column, "env_steps", "episodes", "return_standard_error", "evaluation_episodes"}
-    table = read_table(file, columns | ({"estimator"} if drawing.of_gradients else set()), skip_damage=True)
+    if drawing.of_gradients:
+        columns |= {"estimator", *_MOMENTS}
+    table = read_table(file, columns, skip_damage=True)
     if "iteration" not in table.header:
         raise _NothingToDraw(f"{file}: is empty or damaged: it has no column `iteration`")
     if drawing.column not in table.header:
@@ -206,19 +273,24 @@ def _run_curve(path: Path, table: Table, drawing: Drawing, estimator: str | None
         settings["estimator"] = estimator
         table = table.pick(table.words["estimator"] == estimator)
     table = _last_of_each_iteration(table)
-    x, y = _x_values(path, table, drawing), table[drawing.column]
-    drawn = np.isfinite(y) & np.isfinite(x)
+    x, y, weights = _x_values(path, table, drawing), table[drawing.column], np.ones(table.rows)
+    if is_ratio := drawing.of_gradients and drawing.column in GRADIENT_RATIOS:
+        y, weights = gradient_ratio(drawing.column, *(table[name] for name in _MOMENTS))
+    drawn = np.isfinite(y) & np.isfinite(weights) & np.isfinite(x)
     if not drawn.any():
         raise _NothingToDraw(f"{table.path}: has no number in column `{drawing.column}`")
     error = table["return_standard_error"][drawn] if drawing.column == "return_mean" else None
-    curve = Curve(x[drawn], y[drawn], error, final=_status(path / "status.json") == "finished")
+    curve = Curve(x[drawn], y[drawn], error, weights[drawn] if is_ratio else None)
     count = table["evaluation_episodes"][drawn][-1]
     episodes = int(count) if drawing.of_evaluations and np.isfinite(count) else None
-    return RunCurve(path, settings, smoothed(curve, drawing.smooth), episodes)
+    return RunCurve(path, settings, smoothed(curve, drawing.smooth), episodes, _ending(path))
 
 
 def _last_of_each_iteration(table: Table) -> Table:
-    """Sort rows by iteration; of those with the same one, the last counts."""
+    """Sort rows by iteration; of those with the same one, the last counts.
+
+    So the evaluation of fresh episodes after a stopping rule replaces the one that was selected by the rule.
+    """
     rows = np.flatnonzero(np.isfinite(table["iteration"]))[::-1]
     return table.pick(rows[np.unique(table["iteration"][rows], return_index=True)[1]])
 
@@ -242,33 +314,45 @@ def _settings(path: Path) -> dict[str, str]:
         raise RunDirectoryError(f"{path}: not a config: {error.message}") from None
     if not isinstance(data, dict):
         return {}
+    orders = {f"order of {dotted(path)}": keys for path, keys in orders_of(data) or []}
     return {
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for key, value in flat(data).items()
+        for key, value in (flat(data) | orders).items()
     }
 
 
-def _status(path: Path) -> str:
-    try:
-        return str(read_json(path).get("status"))
-    except RunDirectoryError:
+def _experiment(settings: dict[str, str]) -> frozenset[tuple[str, str]]:
+    return frozenset(item for item in settings.items() if item[0] != "seed")
+
+
+def _ending(path: Path) -> str:
+    """Return the status of the run in `path`; "stopped" for one that finished by its stopping rule."""
+    if not (path / "status.json").exists():
         return "unknown"
+    status = read_status(path)
+    reason = status.get("reason") or ""
+    by_rule = reason.startswith(("stopped early", "reached a return"))  # the latter: before
+    return "stopped" if by_rule and status["status"] == "finished" else str(status["status"])
 
 
 # From runs to lines
 
 
-def draw_lines(runs: Sequence[RunCurve], drawing: Drawing) -> list[Line]:
-    """Group the runs that differ only in their seed, in their order."""
+def draw_lines(runs: Sequence[RunCurve], without: Sequence[dict[str, str]], drawing: Drawing) -> list[Line]:
+    """Group the runs that differ only in their seed, in their order; `without` are configs of runs without a number."""
     groups: dict[frozenset[tuple[str, str]], list[RunCurve]] = {}
     for run in runs:
         groups.setdefault(run.experiment, []).append(run)
-    members = list(groups.values())
-    labels = _labels([group[0].settings for group in members])
-    return [
-        Line(label, group, aggregate([run.curve for run in group], drawing.stat, drawing.band))
-        for label, group in zip(labels, members, strict=True)
+    left_out = [_experiment(settings) for settings in without]
+    labels = _labels([group[0].settings for group in groups.values()])
+    lines = [
+        Line(label, group, aggregate([run.curve for run in group], drawing.stat, drawing.band), left_out.count(key))
+        for label, (key, group) in zip(labels, groups.items(), strict=True)
     ]
+    drawn = [line for line in lines if len(line.curve.x)]
+    if not drawn:
+        raise _NothingToDraw(f"`{drawing.y}`: the noise exceeds the signal everywhere", "use --smooth or more seeds")
+    return drawn
 
 
 def _labels(settings: Sequence[dict[str, str]]) -> list[str]:
@@ -286,38 +370,91 @@ def _labels(settings: Sequence[dict[str, str]]) -> list[str]:
             keys = method  # enough to tell them apart
         name = one.get("name", "run")
         values = ", ".join(f"{key.rpartition('.')[2]} {one[key]}" for key in keys)
-        labels.append(shortened(f"{name}: {values}" if values else name, 70))
+        labels.append(shortened(printable(f"{name}: {values}" if values else name), 70))
     return labels
 
 
 def caption(lines: Sequence[Line], drawing: Drawing) -> str:
-    """Describe the lines and the bands, and over how many runs or episodes they are."""
-    sizes = [len(line.runs) for line in lines]
-    number = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
-    sentences = []
-    if max(sizes) > 1:
-        sentences.append(f"Line: {_STATISTICS[drawing.stat]} over {number} runs.")
-        sentences += {
-            "ci95": [f"Band: its 95 % bootstrap interval ({RESAMPLES:,} resamples of runs)."],
-            "standard_error": ["Band: ± one standard error of it over runs."],
-            "none": [],
-        }[drawing.band]
-    if min(sizes) == 1:
-        one = "One run." if max(sizes) == 1 else "Where there is one run,"
-        episodes = {line.runs[0].episodes for line in lines if len(line.runs) == 1}
-        number = f"{episodes.pop()}" if len(episodes) == 1 and None not in episodes else "its"
-        of = f"{number} evaluation episodes" if drawing.of_evaluations else "an iteration's episodes"
-        if drawing.band != "none":
-            known = drawing.column == "return_mean"
-            band = f"band: ± one standard error over {of}." if known else "no band: one run shows no spread."
-            sentences.append(f"{one} {band[0].upper() + band[1:] if max(sizes) == 1 else band}")
-        elif max(sizes) == 1:
-            sentences.append(one)
-    if any(line.curve.carried for line in lines):
-        sentences.append("A finished run keeps its last value.")
+    """Describe each line and its band: the method, how many runs or episodes, and which runs ended early."""
+    several, single = ([line for line in lines if (len(line.runs) > 1) == more] for more in (True, False))
+    sentences = [*_of_several(several, drawing), *_of_single(single, drawing, bool(several))]
+    for line in lines:
+        sentences += _endings(line, drawing, f"{shortened(line.label, 40)}: " if len(lines) > 1 else "")
+    if any(run.curve.x[-1] < line.curve.x[-1] for line in lines for run in line.runs):
+        sentences.append("A run that ended keeps its last value.")
+    if any(_is_interpolated(run.curve, line.curve) for line in lines for run in line.runs):
+        sentences.append("Runs are straight lines between points, which narrows the band of noisy ones.")
     if drawing.smooth > 1:
         sentences.append(f"Each run smoothed over {drawing.smooth} points.")
-    return " ".join(sentences)
+    return printable(" ".join(sentences))
+
+
+def _is_interpolated(curve: Curve, line: Aggregate) -> bool:
+    within = line.x[line.x <= curve.x[-1]]
+    return not np.isin(within, curve.x).all()
+
+
+def _of_several(lines: Sequence[Line], drawing: Drawing) -> Iterator[str]:
+    if not lines:
+        return
+    sizes = [len(line.runs) for line in lines]
+    ratio = drawing.of_gradients and drawing.column in GRADIENT_RATIOS
+    statistic, method = (
+        ("ratio of means", "Student's t") if ratio else (_STATISTICS[drawing.stat], _METHODS[drawing.stat])
+    )
+    if len(lines) == 1:
+        yield f"Line: {statistic} over {sizes[0]} runs."
+    elif len(set(sizes)) == 1:
+        yield f"Lines: {statistic} over {sizes[0]} runs each."
+    else:
+        each = ", ".join(f"{size} ({shortened(line.label, 40)})" for size, line in zip(sizes, lines, strict=True))
+        yield f"Lines: {statistic} over so many runs: {each}."
+    match drawing.band:
+        case "ci95":
+            yield f"Band: its 95 % interval ({method})."
+            if drawing.stat == "median" and min(sizes) < 6:
+                yield "The median of fewer than 6 runs has none."
+        case "bootstrap":
+            yield f"Band: its 95 % bootstrap interval ({RESAMPLES:,} resamples of runs), too narrow for few runs."
+        case "standard_error":
+            yield "Band: ± one standard error of it over runs."
+    for size in sorted({size for size in sizes if size < _FEW_RUNS}):
+        missed = f"{100 * (1 - _RARE) ** size:.0f} %"
+        yield f"{size} runs show little: with probability {missed}, none of them shows a failure of 1 run in 5."
+
+
+def _of_single(lines: Sequence[Line], drawing: Drawing, others: bool) -> Iterator[str]:
+    if not lines or (drawing.band == "none" and others):
+        return
+    if drawing.band == "none":
+        yield "One run."
+        return
+    episodes = {line.runs[0].episodes for line in lines}
+    number = f"{episodes.pop()}" if len(episodes) == 1 and None not in episodes else "its"
+    of = f"{number} evaluation episodes" if drawing.of_evaluations else "an iteration's episodes"
+    known = drawing.column == "return_mean"
+    band = f"band: ± one standard error over {of}." if known else "no band: one run shows no spread."
+    yield f"Where there is one run, {band}" if others else f"One run. {band[0].upper() + band[1:]}"
+
+
+def _endings(line: Line, drawing: Drawing, label: str) -> Iterator[str]:
+    """Count the runs of a line that did not use their budget, and where they ended."""
+    count = len(line.runs)
+    for ending in dict.fromkeys(run.ending for run in line.runs if run.ending != "finished"):
+        ends = sorted(float(run.curve.x[-1]) for run in line.runs if run.ending == ending)
+        where = " to ".join(dict.fromkeys(_rounded(x) for x in (ends[0], ends[-1])))
+        now, before = ("is", "was") if len(ends) == 1 else ("are", "were")
+        verbs = {"interrupted": f"{before} interrupted", "running": f"{now} running", "unknown": f"{now} unfinished"}
+        verb = verbs.get(ending, ending)
+        yield f"{label}{len(ends)} of {count} {verb} at {where} {_UNITS[drawing.x]}."
+    if line.left_out:
+        yield f"{label}{line.left_out} of {count + line.left_out} without a number: left out."
+
+
+def _rounded(x: float) -> str:
+    """Write a number in three digits: 12 k, 1.25 M."""
+    text = thousands(float(f"{x:.3g}"))
+    return f"{text[:-1]} {text[-1]}" if text[-1].isalpha() else text
 
 
 def x_label(drawing: Drawing) -> str:
@@ -327,7 +464,7 @@ def x_label(drawing: Drawing) -> str:
 
 def y_label(lines: Sequence[Line], drawing: Drawing) -> str:
     """Label the y axis."""
-    name = axis(drawing.column)
+    name = printable(axis(drawing.column))
     if not drawing.of_evaluations:
         return name
     counts = {run.episodes for line in lines for run in line.runs}

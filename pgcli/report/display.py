@@ -16,7 +16,7 @@ from pgcli.config import Config
 from pgcli.config.schema import DEFAULT_ITERATIONS
 from pgcli.records import Evaluation, Iteration, Notice, Record, Sample, brief
 from pgcli.report.text import duration, mean_and_error, percent, short
-from pgcli.system.streams import print_message
+from pgcli.system.streams import print_message, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -126,7 +126,8 @@ class LiveDisplay(Display):
         self._draw(self._live.refresh)
         self._draw(self._live.stop)
         for text in self._view.last_notices:
-            self._draw(partial(self._live.console.print, f"note: {text}", markup=False, highlight=False))
+            note = printable(f"note: {text}")
+            self._draw(partial(self._live.console.print, note, markup=False, highlight=False))
 
     def _draw(self, draw: Callable[[], None]) -> None:
         if self._open:
@@ -136,7 +137,9 @@ class LiveDisplay(Display):
                 self._open = False
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from self._view.draw(options.max_width, ASCII_BARS if options.ascii_only else BARS, self._closed)
+        for drawn in self._view.draw(options.max_width, ASCII_BARS if options.ascii_only else BARS, self._closed):
+            for segment in console.render(drawn, options):
+                yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 # ------------------------------------------------------------------------------------------------ the runs of `train`
@@ -166,7 +169,7 @@ class RunProgress:
         if isinstance(record, Evaluation):
             self.last = record
             self.seconds[2] += record.seconds
-            if self.best is None or record.returns.mean > self.best.returns.mean:
+            if not record.stopped_by and (self.best is None or record.returns.mean > self.best.returns.mean):
                 self.best = record
             return
         if self.first_progress is None:
@@ -261,7 +264,7 @@ def _line(record: Record, run: RunProgress) -> str:
     if isinstance(record, Evaluation):
         return (
             f"evaluation at iteration {record.iteration}: return {mean_and_error(record.returns)} "
-            f"({record.returns.n} episodes, {record.mode})"
+            f"({record.returns.n} {'fresh ' if record.stopped_by else ''}episodes, {record.mode})"
         )
     counts = f"iteration {run.count}  env steps {record.env_steps:,}  return {run.returns_text}"
     metrics = brief(record.update, *OF_POLICY) + brief(record.update, *OF_VALUE)[:1]
@@ -315,12 +318,13 @@ def _panel(run: RunProgress, width: int, bars: str, closed: bool) -> Table:
 def _notices(notices: Sequence[str]) -> Table:
     """Draw notices, each with as many lines as it needs."""
     from rich.table import Table
+    from rich.text import Text
 
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True, min_width=LABEL_WIDTH)
     grid.add_column(overflow="fold")
     for notice in notices:
-        grid.add_row("note", notice)
+        grid.add_row("note", Text(printable(notice)))  # without Rich's markup
     return grid
 
 

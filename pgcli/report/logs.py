@@ -1,12 +1,12 @@
 """The logs of other tools: TensorBoard and Weights & Biases get the rows of metrics, timing and evaluations.
 
-A session writes its files anew: first the rows that the tables have kept, then each record as it comes. So a resumed
-run has each point once and none that it has cut away, and none is missing after a kill.
+The step of a point is the number of env steps, as in other libraries. A session writes its files anew: first the rows
+of the tables, then each record. So a resumed run has each point once, none that it has cut away, and none is missing
+after a kill.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,8 +18,9 @@ import numpy as np
 from pgcli.config import Config
 from pgcli.errors import PgcliError
 from pgcli.experiment.run import Request
-from pgcli.records import Evaluation, Iteration, Notice, Record
+from pgcli.records import Evaluation, Iteration, Notice, Record, more_columns
 from pgcli.runs.tables import header_of, read_table, rows_of
+from pgcli.system.leaving import remove_folder, temporary_folder
 
 FILMED_STEPS = 500  # of an episode of the last policy, at most
 _PREFIXES = {"metrics": "metrics", "timing": "timing", "evaluations": "evaluation"}  # by table
@@ -27,9 +28,10 @@ _PREFIXES = {"metrics": "metrics", "timing": "timing", "evaluations": "evaluatio
 
 @dataclass(frozen=True)
 class LogEntry:
-    """The numbers of one record, by `table/column`; `elapsed` is relative to the begin of the session, in seconds."""
+    """The numbers of one record, by `table/column`; `elapsed` is relative to the start of the session, in seconds."""
 
     iteration: int
+    env_steps: int
     values: dict[str, float]
     elapsed: float = 0.0
 
@@ -40,8 +42,8 @@ class Log(Protocol):
     def add(self, entry: LogEntry) -> None:
         """Write the numbers of a record."""
 
-    def picture(self, name: str, file: Path, iteration: int) -> None:
-        """Write a .png, or a .gif that moves."""
+    def picture(self, name: str, file: Path, env_steps: int) -> None:
+        """Write a .png, or an animated .gif."""
 
     def close(self) -> None:
         """Complete the files."""
@@ -89,7 +91,7 @@ class _Logs:
         self._config, self._path, self._notify = config, path, notify
         self._waiting = kinds  # for the first record, which shows where the run continues
         self._logs: dict[str, Log] = {}
-        self._last = 0
+        self._env_steps = 0  # of the last record
 
     def show(self, record: Record) -> None:
         """Write the numbers of a record."""
@@ -105,17 +107,18 @@ class _Logs:
         for name, log in list(self._logs.items()):
             with self._or_without(name):
                 log.add(_entry_of(record))
-        self._last = record.iteration + isinstance(record, Iteration)
+        self._env_steps = record.env_steps
 
     def close(self, finished: bool) -> None:
         """Add the learning curve and a film of the last policy, if the run has finished."""
-        with tempfile.TemporaryDirectory() as folder:
-            pictures = list(self._pictures(Path(folder))) if finished and self._logs else []
-            for name, log in list(self._logs.items()):
-                with self._or_without(name):
-                    for file in pictures:
-                        log.picture(file.stem, file, self._last)
-                    log.close()
+        folder = temporary_folder()
+        pictures = list(self._pictures(Path(folder))) if finished and self._logs else []
+        for name, log in list(self._logs.items()):
+            with self._or_without(name):
+                for file in pictures:
+                    log.picture(file.stem, file, self._env_steps)
+                log.close()
+        remove_folder(folder)
 
     def _pictures(self, folder: Path) -> Iterator[Path]:
         from pgcli.experiment.load import load
@@ -136,31 +139,37 @@ class _Logs:
             yield
         except Exception as error:
             self._logs.pop(name, None)
-            self._notify(f"{name} failed, and the training goes on without it: {type(error).__name__}: {error}")
+            self._notify(f"{name} failed, and the training continues without it: {type(error).__name__}: {error}")
 
 
 def past_entries(path: Path, iteration: int) -> Iterator[LogEntry]:
-    """Yield what the tables have of the records before `iteration`; an evaluation comes before its iteration."""
+    """Yield the rows of the tables before `iteration`; an evaluation comes before the iteration of its number."""
     entries: dict[tuple[int, bool], dict[str, float]] = {}  # by iteration, and whether they are of its end
+    steps: dict[tuple[int, bool], int] = {}
     for name, prefix in _PREFIXES.items():
-        table = read_table(path / f"{name}.csv", header_of(name))
+        table = read_table(path / f"{name}.csv", None)
         for row, number in enumerate(table["iteration"].astype(int).tolist()):
-            values = entries.setdefault((number, name != "evaluations"), {})
+            key = (number, name != "evaluations")
+            values = entries.setdefault(key, {})
+            if "env_steps" in table.numbers:
+                steps[key] = int(table["env_steps"][row])
             numbers = ((column, float(cells[row])) for column, cells in table.numbers.items())
             values |= {f"{prefix}/{column}": x for column, x in numbers if column != "iteration" and not np.isnan(x)}
     elapsed = {number: values.get("timing/elapsed_seconds", 0.0) for (number, end), values in entries.items() if end}
     ended = max(elapsed.values(), default=0.0)
     for (number, is_iteration), values in sorted(entries.items(), key=lambda entry: entry[0]):
-        if number < iteration:
-            yield LogEntry(number, values, elapsed.get(number if is_iteration else number - 1, 0.0) - ended)
+        if number < iteration and (number, is_iteration) in steps:
+            at = elapsed.get(number if is_iteration else number - 1, 0.0) - ended
+            yield LogEntry(number, steps[number, is_iteration], values, at)
 
 
 def _entry_of(record: Iteration | Evaluation) -> LogEntry:
+    more = more_columns(list(record.info), stops=False)
     values = {
         f"{_PREFIXES[name]}/{column}": float(cell)
-        for name, rows in rows_of(record).items()
+        for name, rows in rows_of(record, more).items()
         if name in _PREFIXES
-        for column, cell in zip(header_of(name), rows[0], strict=True)
+        for column, cell in zip(header_of(name, more.get(name, ())), rows[0], strict=True)
         if column != "iteration" and isinstance(cell, int | float)
     }
-    return LogEntry(record.iteration, values)
+    return LogEntry(record.iteration, record.env_steps, values)

@@ -14,9 +14,11 @@ import numpy as np
 
 from pgcli.errors import RunDirectoryError
 from pgcli.records import COLUMNS, Cell
-from pgcli.report.curves import Drawing, Line, caption, read_lines, thousands, x_label, y_label
-from pgcli.runs.files import read_json
+from pgcli.report.curves import Drawing, Line, caption, legend, read_lines, thousands, x_label, y_label
+from pgcli.runs.information import read_information
+from pgcli.runs.outputs import CURVE_COLUMNS, check_output, write_output
 from pgcli.runs.tables import as_csv
+from pgcli.system.streams import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,32 +47,44 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def plot(run_dirs: Sequence[Path], x: str, y: str, stat: str, band: str, smooth: int, output: Path | None) -> Path:
+def plot(
+    run_dirs: Sequence[Path],
+    x: str,
+    y: str,
+    stat: str,
+    band: str,
+    smooth: int,
+    output: Path | None,
+    *,
+    overwrite: bool = False,
+) -> Path:
     """Draw the learning curves of run directories, or of folders of them, and return the file.
 
     Runs that differ only in their seed are one line. The suffix of `output` selects the format: .png, .svg, .pdf, or
-    .csv for the numbers. Without `output`: `plots/<y>.png` in the one folder given, or here.
+    .csv for the numbers. Without `output`: `plots/<y>.png` in the one folder given, or here. A figure of pgcli is
+    replaced; a file that pgcli did not make, only with `overwrite`.
 
     Raises: ConfigError for a bad option or column; RunDirectoryError if a file cannot be read or written, or no run has
         a number to draw.
     """
     lines, drawing = read_lines(run_dirs, x, y, stat, band, smooth, output)
     if output is None:
-        output = (run_dirs[0] if len(run_dirs) == 1 else Path()) / "plots" / f"{y}.png"
+        folder = (run_dirs[0] if len(run_dirs) == 1 else Path()) / "plots"
+        if folder.is_symlink():
+            raise RunDirectoryError(f"{folder}: is a link, not a folder", "name a file with -o")
+        output = folder / f"{y}.png"
+        overwrite = overwrite or (len(run_dirs) == 1 and not output.is_symlink())  # pgcli's own place
+    check_output(output, overwrite=overwrite)
     if output.suffix.lower() == ".csv":
         content = _as_csv(lines).encode()
     else:
         content = _as_figure(lines, drawing, output.suffix.lower()[1:])
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_bytes(content)
-    except OSError as error:
-        raise RunDirectoryError(f"{output}: cannot be written: {error.strerror}", "name another file with -o") from None
+    write_output(output, content, overwrite=overwrite)
     return output
 
 
 def _as_csv(lines: Sequence[Line]) -> str:
-    rows: list[list[Cell]] = [["label", "x", "n", "center", "low", "high"]]
+    rows: list[list[Cell]] = [[*CURVE_COLUMNS]]
     for line in lines:
         c = line.curve
         for x, n, *values in zip(*(a.tolist() for a in (c.x, c.n, c.center, c.low, c.high)), strict=True):
@@ -86,12 +100,12 @@ def _as_figure(lines: Sequence[Line], drawing: Drawing, suffix: str) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.add_subplot()
-        for number, line in enumerate(lines):
+        for number, (line, label) in enumerate(zip(lines, legend(lines), strict=True)):
             color = COLORS[number % len(COLORS)]
             style = _LINE_STYLES[number // len(COLORS) % len(_LINE_STYLES)]
             c = line.curve
             dot = "o" if len(c.x) == 1 else ""  # a single point draws no line
-            axes.plot(c.x, c.center, style, marker=dot, color=color, linewidth=1.5, label=plain(line.label))
+            axes.plot(c.x, c.center, style, marker=dot, color=color, linewidth=1.5, label=plain(label))
             axes.fill_between(c.x, c.low, c.high, color=color, alpha=0.2, linewidth=0)
         threshold = _threshold(lines) if drawing.column in _RETURNS else None
         if threshold is not None:
@@ -99,8 +113,8 @@ def _as_figure(lines: Sequence[Line], drawing: Drawing, suffix: str) -> bytes:
         if drawing.column in COLUMNS and COLUMNS[drawing.column].metric.logarithmic and _positive(lines):
             axes.set_yscale("log")
         axes.margins(x=0.01)
-        axes.set_xlabel(x_label(drawing))
-        axes.set_ylabel(y_label(lines, drawing))
+        axes.set_xlabel(plain(x_label(drawing)))
+        axes.set_ylabel(plain(y_label(lines, drawing)))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=drawing.x != "seconds"))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
         if len(lines) > 1:
@@ -111,7 +125,11 @@ def _as_figure(lines: Sequence[Line], drawing: Drawing, suffix: str) -> bytes:
             plain(textwrap.fill(caption(lines, drawing), 130)), fontsize=6.5, color="0.35", x=0.01, ha="left"
         )
         stream = io.BytesIO()
-        metadata: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+        metadata: dict[str, Any] = {  # by which `check_output` knows its own
+            "png": {"Software": "pgcli"},
+            "svg": {"Date": None, "Creator": "pgcli"},
+            "pdf": {"CreationDate": None, "Creator": "pgcli"},
+        }
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # an emoji becomes a box
             figure.savefig(stream, format=suffix, dpi=200, metadata=metadata[suffix])
@@ -148,13 +166,12 @@ def _threshold(lines: Sequence[Line]) -> float | None:
 
 
 def _threshold_of(path: Path) -> float | None:
-    try:
-        value = read_json(path / "run.json").get("reward_threshold")
-    except RunDirectoryError:
+    if not (path / "run.json").exists():
         return None
-    return float(value) if isinstance(value, int | float) else None
+    value = read_information(path).get("reward_threshold")
+    return None if value is None else float(value)
 
 
 def plain(text: str) -> str:
-    """Escape the dollar sign, which begins a formula in matplotlib."""
-    return text.replace("$", r"\$")
+    """Escape what is not printable, and the dollar sign, which begins a formula in matplotlib."""
+    return printable(text).replace("$", r"\$")

@@ -1,15 +1,14 @@
-"""Statistics over runs: learning curves on a common grid, aggregated scores, and the intervals of both.
+"""Statistics over runs: intervals of means, interquartile means and medians, and learning curves of several runs.
 
-A score is the final return of one run; scores of one task are [n], one for each of n runs.
-Source of the aggregates: Agarwal et al. (2021), Deep Reinforcement Learning at the Edge of the Statistical Precipice.
+Intervals are of samples [..., n], over the last axis: n runs that differ only in their seed. `tests/uncertainty.py`
+measures how often they contain the true value; docs/compare.md has the table.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,35 +17,108 @@ from numpy.typing import NDArray
 from pgcli.config.choices import Band, Stat
 
 Array = NDArray[np.float64]
+Interval = tuple[Array, Array]  # low and high; nan where there is none
 Statistic = Callable[..., Any]  # of samples [..., n_i], over the last axis (`axis=-1`): to [...]
 
 MAX_POINTS = 1000  # of a curve; a figure has no more pixels
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
-SCORE_RESAMPLES = 50_000  # as Agarwal et al.
-PROFILE_RESAMPLES = 2_000
-POWER = 0.8  # Cohen (1988): the usual probability of detecting an existing effect
-MOST_SEEDS = 10_000
+TRIMMED = 0.25  # of the values, on each side of an interquartile mean
 _BLOCK = 4_000_000  # resampled numbers in memory at once: 32 MB
 
 
 # Intervals
 
 
-def bootstrap_interval(
-    samples: Sequence[Array], statistic: Statistic, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
-) -> tuple[Array, Array]:
-    """Compute the percentile bootstrap interval of a statistic of independent samples.
+def interquartile_mean(*tasks: Array, axis: int = -1) -> Array:
+    """Average the middle half of the scores of all runs on all tasks: a 25 % trimmed mean.
 
-    Each sample is resampled on its own: one sample per task is the stratified bootstrap over runs. All rows see the
-    same resamples, so a row's interval depends on that row alone.
+    Of N scores, ⌊N / 4⌋ are cut off on each side. Source: Agarwal et al. (2021), section 4.3.
+    Args: the scores of each task, [..., n]. Returns: [...].
+    """
+    from scipy import stats
+
+    return np.asarray(stats.trim_mean(np.concatenate(tasks, axis), TRIMMED, axis=axis))
+
+
+STATISTICS: dict[Stat, Statistic] = {"mean": np.mean, "iqm": interquartile_mean, "median": np.median}
+
+
+def mean_interval(samples: Array, confidence: float = CONFIDENCE) -> Interval:
+    """Compute Student's interval of a mean: x̄ ± t(n - 1) s / √n, exact for normal values.
+
+    Source: Student (1908), The Probable Error of a Mean.
+    """
+    n = samples.shape[-1]
+    if n < 2:
+        return _no_interval(samples)
+    half = _student(confidence, n - 1) * samples.std(-1, ddof=1) / math.sqrt(n)
+    return samples.mean(-1) - half, samples.mean(-1) + half
+
+
+def trimmed_mean_interval(samples: Array, confidence: float = CONFIDENCE) -> Interval:
+    """Compute the interval of an interquartile mean from the Winsorized standard deviation s_w.
+
+        IQM ± t(h - 1) e,   e = max( s_w / (½ √n), s_w √((n - 1) / (h (h - 1))) ),   h = n - 2 ⌊n / 4⌋
+
+    Winsorizing replaces the values that the mean trims by the nearest remaining one. The first form is that of scipy's
+    `trimmed_mean_ci`. It covers 92.5 % where n is a multiple of 4; there the second one, Yuen's, is wider. Below 4
+    values nothing is trimmed, and the interval is Student's.
+    Source: Tukey & McLaughlin (1963); Yuen (1974), The two-sample trimmed t for unequal population variances.
+    """
+    n = samples.shape[-1]
+    cut = int(TRIMMED * n)
+    if cut == 0:
+        return mean_interval(samples)
+    kept = np.sort(samples, -1)[..., cut : n - cut]
+    h = kept.shape[-1]
+    winsorized = np.pad(kept, [(0, 0)] * (samples.ndim - 1) + [(cut, cut)], mode="edge").std(-1, ddof=1)
+    half = _student(confidence, h - 1) * winsorized * max(2 / math.sqrt(n), math.sqrt((n - 1) / (h * (h - 1))))
+    return kept.mean(-1) - half, kept.mean(-1) + half
+
+
+def median_interval(samples: Array, confidence: float = CONFIDENCE) -> Interval:
+    """Compute the interval of a median from the k-th smallest to the k-th largest value.
+
+    k is the largest number for which 1 - 2 P(Binomial(n, ½) < k) reaches the confidence, for any distribution. Below
+    6 values, not even the smallest and the largest reach 95 %: there is no interval. Infinite values, of runs that do
+    not reach a threshold, keep their meaning. Source: David & Nagaraja (2003), Order Statistics, section 7.1.
+    """
+    from scipy import stats
+
+    n = samples.shape[-1]
+    rank = int(stats.binom.ppf((1 - confidence) / 2, n, 0.5)) if n else 0  # P(< rank) is smaller, P(≤ rank) is not
+    if rank == 0:
+        return _no_interval(samples)
+    ordered = np.sort(samples, -1)
+    return ordered[..., rank - 1], ordered[..., n - rank]
+
+
+INTERVALS: dict[Stat, Callable[[Array], Interval]] = {
+    "mean": mean_interval,
+    "iqm": trimmed_mean_interval,
+    "median": median_interval,
+}
+
+
+def bootstrap_interval(
+    samples: Sequence[Array],
+    statistic: Statistic,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    paired: bool = False,
+) -> Interval:
+    """Compute the percentile bootstrap interval of a statistic of independent samples. It is too narrow for few values.
+
+    Each sample is resampled on its own: one sample per task is the stratified bootstrap over runs. With `paired`, the
+    same values are drawn of each. All rows see the same resamples, so a row's interval depends on that row alone.
     Args: samples, each [n_i] or [P, n_i].
     Returns: low and high, [] or [P]; nan if a sample has one value, which shows no spread.
     Source: Efron & Tibshirani (1993), section 13.3; Agarwal et al. (2021), section 4.1.
     """
     shape, size = samples[0].shape[:-1], sum(sample.shape[-1] for sample in samples)
     if min(sample.shape[-1] for sample in samples) < 2:
-        return np.full(shape, np.nan), np.full(shape, np.nan)
+        return _no_interval(samples[0])
     from scipy import stats
 
     tables = [np.atleast_2d(sample) for sample in samples]
@@ -58,6 +130,7 @@ def bootstrap_interval(
             n_resamples=resamples,
             batch=max(1, _BLOCK // size),
             vectorized=True,
+            paired=paired,
             axis=-1,
             confidence_level=confidence,
             method="percentile",
@@ -69,136 +142,52 @@ def bootstrap_interval(
     return low, high
 
 
-def median_interval(values: Array) -> tuple[float, float, float]:
-    """Compute the median over runs with its exact 95 % percentile bootstrap interval.
-
-    The median is the value of rank k = ⌊n / 2⌋ + 1, the upper one of two middle values. A resample's median is at most
-    the value of rank j if k of its n draws are: P(Binomial(n, j / n) ≥ k). All results are values of the sample, so
-    that inf, a run that does not reach a threshold, keeps its meaning.
-    Args: [n]. Returns: median, low, high; the last two are nan if n = 1.
-    Source: Efron (1979), Bootstrap Methods: Another Look at the Jackknife, section 3.
-    """
-    n, ordered = len(values), np.sort(values)
-    if n == 1:
-        return float(ordered[0]), math.nan, math.nan
+def _student(confidence: float, degrees: int) -> float:
     from scipy import stats
 
-    at_most = stats.binom.sf(n // 2, n, np.arange(1, n + 1) / n)
-    low, high = ordered[np.searchsorted(at_most, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])]
-    return float(ordered[n // 2]), float(low), float(high)
+    return float(stats.t.ppf((1 + confidence) / 2, degrees))
 
 
-# Scores
+def _no_interval(samples: Array) -> Interval:
+    return np.full(samples.shape[:-1], np.nan), np.full(samples.shape[:-1], np.nan)
 
 
-def interquartile_mean(*tasks: Array, axis: int = -1) -> Array:
-    """Average the middle half of the scores of all runs on all tasks: a 25 % trimmed mean.
+# Ratios of means
 
-    Of N scores, ⌊N / 4⌋ are cut off on each side. Source: Agarwal et al. (2021), section 4.3.
-    Args: the scores of each task, [..., n]. Returns: [...].
+
+def ratio_of_means(values: Array, weights: Array, axis: int = -1) -> Array:
+    """Compute Σ y / Σ w, which a mean of ratios y / w overstates where w is noisy; nan unless Σ w is positive."""
+    total = weights.sum(axis)
+    return np.asarray(np.where(total > 0, values.sum(axis) / np.where(total > 0, total, 1), np.nan))
+
+
+def ratio_interval(values: Array, weights: Array) -> Interval:
+    """Compute Student's interval of Σ y / Σ w from its linear terms (y - r w) / w̄: that of a mean where w = 1.
+
+    Source: Cochran (1977), Sampling Techniques, section 6.3.
     """
-    from scipy import stats
-
-    return np.asarray(stats.trim_mean(np.concatenate(tasks, axis), 0.25, axis=axis))
-
-
-STATISTICS: dict[Stat, Statistic] = {"mean": np.mean, "iqm": interquartile_mean, "median": np.median}
+    low, high = mean_interval(_linear_terms(values, weights))
+    ratio = ratio_of_means(values, weights)
+    return ratio + low, ratio + high
 
 
-def probability_of_improvement(*tasks: Array, axis: int = -1) -> Array:
-    """Estimate P(X > Y) + P(X = Y) / 2 of one run of each of two variants, averaged over tasks.
+def _linear_terms(values: Array, weights: Array) -> Array:
+    ratio = ratio_of_means(values, weights)[..., None]
+    return np.asarray((values - ratio * weights) / weights.mean(-1, keepdims=True))
 
-    It is U / (n k) with Mann & Whitney's U. Source: Agarwal et al. (2021), section 4.3.
-    Args: the scores of x on each task, [..., n], then those of y, [..., k]. Returns: [...] in [0, 1].
+
+def gradient_ratio(name: str, snr: Array, variance: Array, trajectory_variance: Array) -> tuple[Array, Array]:
+    """Return y and w of a column of gradients.csv that averages as Σ y / Σ w: `snr` or `trajectories_for_snr_1`.
+
+    |g|² - v and v are unbiased, their ratio is not: over measurements or runs, the signal-to-noise ratio is
+    Σ (|g|² - v) / Σ v, and the trajectories for a ratio of 1 are Σ N v / Σ (|g|² - v).
+    Args: the columns snr, gradient_variance v and trajectory_variance N v of gradients.csv.
     """
-    from scipy import stats
-
-    half = len(tasks) // 2
-    shares = [  # "exact" would enumerate orders for p-values, which are not used
-        stats.mannwhitneyu(x, y, axis=axis, method="asymptotic").statistic / (x.shape[axis] * y.shape[axis])
-        for x, y in zip(tasks[:half], tasks[half:], strict=True)
-    ]
-    return np.asarray(np.mean(shares, axis=0))
+    signal = snr * variance
+    return (signal, variance) if name == "snr" else (trajectory_variance, signal)
 
 
-def performance_profile(scores: Array, thresholds: Array) -> tuple[Array, Array, Array]:
-    """Compute the share of runs with a score above each threshold, with its 95 % bootstrap interval.
-
-    Source: Agarwal et al. (2021), section 4.2: the run-score distribution. Args: scores [n], thresholds [k].
-    Returns: share, low and high, [k] in [0, 1].
-    """
-    above = np.asarray(scores > thresholds[:, None], np.float64)
-    return above.mean(-1), *bootstrap_interval([above], np.mean, PROFILE_RESAMPLES)
-
-
-def steps_to(threshold: float, env_steps: Array, returns: Array) -> float:
-    """Return the env steps of the first evaluation whose mean return reaches the threshold, inf if none does."""
-    reached = np.flatnonzero(returns >= threshold)
-    return float(env_steps[reached[0]]) if len(reached) else math.inf
-
-
-# Paired differences
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Paired differences d_i = x_i - y_i of two variants, one for each of n seeds, and what they show."""
-
-    n: int
-    mean: float
-    deviation: float  # standard deviation of the d_i, with n - 1; nan for one seed
-    low: float  # the interval of the mean at `confidence`
-    high: float
-    confidence: float
-    wins: int  # seeds on which x is above y
-    ties: int
-    seeds_needed: int | None  # to show a difference like this one; None: more than MOST_SEEDS, or unknown
-
-    @property
-    def shown(self) -> bool:
-        """Whether the interval excludes 0; never where the differences have no spread."""
-        return self.deviation > 0 and (self.low > 0 or self.high < 0)
-
-
-def paired_difference(x: Array, y: Array, comparisons: int = 1, confidence: float = CONFIDENCE) -> Difference:
-    """Compute the mean of d_i = x_i - y_i over seeds, with Student's interval, and how many seeds would show it.
-
-        d̄ ± t(1 - α / 2, n - 1) s / √n,   α = (1 - confidence) / comparisons
-
-    Bonferroni's α lets all the intervals of a table hold at once. Student's t accounts for few seeds, where a bootstrap
-    interval is too narrow; it assumes that d̄ is about normal.
-    Args: x and y, [n], of the same seeds. Raises: ValueError if their shapes differ.
-    Source: Student (1908); Colas et al. (2018), How Many Random Seeds?, sections 3 and 5.
-    """
-    if x.shape != y.shape or x.ndim != 1 or not len(x):
-        raise ValueError("a paired difference needs one score of each variant for every seed")
-    from scipy import stats
-
-    d, n, level = x - y, len(x), 1 - (1 - confidence) / comparisons
-    mean, deviation, half, needed = float(d.mean()), math.nan, math.nan, None
-    if n > 1:
-        deviation = float(d.std(ddof=1))
-        half = float(stats.t.ppf((1 + level) / 2, n - 1)) * deviation / math.sqrt(n)
-        needed = seeds_needed(mean / deviation, 1 - level) if deviation > 0 else None
-    wins, ties = int((d > 0).sum()), int((d == 0).sum())
-    return Difference(n, mean, deviation, mean - half, mean + half, level, wins, ties, needed)
-
-
-def seeds_needed(effect: float, alpha: float, power: float = POWER) -> int | None:
-    """Find the fewest paired seeds with which a t test shows a true effect d̄ / s with the given power.
-
-    The power of n seeds is P(T > t(1 - α / 2, n - 1)), T noncentral t with n - 1 degrees of freedom and noncentrality
-    |effect| √n; the other tail has less than α / 2 and is left out.
-    Returns: None if it is more than 10,000. Source: Cohen (1988), section 2.3; Colas et al. (2018), section 4.
-    """
-    from scipy import stats
-
-    def power_of(n: int) -> float:
-        shift = min(abs(effect) * math.sqrt(n), 1e6)  # scipy returns nan for 1e12
-        return float(stats.nct.sf(stats.t.isf(alpha / 2, n - 1), n - 1, shift))
-
-    needed = 2 + bisect_left(range(2, MOST_SEEDS + 1), power, key=power_of)  # the power grows with n
-    return needed if needed <= MOST_SEEDS else None
+GRADIENT_RATIOS = ("snr", "trajectories_for_snr_1")
 
 
 # Learning curves
@@ -209,13 +198,13 @@ class Curve:
     """One run's curve, all [P]: x increases strictly, y is finite.
 
     `standard_error` is that of each y over the episodes it averages, nan where unknown; None if y is no such average.
-    `final`: training is over, so the last value also counts at every later x.
+    With `weights`, the curve is the ratio y / weights, and curves average as Σ y / Σ weights.
     """
 
     x: Array
     y: Array
     standard_error: Array | None = None
-    final: bool = False
+    weights: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -227,7 +216,15 @@ class Aggregate:
     center: Array
     low: Array
     high: Array
-    carried: bool  # a finished run's last value was used beyond its last point
+
+
+def value_at(x: Array, y: Array, at: Array | float) -> Array:
+    """Return a run's values at other x: a straight line between its points, and its last value beyond them.
+
+    A run that diverged, was interrupted, or stopped keeps its last value, as one that finished does: no mean is over
+    the survivors alone. Curves and the scores of comparisons follow this rule. Returns: nan before the first point.
+    """
+    return np.asarray(np.interp(at, x, y, left=np.nan))
 
 
 def smoothed(curve: Curve, window: int) -> Curve:
@@ -239,42 +236,61 @@ def smoothed(curve: Curve, window: int) -> Curve:
         return curve
     length = len(curve.y)
     ones, sizes = np.ones(min(window, length)), np.minimum(np.arange(1.0, length + 1), window)
+
+    def averaged(y: Array) -> Array:
+        return np.asarray(np.convolve(y, ones)[:length] / sizes)
+
     error = curve.standard_error
-    if error is not None:
-        error = np.sqrt(np.convolve(error**2, ones)[:length]) / sizes
-    return Curve(curve.x, np.convolve(curve.y, ones)[:length] / sizes, error, curve.final)
+    return replace(
+        curve,
+        y=averaged(curve.y),
+        standard_error=None if error is None else np.sqrt(np.convolve(error**2, ones)[:length]) / sizes,
+        weights=None if curve.weights is None else averaged(curve.weights),
+    )
 
 
 def aggregate(curves: Sequence[Curve], stat: Stat, band: Band) -> Aggregate:
-    """Compute one curve from several, on the union of their x.
+    """Compute one curve from several, on the union of their x, from where all of them have begun (see `value_at`).
 
-    It begins where all of them have begun. Between its points a curve is a straight line; after its last one it
-    counts with its last value if it is final. A single curve's band is its own standard error for every `band` but
-    none.
+    A single curve's band is its own standard error for every `band` but none.
     """
     grid = np.unique(np.concatenate([curve.x for curve in curves]))
-    begun = grid >= max(curve.x[0] for curve in curves)  # a mean over fewer would jump as others join
-    grid = grid[begun] if begun.any() else grid
+    grid = grid[grid >= max(curve.x[0] for curve in curves)]  # a mean over fewer would jump as others join
     if len(grid) > MAX_POINTS:
         grid = grid[np.linspace(0, len(grid) - 1, MAX_POINTS).round().astype(np.int64)]
-    lines = [  # exact at each curve's own points; nan where it does not count
-        np.interp(grid, curve.x, curve.y, left=np.nan, right=curve.y[-1] if curve.final else np.nan) for curve in curves
-    ]
-    values = np.stack(lines, axis=1)  # [P, curves]
-    counts = ~np.isnan(values)
-    n = counts.sum(1)
-    center, low, high = (np.full(len(grid), np.nan) for _ in range(3))
-    for count in np.unique(n).tolist():
-        rows = n == count
-        samples = values[rows][counts[rows]].reshape(-1, count)
-        center[rows] = STATISTICS[stat](samples, axis=-1) if count > 1 else samples[:, 0]  # one run loads no scipy
-        if band == "ci95":
-            low[rows], high[rows] = bootstrap_interval([samples], STATISTICS[stat])
-        elif band == "standard_error" and count > 1:
-            error = samples.std(axis=1, ddof=1) / math.sqrt(count)
-            low[rows], high[rows] = samples.mean(1) - error, samples.mean(1) + error
+    values = np.stack([value_at(curve.x, curve.y, grid) for curve in curves], axis=1)  # [P, curves]
+    if curves[0].weights is not None:
+        weights = np.stack([value_at(c.x, c.weights, grid) for c in curves if c.weights is not None], axis=1)
+        center = ratio_of_means(values, weights)
+        known = np.isfinite(center)
+        grid, values, weights, center = grid[known], values[known], weights[known], center[known]
+        low, high = _ratio_band(values, weights, band)
+    else:  # one run loads no scipy
+        center = STATISTICS[stat](values, axis=-1) if len(curves) > 1 else values[:, 0]
+        low, high = _band(values, stat, band)
     if len(curves) == 1 and band != "none" and curves[0].standard_error is not None:
         error = np.interp(grid, curves[0].x, curves[0].standard_error)
         low, high = center - error, center + error
-    carried = any(curve.final and curve.x[-1] < grid[-1] for curve in curves)
-    return Aggregate(grid, n, center, low, high, carried)
+    return Aggregate(grid, np.full(len(grid), len(curves)), center, low, high)
+
+
+def _band(values: Array, stat: Stat, band: Band) -> Interval:
+    n = values.shape[-1]
+    if band == "none" or n == 1:
+        return _no_interval(values)
+    if band == "ci95":
+        return INTERVALS[stat](values)
+    if band == "bootstrap":
+        return bootstrap_interval([values], STATISTICS[stat])
+    error = values.std(-1, ddof=1) / math.sqrt(n)
+    return values.mean(-1) - error, values.mean(-1) + error
+
+
+def _ratio_band(values: Array, weights: Array, band: Band) -> Interval:
+    if band == "ci95":
+        return ratio_interval(values, weights)
+    if band == "bootstrap":
+        return bootstrap_interval([values, weights], ratio_of_means, paired=True)
+    low, high = _band(_linear_terms(values, weights), "mean", band)
+    ratio = ratio_of_means(values, weights)
+    return ratio + low, ratio + high

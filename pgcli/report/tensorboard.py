@@ -1,4 +1,4 @@
-"""TensorBoard: scalars with the iteration as their step, hyperparameters, the learning curve, a film."""
+"""TensorBoard: scalars with the number of env steps as their step, hyperparameters, the learning curve, a film."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pgcli.report.logs import LogEntry
 
 
 class TensorBoard:
-    """Event files in the folder `tensorboard` of a run, in place of those of earlier sessions."""
+    """Event files in the folder `tensorboard` of a run; they replace those of earlier sessions."""
 
     def __init__(self, config: Config, path: Path) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -35,21 +35,21 @@ class TensorBoard:
         """Write the numbers of a record, at the time at which it was made."""
         made = self._opened + entry.elapsed if entry.elapsed else time.time()
         values = [self._summary.Value(tag=name, simple_value=number) for name, number in entry.values.items()]
-        self._add(self._summary(value=values), entry.iteration, made)  # add_scalar takes as long for one number
+        self._add(self._summary(value=values), entry.env_steps, made)  # add_scalar takes as long for one number
 
-    def picture(self, name: str, file: Path, iteration: int) -> None:
-        """Write a .png, or a .gif that moves. `add_image` and `add_video` would encode it again."""
+    def picture(self, name: str, file: Path, env_steps: int) -> None:
+        """Write a .png, or an animated .gif. `add_image` and `add_video` would encode it again."""
         from PIL import Image
 
         with Image.open(file) as shown:
             width, height = shown.size
         content = file.read_bytes()
         image = self._summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
-        self._add(self._summary(value=[self._summary.Value(tag=name, image=image)]), iteration)
+        self._add(self._summary(value=[self._summary.Value(tag=name, image=image)]), env_steps)
 
     def close(self) -> None:
         """Complete the files."""
         self._writer.close()
 
-    def _add(self, summary: Any, iteration: int, made: float | None = None) -> None:
-        self._writer.file_writer.add_summary(summary, iteration, made)
+    def _add(self, summary: Any, env_steps: int, made: float | None = None) -> None:
+        self._writer.file_writer.add_summary(summary, env_steps, made)

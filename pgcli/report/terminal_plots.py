@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pgcli.report.curves import Drawing, Line, caption, read_lines, shortened, thousands, x_label, y_label
+from pgcli.report.curves import Drawing, Line, caption, legend, read_lines, shortened, thousands, x_label, y_label
 from pgcli.system.packages import require
 
 NARROWEST, WIDEST = 40, 200  # columns
@@ -61,7 +61,7 @@ def _drawn(lines: Sequence[Line], drawing: Drawing, width: int, color: bool, asc
     figure.clear()
     figure.theme("colorless")  # the background and the axes are the terminal's own
     figure.plot_size(width, min(max(width // 4, 12), 30))
-    legend = list[str]()  # below the picture, where it hides nothing
+    labels, below = legend(lines), list[str]()  # below the picture, where the legend hides nothing
     letters = ascii_only or (len(lines) > 1 and not color)
     for number, line in enumerate(lines):
         curve, paint = line.curve, _COLORS[number % len(_COLORS)] if color else None
@@ -74,7 +74,7 @@ def _drawn(lines: Sequence[Line], drawing: Drawing, width: int, color: bool, asc
         figure.draw(figure.signal(curve.x.tolist(), curve.center.tolist(), marker=marker).lines())
         symbol = _LETTERS[number % len(_LETTERS)] if letters else "▚"
         symbol = symbol if paint is None else f"\x1b[38;5;{paint}m{symbol}\x1b[0m"
-        legend.append(f"{symbol} {shortened(line.label, width - 2)}")
+        below.append(f"{symbol} {shortened(labels[number], width - 2)}")
     xs = np.concatenate([line.curve.x for line in lines])
     ys = np.concatenate([part for line in lines for part in (line.curve.center, line.curve.low, line.curve.high)])
     ys = ys[np.isfinite(ys)]
@@ -90,7 +90,7 @@ def _drawn(lines: Sequence[Line], drawing: Drawing, width: int, color: bool, asc
     figure.label(x_label(drawing), "x")
     text: str = figure.build().string(colorless=not color)
     rows = [row.rstrip() for row in text.rstrip("\n").split("\n")]
-    return "\n".join([*rows, *(legend if len(lines) > 1 else [])])
+    return "\n".join([*rows, *(below if len(lines) > 1 else [])])
 
 
 def _marker(symbol: str, color: int | None) -> object:

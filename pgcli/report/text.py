@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from pgcli.system.streams import printable
+
 if TYPE_CHECKING:
     from pgcli.experiment.recorder import Outcome
     from pgcli.records import Sample
@@ -69,7 +71,9 @@ def columns(rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = No
 
     drawn = Table(*rows[0], box=None, pad_edge=False, header_style="bold")
     for row in rows[1:]:
-        drawn.add_row(*row[:-1], Text(row[-1], style=styles.get(row[-1], "")))
+        cells = [Text(printable(cell)) for cell in row]  # without Rich's markup
+        cells[-1].style = styles.get(row[-1], "")
+        drawn.add_row(*cells)
     console = Console(width=WIDTH + 20, force_terminal=True)
     with console.capture() as captured:
         console.print(drawn)
@@ -119,7 +123,7 @@ def outcome_text(outcome: Outcome) -> str:
     """Describe how a run ended, in the lines that `pgcli train` prints."""
     last = outcome.last
     if last is None:
-        return f"{outcome.path}: {outcome.reason}\n  `pgcli resume` with a larger training.iterations extends it"
+        return f"{outcome.path}: {outcome.reason}"
     best = "" if outcome.best is None else f"; best {short(outcome.best[0])} at iteration {outcome.best[1]}"
     return (
         f"{outcome.path}: {outcome.reason}\n"

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageChops
 from PIL.GifImagePlugin import getdata, getheader
 
 from pgcli.config.choices import Mode
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.checks import check_environment
-from pgcli.environments.failures import describe, is_user_error
+from pgcli.environments.failures import InvalidOutput, describe, is_user_error
+from pgcli.environments.outputs import read_flag, read_reward
 from pgcli.environments.single import make_environment
 from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.experiment.load import Agent
 from pgcli.policies.policy import ActingState
-from pgcli.runs.files import storage
+from pgcli.report.frames import DEFAULT_FPS, Frame, FrameReader, of_one_size, rate
+from pgcli.runs.files import TEMPORARY, make_folder, naming, storage
 from pgcli.seeding import Purpose, derived_seed, generator
 from pgcli.system.packages import install_command
 
-Frame = NDArray[np.uint8]  # [height, width, 3]
-DEFAULT_FPS = 30.0  # for environments without a rate of their own
 GIF_TICK = 100  # per second: GIF counts in hundredths
 GIF_SHORTEST = 2  # ticks; browsers slow anything faster down to ten frames a second
 
@@ -54,7 +56,9 @@ def film(agent: Agent, path: Path, mode: Mode, seed: int, horizon: int | None) -
         return actor.for_environment(acting.act(layout.pack(obs)[None]))[0]
 
     episode = FilmedEpisode()
-    write(played(agent.config.env, derived_seed(seed, Purpose.VIDEO), choose, horizon, episode), episode, path)
+    write(
+        played(agent.config.evaluation_env, derived_seed(seed, Purpose.VIDEO), choose, horizon, episode), episode, path
+    )
     return episode
 
 
@@ -70,15 +74,16 @@ def write(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> None:
     Raises: UsageError for another suffix, PgcliError without ffmpeg, and the errors of `frames`.
     """
     check_name(path)
-    writer = _write_gif if path.suffix.lower() == ".gif" else _write_mp4
-    unfinished = path.with_name(f".writing-{path.name}")
+    suffix = path.suffix.lower()  # ffmpeg reads the format from it
+    writer = _write_gif if suffix == ".gif" else _write_mp4
     with storage(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            writer(frames, episode, unfinished)
+        make_folder(path.parent)
+        with naming(path), TemporaryDirectory(prefix=TEMPORARY, dir=path.parent) as folder:
+            unfinished = Path(folder) / f"film{suffix}"
+            writer(of_one_size(frames), episode, unfinished)
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())
             unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
 
 def played(
@@ -88,38 +93,34 @@ def played(
 
     Args: choose: returns an action for an observation. Raises: EnvironmentFailure.
     """
+    reader = FrameReader(config.id)
     with drawing(config), closing(make_environment(config, render_mode="rgb_array")) as env:
-        episode.fps = float(env.metadata.get("render_fps") or DEFAULT_FPS)
+        episode.fps = rate(env.metadata)
         obs, _ = env.reset(seed=check_environment(config).seed(seed))
-        yield picture(env.render(), config.id)
+        yield reader.read(env.render())
         over = False
         while not over and episode.length != horizon:
             obs, reward, terminated, truncated, _ = env.step(choose(obs))
-            over = bool(terminated or truncated)
-            episode.episode_return += float(reward)
+            over = read_flag(terminated, "terminated") | read_flag(truncated, "truncated")
+            episode.episode_return += read_reward(reward)
             episode.length += 1
-            yield picture(env.render(), config.id)
+            yield reader.read(env.render())
 
 
 @contextmanager
 def drawing(config: EnvConfig) -> Iterator[None]:
-    """Turn an exception of an environment that is drawn into EnvironmentFailure; pygame needs no screen."""
+    """Turn an exception of an environment that is drawn into EnvironmentFailure; pygame needs no screen.
+
+    Errors of the file that the frames are written to are raised outside of it.
+    """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     try:
         yield
-    except OSError:
-        raise
     except BaseException as error:
         if not is_user_error(error):
             raise
-        raise EnvironmentFailure(f"{config.id} cannot be filmed: {describe(error)}") from error
-
-
-def picture(rendered: Any, env_id: str) -> Frame:
-    """Return a rendered picture as a frame. Raises: EnvironmentFailure if it is none."""
-    if not isinstance(rendered, np.ndarray) or rendered.ndim != 3 or rendered.shape[2] != 3:
-        raise EnvironmentFailure(f"{env_id} renders no pictures as `rgb_array`")
-    return rendered.astype(np.uint8, copy=False)
+        what = f"it gave {error}" if isinstance(error, InvalidOutput) else describe(error)
+        raise EnvironmentFailure(f"{config.id} cannot be filmed: {what}") from error
 
 
 def _write_gif(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> None:
@@ -133,7 +134,7 @@ def _write_gif(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> N
             shown = Image.fromarray(frame)
             if previous is None:
                 first = shown.quantize(256, dither=Image.Dither.NONE)
-                file.writelines(getheader(first, info={"loop": 0})[0])
+                file.writelines(getheader(first, info={"loop": 0, "comment": b"pgcli"})[0])
                 file.writelines(getdata(first, duration=1000 * ticks // GIF_TICK))
             else:
                 box = ImageChops.difference(previous, shown).getbbox() or (0, 0, 1, 1)
@@ -166,11 +167,20 @@ def _write_mp4(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> N
     first = next(frames)
     height, width = first.shape[:2]
     # a macro block of 2 keeps the size: H.264 needs even sides only
-    writer = imageio_ffmpeg.write_frames(
-        str(path.with_suffix(".mp4")), (width, height), fps=episode.fps, macro_block_size=2, quality=8
+    frame_writer = imageio_ffmpeg.write_frames(
+        str(path),
+        (width, height),
+        fps=episode.fps,
+        macro_block_size=2,
+        quality=8,
+        output_params=["-metadata", "comment=pgcli"],
     )
-    writer.send(None)
-    writer.send(np.ascontiguousarray(first))
-    for frame in frames:
-        writer.send(np.ascontiguousarray(frame))
-    writer.close()
+    with closing(frame_writer) as writer:  # ends ffmpeg, also if a frame raises
+        writer.send(None)
+        for frame in chain((first,), frames):
+            try:
+                writer.send(np.ascontiguousarray(frame))
+            except OSError:  # its text is all that ffmpeg printed
+                break
+    if not path.exists() or b"moov" not in path.read_bytes()[-(2**22) :]:  # the index, which ffmpeg writes last
+        raise OSError(errno.EIO, "ffmpeg could not complete the film")

@@ -1,4 +1,4 @@
-"""Weights & Biases: an offline run with the iteration as its step, the learning curve, a film."""
+"""Weights & Biases: an offline run with the number of env steps as its step, the learning curve, a film."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class WandB:
         self._run = wandb.init(
             mode="offline", dir=path, project="pgcli", name=name, config=to_data(config), settings=quiet
         )
-        self._run.define_metric("iteration")
-        self._run.define_metric("*", step_metric="iteration")
+        self._run.define_metric("env_steps")
+        self._run.define_metric("*", step_metric="env_steps")
 
     def add(self, entry: LogEntry) -> None:
         """Write the numbers of a record."""
-        self._run.log({"iteration": entry.iteration} | entry.values)
+        self._run.log({"env_steps": entry.env_steps, "iteration": entry.iteration} | entry.values)
 
-    def picture(self, name: str, file: Path, iteration: int) -> None:
-        """Write a .png, or a .gif that moves."""
+    def picture(self, name: str, file: Path, env_steps: int) -> None:
+        """Write a .png, or an animated .gif."""
         moves = file.suffix == ".gif"
         shown = self._wandb.Video(str(file), format="gif") if moves else self._wandb.Image(str(file))
-        self._run.log({"iteration": iteration, name: shown})
+        self._run.log({"env_steps": env_steps, name: shown})
 
     def close(self) -> None:
         """Complete the files."""

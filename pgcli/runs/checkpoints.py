@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file each, data only, that digests inside it prove to be whole.
 
 The metadata has one key, `pgcli`: canonical JSON of the format version, the config, the counters, and two sha256:
-of the tensors (their names, types, shapes and bytes) and of the rest of that JSON.
+of the tensors (their names, types, shapes and bytes) and of the rest of that JSON. Canonical JSON sorts keys; `order`
+beside the config lists the mappings in `kwargs` that are not sorted, each as [path, keys].
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import json
 import math
 import os
 import re
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,8 +23,11 @@ import safetensors.torch
 from torch import Tensor
 
 from pgcli.config import Config, config_from_data
+from pgcli.config.messages import dotted
+from pgcli.config.order import arranged, arranged_like, mappings, orders_of
+from pgcli.config.yaml import parse, read_bytes
 from pgcli.errors import CheckpointError, ConfigError, RunDirectoryError, typed
-from pgcli.runs.files import open_file, read_json, write_json, write_whole
+from pgcli.runs.files import Folder, open_file, opened, read_json
 
 FORMAT = 1
 OPTIONAL = "normalizer.origin"  # zeros where earlier versions did not write it
@@ -41,6 +46,7 @@ class Checkpoint:
     config: dict[str, Any]
     counters: dict[str, int]
     tensors: dict[str, Tensor]
+    unordered: tuple[str, ...] = ()  # the mappings in `kwargs` whose order an earlier version did not store
 
     def read_config(self, name: str) -> Config:
         """Validate the config; keys that an earlier version did not have get their defaults."""
@@ -65,7 +71,7 @@ def file_name(iteration: int) -> str:
     return f"iteration-{iteration:06d}.safetensors"
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> Path:
+def save(folder: Path | Folder, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint under a new name, and point `latest.json` to it."""
     arrays = {name: tensor.contiguous().numpy() for name, tensor in checkpoint.tensors.items()}
     header, body = _split(safetensors.numpy.save(arrays))
@@ -75,21 +81,26 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         "counters": checkpoint.counters,
         "tensors_sha256": _tensor_digest(header, body),
     }
+    if (orders := orders_of(checkpoint.config)) is not None:
+        metadata["order"] = orders
     metadata["metadata_sha256"] = _sha256(_canonical(metadata))
     content = safetensors.numpy.save(arrays, {"pgcli": _canonical(metadata).decode()})
-    path = folder / file_name(checkpoint.counters["iteration"])
-    write_whole(path, content, replace=False)
-    point(folder / "latest.json", path, _sha256(content))
+    with opened(folder) as there:
+        path = there.path / file_name(checkpoint.counters["iteration"])
+        there.write(path.name, content, replace=False)
+        point(there, "latest.json", path, _sha256(content))
     return path
 
 
 def load(path: Path) -> Checkpoint:
     """Read and verify a checkpoint, without executing anything in it.
 
+    The order of `kwargs` that a checkpoint of an earlier version does not have is read from the run's config.yaml.
     Raises: CheckpointError, which names the file and the failed check, and offers another checkpoint of the run.
     """
     try:
-        return _load(path)
+        checkpoint = _load(path)
+        return _ordered_as_the_run(checkpoint, path) if checkpoint.unordered else checkpoint
     except CheckpointError as error:
         error.hint = error.hint or _offer(path)
         raise
@@ -98,6 +109,17 @@ def load(path: Path) -> Checkpoint:
 def decode(content: bytes, name: str) -> Checkpoint:
     """Verify the bytes of a checkpoint called `name`, and return their content."""
     return _decode(io.BytesIO(content), len(content), name)
+
+
+def _ordered_as_the_run(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    """Return the checkpoint with its config in the order of the config.yaml beside it, if there is one."""
+    for file in (path.parent.parent / "config.yaml", path.parent / "config.yaml"):
+        with suppress(FileNotFoundError, ConfigError):
+            config, missing = arranged_like(checkpoint.config, parse(read_bytes(file), str(file)).data)
+            checkpoint = replace(checkpoint, config=config, unordered=tuple(missing))
+            if not missing:
+                break
+    return checkpoint
 
 
 def _load(path: Path) -> Checkpoint:
@@ -132,6 +154,8 @@ def _decode(file: BinaryIO, size: int, name: str) -> Checkpoint:
         _check_counters(counters)
         _check_layout(header, size - file.tell())
         dict.keys(config)
+        config = arranged(config, metadata.get("order", []))
+        unordered = () if "order" in metadata else tuple(dotted(where) for where, _ in mappings(config))
     except _BAD as error:
         raise CheckpointError(f"{name}: damaged: {error}") from None
     start = file.tell()
@@ -143,7 +167,7 @@ def _decode(file: BinaryIO, size: int, name: str) -> Checkpoint:
         tensors = safetensors.torch.load(content)
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{name}: not a valid safetensors file: {error}") from None
-    return Checkpoint(config, counters, tensors)
+    return Checkpoint(config, counters, tensors, unordered)
 
 
 def _check_counters(counters: dict[str, Any]) -> None:
@@ -189,11 +213,11 @@ def _looks_like(file: BinaryIO, size: int) -> str:
     return ", or cut short"
 
 
-def point(pointer: Path, target: Path, sha256: str) -> None:
+def point(folder: Path | Folder, pointer: str, target: Path, sha256: str) -> None:
     """Write into a pointer file (`latest.json`, `best.json`) which checkpoint of its folder it names."""
-    match = _NAME.fullmatch(target.name)
-    assert match
-    write_json(pointer, {"file": target.name, "iteration": int(match[1]), "sha256": sha256})
+    data = {"file": target.name, "iteration": iteration_of(target), "sha256": sha256}
+    with opened(folder) as there:
+        there.write_json(pointer, data)
 
 
 def follow(pointer: Path) -> Path:
@@ -247,6 +271,8 @@ def digest_of(path: Path) -> str:
     """Compute the sha256 of a file."""
     try:
         with open_file(path) as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise CheckpointError(f"{path}: is larger than any checkpoint")
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,155 +17,246 @@ import numpy as np
 from pgcli import __version__
 from pgcli.config import Config, to_yaml
 from pgcli.errors import CheckpointError, RunDirectoryError, UsageError
-from pgcli.records import TABLES, Evaluation, Iteration
+from pgcli.records import TABLES, Evaluation, Iteration, more_columns
 from pgcli.runs import checkpoints
-from pgcli.runs.files import (
-    make_folder,
-    read_json,
-    remove_temporary,
-    storage,
-    sync_folder,
-    write_json,
-    write_whole,
-)
+from pgcli.runs.digests import DIGESTS, digests_of, sealed
+from pgcli.runs.files import Folder, opened, read_json, storage
+from pgcli.runs.information import read_information, read_status
 from pgcli.runs.tables import (
     TableWriter,
     has_rows,
     header_of,
     lengths_before,
+    more_of,
+    read_header,
     read_table,
     rows_of,
+    set_columns,
     tables_of,
-    truncate,
 )
+
+_FOLDERS = ("checkpoints", "crash", "tensorboard", "wandb")  # that a run writes
 
 
 class RunDirectory:
-    """Writes the records of a run. The caller holds its lock."""
+    """Writes the records of a run into its folder, which the caller has locked.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.checkpoints = path / "checkpoints"
+    Everything is written relative to the open folder, and only while the path still names that folder.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self.path = folder.path
         self.best: tuple[float, int] | None = None  # the best evaluation so far: mean return, iteration
+        self.iterations = 0  # that metrics.csv has
+        self._folder = folder
+        self._checkpoints: Folder | None = None
         self._tables: dict[str, TableWriter] = {}
+        self._more: dict[str, list[str]] = {}  # by table, the columns after its own
+        self._results = set[int]()  # iterations of the checkpoints with which the run had finished before
 
     @property
     def status(self) -> dict[str, Any]:
         """The content of status.json; empty before a run writes it."""
-        path = self.path / "status.json"
-        return read_json(path) if path.exists() else {}
+        return read_status(self.path) if (self.path / "status.json").exists() else {}
 
     @property
     def is_new(self) -> bool:
         """Whether there is no iteration and no checkpoint yet."""
-        return not (has_rows(self.path / "metrics.csv") or checkpoints.list_checkpoints(self.checkpoints))
+        return not (has_rows(self.path / "metrics.csv") or checkpoints.list_checkpoints(self.path / "checkpoints"))
+
+    @property
+    def checkpoint_folder(self) -> Folder:
+        """The folder of the checkpoints, which is made when it is first asked for."""
+        if self._checkpoints is None:
+            self._checkpoints = self._folder.subfolder("checkpoints")
+        return self._checkpoints
 
     def start(self, config: Config, command: list[str], reward_threshold: float | None) -> None:
-        """Write the files that a new run begins with."""
-        write_whole(self.path / "config.yaml", _config_text(config, self.path))  # first: it marks the folder as a run
-        make_folder(self.checkpoints)
-        for name in TABLES:
-            (self.path / f"{name}.csv").unlink(missing_ok=True)  # half a header, or another version's
+        """Write the files that a new run begins with; run.json is the first, for it marks the folder as pgcli's."""
+        check_owner(self.path)
+        self._folder.check()
+        self._folder.write_json("run.json", _circumstances(config, command, reward_threshold))
+        self._folder.write("config.yaml", _config_text(config, self.path))
         self._remove_temporary()
-        write_json(self.path / "run.json", _circumstances(config, command, reward_threshold))
+        for name in TABLES:
+            self._folder.delete(f"{name}.csv")  # half a header, or another version's
         self.set_status("running")
-        self._open_tables(config)
+        self._open_tables(config, config.logging.info or ())
 
     def restart(
-        self, config: Config, command: list[str], overrides: list[str], exact: bool, counters: dict[str, int]
+        self,
+        config: Config,
+        command: list[str],
+        overrides: list[str],
+        exact: bool,
+        counters: dict[str, int],
+        reward_threshold: float | None,
     ) -> None:
         """Return the run to its state after `counters["iteration"]` updates, and open it for appending.
 
         Raises: RunDirectoryError if the tables have other columns, or lack rows that led to that state.
         """
-        iteration = counters["iteration"]
+        check_owner(self.path)
+        self.iterations = iteration = counters["iteration"]
         lengths = lengths_before(self.path, iteration, counters["episodes"])
-        here = self.checkpoints / checkpoints.file_name(iteration)
-        checkpoints.point(self.checkpoints / "latest.json", here, checkpoints.digest_of(here))
-        for path in checkpoints.list_checkpoints(self.checkpoints):  # no pointer names these any more
+        run, was_finished = read_information(self.path), self.status.get("status") == "finished"
+        self.set_status("running")  # first: the digests in it are those of files that change now
+        here = self.checkpoint_folder.path / checkpoints.file_name(iteration)
+        checkpoints.point(self.checkpoint_folder, "latest.json", here, checkpoints.digest_of(here))
+        for path in checkpoints.list_checkpoints(self.checkpoint_folder.path):  # no pointer names these any more
             if checkpoints.iteration_of(path) > iteration:
-                path.unlink()
-        sync_folder(self.checkpoints)
+                self.checkpoint_folder.delete(path.name)
+        self.checkpoint_folder.sync()
         self._remove_temporary()
         for path, length in lengths.items():
-            truncate(path, length)
-        run = read_json(self.path / "run.json")
+            if path.exists():
+                self._folder.truncate(path.name, length)
         run["exact"] = bool(run.get("exact", True)) and exact
-        run.setdefault("resumes", []).append({"iteration": iteration, "command": command, "overrides": overrides})
-        write_json(self.path / "run.json", run)
-        write_whole(self.path / "config.yaml", _config_text(config, self.path))
-        self.set_status("running")
-        self._open_tables(config)
+        run["reward_threshold"] = reward_threshold  # of the environment of evaluations, which may be another
+        resume: dict[str, Any] = {"iteration": iteration, "command": command, "overrides": overrides}
+        if was_finished:
+            resume["extends"] = True  # the checkpoint of its former end is kept
+        run.setdefault("resumes", []).append(resume)
+        self._results = _results(run)
+        self._folder.write_json("run.json", run)
+        self._folder.write("config.yaml", _config_text(config, self.path))
+        self._open_tables(config, more_of("episodes", read_header(self.path / "episodes.csv")) or ())
         self.best = _best_evaluation(self.path / "evaluations.csv")
         self._point_to_best()
 
-    def _open_tables(self, config: Config) -> None:
+    def _open_tables(self, config: Config, info: Sequence[str]) -> None:
+        """Open the tables for appending, with a column for each name in `info`."""
+        self._config, self._more = config, more_columns(info, stops=config.evaluation.stops)
         for name in tables_of(config):
-            self._tables[name] = TableWriter(self.path / f"{name}.csv", header_of(name))
-        sync_folder(self.path)
+            file, header = f"{name}.csv", header_of(name, self._more.get(name, ()))
+            if read_header(self.path / file) not in ([], header):
+                set_columns(self._folder, file, header)
+            self._tables[name] = TableWriter(self._folder, file, header)
+        self._folder.sync()
 
     def add_iteration(self, record: Iteration) -> None:
         """Append the rows of an iteration to their tables."""
-        for name, rows in rows_of(record).items():
+        self._folder.check()
+        for name, rows in rows_of(record, self._more).items():
             if rows:
                 self._tables[name].append(rows)
+        self.iterations = record.iteration + 1
 
     def add_evaluation(self, record: Evaluation) -> bool:
-        """Append an evaluation to evaluations.csv, and return whether it is the best so far."""
-        self._tables["evaluations"].append(rows_of(record)["evaluations"])
-        is_best = self.best is None or record.returns.mean > self.best[0]
+        """Append an evaluation to evaluations.csv, and return whether it is the best so far.
+
+        The first one shows which of the default names of `logging.info` the environment reports. The best is chosen
+        among those of the schedule: one of fresh episodes after the stop is not.
+        """
+        self._folder.check()
+        if record.iteration == 0 and record.info and self._config.logging.info is None:
+            self._close_tables()
+            self._open_tables(self._config, [name for name in self._config.info_names if name in record.info])
+        self._tables["evaluations"].append(rows_of(record, self._more)["evaluations"])
+        is_best = not record.stopped_by and (self.best is None or record.returns.mean > self.best[0])
         if is_best:
             self.best = (record.returns.mean, record.iteration)
         return is_best
 
     def save(self, checkpoint: checkpoints.Checkpoint, *, best: bool, keep: int, every: int | None) -> None:
         """Write a checkpoint once the rows that lead to it are safe, then delete those no longer kept."""
-        for table in self._tables.values():
-            table.sync()
-        path = self.checkpoints / checkpoints.file_name(checkpoint.counters["iteration"])
-        latest = self.checkpoints / "latest.json"
+        self._folder.check()
+        self._sync_tables()
+        folder = self.checkpoint_folder
+        path = folder.path / checkpoints.file_name(checkpoint.counters["iteration"])
+        latest = folder.path / "latest.json"
         if not path.exists():
-            checkpoints.save(self.checkpoints, checkpoint)
+            checkpoints.save(folder, checkpoint)
         elif not latest.exists() or read_json(latest).get("file") != path.name:
-            checkpoints.point(latest, path, checkpoints.digest_of(path))
+            checkpoints.point(folder, "latest.json", path, checkpoints.digest_of(path))
         if best:
-            checkpoints.point(self.checkpoints / "best.json", path, checkpoints.digest_of(path))
+            checkpoints.point(folder, "best.json", path, checkpoints.digest_of(path))
         best_name = checkpoints.file_name(self.best[1]) if self.best else ""
-        for old in _to_delete(checkpoints.list_checkpoints(self.checkpoints), path, best_name, keep, every):
-            old.unlink()
+        for old in _to_delete(checkpoints.list_checkpoints(folder.path), path, best_name, keep, every):
+            if checkpoints.iteration_of(old) not in self._results:
+                folder.delete(old.name)
 
     def add_reproduction(self, name: str, program: str) -> Path:
-        """Write a program in which a fault of the environment happens again, and say where."""
-        folder = self.path / "crash"
-        make_folder(folder)
-        write_whole(folder / f"{name}.py", program.encode())
-        return folder / f"{name}.py"
+        """Write a program in which a fault of the environment happens again, and return its path."""
+        self._folder.check()
+        with closing(self._folder.subfolder("crash")) as folder:
+            folder.write(f"{name}.py", program.encode())
+        return self.path / "crash" / f"{name}.py"
 
     def mark_inexact(self) -> None:
-        """Say in run.json that the run is not what it would have been without an interruption."""
-        write_json(self.path / "run.json", read_json(self.path / "run.json") | {"exact": False})
+        """Note in run.json that the run is not what it would have been without an interruption."""
+        self._folder.check()
+        self._folder.write_json("run.json", read_information(self.path) | {"exact": False})
 
     def set_status(self, status: str, **more: object) -> None:
-        """Write status.json."""
-        write_json(self.path / "status.json", {"status": status, **more})
+        """Write status.json; of a run that has ended, with the digests of its files."""
+        found: dict[str, Any] = {"status": status, **more}
+        if status == "running":
+            self._folder.check()
+            self._folder.write_json("status.json", found)
+            return
+        try:
+            self._sync_tables()
+            self._folder.check()
+            found[DIGESTS] = digests_of(self.path)
+        except (OSError, RunDirectoryError):  # as when the run has failed because its folder was moved
+            if status == "finished":
+                raise
+        self._folder.write("status.json", sealed(found))
 
     def close(self) -> None:
-        """Close the tables."""
+        """Close the tables and the folder of the checkpoints."""
+        self._close_tables()
+        if self._checkpoints is not None:
+            self._checkpoints.close()
+            self._checkpoints = None
+
+    def _close_tables(self) -> None:
+        while self._tables:
+            self._tables.popitem()[1].close()
+
+    def _sync_tables(self) -> None:
         for table in self._tables.values():
-            table.close()
+            table.sync()
 
     def _point_to_best(self) -> None:
         """Point best.json to the best checkpoint, if it exists: resumed from an earlier state, a run may lose it."""
-        best = self.checkpoints / "best.json"
-        path = self.checkpoints / checkpoints.file_name(self.best[1]) if self.best else None
+        best = self.checkpoint_folder.path / "best.json"
+        path = best.with_name(checkpoints.file_name(self.best[1])) if self.best else None
         if path is None or not path.exists():
-            best.unlink(missing_ok=True)
+            self.checkpoint_folder.delete(best.name)
         elif not best.exists() or read_json(best).get("file") != path.name:
-            checkpoints.point(best, path, checkpoints.digest_of(path))
+            checkpoints.point(self.checkpoint_folder, best.name, path, checkpoints.digest_of(path))
 
     def _remove_temporary(self) -> None:
-        for folder in (self.path, self.checkpoints, self.path / "crash"):
-            remove_temporary(folder)
+        self._folder.remove_temporary()
+        self.checkpoint_folder.remove_temporary()
+        if (self.path / "crash").is_dir():
+            with closing(self._folder.subfolder("crash")) as crash:
+                crash.remove_temporary()
+
+
+def check_owner(path: Path) -> None:
+    """Raise RunDirectoryError if a folder has files of the names that a run writes, and pgcli did not make them.
+
+    pgcli made them if run.json, which a run writes first, names its version, or if there is a checkpoint.
+    """
+    if checkpoints.list_checkpoints(path / "checkpoints"):
+        return
+    with suppress(RunDirectoryError):
+        if "pgcli" in read_json(path / "run.json"):
+            return
+    names = ("config.yaml", "run.json", "status.json", *(f"{name}.csv" for name in TABLES), *_FOLDERS)
+    if found := [name for name in names if os.path.lexists(path / name)]:
+        raise RunDirectoryError(
+            f"{path}: has {', '.join(found)}, and no run.json of pgcli: these are not files of a run",
+            "train into another --run-dir; nothing was changed",
+        )
+
+
+def _results(run: dict[str, Any]) -> set[int]:
+    """Return the iterations at which the run had finished before it was extended."""
+    return {one["iteration"] for one in run.get("resumes", []) if one.get("extends")}
 
 
 def _best_evaluation(file: Path) -> tuple[float, int] | None:
@@ -191,6 +283,14 @@ def elapsed_seconds(path: Path, iteration: int) -> float:
     return float(np.nanmax(before, initial=0.0))
 
 
+def earlier_evaluations(path: Path, iteration: int) -> list[dict[str, float]]:
+    """Read the numbers of the evaluations before `iteration`, by column."""
+    table = read_table(path / "evaluations.csv", None)
+    table = table.pick(table["iteration"] < iteration)
+    rows = zip(*(column.tolist() for column in table.numbers.values()), strict=True)
+    return [dict(zip(table.numbers, row, strict=True)) for row in rows]
+
+
 def move_aside(path: Path) -> Path:
     """Rename a run directory to `NAME~1` (`~2`, …); nothing is deleted. Of a link, the link is renamed."""
     if Path.cwd().is_relative_to(path.resolve()):
@@ -200,12 +300,13 @@ def move_aside(path: Path) -> Path:
     while os.path.lexists(aside := path.with_name(f"{path.name}~{number}")):
         number += 1
     path.rename(aside)
-    sync_folder(path.parent)
+    with opened(path.parent) as folder:
+        folder.sync()
     return aside
 
 
 def is_run(path: Path) -> bool:
-    """Say whether a folder holds a run."""
+    """Return whether a folder holds a run."""
     return any((path / name).exists() for name in ("config.yaml", "metrics.csv", "checkpoints"))
 
 

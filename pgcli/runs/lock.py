@@ -10,30 +10,51 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pgcli.errors import RunDirectoryError, RunInUse
-from pgcli.runs.files import FILE_MODE
+from pgcli.runs.files import Folder, NotRegular, open_file, opened, storage, write_all
+
+_MAX_BYTES = 4096  # of a lock file: a process and a host
+_BEGIN = b'{"pid"'
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Lock `folder` for this process. The system unlocks it when the process ends, also when it is killed.
+def lock(path: Path) -> Iterator[Folder]:
+    """Lock the folder `path` for this process, and yield it, opened; its lock names this process until the end.
 
-    Raises: RunInUse, which names the holder; RunDirectoryError on a file system without locks, as some clusters have.
+    The system unlocks the folder when the process ends, also when it is killed.
+    Raises: RunInUse, which names the holder; RunDirectoryError for a `.lock` that pgcli did not make, and on a file
+    system without locks, as some clusters have.
     """
-    from filelock import lock_descriptor  # `show` needs it only for a run that may be running
-
-    with open(folder / ".lock", "a+", opener=lambda path, flags: os.open(path, flags, FILE_MODE)) as file:
+    with storage(path), opened(path) as folder:
+        descriptor = folder.open(".lock", os.O_RDWR | os.O_CREAT)
         try:
-            is_mine = lock_descriptor(file.fileno(), blocking=False)
-        except OSError as error:
-            what = f"{folder}: cannot be locked: {error.strerror}"
-            raise RunDirectoryError(what, "its file system has no locks; --run-dir names a folder on another") from None
-        if not is_mine:
-            file.seek(1)
-            raise RunInUse(f"{folder} is in use by {_holder(file.read())}", "wait for it, or stop it")
-        file.truncate(0)
-        file.write(" " + json.dumps({"pid": os.getpid(), "host": platform.node()}))  # Windows lets no one read byte 0
-        file.flush()
-        yield
+            _take(descriptor, path)
+            _check_own(_content(descriptor), path)
+            os.ftruncate(descriptor, 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            holder = {"pid": os.getpid(), "host": platform.node()}
+            write_all(descriptor, f" {json.dumps(holder)}".encode())  # Windows does not let others read byte 0
+            yield folder
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def lock_to_read(path: Path) -> Iterator[None]:
+    """Keep other processes from writing the run in `path`, without writing anything.
+
+    Raises: RunInUse, RunDirectoryError.
+    """
+    with storage(path):
+        if (path / ".lock").is_symlink():
+            raise NotRegular(path / ".lock", "is a link, not a regular file")
+        try:
+            file = open_file(path / ".lock")
+        except FileNotFoundError:  # nothing has written the run since it was copied here
+            yield
+            return
+        with file:
+            _take(file.fileno(), path)
+            yield
 
 
 def is_held(folder: Path) -> bool | None:
@@ -41,7 +62,7 @@ def is_held(folder: Path) -> bool | None:
     from filelock import lock_descriptor
 
     try:
-        with open(folder / ".lock", "rb") as file:
+        with open_file(folder / ".lock") as file:
             return not lock_descriptor(file.fileno(), blocking=False)
     except FileNotFoundError:
         return False
@@ -49,9 +70,40 @@ def is_held(folder: Path) -> bool | None:
         return None
 
 
-def _holder(text: str) -> str:
+def _take(descriptor: int, path: Path) -> None:
+    """Lock an open file, or raise RunInUse with the process that it names."""
+    from filelock import lock_descriptor  # `show` needs it only for a run that may be running
+
     try:
-        holder = json.loads(text)
-        return f"process {holder['pid']} on {holder['host']}"
-    except (ValueError, KeyError, TypeError):
+        is_mine = lock_descriptor(descriptor, blocking=False)
+    except OSError as error:
+        what = f"{path}: cannot be locked: {error.strerror}"
+        raise RunDirectoryError(what, "its file system has no locks; --run-dir names a folder on another") from None
+    if not is_mine:
+        raise RunInUse(f"{path} is in use by {_holder(_content(descriptor, 1))}", "wait for it, or stop it")
+
+
+def _content(descriptor: int, start: int = 0) -> bytes:
+    os.lseek(descriptor, start, os.SEEK_SET)
+    return os.read(descriptor, _MAX_BYTES)
+
+
+def _check_own(content: bytes, path: Path) -> None:
+    """Raise RunDirectoryError for a lock file of another program; a power loss leaves ours cut short, with zeros."""
+    text = content.strip(b" \0\n")
+    if not (text.startswith(_BEGIN) or _BEGIN.startswith(text)):
+        raise RunDirectoryError(f"{path}/.lock: pgcli did not write this file", "delete it, or name another --run-dir")
+
+
+def _holder(content: bytes) -> str:
+    """Name the process in a lock file, unless it has ended: a process that only reads does not enter its name."""
+    try:
+        holder = json.loads(content)
+        pid, host = int(holder["pid"]), str(holder["host"])
+        if os.name == "posix" and host == platform.node():
+            os.kill(pid, 0)
+    except (ValueError, KeyError, TypeError, OverflowError, ProcessLookupError):
         return "another process"
+    except PermissionError:  # of another user
+        pass
+    return f"process {pid} on {ascii(host[:80])[1:-1]}"

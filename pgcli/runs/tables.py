@@ -2,6 +2,7 @@
 
 A table has a header and one row per record, in the order of the iterations. records.py declares the columns. Rows are
 appended, so a crash may leave half a line, or zeros, at the end; a resumed run truncates the file there.
+Tables are read in blocks of lines: memory is needed for the columns that are asked for, and not for the file.
 """
 
 from __future__ import annotations
@@ -11,22 +12,29 @@ import errno
 import io
 import itertools
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pgcli.config import Config
-from pgcli.errors import RunDirectoryError, typed
-from pgcli.records import COLUMNS, TABLES, Cell, Evaluation, Iteration
-from pgcli.runs.files import BINARY, FILE_MODE, naming, open_file, write_all
+from pgcli.errors import RunDirectoryError, UsageError, closest, typed
+from pgcli.records import COLUMNS, STOPPED_BY, TABLES, Cell, Evaluation, Iteration, columns
+from pgcli.runs.files import Folder, naming, open_file, write_all
 
 Array = NDArray[np.float64]
 Words = NDArray[np.object_]  # of str
-_BLOCK = 2**23  # bytes read at once
+_BLOCK = 2**19  # bytes read at once
+_MAX_HEADER = 2**16  # bytes of the names of the columns
+_MAX_LINE = 2**22  # bytes of a line
+_MAX_SKIPPED = 2**28  # bytes of a damaged line
+_MAX_DIGITS = 15  # of a whole number that a float64 holds exactly
 
 
 def tables_of(config: Config) -> list[str]:
@@ -34,16 +42,41 @@ def tables_of(config: Config) -> list[str]:
     return [name for name in TABLES if name != "gradients" or config.diagnostics.every is not None]
 
 
-def header_of(name: str) -> list[str]:
-    """Return the names of a table's columns."""
-    return [column.name for column in TABLES[name]]
+def header_of(name: str, more: Sequence[str] = ()) -> list[str]:
+    """Return the names of a table's columns: its own, then `more`."""
+    return [column.name for column in columns(name, more)]
+
+
+def more_of(name: str, header: Sequence[str]) -> list[str] | None:
+    """Return the columns of a header beyond the table's own; None if it is no header of this table."""
+    own = header_of(name)
+    return list(header[len(own) :]) if list(header[: len(own)]) == own else None
+
+
+def check_info_names(config: Config) -> None:
+    """Raise UsageError for a name of `logging.info` or `evaluation.stop_at` that cannot be a column."""
+    known = {name: header_of(name, [STOPPED_BY.name]) for name in ("metrics", "evaluations", "episodes")}
+    for name in config.logging.info or ():
+        if any(name in header for header in known.values()):
+            raise UsageError(f"logging.info: `{name}` is a column already", "leave it out")
+    numbers = [name for name in known["evaluations"] if not COLUMNS[name].metric.text]
+    for name in config.evaluation.stop_at:
+        if name not in (*numbers, *config.info_names):
+            close = closest(name, (*numbers, *config.info_names))
+            hint = f"did you mean `{close}`?" if close else f"`logging.info: [{name}]` makes a column of what info has"
+            raise UsageError(f"evaluation.stop_at: evaluations.csv has no column `{name}`", hint)
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def rows_of(record: Iteration | Evaluation) -> dict[str, list[list[Cell]]]:
-    """Return the rows that a record adds to each table; the row of metrics.csv, which completes it, is the last."""
+def rows_of(
+    record: Iteration | Evaluation, more: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, list[list[Cell]]]:
+    """Return the rows that a record adds to each table; the row of metrics.csv, which completes it, is the last.
+
+    Args: more: by table, the columns after its own.
+    """
     of: dict[str, list[Any]]
     if isinstance(record, Evaluation):
         of = {"evaluations": [record]}
@@ -51,7 +84,8 @@ def rows_of(record: Iteration | Evaluation) -> dict[str, list[list[Cell]]]:
         gradients = [(record, estimate) for estimate in record.update.gradients]
         episodes = [(record, episode) for episode in record.episodes]
         of = {"gradients": gradients, "episodes": episodes, "timing": [record], "metrics": [record]}
-    return {name: [[column.value(one) for column in TABLES[name]] for one in ones] for name, ones in of.items()}
+    shown = {name: columns(name, (more or {}).get(name, ())) for name in of}
+    return {name: [[column.value(one) for column in shown[name]] for one in ones] for name, ones in of.items()}
 
 
 def as_csv(rows: Iterable[Sequence[Cell]]) -> str:
@@ -64,26 +98,30 @@ def as_csv(rows: Iterable[Sequence[Cell]]) -> str:
 class TableWriter:
     """Appends rows to a CSV file, which gets a header if it is new."""
 
-    def __init__(self, path: Path, header: Sequence[str]) -> None:
-        self.path = path
-        with naming(path):
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | BINARY, FILE_MODE)
+    def __init__(self, folder: Folder, name: str, header: Sequence[str]) -> None:
+        self._folder, self._name, self.path = folder, name, folder.path / name
+        self._descriptor = folder.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._synced = False
         if os.fstat(self._descriptor).st_size == 0:
             self.append([header])
 
     def append(self, rows: Iterable[Sequence[Cell]]) -> None:
         """Add rows. The operating system has them when this returns, so that they survive the end of the process."""
-        with naming(self.path):
-            self._synced = False
+        self._synced = False
+        try:
             write_all(self._descriptor, as_csv(rows).encode())
             if not os.fstat(self._descriptor).st_nlink:
                 raise FileNotFoundError(errno.ENOENT, "was deleted while the run was writing it")
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
 
     def sync(self) -> None:
-        """Make the rows survive a power loss."""
+        """Make the rows survive a power loss. Raises: OSError if the name is that of another file."""
         if not self._synced:
             with naming(self.path):
+                if not self._folder.holds(self._name, self._descriptor):
+                    raise FileNotFoundError(errno.ENOENT, "was deleted or replaced while the run was writing it")
                 os.fsync(self._descriptor)
             self._synced = True
 
@@ -125,66 +163,114 @@ class _Damage(Exception):
         self.line, self.what = line, what
 
 
+class TableFile:
+    """A table that is read once, in blocks of whole lines.
+
+    Attributes: header, the names of the columns, empty if the first line has no end; line, the number of whole lines
+    before the block; cut, whether the last line has no end.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        head = file.readline(_MAX_HEADER)
+        self.head = head if head.endswith(b"\n") else b""
+        self.header = self.head.removeprefix(b"\xef\xbb\xbf").decode(errors="replace").strip().split(",")
+        self.line, self.cut = 1, bool(head) and not self.head
+
+    def blocks(self, *, skip_damage: bool = False) -> Iterator[bytes]:
+        """Yield whole lines, at least one at a time, without the last line end. Raises: _Damage."""
+        rest, skipped = b"", 0
+        while block := self._file.read(_BLOCK):
+            if skipped:  # within a line that is too long
+                _, end, block = block.partition(b"\n")
+                skipped = 0 if end else skipped + _BLOCK
+                if skipped > _MAX_SKIPPED:
+                    break
+            lines, end, rest = (rest + block).rpartition(b"\n")
+            if end:
+                yield lines
+                self.line += lines.count(b"\n") + 1
+            if len(rest) > _MAX_LINE:
+                if not skip_damage:
+                    raise _Damage(0, f"is longer than {_MAX_LINE // 2**20} MiB")
+                rest, skipped = b"", len(rest)
+        self.cut = self.cut or bool(rest or skipped)
+
+    def columns(self, names: Collection[str]) -> dict[str, bool]:
+        """Return which of these columns and `iteration` the table has, in its order, and whether they are words."""
+        wanted = {"iteration", *names}
+        return {name: name in COLUMNS and COLUMNS[name].metric.text for name in self.header if name in wanted}
+
+    def read(self, texts: dict[str, bool], *, skip_damage: bool = False) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yield columns block by block: words where `texts` is true, otherwise numbers. Raises: _Damage."""
+        for lines in self.blocks(skip_damage=skip_damage):
+            if block := dict(_columns_of(lines, self.header, texts, skip_damage)):
+                yield block
+
+
+@contextmanager
+def table_file(path: Path) -> Iterator[TableFile]:
+    """Open a table. Errors name the file, and the line that is damaged. Raises: RunDirectoryError."""
+    hint = f"`pgcli verify {typed(path.parent)}` reports what else is wrong with the run"
+    found = None
+    try:
+        with open_file(path) as file:
+            found = TableFile(file)
+            yield found
+    except _Damage as damage:
+        line = (found.line if found else 0) + 1 + damage.line
+        raise RunDirectoryError(f"{path}: damaged: line {line} {damage.what}", hint) from None
+    except FileNotFoundError:
+        raise RunDirectoryError(f"{path}: is missing", hint) from None
+    except OSError as error:
+        raise RunDirectoryError(f"{path}: cannot be read: {error.strerror}") from None
+
+
 def read_table(
-    path: Path,
-    columns: Collection[str] = COLUMNS.keys(),
-    *,
-    whole: bool = False,
-    skip_damage: bool = False,
-    as_text: bool = False,
+    path: Path, names: Collection[str] | None = COLUMNS.keys(), *, whole: bool = False, skip_damage: bool = False
 ) -> Table:
     """Read columns of a table. A last line without its end is still being written, and left out.
 
     Args:
         path: the CSV file.
-        columns: those to read besides `iteration`, as far as the file has them.
+        names: the columns to read besides `iteration`, as far as the file has them; None: all.
         whole: the run has ended, so half a line is damage, too.
         skip_damage: leave out damaged lines, and read a word instead of a number as an empty cell.
-        as_text: read all columns of the file, as words.
     Raises: RunDirectoryError if the file is missing or has no header, or, without `skip_damage`, if a line has zeros,
         another number of cells than the header, or a word instead of a number; it names the line.
     """
-    hint = f"`pgcli verify {typed(path.parent)}` says what else is wrong with the run"
-    line, rest = 1, b""
-    parts: dict[str, list[NDArray[Any]]] = {}
-    try:
-        with open_file(path) as file:
-            head = file.readline()
-            whole_head = head.endswith(b"\n")
-            header = (
-                head.removeprefix(b"\xef\xbb\xbf").decode(errors="replace").strip().split(",") if whole_head else []
-            )
-            if "iteration" not in header:
-                if skip_damage or not (whole or whole_head):
-                    return Table(path, header)
-                raise RunDirectoryError(f"{path}: does not begin with the names of its columns", hint)
-            wanted = {*header} if as_text else {"iteration", *columns}
-            texts = {
-                name: as_text or (name in COLUMNS and COLUMNS[name].metric.text) for name in header if name in wanted
-            }
-            parts = {name: [] for name in texts}
-            while block := file.read(_BLOCK):
-                lines, end, rest = (rest + block).rpartition(b"\n")
-                for name, part in _columns_of(lines, header, texts, skip_damage) if end else ():
-                    parts[name].append(part)
-                line += lines.count(b"\n") + bool(end)
-            if rest and whole:
-                raise _Damage(0, "is cut short")
-    except _Damage as damage:
-        raise RunDirectoryError(f"{path}: damaged: line {line + 1 + damage.line} {damage.what}", hint) from None
-    except FileNotFoundError:
-        raise RunDirectoryError(f"{path}: is missing", hint) from None
-    except OSError as error:
-        raise RunDirectoryError(f"{path}: cannot be read: {error.strerror}") from None
-    found = {name: np.concatenate(part) if part else np.empty(0) for name, part in parts.items()}
+    with table_file(path) as file:
+        if "iteration" not in file.header:
+            if skip_damage or not (whole or file.head):
+                return Table(path, file.header if file.head else [])
+            hint = f"`pgcli verify {typed(path.parent)}` reports what else is wrong with the run"
+            raise RunDirectoryError(f"{path}: does not begin with the names of its columns", hint)
+        texts = file.columns(file.header if names is None else names)
+        parts: dict[str, list[NDArray[Any]]] = {name: [] for name in texts}
+        for block in file.read(texts, skip_damage=skip_damage):
+            for name, part in block.items():
+                parts[name].append(part)
+        if file.cut and whole:
+            raise _Damage(0, "is cut short")
+    found = {name: _joined(parts.pop(name), object if text else np.float64) for name, text in texts.items()}
     return Table(
         path,
-        header,
+        file.header,
         len(found["iteration"]),
-        {name: column.astype(np.float64) for name, column in found.items() if not texts[name]},
-        {name: column.astype(object) for name, column in found.items() if texts[name]},
-        cut=bool(rest),
+        {name: column for name, column in found.items() if not texts[name]},
+        {name: column for name, column in found.items() if texts[name]},
+        cut=file.cut,
     )
+
+
+def _joined(parts: list[NDArray[Any]], kind: Any) -> NDArray[Any]:
+    """Concatenate parts, and free each one once it is copied: memory for one column and one part is needed."""
+    whole, end = np.empty(sum(map(len, parts)), kind), 0
+    for number, part in enumerate(parts):
+        whole[end : end + len(part)] = part
+        end += len(part)
+        parts[number] = part[:0].copy()
+    return whole
 
 
 def _columns_of(
@@ -192,7 +278,7 @@ def _columns_of(
 ) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield columns of whole lines, words or numbers. Raises: _Damage, without `skip_damage`."""
     try:
-        _check_cells(lines, len(header))
+        block = Cells(lines, len(header))
     except _Damage:
         if not skip_damage:
             raise
@@ -200,44 +286,106 @@ def _columns_of(
         lines = b"\n".join(line for line in lines.split(b"\n") if line.count(b",") == commas and b"\0" not in line)
         if not lines:
             return
-    try:
-        text = lines.decode(errors="replace" if skip_damage else "strict")
-    except UnicodeDecodeError as error:
-        raise _Damage(lines.count(b"\n", 0, error.start), "is not UTF-8") from None
-    cells = text.replace("\n", ",").split(",")
+        block = Cells(lines, len(header), skip_damage=True)
     for place, name in enumerate(header):
         if name in texts and header.index(name) == place:
-            column = cells[place :: len(header)]
-            yield name, np.array(column, object) if texts[name] else _numbers(column, skip_damage)
+            column = block.words(place) if texts[name] else block.numbers(place, skip_damage)
+            if name == "iteration" and not skip_damage and not (fine := (column >= 0) & (column % 1 == 0)).all():
+                raise _Damage(int(np.argmin(fine)), f"has `{column[np.argmin(fine)]}` for an iteration")
+            yield name, column
 
 
-def _check_cells(lines: bytes, width: int) -> None:
-    """Raise _Damage unless each line has `width` cells and no zeros."""
-    if (zero := lines.find(b"\0")) >= 0:
-        raise _Damage(lines.count(b"\n", 0, zero), "has zeros")
-    text = np.frombuffer(lines + b"\n", np.uint8)
-    ends = np.flatnonzero(text == ord("\n"))
-    commas = np.searchsorted(np.flatnonzero(text == ord(",")), ends)  # so many before each line's end
-    counts = np.diff(commas, prepend=0) + 1
-    if wrong := np.flatnonzero(counts != width).tolist():
-        raise _Damage(wrong[0], f"has {counts[wrong[0]]} cells instead of {width}")
+class Cells:
+    """The cells of whole lines: `ends` [rows, columns] are the places of the commas and line ends after them."""
 
+    def __init__(self, lines: bytes, width: int, *, skip_damage: bool = False) -> None:
+        """Find the cells. Raises: _Damage unless each line has `width` cells, no zeros, and is UTF-8."""
+        if (zero := lines.find(b"\0")) >= 0:
+            raise _Damage(lines.count(b"\n", 0, zero), "has zeros")
+        if not (lines.isascii() or skip_damage):
+            try:
+                lines.decode()
+            except UnicodeDecodeError as error:
+                raise _Damage(lines.count(b"\n", 0, error.start), "is not UTF-8") from None
+        self.text = np.frombuffer(lines + b"\n", np.uint8)
+        is_end = self.text == ord("\n")
+        places = np.flatnonzero(is_end | (self.text == ord(",")))
+        found = is_end[places]
+        if len(places) % width or not found[width - 1 :: width].all() or found.sum() * width != len(places):
+            counts = np.diff(np.flatnonzero(found), prepend=-1)
+            wrong = np.flatnonzero(counts != width).tolist()[0]
+            raise _Damage(wrong, f"has {counts[wrong]} cells instead of {width}")
+        self.ends = places.reshape(-1, width)
 
-def _numbers(cells: list[str], skip_damage: bool) -> Array:
-    """Turn cells into numbers, empty ones into nan."""
-    if not any(cells):
-        return np.full(len(cells), np.nan)
-    try:
-        return np.fromiter((float(cell) if cell else np.nan for cell in cells), np.float64, len(cells))
-    except ValueError:
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """The places of the first bytes of the cells, [rows, columns]."""
+        return np.concatenate(([0], self.ends.reshape(-1)[:-1] + 1)).reshape(self.ends.shape)
+
+    def _column(self, place: int) -> bytes:
+        """Return the cells of a column, with a comma after each."""
+        change = np.zeros(len(self.text) + 1, np.int8)
+        change[self.starts[:, place]] += 1
+        change[self.ends[:, place] + 1] -= 1
+        inside = np.cumsum(change[:-1], dtype=np.int8).view(np.bool_)
+        return self.text[inside].tobytes().replace(b"\n", b",")
+
+    def words(self, place: int) -> Words:
+        """Return a column as text; equal words are one object."""
+        seen: dict[bytes, str] = {}
+        cells = self._column(place).split(b",")[:-1]
+        words = [seen.get(cell) or seen.setdefault(cell, cell.decode(errors="replace")) for cell in cells]
+        return np.array(words, object)
+
+    def numbers(self, place: int, skip_damage: bool = False) -> Array:
+        """Return a column as numbers, nan where a cell is empty. Raises: _Damage, without `skip_damage`."""
+        if (counts := self._counts(place)) is not None:
+            return counts
+        column = self._column(place)
+        if (self.ends > self.starts)[:, place].all():
+            with suppress(ValueError, DeprecationWarning), warnings.catch_warnings():
+                warnings.simplefilter("error", DeprecationWarning)  # of older versions of numpy, for a word
+                values: Array = np.fromstring(column, np.float64, sep=",")  # the same as `float`, three times faster
+                if len(values) == len(self.ends):
+                    return values
+        cells = column.split(b",")[:-1]
         values = np.full(len(cells), np.nan)
-    for number, cell in enumerate(cells):
-        try:
-            values[number] = float(cell) if cell else np.nan
-        except ValueError:
-            if not skip_damage:
-                raise _Damage(number, f"has `{cell[:20]}` for a number") from None
-    return values
+        for number, cell in enumerate(cells):
+            try:
+                values[number] = float(cell) if cell else np.nan
+            except ValueError:
+                if not skip_damage:
+                    what = cell[:20].decode(errors="replace")
+                    raise _Damage(number, f"has `{what}` for a number") from None
+        return values
+
+    def _counts(self, place: int) -> Array | None:
+        """Return a column of whole numbers, or of empty cells; None if it is neither."""
+        starts, ends = self.starts[:, place], self.ends[:, place]
+        if (
+            (ends - starts > 2).all()
+            and (self.text[ends - 1] == ord("0")).all()
+            and (self.text[ends - 2] == ord(".")).all()
+        ):
+            ends = ends - 2  # whole numbers as `repr` of a float writes them
+        longest = int((ends - starts).max())
+        if longest == 0:
+            return np.full(len(starts), np.nan)
+        if longest > _MAX_DIGITS or (ends == starts).any():
+            return None
+        values, shortest = np.zeros(len(starts), np.int64), int((ends - starts).min())
+        for digit in range(longest):
+            at = starts + digit
+            digits = self.text[at if digit < shortest else np.minimum(at, ends)] - np.uint8(ord("0"))
+            if digit < shortest:
+                values = 10 * values + digits
+            else:
+                inside = at < ends
+                digits[~inside] = 0
+                values = np.where(inside, 10 * values + digits, values)
+            if (digits > 9).any():
+                return None
+        return values.astype(np.float64)
 
 
 def first_difference(a: Path, b: Path) -> dict[str, Any]:
@@ -247,10 +395,10 @@ def first_difference(a: Path, b: Path) -> dict[str, Any]:
     """
     none: dict[str, Any] = {"same": False, "why": "", "iteration": None, "columns": {}}
     with open_file(a) as one, open_file(b) as other:
-        header = one.readline()
-        if header != other.readline():
+        header = one.readline(_MAX_LINE)
+        if header != other.readline(_MAX_LINE):
             return none | {"why": "they have other columns"}
-        for number, (x, y) in enumerate(itertools.zip_longest(one, other), 2):
+        for number, (x, y) in enumerate(itertools.zip_longest(_lines(one), _lines(other)), 2):
             if x == y:
                 continue
             cells = [(line or b"").decode(errors="replace").rstrip("\n").split(",") for line in (header, x, y)]
@@ -270,7 +418,7 @@ def has_rows(path: Path) -> bool:
     if not path.exists():
         return False
     with open_file(path) as file:
-        return bool(file.readline() and file.readline())
+        return bool(file.readline(_MAX_LINE).endswith(b"\n") and file.readline(1))
 
 
 def lengths_before(folder: Path, iteration: int, episodes: int) -> dict[Path, int]:
@@ -291,23 +439,40 @@ def lengths_before(folder: Path, iteration: int, episodes: int) -> dict[Path, in
     return lengths
 
 
+def read_header(path: Path) -> list[str]:
+    """Return the names of a table's columns; none if it is missing or has no whole header."""
+    if not path.exists():
+        return []
+    with open_file(path) as file:
+        found = TableFile(file)
+    return found.header if found.head else []
+
+
+def set_columns(folder: Folder, name: str, header: Sequence[str]) -> None:
+    """Rewrite a table with other columns: new ones are empty."""
+    with open_file(folder.path / name) as file:
+        rows = list(csv.DictReader(file.read().decode().splitlines()))
+    folder.write(name, as_csv([header, *([row.get(one, "") for one in header] for row in rows)]).encode())
+
+
 def length_before(path: Path, header: Sequence[str], iteration: int) -> tuple[int, int]:
     """Return how many whole rows before `iteration` a table begins with, and how many bytes that is.
 
-    Raises: RunDirectoryError if it has another header, or more such rows after damaged ones, which no crash leaves.
+    Raises: RunDirectoryError if it does not begin with the columns of `header`, or has more such rows after damaged
+        ones, which no crash leaves.
     """
     if not path.exists():
         return 0, 0
     with open_file(path) as file:
-        head = file.readline()
+        head = file.readline(_MAX_LINE)
         whole = head.endswith(b"\n")
-        if whole and head.decode(errors="replace") != f"{','.join(header)}\n":
+        if whole and head.decode(errors="replace").rstrip("\n").split(",")[: len(header)] != list(header):
             raise RunDirectoryError(
                 f"{path}: has other columns than this version of pgcli writes",
                 "go on with the version that began the run, or train into another --run-dir",
             )
         rows, end = 0, len(head) if whole else 0
-        for number, line in enumerate(file, 2):
+        for number, line in enumerate(_lines(file), 2):
             is_whole = line.endswith(b"\n") and line.count(b",") == head.count(b",") and b"\0" not in line
             before = is_whole and (found := _iteration(line)) is not None and found < iteration
             if before and not whole:
@@ -318,16 +483,12 @@ def length_before(path: Path, header: Sequence[str], iteration: int) -> tuple[in
     return rows, end
 
 
-def truncate(path: Path, size: int) -> None:
-    """Cut a file, if it exists, to `size` bytes, so that this survives a power loss."""
-    if path.exists():
-        with naming(path):
-            descriptor = os.open(path, os.O_WRONLY)
-            try:
-                os.ftruncate(descriptor, size)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file, up to one that is too long for a row."""
+    while line := file.readline(_MAX_LINE):
+        yield line
+        if len(line) == _MAX_LINE:
+            return
 
 
 def _iteration(line: bytes) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.make import Environments, make_environments
 from pgcli.system.memory import check_memory
+from pgcli.system.process_state import restore_process
 
 T = TypeVar("T")
 EPISODE_BYTES = 24  # return, discounted return and length
@@ -22,7 +23,11 @@ def chunk_ranges(env: EnvConfig, columns: int) -> list[range]:
 
 
 class EnvironmentCache:
-    """Environments that one process builds at first use, keeps for later tasks, and closes together."""
+    """Environments that one process builds at first use, keeps for later tasks, and closes together.
+
+    Those of evaluations are in a cache of their own, so that an environment that remembers cannot tell training
+    whether it was evaluated.
+    """
 
     def __init__(self, config: EnvConfig) -> None:
         self.config = config
@@ -32,12 +37,17 @@ class EnvironmentCache:
         """Return the object of `key`, which has a method `close`; build it at the first call."""
         if key not in self._kept:
             self._kept[key] = build()
+            restore_process()
         kept: T = self._kept[key]
         return kept
 
     def of_width(self, width: int) -> Environments:
         """Return `width` environments for whole episodes, the same objects at every call."""
         return self.get(width, partial(make_environments, self.config, width))
+
+    def for_evaluation(self, config: EnvConfig) -> EnvironmentCache:
+        """Return the environments of evaluations, the same objects at every call; `config` describes them."""
+        return self.get("evaluation", partial(EnvironmentCache, config))
 
     def close(self) -> None:
         """Close every object, then raise the first error."""

@@ -14,7 +14,16 @@ from pgcli.errors import CheckpointError, EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Actor, Policy
 from pgcli.sampling.executor import ChunkExecutor
-from pgcli.sampling.rollout import Array, EndedEpisode, Rollout, play, to_trajectories
+from pgcli.sampling.rollout import (
+    Array,
+    EndedEpisode,
+    Rollout,
+    Transition,
+    named,
+    play,
+    reported,
+    to_trajectories,
+)
 from pgcli.seeding import Purpose, Seeds, derived_seed, generator
 from pgcli.system.processes import Check
 
@@ -29,8 +38,13 @@ class EpisodeSampler:
 
     def collect(self, policy: Policy, iteration: int, check: Check) -> Rollout:
         """Collect `rollout.episodes` episodes."""
-        trajectories = collect_episodes(self._config, self._executor, policy, iteration, check)
-        return Rollout(trajectories, ended_episodes(trajectories, self._config.algorithm.gamma))
+        trajectories, info = _collect(self._config, self._executor, policy, iteration, check)
+        ended = ended_episodes(trajectories, self._config.algorithm.gamma)
+        names = self._config.info_names
+        return Rollout(
+            trajectories,
+            [one._replace(info=named(names, row)) for one, row in zip(ended, info.tolist(), strict=True)],
+        )
 
     def state_dict(self, iteration: int) -> dict[str, Tensor]:
         """Return nothing."""
@@ -50,8 +64,17 @@ def collect_episodes(
 
     Raises: EnvironmentFailure.
     """
+    return _collect(config, executor, policy, iteration, check)[0]
+
+
+def _collect(
+    config: Config, executor: ChunkExecutor, policy: Policy, iteration: int, check: Check
+) -> tuple[Trajectories, Array]:
+    """Collect whole episodes, and what each reported at its end, [N, K]."""
     assert config.rollout.episodes is not None
-    return pad_columns(executor.map(CollectEpisodes(config, iteration), config.rollout.episodes, policy, check))
+    chunks = executor.map(CollectEpisodes(config, iteration), config.rollout.episodes, policy, check)
+    trajectories, info = zip(*chunks, strict=True)
+    return pad_columns(list(trajectories)), np.concatenate(info)
 
 
 def episode_seed(config: Config, iteration: int, column: int) -> int:
@@ -79,12 +102,14 @@ class CollectEpisodes:
     iteration: int
     mode: Mode = "sampled"
 
-    def __call__(self, columns: range, envs: Environments, actor: Actor, check: Check) -> Trajectories:
-        """Return the trajectories of a chunk."""
+    def __call__(self, columns: range, envs: Environments, actor: Actor, check: Check) -> tuple[Trajectories, Array]:
+        """Return the trajectories of a chunk, and what each reported at its end, [N, K]."""
         config, iteration = self.config, self.iteration
         seeds = Seeds(columns, lambda column: episode_seed(config, iteration, column))
         random = generator(config.seed, Purpose.ACT, iteration, columns.start)
-        return to_trajectories(list(play(envs, actor, seeds, random, config.rollout.horizon, check)))
+        names = config.info_names
+        steps = list(play(envs, actor, seeds, random, config.rollout.horizon, check, names))
+        return to_trajectories(steps), reported(steps, len(columns), len(names))
 
 
 @dataclass(frozen=True)
@@ -97,21 +122,24 @@ class MeasureEpisodes:
     seed: int
     purposes: tuple[Purpose, Purpose]
     indices: tuple[int, ...]
+    names: tuple[str, ...] = ()
 
     def __call__(self, columns: range, envs: Environments, actor: Actor, check: Check) -> Array:
-        """Return undiscounted and discounted returns and lengths, [3, N].
+        """Return undiscounted and discounted returns, lengths, and what each episode reported, [3 + K, N].
 
         Raises: EnvironmentFailure if a return is not finite.
         """
         seeds = Seeds(columns, lambda column: derived_seed(self.seed, self.purposes[0], *self.indices, column))
         random = generator(self.seed, self.purposes[1], *self.indices, columns.start)
         sums = np.zeros((3, len(columns)))
-        discount = 1.0
-        for transition in play(envs, actor, seeds, random, self.horizon, check):
+        discount, info = 1.0, list[Transition]()
+        for transition in play(envs, actor, seeds, random, self.horizon, check, self.names):
+            if transition.info is not None:
+                info.append(transition)
             rewards = np.where(transition.running, transition.rewards, 0.0).astype(np.float64, copy=False)
             sums += (rewards, discount * rewards, transition.running)
             discount *= self.gamma
         if not np.isfinite(sums).all():
             worst = seeds[int(np.flatnonzero(~np.isfinite(sums).all(0))[0])]
             raise EnvironmentFailure(f"non-finite rewards in the evaluation episode with reset seed {worst}")
-        return sums
+        return np.concatenate((sums, reported(info, len(columns), len(self.names)).T))

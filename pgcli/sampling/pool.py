@@ -18,6 +18,7 @@ from pgcli.errors import PgcliError
 from pgcli.policies.policy import Policy
 from pgcli.sampling.chunks import EnvironmentCache
 from pgcli.system.memory import memory_error
+from pgcli.system.process_state import environments_turn, restore_process
 from pgcli.system.processes import Check
 
 HANG_SECONDS = 60.0  # without a step
@@ -57,7 +58,11 @@ class LocalPool:
 
     def map(self, policy: Policy, tasks: Mapping[int, Task], check: Check) -> dict[int, Any]:
         """Run every task; return the results by number."""
-        return {number: task(self._environments, policy, check) for number, task in tasks.items()}
+        results = {}
+        for number, task in tasks.items():
+            with environments_turn():
+                results[number] = task(self._environments, policy, check)
+        return results
 
     def close(self) -> None:
         """Do nothing: the environments belong to the caller."""
@@ -75,6 +80,7 @@ def worker_count(cores: int, chunks: int, native: bool) -> int:
 def build_policy(env: EnvConfig, config: PolicyConfig) -> Policy:
     """Build a worker's copy of the policy; its parameters are set later."""
     with contextlib.closing(make_environment(env)) as one:
+        restore_process()
         return Policy(one.observation_space, one.action_space, config)
 
 

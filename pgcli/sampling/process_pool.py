@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,8 @@ from pgcli.errors import EnvironmentFailure
 from pgcli.policies.policy import Policy, parameters_of
 from pgcli.sampling.chunks import EnvironmentCache
 from pgcli.sampling.pool import HANG_SECONDS, TRIES, Task, build_policy, closing_error, pickled_apart, sendable
-from pgcli.system.processes import POLL_SECONDS, Check, process_context
+from pgcli.system.process_state import changes, environments_turn, kept, report_changes
+from pgcli.system.processes import POLL_SECONDS, Check, ignore_interrupts, process_context, start_process
 
 CLOSE_SECONDS = 5.0
 _STEPS, _TASK = 0, 1  # what a worker reports while it runs: its steps so far, the number of its task
@@ -136,8 +136,7 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         alive, self._alive = context.Pipe(duplex=False)  # ends when this process does
         arguments = (theirs, alive, parameters, progress, env, policy, os.getcwd())
-        self._process: BaseProcess = context.Process(target=_work, args=arguments, daemon=True)
-        self._process.start()
+        self._process = start_process(context, _work, arguments, daemon=True)
         theirs.close()
         alive.close()
         self._steps, self._since, self._gone = -1, time.monotonic(), False
@@ -170,11 +169,12 @@ class _Worker:
         try:
             if not self.connection.poll():
                 return None
-            data, parts, larger, failures = self.connection.recv()
+            data, parts, larger, failures, changed = self.connection.recv()
         except (EOFError, OSError):
             self._gone = True
             self._process.join(1)  # `loss` reports how it ended
             return None
+        report_changes(changed)
         if larger is not None:
             self._results = larger
         if parts and isinstance(parts[0], int):  # sizes in shared memory
@@ -234,12 +234,14 @@ def _work(
     folder: str,
 ) -> None:
     """Run the parent's tasks until it sends None, or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the parent, which ends this process
+    ignore_interrupts()  # a terminal's Ctrl-C reaches the parent, which ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_leave_with_parent, args=(alive,), daemon=True).start()
     os.dup2(2, 1)  # stdout is for results
     os.chdir(folder)
     torch.set_num_threads(1)
+    state = contextlib.ExitStack()
+    state.enter_context(kept())  # to the end of this process
     gc.freeze()  # as in a run
     report = progress.numpy()
     report[:] = 0
@@ -268,7 +270,8 @@ def _work(
                 arrays = [tensor.numpy() for tensor in parameters_of(policy, None).values()]
                 for array, shared in zip(arrays, _views(parameters, arrays), strict=True):
                     array[...] = shared
-                results[number] = task(environments, policy, check)
+                with environments_turn():
+                    results[number] = task(environments, policy, check)
             except BaseException as error:
                 failures[number] = sendable(error)
                 break
@@ -280,11 +283,11 @@ def _work(
             except RuntimeError:
                 is_full = True
         if sum(sizes) > len(block):  # through the pipe
-            connection.send((data, list(map(bytearray, buffers)), None, failures))
+            connection.send((data, list(map(bytearray, buffers)), None, failures, changes()))
             continue
         for part, buffer in zip(_parts(block, sizes), buffers, strict=True):
             part[:] = buffer
-        connection.send((data, sizes, larger, failures))
+        connection.send((data, sizes, larger, failures, changes()))
     with contextlib.suppress(OSError):
         connection.send(closing_error(environments))
     os._exit(0)  # at once: everything is sent

@@ -26,6 +26,7 @@ from pgcli.errors import EnvironmentFailure, PgcliError
 from pgcli.policies.policy import Policy, parameters_of
 from pgcli.sampling.chunks import EnvironmentCache
 from pgcli.sampling.pool import HANG_SECONDS, TRIES, Task, build_policy, closing_error, pickled_apart, sendable
+from pgcli.system.process_state import environments_turn, kept
 from pgcli.system.processes import Check
 from pgcli.system.ray_cluster import POLL_SECONDS, check_versions, cpus, versions
 
@@ -242,6 +243,8 @@ class _RemoteWorker:
             os.chdir(folder)
         sys.path += [entry for entry in path if entry not in sys.path]
         torch.set_num_threads(1)
+        self._state = contextlib.ExitStack()
+        self._state.enter_context(kept())
         gc.freeze()  # as in a run
         self._env, self._config = env, config
         self._policy: Policy | None = None
@@ -266,7 +269,9 @@ class _RemoteWorker:
                 self._policy = build_policy(self._env, self._config)
             for tensor, array in zip(parameters_of(self._policy, None).values(), parameters, strict=True):
                 tensor.numpy()[...] = array
-            data, buffers = pickled_apart(pickle.loads(task)(self._environments, self._policy, self._check))
+            with environments_turn():
+                result = pickle.loads(task)(self._environments, self._policy, self._check)
+            data, buffers = pickled_apart(result)
         except BaseException as error:
             return b"", [], sendable(error)
         return data, [np.frombuffer(buffer, np.uint8) for buffer in buffers], None

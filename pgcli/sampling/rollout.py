@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pgcli.environments.checks import MAX_EPISODE_STEPS
 from pgcli.environments.make import Environments
 from pgcli.errors import EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories
@@ -26,6 +25,7 @@ class EndedEpisode(NamedTuple):
     discounted_return: float
     length: int
     how: str  # terminated | truncated | horizon
+    info: dict[str, float] = {}  # noqa: RUF012 - numbers that the environment reported in the last step
 
 
 class Rollout(NamedTuple):
@@ -45,6 +45,7 @@ class Transition(NamedTuple):
     truncated: Array
     running: Array
     next_obs: Array
+    info: Array | None = None  # [N, K], what the columns report whose episode ends here; nan elsewhere
 
 
 def play(
@@ -54,37 +55,54 @@ def play(
     generator: np.random.Generator,
     horizon: int | None,
     check: Check,
+    names: Sequence[str] = (),
 ) -> Iterator[Transition]:
     """Play one episode in every column from its reset, until the last is over or cut at `horizon`.
 
+    The last step of an episode has what the environment reports under `names`.
     `check` is called before every step; an exception in it (a signal, say) ends the rollout.
     """
     obs = envs.reset(seeds)
     running, acting = np.ones(len(seeds), bool), ActingState(actor, generator, len(seeds))
-    for _ in range(MAX_EPISODE_STEPS if horizon is None else horizon):
+    for t in range(envs.longest_episode if horizon is None else horizon):
         check()
         actions = acting.act(obs)
         next_obs, rewards, terminated, truncated = envs.step(actor.for_environment(actions), running)
-        yield Transition(obs, actions, rewards, terminated, truncated, running, next_obs)
-        running = running & ~(terminated | truncated)
+        over = running & (terminated | truncated)
+        ending = running if t + 1 == horizon else over
+        info = envs.reported(names, ending) if names and ending.any() else None
+        yield Transition(obs, actions, rewards, terminated, truncated, running, next_obs, info)
+        running = running & ~over
         if not running.any():
             return
         obs = next_obs
     if horizon is None:
-        raise endless_episode()
+        raise endless_episode(envs.longest_episode)
 
 
-def endless_episode() -> EnvironmentFailure:
-    """Return the error for an episode of MAX_EPISODE_STEPS steps."""
+def reported(transitions: Iterable[Transition], num_envs: int, num_names: int) -> Array:
+    """Return what each column of whole episodes reported at its end, [N, K]."""
+    infos = [transition.info for transition in transitions if transition.info is not None]
+    ends: Array = np.fmax.reduce([np.full((num_envs, num_names), np.nan), *infos])  # one of them at most is a number
+    return ends
+
+
+def named(names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    """Return the values that are there by their names."""
+    return {name: value for name, value in zip(names, values, strict=True) if value == value}
+
+
+def endless_episode(steps: int) -> EnvironmentFailure:
+    """Return the error for an episode that has not ended after `steps` steps."""
     return EnvironmentFailure(
-        f"an episode has not ended after {MAX_EPISODE_STEPS} steps",
-        "set env.max_episode_steps; rollout.horizon cuts training only",
+        f"an episode has not ended after {steps} steps",
+        "set env.max_episode_steps, which may be larger; rollout.horizon cuts training only",
     )
 
 
 def to_trajectories(transitions: Sequence[Transition]) -> Trajectories:
     """Stack the steps of one chunk, time first."""
-    obs, actions, rewards, terminated, truncated, running, next_obs = zip(*transitions, strict=True)
+    obs, actions, rewards, terminated, truncated, running, next_obs, _ = zip(*transitions, strict=True)
     mask = _stacked(running)
     return Trajectories(
         obs=torch.from_numpy(_stacked((*obs, next_obs[-1]))),

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from pgcli.config.schema import Config, EnvConfig
-from pgcli.environments.checks import MAX_EPISODE_STEPS
-from pgcli.environments.make import make_resumable_environments
+from pgcli.environments.make import make_environments
 from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import CheckpointError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
@@ -31,6 +30,7 @@ from pgcli.sampling.rollout import (
     Rollout,
     Transition,
     endless_episode,
+    named,
     to_trajectories,
 )
 from pgcli.seeding import Purpose, Seeds, derived_seed, generator
@@ -168,7 +168,7 @@ class SegmentSampler:
         )
         if not fits or actions.ndim < 2 or actions.shape[1] != n:
             raise CheckpointError("the state of the environments in the checkpoint does not fit its config")
-        longest = len(actions) if "actions" in expected else MAX_EPISODE_STEPS
+        longest = len(actions) if "actions" in expected else self._examples[0].envs.longest_episode
         if not (arrays["lengths"].min() >= 0 and arrays["lengths"].max() <= longest and arrays["episode"].min() >= 0):
             raise CheckpointError("the state of the environments in the checkpoint contradicts itself")
         return names
@@ -222,7 +222,7 @@ class _LiveColumns:
     """A chunk's environments in the process that steps them; `state` is None while it is unknown."""
 
     def __init__(self, env: EnvConfig, chunk: range) -> None:
-        self._chunk, self.envs = chunk, make_resumable_environments(env, len(chunk))
+        self._chunk, self.envs = chunk, make_environments(env, len(chunk), resumable=True)
         self.state: ColumnState | None = None
 
     def close(self) -> None:
@@ -250,12 +250,12 @@ class _LiveColumns:
             envs.seed(native_seed(config, iteration, chunk.start))
         acting = ActingState(actor, random, len(chunk), memory=state.memory)
         episode, obs, running = state.episode.copy(), state.obs, ~state.over
-        rows, waiting = [], bool(state.over.any())
+        rows, waiting, names, infos = [], bool(state.over.any()), config.info_names, dict[int, Array]()
 
         def seed_of(column: int) -> int:
             return segment_seed(config, chunk[column], int(episode[column]))
 
-        for _ in range(config.rollout.steps or 0):
+        for t in range(config.rollout.steps or 0):
             check()
             actions = acting.act(obs)
             next_obs, rewards, terminated, truncated = envs.step(actor.for_environment(actions), running)
@@ -268,11 +268,16 @@ class _LiveColumns:
                 next_obs = envs.restart(fresh, Seeds(fresh, seed_of))
             rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))
             obs, running, waiting = next_obs, ~over, bool(over.any())
+            if waiting and names and (info := envs.reported(names, over)) is not None:
+                infos[t] = info
         before = torch.from_numpy(state.memory) if actor.state_size else None
         trajectories = replace(to_trajectories(rows), memory=before)
-        ended, sums = _ended(trajectories, state, config.algorithm.gamma)
-        if sums["lengths"].max() > MAX_EPISODE_STEPS:
-            raise endless_episode()
+        places, ended, sums = _ended(trajectories, state, config.algorithm.gamma)
+        if infos:
+            found = (named(names, infos[t][column].tolist()) if t in infos else {} for t, column in places)
+            ended = [one._replace(info=numbers) for one, numbers in zip(ended, found, strict=True)]
+        if sums["lengths"].max() > envs.longest_episode:
+            raise endless_episode(envs.longest_episode)
         history = _extended(state.action_history, trajectories.actions.numpy(), sums["lengths"])
         self.state = ColumnState(
             episode, ~running, obs, **sums, memory=acting.memory, action_history=history, simulator=self._simulator()
@@ -335,8 +340,10 @@ def _extended(history: list[Array], actions: Array, lengths: Array) -> list[Arra
     ]
 
 
-def _ended(trajectories: Trajectories, state: ColumnState, gamma: float) -> tuple[list[EndedEpisode], dict[str, Array]]:
-    """Describe the episodes that ended in a segment, by row and column; return the sums of those that continue.
+def _ended(
+    trajectories: Trajectories, state: ColumnState, gamma: float
+) -> tuple[list[tuple[int, int]], list[EndedEpisode], dict[str, Array]]:
+    """Return row and column of the episodes that ended in a segment, the episodes, and the sums of those that continue.
 
     The rows of all columns, one column after the other, are cut into pieces: the first row of a column begins one,
     which continues an episode of `state`, and so does every row that resets.
@@ -367,4 +374,5 @@ def _ended(trajectories: Trajectories, state: ColumnState, gamma: float) -> tupl
     fields = (sums["returns"], sums["discounted"], sums["lengths"], how)
     ended = [EndedEpisode(*one) for one in zip(*(x[order].tolist() for x in fields), strict=True)]
     final = np.append(first[1:], True)
-    return ended, {name: np.where(over, 0, x)[final] for name, x in sums.items()}
+    places = list(zip((last[order] % mask.shape[1]).tolist(), column[order].tolist(), strict=True))
+    return places, ended, {name: np.where(over, 0, x)[final] for name, x in sums.items()}

@@ -5,7 +5,9 @@ In the tables, whose columns users' scripts read, a variant is called an arm.
 
 from __future__ import annotations
 
+import csv
 import math
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,34 +19,46 @@ import numpy as np
 
 from pgcli.config import Config
 from pgcli.errors import RunDirectoryError
-from pgcli.report.statistics import (
-    CONFIDENCE,
+from pgcli.report.scores import (
+    FEW_SEEDS,
     MOST_SEEDS,
-    SCORE_RESAMPLES,
-    Array,
     Difference,
-    bootstrap_interval,
-    interquartile_mean,
-    median_interval,
+    fresh_seeds,
+    improvement_interval,
+    look_alpha,
     paired_difference,
     performance_profile,
     probability_of_improvement,
     steps_to,
 )
+from pgcli.report.statistics import (
+    Array,
+    interquartile_mean,
+    mean_interval,
+    median_interval,
+    ratio_interval,
+    ratio_of_means,
+    trimmed_mean_interval,
+    value_at,
+)
 from pgcli.report.text import short
-from pgcli.runs.files import make_folder, read_json, storage, write_whole
+from pgcli.runs.files import make_folder, storage, write_whole
+from pgcli.runs.information import read_information, read_status
+from pgcli.runs.outputs import is_ours
 from pgcli.runs.tables import Table, read_table
 from pgcli.studies.page import TABLES, as_csv, markdown, same_decimals
+from pgcli.system.streams import printable
 
+FIGURES = ("returns", "differences", "curves")
 PROFILE_POINTS = 101
 UNEQUAL = 0.05  # relative difference in env steps from which a note reports it
-FEW_SEEDS = 5  # below which a note reports what the intervals assume
+MOSTLY_EVALUATION = 0.5  # share of the variance over seeds from which a note asks for more evaluation episodes
 SHARE_OF_GAIN = 0.9  # of the improvement over the untrained policies; the threshold if the environment has none
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The results of one run; `env_steps` and `returns` [E] are its evaluations."""
+    """The results of one run; `env_steps` and `returns` [E] are its evaluations, `error` the last one's."""
 
     seed: int
     path: Path
@@ -52,13 +66,14 @@ class RunSummary:
     reason: str
     env_steps: Array
     returns: Array
+    error: float  # standard error over the episodes
     steps: int  # trained
     iterations: int
     seconds: float
     steps_per_second: float
     threshold: float | None  # registered with the environment
     versions: str
-    gradients: dict[str, tuple[float, float]]  # estimator: median variance, median signal-to-noise ratio
+    gradients: dict[str, tuple[float, float]]  # estimator: means of v and of |g|² - v over its measurements
 
     @property
     def finished(self) -> bool:
@@ -75,15 +90,15 @@ def write_report(
 ) -> dict[str, Any]:
     """Compare runs by their final evaluations, and write report.md, figures and tables into `folder`.
 
-    The score of a run is the mean return of its last evaluation. A run that diverged or failed did not use its budget:
-    its score is the lower one of its first evaluation, of the untrained policy, and its last. Without any evaluation it
-    is the lowest evaluation of the whole comparison. No run is left out.
+    The score of a run is the mean return of its last evaluation, also if it diverged or failed: the value that it
+    keeps in a learning curve. Without any evaluation it is the lowest one of the comparison. No run is left out.
+    looks.csv lists the looks that the folder's reports have taken at each pair, and the seeds of each.
     Args: config, of any variant, for the shared settings; paths, the run directories by variant and seed, with the same
     seeds for each variant.
     Raises: RunDirectoryError if a run is unreadable or no run has an evaluation.
     """
     runs = {label: [read_run(path, seed) for seed, path in one.items()] for label, one in paths.items()}
-    result = analyze(runs, threshold) | {
+    result = analyze(runs, threshold, read_looks(folder / "looks.csv")) | {
         "directory": str(folder),
         "name": config.name,
         "command": f"pgcli {shlex.join(command)}",
@@ -94,17 +109,30 @@ def write_report(
     }
     from pgcli.studies.figures import draw  # imports matplotlib
 
+    check_folder(folder)
     with storage(folder):
         make_folder(folder)
+        # first: it marks the files beside it as pgcli's
+        write_whole(folder / "report.md", printable(markdown(result)).encode())
         for name in TABLES:
             path = folder / f"{name}.csv"
             if result[name]:
-                write_whole(path, as_csv(result[name]).encode())
+                write_whole(path, printable(as_csv(result[name])).encode())
             else:
                 path.unlink(missing_ok=True)  # of an earlier report
         draw(folder, result, [run.path for one in runs.values() for run in one if len(run.returns)])
-        write_whole(folder / "report.md", markdown(result).encode())
     return result
+
+
+def check_folder(folder: Path) -> None:
+    """Raise RunDirectoryError for a folder that has files of a report's names and was not written by `compare`."""
+    names = ["report.md", *(f"{name}.csv" for name in TABLES), *(f"{name}.png" for name in FIGURES)]
+    found = [name for name in names if os.path.lexists(folder / name)]
+    with storage(folder):
+        if found and not ("report.md" in found and is_ours(folder / "report.md")):
+            raise RunDirectoryError(
+                f"{folder}: has {', '.join(found)}, and pgcli did not make them", "name another folder with -o"
+            )
 
 
 # Reading
@@ -112,13 +140,13 @@ def write_report(
 
 def read_run(path: Path, seed: int) -> RunSummary:
     """Read the results of a run in any state."""
-    status = read_json(path / "status.json") if (path / "status.json").exists() else {}
+    status = read_status(path) if (path / "status.json").exists() else {}
     told = str(status.get("status", "not started"))
     ended = told == "finished"
-    evaluations = _read(path / "evaluations.csv", ("env_steps", "return_mean"), ended)
+    evaluations = _read(path / "evaluations.csv", ("env_steps", "return_mean", "return_standard_error"), ended)
     metrics = _read(path / "metrics.csv", ("env_steps",), ended)
     timing = _read(path / "timing.csv", ("elapsed_seconds", "collect_seconds", "update_seconds"), ended)
-    information = read_json(path / "run.json") if (path / "run.json").exists() else {}
+    information = read_information(path) if (path / "run.json").exists() else {}
     value = information.get("reward_threshold")
     steps = int(metrics["env_steps"][-1]) if metrics.rows else 0
     worked = float(np.nansum(timing["collect_seconds"]) + np.nansum(timing["update_seconds"]))
@@ -130,6 +158,7 @@ def read_run(path: Path, seed: int) -> RunSummary:
         str(status.get("reason", "")),
         evaluations["env_steps"],
         evaluations["return_mean"],
+        float(evaluations["return_standard_error"][-1]) if evaluations.rows else math.nan,
         steps,
         metrics.rows,
         float(timing["elapsed_seconds"][-1]) if timing.rows else math.nan,
@@ -150,22 +179,42 @@ def _gradients(path: Path, ended: bool) -> dict[str, tuple[float, float]]:
         return {}
     table = read_table(path, ("estimator", "gradient_variance", "snr"), whole=ended)
     names = table.words.get("estimator", np.full(table.rows, "gradient"))
+    signal = table["snr"] * table["gradient_variance"]
     found = {}
     for name in dict.fromkeys(names.tolist()):
-        rows = names == name
-        values = [table[column][rows] for column in ("gradient_variance", "snr")]
-        variance, ratio = (
-            float(np.median(one[np.isfinite(one)])) if np.isfinite(one).any() else math.nan for one in values
-        )
-        found[name] = (variance, ratio)
+        rows = (names == name) & np.isfinite(signal)
+        if rows.any():
+            found[name] = float(table["gradient_variance"][rows].mean()), float(signal[rows].mean())
     return found
+
+
+def read_looks(path: Path) -> list[dict[str, Any]]:
+    """Read the looks that earlier reports have taken: rows of the digests of a and b, number, and seeds."""
+    if not path.exists():
+        return []
+    hint = "without it, earlier looks are unknown: compare fresh seeds in another folder (-o)"
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [
+            {"a": row["a"], "b": row["b"], "look": int(row["look"]), "seeds": [int(x) for x in row["seeds"].split()]}
+            for row in rows
+        ]
+    except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise RunDirectoryError(f"{path}: damaged: {error}", hint) from None
 
 
 # Tables
 
 
-def analyze(runs: dict[str, list[RunSummary]], threshold: float | None = None) -> dict[str, Any]:
-    """Compute all tables of a comparison from its runs by variant, each in the order of the same seeds."""
+def analyze(
+    runs: dict[str, list[RunSummary]], threshold: float | None = None, earlier: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """Compute all tables of a comparison from its runs by variant, each in the order of the same seeds.
+
+    A pair is tested on the seeds that no earlier look at it has used.
+    Args: earlier, the rows of looks.csv.
+    """
     every = [run for one in runs.values() for run in one]
     lowest = min((float(run.returns.min()) for run in every if len(run.returns)), default=math.nan)
     if math.isnan(lowest):
@@ -174,13 +223,12 @@ def analyze(runs: dict[str, list[RunSummary]], threshold: float | None = None) -
         )
     scores = {label: np.array([_score(run, lowest) for run in one]) for label, one in runs.items()}
     goal, rule = _threshold(runs, scores, threshold)
-    couples = list(combinations(runs, 2))
+    pairs, looks = _pairs(runs, scores, list(earlier))
     return {
         "threshold": goal,
         "threshold_rule": rule,
-        "confidence": 1 - (1 - CONFIDENCE) / len(couples),
         "arms": [_variant_row(label, one, scores[label], goal) for label, one in runs.items()],
-        "pairs": [_pair_row(a, b, scores[a], scores[b], len(couples)) for a, b in couples],
+        "pairs": pairs,
         "runs": [
             _run_row(label, run, score, goal)
             for label, one in runs.items()
@@ -188,14 +236,14 @@ def analyze(runs: dict[str, list[RunSummary]], threshold: float | None = None) -
         ],
         "profile": list(_profile_rows(scores)),
         "gradients": list(_gradient_rows(runs)),
+        "looks": looks,
         "notes": list(_notes(runs, scores)),
     }
 
 
 def _score(run: RunSummary, lowest: float) -> float:
-    if not len(run.returns):
-        return lowest
-    return float(run.returns[-1] if run.finished else min(run.returns[0], run.returns[-1]))
+    """Return the value that a run keeps at the end of the budget."""
+    return float(value_at(run.env_steps, run.returns, math.inf)) if len(run.returns) else lowest
 
 
 def _threshold(
@@ -218,11 +266,9 @@ def _threshold(
     return goal, rule
 
 
-def _iqm(name: str, scores: Array) -> dict[str, float]:
-    """Return the interquartile mean and its interval as columns; nan without any score."""
-    low, high = bootstrap_interval([scores], interquartile_mean, SCORE_RESAMPLES)
-    value = interquartile_mean(scores) if len(scores) else math.nan
-    return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
+def _columns(name: str, value: Any, interval: tuple[Any, Any]) -> dict[str, float]:
+    """Return a number and its interval as columns."""
+    return {name: float(value), f"{name}_low": float(interval[0]), f"{name}_high": float(interval[1])}
 
 
 def _steps_to(goal: float | None, run: RunSummary) -> float:
@@ -235,37 +281,57 @@ def _finite_median(values: Sequence[float]) -> float:
 
 
 def _variant_row(label: str, runs: list[RunSummary], scores: Array, goal: float | None) -> dict[str, Any]:
-    times = np.array([_steps_to(goal, run) for run in runs])
-    median, low, high = median_interval(times)
+    times, errors = np.array([_steps_to(goal, run) for run in runs]), np.array([run.error for run in runs])
     return {
         "arm": label,
         "seeds": len(runs),
         "finished": sum(run.finished for run in runs),
         "diverged": sum(run.status == "diverged" for run in runs),
         "failed": sum(run.status not in ("finished", "diverged") for run in runs),
-        **_iqm("iqm", scores),
-        "mean": float(scores.mean()),
+        **_columns("iqm", interquartile_mean(scores), trimmed_mean_interval(scores)),
+        **_columns("mean", scores.mean(), mean_interval(scores)),
         "standard_error": float(scores.std(ddof=1) / math.sqrt(len(scores))) if len(scores) > 1 else math.nan,
+        "evaluation_standard_error": float(np.sqrt(np.square(errors).sum()) / len(runs)),  # a part of the former
         "min": float(scores.min()),
         "max": float(scores.max()),
         "reached": int(np.isfinite(times).sum()),
-        "steps_median": median,
-        "steps_low": low,
-        "steps_high": high,
+        "steps_median": float(np.median(times)),
+        **dict(zip(("steps_low", "steps_high"), map(float, median_interval(times)), strict=True)),
         "env_steps_mean": float(np.mean([run.steps for run in runs])),
         "seconds_median": _finite_median([run.seconds for run in runs]),
         "steps_per_second_median": _finite_median([run.steps_per_second for run in runs]),
     }
 
 
-def _pair_row(a: str, b: str, x: Array, y: Array, pairs: int) -> dict[str, Any]:
-    difference = paired_difference(x, y, pairs)
-    low, high = bootstrap_interval([x, y], probability_of_improvement)
+def _pairs(
+    runs: dict[str, list[RunSummary]], scores: dict[str, Array], looks: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Test each pair of variants, and return the rows of the pairs and of all looks, with those of this report."""
+    rows, couples = [], list(combinations(runs, 2))
+    seeds = [run.seed for run in next(iter(runs.values()))]
+    for a, b in couples:
+        names = [runs[label][0].path.parent.name.rpartition("-")[2] for label in (a, b)]  # digests of their configs
+        earlier = [look["seeds"] for look in looks if {look["a"], look["b"]} == set(names)]
+        look, fresh = fresh_seeds(seeds, earlier)
+        if fresh and look > len(earlier):
+            looks = [*looks, {"a": names[0], "b": names[1], "look": look, "seeds": seeds}]
+        rows.append(_pair_row(a, b, scores[a], scores[b], [seeds.index(seed) for seed in fresh], look, len(couples)))
+    return rows, looks
+
+
+def _pair_row(a: str, b: str, x: Array, y: Array, fresh: list[int], look: int, pairs: int) -> dict[str, Any]:
+    tested = fresh or list(range(len(x)))  # without a fresh seed the numbers describe all, and show nothing
+    confidence, later = 1 - look_alpha(look), 1 - look_alpha(look + 1)
+    difference = paired_difference(x[tested], y[tested], pairs, confidence, later)
     varied = len(x) > 1 and x.std() > 0 and y.std() > 0
+    sentence = conclusion(a, b, difference, look)
+    if not fresh:
+        sentence = f"`{a}` and `{b}`: earlier looks have used all of these seeds, and only fresh ones are tested."
     return {
         "a": a,
         "b": b,
-        "seeds": difference.n,
+        "look": look,
+        "seeds": len(fresh),
         "difference": difference.mean,
         "difference_low": difference.low,
         "difference_high": difference.high,
@@ -274,32 +340,66 @@ def _pair_row(a: str, b: str, x: Array, y: Array, pairs: int) -> dict[str, Any]:
         "correlation": float(np.corrcoef(x, y)[0, 1]) if varied else math.nan,
         "wins": difference.wins,
         "ties": difference.ties,
-        "improvement": float(probability_of_improvement(x, y)),
-        "improvement_low": float(low),
-        "improvement_high": float(high),
-        "shown": difference.shown,
+        **_columns("improvement", probability_of_improvement(x, y), improvement_interval(x, y)),
+        "claim": difference.claim,
+        "shown": difference.shown and bool(fresh),
         "seeds_needed": difference.seeds_needed,
-        "sentence": conclusion(a, b, difference),
+        "seeds_needed_low": difference.seeds_range[0],
+        "seeds_needed_high": difference.seeds_range[1],
+        "sentence": sentence,
     }
 
 
-def conclusion(a: str, b: str, difference: Difference) -> str:
-    """Write what a pair's difference shows, or how many seeds would show it."""
+def conclusion(a: str, b: str, difference: Difference, look: int = 1) -> str:
+    """Write what a pair's difference shows, or how many fresh seeds would show it."""
     d, n = difference, difference.n
+    seeds = f"{n} paired seeds" if look == 1 else f"{n} fresh paired seeds, look {look}"
     higher, lower = (a, b) if d.mean >= 0 else (b, a)
     if n == 1:
-        return f"`{a}` and `{b}`: one seed shows no spread, so that nothing is shown."
+        return f"`{a}` and `{b}`: one seed shows no spread, so nothing is shown."
     if d.deviation == 0:
         same = "the same return" if d.mean == 0 else f"`{higher}` above by the same {short(abs(d.mean))}"
-        return f"`{a}` and `{b}`: {same} on each of {n} seeds, without a spread to reckon with: nothing is shown."
+        return f"`{a}` and `{b}`: {same} on each of {n} seeds. Without a spread, nothing is shown."
+    if not d.alike:
+        return _probability_claim(a, b, d, seeds)
     low, high = (d.low, d.high) if d.mean >= 0 else (-d.high, -d.low)
     size, *edges = same_decimals(abs(d.mean), low, high)
     interval = " to ".join(edges)
     if d.shown:
-        return f"`{higher}` is above `{lower}` by {size} ({interval}; {n} paired seeds): shown."
-    more = f"about {d.seeds_needed:,}" if d.seeds_needed else f"more than {MOST_SEEDS:,}"
-    missing = f"not shown with {n} paired seeds; {more} would show it"
-    return f"`{higher}` above `{lower}` by {size} ({interval}): {missing}."
+        return f"The mean of `{higher}` is above that of `{lower}` by {size} ({interval}; {seeds}): shown."
+    return (
+        f"The mean of `{higher}` is above that of `{lower}` by {size} ({interval}): not shown with {seeds}. "
+        f"About {seed_range(d.seeds_needed, *d.seeds_range)} fresh seeds would show it; only they count in another "
+        "look, so that all looks have at most 5 % false positives."
+    )
+
+
+def _probability_claim(a: str, b: str, d: Difference, seeds: str) -> str:
+    """Write what P(a > b) shows where standard deviations differ, and a mean could hide rare failures."""
+    size, *spreads = same_decimals(abs(d.mean), *d.deviations)
+    unlike = f"their standard deviations differ ({spreads[0]} and {spreads[1]})"
+    if math.isnan(d.improvement_low):
+        higher, lower = (a, b) if d.mean >= 0 else (b, a)
+        few = f"not shown with {seeds}, for {unlike} and a rare failure may be missing"
+        more = f"At least {d.seeds_range[0]} fresh seeds could show that one ends above the other"
+        return f"The mean of `{higher}` is above that of `{lower}` by {size}: {few}. {more}."
+    ahead = d.improvement >= 0.5
+    higher, lower = (a, b) if ahead else (b, a)
+    p, low, high = (
+        (d.improvement, d.improvement_low, d.improvement_high)
+        if ahead
+        else (1 - d.improvement, 1 - d.improvement_high, 1 - d.improvement_low)
+    )
+    claim = f"A run of `{higher}` ends above one of `{lower}` with P = {p:.2f} ({low:.2f} to {high:.2f}; {seeds})"
+    shown = "shown" if d.shown else f"not shown; at least {d.seeds_range[0]} fresh seeds could show it"
+    return f"{claim}: {shown}. No claim about means: {unlike}."
+
+
+def seed_range(needed: int | None, low: int | None, high: int | None) -> str:
+    """Write a number of seeds with its range: `8 (5 to 41)`, `8 (5 or more)`."""
+    most = f"more than {MOST_SEEDS:,}"
+    first = most if low is None else f"{low:,}"
+    return f"{most if needed is None else f'{needed:,}'} ({first} {'or more' if high is None else f'to {high:,}'})"
 
 
 def _run_row(label: str, run: RunSummary, score: float, goal: float | None) -> dict[str, Any]:
@@ -334,19 +434,19 @@ def _gradient_rows(runs: dict[str, list[RunSummary]]) -> Iterator[dict[str, Any]
         for name in dict.fromkeys(name for run in one for name in run.gradients):
             found = np.array([run.gradients[name] for run in one if name in run.gradients])
             row: dict[str, Any] = {"arm": label, "estimator": name, "seeds": len(found)}
-            for column, values in zip(("gradient_variance", "snr"), found.T, strict=True):
-                row |= _iqm(column, values[np.isfinite(values)])
-            yield row
+            variance, signal = found.T
+            row |= _columns("gradient_variance", variance.mean(), mean_interval(variance))
+            yield row | _columns("snr", ratio_of_means(signal, variance), ratio_interval(signal, variance))
 
 
 def _notes(runs: dict[str, list[RunSummary]], scores: dict[str, Array]) -> Iterator[str]:
-    """Write what limits the conclusions: unfinished runs, unequal budgets or versions, few seeds."""
+    """Write what limits the conclusions: unfinished runs, unequal budgets or versions, few seeds or episodes."""
     for label, one in runs.items():
         for run, score in zip(one, scores[label].tolist(), strict=True):
             if not run.finished:
                 why = f": {run.reason}" if run.reason else ""
                 ended = f"`{label}`, seed {run.seed}: {run.status} at iteration {run.iterations}{why}"
-                rule = "the lower of its first and its last evaluation" if len(run.returns) else "the lowest of all"
+                rule = "its last evaluation" if len(run.returns) else "the lowest of all evaluations"
                 yield f"{ended}. It counts with {short(score)}, {rule}."
     trained = [[run.steps for run in one if run.finished] for one in runs.values()]
     used = [float(np.mean(steps)) for steps in trained if steps]
@@ -362,5 +462,16 @@ def _notes(runs: dict[str, list[RunSummary]], scores: dict[str, Array]) -> Itera
     seeds = len(next(iter(runs.values())))
     if seeds == 1:
         yield "One seed shows no spread: there are no intervals."
-    elif seeds < FEW_SEEDS:
-        yield f"With {seeds} seeds, intervals suppose differences that are about normal. More seeds are better."
+        return
+    if seeds < FEW_SEEDS:
+        yield (
+            f"{seeds} seeds show little: with probability {100 * 0.8**seeds:.0f} %, none of them shows a failure of 1 "
+            "seed in 5. Their intervals assume returns that are about normal."
+        )
+    for label, one in runs.items():
+        noise = float(np.mean([run.error**2 for run in one]))
+        if noise > MOSTLY_EVALUATION * scores[label].var(ddof=1) > 0:
+            yield (
+                f"`{label}`: the evaluation episodes make most of its spread over seeds. A larger "
+                "evaluation.episodes makes its intervals narrower."
+            )

@@ -25,7 +25,7 @@ def draw(folder: Path, result: dict[str, Any], runs: Sequence[Path]) -> None:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # an emoji becomes a box
         write_whole(folder / "returns.png", _png(_returns(result)))
         write_whole(folder / "differences.png", _png(_differences(result)))
-        plot(runs, "env_steps", "evaluation.return_mean", "iqm", "ci95", 1, folder / "curves.png")
+        plot(runs, "env_steps", "evaluation.return_mean", "iqm", "ci95", 1, folder / "curves.png", overwrite=True)
 
 
 def _returns(result: dict[str, Any]) -> Figure:
@@ -61,7 +61,7 @@ def _returns(result: dict[str, Any]) -> Figure:
 
 
 def _differences(result: dict[str, Any]) -> Figure:
-    """Draw the mean paired difference of each pair with its interval; a hollow mark is not shown to differ from 0."""
+    """Draw the mean paired difference of each pair with its interval; a hollow mark is not shown to differ."""
     pairs = result["pairs"][:MOST_PAIRS]
     figure = Figure(figsize=(8.0, max(1.9, 1.0 + 0.44 * len(pairs))), layout="constrained")
     axes = figure.add_subplot()
@@ -77,8 +77,11 @@ def _differences(result: dict[str, Any]) -> Figure:
     axes.set_ylim(len(pairs) - 0.5, -0.5)
     axes.set_xlabel("paired difference of the final return")
     more = f" The first {MOST_PAIRS} of {len(result['pairs'])} pairs." if len(result["pairs"]) > MOST_PAIRS else ""
+    levels = sorted({f"{100 * pair['confidence']:.4g} %" for pair in pairs})
+    seeds = sorted({pair["seeds"] for pair in pairs})
     caption = (
-        f"Mean over seeds, with its {100 * result['confidence']:.4g} % interval; filled: shown to differ from 0.{more}"
+        f"Mean over {' or '.join(map(str, seeds))} seeds, with its interval (Student's t, {' or '.join(levels)}); "
+        f"filled: the pair is shown to differ.{more}"
     )
     figure.supxlabel(caption, fontsize=6.5, color="0.35", x=0.01, ha="left")
     return figure

@@ -9,25 +9,31 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pgcli.report.statistics import MOST_SEEDS, POWER, SCORE_RESAMPLES
+from pgcli.report.scores import LIKELY, MOST_SEEDS, POWER
 from pgcli.report.text import WIDTH, columns, duration, short
 
-TABLES = ("arms", "pairs", "runs", "profile", "gradients")
+TABLES = ("arms", "pairs", "runs", "profile", "gradients", "looks")
 Result = dict[str, Any]  # of `pgcli.studies.comparison.write_report`, or one row of its tables
 
 _METHOD = """\
-- **IQM**: the mean of the middle half of the seeds; its interval is the percentile bootstrap over seeds, {resamples:,}
-  resamples (Agarwal et al. 2021, Deep Reinforcement Learning at the Edge of the Statistical Precipice). With few seeds
-  such an interval is too narrow.
-- **Differences** are paired: the same seed, and so the same start states, in either arm. Mean ± Student's t quantile
-  times s / √n, at {percent} for each of {pairs} (Bonferroni), so that 95 % holds for all of them together. *Shown*: the
-  interval excludes 0.
-- **Seeds that would show it**: the fewest for which such a t test has {power:.0f} % power, if the observed difference
-  and its spread are the true ones (Colas et al. 2018, How Many Random Seeds?). The observed ones are uncertain too.
-- **P(a > b)**: that a run of a ends above one of b, a tie counting half: Mann & Whitney's U / n², bootstrapped over
-  seeds.
-- **Performance profile**: the share of seeds that end above each return, with its pointwise 95 % bootstrap band.
-- A run that diverged or failed counts with the lower of its untrained and its last evaluation. None is left out.
+- **IQM**: the mean of the middle half of the seeds (Agarwal et al. 2021, Deep Reinforcement Learning at the Edge of the
+  Statistical Precipice). Its interval is that of a trimmed mean (Tukey & McLaughlin 1963). That of a mean is Student's.
+- **Differences** are paired: the same seed, and so the same start states, in either arm. The interval is the mean ±
+  Student's t quantile times s / √n, with α divided by {pairs} (Bonferroni). *Shown*: the interval excludes 0.
+- **Unlike spreads**: where the standard deviations of a and b differ (F test at 5 %), rare failures can make equal
+  means look different. The claim is then about P(a > b), and needs 5 seeds or more: with fewer than the number in the
+  table, not even a variant whose every run is above every run of the other is shown.
+- **Looks**: the first look at a pair may have 4 % false positives, each later one a fifth of the one before. It tests
+  only seeds that no earlier look in this folder has used. So all looks together have at most 5 %.
+- **Fresh seeds to show it**: the fewest with which the next look's t test has {power:.0f} % power, if the observed
+  difference and its spread are the true ones (Colas et al. 2018, How Many Random Seeds?); in parentheses, the same at
+  the ends of an {likely:.0f} % interval of the effect.
+- **P(a > b)**: the probability that a run of a ends above one of b, a tie counting half: Mann & Whitney's U / n². Its
+  interval is Brunner & Munzel's on the logit scale, from 5 seeds on.
+- **Episodes**: the part of the standard error that comes from the evaluation's episodes. More seeds and more
+  `evaluation.episodes` make it smaller.
+- **Performance profile**: the share of seeds that end above each return, with its pointwise 95 % Clopper-Pearson band.
+- Every run counts with its last evaluation, also one that diverged or failed. None is left out.
 """
 
 
@@ -43,16 +49,19 @@ def as_csv(rows: Sequence[Result]) -> str:
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return repr(float(value)) if math.isfinite(value) else ""  # of NumPy's as well
+    if isinstance(value, list):
+        return " ".join(map(str, value))
     return "" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
 def comparison_text(result: Result) -> str:
     """Write the report's folder and its main numbers for people, in 80 columns where the arms' names allow."""
     goal, pairs = result["threshold"], result["pairs"]
-    rows = [("arm", "final return: IQM [95 %]", *(() if goal is None else (f"reached {goal:g}", "steps to it")))]
+    head = ("arm", "final return: IQM [95 %]", "mean")
+    rows = [(*head, *(() if goal is None else (f"reached {goal:g}", "steps to it")))]
     for arm in result["arms"]:
         reached = (f"{arm['reached']} of {arm['seeds']}", _steps(arm["steps_median"]))
-        rows.append((arm["arm"], _iqm(arm), *(() if goal is None else reached)))
+        rows.append((arm["arm"], _estimate(arm, "iqm"), short(arm["mean"]), *(() if goal is None else reached)))
     lines = columns(rows) if max(map(len, columns(rows))) <= WIDTH else _below_labels(rows)
     for text in (*result["notes"], *(pair["sentence"] for pair in pairs)):
         lines += textwrap.wrap(text.replace("`", ""), WIDTH, subsequent_indent="  ", break_on_hyphens=False)
@@ -98,24 +107,21 @@ def _conclusions(result: Result) -> Iterator[str]:
     yield f"## What is shown: {sum(pair['shown'] for pair in pairs)} of {len(pairs)}"
     yield ""
     yield from (f"- {pair['sentence']}" for pair in pairs)
-    if any(pair["seeds_needed"] for pair in pairs):
-        yield from ("", "How many seeds would show a difference supposes that it and its spread are as observed.")
     for note in result["notes"]:
         yield from ("", f"> **Note.** {note}")
 
 
 def _final_returns(result: Result) -> Iterator[str]:
     yield from ("## Final return", "")
-    yield from _header("arm", "runs", "IQM [95 %]", "mean ± standard error", "over seeds")
+    yield from _header("arm", "runs", "IQM [95 %]", "mean [95 %]", "standard error (episodes)", "over seeds")
     for variant in result["arms"]:
         bad = ", ".join(f"{variant[how]} {how}" for how in ("diverged", "failed") if variant[how])
         yield _row(
             f"`{variant['arm']}`",
             f"{variant['seeds']} ({bad})" if bad else f"{variant['seeds']}",
-            _iqm(variant),
-            short(variant["mean"])
-            if variant["seeds"] == 1
-            else " ± ".join(same_decimals(variant["mean"], variant["standard_error"])),
+            _estimate(variant, "iqm"),
+            _estimate(variant, "mean"),
+            _errors(variant["standard_error"], variant["evaluation_standard_error"]),
             " to ".join(same_decimals(variant["min"], variant["max"])),
         )
     yield from ("", "![Final returns: every seed, interquartile means, performance profiles](returns.png)")
@@ -123,19 +129,18 @@ def _final_returns(result: Result) -> Iterator[str]:
 
 def _differences(result: Result) -> Iterator[str]:
     yield from ("## Differences", "")
-    interval = f"interval, {_percent(result['confidence'])} each"
-    yield from _header("a - b", "mean", interval, "a above b", "P(a > b) [95 %]", "shown", "seeds that would show it")
+    yield from _header("a - b", "mean", "interval", "a above b", "P(a > b) [95 %]", "shown", "fresh seeds to show it")
     for pair in result["pairs"]:
-        low, high, needed = pair["difference_low"], pair["difference_high"], pair["seeds_needed"]
-        unknown = f"> {MOST_SEEDS:,}" if pair["deviation"] > 0 else ""
+        low, high = pair["difference_low"], pair["difference_high"]
+        edges = "" if math.isnan(low) else " to ".join(same_decimals(low, high))
         yield _row(
             f"`{pair['a']}` - `{pair['b']}`",
             short(pair["difference"]),
-            "" if math.isnan(low) else " to ".join(same_decimals(low, high)),
+            edges and f"{edges} ({_percent(pair['confidence'])})",
             f"on {pair['wins']} of {pair['seeds']}" + (f", equal on {pair['ties']}" if pair["ties"] else ""),
-            _interval(pair["improvement"], pair["improvement_low"], pair["improvement_high"]),
-            "yes" if pair["shown"] else "no",
-            unknown if needed is None else f"{needed:,}",
+            _estimate(pair, "improvement"),
+            f"{pair['claim']}: yes" if pair["shown"] else "no",
+            _seeds(pair["seeds_needed"], pair["seeds_needed_low"], pair["seeds_needed_high"]),
         )
     yield from ("", "![Paired differences with their intervals](differences.png)")
 
@@ -160,8 +165,8 @@ def _gradients(result: Result) -> Iterator[str]:
     if not result["gradients"]:
         return
     yield from ("## Gradients", "")
-    yield "Each run's median over its measurements; over seeds the IQM with its 95 % interval. Every arm measures at"
-    yield from ("the parameters that it has learned itself.", "")
+    yield "Over measurements and seeds: the mean variance, and the ratio of means Σ(|g|² - v) / Σv, with 95 % intervals"
+    yield from ("over seeds. Every arm measures at the parameters that it has learned itself.", "")
     yield from _header("arm", "estimator", "seeds", "gradient variance", "signal-to-noise ratio")
     for row in result["gradients"]:
         cells = []
@@ -189,10 +194,8 @@ def _wall_time(result: Result) -> Iterator[str]:
 def _method(result: Result) -> Iterator[str]:
     pairs = len(result["pairs"])
     count = "1 pair" if pairs == 1 else f"{pairs} pairs"
-    yield from ("## How this is reckoned", "")
-    yield _METHOD.format(
-        resamples=SCORE_RESAMPLES, pairs=count, percent=_percent(result["confidence"]), power=100 * POWER
-    )
+    yield from ("## Method", "")
+    yield _METHOD.format(pairs=count, power=100 * POWER, likely=100 * LIKELY)
     yield "Tables: " + ", ".join(f"[{name}.csv]({name}.csv)" for name in TABLES if result[name]) + "."
 
 
@@ -211,12 +214,23 @@ def _percent(share: float) -> str:
     return f"{100 * share:.4g} %"
 
 
-def _iqm(variant: Result) -> str:
-    return _interval(variant["iqm"], variant["iqm_low"], variant["iqm_high"])
-
-
-def _interval(value: float, low: float, high: float) -> str:
+def _estimate(row: Result, name: str) -> str:
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
     return short(value) if math.isnan(low) else "{} [{}, {}]".format(*same_decimals(value, low, high))
+
+
+def _errors(error: float, of_episodes: float) -> str:
+    if math.isnan(error):
+        return ""
+    return short(error) if math.isnan(of_episodes) else "{} ({})".format(*same_decimals(error, of_episodes))
+
+
+def _seeds(needed: int | None, low: int | None, high: int | None) -> str:
+    """Write a number of seeds with its range in parentheses; only its lower end where it is unknown."""
+    if needed is None:
+        return "" if low is None else f"{low:,} or more"
+    first = f"> {MOST_SEEDS:,}" if low is None else f"{low:,}"
+    return f"{needed:,} ({first} {'or more' if high is None else f'to {high:,}'})"
 
 
 def _steps(value: float) -> str:

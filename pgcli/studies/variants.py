@@ -19,15 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgcli.config import Config, load_config, override, to_data
-from pgcli.config.schema import DEFAULT_ITERATIONS
+from pgcli.config.order import differences, orders_of
+from pgcli.config.rules import CONDITIONAL, effective, without_effect
+from pgcli.config.schema import DEFAULT_ITERATIONS, PolicyConfig
 from pgcli.errors import Diverged, Interrupted, PgcliError, RunDirectoryError, RunInUse, UsageError
-from pgcli.runs.files import read_json
+from pgcli.runs.information import read_status
 
 if TYPE_CHECKING:
     from pgcli.experiment.jobs import Failure
 
 # The same for all variants: how long, how measured and where, not what is learned.
-_SHARED = ("name", "seed", "training.", "evaluation.", "checkpoint.", "sampling.")
+_SHARED = ("name", "seed", "training.", "evaluation.", "checkpoint.", "sampling.", "logging.", "diagnostics.")
 _TASK = ("env.id", "env.kwargs", "env.max_episode_steps")
 _LONGEST = 60  # characters of a folder's name before its digest
 
@@ -82,23 +84,65 @@ def parse_comparison(location: str, overrides: Sequence[str], seeds: list[int], 
     _check_axes(axes, fixed)
     keys = [key for key, _ in axes]
     choices = list(product(*(values for _, values in axes)))
-    configs = [load_config(location, [*fixed, *map("=".join, zip(keys, chosen, strict=True))]) for chosen in choices]
+    configs = _load(location, [[*fixed, *map("=".join, zip(keys, chosen, strict=True))] for chosen in choices])
     steps = _equal_budget(configs)
     notices = _notices(configs, keys, steps)
-    equal = [f"training.env_steps={steps}", "training.iterations=null", "evaluation.stop_at_return=null"]
-    configs = [override(config, equal) for config in configs]
-    if len({digest(config) for config in configs}) < len(configs):
-        raise UsageError("two of the arms are the same config", "give each value once")
+    equal = [f"training.env_steps={steps}", "training.iterations=null"]
+    configs = [override(config.without_stopping(), equal) for config in configs]
     names = [key.rpartition(".")[2] for key in keys]
     short = names if len(set(names)) == len(names) else keys
     if folder is None:
         folder = Path("runs") / _folder_name("-".join([f"{configs[0].name}-compare", *short]))
     labels = [", ".join(map("=".join, zip(short, chosen, strict=True))) for chosen in choices]
+    _check_different(labels, configs)
     variants = [
         Variant(label, config, folder / "runs" / f"{_folder_name(label)}-{digest(config)}")
         for label, config in zip(labels, configs, strict=True)
     ]
     return Comparison(variants, seeds, folder, notices)
+
+
+def _load(location: str, overrides: Sequence[Sequence[str]]) -> list[Config]:
+    """Load the config of each variant. A key must have an effect in one of them at least. Raises: ConfigError."""
+    idle = [{one.key for one in without_effect(load_config(location, words, CONDITIONAL))} for words in overrides]
+    used = CONDITIONAL.difference(set[str].intersection(*idle))
+    return [load_config(location, words, used) for words in overrides]
+
+
+def _check_different(labels: Sequence[str], configs: Sequence[Config]) -> None:
+    """Raise UsageError if two variants would train the same run."""
+    known: dict[str, int] = {}
+    for number, config in enumerate(configs):
+        first = known.setdefault(digest(effective(config)), number)
+        if first == number:
+            continue
+        idle = [one for i in (first, number) for one in without_effect(configs[i])]
+        raise UsageError(
+            f"`{labels[first]}` and `{labels[number]}` train the same run"
+            + "".join(f": {one.message}" for one in idle[:1]),
+            idle[0].fix if idle else "leave one of the values out",
+        )
+
+
+def _check_deviations(variants: Sequence[Variant]) -> None:
+    """Raise UsageError if two variants differ only in the initial deviation of actions that are not continuous."""
+    from gymnasium.spaces import Box
+
+    from pgcli.environments.checks import check_environment
+
+    key = "policy.initial_standard_deviation"
+    if len({variant.config.policy.initial_standard_deviation for variant in variants}) == 1:
+        return
+    space = check_environment(variants[0].config.env).action_space
+    if not isinstance(space, Box):
+        same = [
+            override(variant.config, [f"{key}={PolicyConfig().initial_standard_deviation}"]) for variant in variants
+        ]
+        try:
+            _check_different([variant.label for variant in variants], same)
+        except UsageError as error:
+            error.message += f": `{key}` has no effect on the actions {space}"
+            raise
 
 
 def split_values(text: str) -> list[str]:
@@ -129,18 +173,20 @@ def split_values(text: str) -> list[str]:
 def digest(config: Config) -> str:
     """Return eight hexadecimal digits of a config without its seed and sampling, which changes no result."""
     data = {key: value for key, value in to_data(config).items() if key not in ("seed", "sampling")}
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]
+    text = json.dumps(data, sort_keys=True) + (json.dumps(orders) if (orders := orders_of(data)) else "")
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def is_complete(config: Config, path: Path) -> bool:
     """Return whether `path` has a run of `config` that finished or diverged, as it would again."""
     try:
-        if read_json(path / "status.json").get("status") not in ("finished", "diverged"):
+        if read_status(path)["status"] not in ("finished", "diverged"):
             return False
         found = load_config(str(path / "config.yaml"))
     except PgcliError:
         return False
-    return found.model_copy(update={"sampling": config.sampling}) == config  # sampling changes no result
+    found = found.model_copy(update={"sampling": config.sampling})  # sampling changes no result
+    return not differences(to_data(found), to_data(config))
 
 
 def run_comparison(
@@ -152,12 +198,13 @@ def run_comparison(
     There is no report, but None, if a run directory is unusable or another process trains in it.
     Raises: Interrupted, once the unfinished runs are saved.
     """
+    from pgcli.studies.comparison import check_folder, write_report  # imports numpy
+
+    check_folder(comparison.folder)
     missing = [(config, path) for config, path in comparison.runs if not is_complete(config, path)]
     failures = _train(comparison, missing, jobs, quiet) if missing else []
     if any(failure.exit_code in (RunDirectoryError.exit_code, RunInUse.exit_code) for failure in failures):
         return None, failures
-    from pgcli.studies.comparison import write_report  # imports numpy
-
     variants = comparison.variants
     paths = {variant.label: {seed: variant.run_path(seed) for seed in comparison.seeds} for variant in variants}
     result = write_report(comparison.folder, variants[0].config, paths, threshold, command)
@@ -170,6 +217,7 @@ def _train(comparison: Comparison, missing: list[tuple[Config, Path]], jobs: int
 
     with results_only():
         spec(missing[0][0].env)  # reports an unknown environment before torch is imported
+        _check_deviations(comparison.variants)
 
         from pgcli.experiment.jobs import Failure, run_all
         from pgcli.experiment.run import Request, check_request
@@ -213,8 +261,15 @@ def _check_axes(axes: list[tuple[str, list[str]]], fixed: list[str]) -> None:
 def _notices(configs: list[Config], keys: list[str], steps: int) -> list[str]:
     """Name the settings that a comparison replaces, and those that may put returns on different scales."""
     notices = []
-    if any(config.evaluation.stop_at_return is not None for config in configs):
-        notices.append("evaluation.stop_at_return is left out: every run uses the whole budget")
+    left_out = {
+        key: None
+        for config in configs
+        for key in ("stop_at_return", "stop_at", "patience")
+        if getattr(config.evaluation, key)
+    }
+    if left_out:
+        names = ", ".join(f"evaluation.{key}" for key in left_out)
+        notices.append(f"{names} {'is' if len(left_out) == 1 else 'are'} left out: every run uses the whole budget")
     if any(key.startswith("env.wrappers") for key in keys):
         notices.append("the arms have other wrappers: if one changes rewards, their returns are on different scales")
     if any(config.training.env_steps is None for config in configs):

@@ -1,4 +1,4 @@
-"""Where a user's own code is: FILE.py:NAME. Nothing is imported here."""
+"""Where a user's own code is: FILE.py:NAME or FILE.ipynb:NAME. Nothing is imported here."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from pathlib import Path
 
 from pgcli.errors import UsageError
 
+SUFFIXES = (".py", ".ipynb")
+
 
 def split(location: str) -> tuple[Path, str]:
-    """Split FILE.py:NAME. Raises: UsageError."""
+    """Split FILE.py:NAME or FILE.ipynb:NAME. Raises: UsageError."""
     file, colon, name = location.rpartition(":")
-    if not colon or not file.endswith(".py") or not name.isidentifier():
-        raise UsageError(f"{location}: expected FILE.py:NAME", "for example my.py:reinforce")
+    if not colon or not file.endswith(SUFFIXES) or not name.isidentifier():
+        raise UsageError(f"{location}: expected FILE.py:NAME or FILE.ipynb:NAME", "for example my.py:reinforce")
     path = Path(file)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"

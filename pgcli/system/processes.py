@@ -8,17 +8,24 @@ import os
 import pickle
 import signal
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Callable
-from multiprocessing import forkserver
+from functools import cache
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from pgcli.errors import EnvironmentFailure
+from pgcli.system.leaving import temporary_folder
+from pgcli.system.limits import limit_of
 
 Check = Callable[[], None]
 POLL_SECONDS = 0.05
+TRIES = 3  # to start a process
 PATIENCE_SECONDS = 60.0  # for the result of a fork
 
 T = TypeVar("T")
@@ -42,15 +49,72 @@ def process_context() -> ForkServerContext | SpawnContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pgcli.experiment.run"])
-    if threading.current_thread() is not threading.main_thread():  # which alone sets signal handlers
-        forkserver.ensure_running()
-        return context
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server inherits it: Ctrl-C is for the parent
+    folder, tempfile.tempdir = tempfile.tempdir, _folder_of_sockets()
+    here = os.getcwd()
+    os.chdir("/")  # the server looks for modules in its folder before all others
     try:
-        forkserver.ensure_running()
+        resource_tracker.ensure_running()  # first, for it unblocks SIGINT
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the server inherits it: Ctrl-C is for us
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)  # one that came meanwhile arrives now
+    except OSError as error:
+        raise cannot_start(error) from None
     finally:
-        signal.signal(signal.SIGINT, before)
+        tempfile.tempdir = folder
+        os.chdir(here)
     return context
+
+
+@cache
+def _folder_of_sockets() -> str:
+    """Make a folder for the sockets of the fork server, which multiprocessing leaves behind where we leave at once."""
+    try:
+        return temporary_folder(room=len("/pymp-12345678/listener-12345678"))
+    except OSError as error:
+        raise cannot_start(error) from None
+
+
+def start_process(
+    context: ForkServerContext | SpawnContext,
+    work: Callable[..., None],
+    arguments: tuple[Any, ...],
+    *,
+    daemon: bool = False,
+) -> BaseProcess:
+    """Start a process; start the server of processes anew where it was killed. Raises: EnvironmentFailure."""
+    error: Exception | None = None
+    for _ in range(TRIES):
+        process: BaseProcess = context.Process(target=work, args=arguments, daemon=daemon)
+        try:
+            process.start()
+            return process
+        except (EOFError, ConnectionError) as lost:
+            error = lost
+            time.sleep(POLL_SECONDS)  # until the system knows that the server has ended
+            process_context()
+        except OSError as failed:
+            raise cannot_start(failed) from None
+    raise cannot_start(error)
+
+
+def cannot_start(error: Exception | None) -> EnvironmentFailure:
+    """Describe why a process cannot be started."""
+    if isinstance(error, OSError) and (limit := limit_of(error)):
+        return EnvironmentFailure(*limit)
+    if isinstance(error, EOFError | ConnectionError):
+        message = f"the server that starts processes was killed, {TRIES} times in a row"
+        return EnvironmentFailure(message, "memory may be short: with 0 workers and 1 job there is no other process")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return EnvironmentFailure(f"no process can be started: {reason}", "TMPDIR names a folder for temporary files")
+
+
+def ignore_interrupts() -> None:
+    """Ignore SIGINT, which the fork server has blocked."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def may_fork() -> bool:

@@ -6,10 +6,8 @@ import contextlib
 import hashlib
 import os
 import platform
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -19,14 +17,15 @@ from typing import Any
 
 import pgcli
 from pgcli.errors import EnvironmentFailure
+from pgcli.system.leaving import STOP, remove_folder, temporary_folder
 from pgcli.system.packages import require
-from pgcli.system.signals import STOP
 
 PORT_SECONDS = 3.0  # to connect to the port
 CONNECT_SECONDS = 30.0  # to the cluster behind it
 START_SECONDS = 120.0  # of a Ray on this machine, which may be busy
 DISCONNECT_SECONDS = 20.0  # then Ray's processes end with this one
 POLL_SECONDS = 0.05
+_SOCKETS = len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")  # characters, in Ray's folder
 _PACKAGES = ("torch", "gymnasium", "numpy", "Box2D", "mujoco", "ale-py")  # where installed, results depend on them
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -78,7 +77,7 @@ class _RayThread:
     def __init__(self, address: str, cpus: int) -> None:
         self.is_done, self._leave = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, args=(address, cpus), daemon=True)
-        self._folder = tempfile.mkdtemp(prefix="pgcli-") if address == "local" else None  # sockets need short names
+        self._folder = temporary_folder(_SOCKETS) if address == "local" else None
         self._thread.start()
 
     def disconnect(self) -> None:
@@ -86,7 +85,7 @@ class _RayThread:
         self._leave.set()
         self._thread.join(0 if self._folder is None and not self.is_done.is_set() else DISCONNECT_SECONDS)
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            remove_folder(self._folder)
 
     def _run(self, address: str, cpus: int) -> None:
         import ray

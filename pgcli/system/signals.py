@@ -6,70 +6,82 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType, TracebackType
-from typing import ClassVar
+from typing import Any
 
 from pgcli.errors import Interrupted
+from pgcli.system import process_state
+from pgcli.system.leaving import SAVE, STOP, leave
 
-STOP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-SAVE = getattr(signal, "SIGUSR1", None)
 _SHOW_CURSOR = "\x1b[?25h"
-
-
-class Stopped(SystemExit):
-    """A signal ends a command that has nothing to save."""
-
-    came: ClassVar[int | None] = None  # a library's bare `except:` may swallow the exception, but not this
-
-    @classmethod
-    def by(cls, number: int) -> Stopped:
-        """Give the exception, and remember the signal."""
-        cls.came = number
-        return cls(128 + number)
 
 
 class StopOnSignal:
     """Within this context, a signal to stop makes the next `check()` raise Interrupted; a second one exits at once.
 
-    SIGUSR1 asks for a checkpoint. The handlers only take a note, so no state is ever half changed.
+    SIGUSR1 asks for a checkpoint. The handlers only take a note, so no state is ever half changed. Python also writes
+    each signal into a pipe, from which `check` reads those that came while an environment had handlers of its own.
     """
 
     def __init__(self, signals: Sequence[int] = STOP) -> None:
-        self._signals = signals
+        self._signals, self._restored = signals, 0
         self._received: int | None = None
         self._save = False
-        self._before: dict[int, object] = {}
+        self._handlers: dict[int, Any] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
-        self._received = Stopped.came
-        for number in self._signals:
-            self._before[number] = signal.signal(number, self._note)
-        if SAVE is not None:
-            self._before[SAVE] = signal.signal(SAVE, self._note_save)
+        self._reader, self._writer = os.pipe()
+        for descriptor in (self._reader, self._writer):
+            os.set_blocking(descriptor, False)
+        self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._before = process_state.handlers()
+        self._handlers = dict.fromkeys(self._signals, self._note) | dict.fromkeys(SAVE, self._note_save)
+        if self._before[STOP[-1]] == signal.SIG_IGN:  # SIGHUP, under `nohup`
+            self._handlers.pop(STOP[-1], None)
+        self._handlers = self._before | self._handlers
+        process_state.require("signal handlers", self._handlers)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave
+        process_state.require("signal handlers", self._before)
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._reader)
+        os.close(self._writer)
 
     def check(self) -> None:
         """Raise Interrupted if a signal to stop has come."""
+        process_state.restore_handlers()
+        if (restored := process_state.handlers_restored()) != self._restored:  # an environment had its own
+            self._restored = restored
+            self._read_signals()
         if self._received is not None:
             raise Interrupted(self._received)
 
     def asked_to_save(self) -> bool:
-        """Say whether a checkpoint was asked for since the last call."""
+        """Return whether a checkpoint was asked for since the last call."""
+        self._read_signals()
         asked, self._save = self._save, False
         return asked
+
+    def _read_signals(self) -> None:
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)  # asyncio takes it away
+        with suppress(BlockingIOError):
+            for number in os.read(self._reader, 4096):
+                if number in SAVE:
+                    self._save = True
+                elif self._handlers.get(number) == self._note:
+                    self._received = self._received or number
 
     def _note_save(self, number: int, frame: FrameType | None) -> None:
         self._save = True
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None:
-            if sys.stderr.isatty():
+            if sys.stderr is not None and sys.stderr.isatty():
                 os.write(2, _SHOW_CURSOR.encode())
-            os._exit(128 + number)
+            leave(128 + number)
         self._received = number

@@ -1,46 +1,73 @@
-"""The standard streams: stdout has results only, stderr everything else; and leaving the process."""
+"""The standard streams: stdout has results only, stderr everything else; and text that is safe to print."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, except tab and line feed
+    "\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # directions, invisible
+    "\ud800-\udfff]"  # halves of a character: bytes of a name that are not UTF-8
+)
+
+
+def printable(text: str) -> str:
+    r"""Return `text` with an escape such as `\x1b` for each character that a terminal obeys, hides or cannot encode.
+
+    Texts from files, environments and file names pass here before they are shown. pgcli's own styles come after it.
+    """
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def print_message(text: str) -> None:
-    """Print a line to stderr, unless it is closed or full."""
+    """Print a text to stderr, unless it is closed or full."""
     with suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{printable(text)}\n")
         sys.stderr.flush()
+
+
+def open_descriptors() -> None:
+    """Open the null device as stdin, stdout and stderr where they are closed.
+
+    Otherwise the next file, a table of a run perhaps, would be descriptor 1 or 2, and simulators print into it.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "r" if descriptor == 0 else "w", closefd=False))  # noqa: SIM115
 
 
 @contextmanager
 def results_only() -> Iterator[None]:
-    """Within this context, what anyone prints to stdout goes to stderr: Python, its children, and simulators in C."""
+    """Within this context, stdout is stderr, for Python, its children and C; what the process shares is kept."""
+    from pgcli.system.process_state import kept
+
     try:
         sys.stdout.flush()
         if sys.stdout.fileno() != 1 or sys.stderr.fileno() != 2:
             raise OSError
-        kept = os.dup(1)
+        stdout = os.dup(1)
     except (OSError, ValueError, AttributeError):  # closed, full, or something else in their place
-        yield
+        with kept():
+            yield
         return
     os.dup2(2, 1)
     try:
-        yield
+        with kept():
+            yield
     finally:
         try:
             sys.stdout.flush()
         finally:
-            os.dup2(kept, 1)
-            os.close(kept)
-
-
-def leave(code: int) -> NoReturn:
-    """Leave at once, whatever threads a simulator has left behind. Everything that must last is on disk."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, AttributeError):  # closed by whoever read it
-            stream.flush()
-    os._exit(code)  # taking torch apart would cost a fifth of what importing it does
+            os.dup2(stdout, 1)
+            os.close(stdout)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from pgcli.policies.policy import Policy
 from pgcli.records import Evaluation, Sample
 from pgcli.sampling.episodes import MeasureEpisodes
 from pgcli.sampling.executor import ChunkExecutor
+from pgcli.sampling.rollout import named
 from pgcli.seeding import Purpose
+from pgcli.system.process_state import restore_handlers, restore_process
 from pgcli.system.processes import Check
 
 Array = NDArray[np.float64]
@@ -30,6 +33,7 @@ class Episodes:
     returns: Array
     discounted_returns: Array
     lengths: Array
+    info: list[dict[str, float]] = field(default_factory=list)  # what the environment reported at the end of each
 
 
 def sample(values: Sequence[float] | NDArray[Any]) -> Sample:
@@ -52,6 +56,12 @@ def sample(values: Sequence[float] | NDArray[Any]) -> Sample:
     )
 
 
+def info_means(infos: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each number over the episodes that reported it."""
+    names = dict.fromkeys(name for info in infos for name in info)
+    return {name: fmean(info[name] for info in infos if name in info) for name in names}
+
+
 def evaluate(
     policy: Policy,
     executor: ChunkExecutor,
@@ -62,30 +72,41 @@ def evaluate(
     seed: int,
     purposes: tuple[Purpose, Purpose],
     indices: tuple[int, ...] = (),
-    check: Check = lambda: None,
+    check: Check = restore_handlers,
+    names: tuple[str, ...] = (),
 ) -> Episodes:
     """Play `episodes` whole episodes from seeds derived for `purposes` = (reset, act) alone.
 
-    `gamma` discounts `discounted_returns`; `horizon` cuts episodes, None keeps the environment's own limit.
+    `gamma` discounts `discounted_returns`; `horizon` cuts episodes, None keeps the environment's own limit; `names`
+    are read of the info of an episode's last step.
     Raises: EnvironmentFailure if a return is not finite.
     """
-    measure = MeasureEpisodes(mode, gamma, horizon, seed, purposes, indices)
-    return Episodes(*np.concatenate(executor.map(measure, episodes, policy, check), axis=1))
+    restore_process()
+    measure = MeasureEpisodes(mode, gamma, horizon, seed, purposes, indices, names)
+    returns, discounted, lengths, *info = np.concatenate(executor.map(measure, episodes, policy, check), axis=1)
+    return Episodes(returns, discounted, lengths, [named(names, row) for row in zip(*info, strict=True)])
 
 
 class Evaluator:
-    """Evaluates the policy of a run at its cadence. Does not affect what is learned."""
+    """Evaluates the policy of a run at its cadence, in environments of its own. Does not affect what is learned."""
 
     def __init__(self, config: Config, executor: ChunkExecutor) -> None:
-        self._config, self._executor = config, executor
+        env = config.evaluation.env.applied_to(executor.environments.config)
+        self._config, self._executor = config, executor.for_evaluation(env)
 
     def is_due(self, iteration: int) -> bool:
         """Return whether the policy after `iteration` updates is evaluated."""
         every = self._config.evaluation.every
         return iteration == 0 or (every is not None and iteration % every == 0)
 
-    def evaluate(self, policy: Policy, iteration: int, env_steps: int, check: Check) -> Evaluation:
-        """Evaluate the policy after `iteration` updates."""
+    def evaluate(
+        self, policy: Policy, iteration: int, env_steps: int, check: Check, stopped_by: str = ""
+    ) -> Evaluation:
+        """Evaluate the policy after `iteration` updates; with `stopped_by`, on fresh episodes after the stop.
+
+        The evaluation that ends a run is selected: it is above its mean. One from other seeds is not.
+        """
+        purposes = (Purpose.EVALUATION_RESET, Purpose.EVALUATION_ACT)
         begin, settings = time.perf_counter(), self._config.evaluation
         episodes = evaluate(
             policy,
@@ -95,9 +116,10 @@ class Evaluator:
             gamma=self._config.algorithm.gamma,
             horizon=None,
             seed=self._config.seed,
-            purposes=(Purpose.EVALUATION_RESET, Purpose.EVALUATION_ACT),
+            purposes=(Purpose.AFTER_STOP_RESET, Purpose.AFTER_STOP_ACT) if stopped_by else purposes,
             indices=(iteration,),
             check=check,
+            names=self._config.info_names,
         )
         return Evaluation(
             iteration=iteration,
@@ -107,9 +129,6 @@ class Evaluator:
             length_mean=float(episodes.lengths.mean()),
             discounted_return_mean=float(episodes.discounted_returns.mean()),
             seconds=time.perf_counter() - begin,
+            info=info_means(episodes.info),
+            stopped_by=stopped_by,
         )
-
-    def is_reached(self, evaluation: Evaluation) -> bool:
-        """Return whether an evaluation reached `stop_at_return`."""
-        target = self._config.evaluation.stop_at_return
-        return target is not None and evaluation.returns.mean >= target

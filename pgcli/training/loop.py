@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-
-import torch
 
 from pgcli.algorithm.learner import Learner
 from pgcli.config.schema import DEFAULT_ITERATIONS, Config, TrainingConfig
@@ -15,8 +13,10 @@ from pgcli.records import Episode, Iteration, Record, Timing, Update
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.rollout import Rollout
 from pgcli.sampling.sampler import Sampler
+from pgcli.system.process_state import require
 from pgcli.system.processes import Check
-from pgcli.training.evaluation import Evaluator, sample
+from pgcli.training.evaluation import Evaluator, info_means, sample
+from pgcli.training.stopping import Stopping, Values
 
 
 @dataclass
@@ -39,6 +39,14 @@ class Counters:
         )
         return min(max(used / limit for used, limit in shares if limit is not None), 1.0)
 
+    def used_up(self, budget: TrainingConfig) -> dict[str, float]:
+        """Return the limits that the run has reached, by their keys."""
+        limits = {"iterations": budget.iterations, "env_steps": budget.env_steps, "seconds": budget.seconds}
+        if not any(limits.values()):
+            limits["iterations"] = DEFAULT_ITERATIONS
+        used = {"iterations": self.iteration, "env_steps": self.env_steps, "seconds": self.seconds}
+        return {name: limit for name, limit in limits.items() if limit is not None and used[name] >= limit}
+
     def add(self, rollout: Rollout, seconds: float) -> None:
         """Count a completed iteration; `seconds` is the time since the run began."""
         self.iteration += 1
@@ -56,6 +64,7 @@ class Training:
     learner: Learner
     sampler: Sampler
     counters: Counters
+    evaluations: Sequence[Values] = ()  # those before `counters.iteration`
 
 
 def train(run: Training, check: Check = lambda: None) -> Iterator[Record]:
@@ -65,16 +74,19 @@ def train(run: Training, check: Check = lambda: None) -> Iterator[Record]:
     completed iteration. `check` is called before every step of an environment or an optimizer, and may raise.
     """
     config, learner, sampler, counters = run.config, run.learner, run.sampler, run.counters
-    torch.set_num_threads(config.training.threads)
+    require("torch's threads", config.training.threads)
     learner.past.collect_again(counters.iteration, lambda policy, k: sampler.collect(policy, k, check).trajectories)
-    evaluator, started = Evaluator(config, run.executor), time.perf_counter() - counters.seconds
+    evaluator, stopping = Evaluator(config, run.executor), Stopping(config.evaluation, run.evaluations)
+    started = time.perf_counter() - counters.seconds
     while True:
         progress, evaluate_seconds = counters.progress(config.training), 0.0
         if progress == 1 or evaluator.is_due(counters.iteration):
             evaluation = evaluator.evaluate(learner.policy, counters.iteration, counters.env_steps, check)
             evaluate_seconds = evaluation.seconds
             yield evaluation
-            if evaluator.is_reached(evaluation):
+            stopped_by = stopping.add(evaluation)
+            if progress < 1 and stopped_by:
+                yield evaluator.evaluate(learner.policy, counters.iteration, counters.env_steps, check, stopped_by)
                 return
         if progress == 1:
             return
@@ -103,4 +115,5 @@ def _describe(config: Config, rollout: Rollout, update: Update, counters: Counte
         episodes=[Episode(first + n, *one) for n, one in enumerate(ended)],
         timing=timing,
         progress=counters.progress(config.training),
+        info=info_means([one.info for one in ended]),
     )

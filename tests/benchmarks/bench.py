@@ -581,7 +581,7 @@ def many_rows(folder: Path, rows: int = 1_000_000) -> None:
         old.unlink()
     path = checkpoints.save(run / "checkpoints", replace(was, counters=counters))
     for pointer in ("latest", "best"):
-        checkpoints.point(run / "checkpoints" / f"{pointer}.json", path, checkpoints.digest_of(path))
+        checkpoints.point(run / "checkpoints", f"{pointer}.json", path, checkpoints.digest_of(path))
     pgcli = [PYTHON, "-m", "pgcli"]
     torch_time = seconds(command(*IMPORT_TORCH))
     for what, words in {

@@ -8,9 +8,10 @@ Loading runs FILE.py with the user's rights: load only files that the user has n
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import CodeType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from pgcli.policies.activations import ACTIVATION_OF, ACTIVATIONS
 from pgcli.policies.distributions import Softmax
 from pgcli.policies.policy import Policy
 from pgcli.system.locations import split
+from pgcli.system.notebooks import needed_code
 
 Array = NDArray[Any]
 UserEstimator = Callable[[Trajectories], Tensor]
@@ -150,7 +152,7 @@ def describe_wrong_result(result: Any, dim: int) -> str:
 
 
 def load_user_code(location: str) -> Any:
-    """Run FILE.py and return its object NAME.
+    """Run FILE.py, or the cells of FILE.ipynb that define NAME and what it needs, and return the object NAME.
 
     Raises: UsageError if there is no such file or name, or the file cannot be run.
     """
@@ -158,13 +160,12 @@ def load_user_code(location: str) -> Any:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)  # for what it imports from beside it
-    spec = importlib.util.spec_from_file_location(f"pgcli_user_{path.stem}", path.resolve())
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    module = ModuleType(f"pgcli_user_{path.stem}")
+    module.__file__ = str(path.resolve())
+    sys.modules[module.__name__] = module
     try:
-        spec.loader.exec_module(module)
+        for code in needed_code(path, name) if path.suffix == ".ipynb" else [_compiled(path)]:
+            exec(code, vars(module))  # the user has named the file
     except BaseException as error:
         if not is_user_error(error):
             raise
@@ -180,6 +181,11 @@ def load_user_code(location: str) -> Any:
     if not callable(found):
         raise UsageError(f"{location}: `{name}` is a {type(found).__name__}", "name a function")
     return found
+
+
+def _compiled(path: Path) -> CodeType:
+    """Compile a file. Raises: SyntaxError."""
+    return compile(path.read_bytes(), str(path.resolve()), "exec", dont_inherit=True)
 
 
 # ---------------------------------------------------------------------------------------------------------- in training

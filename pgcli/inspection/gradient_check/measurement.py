@@ -24,10 +24,11 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from pgcli.algorithm.learner import build_agent
-from pgcli.algorithm.policy_gradient import estimate_gradient
+from pgcli.algorithm.policy_gradient import PolicyGradient, estimate_gradient
 from pgcli.config.rules import violations
 from pgcli.config.schema import AlgorithmConfig, Config, EnvConfig, PolicyConfig, ValueConfig
 from pgcli.environments.single import make_environment
+from pgcli.estimators.trajectories import Trajectories
 from pgcli.inspection.gradient_check.definitions import (
     flat,
     gradient,
@@ -38,12 +39,14 @@ from pgcli.inspection.gradient_check.definitions import (
 from pgcli.inspection.gradient_check.problems import (
     CheckProblem,
     ContinuousProblem,
+    ExplorationProblem,
     FiniteProblem,
     ProblemData,
     bandit_mdp,
     chain_mdp,
     corridor_mdp,
     grid_mdp,
+    kept_steps,
 )
 from pgcli.policies.policy import Policy
 from pgcli.policies.trajectory_outputs import trajectory_ratios, trajectory_values
@@ -53,6 +56,19 @@ Verdict = Literal["wrong", "biased by design", "unbiased"]  # the worst first
 CELL = ("returns", "baseline", "objective")
 SIGNIFICANCE = 1e-6  # p-values below it mean `wrong`
 ESTIMATES = 256  # of a sampled problem
+TARGET_ERROR = 0.03  # relative error of E[g] that a sampled problem finds
+POWER = 0.9  # with which it finds it
+MOST_COLUMNS = 8192  # of one estimate
+AT_ONCE = 8192  # columns sampled together
+KEPT_STEPS = (2, 4, 8)  # of the problems for noise that a policy keeps
+KEPT = (
+    "keeps its noise from step to step, and log π is that of one step: their sum is not that of an episode. Even of "
+    "the exact estimator E[g]·∇J/|∇J|² is"
+)
+NETWORK = (  # keys of the policy that the check does not cover
+    *("activation", "init", "initial_standard_deviation", "normalize_obs"),
+    *("image_network", "backpropagation_steps", "action_mask"),
+)
 GROUP = 2  # columns of a group
 ROUNDING = 1e-9  # relative to the largest number
 
@@ -79,8 +95,10 @@ class Measurement:
     bias: float | None  # (E[g] - ∇J) · ∇J / |∇J|²: the relative error of the component along ∇J
     bias_low: float | None  # 95 %
     bias_high: float | None
+    across: float | None  # |E[g] - (1 + bias) ∇J| / |∇J|: the error in other directions
     cosine: float | None  # between E[g] and ∇J
     variance: float  # the trace of the covariance of one estimate
+    smallest_error: float | None  # of E[g]'s length, as a share, that would have been found; None if E[g] is to be 0
     p_value: float  # of a mean this far from `expected`; where exact, 1 if they are equal, else 0
     gradient: list[float]  # ∇J
     mean: list[float]  # E[g]
@@ -96,10 +114,14 @@ def check_config(config: Config, kind: type, sampled: bool = True) -> dict[str, 
     problems, left_out = problems_for(config, kind, sampled)
     found = [measure(config, problem) for problem in problems]
     algorithm = config.algorithm
+    reasons = list(dict.fromkeys(reason for one in found for reason in one.reasons))
+    kept = [reason.partition(KEPT) for reason in reasons if KEPT in reason]
+    reasons = [reason for reason in reasons if KEPT not in reason]
+    reasons += [f"{kept[0][0]}{KEPT}{','.join(factor for *_, factor in kept)}"] if kept else []
     return {
         "estimator": f"{algorithm.returns} × {algorithm.baseline} × {algorithm.objective}",
         "verdict": min((one.verdict for one in found), key=get_args(Verdict).index, default="unbiased"),
-        "reasons": list(dict.fromkeys(reason for one in found for reason in one.reasons)),
+        "reasons": reasons,
         "problems": [asdict(one) for one in found],
         "left_out": left_out,
     }
@@ -218,6 +240,9 @@ def problems_for(config: Config, kind: type, sampled: bool = True) -> tuple[list
         found.append(ContinuousProblem("target", "one step, r = -1 - (a - 1)²", 1, 32, bounded))
         if distribution in ("auto", "gaussian"):
             found.append(ContinuousProblem("lqr", "s' = s + a, r = -s² - (a - 1)², 4 steps", 4, 32))
+        elif distribution == "state_dependent_gaussian":
+            about = "s' = s + 0.3 a, r = -s² - (a - 1)², {} steps"
+            found += [ExplorationProblem(f"noise {t}", about.format(t), t, 16) for t in KEPT_STEPS]
         else:
             left_out.append(f"lqr has a closed form for `distribution: gaussian`, not for {distribution}")
         if memory:
@@ -251,13 +276,13 @@ def _reduced(config: Config, problem: CheckProblem) -> Config:
     if algorithm.group_size is not None:
         algorithm = algorithm.model_copy(update={"group_size": GROUP})
     memory = "none" if isinstance(problem, ContinuousProblem) else config.policy.memory
-    distribution = config.policy.distribution
     rollout = {"episodes": None if problem.rows else problem.columns, "steps": problem.rows, "horizon": None}
+    defaults = {key: PolicyConfig.model_fields[key].default for key in NETWORK}
     sections = {
         "seed": 0,
         "env": EnvConfig(num_envs=problem.columns),
         "rollout": config.rollout.model_copy(update=rollout),
-        "policy": PolicyConfig(hidden_sizes=[], distribution=distribution, memory=memory, memory_size=2),
+        "policy": config.policy.model_copy(update=defaults | {"hidden_sizes": [], "memory": memory, "memory_size": 2}),
         "value": ValueConfig(hidden_sizes=[]),
         "algorithm": algorithm,
     }
@@ -268,8 +293,22 @@ def _reduced(config: Config, problem: CheckProblem) -> Config:
 
 
 def measure(config: Config, problem: CheckProblem) -> Measurement:
+    """Measure the estimator of `config` on `problem`; a sampled one with enough columns to find an error of 3 %."""
+    found = _measure(config, problem)
+    if found.smallest_error is None or found.smallest_error <= TARGET_ERROR:
+        return found
+    more = (found.smallest_error / (0.8 * TARGET_ERROR)) ** 2  # the variance falls as 1/N; with a margin
+    columns = min(math.ceil(problem.columns * more / GROUP) * GROUP, MOST_COLUMNS)
+    return _measure(config, replace(problem, columns=columns))
+
+
+def _measure(config: Config, problem: CheckProblem) -> Measurement:
     """Measure the estimator of `config` on `problem`."""
-    reasons, config = list(bias_reasons(config, problem)), _reduced(config, problem)
+    reasons, distribution, config = (
+        list(bias_reasons(config, problem)),
+        config.policy.distribution,
+        _reduced(config, problem),
+    )
     algorithm = config.algorithm
     agent = build_agent(problem.observation_space, problem.action_space, config)
     policy, value = agent.policy.double(), agent.value
@@ -279,24 +318,52 @@ def measure(config: Config, problem: CheckProblem) -> Measurement:
         with torch.no_grad():
             for parameter in value.double().parameters():
                 parameter.copy_(torch.from_numpy(random.normal(0, 1, tuple(parameter.shape))))
+    kept = Reason(f"policy.distribution: {distribution} {KEPT}") if kept_steps(policy, problem.horizon) > 1 else None
+    reasons += [kept] if kept else []
     truth = gradient_of_return(problem, policy, algorithm.gamma)
-    data = problem.data(policy, ESTIMATES, np.random.default_rng(3))
+    random, factor = np.random.default_rng(3), known_factor(reasons)
+    if factor is not None and problem.columns * ESTIMATES > AT_ONCE:
+        firsts = range(0, ESTIMATES, max(AT_ONCE // problem.columns, 1))
+        counts = [min(ESTIMATES - first, firsts.step) for first in firsts]
+        sampled = (problem.data(policy, count, random) for count in counts)
+        found = [_estimates(agent, data.trajectories, batches_of(data, problem.columns)[0]) for data in sampled]
+        return _compare(problem, reasons, truth, np.concatenate(found), factor * truth, None)
+    data = problem.data(policy, ESTIMATES, random)
     whole = data.trajectories
-    given = replace(whole, behavior_log_probs=None) if algorithm.objective == "policy_gradient" else whole
     batches, probabilities = batches_of(data, problem.columns, exchangeable=config.group_size == 1)
-    parameters = list(policy.parameters())
-    each = (estimate_gradient(agent, select_columns(given, batch))[0] for batch in batches)
-    estimates = np.stack([-flat(one, parameters).numpy() for one in each])
-    factor = known_factor(reasons)
+    estimates = _estimates(agent, whole, batches)
     if factor is not None:
         return _compare(problem, reasons, truth, estimates, factor * truth, probabilities)
     scores = step_scores(policy, whole)
+    if kept:
+        factor = exact_factor(scores, whole, algorithm.gamma, truth)
+        reasons = [
+            replace(one, text=f"{one.text} {factor:.2f} ({problem.name})") if one is kept else one for one in reasons
+        ]
     bonus = step_scores(policy, whole, of_entropy=True) if algorithm.entropy_coef > 0 else np.zeros_like(scores)
     values, ratios = trajectory_values(policy, value, whole).numpy(), trajectory_ratios(policy, whole).numpy()
     columns = scored_trajectories(whole, scores, bonus, values, ratios)
     parts = [[trajectory for n in batch for trajectory in columns[n]] for batch in batches]
     by_definition = np.stack([gradient(part, problem.columns, algorithm) for part in parts])
     return _compare(problem, reasons, truth, estimates, by_definition, probabilities)
+
+
+def _estimates(agent: PolicyGradient, whole: Trajectories, batches: Sequence[tuple[int, ...]]) -> Array:
+    """Compute the agent's estimates of ∇J, [B, dim], from batches of columns."""
+    if agent.config.algorithm.objective == "policy_gradient":
+        whole = replace(whole, behavior_log_probs=None)
+    parameters = list(agent.policy.parameters())
+    each = (estimate_gradient(agent, select_columns(whole, batch))[0] for batch in batches)
+    return np.stack([-flat(one, parameters).numpy() for one in each])
+
+
+def exact_factor(scores: Array, whole: Trajectories, gamma: float, truth: Array) -> float:
+    """Compute E[g]·∇J/|∇J|² of reward-to-go with γ^t and a mean baseline: 1 if the scores are those of the episodes."""
+    discounted = whole.rewards.numpy() * gamma ** np.arange(len(whole.rewards))[:, None]
+    to_go = discounted[::-1].cumsum(0)[::-1]
+    advantages = to_go - to_go.mean(1, keepdims=True)
+    mean = np.einsum("tn,tnd->d", advantages, scores) / len(advantages.T)
+    return float(mean @ truth / (truth @ truth))
 
 
 def gradient_of_return(problem: CheckProblem, policy: Policy, gamma: float) -> Array:
@@ -346,7 +413,11 @@ def _compare(
     unbiased = not reasons or (probabilities is not None and np.abs(mean - truth).max() <= small)
     verdict: Verdict = "wrong" if p_value < SIGNIFICANCE else "unbiased" if unbiased else "biased by design"
     texts = [reason.text for reason in reasons]
-    return summarize(problem, verdict, texts, truth, found, wanted, probabilities, p_value)
+    error = small / max(float(np.abs(wanted).max()), small)
+    if probabilities is None:
+        error = detectable_error(found - expected, wanted, small)
+    smallest = error if error < 1 else None
+    return summarize(problem, verdict, texts, truth, found, wanted, probabilities, p_value, smallest)
 
 
 def summarize(
@@ -358,6 +429,7 @@ def summarize(
     expected: Array,
     probabilities: Array | None,
     p_value: float,
+    smallest_error: float | None,
 ) -> Measurement:
     """Compute bias, cosine and variance of estimates [B, dim] with respect to ∇J."""
     weights = np.full(len(found), 1 / len(found)) if probabilities is None else probabilities
@@ -377,8 +449,10 @@ def summarize(
         bias=bias,
         bias_low=None if bias is None else bias - 1.96 * error,
         bias_high=None if bias is None else bias + 1.96 * error,
+        across=None if bias is None else float(np.linalg.norm(mean - (1 + bias) * truth)) / size,
         cosine=float(mean @ truth) / (length * size) if length > tiny and size > ROUNDING else None,
         variance=float(weights @ np.square(found - mean).sum(1)),
+        smallest_error=smallest_error,
         p_value=p_value,
         gradient=truth.tolist(),
         mean=mean.tolist(),
@@ -391,14 +465,41 @@ def hotelling(differences: Array, negligible: float) -> float:
     from scipy.stats import f  # only a sample needs it
 
     count, mean = len(differences), differences.mean(0)
-    variances, axes = np.linalg.eigh(np.cov(differences.T).reshape(len(mean), len(mean)))
-    largest = float(variances.max())
-    varies = variances > max(negligible**2, 1e-12 * largest)
+    variances, axes, varies, bound = _principal_axes(differences, negligible)
     off = mean @ axes
-    if np.abs(off[~varies]).max(initial=0) > max(negligible, 1e-5 * math.sqrt(max(largest, 0.0))):
+    if np.abs(off[~varies]).max(initial=0) > bound:
         return 0.0
     k = int(varies.sum())
     if k == 0:
         return 1.0
     squared = count * float((off[varies] ** 2 / variances[varies]).sum())
     return float(f.sf(squared * (count - k) / (k * (count - 1)), k, count - k))
+
+
+def detectable_error(differences: Array, wanted: Array, negligible: float) -> float:
+    """Compute the smallest relative error of `wanted` [dim] that Hotelling's test finds with probability POWER.
+
+    With an error δ of the length, T² has the noncentral distribution F(k, B - k, λ), λ = B δ² m S⁺ m.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import f, ncf
+
+    count = len(differences)
+    variances, axes, varies, bound = _principal_axes(differences, negligible)
+    along = np.abs(wanted @ axes)
+    found = [bound / x for x in along[~varies] if x > bound]
+    if k := int(varies.sum()):
+        critical = f.isf(SIGNIFICANCE, k, count - k)
+        noncentrality = brentq(lambda x: ncf.sf(critical, k, count - k, x) - POWER, 1.0, 1000.0)
+        signal = count * float((along[varies] ** 2 / variances[varies]).sum())
+        found.append(math.sqrt(noncentrality / signal) if signal > 0 else math.inf)
+    return min(found, default=math.inf)
+
+
+def _principal_axes(differences: Array, negligible: float) -> tuple[Array, Array, Array, float]:
+    """Return the variances of rows [B, dim] along their principal axes, which vary, and the bound for the others."""
+    dim = differences.shape[1]
+    variances, axes = np.linalg.eigh(np.cov(differences.T).reshape(dim, dim))
+    largest = float(variances.max())
+    varies = variances > max(negligible**2, 1e-12 * largest)
+    return variances, axes, varies, max(negligible, 1e-5 * math.sqrt(max(largest, 0.0)))

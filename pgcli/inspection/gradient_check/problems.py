@@ -246,6 +246,7 @@ class ContinuousProblem:
     bounded: bool = False
     lengths_vary = off_policy = False
     rows = None  # whole episodes
+    pace = 1.0  # of s, per unit of an action
 
     def __post_init__(self) -> None:
         self.observation_space: spaces.Space[Any] = spaces.Box(-np.inf, np.inf, (1,), np.float64)
@@ -266,14 +267,19 @@ class ContinuousProblem:
         noise = actor.noise(random, self.horizon, count)
         s, steps = np.ones((count, 1)), []
         for t in range(self.horizon):
-            drawn = actor.act(s, noise[t])
+            drawn = actor.act(self.observe(s), noise[t])
             a = actor.for_environment(drawn)
-            steps.append((s, drawn, -(s**2 + (a - 1) ** 2)[:, 0]))
-            s = s + a
+            steps.append((self.observe(s), drawn, -(s**2 + (a - 1) ** 2)[:, 0]))
+            s = s + self.pace * a
         seen, actions, rewards = (np.stack(column) for column in zip(*steps, strict=True))
         mask, terminated = np.ones(rewards.shape, bool), np.zeros(rewards.shape, bool)
         terminated[-1] = self.horizon == 1
-        return ProblemData(_sampled(np.concatenate((seen, s[None])), actions, rewards, terminated, mask), None)
+        obs = np.concatenate((seen, self.observe(s)[None]))
+        return ProblemData(_sampled(obs, actions, rewards, terminated, mask), None)
+
+    def observe(self, s: Array) -> Array:
+        """Return the observations of states [N, 1]."""
+        return s
 
     def expected_return(self, policy: Policy, gamma: float) -> Tensor:
         """Compute J from the moments of s; for one step by Gauss-Hermite quadrature, exact for a quadratic."""
@@ -297,6 +303,67 @@ class ContinuousProblem:
             total = total - gamma**t * cost
             mean, variance = mean + gain * mean + bias, (1 + gain) ** 2 * variance + noise
         return total
+
+
+@dataclass
+class ExplorationProblem(ContinuousProblem):
+    """s' = s + 0.3 a, for noise that depends on the state: (s, 1) is observed, and a = μ + σ₁ s z₁ + σ₂ z₂.
+
+    Steps that share z are a polynomial in it, so Gauss-Hermite quadrature over it is exact, and the value stays a
+    quadratic in s.
+    """
+
+    pace = 0.3  # slow enough for noise that lasts: it multiplies s by a constant
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+
+    def initialize(self, policy: Policy) -> None:
+        """Set a policy that moves s down, too far for any number of steps: ∇J is large and of one direction."""
+        super().initialize(policy)
+        head: Any = policy.network[0]
+        distribution: Any = policy.distribution
+        with torch.no_grad():
+            head.weight[:, 1] = 0.0
+            head.bias.fill_(-0.8)
+            distribution.log_standard_deviation.fill_(math.log(0.4))
+
+    def observe(self, s: Array) -> Array:
+        """Return the observations of states [N, 1]."""
+        return np.concatenate((s, np.ones_like(s)), 1)
+
+    def expected_return(self, policy: Policy, gamma: float) -> Tensor:
+        """Compute J backwards: before each block of steps that share z, the value is v₀ + v₁ s + v₂ s²."""
+        gain, constant, bias = torch.cat([parameter.flatten() for parameter in policy.network.parameters()])
+        distribution: Any = policy.distribution
+        first, second = distribution.log_standard_deviation.flatten().exp()
+        steps = kept_steps(policy, self.horizon)
+        nodes, weights = (torch.from_numpy(x) for x in np.polynomial.hermite_e.hermegauss(steps + 2))
+        weight = torch.outer(weights, weights) / weights.sum() ** 2
+        slope = gain + first * nodes[:, None] + torch.zeros_like(weight)  # a = slope · s + shift, under each z
+        shift = constant + bias + second * nodes + torch.zeros_like(weight)
+        value = torch.zeros(3, dtype=torch.float64)
+        for start in reversed(range(0, self.horizon, steps)):
+            length = min(steps, self.horizon - start)
+            x, y = torch.ones_like(weight), torch.zeros_like(weight)  # s_t = x s + y
+            total = [torch.zeros_like(weight)] * 3
+            for t in range(length):
+                a, b = slope * x, slope * y + shift
+                squares = (y**2 + (b - 1) ** 2, 2 * (x * y + a * (b - 1)), x**2 + a**2)
+                total = [one - gamma**t * square for one, square in zip(total, squares, strict=True)]
+                x, y = x + self.pace * a, y + self.pace * b
+            later = (value[0] + value[1] * y + value[2] * y**2, value[1] * x + 2 * value[2] * x * y, value[2] * x**2)
+            parts = [(weight * (one + gamma**length * v)).sum() for one, v in zip(total, later, strict=True)]
+            value = torch.stack(parts)
+        return value.sum()
+
+
+def kept_steps(policy: Policy, horizon: int) -> int:
+    """Return for how many steps of an episode a policy keeps its noise: 1 if each step has its own."""
+    noise = policy.actor("sampled").noise(np.random.default_rng(0), horizon, 1)
+    same = [bool(row.size and np.array_equal(row, noise[0])) for row in noise]
+    return max(same.index(False) if False in same else horizon, 1)
 
 
 CheckProblem = FiniteProblem | ContinuousProblem

@@ -9,8 +9,8 @@ from pgcli.report.text import columns, table
 
 COLOURS = {"unbiased": "green", "biased by design": "yellow", "wrong": "bold red"}
 LEGEND = (
-    "bias: how much too long E[g] is along ∇J, as a share of it; in brackets its 95 % interval where episodes are "
-    "sampled, elsewhere every batch is told. cosine: between E[g] and ∇J. variance: of one estimate of N trajectories."
+    "bias: the relative error of E[g] along ∇J, with its 95 % interval where episodes are sampled; elsewhere it is "
+    "exact, over every batch. cosine: between E[g] and ∇J. variance: of one estimate of N trajectories."
 )
 
 
@@ -23,7 +23,7 @@ def check_text(result: dict[str, Any], terminal: bool) -> str:
             (cell["returns"], cell["baseline"], cell["objective"], *_range(cell["problems"]), cell["verdict"])
             for cell in result["cells"]
         )
-        refused = f"{result['refused']} more cells are refused by the rules of a config."
+        refused = f"{result['refused']} more cells are rejected by the rules of a config."
         return "\n".join([*columns(cells, styles), *_labelled("", [refused])])
     problems = [("problem", "N", "bias", "cosine", "variance", "verdict")]
     problems += (
@@ -41,6 +41,9 @@ def check_text(result: dict[str, Any], terminal: bool) -> str:
         what = "unbiased: in expectation it is the gradient of the discounted return"
         lines += _labelled("", [f"right: {result['summary']}" if "summary" in result else what])
     lines += _labelled("note: ", result.get("notes", ()))
+    found = [f"{one['smallest_error']:.2g} ({one['problem']})" for one in result["problems"] if one["smallest_error"]]
+    if found:
+        lines += _labelled("power: ", [f"a relative error of E[g] is found from {', '.join(found)} on"])
     lines += _labelled("left out: ", result.get("left_out", ()))
     return "\n".join([*lines, *(_labelled("", [f"{about}.", LEGEND]) if result["problems"] else ())])
 

@@ -6,20 +6,25 @@ from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 from pgcli.config import Config, load_config, override
-from pgcli.system.locations import split
+from pgcli.config.rules import CONDITIONAL
+from pgcli.system.locations import SUFFIXES, split
 from pgcli.system.streams import results_only
 
 
 def is_user_code(target: str | None) -> TypeGuard[str]:
-    """Return whether a target is FILE.py:NAME rather than a config."""
-    return target is not None and (target.endswith(".py") or ".py:" in target)
+    """Return whether a target is FILE.py:NAME or FILE.ipynb:NAME rather than a config."""
+    return target is not None and (target.endswith(SUFFIXES) or any(f"{suffix}:" in target for suffix in SUFFIXES))
 
 
-def check_target(target: str | None, overrides: Sequence[str], everything: bool) -> dict[str, Any]:
-    """Check an estimator or policy class FILE.py:NAME, or a config: the object that `pgcli check --json` prints.
+def check_target(
+    target: str | None, overrides: Sequence[str], everything: bool, time_limit: float = 10.0
+) -> dict[str, Any]:
+    """Check an estimator or policy class FILE:NAME, or a config: the object that `pgcli check --json` prints.
 
     Without a target, the defaults are checked with a softmax policy; with `everything`, all cells of the grid, by
     default those of the exact gradient. A config that names the user's estimator has that one checked.
+
+    Args: time_limit: seconds that one call of the user's code may take.
     Raises: ConfigError, UsageError, EnvironmentFailure.
     """
     config, location = Config(), target
@@ -28,13 +33,14 @@ def check_target(target: str | None, overrides: Sequence[str], everything: bool)
     else:
         exact = ["algorithm.average=episodes", "algorithm.discount_weighting=true"] if everything else []
         default = [*exact, "policy.distribution=softmax", *overrides]
-        config = override(config, default) if target is None else load_config(target, overrides)
+        ignored = CONDITIONAL if everything else ()  # a key has its effect in some cells of the grid
+        config = override(config, default, ignored) if target is None else load_config(target, overrides, ignored)
         location = config.algorithm.estimator
     with results_only():
         if location is not None:
-            from pgcli.inspection.gradient_check.user_estimators import check_user_code
+            from pgcli.inspection.gradient_check.time_limit import check_user_code
 
-            return check_user_code(location)
+            return check_user_code(location, time_limit)
 
         from pgcli.inspection.gradient_check.measurement import action_kind, check_config, check_grid
 

@@ -54,7 +54,9 @@ KNOWN: dict[str, Known] = {
 
 def check_class(found: type) -> dict[str, Any]:
     """Check a policy class: `verdict`, `reasons` and `notes` of the object that `pgcli check --json` prints."""
-    notes: list[str] = []
+    notes = [
+        "the class is checked only: `pgcli train` trains pgcli's own networks (`pgcli train tutorial` one of this form)"
+    ]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:

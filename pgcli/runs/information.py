@@ -1,0 +1,70 @@
+"""run.json and status.json, read and checked: foreign files have any types and any numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pgcli.errors import RunDirectoryError, typed
+from pgcli.runs.files import read_json
+
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Json(BaseModel):
+    """An object of a file: unknown keys are kept, and missing ones are those of an earlier version."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class _Resume(_Json):
+    iteration: _Count
+    command: list[str] = []
+    overrides: list[str]
+
+
+class _Information(_Json):
+    pgcli: str | None = None
+    reward_threshold: float | None = None
+    exact: bool = True
+    versions: dict[str, str | None] = {}
+    resumes: list[_Resume] = []
+    git_commit: str | None = None
+
+
+class _Status(_Json):
+    status: str
+    iteration: _Count | None = None
+    reason: str | None = None
+    digests: dict[str, str] = {}
+    sha256: str = ""
+
+
+def read_information(path: Path) -> dict[str, Any]:
+    """Read run.json of the run in `path`. Raises: RunDirectoryError, which names the file and the key."""
+    return _read(path / "run.json", _Information)
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """Read status.json of the run in `path`. Raises: RunDirectoryError, which names the file and the key."""
+    return _read(path / "status.json", _Status)
+
+
+def _read(file: Path, kind: type[_Json]) -> dict[str, Any]:
+    hint = f"`pgcli verify {typed(file.parent)}` reports what else is wrong with the run"
+    try:
+        data = read_json(file)
+        kind.model_validate(data)
+    except RunDirectoryError as error:
+        error.hint = error.hint or hint
+        raise
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        found, (rule, *_) = json.dumps(first["input"]), first["msg"].lower().split(" or instance of")
+        shown = found if len(found) <= 40 else f"{found[:40]}…"
+        raise RunDirectoryError(f"{file}: `{key}` is {shown}: {rule}", hint) from None
+    return data

@@ -1,0 +1,150 @@
+"""What surrounds a command: temporary folders, limits of the system, the current folder, a fork server that is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from command_line import ROOT, Command, pgcli, whole
+
+from pgcli.errors import EnvironmentFailure
+from pgcli.system import processes
+from pgcli.system.leaving import temporary_folder
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX: signals, sockets, limits")
+TINY = (
+    *(
+        "env.chunk_size=2",
+        "rollout.episodes=4",
+        "env.max_episode_steps=20",
+        "training.env_steps=null",
+    ),
+    *("training.iterations=2", "evaluation.episodes=2", "evaluation.stop_at_return=null", "--quiet"),
+)
+
+
+def shell(script: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "-c", script.replace("PGCLI", f"{sys.executable} -m pgcli")]
+    return subprocess.run(
+        command, cwd=cwd, env=whole(environment), capture_output=True, text=True, check=False, timeout=90
+    )
+
+
+def test_jobs_leave_no_folder_and_need_no_short_tmpdir(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 150)
+    long.mkdir()
+    before = set(Path("/tmp").glob("pgcli-*"))
+    pgcli("train", "cartpole", *TINY, "--seeds", "0,1", "--jobs", "2", cwd=tmp_path, TMPDIR=str(long))
+    assert not list(long.iterdir())
+    assert not [folder for folder in set(Path("/tmp").glob("pgcli-*")) - before if folder.stat().st_uid == os.getuid()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_no_temporary_folder(number: signal.Signals, tmp_path: Path) -> None:
+    pgcli("train", "cartpole", *TINY, "--run-dir", "run", cwd=tmp_path)
+    words = ["eval", "run", "--workers", "2", "--episodes", "1000000"]
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        process = Command(*words, cwd=tmp_path, TMPDIR=short)
+        stop = time.monotonic() + 60
+        while process.poll(0.02) is None and not list(Path(short).glob("pgcli-*/*/*")) and time.monotonic() < stop:
+            pass
+        process.send_signal(number)
+        done = process.finished(20)
+        assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
+        assert not list(Path(short).iterdir())
+
+
+def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    words = ["train", "cartpole", *TINY, "training.iterations=30", "--run-dir", "run"]
+    command = f"trap '' HUP; exec PGCLI {' '.join(words)}"
+    command = command.replace("PGCLI", f"{sys.executable} -m pgcli")
+    with subprocess.Popen(["bash", "-c", command], cwd=tmp_path, env=whole({}), stdout=subprocess.DEVNULL) as process:
+        stop = time.monotonic() + 60
+        while process.poll() is None and not (tmp_path / "run/metrics.csv").exists() and time.monotonic() < stop:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 0
+
+
+def test_a_current_folder_that_was_deleted_is_told(tmp_path: Path) -> None:
+    done = shell("mkdir gone; cd gone; rmdir ../gone; PGCLI train cartpole; PGCLI --version", tmp_path)
+    assert done.stderr == "error: the current folder was deleted\nhint: go to one that exists, with `cd`\n"
+    assert done.stdout.startswith("pgcli ")
+
+
+@pytest.mark.parametrize("limit", [14, 22])
+def test_too_few_descriptors_are_told_as_the_cause(limit: int, tmp_path: Path) -> None:
+    done = shell(f"ulimit -n {limit}; PGCLI train cartpole {' '.join(TINY)} sampling.workers=2", tmp_path)
+    assert done.returncode in (3, 4)
+    assert f"too many open files: this process may open only {limit} at a time" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_fork_server_that_is_killed_is_started_anew_and_told_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Process:
+        def __init__(self, **_: object) -> None: ...
+
+        def start(self) -> None:
+            starts.append(1)
+            if len(starts) < needed:
+                raise EOFError
+
+    starts: list[int] = []
+    monkeypatch.setattr(processes, "process_context", lambda: None)
+    context = type("Context", (), {"Process": Process})
+    needed = 2
+    processes.start_process(context, print, ())  # type: ignore[arg-type]  # it only starts processes
+    assert len(starts) == 2
+    starts, needed = [], 100
+    with pytest.raises(EnvironmentFailure, match="was killed, 3 times in a row"):
+        processes.start_process(context, print, ())  # type: ignore[arg-type]
+
+
+START = """
+import os, signal, time
+from multiprocessing import forkserver
+from pgcli.system.processes import process_context
+came = []
+signal.signal(signal.SIGINT, lambda *_: came.append(1))
+real = forkserver.ensure_running
+def interrupted():
+    os.kill(os.getpid(), signal.SIGINT)
+    real()
+forkserver.ensure_running = interrupted
+process_context()
+print(came, flush=True)
+os._exit(0)
+"""
+
+
+def test_an_interrupt_while_the_fork_server_starts_is_not_lost(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", START], cwd=ROOT, env=whole({}), capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout == "[1]\n", done.stderr
+
+
+def test_modules_of_the_current_folder_hide_none_of_python_or_of_packages(tmp_path: Path) -> None:
+    for name in ("torch", "signal", "enum", "random", "yaml"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the current folder hides a module')")
+    script = tmp_path / "bin/pgcli"  # as pip writes it
+    script.parent.mkdir()
+    script.write_text("if __name__ == '__main__':\n    from pgcli.__main__ import main\n    main()\n")
+    train: list[str | Path] = [sys.executable, script, "train", "cartpole", *TINY, "sampling.workers=2"]
+    for command in (train, [sys.executable, "-m", "pgcli", "show", "runs/cartpole/seed-0"]):
+        done = subprocess.run(
+            command, cwd=tmp_path, env=whole({}), capture_output=True, text=True, check=False, timeout=90
+        )
+        assert done.returncode == 0, done.stderr
+        assert "hides" not in done.stderr
+
+
+def test_without_room_for_a_socket_the_cause_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OSError, match="too long for a socket"):
+        temporary_folder(room=200)
