@@ -1,8 +1,8 @@
-"""A command-line laboratory for policy gradients. `pgcli.load(run)` gives a trained agent."""
+"""A command-line laboratory for policy gradients. `pgcli.load(run)` loads a trained agent."""
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # as typing's, whose import would take time before `pgcli.__main__` can handle signals
+TYPE_CHECKING = False  # instead of typing's, whose import would delay the signal handlers of `pgcli.__main__`
 if TYPE_CHECKING:
     from typing import Any
 
@@ -14,7 +14,7 @@ __all__ = ["__version__", "load"]
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from pgcli.experiment.load import load  # imports torch: `import pgcli` stays instant
+        from pgcli.experiment.load import load  # here, because it imports torch: `import pgcli` stays fast
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,8 @@
-"""Everything random is derived from (seed, purpose, indices); no generator's state is ever saved.
+"""Random streams, derived from (seed, purpose, indices). No generator state is ever saved.
 
     SeedSequence(seed, spawn_key=(purpose, iteration, …))
 
-So an iteration is a pure function of the policy it starts from, and no purpose can disturb another.
+So an iteration is a pure function of its initial policy, and no purpose affects another.
 Source: NumPy, "Parallel random number generation", section SeedSequence spawning.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What a random stream is for. The numbers are part of every result: never change one, only add."""
+    """The use of a random stream. Results depend on the numbers: add new ones, never change one."""
 
     INIT = 0
     RESET = 1
@@ -28,7 +28,7 @@ class Purpose(IntEnum):
     TEST_ACT = 7
     VIDEO = 8
     VALUE_MINIBATCH = 9
-    AFTER_STOP_RESET = 12  # the evaluation of fresh episodes after a rule has ended a run
+    AFTER_STOP_RESET = 12  # the evaluation on fresh episodes after early stopping
     AFTER_STOP_ACT = 13
 
 
@@ -47,7 +47,7 @@ def derived_seed(seed: int, purpose: Purpose, *indices: int) -> int:
 
 
 class Seeds(Sequence[int]):
-    """One seed for each of `columns`, derived at access: a vector form reads only the first."""
+    """One seed per column, derived on access: a vector form reads only the first."""
 
     def __init__(self, columns: Sequence[int], seed_of: Callable[[int], int]) -> None:
         self._columns, self._seed_of = columns, seed_of

@@ -1,4 +1,4 @@
-"""Worlds whose constructors take arguments in the ways of environments that nobody here wrote."""
+"""Environments whose constructors take arguments like third-party environments."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Repaid(gym.RewardWrapper[Any, Any]):
 
 
 class Popper(Steps):
-    """Removes what it needs from its arguments, and adds to them."""
+    """Removes entries from its arguments, and adds others."""
 
     def __init__(self, config: dict[str, Any] | None = None, sizes: list[int] | None = None) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class PoppingWrapper(gym.RewardWrapper[Any, Any]):
 
 
 class Goal(Steps):
-    """Pays where it is at the goal, which is compared as the type that a Python program gives it."""
+    """Pays at the goal, which it compares as the type of a Python program."""
 
     def __init__(self, goal: tuple[int, int] = (0, 0), areas: Any = ((1, 1),), push: Any = None) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Goal(Steps):
 
 
 class NeedsRenderMode(Steps):
-    """Takes `render_mode` in one of the `kind`s of environments that insist on it."""
+    """Requires `render_mode` in one of several ways, named by `kind`."""
 
     metadata = {"render_modes": ["human", "rgb_array"]}  # noqa: RUF012 - as Gymnasium has it
 
@@ -129,7 +129,7 @@ def make_steps(length: int = 3) -> gym.Env[Any, Any]:
 
 
 def make_nothing() -> None:
-    """Return no environment."""
+    """Return an object that is not an environment."""
 
 
 class MaskProperty(Steps):

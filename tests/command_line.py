@@ -1,7 +1,7 @@
-"""`pgcli` as a user starts it, several times faster: in a fork of a process that has imported everything once.
+"""Run `pgcli` as a user does, but faster: in a fork of a process that has imported everything.
 
-The template is a process of its own and not the test's, so that a command inherits nothing of a test: no modules, no
-registered environments, no warnings filters. `pgcli(…, real_process=True)` starts Python anew.
+The template is a separate process, so a command inherits nothing from a test: no modules, no registered environments,
+no warning filters. `pgcli(…, real_process=True)` starts Python anew.
 
 The template executes no command. For each one it forks a parent, which forks the command and reports its exit code.
 """
@@ -33,7 +33,7 @@ PYTHON_PATH = tuple(filter(None, os.environ.get("PYTHONPATH", "").split(os.paths
 def pgcli(
     *arguments: object, cwd: Path, code: int = 0, real_process: bool = False, timeout: float = 120, **environment: str
 ) -> CompletedProcess[str]:
-    """Run a command to its end and check its exit code; a user never sees a traceback."""
+    """Run a command to its end; check its exit code, and that it prints no traceback."""
     words = list(map(str, arguments))
     if real_process:
         done = subprocess.run(
@@ -54,7 +54,7 @@ def pgcli(
 
 
 def whole(environment: dict[str, str]) -> dict[str, str]:
-    """Return the environment variables of a command, in which `pgcli` is always the one that is tested."""
+    """Return the environment variables of a command, which runs the tested `pgcli`."""
     paths = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), str(ROOT), *PYTHON_PATH)))
     return os.environ | environment | {"PYTHONPATH": paths}
 
@@ -82,7 +82,7 @@ class Command:
         self.pid = number(self._parent.recv(8))
 
     def poll(self, seconds: float = 0.0) -> int | None:
-        """Return the exit code, or None if the command still runs after so many seconds."""
+        """Return the exit code, or None if the command still runs after the timeout."""
         if self.returncode is None and select.select([self._parent], [], [], seconds)[0]:
             self.returncode = number(self._parent.recv(8))
             self._parent.close()
@@ -98,7 +98,7 @@ class Command:
         return code
 
     def finished(self, timeout: float = 120) -> CompletedProcess[str]:
-        """Wait for the end and return what came of it."""
+        """Wait for the end and return the result."""
         code = self.wait(timeout)
         return CompletedProcess(self.arguments, code, self.stdout, self.stderr)
 
@@ -114,14 +114,14 @@ def opened() -> IO[bytes]:
 
 
 def content(file: IO[bytes]) -> str:
-    """Return what was written to a file, and close it."""
+    """Return the content of a file, and close it."""
     with file:
         file.seek(0)
         return file.read().decode(errors="replace")
 
 
 def number(reply: bytes) -> int:
-    """Return the number that the parent of a command has sent."""
+    """Return the number sent by the parent of a command."""
     assert len(reply) == 8, "the template has ended: see stderr"
     return int.from_bytes(reply, "little", signed=True)
 
@@ -136,7 +136,7 @@ PRELOADED = (
 
 @functools.cache
 def template() -> socket.socket:
-    """Start the template, which ends with this process; return the socket that takes commands."""
+    """Start the template, which ends with this process; return its socket for commands."""
     ours, theirs = socket.socketpair()
     with theirs:
         theirs.set_inheritable(True)
@@ -147,7 +147,7 @@ def template() -> socket.socket:
 
 
 def serve(requests: socket.socket) -> None:
-    """Import everything; then fork for each command, until nobody can ask any more."""
+    """Import everything; then fork for each command, until the socket is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the commands
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the parents of commands
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as `pgcli.__main__` does, before numpy is there
@@ -172,7 +172,7 @@ def serve(requests: socket.socket) -> None:
 
 
 def start(channel: int, stdout: int, stderr: int) -> NoReturn:
-    """Be the parent of one command: read it, fork it, and report its number and exit code."""
+    """Run as the parent of one command: read it, fork it, report its number and exit code."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with socket.socket(fileno=channel) as test:
         with test.makefile("rb") as file:
@@ -189,7 +189,7 @@ def start(channel: int, stdout: int, stderr: int) -> NoReturn:
 
 
 def execute(request: dict[str, Any], stdout: int, stderr: int) -> NoReturn:
-    """Become what `python -m pgcli` is."""
+    """Turn this process into `python -m pgcli`."""
     try:
         os.dup2(stdout, 1)
         os.dup2(stderr, 2)

@@ -1,4 +1,4 @@
-"""What holds for every test: a slow one says why it is, and a parametrised one is named by its values."""
+"""Rules for all tests: slow ones need a reason, and parametrized ones have readable ids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LONGEST = 60  # characters of a value in the name of a test
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse a slow test without a reason."""
+    """Reject a slow test without a reason."""
     for item in items:
         for mark in item.iter_markers("slow"):
             if not (len(mark.args) == 1 and isinstance(mark.args[0], str) and mark.args[0]):
@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """Name a value that pytest would name by its position: a list, a dict, a space, a dtype."""
+    """Return a readable id of a list, a dict, a space or a dtype."""
     if isinstance(val, signal.Signals):
         return val.name
     if val is None or callable(val) or isinstance(val, bool | int | float | bytes):

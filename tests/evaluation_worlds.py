@@ -1,4 +1,4 @@
-"""Worlds and wrappers that show which environment was evaluated, and what it reported."""
+"""Environments and wrappers that show which environment was evaluated and its reports."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Wider(gym.ObservationWrapper[Array, Any, Any]):
 
 
 class Reporting(gym.Env[Array, np.int64]):
-    """Two to four steps; reports whether the length is even, and more that is no number, at every step."""
+    """Two to four steps; reports whether the length is even, and values that are not numbers."""
 
     def __init__(self) -> None:
         self.observation_space, self.action_space = OBS, ACTIONS

@@ -1,4 +1,4 @@
-"""Worlds whose answers are known, and short ways to build what the tests need."""
+"""Environments with known solutions, and helpers that build objects for tests."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def config(**sections: Any) -> Config:
 
 
 def executor_for(settings: Config) -> ChunkExecutor:
-    """Build what runs chunks of these environments in this process."""
+    """Build an executor of these environments in this process."""
     return ChunkExecutor(EnvironmentCache(settings.env))
 
 
@@ -52,9 +52,9 @@ def segment_sampler(settings: Config) -> SegmentSampler:
 
 
 def softmax_agent(logits: Sequence[float], **algorithm: Any) -> PolicyGradient:
-    """Build an agent in float64 with π = softmax(logits) in every state: linear, and shown only zeros.
+    """Build an agent in float64 with π = softmax(logits) in every state: linear, with zero observations only.
 
-    So only the bias acts, and its gradient is that with respect to the logits.
+    So only the bias matters, and its gradient is the gradient of the logits.
     """
     settings = config(policy={"hidden_sizes": []}, algorithm=algorithm)
     agent = build_agent(spaces.Box(-1, 1, (1,)), spaces.Discrete(len(logits)), settings)
@@ -65,7 +65,7 @@ def softmax_agent(logits: Sequence[float], **algorithm: Any) -> PolicyGradient:
 
 
 def trajectories(*episodes: Episode) -> Trajectories:
-    """Put episodes side by side, all seen through the observation 0 and all ended by termination."""
+    """Stack episodes as columns, with observation 0; all end by termination."""
     lengths = torch.tensor([len(episode) for episode in episodes])
     t = torch.arange(int(lengths.max()))[:, None]
     actions, rewards = torch.zeros(2, len(t), len(episodes), dtype=torch.float64)
@@ -94,7 +94,7 @@ def random_batch(dtype: torch.dtype = torch.float64) -> Trajectories:
 
 
 def is_running(pid: int) -> bool:
-    """Say whether a process is there, and is no zombie that nobody has asked for."""
+    """Return whether a process exists and is not a zombie."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return bool(state.strip()) and not state.startswith("Z")
 
@@ -147,7 +147,7 @@ def bandit(logits: Sequence[float], rewards: Sequence[float]) -> World:
 
 
 def chain(theta: float, n: int, every_step: float, at_the_end: float) -> World:
-    """Go right (1) with p = σ(θ); left (0) ends the episode, and so does the n-th right, which is the end."""
+    """Go right (1) with p = σ(θ); left (0) and the n-th right end the episode."""
     p = 1 / (1 + math.exp(-theta))
     lost: World = [(p**k * (1 - p), [(1, every_step)] * k + [(0, every_step)]) for k in range(n)]
     return [*lost, (p**n, [(1, every_step)] * (n - 1) + [(1, every_step + at_the_end)])]
@@ -156,8 +156,8 @@ def chain(theta: float, n: int, every_step: float, at_the_end: float) -> World:
 class Counting(gym.Env[Array, np.int64]):
     """Shows (k, t) at step t and pays t + 1; k, the length and the kind of end follow from the reset seed.
 
-    It writes every observation into one buffer, asserts that it is used as Gymnasium asks, and has a `fault`
-    on demand in its step `at`.
+    It reuses one observation buffer, asserts correct use of Gymnasium's interface, and has an optional
+    `fault` in step `at`.
     """
 
     resets: ClassVar[list[tuple[int, int]]] = []  # (number of the instance, seed), of all instances
@@ -174,7 +174,7 @@ class Counting(gym.Env[Array, np.int64]):
 
     @staticmethod
     def facts(seed: int) -> tuple[float, int, str]:
-        """Tell k, the length and the end of the episode with this reset seed."""
+        """Return k, the length and the kind of end of the episode with this reset seed."""
         return seed % 1024 / 1024, 1 + seed % 7, "terminated" if seed % 3 else "truncated"
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Array, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Runs that are killed: in a forked child of this process, which has imported everything, so that a kill costs little.
+"""Kill runs at random instants. Runs are forks of this process, so that a kill costs little.
 
 `python tests/kills.py 200 soak.json` is a part of the long sweep: 200 kills at random instants over all of CASES, which
 are added to those that soak.json counts.
@@ -87,7 +87,7 @@ def request(case: str, path: Path) -> Request:
 
 
 def start(case: str, path: Path) -> None:
-    """Do what is killed."""
+    """Run the work that is killed."""
     one = request(case, path)
     if case == "jobs":
         run_all(pair(one), 2, lambda record, number: None, logged)
@@ -117,7 +117,7 @@ def finish(case: str, path: Path) -> None:
 
 
 def child(work: Callable[[], object]) -> int:
-    """Fork a process that does some work; give its number."""
+    """Fork a process that does some work; return its pid."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -132,7 +132,7 @@ def child(work: Callable[[], object]) -> int:
 
 
 def ended(pid: int, within: float | None = None) -> int | None:
-    """Wait for a child and give its exit code; None if it is still there after `within` seconds."""
+    """Wait for a child and return its exit code; None if it still runs after `within` seconds."""
     stop = None if within is None else time.monotonic() + within
     while stop is not None:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -145,7 +145,7 @@ def ended(pid: int, within: float | None = None) -> int | None:
 
 
 def digests(path: Path) -> dict[str, str]:
-    """Name what the promise covers."""
+    """Return the names that the promise covers."""
     if not (path / "checkpoints").is_dir():  # of several runs
         return {f"{run.name}/{name}": x for run in path.iterdir() for name, x in digests(run).items()}
     last = sorted((path / "checkpoints").glob("iteration-*.safetensors"))[-1]
@@ -155,7 +155,7 @@ def digests(path: Path) -> dict[str, str]:
 
 
 def kill_after(case: str, path: Path, seconds: float) -> bool:
-    """Kill a run after so many seconds; say whether it was still running."""
+    """Kill a run after a delay in seconds; return whether it was still running."""
     pid = child(lambda: start(case, path))
     if ended(pid, seconds) is not None:
         return False
@@ -164,7 +164,7 @@ def kill_after(case: str, path: Path, seconds: float) -> bool:
 
 
 def kill_in(case: str, path: Path, iteration: int, seconds: float) -> bool:
-    """Kill a run so many seconds after an iteration is written; say whether it was still running."""
+    """Kill a run a delay after an iteration is written; return whether it was still running."""
     pid, metrics = child(lambda: run_experiment(request(case, path))), path / "metrics.csv"
     while not (metrics.exists() and metrics.read_bytes().count(b"\n") > iteration):
         if ended(pid, 0.002) is not None:
@@ -190,7 +190,7 @@ CALLS = (
 
 
 def kill_at_call(case: str, path: Path, number: int, after: bool) -> bool:
-    """Kill a run at its `number`-th call that writes; say whether it got there."""
+    """Kill a run at its `number`-th call that writes; return whether it made this call."""
 
     def work() -> None:
         count, opens = 0, os.open
@@ -224,7 +224,7 @@ def commit() -> str:
 
 
 def prepare(case: str, whole: Path, cut: Path) -> dict[str, str]:
-    """Put into `cut` what the command of a case finds; return the digests of a run there that must not be lost."""
+    """Prepare the folder `cut` of a case; return the digests that must not be lost."""
     if case == "resume --which":
         shutil.copytree(whole, cut)
     elif case == "--overwrite":

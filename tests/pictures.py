@@ -1,4 +1,4 @@
-"""A world whose pictures are odd in ways that are not wrong, and in ways that are; also copied as a user's file."""
+"""An environment with unusual and with invalid images; also copied as a user's file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array = NDArray[Any]
 
 
 class Bar(gym.Env[Array, np.int64]):
-    """A bar that grows by 5 columns a step, drawn into one buffer; `kind` says what is odd about it."""
+    """A bar that grows by 5 columns per step, drawn into one buffer; `kind` selects the oddity."""
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - as Gymnasium has it
 

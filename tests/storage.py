@@ -1,7 +1,7 @@
-"""A disk that can fail: calls that raise, and what may be left of a run when the power goes.
+"""A disk that can fail: calls that raise, and possible states after a power loss.
 
-The model is POSIX read by an adversary. Bytes not yet synced are lost, or are zeros. A name made, moved or deleted is
-certain only once its folder is synced; until then it may be there or not, whatever became of its neighbours.
+The model is the weakest behaviour that POSIX permits. Bytes that are not synced are lost or zeros. A created, moved or
+deleted name is certain only after its folder is synced; before that, each name may exist or not, independently.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _apply(entries: dict[str, Inode | Folder], names: dict[str, Inode | Folder |
 
 
 class Disk:
-    """Follows what is done below `home`, and tells `at_call` after each call."""
+    """Follows all changes below `home`, and calls `at_call` after each of them."""
 
     def __init__(self, home: Path, at_call: Callable[[], None]) -> None:
         self.home, self.root, self.at_call = home, Folder(), at_call
@@ -159,7 +159,7 @@ class Disk:
     _rename = _replace
 
     def after_power_loss(self, draw: random.Random) -> dict[str, bytes | None]:
-        """Give what may be found: the bytes of each file, None for a folder."""
+        """Return a possible state: the bytes of each file, None for a folder."""
         names, content = draw.choice(("none", "all", "some")), draw.choice(("cut", "zeros", "some"))
 
         def left(node: Inode) -> bytes:
@@ -198,9 +198,9 @@ def lay_out(found: dict[str, bytes | None], home: Path) -> None:
 
 @contextmanager
 def fault(monkeypatch: pytest.MonkeyPatch, home: Path, number: int, code: int) -> Iterator[list[str]]:
-    """Let the `number`-th call that changes something below `home` fail, and all that write after it; name the calls.
+    """Fail the `number`-th change below `home` and all later writes; return the calls.
 
-    A write that fails has written half of what it was given.
+    A failing write has written half of its bytes.
     """
     calls: list[str] = []
     real = {name: getattr(os, name) for name in CALLS}

@@ -1,4 +1,4 @@
-"""Functions that a student may write, right and wrong, with the verdict and reasons that `pgcli check` prints."""
+"""Right and wrong functions of students, with the verdict and reasons of `pgcli check`."""
 
 from __future__ import annotations
 
@@ -771,11 +771,11 @@ EXPECTED: dict[str, Expected] = {
     "cheat": (WRONG, ["(two steps), "], []),
     "standardized_rewards": (WRONG, ["nor is it a formula known here"], []),
     # no estimate at all
-    "over_parameters": (WRONG, ["shape [], and the gradient has shape [20]: the scores [H, dim] were summed over"], []),
-    "over_parameters_by_step": (WRONG, ["shape [2], and the gradient has shape [20]: the scores [H, dim] were"], []),
-    "an_integer": (WRONG, ["shape [], and the gradient has shape [20]"], []),
+    "over_parameters": (WRONG, ["shape [], but the gradient has shape [20]: the scores [H, dim] were summed over"], []),
+    "over_parameters_by_step": (WRONG, ["shape [2], but the gradient has shape [20]: the scores [H, dim] were"], []),
+    "an_integer": (WRONG, ["shape [], but the gradient has shape [20]"], []),
     "a_row": (WRONG, ["flatten it"], []),
-    "no_return": (WRONG, ["there is no `return`"], []),
+    "no_return": (WRONG, ["the function has no `return`"], []),
     "not_a_number": (WRONG, ["NaN or infinity for episodes of lengths"], []),
     "greedy_hands": (WRONG, ["changed the rollouts"], []),
     "steps_itself": (WRONG, ["changed the policy's parameters"], []),

@@ -1,4 +1,4 @@
-"""Environments that are easy to solve, if one reads, remembers and permits what they show."""
+"""Environments that are easy for a policy that uses observations, memory and masks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ EPISODE_STEPS = 8
 
 
 class Identity(gym.Env[Any, Any]):
-    """Shows what to do: the reward is 1 less what the action lacks of it. Both spaces are given by name.
+    """Shows the right action; the reward is 1 minus the error of the action. Spaces are set by name.
 
-    Where an observation has other parts than the one that counts, they are random.
+    Other parts of the observation are random.
     """
 
     def __init__(self, observation: str = "discrete", action: str = "discrete") -> None:
@@ -136,7 +136,7 @@ class Recall(gym.Env[Array, np.int64]):
 
 
 class Permitted(gym.Env[Any, Any]):
-    """Pays 1 for the highest action that is permitted, which changes at every step; a forbidden one is an error."""
+    """Pays 1 for the highest permitted action, which changes at every step; others are errors."""
 
     def __init__(self, where: str = "info", factors: int = 1) -> None:
         self.where, self.factors, self.n = where, factors, 6

@@ -1,4 +1,4 @@
-"""A policy acts alike wherever it acts: in training, evaluation, films and notebooks."""
+"""A policy acts identically in training, evaluation, films and notebooks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pgcli.training.evaluation import evaluate
 
 
 class Steady(gym.Env[Array, Array]):
-    """Always shows the same, for 20 steps, and charges every change of the action."""
+    """Constant observation, 20 steps; every change of the action costs reward."""
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  # as Gymnasium declares it
 

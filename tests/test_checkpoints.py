@@ -1,4 +1,4 @@
-"""Checkpoints: data only, that proves itself; and files that are whole or absent."""
+"""Checkpoints contain data only and verify themselves; files are complete or absent."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ Json = dict[str, Any]
 def forged(
     content: bytes, of_tensors: Json | None = None, of_metadata: Json | None = None, more: Json | None = None
 ) -> bytes:
-    """Change the header of a checkpoint, and sign it again as it should be."""
+    """Change the header of a checkpoint, and recompute its digests."""
     length = int.from_bytes(content[:8], "little")
     header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
     metadata = json.loads(header.pop("__metadata__")["pgcli"]) | (of_metadata or {})
@@ -299,7 +299,7 @@ def test_a_locked_run_names_its_holder_until_that_process_ends(tmp_path: Path) -
 
 
 def test_a_checkpoint_may_begin_with_the_byte_of_a_pickle(tmp_path: Path) -> None:
-    """Its first byte is the low one of a length: one checkpoint in 32 begins like this."""
+    """The first byte is the low byte of a length: one checkpoint in 32 begins like this."""
     for padding in range(400):
         counters = STATE.counters | {"iteration": padding}
         path = save(tmp_path, Checkpoint({"name": "x" * padding}, counters, STATE.tensors))

@@ -46,7 +46,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def contents(run: Path) -> dict[str, bytes]:
-    """What the promise of equal bytes covers."""
+    """Files that are covered by the promise of equal bytes."""
     names = ["metrics.csv", "evaluations.csv", "episodes.csv"]
     last = sorted((run / "checkpoints").glob("*.safetensors"))[-1]
     return {name: (run / name).read_bytes() for name in names} | {last.name: last.read_bytes()}
@@ -67,7 +67,7 @@ def test_a_run_directory_holds_what_the_contract_names(finished: Path) -> None:
     assert [int(row["iteration"]) for row in metrics] == list(range(6))
     assert [int(row["episodes"]) for row in metrics] == [6, 12, 18, 24, 30, 36]
     assert [int(row["iteration"]) for row in rows(finished / "evaluations.csv")] == [0, 2, 4, 6]
-    assert all(row["value_loss"] == "" for row in metrics), "what does not apply is left empty"
+    assert all(row["value_loss"] == "" for row in metrics), "metrics that do not apply are empty"
     files = {path.name for path in (finished / "checkpoints").glob("*.safetensors")}
     assert {"iteration-000002.safetensors", "iteration-000004.safetensors", "iteration-000006.safetensors"} <= files
     latest = json.loads((finished / "checkpoints/latest.json").read_text())
@@ -157,7 +157,7 @@ def test_a_run_that_was_stopped_and_resumed_has_the_bytes_of_one_that_was_not(
     else:
         assert process.returncode == 128 + number, stderr
         assert time.monotonic() - begin < 2
-        assert "hint: `pgcli resume cut` goes on" in stderr
+        assert "hint: `pgcli resume cut` continues the run" in stderr
         assert json.loads((tmp_path / "cut/status.json").read_text())["status"] == "interrupted"
     assert len(rows(metrics)) < 80, "it had finished already: nothing was tested"
     pgcli("resume", "cut", cwd=tmp_path)
@@ -252,7 +252,7 @@ def test_resume_names_the_budget_that_ended_a_run_and_changes_nothing_in_vain(
     if "stop_at" not in larger:
         in_vain = ["training.iterations=null", "training.env_steps=10"]
         done = pgcli("resume", "run", *in_vain, cwd=tmp_path, code=2)
-        assert "would train nothing" in done.stderr
+        assert "would not continue it" in done.stderr
         assert files() == before
         steps = rows(tmp_path / "run/metrics.csv")[-1]["env_steps"]
         assert f"hint: `pgcli resume run training.env_steps={2 * int(steps)}` extends it" in done.stderr
@@ -449,7 +449,7 @@ def test_a_mistake_gets_one_sentence_and_the_right_exit_code(
     done = pgcli(*arguments, cwd=tmp_path, code=code)
     assert words in done.stderr
     assert done.stdout == ""
-    assert not list(tmp_path.iterdir()), "nothing is written before the mistake is told"
+    assert not list(tmp_path.iterdir()), "nothing is written before the mistake is reported"
 
 
 def test_a_diverging_run_stops_with_the_last_good_checkpoint(tmp_path: Path) -> None:
@@ -461,7 +461,7 @@ def test_a_diverging_run_stops_with_the_last_good_checkpoint(tmp_path: Path) -> 
     latest = json.loads((tmp_path / "run/checkpoints/latest.json").read_text())
     assert latest["iteration"] % 2 == 0, "one of the cadence: what came after it led to the divergence"
     pgcli("eval", "run", "--episodes", 1, cwd=tmp_path)
-    assert "`pgcli resume run optimizer.learning_rate=…` goes on" in done.stderr
+    assert "`pgcli resume run optimizer.learning_rate=…` continues" in done.stderr
     pgcli("resume", "run", "optimizer.learning_rate=0.01", cwd=tmp_path)
     assert [int(row["iteration"]) for row in rows(tmp_path / "run/metrics.csv")] == list(range(6))
     assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "finished"
@@ -488,7 +488,9 @@ def test_a_closed_pipe_or_a_full_stdout_does_not_stop_training(tmp_path: Path) -
     shell = f"{train} a 2>&1 | head -1; {status}; {train} b > /dev/full; {status}; {train} c >&- 2>&-; {status}; "
     shell += f"{evaluate} | true; {status}"
     subprocess.run(["bash", "-c", shell], cwd=tmp_path, check=True, timeout=120, capture_output=True)
-    assert (tmp_path / "codes").read_text().split() == ["0", "1", "0", "141"], "a full disk is told, a reader may leave"
+    assert (tmp_path / "codes").read_text().split() == ["0", "1", "0", "141"], (
+        "a full disk is reported, a closed pipe is not"
+    )
     for run in "abc":
         assert json.loads((tmp_path / run / "status.json").read_text())["status"] == "finished"
 
@@ -637,7 +639,7 @@ def test_resume_says_which_environments_do_not_repeat_themselves(tmp_path: Path)
     path = str(Path(__file__).parent)
     pgcli("train", "cartpole", *TINY, *run, "--run-dir", "run", cwd=tmp_path, PYTHONPATH=path)
     done = pgcli("resume", "run", "training.iterations=6", cwd=tmp_path, PYTHONPATH=path)
-    assert "of 4 environments do not repeat themselves" in done.stderr
+    assert "of 4 environments did not repeat their episodes" in done.stderr
     assert json.loads((tmp_path / "run/run.json").read_text())["exact"] is False
     assert [int(row["iteration"]) for row in rows(tmp_path / "run/metrics.csv")] == list(range(6))
 

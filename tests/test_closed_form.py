@@ -1,4 +1,4 @@
-"""Gradients in closed form are those of autograd, for everything that has one."""
+"""Closed-form gradients equal autograd's for all networks and distributions."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def agent_of(space: spaces.Space[Any], *, obs: spaces.Space[Any] | None = None, 
 
 
 def batch_of(agent: PolicyGradient, obs: Tensor) -> Batch:
-    """Make steps of another policy: ratios, advantages and values on both sides of every bound."""
+    """Create steps of another policy, with ratios, advantages and values on both sides of each bound."""
     draw = torch.Generator().manual_seed(7)
 
     def normal(*shape: int) -> Tensor:
@@ -166,7 +166,7 @@ def test_others_are_left_to_autograd() -> None:
 
 
 def test_an_update_takes_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that equal gradients are not those of one and the same way."""
+    """Make sure that the two implementations are really different."""
     agent = learner_of(spaces.Box(-9, 9, (3,)), spaces.Discrete(4), config())
     monkeypatch.setattr(torch.autograd, "grad", None)
     agent.update(random_batch(torch.float32))

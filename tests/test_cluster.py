@@ -1,6 +1,6 @@
-"""On a Ray cluster: the same bytes as in this process, whatever happens to an actor, a machine or the run.
+"""On a Ray cluster: the same bytes as in this process, even after losses of actors and machines.
 
-Ray is kept to child processes: it has threads and warnings of its own.
+Ray runs in child processes, because of its threads and warnings.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TWO = ("sampling.workers=2", "sampling.backend=ray")
 
 
 class Fragile(Counting):
-    """In an actor, is killed, stopped or ended after `after` steps; only once, if there is a file `once` to be made.
+    """In an actor: is killed, stopped or ended after `after` steps; once if `once` names a file.
 
     Or it waits there for the file.
     """
@@ -85,7 +85,7 @@ def fragile(trouble: str, once: str, *more: str) -> tuple[str, ...]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Give the variables of a child: it finds pgcli and these tests, and no cluster."""
+    """Return the variables of a child, which finds pgcli and these tests, but no cluster."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTEST_"))}
     return kept | {"PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parent)))} | more
 
@@ -123,7 +123,7 @@ LOST = {
 
 
 def on_one_machine(path: Path) -> None:
-    """Run everything that this process has run, within one Ray."""
+    """Start one Ray for all tests of this process."""
     leave = join(2, lambda: None)
     for case, words in SAME.items():
         run(path / case / "ray", *words, *TWO)
@@ -177,7 +177,7 @@ SEEDS = (0, 1)
 
 
 def seeds(path: Path, *more: str) -> list[Request]:
-    """Ask for runs that wait, on a cluster, in about their fifth iteration until a machine is lost."""
+    """Return requests that wait near their fifth iteration until a machine is lost."""
     words = [*fragile("wait", str(path.parent / "lost"), *EPISODES), "checkpoint.every=2", "training.iterations=9"]
     words += ["env.kwargs.after=150", *more]
     configs = [load_config(words[0], [*words[1:], f"seed={seed}"]) for seed in SEEDS]
@@ -185,7 +185,7 @@ def seeds(path: Path, *more: str) -> list[Request]:
 
 
 def on_several_machines(path: Path) -> None:
-    """Lose a machine while actors collect there, and another while a whole run is there."""
+    """Remove a machine during collection, and another one during a whole run."""
     from ray.cluster_utils import Cluster
 
     quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
@@ -258,7 +258,7 @@ def test_a_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:
 
 
 def session_of(pid: int) -> list[str]:
-    """Name the processes that belong to a session, its leader and those that are dead aside."""
+    """Return the living processes of a session, without its leader."""
     listed = subprocess.run(["ps", "-wweo", "pid=,sid=,stat=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 3) for line in listed.splitlines()]
     return [row[3] for row in rows if row[1] == str(pid) and row[0] != str(pid) and not row[2].startswith("Z")]
@@ -317,8 +317,8 @@ def test_a_cluster_that_is_not_there_is_told_and_nothing_is_written(tmp_path: Pa
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
-        ("ray://127.0.0.1:10001", "is that of a Ray client"),
-        ("somewhere", "is no address"),
+        ("ray://127.0.0.1:10001", "is for Ray clients"),
+        ("somewhere", "is not an address"),
         ("127.0.0.1:99999999", "no Ray cluster at"),
         ("no-such-host.invalid:6379", "no Ray cluster at"),
     ],
@@ -370,7 +370,7 @@ def automatic_pool(share: int, *words: str) -> WorkerPool:
 
 def test_auto_looks_at_cores_chunks_and_the_vector_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgcli.experiment.build.cores", lambda: 4)
-    eight = ("env.num_envs=8", "env.chunk_size=1", "rollout.episodes=8")
+    eight = ("env.chunk_size=1", "rollout.episodes=8")
     assert automatic_pool(1, "acrobot/baseline", *eight).count == 4
     assert automatic_pool(2, "acrobot/baseline", *eight).count == 2
     assert automatic_pool(4, "acrobot/baseline", *eight).count == 0

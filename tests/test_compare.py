@@ -1,4 +1,4 @@
-"""`pgcli compare`: which runs it makes, reuses and resumes, how it counts them, and what it says of them."""
+"""`pgcli compare`: which runs it trains, reuses and resumes, its statistics and its sentences."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ def test_one_seed_has_no_intervals_and_json_has_no_nan(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder in which a comparison was made."""
+    """Return the folder of a comparison."""
     folder = tmp_path_factory.mktemp("home")
     done = pgcli("compare", *TINY, "--seeds", "0,1", "--jobs", "2", "-o", "out", cwd=folder)
     assert done.stdout.splitlines()[0] == "out"
@@ -357,7 +357,7 @@ def test_an_environment_that_fails_is_told_and_counted_and_tried_again(tmp_path:
         "    count = 0\n"
         "    def step(self, action):\n"
         "        Faulty.count += 1\n"
-        "        if Faulty.count > 300 and not os.path.exists('mended'):\n"
+        "        if Faulty.count > 300 and not os.path.exists('fixed'):\n"
         "            raise RuntimeError('out of order')\n"
         "        return super().step(action)\n"
         "gym.register('Faulty-v0', Faulty, max_episode_steps=50)\n"
@@ -366,9 +366,9 @@ def test_an_environment_that_fails_is_told_and_counted_and_tried_again(tmp_path:
     broken = pgcli("compare", *words, cwd=tmp_path, code=3)
     assert "out of order" in broken.stderr
     assert "failed at iteration" in (tmp_path / "out/report.md").read_text()
-    (tmp_path / "mended").touch()
-    mended = pgcli("compare", *words, cwd=tmp_path)
-    assert "failed" not in mended.stdout
+    (tmp_path / "fixed").touch()
+    fixed = pgcli("compare", *words, cwd=tmp_path)
+    assert "failed" not in fixed.stdout
 
 
 def test_a_second_comparison_in_a_folder_is_refused_before_it_takes_a_run(tmp_path: Path) -> None:

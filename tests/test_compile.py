@@ -33,7 +33,7 @@ IMAGES = (
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which all compiled runs of a session look for compiled code."""
+    """The cache folder of compiled code for all compiled runs of a session."""
     home = tmp_path_factory.getbasetemp()
     return (home.parent if "PYTEST_XDIST_WORKER" in os.environ else home) / "compiled"
 

@@ -1,4 +1,4 @@
-"""What Tab offers, asked for as bash and zsh do."""
+"""Shell completion, called like bash and zsh."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def pgcli(cwd: Path, *arguments: str, **environment: str) -> str:
 
 
 def in_bash(cwd: Path, *words: str) -> list[str]:
-    """Ask as bash does, which splits at `=`, too."""
+    """Call completion like bash, which also splits at `=`."""
     line = " ".join(("pgcli", *words))
     given = {"_PGCLI_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words))}
     return pgcli(cwd, **given).split()
@@ -123,7 +123,7 @@ NOT_OFFERED = ("runs\nid>PWNED", "runs\x1b]0;X\x07", "runs\u202ex")  # of severa
 
 @pytest.fixture
 def shell_home(tmp_path: Path) -> dict[str, str]:
-    """Return the environment of a shell: with `pgcli`, and its completion scripts installed; names that attack it."""
+    """Return the environment of a shell: with `pgcli`, its completion scripts, and hostile names."""
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin/pgcli"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{LIGHT}" "$@"\n')

@@ -1,4 +1,4 @@
-"""A config is read as it was meant, can be written and read back, explains itself, and imports nothing heavy."""
+"""Configs: reading, writing, documentation, and light imports."""
 
 from __future__ import annotations
 

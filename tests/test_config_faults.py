@@ -1,4 +1,4 @@
-"""Whatever is wrong with a config is told at once, where it stands, by the key, the rule and the value, with a mend."""
+"""All faults of a config are reported together, with place, key, rule, value and hint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def told(text: str | bytes, *overrides: str) -> list[str]:
-    """Give the lines that a user sees of a bad config `c.yaml`, each `error:` followed by its `hint:`."""
+    """Return the printed lines for a bad config `c.yaml`: `error:` lines with their `hint:`."""
     Path("c.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError) as caught:
         load_config("c.yaml", overrides)
@@ -549,7 +549,7 @@ FUZZ = settings(max_examples=120, deadline=None, database=None)
 
 
 def problems_of(build: Callable[..., object], *arguments: object) -> list[Problem]:
-    """Give the problems that `build` tells; anything else that it raises is a bug."""
+    """Return the problems that `build` reports; any other exception is a bug."""
     try:
         build(*arguments)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Environments are built from the config as it is written: its order, its own copies, and what a constructor wants."""
+"""Environments are built with the config's order, own copies and the constructors' types."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_an_order_that_does_not_fit_is_a_damaged_checkpoint(order: Any) -> None:
 
 
 def without_order(file: Path) -> None:
-    """Rewrite a checkpoint as an earlier version of pgcli wrote it."""
+    """Convert a checkpoint to the format of an earlier version."""
     metadata = metadata_of(file)
     del metadata["order"], metadata["metadata_sha256"]
     metadata["metadata_sha256"] = checkpoints._sha256(checkpoints._canonical(metadata))
@@ -130,7 +130,7 @@ def test_the_order_of_an_old_checkpoint_is_that_of_its_runs_config_or_a_warning(
     alone = Path(shutil.copy(file, tmp_path / "alone"))
     done = pgcli("eval", alone, "--trust", "--episodes", 2, cwd=tmp_path, PYTHONPATH=TESTS)
     assert done.stderr.count("warning: ") == 1
-    assert "without the order of env.kwargs.moves" in done.stderr
+    assert "did not save the order of env.kwargs.moves" in done.stderr
     shutil.copy(run / "config.yaml", alone.parent)
     done = pgcli("eval", alone, "--trust", "--episodes", 2, cwd=tmp_path, PYTHONPATH=TESTS)
     assert "warning" not in done.stderr
@@ -227,7 +227,7 @@ def test_a_function_that_returns_an_environment_is_one() -> None:
     env = EnvConfig(id="built_worlds:make_steps", kwargs={"length": 7})
     assert made(env.id, **env.kwargs)[0].unwrapped.length == 7
     assert check_environment(env).time_limit == 2
-    with pytest.raises(EnvironmentFailure, match=r"builds no gymnasium\.Env"):
+    with pytest.raises(EnvironmentFailure, match=r"does not return a gymnasium\.Env"):
         make_environment(EnvConfig(id="built_worlds:make_nothing"))
 
 
@@ -284,7 +284,7 @@ def test_a_file_that_an_installed_module_hides_is_named(tmp_path: Path, monkeypa
         assert caught.value.hint == "name the file: `json.py:Here`"
     assert made("json.py:Here")[0].unwrapped.length == 9
     assert sys.modules["json"] is json
-    with pytest.raises(EnvironmentFailure, match=r"there is no file jsno\.py") as caught:
+    with pytest.raises(EnvironmentFailure, match=r"no file jsno\.py") as caught:
         make_environment(EnvConfig(id="jsno.py:Here"))
     assert caught.value.hint == "did you mean `json.py:Here`?"
 

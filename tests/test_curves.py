@@ -1,4 +1,4 @@
-"""Learning curves: what is drawn, and what is said of it."""
+"""Learning curves: lines, bands and captions."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def drawn(
     band: str = "ci95",
     smooth: int = 1,
 ) -> list[dict[str, str]]:
-    """Give the rows of the CSV that is drawn."""
+    """Return the rows of the exported CSV."""
     output = plot(folders, x, y, stat, band, smooth, tmp_path / "drawn.csv")
     with output.open(newline="") as file:
         return list(csv.DictReader(file))

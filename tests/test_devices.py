@@ -1,7 +1,7 @@
-"""Learning on another device: the same as here, without a number of it being looked at. Only the last test needs a GPU.
+"""Learning on another device: equal results without synchronization. Only the last test needs a GPU.
 
-A twin on the CPU shows that it learns the same. On the meta device, which has shapes and no numbers, whatever would
-wait for a GPU is an error, and so is what mixes two devices.
+A second device on the CPU gives the same results. On the meta device, which has shapes but no numbers, every operation
+that would synchronize or mix devices is an error.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def test_a_gradient_on_another_device_is_scaled_down_without_looking_at_its_norm
 
 
 class Unseen(Tensor):
-    """A tensor on the CPU that says it is elsewhere, and refuses to be read as a number."""
+    """A tensor on the CPU that pretends to be on another device and cannot be read as a number."""
 
     is_cpu = False
 
@@ -130,7 +130,7 @@ def test_no_step_looks_at_a_number_or_mixes_devices(case: str, by_autograd: None
 @pytest.mark.skipif(torch.cuda.is_available(), reason="no GPU")
 def test_a_missing_gpu_is_told_before_anything_is_written(tmp_path: Path) -> None:
     done = pgcli("train", "cartpole", "training.device=cuda", "--run-dir", "run", cwd=tmp_path, code=2)
-    assert done.stderr.startswith(f"error: training.device: cuda, and torch {torch.__version__} finds no GPU here")
+    assert done.stderr.startswith(f"error: training.device: cuda, but torch {torch.__version__} finds no GPU")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""What a user sees while training."""
+"""The display during training."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def evaluation(k: int, mean: float) -> Evaluation:
 
 
 def seen_after(records: list[Record], seeds: int = 1) -> TrainingView:
-    """Give the view of `seeds` runs, the first of which had some records."""
+    """Return the view of `seeds` runs; the first has some records."""
     view = TrainingView([CONFIG.model_copy(update={"seed": seed}) for seed in range(seeds)])
     for record in records:
         view.add(record, 0)

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, wherever they come from: told by the name of the tensor, and never saved."""
+"""Non-finite numbers are reported with the name of their tensor and never saved."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_data_that_are_not_finite_are_named_and_nothing_is_learned_of_them(name:
     agent = agent_with(CLIP)
     agent.update(BATCH)
     before = copied(agent)
-    with pytest.raises(Diverged, match=f"{'obs' if name == 'obs' else 'advantages'} is not finite, and so policy_loss"):
+    with pytest.raises(Diverged, match=f"{'obs' if name == 'obs' else 'advantages'} is not finite, so policy_loss"):
         agent.update(replace(BATCH, **{name: tensor}))
     assert copied(agent) == before
 
@@ -78,9 +78,9 @@ def test_data_that_are_not_finite_are_named_and_nothing_is_learned_of_them(name:
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
-        ({"behavior_log_probs": -math.inf}, "behavior_log_probs is not finite, and so"),
-        ({"advantages": math.inf}, "advantages is not finite, and so"),
-        ({"returns": math.nan}, "returns is not finite, and so value_loss is nan"),
+        ({"behavior_log_probs": -math.inf}, "behavior_log_probs is not finite, so"),
+        ({"advantages": math.inf}, "advantages is not finite, so"),
+        ({"returns": math.nan}, "returns is not finite, so value_loss is nan"),
     ],
 )
 def test_a_part_of_the_batch_that_is_not_finite_is_named(
@@ -102,7 +102,7 @@ def test_an_action_that_the_policy_would_never_take_is_told_by_its_log_probabili
     agent = agent_with({"baseline": "mean"}, spaces.Box(-1, 1, (1,)))
     with torch.no_grad():
         agent.policy.get_parameter("distribution.log_standard_deviation").fill_(-200)  # as good as deterministic
-    with pytest.raises(Diverged, match="log_probs is not finite, and so policy_loss"):
+    with pytest.raises(Diverged, match="log_probs is not finite, so policy_loss"):
         agent.update(replace(BATCH, actions=torch.full((5, 4, 1), 0.5)))
 
 
@@ -116,9 +116,7 @@ def test_a_gradient_that_is_not_finite_is_named_where_the_loss_is(monkeypatch: p
         return gradient, terms
 
     monkeypatch.setattr(ClosedForm, "__call__", broken)
-    with pytest.raises(
-        Diverged, match=r"the gradient of policy\.network\.0\.bias is not finite, and so grad_norm is nan"
-    ):
+    with pytest.raises(Diverged, match=r"the gradient of policy\.network\.0\.bias is not finite, so grad_norm is nan"):
         agent.update(BATCH)
 
 
@@ -139,7 +137,7 @@ def test_large_but_finite_parameters_are_no_divergence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("log_ratio", "outcome"), [(-100.0, 0.0), (100.0, "is not finite, and so policy_loss is nan"), (-1e4, 0.0)]
+    ("log_ratio", "outcome"), [(-100.0, 0.0), (100.0, "is not finite, so policy_loss is nan"), (-1e4, 0.0)]
 )
 def test_ratios_beyond_the_range_of_floats_are_told_or_count_for_nothing(
     log_ratio: float, outcome: float | str, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""README and docs: their commands run, their links lead somewhere, their configs open with their command."""
+"""README and docs: commands run, links exist, configs begin with their command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 
 def commands(page: Path) -> list[str]:
-    """Give the commands of a page's `sh` blocks, comments left out."""
+    """Return the commands of a page's `sh` blocks, without comments."""
     blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
     lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
@@ -47,7 +47,7 @@ OF_THE_DOCS = [(page, command) for page in PAGES[1:] for command in commands(pag
 
 
 def short(command: str) -> str:
-    """Return a command that does the same in a moment; two seeds are enough for an interval."""
+    """Return a short version of a command; two seeds are enough for an interval."""
     for text, less in SHORTER:
         command = command.replace(text, less)
     if command.startswith("pgcli train"):
@@ -57,7 +57,7 @@ def short(command: str) -> str:
 
 @pytest.fixture(scope="module")
 def run_until(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, list[str], int], None]:
-    """Run the commands of a page in their order, each of them once, until that of a number has run."""
+    """Run the commands of a page in order, each once, up to a number."""
     homes: dict[str, Path] = {}
     done: Counter[str] = Counter()
 
@@ -97,7 +97,7 @@ def test_the_commands_of_the_readme_run_at_full_length(tmp_path: Path) -> None:
 
 
 def test_what_the_readme_makes_is_in_the_makefile() -> None:
-    """Those commands make this very environment: shown to exist here, run by CI."""
+    """These commands create the test environment itself: CI runs them, this test checks that they exist."""
     makes = [command for command in commands(PAGES[0]) if command.startswith("make ")]
     assert makes
     for command in makes:
@@ -117,7 +117,14 @@ def test_a_shipped_config_opens_with_its_command_and_loads(name: str) -> None:
     first, second, *_ = path.read_text().splitlines()
     assert first == f"# pgcli train configs/{name}.yaml"
     assert second.startswith("# ")
+    assert len(second) < 100  # `pgcli init --list` prints it
     assert load_config(str(path)).name == name.replace("/", "-")
+
+
+def test_the_readme_shows_the_shipped_cartpole() -> None:
+    lines = shipped_configs()["cartpole"].read_text().splitlines(keepends=True)
+    shown = "".join(line for line in lines if "yaml-language-server" not in line)
+    assert f"```yaml\n{shown}```" in (ROOT / "README.md").read_text()
 
 
 def test_the_mathematics_of_every_key_of_the_algorithm_is_written_down() -> None:
@@ -143,19 +150,26 @@ def test_the_readme_names_every_command_and_every_shipped_config() -> None:
 
 
 def test_the_page_of_results_says_what_was_measured() -> None:
-    """The page is written from the numbers of every seed alone, and every shipped config has some."""
+    """The page is written from the numbers of every seed alone; every config but the lesson's has some."""
     results = runpy.run_path(str(ROOT / "tests/benchmarks/results.py"))
     rows = results["read"]()
     assert results["PAGE"].read_text() == results["render"](rows)
-    assert {row["config"] for row in rows} == set(shipped_configs())
+    assert {row["config"] for row in rows} == set(results["MEASURED"])
 
 
-def test_every_row_of_the_page_on_reliability_names_tests_that_there_are() -> None:
-    rows = re.findall(r"^\| (\d+) \| (.+) \| (.+) \|$", (ROOT / "docs/reliability.md").read_text(), re.MULTILINE)
-    assert [int(number) for number, _, _ in rows] == list(range(1, 96))
-    for number, promise, held in rows:
-        tests = re.findall(r"`(test_\w+\.py)::(test_\w+)`", held)
+def test_every_promise_on_reliability_names_existing_tests() -> None:
+    page, list_of_faults = (ROOT / "docs/reliability.md").read_text(), (ROOT / "tests/faults.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (.+) \| (.+) \|$", list_of_faults, re.MULTILINE)
+    assert [int(number) for number, _, _ in rows] == list(range(1, len(rows) + 1))
+    assert f"lists {len(rows)} promises" in page
+    for number, promise, cell in rows:
+        tests = [re.fullmatch(r"`(test_\w+\.py)::(test_\w+)`", name) for name in cell.split("<br>")]
         assert promise
-        assert tests or len(held) > 20, f"{number}: neither a test nor a reason"
-        for file, name in tests:
-            assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{number}: {file}::{name}"
+        for test in tests:
+            assert test, f"{number}: {cell}"
+            assert f"def {test[2]}(" in (ROOT / "tests" / test[1]).read_text(), f"{number}: {test[0]}"
+    events = re.findall(r"^\| .+ \| (`test_.+`) \|$", page, re.MULTILINE)
+    assert events
+    for cell in events:
+        for file in cell.split(", "):
+            assert f"{file.strip('`')}::" in list_of_faults, file

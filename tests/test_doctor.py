@@ -1,4 +1,4 @@
-"""`pgcli doctor`, as a user runs it: what it finds, and that nothing is left behind."""
+"""`pgcli doctor` on the command line: its findings, and that it leaves no files."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_json_has_the_same_as_one_object(tmp_path: Path) -> None:
     [
         (["no-such.yaml"], 2, "no such file"),
         (["cartpole", "env.id=CartPole-v9"], 3, "did you mean `CartPole-v1`"),
-        (["cartpole", "env.kwargs.zzz=1"], 2, "no `zzz`"),
+        (["cartpole", "env.kwargs.zzz=1"], 2, "no parameter `zzz`"),
         (["cartpole", "env.id=worlds:World", "env.kwargs={fault: error, at: 3}"], 3, "the motor is on fire"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -114,7 +114,7 @@ FINDINGS: list[tuple[Config, str, str]] = [
 @pytest.mark.parametrize(("case", "text", "key"), FINDINGS, ids=[text for _, text, _ in FINDINGS])
 def test_what_would_disappoint_is_found_with_the_key_that_mends_it(case: Config, text: str, key: str) -> None:
     result = diagnose(case)
-    found = [mend for what, mend in findings(result) if text in what]
+    found = [fix for what, fix in findings(result) if text in what]
     assert len(found) == 1, result["findings"]
     assert key in found[0]
     assert bool(key) == bool(found[0])

@@ -1,4 +1,4 @@
-"""Keys without effect: refused where a user sets them, ignored in the resolved config of an earlier version."""
+"""Keys without effect: rejected in user configs, ignored in configs of earlier versions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pgcli.errors import ConfigError, UsageError
 from pgcli.experiment.run import Request, run_experiment
 from pgcli.studies.variants import parse_comparison
 
-# Whatever the other keys are, each of these has an effect: on the result, its measure, the files or the speed.
+# With any other keys, each of these has an effect: on the result, its measure, the files or the speed.
 ALWAYS = {
     *("name", "seed", "env.id", "env.chunk_size", "env.kwargs", "env.wrappers", "env.max_episode_steps"),
     *("env.vectorization", "rollout.episodes", "rollout.steps", "rollout.horizon"),

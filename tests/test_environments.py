@@ -1,4 +1,4 @@
-"""Environments of strangers: found by name, examined at the start, their faults told with what led to them."""
+"""Third-party environments: lookup by name, start checks and reports of faults."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _signals_only_set_a_flag() -> Any:
 
 
 def failure(settings: EnvConfig, kind: type[PgcliError] = EnvironmentFailure) -> str:
-    """Give the two lines that a user sees."""
+    """Return the error and the hint."""
     with pytest.raises(kind) as caught:
         make_environments(settings, 2)
     assert type(caught.value) is kind
@@ -80,16 +80,16 @@ NAMES: list[tuple[str, tuple[str, ...]]] = [
     ("Strange/Pong-v5", ("namespace `Strange`", "`module:Strange/Pong-v5`")),
     ("no_such_module:X-v0", ("no module `no_such_module`", "install")),
     ("wrlds:World", ("no module `wrlds`", "did you mean `worlds`?")),
-    ("wrlds.py:World", ("there is no file wrlds.py in ",)),
+    ("wrlds.py:World", ("no file wrlds.py in ",)),
     ("worlds:Wrld", ("`worlds` has no environment `Wrld`", "did you mean `worlds:World`?")),
     ("worlds:World-v1", ("`v0`, `v2`", "did you mean `worlds:World-v2`?")),
-    ("worlds:Nothing", ("no gymnasium.Env", "shimmy")),
-    ("worlds:Qqqqqqqq", ("its classes of gymnasium.Env: World, Old, Room",)),
-    ("json:Foo", ("`json` has no environment `Foo`", "no class of gymnasium.Env")),
-    ("Nothing-v0", ("no gymnasium.Env", "shimmy")),
+    ("worlds:Nothing", ("not a gymnasium.Env", "shimmy")),
+    ("worlds:Qqqqqqqq", ("its subclasses of gymnasium.Env: World, Old, Room",)),
+    ("json:Foo", ("`json` has no environment `Foo`", "no subclass of gymnasium.Env")),
+    ("Nothing-v0", ("does not return a gymnasium.Env", "shimmy")),
     ("Hopper-v2", ("moved to the gymnasium-robotics project", "did you mean `Hopper-v5`?")),
     ("HalfCheetah-v3", ("moved to the gymnasium-robotics project", "did you mean `HalfCheetah-v5`?")),
-    (":CartPole-v1", ("there is no module ``", "install")),
+    (":CartPole-v1", ("no module ``", "install")),
 ]
 
 
@@ -109,9 +109,13 @@ def test_a_class_that_is_not_registered_is_an_environment() -> None:
 
 
 KWARGS: list[tuple[EnvConfig, type[PgcliError], tuple[str, ...]]] = [
-    (env_config("LunarLander-v3", continous=True), UsageError, ("no `continous`", "did you mean `continuous`?")),
-    (env_config("worlds:World", falt=1), UsageError, ("no `falt`", "did you mean `fault`?")),
-    (env_config("CartPole-v1", zzz=1), UsageError, ("no `zzz`", "it takes sutton_barto_reward")),
+    (
+        env_config("LunarLander-v3", continous=True),
+        UsageError,
+        ("no parameter `continous`", "did you mean `continuous`?"),
+    ),
+    (env_config("worlds:World", falt=1), UsageError, ("no parameter `falt`", "did you mean `fault`?")),
+    (env_config("CartPole-v1", zzz=1), UsageError, ("no parameter `zzz`", "its parameters: sutton_barto_reward")),
     (env_config("Old-v0", "FlattenObservations"), EnvironmentFailure, ("did you mean `FlattenObservation`?",)),
     (env_config("World-v0", "flattenobservation"), EnvironmentFailure, ("did you mean `FlattenObservation`?",)),
     (env_config("World-v0", "importlib"), EnvironmentFailure, ("wrapper `importlib` not found",)),
@@ -119,16 +123,16 @@ KWARGS: list[tuple[EnvConfig, type[PgcliError], tuple[str, ...]]] = [
     (env_config("World-v0", "nowhere:Doubled"), EnvironmentFailure, ("no module `nowhere`",)),
     (env_config("World-v0", "worlds:Dubled"), EnvironmentFailure, ("did you mean `worlds:Doubled`?",)),
     (env_config("World-v0", "worlds:REWARDS"), EnvironmentFailure, ("wrapper `worlds:REWARDS` not found",)),
-    (env_config("World-v0", "worlds:useless"), EnvironmentFailure, ("worlds:useless gave no gymnasium.Env",)),
+    (env_config("World-v0", "worlds:useless"), EnvironmentFailure, ("worlds:useless returned no gymnasium.Env",)),
     (
         env_config("World-v0", {"name": "worlds:Doubled", "kwargs": {"facor": 3}}),
         UsageError,
-        ("worlds:Doubled takes no `facor`", "did you mean `factor`?"),
+        ("worlds:Doubled has no parameter `facor`", "did you mean `factor`?"),
     ),
     (
         env_config("World-v0", {"name": "FrameStackObservation", "kwargs": {"stak_size": 3}}),
         UsageError,
-        ("takes no `stak_size`", "did you mean `stack_size`?"),
+        ("has no parameter `stak_size`", "did you mean `stack_size`?"),
     ),
     (env_config("World-v0", "FrameStackObservation"), EnvironmentFailure, ("wrapper FrameStackObservation", "'stack_")),
     (env_config("World-v0", "GrayscaleObservation"), EnvironmentFailure, ("wrapper GrayscaleObservation", "image")),
@@ -217,7 +221,7 @@ MODULES = {
     "import numpy\nimport no_such_thing\n": ("needs `no_such_thing`", "broken.py:2"),
     "from numpy import no_such_thing\n": ("ImportError", "broken.py:1"),
     "x = 1\nraise ValueError('not today')\n": ("ValueError: not today", "broken.py:2"),
-    "import sys\n\nsys.exit('bye')\n": ("leaves Python", "broken.py:3", "__main__"),
+    "import sys\n\nsys.exit('bye')\n": ("exits Python", "broken.py:3", "__main__"),
 }
 
 
@@ -236,7 +240,7 @@ def test_a_module_that_cannot_be_imported_is_told_with_its_line(
 
 
 def test_modules_of_the_current_folder_come_last(tmp_path: Path) -> None:
-    """They are found, and no name there hides one that is installed."""
+    """Modules there are found, but never hide installed ones."""
     for name in ("mine", "colorsys"):
         (tmp_path / f"{name}.py").write_text("WHERE = 'here'\n")
     program = (
@@ -252,7 +256,7 @@ def test_modules_of_the_current_folder_come_last(tmp_path: Path) -> None:
 
 
 class Picture(worlds.World):
-    """Shows a picture, so that wrappers have something to do."""
+    """Has image observations, for wrappers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -300,7 +304,7 @@ def test_a_wrapper_of_a_module_may_be_a_class_or_a_function() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "mend"),
+    ("name", "fix"),
     [
         ("NormalizeObservation", "policy.normalize_obs: true"),
         ("gymnasium.wrappers:NormalizeReward", "value.normalize_returns: true"),
@@ -312,12 +316,12 @@ def test_a_wrapper_of_a_module_may_be_a_class_or_a_function() -> None:
         ("TransformReward", "module:Class"),
     ],
 )
-def test_a_wrapper_that_a_run_cannot_have_is_refused_with_what_does_its_work(name: str, mend: str) -> None:
+def test_a_wrapper_that_a_run_cannot_have_is_refused_with_what_does_its_work(name: str, fix: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config_from_data({"env": {"wrappers": ["FlattenObservation", name]}}, "c.yaml")
     (problem,) = caught.value.problems
     assert f"`env.wrappers`: {name.rpartition(':')[2]}: " in problem.message
-    assert mend in problem.hint
+    assert fix in problem.hint
     config_from_data({"env": {"wrappers": [f"mine:{name.rpartition(':')[2]}"]}}, "c.yaml")
 
 
@@ -329,21 +333,21 @@ def test_pictures_can_be_observations() -> None:
 # ------------------------------------------------------------------------------------------------- at the start, later
 
 START: dict[str, tuple[str, ...]] = {
-    "wide obs": ("gave an observation of shape (3,) in a space of (2,)",),
-    "text obs": ("gave an observation of shape () in a space of (2,)",),
-    "no obs": ("gave an observation of shape () in a space of (2,)",),
-    "nan obs": ("gave a non-finite observation",),
-    "complex obs": ("gave an observation of type complex128 in a space of float32",),
-    "none reward": ("gave a reward that is no number: None",),
-    "text reward": ("gave a reward that is no number: '1.0'",),
-    "decimal reward": ("gave a reward that is no number: Decimal('1')",),
-    "vector reward": ("gave a reward of shape (3,)", "mo_gymnasium.wrappers:LinearReward"),
-    "nan reward": ("gave a non-finite reward",),
-    "infinite reward": ("gave a non-finite reward",),
-    "none flag": ("gave a `terminated` that is neither true nor false: None",),
-    "text flag": ("gave a `terminated` that is neither true nor false: 'yes'",),
-    "two flags": ("gave a `terminated` that is neither true nor false",),
-    "seven flag": ("gave a `terminated` that is neither true nor false: 7",),
+    "wide obs": ("returned an observation of shape (3,) in a space of (2,)",),
+    "text obs": ("returned an observation of shape () in a space of (2,)",),
+    "no obs": ("returned an observation of shape () in a space of (2,)",),
+    "nan obs": ("returned a non-finite observation",),
+    "complex obs": ("returned an observation of type complex128 in a space of float32",),
+    "none reward": ("returned a reward that is not a number: None",),
+    "text reward": ("returned a reward that is not a number: '1.0'",),
+    "decimal reward": ("returned a reward that is not a number: Decimal('1')",),
+    "vector reward": ("returned a reward of shape (3,)", "mo_gymnasium.wrappers:LinearReward"),
+    "nan reward": ("returned a non-finite reward",),
+    "infinite reward": ("returned a non-finite reward",),
+    "none flag": ("returned a `terminated` that is neither true nor false: None",),
+    "text flag": ("returned a `terminated` that is neither true nor false: 'yes'",),
+    "two flags": ("returned a `terminated` that is neither true nor false",),
+    "seven flag": ("returned a `terminated` that is neither true nor false: 7",),
     "error": ("raised RuntimeError: the motor is on fire (", "worlds.py:"),
     "exit": ("raised SystemExit: 3",),
     "interrupt": ("raised KeyboardInterrupt",),
@@ -351,8 +355,8 @@ START: dict[str, tuple[str, ...]] = {
     "unspeakable": ("raised Unspeakable",),
 }
 ONLY_AT_THE_START: dict[str, tuple[str, ...]] = {
-    "old step": ("its step gives 4 values", "return obs, reward, terminated, truncated, info"),
-    "reset old": ("gave one ndarray instead of (obs, info) at the reset", "return obs, {}"),
+    "old step": ("`step` returned 4 values", "return obs, reward, terminated, truncated, info"),
+    "reset old": ("returned one ndarray instead of (obs, info) at the reset", "return obs, {}"),
     "reset wide obs": ("of shape (3,) in a space of (2,) at the reset",),
     "reset error": ("raised RuntimeError: the motor is on fire", "at the reset"),
     "close": ("raised RuntimeError: the door is stuck", "at the close"),
@@ -375,7 +379,7 @@ def test_what_would_break_a_run_is_found_before_it_begins(fault: str) -> None:
 
 def test_an_environment_of_gym_that_takes_no_seed_is_told_what_reset_is() -> None:
     message = failure(env_config("Old-v0"))
-    assert "its reset takes no seed" in message
+    assert "`reset` does not accept `seed`" in message
     assert "super().reset(seed=seed)" in message
 
 
@@ -415,7 +419,7 @@ def test_rewards_and_flags_that_only_look_odd_are_read(odd: str) -> None:
 
 @pytest.mark.parametrize("pair", [False, True])
 def test_counts_out_of_their_range_are_a_fault(pair: bool) -> None:
-    assert "gave an observation of " in failure(env_config("Room-v0", at=0, pair=pair))
+    assert "returned an observation of " in failure(env_config("Room-v0", at=0, pair=pair))
     envs = make_environments(env_config("Room-v0", at=2, pair=pair), 2)
     envs.reset([1, 2])
     with pytest.raises(EnvironmentFailure, match=r"of 0 in a space of \w*Discrete\(.*\) in step 2 with action 1"):
@@ -431,8 +435,8 @@ def test_notices_tell_of_limits_bounds_and_versions() -> None:
     assert check_environment(limited.env).notices == []
     assert check_environment(limited.env).time_limit == 9
     old, far = check_environment(env_config("World-v0", fault="far obs")).notices
-    assert old == "World-v0 is out of date: there is a v2"
-    assert far == "World-v0 gave an observation of 7 outside the bounds of its space; nothing is clipped"
+    assert old == "World-v0 is out of date: the newest version is v2"
+    assert far == "World-v0 returned an observation of 7 outside the bounds of its space; nothing is clipped"
 
 
 def test_the_start_check_is_made_once_per_config(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -529,7 +533,7 @@ def reproduced(error: EnvironmentFailure, folder: Path) -> subprocess.CompletedP
 
 
 def test_a_reproduction_does_exactly_what_was_done(tmp_path: Path) -> None:
-    """Its actions are those given to the bit, its wrappers and arguments too; so its world ends where ours did."""
+    """Actions, wrappers and arguments are exact, so the episode ends in the same state."""
     rescale = {"name": "RescaleAction", "kwargs": {"min_action": [-3, -3], "max_action": [3, 3]}}
     env = {"id": "worlds:Tracing", "kwargs": {"at": 5}, "wrappers": [rescale], "max_episode_steps": 50}
     envs = make_environments(config(env=env).env, 2)
@@ -555,12 +559,12 @@ def test_a_reproduction_shows_what_is_no_exception(tmp_path: Path) -> None:
         act(envs, np.ones((3, 1), int))
     done = reproduced(caught.value, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "step 2 with action 1 gave (array(" in done.stdout
+    assert "step 2 with action 1 returned (array(" in done.stdout
     assert "nan" in done.stdout
 
 
 def test_a_reproduction_begins_with_the_reset_of_its_own_episode(tmp_path: Path) -> None:
-    """In segments, where columns restart one by one, and the history before is dropped."""
+    """In segments, columns restart independently and the earlier history is dropped."""
     envs = SingleEnvironments(env_config("worlds:World", fault="exit", at=3, length=3), 2)
     envs.reset([100, 200])
     running = ON
@@ -629,9 +633,9 @@ def test_a_dict_that_shows_its_mask_is_left_as_it_is() -> None:
     ("kwargs", "words"),
     [
         ({"mask": [1, 0]}, "an action mask of 2 entries for 3 actions at the reset"),
-        ({"mask": [0, 0, 0]}, "an action mask that permits nothing"),
+        ({"mask": [0, 0, 0]}, "an action mask that permits no action"),
         ({"mask": [0.5, 0, 1]}, "an action mask with entries other than 0 and 1: [0.5, 0.0, 1.0]"),
-        ({"at": 2}, "an action mask that permits nothing in step 2 with action 0"),
+        ({"at": 2}, "an action mask that permits no action in step 2 with action 0"),
         ({"at": 2, "then": [1, 1]}, "an action mask of 2 entries for 3 actions in step 2 with action 0"),
     ],
 )
@@ -650,7 +654,7 @@ def test_a_mask_that_fits_nothing_or_permits_nothing_is_a_fault(kwargs: dict[str
 def test_masks_and_other_parts_are_checked_also_where_the_environment_shows_them_itself() -> None:
     envs = make_environments(env_config("worlds:Shown", at=1), 2)
     envs.reset([1, 2])
-    with pytest.raises(EnvironmentFailure, match="permits nothing in step 1 with action 2 of the episode with reset"):
+    with pytest.raises(EnvironmentFailure, match="permits no action in step 1 with action 2 of the episode with reset"):
         act(envs, np.full((4, 2), 2))
 
 
@@ -671,11 +675,11 @@ def test_native_forms_are_taken_only_where_they_are_the_same_environment() -> No
         "its vector form has other spaces"
     )
     masked = config(env={"id": "Masked-v0", "vectorization": "native"}).env
-    assert "shows no action mask" in failure(masked, UsageError)
+    assert "does not report the action mask" in failure(masked, UsageError)
 
 
 class Ill(gym.vector.VectorEnv[Any, Any, Any]):
-    """A vector form that falls ill in step 3, in the last column."""
+    """A vector form with a fault in step 3 of the last column."""
 
     metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012 - as Gymnasium has it
 
@@ -729,8 +733,8 @@ def test_a_fault_ends_a_run_with_exit_3_a_reproduction_and_a_good_checkpoint(tmp
     done = pgcli("train", "cartpole", *TINY, *world, "--run-dir", "run", cwd=tmp_path, code=3, PYTHONPATH=PATHS)
     (program,) = (tmp_path / "run/crash").iterdir()
     seed = program.stem.removeprefix("episode-")
-    assert f"of the episode with reset seed {seed}; run/crash/{program.name} repeats it" in done.stderr
-    assert "hint: `pgcli resume run` goes on once it is mended" in done.stderr
+    assert f"of the episode with reset seed {seed}; run/crash/{program.name} reproduces it" in done.stderr
+    assert "hint: once it is fixed, `pgcli resume run` continues the run" in done.stderr
     assert str(tmp_path) not in done.stderr
     assert done.stdout == ""
     status = json.loads((tmp_path / "run/status.json").read_text())
@@ -758,7 +762,7 @@ def test_a_fault_in_the_close_does_not_hide_a_run_that_had_ended(tmp_path: Path)
     world = ["env.id=worlds:World-v2", "env.kwargs={fault: close, at: 30}"]
     done = pgcli("train", "cartpole", *TINY, *world, "--run-dir", "run", cwd=tmp_path, code=3, PYTHONPATH=PATHS)
     assert "raised RuntimeError: the door is stuck" in done.stderr
-    assert "the run had finished, and all of it is saved" in done.stderr
+    assert "the run had finished; all its results are saved" in done.stderr
     assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "finished"
     assert len(rows(tmp_path / "run/metrics.csv")) == 6
 
@@ -790,7 +794,7 @@ def test_a_class_in_the_current_folder_trains_in_processes_of_its_own(tmp_path: 
 
 LEAVES = [
     ("_exit", 1, 7, ""),
-    ("_exit", 2, 3, "worlds:Leaving left Python with exit code 7"),
+    ("_exit", 2, 3, "worlds:Leaving exited Python with code 7"),
     ("SIGSEGV", 2, 139, "its process was killed by SIGSEGV"),
 ]
 
@@ -808,7 +812,7 @@ def test_a_run_whose_process_its_environment_ends_goes_on_to_the_byte(
     for run in runs:
         status = json.loads((tmp_path / run / "status.json").read_text())
         assert status == {"status": "running"}, "nobody was left to say otherwise"
-        assert not several or f"error: {run}: {words}\nhint: the same command with --resume goes on" in done.stderr
+        assert not several or f"error: {run}: {words}\nhint: the same command with --resume continues" in done.stderr
         pgcli("plot", run, cwd=tmp_path)
     pgcli(*command, "run", cwd=tmp_path, PYTHONPATH=PATHS, MENDED="yes")
     pgcli(*command, "whole", cwd=tmp_path, PYTHONPATH=PATHS, MENDED="yes")
@@ -851,7 +855,7 @@ def test_what_an_environment_sets_for_the_whole_process_changes_no_byte(tmp_path
 
 
 def begun(command: list[Any], folder: Path, sign: str, count: int = 1) -> Command:
-    """Start pgcli and wait until it has written what `sign` matches."""
+    """Start pgcli and wait until its output matches `sign`."""
     process = Command(*command, cwd=folder, PYTHONPATH=PATHS)
     deadline = time.monotonic() + 60
     while len(list(folder.glob(sign))) < count and time.monotonic() < deadline:
@@ -880,7 +884,7 @@ def test_a_second_signal_ends_a_run_whose_environment_hangs(in_step: bool, tmp_p
 def test_without_their_parent_the_processes_of_jobs_save_and_leave(tmp_path: Path) -> None:
     world = ["env.id=worlds:World", "rollout.episodes=10000000", "--seeds", "0,1", "--jobs", "2"]  # one long iteration
     process = begun(["train", "cartpole", *TINY, *world], tmp_path, "runs/*/seed-*/checkpoints/best.json", 2)
-    time.sleep(0.5)  # the evaluation is told, and nothing more is for long
+    time.sleep(0.5)  # the evaluation is printed, and nothing more for a long time
     locks = [tmp_path / f"runs/cartpole/seed-{seed}/.lock" for seed in (0, 1)]
     children = [json.loads(lock.read_text())["pid"] for lock in locks]
     assert process.pid not in children

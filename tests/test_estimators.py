@@ -1,4 +1,4 @@
-"""Gradient estimates of the real code without sampling: all batches that can happen, against closed forms."""
+"""Exact expectations of gradient estimates over all batches, compared with closed forms."""
 
 from __future__ import annotations
 

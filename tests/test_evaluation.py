@@ -1,4 +1,4 @@
-"""Evaluation: numbers by hand in a world that knows its episodes, and no trace of it in what is learned."""
+"""Evaluation: results computed by hand in a known environment, and no effect on training."""
 
 from __future__ import annotations
 

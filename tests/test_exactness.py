@@ -1,6 +1,6 @@
 """Value functions, ratios and continuous actions without sampling: enumeration, quadrature, linear solves.
 
-Gradients of a known J come from a complex step, Im J(θ + ih) / h, which knows no policy gradient theorem.
+Gradients of a known J come from a complex step, Im J(θ + ih) / h, independent of the policy gradient theorem.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ TARGET: Shares = [[Fraction(1, 3), Fraction(2, 3)], [Fraction(4, 5), Fraction(1,
 
 
 class Told(NamedTuple):
-    """One episode: a state more than there are actions."""
+    """One episode, with one more state than actions."""
 
     states: tuple[int, ...]
     actions: tuple[int, ...]
@@ -94,7 +94,7 @@ class Told(NamedTuple):
 
 
 def futures(moves: Moves, policy: Shares, state: int, horizon: int) -> Iterator[tuple[Fraction, Told]]:
-    """Tell every episode that can happen from `state`, cut at `horizon`, with its probability."""
+    """Yield every possible episode from `state`, cut at `horizon`, with its probability."""
     for action, p in enumerate(policy[state]):
         for q, after, reward, over in moves[state][action]:
             if over or horizon == 1:
@@ -106,7 +106,7 @@ def futures(moves: Moves, policy: Shares, state: int, horizon: int) -> Iterator[
 
 
 def side_by_side(told: Sequence[Told], acted: Shares | None = None) -> Trajectories:
-    """Make one batch of episodes; `acted` is the policy μ that behavior_log_probs are of."""
+    """Create one batch of episodes; `acted` is the policy μ of behavior_log_probs."""
     lengths = torch.tensor([len(episode.actions) for episode in told])
     steps = int(lengths.max())
     t = torch.arange(steps)[:, None]
@@ -130,7 +130,7 @@ def side_by_side(told: Sequence[Told], acted: Shares | None = None) -> Trajector
 
 
 def in_proportion(world: Sequence[tuple[Fraction, Told]], acted: Shares | None = None) -> Trajectories:
-    """Make one batch in which each episode stands as often as it is probable: its mean is the expectation."""
+    """Create a batch with episodes repeated by probability: its mean is the expectation."""
     whole = math.lcm(*(p.denominator for p, _ in world))
     return side_by_side([told for p, told in world for _ in range(int(p * whole))], acted)
 
@@ -179,7 +179,7 @@ def returns_from(moves: Moves, logits: Array, gamma: float, horizon: int | None,
 
 
 def complex_step(function: Callable[[Array], Any], at: Array) -> Array:
-    """Differentiate a real function to the last bit."""
+    """Differentiate a real function to machine precision."""
     gradient = np.zeros(at.shape)
     for index in np.ndindex(*at.shape):
         moved = at.astype(complex)
@@ -211,7 +211,7 @@ IN_TOTAL: dict[str, Any] = {"average": "episodes", "gamma": GAMMA, "returns": "t
     ],
 )
 def test_where_chance_decides_the_next_state_the_gradient_is_exact(values: Array, algorithm: dict[str, Any]) -> None:
-    """In `test_grid`, which has every cell, only actions do."""
+    """In `test_grid`, which covers all cells, only actions are random."""
     expected = gradient_of_return(LAYERS, log(PI), GAMMA, 3)
     batch = in_proportion(list(futures(LAYERS, PI, 0, 3)))
     assert batch.terminated.any(0).all()
@@ -222,7 +222,7 @@ def test_where_chance_decides_the_next_state_the_gradient_is_exact(values: Array
 @pytest.mark.parametrize("horizon", [1, 2])
 @pytest.mark.parametrize("returns", ["total", "reward_to_go", "lambda_return"])
 def test_a_cut_trajectory_is_worth_its_rewards_and_the_value_where_it_was_cut(returns: str, horizon: int) -> None:
-    """So the gradient is that of E[Σ γ^t r_t + γ^H V(s_H)], with V as it is; for λ < 1 if V is true."""
+    """So the gradient is that of E[Σ γ^t r_t + γ^H V(s_H)], with V fixed; for λ < 1 if V is exact."""
     batch = in_proportion(list(futures(LAYERS, PI, 0, horizon)))
     assert batch.cut.any()
     setting = (IN_TOTAL if returns == "total" else BY_STEP) | {"returns": returns}
@@ -257,7 +257,7 @@ def lake_logits() -> Array:
 
 
 def lake_gradients(cells: dict[str, dict[str, Any]], batches: int, **algorithm: Any) -> tuple[dict[str, Array], Moves]:
-    """Collect `batches` batches of 500 episodes as training does; all cells judge the same ones."""
+    """Collect `batches` batches of 500 episodes like training; all cells use the same ones."""
     settings = config(
         env={"id": "FrozenLake-v1", "num_envs": 500, "max_episode_steps": LIMIT},
         rollout={"episodes": 500},
@@ -286,7 +286,7 @@ def lake_gradients(cells: dict[str, dict[str, Any]], batches: int, **algorithm: 
 
 
 def standard_errors_off(found: Array, expected: Array) -> float:
-    """Give the largest distance of a mean from what is expected; where nothing ever varies, it must be that."""
+    """Return the largest deviation of a mean from its expectation; without variance it must be 0."""
     errors = found.std(0, ddof=1) / math.sqrt(len(found))
     np.testing.assert_array_equal(expected[errors == 0], found.mean(0)[errors == 0])
     return float((np.abs(found.mean(0) - expected)[errors > 0] / errors[errors > 0]).max())
@@ -333,7 +333,7 @@ def exact_bandit(world: Bandit) -> list[Fraction]:
 
 
 def pulls(world: Bandit, n: int) -> Iterator[tuple[Fraction, tuple[int, ...], Trajectories]]:
-    """Tell every batch of n pulls by μ: its probability, its actions, and itself."""
+    """Yield every batch of n pulls by μ: probability, actions, batch."""
     (_, rewards), (_, mu) = world
     for actions in product(range(len(mu)), repeat=n):
         batch = trajectories(*([(a, float(rewards[a]))] for a in actions))
@@ -425,7 +425,7 @@ def test_the_optimal_baseline_from_the_others_keeps_the_gradient(world: Bandit) 
 
 
 def test_the_optimal_baseline_is_that_of_least_variance_where_there_is_much_to_learn_it_from() -> None:
-    """On the uneven bandit b* = 61/66, the minimum over constants; with N pulls it is known up to O(1/N)."""
+    """On the uneven bandit b* = 61/66 is the best constant; N pulls estimate it up to O(1/N)."""
     pi, rewards = UNEVEN_SHARES[0], UNEVEN[1]
     squares = [sum(((a == b) - pi[b]) ** 2 for b in range(3)) for a in range(3)]
     best = sum(p * r * q for p, r, q in zip(pi, rewards, squares, strict=True)) / sum(
@@ -531,7 +531,7 @@ def test_at_ratio_one_the_gradient_of_the_clip_is_the_policy_gradient_to_the_las
 
 
 def sgd_agent(logits: Sequence[float], rate: float, **algorithm: Any) -> Learner:
-    """Build a `softmax_agent` that climbs by `rate` times the gradient."""
+    """Build a `softmax_agent` with plain gradient ascent and learning rate `rate`."""
     settings = config(
         policy={"hidden_sizes": []}, optimizer={"name": "sgd", "learning_rate": rate}, algorithm=algorithm
     )
@@ -563,7 +563,7 @@ def test_one_step_on_fresh_data_has_ratios_of_exactly_one(objective: str) -> Non
 
 
 def watched(agent: Learner) -> list[dict[str, float]]:
-    """Keep the terms of the policy's loss before each step."""
+    """Record the terms of the policy's loss before each step."""
     seen: list[dict[str, float]] = []
     gradient = agent.agent.gradient
 
@@ -583,7 +583,7 @@ def watched(agent: Learner) -> list[dict[str, float]]:
 def test_the_first_of_several_steps_has_ratios_of_exactly_one_and_the_second_has_not(
     objective: str,
 ) -> None:
-    """In float32, where a part of two or three steps is rounded in another way than the batch of thirteen."""
+    """In float32, small parts round differently from the batch of thirteen."""
     algorithm = {"baseline": "none", "objective": objective, "num_minibatches": 5, "update_epochs": 2}
     agent = learner_of(spaces.Box(-9, 9, (3,)), spaces.Discrete(4), config(algorithm=algorithm))
     seen = watched(agent)
@@ -611,7 +611,7 @@ def test_an_update_reports_the_means_of_its_last_epoch_by_the_size_of_its_parts(
 
 @pytest.mark.parametrize("objective", ["clip", "importance_sampling"])
 def test_a_second_epoch_reports_what_ratios_by_hand_say(objective: str) -> None:
-    """θ after the first step is the plain policy gradient step; the second epoch measures there."""
+    """The first step is a plain policy gradient step; the second epoch measures at its result."""
     logits, rate = [0.3, -1.0, 0.1], 1.0
     agent = sgd_agent(logits, rate, baseline="none", objective=objective, update_epochs=2, clip_range=0.3)
     before = probabilities(agent.policy)
@@ -828,7 +828,7 @@ def test_the_kl_penalty_has_the_gradient_of_kl(objective: str) -> None:
 
 
 def line_agent(value: dict[str, Any] | None = None, **algorithm: Any) -> PolicyGradient:
-    """Build an agent in float64 with V(x) = 2x - 1 of its one observation."""
+    """Build an agent in float64 with V(x) = 2x - 1 for a scalar observation."""
     settings = config(policy={"hidden_sizes": []}, value=value or {}, algorithm={"baseline": "value"} | algorithm)
     agent = build_agent(spaces.Box(-9, 9, (1,)), spaces.Discrete(2), settings)
     assert agent.value is not None
@@ -885,7 +885,7 @@ def forward_view(rewards: list[float], values: list[float], terminated: bool, ga
 @pytest.mark.parametrize("lam", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("returns", ["lambda_return", "vtrace"])
 def test_returns_are_mixtures_of_n_step_returns_of_each_episode_alone(returns: str, lam: float) -> None:
-    """A time limit, a horizon and the end of a segment bootstrap, a termination does not, and nothing crosses it."""
+    """Time limits, horizons and segment ends bootstrap; terminations do not, and nothing crosses them."""
     batch, agent = segment(), line_agent(returns=returns, gamma=0.8, gae_lambda=lam)
     estimate = agent.estimate(batch)
     values = (2 * batch.obs[..., 0] - 1).tolist()
@@ -906,7 +906,7 @@ def test_returns_are_mixtures_of_n_step_returns_of_each_episode_alone(returns: s
 
 
 def test_the_value_function_learns_from_the_returns_and_from_where_it_was() -> None:
-    """V moves up by 1/2 everywhere, and may count as moved by 1/4 only."""
+    """V increases by 1/2 everywhere, but is clipped to 1/4."""
     batch, agent = segment(), line_agent(value={"clip_range": 0.25}, returns="lambda_return", gamma=0.8, gae_lambda=0.6)
     laid_out, report = flat_batch(agent, batch)
     old = (2 * batch.obs[:-1, :, 0] - 1)[batch.mask].numpy()
@@ -955,7 +955,7 @@ def vtrace_agent(values: Array, lam: float) -> PolicyGradient:
 @pytest.mark.parametrize("lam", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("start", [0, 1])
 def test_vtrace_is_the_sum_of_corrected_errors(start: int, lam: float) -> None:
-    """v_s = V(x_s) + Σ γ^(t-s) (Π c_i) ρ_t δ_t, written out for every trajectory that μ can go, cut or terminated."""
+    """v_s = V(x_s) + Σ γ^(t-s) (Π c_i) ρ_t δ_t, written out for all trajectories of μ, cut or terminated."""
     told = [episode for _, episode in futures(TWO, ACTED, start, 3)]
     values = [1.5, -0.5]
     estimate = vtrace_agent(np.array(values), lam).estimate(side_by_side(told, ACTED))
@@ -979,7 +979,7 @@ def test_vtrace_is_the_sum_of_corrected_errors(start: int, lam: float) -> None:
 
 @pytest.mark.parametrize("lam", [0.0, 0.7, 1.0])
 def test_the_fixed_point_of_vtrace_is_the_value_of_the_policy_between_the_two(lam: float) -> None:
-    """The mean of v under μ is V where V is that of π̄ ∝ min(μ, π), and nowhere else."""
+    """The mean of v under μ equals V only if V is the value of π̄ ∝ min(μ, π)."""
     smaller = [[min(p, q) for p, q in zip(*rows, strict=True)] for rows in zip(ACTED, TARGET, strict=True)]
     between = [[p / sum(row) for p in row] for row in smaller]
     fixed = returns_from(TWO, log(between), GAMMA, None)
@@ -1019,7 +1019,7 @@ def test_actions_that_the_policy_never_takes_teach_vtrace_nothing() -> None:
 
 
 def linear_gaussian(k: float, mean: float, sigma: float, **algorithm: Any) -> PolicyGradient:
-    """Build an agent in float64 with a ~ N(k s + mean, σ²), and V(s) = s/3 - 2 where there is one."""
+    """Build an agent in float64 with a ~ N(k s + mean, σ²), and optionally V(s) = s/3 - 2."""
     settings = config(policy={"hidden_sizes": []}, algorithm={"average": "episodes"} | algorithm)
     agent = build_agent(spaces.Box(-9, 9, (1,)), spaces.Box(-9, 9, (1,)), settings)
     numbers = {"distribution.log_standard_deviation": math.log(sigma), "network.0.weight": k, "network.0.bias": mean}
@@ -1041,7 +1041,7 @@ def named_ascent(agent: PolicyGradient, batch: Trajectories) -> Array:
 
 
 def continuous(states: Sequence[float], actions: Sequence[float], rewards: Sequence[float]) -> Trajectories:
-    """Make one trajectory that terminates."""
+    """Create one trajectory that terminates."""
     batch = trajectories([(0, reward) for reward in rewards])
     columns = (torch.tensor(list(x), dtype=torch.float64)[:, None, None] for x in (states, actions))
     return replace(batch, obs=next(columns), actions=next(columns))

@@ -1,4 +1,4 @@
-"""An exported policy is the policy: onnxruntime computes what pgcli does, for every distribution and observation."""
+"""Exported policies in onnxruntime match pgcli for all distributions and observations."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def build(observations: spaces.Space[Any], actions: spaces.Space[Any], more: dic
 
 
 def seen(space: spaces.Space[Any], policy: Policy) -> tuple[Array, dict[str, Array]]:
-    """Draw N observations: packed as the policy reads them, and as the inputs of its export."""
+    """Draw N observations: packed for the policy, and as inputs of its export."""
     space.seed(4)
     drawn = [space.sample() for _ in range(N)]
     if isinstance(space, spaces.Dict) and "action_mask" in space.spaces:
@@ -175,7 +175,7 @@ def test_the_same_policy_is_the_same_bytes_and_any_number_of_observations_goes_i
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_a_policy_that_sees_nothing_is_refused() -> None:
-    with pytest.raises(UsageError, match="observes nothing"):
+    with pytest.raises(UsageError, match="without observations"):
         to_onnx(build(spaces.Box(0, 1, (0,), np.float32), spaces.Discrete(2), {}), {})
 
 
@@ -199,7 +199,7 @@ def test_the_command_line_writes_a_file_that_says_what_it_is_and_acts_as_the_age
     agent = pgcli.load(tmp_path / "run", which="0")
     obs = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     assert session.run(["action"], {"observation": obs})[0].tolist() == agent.act(obs, mode="greedy").tolist()
-    assert "an export is an .onnx" in run("agent.pt", 2).stderr
+    assert "an export file needs the suffix .onnx" in run("agent.pt", 2).stderr
 
 
 def test_a_missing_extra_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Files that a stranger made, or that are in the way: nothing is written elsewhere, nothing hangs, nothing is lost."""
+"""Foreign and conflicting files: nothing is written elsewhere, hangs or is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Films: every picture that an environment may render is converted or refused, and each frame is its own."""
+"""Films: rendered images are converted or rejected, and each frame shows its own step."""
 
 from __future__ import annotations
 

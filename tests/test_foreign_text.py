@@ -1,4 +1,4 @@
-"""Texts of strangers: what a run's files, an environment or a file name holds never reaches a terminal as a command."""
+"""Untrusted text in files, environments and file names never reaches a terminal unescaped."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_no_command_passes_hostile_text_on(kind: str, whole: Path, tmp_path: Pat
 
 
 def answered(*words: str, cwd: Path) -> str:
-    """Return what a command prints, whatever its exit code."""
+    """Return the output of a command, for any exit code."""
     from command_line import Command
 
     done = Command(*words, cwd=cwd).finished()

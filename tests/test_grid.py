@@ -1,4 +1,4 @@
-"""The whole grid returns × baseline × objective: each cell is exact, biased as documented, or refused; and bad company.
+"""The full grid returns × baseline × objective: each cell is exact, biased as documented, or rejected.
 
 A value that is added to one of the three and not classified here makes a test fail.
 """
@@ -32,7 +32,7 @@ def choices(key: str) -> tuple[str, ...]:
     return get_args(AlgorithmConfig.model_fields[key].annotation)
 
 
-# What a pair of returns and baseline is, whatever the objective that follows it on data of the policy's own.
+# The class of a pair of returns and baseline, for every objective on data of the policy's own.
 # lambda_return and vtrace are exact with the value of the policy; what another V costs, a test below tells.
 PAIRS: dict[tuple[str, str], Kind] = {
     ("total", "none"): "exact",
@@ -95,7 +95,7 @@ def timed_agent(values: Sequence[float], **algorithm: Any) -> PolicyGradient:
 
 
 def timed(batch: Trajectories, own: bool) -> Trajectories:
-    """Show t instead of 0; with `own`, the data say that they are the policy's own, and the ratios are computed."""
+    """Show t instead of 0; with `own`, the data is marked as the policy's own, and ratios are computed."""
     t = torch.arange(len(batch.obs))[:, None].expand(-1, batch.mask.shape[1])
     behavior = torch.tensor([1 - P, P], dtype=torch.float64).log()[batch.actions] * batch.mask
     return replace(batch, obs=t, behavior_log_probs=behavior if own else None)
@@ -114,7 +114,7 @@ def mean_gradient(agent: PolicyGradient, n: int, world: World = SURVIVAL) -> flo
 
 
 def shrunk(per_step: bool, n: int) -> float:
-    """Compute what own shares leave: 1 - 1/n of all, or 1 - 1/n_t of each step over the n_t of n that run.
+    """Compute the factor left by own shares: 1 - 1/n of all, or 1 - 1/n_t of each step over the n_t of n that run.
 
     Step t brings γ^t p (1 - p) γ V_t+1 where it is reached, q = p^t; E[n_t - 1; n_t > 0] / n = q - (1 - (1 - q)^n) / n.
     """
@@ -127,7 +127,7 @@ def shrunk(per_step: bool, n: int) -> float:
 
 
 def of_cell(returns: str, baseline: str, objective: str) -> dict[str, Any]:
-    """Give the cell with what it needs to be there, and to be the gradient of the discounted return."""
+    """Return the cell's config with all keys that make it valid and discounted."""
     group = {"group_size": 2} if baseline == "group" else {}
     weighting = {"discount_weighting": True} if returns != "total" else {}
     return {"returns": returns, "baseline": baseline, "objective": objective, **group, **weighting}
@@ -156,7 +156,7 @@ def test_a_cell_without_a_meaning_is_refused(cell: tuple[str, str, str]) -> None
 
 @pytest.mark.parametrize("cell", [cell for cell in GRID if cell not in REFUSED], ids="-".join)
 def test_a_cell_is_exact_or_biased_as_it_is_said_to_be(cell: tuple[str, str, str]) -> None:
-    """On two trajectories, so that own shares are large. V is true where the returns lean on it."""
+    """On two trajectories, so that own shares are large. V is exact where returns bootstrap."""
     kind, algorithm = CELLS[cell], of_cell(*cell)
     config_from_data({"rollout": {"episodes": 4}, "algorithm": algorithm}, "cell")  # not refused
     by_value = cell[0] in ("lambda_return", "vtrace")
@@ -189,7 +189,7 @@ def test_a_wrong_value_biases_what_leans_on_it_by_its_errors_at_the_next_states(
 ) -> None:
     """E[A_t | a_t] is off by (1 - λ) Σ_n λ^(n-1) γ^n E[e_t+n | a_t], with e = V - V_true; by nothing at λ = 1.
 
-    What V says of s_t itself is a baseline. After the last step nothing follows, so there is no error.
+    V(s_t) itself is a baseline. After the last step there is no next state, so no error.
     V-trace is that at λ = 1 for its first step, and the λ-return from the next on: its q_t is r + γ v_t+1.
     """
     error = [v - true for v, true in zip(ANY_VALUES, VALUES, strict=True)]
@@ -212,7 +212,7 @@ def test_a_wrong_value_biases_what_leans_on_it_by_its_errors_at_the_next_states(
 @pytest.mark.parametrize("objective", choices("objective"))
 @pytest.mark.parametrize("average", ["steps", "episode_means"])
 def test_other_averages_weigh_short_trajectories_more(average: str, objective: str) -> None:
-    """So they are not the gradient of the return: here, from the chances of the four lengths and ends by hand."""
+    """So they are not the gradient of the return; computed by hand from the four possible lengths."""
     agent = timed_agent([], **of_cell("total", "none", objective) | {"average": average})
     expected = 0.0
     for probability, episode in SURVIVAL:
@@ -228,7 +228,7 @@ def test_other_averages_weigh_short_trajectories_more(average: str, objective: s
 SEGMENTS = "rollout={episodes: null, steps: 8}"
 OF_SEGMENTS = (SEGMENTS, "algorithm.returns=lambda_return", "algorithm.baseline=value")
 REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
-    # overrides; the keys that are blamed; a word of the reason; a word of the mend; overrides that mend it
+    # overrides; the keys that are blamed; a word of the reason; a word of the hint; overrides that fix it
     (
         ("algorithm.returns=lambda_return",),
         "returns baseline",
@@ -291,9 +291,9 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
         ("algorithm.returns=total",),
     ),
     *(
-        ((f"algorithm.{key}=3",), f"{key} objective", "does not correct", f"{key}: 1", (f"algorithm.objective={mend}",))
+        ((f"algorithm.{key}=3",), f"{key} objective", "does not correct", f"{key}: 1", (f"algorithm.objective={fix}",))
         for key in ("update_epochs", "num_minibatches", "reuse")
-        for mend in ("clip", "importance_sampling")
+        for fix in ("clip", "importance_sampling")
     ),
     *(
         ((f"algorithm.{key}=0.1",), f"{key} objective", "KL and its gradient are 0", key, ("algorithm.objective=clip",))
@@ -390,10 +390,10 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(
-    ("overrides", "keys", "reason", "hint", "mend"), REASONS, ids=[" ".join(row[0]) for row in REASONS]
+    ("overrides", "keys", "reason", "hint", "fix"), REASONS, ids=[" ".join(row[0]) for row in REASONS]
 )
 def test_a_bad_combination_is_refused_with_a_reason_and_a_mend_that_mends(
-    overrides: tuple[str, ...], keys: str, reason: str, hint: str, mend: tuple[str, ...]
+    overrides: tuple[str, ...], keys: str, reason: str, hint: str, fix: tuple[str, ...]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         override(Config(), overrides)
@@ -402,7 +402,7 @@ def test_a_bad_combination_is_refused_with_a_reason_and_a_mend_that_mends(
     assert problem.message.startswith(" and ".join(f"`{name}`" for name in names) + (": " if names[1:] else ""))
     assert reason in problem.message
     assert hint in problem.hint
-    assert override(Config(), [*overrides, *mend]) != Config()
+    assert override(Config(), [*overrides, *fix]) != Config()
 
 
 def test_several_bad_combinations_are_told_together() -> None:

@@ -1,4 +1,4 @@
-"""What an environment reports in info at an episode's end: columns with the same bytes however they are collected."""
+"""Numbers in info at the end of episodes: table columns with equal bytes for all collectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Killed at any instant, and at calls that write: a resumed run ends with the bytes of one that was not killed."""
+"""A run killed at any instant or write, then resumed, ends with the bytes of a complete run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills are shown
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folder of each case, run once without a kill when it is first asked for."""
+    """The folder of each case, run once without a kill at first use."""
     home = tmp_path_factory.mktemp("whole")
 
     class Runs(dict[str, Path]):

@@ -1,4 +1,4 @@
-"""Shipped configs learn what they are shipped for: one seed each, the final policy; docs/results.md has ten."""
+"""Shipped configs learn their task: one seed each, final policy; docs/results.md has ten seeds."""
 
 from __future__ import annotations
 

@@ -1,13 +1,16 @@
-"""The pages that teach: every command of theirs runs, in a short version, and every figure is of one of them."""
+"""The lesson and the page on gradient variance: each command runs in a short version and makes the figures."""
 
 from __future__ import annotations
 
+import csv
 import re
 import shlex
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from command_line import pgcli
+from test_check import NETWORK
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = ("lesson.md", "gradient_variance.md")
@@ -15,37 +18,100 @@ SHORT = (
     *("training.iterations=2", "training.env_steps=null", "training.seconds=null", "evaluation.episodes=2"),
     *("evaluation.stop_at_return=null", "rollout.horizon=20", "env.max_episode_steps=30"),
 )
+SHORT_COMPARISON = ("training.env_steps=100", "evaluation.episodes=2", "env.max_episode_steps=30")
 
 
 def commands(page: str) -> list[str]:
-    """Give the commands of a page's `console` blocks, in their order: the lines that begin with `$`."""
+    """Return the commands of a page's `console` blocks in their order: the lines that begin with `$`."""
     blocks = re.findall(r"```console\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     return re.findall(r"^\$ (.+)$", "".join(blocks), re.MULTILINE)
 
 
 def short(command: str) -> str:
-    """Let a command that trains or evaluates do so for a moment only; two seeds are enough for an interval."""
-    command = command.replace("--seeds 0-2", "--seeds 0-1")
+    """Return a command that trains or evaluates for a moment only; two seeds are enough for an interval."""
+    command = command.replace("--seeds 0-9", "--seeds 0-1").replace("--episodes 100", "--episodes 3")
     if command.startswith("pgcli train"):
-        overrides = [text for text in SHORT if "/ppo " not in command or not text.startswith("rollout.horizon")]
-        return f"{command} --quiet {' '.join(overrides)}"
-    return command.replace("--episodes 100", "--episodes 3")
+        return f"{command} --quiet {' '.join(SHORT)}"
+    if command.startswith("pgcli compare"):
+        return f"{command} --quiet {' '.join(SHORT_COMPARISON)}"
+    return command
+
+
+def students_code() -> str:
+    """Return a student's my.py: a policy class and the estimator of the page on the gradient check."""
+    estimator = re.findall(r"```python\n(.*?)```", (DOCS / "check.md").read_text(), re.DOTALL)[0]
+    return f"{NETWORK}\n{estimator}\nclass SoftmaxPolicyNetwork(Right):\n    pass\n"
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_a_lesson_runs_and_makes_its_figures(page: str, tmp_path: Path) -> None:
+    (tmp_path / "my.py").write_text(students_code())
     lines = list(map(short, commands(page)))
     assert len(lines) >= 3
     for line in lines:
         pgcli(*shlex.split(line)[1:], cwd=tmp_path)
-    for figure in re.findall(r" (?:-o|--video) (\S+)", "\n".join(lines)):
+    for figure in re.findall(r" (?:-o|--video) (\S+\.\w+)", "\n".join(lines)):
         assert (tmp_path / figure).stat().st_size > 1000, figure
     figures = set(re.findall(r"!\[[^\]]+\]\(images/([^)]+)\)", (DOCS / page).read_text()))
     assert figures
     assert not [name for name in figures if not (tmp_path / name).exists()], "a figure that no command makes"
 
 
-def test_a_lesson_says_what_it_trains_in_commands_that_the_test_understands() -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_a_lesson_trains_only_in_commands_that_the_test_understands(page: str) -> None:
+    assert all(command.startswith("pgcli ") for command in commands(page))
+    assert "```sh" not in (DOCS / page).read_text()
+
+
+def test_no_run_of_a_lesson_is_in_a_folder_of_the_readme_or_of_another_lesson() -> None:
+    folders: list[str] = []
     for page in PAGES:
-        assert all(command.startswith("pgcli ") for command in commands(page)), page
-        assert "```sh" not in (DOCS / page).read_text()
+        words = [shlex.split(command) for command in commands(page) if command.split()[1] in ("train", "compare")]
+        folders += [line[line.index("--run-dir" if line[1] == "train" else "-o") + 1] for line in words]
+    assert len(set(folders)) == len(folders)
+    assert all(folder.startswith("runs/lesson/") for folder in folders)
+
+
+def test_every_section_of_the_lesson_has_an_exercise_and_its_answer() -> None:
+    _, *sections, _ = re.split(r"^## ", (DOCS / "lesson.md").read_text(), flags=re.MULTILINE)
+    assert len(sections) >= 8
+    for section in sections:
+        assert section.count("**Exercise.**") == section.count("Expected answer") == 1, section.splitlines()[0]
+
+
+# ------------------------------------------------- what the lesson states, on this machine: directions, not digits
+
+
+def mean_of(column: str, folder: Path, *command: str, table: str = "metrics", estimator: str = "") -> float:
+    """Train, unless the run exists, and return the mean of a column over the rows that have a value."""
+    run = folder / " ".join(command).replace("/", "-")
+    if not run.exists():
+        pgcli("train", *command, "--run-dir", run, "--quiet", cwd=folder)
+    with (run / f"{table}.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("estimator", "") == estimator]
+    return fmean(float(row[column]) for row in rows if row[column])
+
+
+@pytest.mark.slow("a training of 40 iterations")
+def test_reward_to_go_and_baselines_remove_most_of_the_variance(tmp_path: Path) -> None:
+    total, rloo, to_go, mean = (
+        mean_of("gradient_variance", tmp_path, "lesson/variance", table="gradients", estimator=estimator)
+        for estimator in ("total+none", "total+leave_one_out", "reward_to_go+none", "reward_to_go+mean")
+    )
+    assert mean < 0.6 * to_go < 0.3 * total
+    assert rloo < 0.4 * total
+
+
+@pytest.mark.slow("two trainings of 32,000 steps")
+def test_larger_steps_leave_a_smaller_effective_sample_size(tmp_path: Path) -> None:
+    def effective_sample_size(*overrides: str) -> float:
+        return mean_of("effective_sample_size", tmp_path, "lesson/reuse", *overrides)
+
+    assert effective_sample_size("optimizer.learning_rate=0.01") < effective_sample_size() - 100
+
+
+@pytest.mark.slow("two trainings of 5,000 steps")
+def test_the_clip_keeps_updates_small(tmp_path: Path) -> None:
+    command = ("lesson/clip", "training.env_steps=5000")
+    clipped = mean_of("approx_kl", tmp_path, *command)
+    assert clipped < 0.1 * mean_of("approx_kl", tmp_path, *command, "algorithm.objective=importance_sampling")

@@ -1,4 +1,4 @@
-"""What surrounds a command: temporary folders, limits of the system, the current folder, a fork server that is lost."""
+"""The surroundings of a command: temporary folders, limits, current folder, fork server."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_fork_server_that_is_killed_is_started_anew_and_told_in_the_end(monkey
     processes.start_process(context, print, ())  # type: ignore[arg-type]  # it only starts processes
     assert len(starts) == 2
     starts, needed = [], 100
-    with pytest.raises(EnvironmentFailure, match="was killed, 3 times in a row"):
+    with pytest.raises(EnvironmentFailure, match="was killed 3 times in a row"):
         processes.start_process(context, print, ())  # type: ignore[arg-type]
 
 

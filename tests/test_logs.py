@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases are told what the tables say, all of it and once, and change nothing."""
+"""TensorBoard and Weights & Biases get each number of the tables once, without side effects."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_wandb_is_offline_has_the_numbers_and_the_result_is_the_same(plain: Path
 
 
 def history(file: Path) -> list[dict[str, float]]:
-    """Read back what an offline run would send."""
+    """Read back the records of an offline run."""
     from wandb.proto import wandb_internal_pb2
 
     rows = []
@@ -207,7 +207,7 @@ def history(file: Path) -> list[dict[str, float]]:
 
 
 def leveldb_log(content: bytes) -> list[bytes]:
-    """Take a log in LevelDB's format apart: blocks of 32 KiB of (crc, length, kind, data)."""
+    """Parse a log in LevelDB's format: blocks of 32 KiB of (crc, length, kind, data)."""
     records, parts, at = list[bytes](), b"", 0
     while at + 7 <= len(content):
         left = 32768 - (at + 7) % 32768  # the first block begins with the seven bytes before

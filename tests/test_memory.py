@@ -1,4 +1,4 @@
-"""Policies with memory: what they say of a trajectory is what they said while acting, and its gradient is exact."""
+"""Recurrent policies: training reproduces the outputs of acting, with exact gradients."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_shorter_way_back_is_another_gradient() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_update_says_of_an_action_what_was_said_when_it_was_drawn(kind: str) -> None:
-    """Noise that is inverted: the action drawn at u is the one whose cumulative probability holds u."""
+    """Noise that is inverted: u selects the action by cumulative probability."""
     settings = config(
         env={"id": "tasks:Identity-v0", "num_envs": 16, "kwargs": {"observation": "tuple"}},
         rollout={"episodes": 16},
@@ -273,7 +273,7 @@ def test_a_restored_sampler_remembers_too(kind: str, chunk_size: int | None) -> 
 
 
 def test_memory_is_empty_at_the_start_of_every_episode() -> None:
-    """In segments, the first action of an episode is that of a policy that remembers nothing."""
+    """In segments, the first action of an episode uses an empty recurrent state."""
     settings = config(
         env={"id": "tasks:Identity-v0", "num_envs": 2},
         rollout={"episodes": None, "steps": 30},
@@ -340,5 +340,5 @@ def test_an_agent_in_a_notebook_remembers_until_it_is_reset() -> None:
     both = agent.act(several, "greedy")
     assert both.shape == (2, 4)
     np.testing.assert_allclose(both[0], first, rtol=1e-5)
-    with pytest.raises(ValueError, match=r"no observation\['n'\]"):
+    with pytest.raises(ValueError, match=r"observation\['n'\] is missing"):
         agent.act({"x": one["x"]})

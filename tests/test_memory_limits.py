@@ -1,4 +1,4 @@
-"""Spaces, networks and batches that no memory holds are refused with one sentence that names the size."""
+"""Spaces, networks and batches larger than memory are rejected with their size."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SMALL = spaces.Box(-1, 1, (2,))
 def test_networks_that_no_memory_holds_are_refused_with_their_size(
     space: spaces.Space[Any], actions: spaces.Space[Any], policy: dict[str, Any]
 ) -> None:
-    with pytest.raises(UsageError, match=r"parameters.* [GT]B, and this machine has .*GB of memory") as refusal:
+    with pytest.raises(UsageError, match=r"parameters.* [GT]B, but the machine has .*GB of memory") as refusal:
         build_agent(space, actions, config(policy=policy, algorithm={"baseline": "value"}))
     assert "hidden_sizes" in refusal.value.hint
 
@@ -62,13 +62,13 @@ def test_batches_that_no_memory_holds_are_refused_before_they_are_collected(
     sections: dict[str, Any], hint: str
 ) -> None:
     settings = config(algorithm={"returns": "lambda_return", "baseline": "value"}, **sections)
-    with pytest.raises(UsageError, match="TB, and this machine has") as refusal:
+    with pytest.raises(UsageError, match="TB, but the machine has") as refusal:
         build_learner(settings, executor_for(settings).environments)
     assert hint in refusal.value.hint
 
 
 class Hoard(gym.Env[Array, np.int64]):
-    """Allocates what no memory holds: in its constructor, or in step 3."""
+    """Allocates more than the available memory, in its constructor or in step 3."""
 
     def __init__(self, at: int | None = 3) -> None:
         self.observation_space, self.action_space, self.at = SMALL, spaces.Discrete(2), at

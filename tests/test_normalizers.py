@@ -1,4 +1,4 @@
-"""Running statistics against those of all rows at once; and runs whose normalisers are part of the state."""
+"""Running statistics equal batch statistics, and are part of a run's state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a policy sees of the values of an observation: bounds of images, offsets of numbers, and types."""
+"""Values of observations: bounds of images, offsets of numbers, and types."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PATHS = os.pathsep.join(filter(None, (TESTS, os.environ.get("PYTHONPATH"))))
 
 
 class Hint(gym.Env[Any, np.int64]):
-    """Which action pays is the sign of a small number on an offset, or the side of a mark in a picture. 10 steps."""
+    """10 steps; the paid action is the sign of a small signal on an offset, or a mark's side in an image."""
 
     def __init__(self, kind: str = "clock", offset: float = 1.7e9, nested: bool = False) -> None:
         self.kind, self.offset, self.nested = kind, offset, nested
@@ -170,7 +170,7 @@ def test_doctor_warns_of_a_signal_that_float32_loses() -> None:
 
 
 class Told(gym.Env[Any, np.int64]):
-    """Shows `then` from step `at` on, and zeros before, in a space of a name below, alone or in a Dict."""
+    """Shows zeros, and `then` from step `at` on, in a named space, alone or in a Dict."""
 
     def __init__(self, space: str, then: Any, dtype: str, at: int = 0, nested: bool = False) -> None:
         inner = SPACES[space] if space in SPACES else spaces.Box(*_ends(space), (2,), np.dtype(space))
@@ -262,7 +262,7 @@ def test_the_command_line_refuses_a_value_with_exit_code_3(tmp_path: Path) -> No
     kwargs = json.dumps({"space": "int8", "then": [0, 160], "dtype": "int64", "at": 6, "nested": True})
     options = ["env.id=test_observation_values:Told", f"env.kwargs={kwargs}", "env.max_episode_steps=9"]
     done = pgcli("train", "cartpole", *options, cwd=tmp_path, code=3, PYTHONPATH=PATHS)
-    assert "gave an observation['x'] of 160 in a space of int8 in step 5" in done.stderr
+    assert "returned an observation['x'] of 160 in a space of int8 in step 5" in done.stderr
 
 
 def test_rollouts_store_an_image_beside_real_numbers_in_bytes() -> None:

@@ -1,4 +1,4 @@
-"""Optimizers against torch.optim, schedules against their end points, updates against what they promise."""
+"""Optimizers equal torch.optim, schedules have the right end points, updates are atomic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other people's packages, through the real command line: trained, resumed to the byte, evaluated, examined."""
+"""Third-party packages on the command line: train, resume, evaluate, doctor."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ STRANGERS = {
 
 
 def train(folder: Path, env_id: str, *settings: str) -> Path:
-    """Train into `folder`, and give it."""
+    """Train into `folder`, and return it."""
     config = folder.parent / f"{folder.name}.yaml"
     config.write_text(yaml.safe_dump({"name": "run", "env": {"id": env_id, "num_envs": 2}}))
     pgcli("train", config, *settings, "--run-dir", folder, cwd=folder.parent)

@@ -1,4 +1,4 @@
-"""What `pip install .` brings."""
+"""The content of `pip install .`."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_observations_are_encoded_as_gymnasium_flattens_them(space: spaces.Space
 def test_other_actions_are_refused_by_name() -> None:
     for space in (spaces.Text(3), spaces.Box(0, 9, (2,), np.int64), spaces.Dict({"a": spaces.Discrete(2)})):
         with pytest.raises(
-            EnvironmentFailure, match=rf"{type(space).__name__}.* not supported; Discrete, MultiDiscrete"
+            EnvironmentFailure, match=rf"{type(space).__name__}.* not supported; use Discrete, MultiDiscrete"
         ):
             policy_for(SPACES[0], space)
 

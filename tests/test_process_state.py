@@ -1,4 +1,4 @@
-"""What an environment shares with the process: pgcli restores it before it computes, evaluates or writes."""
+"""Process-wide settings that environments change: pgcli restores them before its own work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pgcli asks of the process that it is."""
+"""Memory, garbage collection and forks of pgcli's own process."""
 
 from __future__ import annotations
 

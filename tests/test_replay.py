@@ -1,4 +1,4 @@
-"""A training episode is simulated again: the same to the last digit, wherever it began, and filmed as it was."""
+"""Replay simulates a training episode again, exactly, and can film it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def again(path: Path, row: dict[str, str], video: Path | None = None) -> dict[st
 
 
 def chosen(told: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Some of the first, the last, and the longest: that which began earliest."""
+    """Some of the first and last episodes, and the longest one."""
     return [told[0], told[-1], max(told, key=lambda row: int(row["length"]))]
 
 
@@ -108,7 +108,7 @@ def test_the_nearest_checkpoint_is_taken_and_the_start_where_none_is_kept(runs: 
 
 
 class Shown(Counting):
-    """Counting that draws what it is: (k in bytes, t)."""
+    """Counting with rendered frames that encode (k in bytes, t)."""
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - as Gymnasium has it
 
@@ -178,14 +178,14 @@ def test_a_native_form_is_drawn_in_the_states_that_its_column_was_in(
 
 
 class Blind(CartPoleVectorEnv):
-    """A vector form that draws nothing."""
+    """A vector form without rendering."""
 
     def render(self) -> Any:
         return None
 
 
 class Heavy(CartPoleEnv):
-    """A single form of another physics."""
+    """A single form with other dynamics."""
 
     def __init__(self, **more: Any) -> None:
         super().__init__(**more)

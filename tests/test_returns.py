@@ -1,4 +1,4 @@
-"""Returns, held against closed forms, a linear solve and special cases."""
+"""Returns, compared with closed forms, a linear solve and special cases."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_shapes_that_differ_are_refused(wrong: int) -> None:
 
 
 def reward_to_go(rewards: Tensor, gamma: float, terminated: Tensor) -> Tensor:
-    """What was seen and no more: λ = 1, nothing cut, no value."""
+    """Observed rewards only: λ = 1, no cuts, no value function."""
     return trajectory_returns(
         rewards, gamma, 1.0, terminated, torch.zeros_like(terminated), next_values=torch.zeros_like(rewards)
     )

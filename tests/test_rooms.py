@@ -1,8 +1,9 @@
-"""The architecture: imports point down only, few modules lie at the top, light commands stay light."""
+"""The architecture: imports point down only, few modules are top level, light commands import little."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import get_args
 
 import pytest
 
+from pgcli import estimators
 from pgcli.config import choices
-from pgcli.estimators import objectives
+from pgcli.estimators import baselines, objectives, returns, trajectories
 
 PACKAGE = Path(__file__).parent.parent / "pgcli"
 
@@ -68,6 +70,17 @@ def test_every_module_stands_on_a_floor_and_few_stand_alone() -> None:
 def test_estimators_import_nothing_of_pgcli_but_themselves() -> None:
     for path in (PACKAGE / "estimators").glob("*.py"):
         assert imported_packages(path) <= {"estimators"}
+
+
+def test_the_estimators_list_every_public_function_with_a_sentence() -> None:
+    public = {
+        name
+        for module in (baselines, objectives, returns, trajectories)
+        for name, member in vars(module).items()
+        if not name.startswith("_") and getattr(member, "__module__", "") == module.__name__
+    }
+    assert set(estimators.__all__) == public
+    assert set(re.findall(r"^    (\w+): .+\.$", str(estimators.__doc__), re.MULTILINE)) == public
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Rollouts in a world that knows its episodes, and CartPole's vector form against its single form."""
+"""Rollouts in an environment with known episodes; CartPole's vector and single forms agree."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def columns(batch: Trajectories, wanted: slice | list[int]) -> Trajectories:
 
 
 def same(a: Trajectories, b: Trajectories) -> bool:
-    """Compare all that is no padding, bit for bit."""
+    """Compare everything except padding, bit for bit."""
 
     def contents(batch: Trajectories) -> list[torch.Tensor]:
         reached = torch.arange(len(batch.obs))[:, None] <= batch.lengths
@@ -209,9 +209,9 @@ def test_arrays_handed_out_are_not_written_again() -> None:
     ("fault", "message"),
     [
         ("crash", r"raised RuntimeError: the motor is on fire \(.*helpers.py:\d+\)"),
-        ("inf reward", r"gave a non-finite reward"),
-        ("nan obs", r"gave a non-finite observation"),
-        ("narrow obs", r"gave an observation of shape \(1,\) in a space of \(2,\)"),
+        ("inf reward", r"returned a non-finite reward"),
+        ("nan obs", r"returned a non-finite observation"),
+        ("narrow obs", r"returned an observation of shape \(1,\) in a space of \(2,\)"),
     ],
 )
 def test_a_fault_names_the_environment_and_the_reset_seed(fault: str, message: str) -> None:

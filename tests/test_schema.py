@@ -1,4 +1,4 @@
-"""The JSON Schema of a config: what an editor reads says the same as pgcli does."""
+"""The JSON Schema of a config: editors and pgcli accept the same configs."""
 
 from __future__ import annotations
 

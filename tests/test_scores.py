@@ -1,4 +1,4 @@
-"""The statistics of a comparison, against rliable's, tables of power, and cases that can be counted by hand."""
+"""Statistics of comparisons, tested against rliable, power tables and hand-computed cases."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SCORES = {
 
 @pytest.fixture(scope="module")
 def rliable() -> Any:
-    """Give rliable's library and metrics, which need `arch.bootstrap` only: the rest of arch 7 breaks on pandas 3."""
+    """Return rliable's library and metrics, which need `arch.bootstrap` only: the rest of arch 7 breaks on pandas 3."""
     spec = importlib.util.find_spec("arch")
     assert spec is not None
     package = ModuleType("arch")
@@ -135,7 +135,7 @@ def test_a_difference_is_shown_when_its_interval_excludes_zero() -> None:
 
 @pytest.mark.parametrize(("effect", "seeds"), [(0.2, 199), (0.5, 34), (0.8, 15), (-0.8, 15), (1.0, 10)])
 def test_the_seeds_that_would_show_an_effect_are_those_of_the_tables(effect: float, seeds: int) -> None:
-    """What G*Power gives for a two-sided paired t test at 5 % with 80 % power."""
+    """The result of G*Power for a two-sided paired t test at 5 % with 80 % power."""
     assert seeds_needed(effect, 0.05) == seeds
 
 

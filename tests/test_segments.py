@@ -1,4 +1,4 @@
-"""Segments in worlds that know their episodes; and environments that are brought back to where they were."""
+"""Segments in environments with known episodes, and restored environments."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def collect(sampler: SegmentSampler, policy: Any, iterations: range) -> list[Any
 
 
 def joined(rollouts: list[Any]) -> Trajectories:
-    """Put segments one after the other; the last observation of one is the first of the next."""
+    """Concatenate segments; the last observation of one is the first of the next."""
     parts = [rollout.trajectories for rollout in rollouts]
     for before, after in pairwise(parts):
         assert torch.equal(before.obs[-1], after.obs[0])
@@ -181,7 +181,7 @@ def test_a_native_form_goes_on_with_the_true_last_observation_and_one_masked_row
 
 
 def test_the_columns_of_native_segments_start_anew_from_the_iteration() -> None:
-    """What follows depends on (policy, state, iteration) only: not on how many resets there were before."""
+    """The result depends on (policy, state, iteration) only, not on the number of earlier resets."""
     settings = segments("CartPole-v1", num_envs=4, steps=40)
     acts, sampler = policy_for(settings), segment_sampler(settings)
     collect(sampler, acts, range(2))
@@ -197,7 +197,7 @@ def test_the_columns_of_native_segments_start_anew_from_the_iteration() -> None:
 
 
 class Forgetful(gym.vector.VectorEnv[Any, Any, Any]):
-    """A vector form whose clock is no array."""
+    """A vector form whose clock is not an array."""
 
     metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012 - as Gymnasium has it
 
@@ -229,7 +229,7 @@ def test_a_native_form_that_keeps_more_than_arrays_goes_on_one_by_one() -> None:
     assert isinstance(make_environments(segments("Forgetful-v0").env, 2), VectorEnvironments)
     assert isinstance(make_environments(segments("Forgetful-v0").env, 2, resumable=True), SingleEnvironments)
     assert isinstance(make_environments(segments("CartPole-v1").env, 2, resumable=True), VectorEnvironments)
-    with pytest.raises(UsageError, match="keeps more than arrays"):
+    with pytest.raises(UsageError, match="has state outside its arrays"):
         make_environments(segments("Forgetful-v0", vectorization="native").env, 2, resumable=True)
 
 
@@ -244,7 +244,7 @@ def test_a_native_state_that_does_not_fit_is_refused(name: str) -> None:
         state | {f"sampler.0.{name}": torch.zeros(5)},
         state | {f"sampler.1.{name}": state[f"sampler.0.{name}"]},
     ):
-        with pytest.raises(CheckpointError, match="state of the environments"):
+        with pytest.raises(CheckpointError, match="environment state"):
             segment_sampler(settings).load_state_dict(damaged, acts, 2)
 
 
@@ -256,7 +256,7 @@ def test_before_the_first_segment_there_is_no_state() -> None:
 
 
 class Restless(Counting):
-    """Counts its resets in all instances, and shows them: it never comes back to where it was."""
+    """Observes a global count of resets, so it never repeats an episode."""
 
     resets_so_far: ClassVar[int] = 0
 
@@ -304,7 +304,7 @@ def test_a_state_that_does_not_fit_is_refused(damage: dict[str, torch.Tensor]) -
     acts, sampler = policy_for(settings), segment_sampler(settings)
     collect(sampler, acts, range(2))
     state = sampler.state_dict(2) | {f"sampler.{name}": tensor for name, tensor in damage.items()}
-    with pytest.raises(CheckpointError, match="state of the environments"):
+    with pytest.raises(CheckpointError, match="environment state"):
         segment_sampler(settings).load_state_dict(state, acts, 2)
 
 
@@ -387,7 +387,7 @@ def test_a_fault_at_a_later_reset_is_told_as_one(episode: int) -> None:
 
 
 class Pairs(gym.Env[Array, Any]):
-    """Takes any action space, holds every action against it, and pays for what it got."""
+    """Has any action space, checks each action and pays for it."""
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         self.observation_space = spaces.Box(-1, 1, (2,), np.float32)

@@ -1,4 +1,4 @@
-"""`pgcli show`: each finding where there is something to find and none where there is not; runs told apart."""
+"""`pgcli show`: findings appear exactly where they apply; comparison of two runs."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_a_clip_that_does_nothing_is_told_with_its_reason() -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a finished run whose faults are known: all episodes cut, a step too small, most of its time evaluating."""
+    """Return a finished run with known faults: all episodes cut, a step too small, most of its time evaluating."""
     path = tmp_path_factory.mktemp("show") / "run"
     overrides = [
         *("training.iterations=8", "rollout.horizon=5", "rollout.episodes=4", "env.num_envs=4", "checkpoint.keep=9"),

@@ -1,4 +1,4 @@
-"""Any observation is read, any action is drawn, and what is forbidden never happens."""
+"""All observation and action spaces work, and masked actions are never drawn."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NESTED = spaces.Dict(
 
 
 def trained(**sections: Any) -> list[Record]:
-    """Train, and give every record."""
+    """Train, and return all records."""
     settings = config(**sections)
     executor = executor_for(settings)
     envs = executor.environments.of_width(settings.env.num_envs)
@@ -43,7 +43,7 @@ def trained(**sections: Any) -> list[Record]:
 
 
 def returns(**sections: Any) -> list[float]:
-    """Train, and give the mean return of every evaluation."""
+    """Train, and return the mean return of every evaluation."""
     return [record.returns.mean for record in trained(**sections) if isinstance(record, Evaluation)]
 
 
@@ -151,8 +151,8 @@ def test_rows_of_earlier_versions_are_converted() -> None:
         (spaces.Discrete(3, start=1), 0, "of 0 in a space of Discrete"),
         (spaces.MultiBinary(2), [0, 2], "of 2 in a space of MultiBinary"),
         (spaces.MultiDiscrete([2, 2]), [0, 2], "in a space of MultiDiscrete"),
-        (spaces.Dict({"a": spaces.Discrete(2)}), {"b": 0}, r"no observation\['a'\]"),
-        (spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2))), (0,), r"no observation\[1\]"),
+        (spaces.Dict({"a": spaces.Discrete(2)}), {"b": 0}, r"observation\['a'\] is missing"),
+        (spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2))), (0,), r"observation\[1\] is missing"),
         (spaces.Dict({"a": spaces.Tuple((spaces.Discrete(2),))}), {"a": (2,)}, r"observation\['a'\]\[0\] of 2"),
     ],
     ids=str,
@@ -296,7 +296,7 @@ def test_acting_and_learning_see_the_same_in_a_nested_observation(memory: str, n
     sequences = None if policy.memory is None else _beginnings(policy, 6)
     learned = policy(torch.from_numpy(obs), sequences).detach()
     np.testing.assert_allclose(acted, learned, rtol=1e-4, atol=1e-5)
-    assert len(np.unique(acted)) == acted.size, "every observation is told from the others"
+    assert len(np.unique(acted)) == acted.size, "every observation is distinguished from the others"
 
 
 def test_images_are_normalised_by_channel() -> None:
@@ -335,7 +335,7 @@ def test_a_linear_policy_has_no_trunk_to_share() -> None:
     settings = config(algorithm={"baseline": "value"}, value={"shared_trunk": True}, policy={"hidden_sizes": []})
     with pytest.raises(UsageError, match="no trunk") as refusal:
         build_agent(spaces.Box(-1, 1, (2,)), spaces.Discrete(2), settings)
-    assert "hidden layers" in refusal.value.hint
+    assert "hidden_sizes" in refusal.value.hint
 
 
 # --------------------------------------------------------------------------------------------------------------- masks
@@ -454,7 +454,9 @@ def test_an_agent_in_a_notebook_refuses_what_is_no_observation() -> None:
     ids=str,
 )
 def test_actions_that_no_policy_draws_are_refused_with_those_that_it_does(actions: spaces.Space[Any]) -> None:
-    with pytest.raises(EnvironmentFailure, match="is not supported; Discrete, MultiDiscrete, MultiBinary") as refusal:
+    with pytest.raises(
+        EnvironmentFailure, match="is not supported; use Discrete, MultiDiscrete, MultiBinary"
+    ) as refusal:
         policy_for(spaces.Box(-1, 1, (2,)), actions)
     assert type(actions).__name__ in refusal.value.message
     assert "module:Class" in refusal.value.hint
@@ -463,9 +465,9 @@ def test_actions_that_no_policy_draws_are_refused_with_those_that_it_does(action
 @pytest.mark.parametrize(
     ("space", "actions", "settings", "message"),
     [
-        (spaces.Box(0, 1, (0,)), spaces.Discrete(2), {"memory": "gru"}, "nothing to remember"),
+        (spaces.Box(0, 1, (0,)), spaces.Discrete(2), {"memory": "gru"}, "non-empty observation"),
         (spaces.Box(0, 1, (4, 4, 3)), spaces.Discrete(2), {"image_network": "small"}, "reads images"),
-        (spaces.Discrete(2), spaces.Box(1, 1, (2,)), {"distribution": "tanh_gaussian"}, "no.* room|has none"),
+        (spaces.Discrete(2), spaces.Box(1, 1, (2,)), {"distribution": "tanh_gaussian"}, "bounds that differ"),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""Early stopping: when a run ends, what it writes then, and that a killed and resumed run ends alike."""
+"""Early stopping: when a run ends, its files, and equal results after kill and resume."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def evaluation(number: int, mean: float, **info: float) -> Evaluation:
 
 
 def stops_at(means: list[float], resumed: int = 0, **settings: Any) -> tuple[int | None, str]:
-    """Return at which of these evaluations a run ends and by which rule, if it is resumed before one of them."""
+    """Return the evaluation and rule that end a run, if it is resumed before one of them."""
     stopping = Stopping(config(evaluation=settings).evaluation, [{"return_mean": mean} for mean in means[:resumed]])
     for number, mean in list(enumerate(means))[resumed:]:
         if rule := stopping.add(evaluation(number, mean)):
@@ -114,7 +114,7 @@ def test_the_best_checkpoint_is_chosen_without_the_evaluation_after_the_stop(tmp
 
 
 class Killed(BaseException):
-    """The end of a process, at once."""
+    """The immediate end of a process."""
 
 
 def test_a_run_killed_at_any_record_and_resumed_stops_with_the_same_bytes(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_stopped_run_continues_under_other_rules_as_if_it_had_always_had_them(
     stopped = contents(tmp_path / "stopped")
     done = pgcli("resume", "stopped", cwd=tmp_path)
     assert "already finished: stopped early" in done.stderr
-    assert "evaluation.patience=null` uses the rest of its budget" in done.stderr
+    assert "evaluation.patience=null` uses the rest of the budget" in done.stderr
     again = pgcli("resume", "stopped", "training.iterations=12", cwd=tmp_path)
     assert "stopped early" in again.stderr, "a larger budget is not what ended it"
     assert contents(tmp_path / "stopped")["evaluations.csv"] == stopped["evaluations.csv"]

@@ -1,4 +1,4 @@
-"""Power losses, full and failing disks, odd folders: a run loses nothing that it had saved, or says what it lacks."""
+"""Power losses, failing disks and odd folders: a run keeps its saved state or reports the loss."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a real disk is asked to sync is not what is tested here."""
+    """The test does not need real syncs."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -66,7 +66,7 @@ def check_losses(
     saved: list[int],
     count: int,
 ) -> None:
-    """Lose power at every call of some work; try `count` of what may be left, each different, on another disk."""
+    """Lose power at every call of some work; try `count` different possible states of the disk."""
     draw, found = random.Random(0), dict[str, tuple[dict[str, bytes | None], int]]()
 
     def lose() -> None:
@@ -147,7 +147,7 @@ def test_a_disk_that_fails_at_any_call_ends_the_run_with_exit_4_and_loses_nothin
             except RunDirectoryError as told_so:
                 error = told_so
         if error is None:
-            assert calls[number - 1] in ("open", "unlink"), f"{calls[number - 1]} failed, and nobody was told"
+            assert calls[number - 1] in ("open", "unlink"), f"{calls[number - 1]} failed silently"
         else:
             told += 1
             assert error.exit_code == 4

@@ -1,4 +1,4 @@
-"""The tables of a run: their columns, and rows that read back as they were."""
+"""The tables of a run: columns, and rows that round-trip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves in the terminal: drawn where they should be, at any width, without colour, Unicode, or matplotlib."""
+"""Curves in the terminal: correct at any width, without colour, Unicode or matplotlib."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Terminals, pipes and surroundings of every kind: the training goes on, and a signal ends it whole."""
+"""Terminals, pipes and signals: training continues, or ends with its state saved."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BARE = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", "
 
 
 class Terminal:
-    """A command on a terminal of its own; stdout is the pipe of a script."""
+    """A command on its own terminal; stdout is a pipe."""
 
     def __init__(self, words: Sequence[str], cwd: Path, size: tuple[int, int], environment: Mapping[str, str]) -> None:
         import pty
@@ -56,7 +56,7 @@ class Terminal:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def read(self, until: Callable[[], bool], seconds: float = 60) -> None:
-        """Read what is shown until something is so, or the end."""
+        """Read the screen until a condition holds, or the end."""
         stop = time.monotonic() + seconds
         while not until() and time.monotonic() < stop:
             if select.select([self.master], [], [], 0.05)[0]:
@@ -66,7 +66,7 @@ class Terminal:
                     break
 
     def finish(self, seconds: float = 60) -> tuple[int, str]:
-        """Give the exit code and stdout."""
+        """Return the exit code and stdout."""
         self.read(lambda: self.process.poll() is not None, seconds)
         self.read(lambda: False, 0.1)
         assert self.process.stdout
@@ -99,7 +99,7 @@ def terminal(
 
 
 def trains(cwd: Path, rows: int = 0) -> bool:
-    """Say whether a run has written so many rows."""
+    """Return whether a run has written this number of rows."""
     table = cwd / "run/metrics.csv"
     return table.exists() and table.read_bytes().count(b"\n") > rows
 
@@ -160,7 +160,7 @@ def test_an_interrupt_that_is_held_down_leaves_at_once_and_whole(tmp_path: Path)
 def test_a_terminal_that_is_closed_ends_the_run_with_its_state_saved(tmp_path: Path) -> None:
     with terminal(LONG, tmp_path) as shown:
         shown.read(lambda: trains(tmp_path, 3))
-        os.close(shown.master)  # a session's leader is told by SIGHUP if this is its terminal; a shell passes it on
+        os.close(shown.master)  # a session's leader receives SIGHUP if this is its terminal; a shell forwards it
         shown.process.send_signal(signal.SIGHUP)
         assert shown.process.wait(5) == 129
     status = json.loads((tmp_path / "run/status.json").read_text())

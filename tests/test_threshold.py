@@ -1,4 +1,4 @@
-"""A registered reward threshold holds for the environment that was registered, and for no other."""
+"""A registered reward threshold applies to the registered environment only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mask that cannot be used is named once, and training goes on without it; `action_mask: none` ignores every mask."""
+"""An unusable mask gives one notice and is ignored; `action_mask: none` ignores all masks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _anew(monkeypatch: pytest.MonkeyPatch) -> None:
 UNUSED = [
     ("MaskArguments", {}, "its method `action_masks` requires `obs`, `strict`"),
     ("MaskMissing", {}, "its method `action_masks` is not implemented"),
-    ("MaskOfSteps", {}, "it is in the info of steps only, not in that of a reset"),
+    ("MaskOfSteps", {}, "the info of `step` has it, the info of `reset` does not"),
     ("MaskedBox", {"where": "info"}, "Box actions have no choices to mask"),
     ("MaskedBox", {"where": "method"}, "Box actions have no choices to mask"),
     ("MaskedBox", {"where": "obs"}, "Box actions have no choices to mask"),

@@ -1,4 +1,4 @@
-"""Updates of several steps: what stops them, what learns by itself and what together, and what a reuse remembers."""
+"""Updates of several steps: stopping, separate and shared parts, and reuse."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_an_update_that_fails_at_its_very_end_remembers_what_it_did_before(monke
 
 
 def update_with_a_spare_core(trouble: str) -> None:
-    """Update twice without and with a spare core, and with trouble there; in a process of one thread."""
+    """Update twice without and with a second process, also a failing one; single-threaded."""
     forks = 0
 
     class Troubled(processes.ForkedTask[Any]):

@@ -1,4 +1,4 @@
-"""`pgcli check` of a user's code: what it computes in words, time limits and notebooks."""
+"""`pgcli check` of user code: reasons, time limits and notebooks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def problems_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reuse them, and measure the variance on few batches."""
+    """Cache the problems, and measure the variance on few batches."""
     monkeypatch.setattr(user_estimators, "enumerated_problems", PROBLEMS)
     monkeypatch.setattr(user_estimators, "SAMPLED_BATCHES", 20)
 
@@ -71,7 +71,7 @@ def test_a_constant_baseline_adds_variance_and_leave_one_out_little(here: Path) 
 
 
 def test_no_two_formulas_of_one_deviation_predict_the_same_estimates() -> None:
-    """Else one of them would be a false reason; a step left out with its reward is the one exception."""
+    """Otherwise a reason could be wrong; the only exception is an omitted step with its reward."""
     problems = user_estimators.enumerated_problems()
     seen: dict[bytes, list[str]] = {}
     for formula in HYPOTHESES:
@@ -178,7 +178,7 @@ def test_a_function_of_a_notebook_is_checked_without_running_the_notebook(tmp_pa
         ("todo", 7, "NameError: name 'TODO' is not defined (my.ipynb (code cell 10):3)"),
         ("of_a_run", 7, "NameError: name 'results' is not defined"),
         ("Network", 7, "it has no dim, get_parameters"),
-        ("plots", 2, "install the package that has `surely_not_there`"),
+        ("plots", 2, "install the package that provides `surely_not_there`"),
         ("unfinished", 2, "code cell 8, line 1"),
         ("reinforc", 2, "did you mean `reinforce`?"),
     ],
@@ -195,7 +195,7 @@ def test_notebooks_of_other_versions_and_broken_ones(tmp_path: Path) -> None:
     assert len(needed_code(old, "discounts")) == 2, "the function and torch"
     for text in ("{", "[]", '{"cells": [{}]}', '{"cells": 3}'):
         old.write_text(text)
-        with pytest.raises(UsageError, match="cannot be read as a notebook"):
+        with pytest.raises(UsageError, match="not a readable notebook"):
             needed_code(old, "discounts")
 
 

@@ -1,4 +1,4 @@
-"""A vector form is used only where it steps the environment of the single form; else a sentence names the reason."""
+"""A vector form is used only if it is equivalent to the single form; else a reason is given."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class One(gym.Env[Array, np.int64]):
 
 
 class Form(gym.vector.VectorEnv[Any, Any, Any]):
-    """Its vector form, which does what NEXT_STEP asks, but for what `how` names."""
+    """Its vector form, correct for NEXT_STEP except for the fault `how`."""
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - as Gymnasium has it
 
@@ -113,23 +113,23 @@ FAULTS = {
     "disabled": "has autoreset mode DISABLED, and pgcli needs NEXT_STEP",
     "undeclared": "declares no autoreset mode, and pgcli needs NEXT_STEP",
     "text": "has autoreset mode NextStep, and pgcli needs NEXT_STEP",
-    "really same": "does not reset in the step after an episode's end, as it declares",
-    "really same, with info": "gave the last observation of an episode in its info",
-    "really disabled": "does not reset in the step after an episode's end, as it declares",
-    "acts in the reset": "does not reset in the step after an episode's end, as it declares",
+    "really same": "does not reset in the step after the end of an episode, although it declares this",
+    "really same, with info": "returned the last observation of an episode in its info",
+    "really disabled": "does not reset in the step after the end of an episode, although it declares this",
+    "acts in the reset": "does not reset in the step after the end of an episode, although it declares this",
     "no limit": "ignores the time limit",
     "limit terminates": "",
     "spaces": "has other spaces",
     "raises": "cannot be built: RuntimeError: the engine is missing",
-    "narrow seeds": "takes no seeds of 63 bits",
-    "unseeded": "does not repeat its episodes with the same seed",
-    "remembers": "does not repeat its episodes with the same seed",
+    "narrow seeds": "does not accept 63-bit seeds",
+    "unseeded": "does not repeat its episodes for the same seed",
+    "remembers": "does not repeat its episodes for the same seed",
     "faulty": "raised RuntimeError: the motor is on fire",
 }
 
 
 def register(how: str, **options: Any) -> str:
-    """Register the pair of forms, and return its id."""
+    """Register both forms, and return the id."""
     env_id = f"Form{len(gym.registry)}-v0"
     form: Any = partial(Form, how=how)
     gym.register(env_id, entry_point=One, vector_entry_point=form, **options)  # type: ignore[arg-type]
@@ -154,7 +154,7 @@ def test_a_form_that_is_another_environment_is_refused_or_replaced_with_its_reas
         assert notice is None
         return
     assert notice is not None
-    assert notice.startswith(f"{env.id} is stepped one by one: its vector form {fault}"), notice
+    assert notice.startswith(f"{env.id} does not use its vector form, which {fault}"), notice
     assert [finding.text for finding in _form_findings(config(env=env.model_dump()))] == [notice]
     assert isinstance(make_environments(env, 2), SingleEnvironments)
     with pytest.raises(UsageError) as caught:
@@ -210,7 +210,7 @@ def test_a_run_names_the_reason_once(tmp_path: Path) -> None:
     words = ("training.iterations=1", "evaluation.episodes=2")
     path: dict[str, Any] = {"PYTHONPATH": str(Path(__file__).parent)}
     done = pgcli("train", "c.yaml", *words, cwd=tmp_path, **path)
-    assert done.stderr.count("is stepped one by one: its vector form has autoreset mode SAME_STEP") == 1
+    assert done.stderr.count("does not use its vector form, which has autoreset mode SAME_STEP") == 1
     refused = pgcli("train", "c.yaml", *words, "env.vectorization=native", "--overwrite", cwd=tmp_path, code=2, **path)
     assert "hint: use `sync` or `auto`" in refused.stderr
 

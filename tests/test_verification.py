@@ -1,4 +1,4 @@
-"""A run is held against itself: whatever is changed in it afterwards is found."""
+"""`pgcli verify` finds any later change of a run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Give a finished run of a kind, made when it is first asked for."""
+    """Return a finished run of a kind, created at first use."""
     home = tmp_path_factory.mktemp("runs")
 
     def made(kind: str) -> Path:
@@ -84,7 +84,7 @@ def test_a_run_as_it_was_written_passes_and_is_computed_again(kind: str, runs: C
 
 
 def edited(name: str, line: int, column: int, cell: str) -> Callable[[Path], object]:
-    """Put another cell into a table."""
+    """Replace a cell of a table."""
 
     def edit(path: Path) -> None:
         lines = (path / name).read_text().splitlines()
@@ -97,7 +97,7 @@ def edited(name: str, line: int, column: int, cell: str) -> Callable[[Path], obj
 
 
 def without(name: str, line: int) -> Callable[[Path], object]:
-    """Take a line out of a table."""
+    """Remove a line from a table."""
 
     def edit(path: Path) -> None:
         lines = (path / name).read_text().splitlines()
@@ -114,7 +114,7 @@ def flipped(path: Path) -> None:
 
 
 def signed_again(path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Change a tensor, with all digests as they should be for it."""
+    """Change a tensor, and recompute all digests."""
     file = path / "checkpoints/iteration-000006.safetensors"
     checkpoint = checkpoints.load(file)
     file.unlink()
@@ -247,11 +247,11 @@ def test_one_changed_byte_anywhere_is_found(measured: Path) -> None:
 
 @pytest.mark.parametrize("state", ["running", "interrupted"])
 def test_a_run_that_was_resumed_after_a_kill_or_an_interruption_passes(state: str, run: Path) -> None:
-    """Resumed, it has no digests until it ends; a kill leaves none that are older than the tables."""
+    """A resumed run has no digests until it ends, so a kill leaves no outdated ones."""
     config = load_config(str(run / "config.yaml"), ["training.iterations=11"])
 
     class Killed(BaseException):
-        """In place of a kill: nothing is written after it."""
+        """Simulate a kill: nothing is written afterwards."""
 
     def watch(record: Record) -> None:
         if isinstance(record, Iteration) and record.iteration == 8:

@@ -1,4 +1,4 @@
-"""Worker processes: the same bytes as in this process, whatever happens to a worker."""
+"""Worker processes: the same bytes as in this process, even if workers die or hang."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
 
 
 class Troubled(Counting):
-    """In a worker, is killed, stopped or ended after `after` steps; only once, if there is a file `once` to be made."""
+    """In a worker: is killed, stopped or ended after `after` steps; once if `once` names a file."""
 
     steps = 0
 
@@ -63,7 +63,7 @@ gym.register("Troubled-v0", entry_point="test_workers:Troubled")
 
 
 class Personal(Troubled):
-    """Shows the number of its process: in another one it does not come back to where it was."""
+    """Observes its process id, so it cannot be restored in another process."""
 
     def step(self, action: np.int64) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         obs, *rest = super().step(action)
@@ -112,7 +112,7 @@ def test_groups_in_one_worker_and_one_chunk_for_three_with_a_notice(tmp_path: Pa
     shown = run(tmp_path / "3", "cartpole/grpo", *overrides, "sampling.workers=3", "env.num_envs=64")
     assert digests(tmp_path / "1") == digests(tmp_path / "0")
     notices = [record.text for record in shown if isinstance(record, Notice)]
-    assert "3 workers share 1 chunks; a smaller `env.chunk_size` makes more" in notices
+    assert "3 workers share 1 chunks; a smaller `env.chunk_size` gives more chunks" in notices
 
 
 def troubled(trouble: str, once: str, *more: str) -> tuple[str, ...]:
@@ -156,12 +156,12 @@ def test_a_run_whose_environments_do_not_come_back_in_a_new_worker_is_marked(tmp
     words = troubled("kill", str(once), *SEGMENTS, "sampling.workers=2")
     told = run(tmp_path / "run", *(word.replace("Troubled-v0", "Personal-v0") for word in words))
     assert once.exists()
-    assert any(isinstance(one, Notice) and "did not come back in a new worker" in one.text for one in told)
+    assert any(isinstance(one, Notice) and "were not restored in a new worker" in one.text for one in told)
     assert json.loads((tmp_path / "run/run.json").read_text())["exact"] is False
 
 
 def test_a_chunk_whose_worker_ends_three_times_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentFailure, match=r"worker process of chunk \d ended itself with exit code 7, 3 times"):
+    with pytest.raises(EnvironmentFailure, match=r"worker process of chunk \d exited with code 7, 3 times"):
         run(tmp_path / "run", *troubled("exit", "", *EPISODES, "sampling.workers=1"))
 
 
@@ -226,7 +226,7 @@ finally:
 @pytest.mark.skipif(sys.platform != "linux", reason="shared memory is a file")
 @pytest.mark.parametrize(
     ("size", "error"),
-    [(1000, "error: there is no shared memory for the parameters of the policy"), (200_000, ""), (2**30, "")],
+    [(1000, "error: no shared memory is left for the parameters of the policy"), (200_000, ""), (2**30, "")],
     ids=["no room for parameters", "no room for results", "room"],
 )
 def test_results_that_shared_memory_cannot_hold_go_through_a_pipe(size: int, error: str) -> None:
@@ -238,7 +238,7 @@ def test_results_that_shared_memory_cannot_hold_go_through_a_pipe(size: int, err
 
 
 def children_of(pid: int) -> list[int]:
-    """Name the processes that were started by the fork server of a process."""
+    """Return the processes started by the fork server of a process."""
     listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     parents = [tuple(map(int, line.split())) for line in listed.splitlines()]
     servers = {child for child, parent in parents if parent == pid}

@@ -1,4 +1,4 @@
-"""How often intervals contain the truth, how often nothing is shown as something, and what v estimates.
+"""Coverage of intervals, false positive rates, and the bias of v.
 
 `make soak` runs it for minutes: it computes the tables of docs/compare.md and docs/gradient_variance.md by simulation,
 prints them, and exits with 1 if a page has other ones.
@@ -72,7 +72,7 @@ def coverage(data_sets: int = 20_000) -> str:
 
 
 def covered(interval: tuple[Array, Array], truth: float) -> str:
-    """Write how often an interval contains the truth; nothing where there is no interval."""
+    """Return how often an interval contains the truth; "" without an interval."""
     low, high = interval
     return "" if np.isnan(low).all() else share(float(np.mean((low <= truth) & (high >= truth))))
 

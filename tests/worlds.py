@@ -1,4 +1,4 @@
-"""Environments that keep Gymnasium's contract in all but one point, and a few that only look odd."""
+"""Environments that violate Gymnasium's interface in one point, and a few unusual valid ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Result = tuple[Any, Any, Any, Any, Any]
 
 
 class TwoWords(TypeError):
-    """Cannot be made of one message, as some libraries' exceptions cannot."""
+    """Cannot be created from one message, like some libraries' exceptions."""
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(what, why)
@@ -66,7 +66,7 @@ ODD: dict[str, Any] = {"integer": 1, "array": np.array([1.0]), "fraction": Fract
 
 
 class World(gym.Env[Array, np.int64]):
-    """Shows (place, t) and pays 1 for 20 steps. Its `fault` comes in step `at` of an episode, at its reset, or so."""
+    """Shows (place, t) and pays 1 for 20 steps. Its `fault` occurs in step `at`, at a reset or elsewhere."""
 
     def __init__(self, fault: str = "", at: int = 0, odd: str = "", length: int = 20, resets: int = 0) -> None:
         self.observation_space = spaces.Box(-1, 1, (2,), np.float32)
@@ -116,18 +116,18 @@ class World(gym.Env[Array, np.int64]):
 
 
 class Old(World):
-    """Takes no seed, as environments for `gym` did."""
+    """Does not accept a seed, like environments for `gym`."""
 
     def reset(self) -> Any:  # type: ignore[override]
         return super().reset()
 
 
 class Nothing:
-    """Is no environment at all."""
+    """Is not an environment."""
 
 
 class Room(gym.Env[Any, np.int64]):
-    """Four places in a row, or a pair of them; says that it is in one that there is not, in step `at`."""
+    """Four places in a row, or a pair of them; reports a place that does not exist in step `at`."""
 
     def __init__(self, at: int | None = None, pair: bool = False) -> None:
         self.observation_space: spaces.Space[Any] = spaces.Discrete(4, start=1)
@@ -148,7 +148,7 @@ class Room(gym.Env[Any, np.int64]):
 
 
 class Masked(World):
-    """Permits the actions of `mask` in every state, and says so in every info but the last one's."""
+    """Permits the actions of `mask` in every state; every info but the last has the mask."""
 
     def __init__(self, mask: Any = (1, 0, 1), space: Any = None, at: int | None = None, then: Any = (0, 0, 0)) -> None:
         super().__init__(length=5)
@@ -169,7 +169,7 @@ class Masked(World):
 
 
 class Asked(World):
-    """Says what it permits when it is asked, in another type than most; its generator takes seeds of 32 bits."""
+    """Reports its mask by a method, in an unusual type; its generator takes 32-bit seeds."""
 
     def action_masks(self) -> Array:
         return np.array([self.t % 2, 1, 0], np.float64)
@@ -188,7 +188,7 @@ class MaskedPairs(Masked):
 
 
 class Shown(World):
-    """Shows its mask itself, which permits nothing after step `at`."""
+    """Has its mask in the observation; it permits no action after step `at`."""
 
     def __init__(self, at: int | None = None) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class Shown(World):
 
 
 class Wanderer(World):
-    """Goes into another folder, talks, and changes what is the whole process's."""
+    """Changes the folder, prints, and changes process-wide settings."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -246,7 +246,7 @@ class Mindful(World):
 
 
 class Moody(World):
-    """Draws from a generator that nobody seeds."""
+    """Draws from an unseeded generator."""
 
     draws: ClassVar[np.random.Generator] = np.random.default_rng()
 
@@ -256,7 +256,7 @@ class Moody(World):
 
 
 class Continuous(World):
-    """Wants actions far from ±1, and gives large numbers in one buffer."""
+    """Has actions far from ±1, and returns large numbers in one buffer."""
 
     def __init__(self, buffered: bool = True) -> None:
         super().__init__()
@@ -283,7 +283,7 @@ def digest(actions: Array) -> str:
 
 
 class Tracing(World):
-    """Says in its fault, in step `at`, which actions it was given until then."""
+    """Its fault in step `at` lists all actions so far."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
@@ -301,7 +301,7 @@ class Tracing(World):
 
 
 class Fragile(World):
-    """Breaks in one episode of a hundred, until it is mended."""
+    """Fails in one episode of a hundred, until it is fixed."""
 
     def step(self, action: np.int64) -> Any:
         if self.t == 7 and self.place > 0.98 and "MENDED" not in os.environ:
@@ -310,7 +310,7 @@ class Fragile(World):
 
 
 class Leaving(World):
-    """Ends the whole process in step 30 of its instance, by itself or by a signal to it, until it is mended."""
+    """Ends the whole process in step 30 of its instance, by exit or by a signal, until it is fixed."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -331,7 +331,7 @@ class Threaded(World):
 
 
 class Meddling(Wanderer):
-    """Sets for the whole process what others rely on, again and again."""
+    """Changes process-wide settings in every step."""
 
     def meddle(self) -> None:
         import locale
@@ -358,7 +358,7 @@ class Meddling(Wanderer):
 
 
 class Stuck(World):
-    """Says that it hangs, and hangs: in its constructor, or in step 30 of its instance."""
+    """Prints that it hangs, then hangs, in its constructor or in step 30 of its instance."""
 
     def __init__(self, in_step: bool = False) -> None:
         super().__init__()
@@ -389,7 +389,7 @@ class Paying(World):
 
 
 class Slow(World):
-    """Leaves a trace once its episodes are long, and takes its time then."""
+    """Writes a marker file once its episodes are long, then steps slowly."""
 
     def step(self, action: np.int64) -> Any:
         if self.steps > 2000:
@@ -429,7 +429,7 @@ gym.register("Endless-v0", entry_point="worlds:World")
 
 
 class Raising(World):
-    """Raises a text that a terminal would obey, with half a character and an end of text."""
+    """Raises an exception with control characters and a lone surrogate."""
 
     def step(self, action: np.int64) -> Any:
         if self.steps == 2:
@@ -438,7 +438,7 @@ class Raising(World):
 
 
 class Sharing(World):
-    """Changes what it shares with the process: numbers or the rest, when it is built or in its third step."""
+    """Changes numeric or other process-wide settings, in its constructor or in its third step."""
 
     def __init__(self, what: str = "", in_step: bool = False) -> None:
         super().__init__()
@@ -486,7 +486,7 @@ class Sharing(World):
 
 
 class Handling(World):
-    """Sets a handler of SIGINT in every step, and spends its time in steps."""
+    """Installs a SIGINT handler in every step, and steps slowly."""
 
     def __init__(self, how: str) -> None:
         super().__init__()

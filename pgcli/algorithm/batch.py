@@ -21,46 +21,46 @@ from pgcli.records import Update
 
 @dataclass(frozen=True)
 class Estimate:
-    """A = returns - baseline, the returns-to-go G that V learns, both [T, N], and V [T + 1, N], in reward units."""
+    """A = returns - baseline and targets G of V, both [T, N], and V [T + 1, N], in reward units."""
 
     advantages: Tensor
-    baseline: Tensor  # [T, N], or broadcasts to it
+    baseline: Tensor  # [T, N], or broadcastable
     returns: Tensor
     values: Tensor
 
 
 @dataclass(frozen=True)
 class Batch:
-    """M steps to learn from, first axis M: all valid steps of an update, or `share` of them."""
+    """M steps to learn from, first axis M: all valid steps of an update, or a `share` of them."""
 
     obs: Tensor
-    inputs: Tensor  # what the gradient reads of obs, encoded once per update; [M, 0] where it reads obs itself
+    inputs: Tensor  # encoded obs, computed once per update; [M, 0] if the gradient reads obs directly
     actions: Tensor
     advantages: Tensor
     weights: Tensor
     returns: Tensor
     values: Tensor  # V before the update
     behavior_log_probs: Tensor
-    on_policy: bool  # the policy is still the one that acted: ratios are exactly 1
-    sequences: Sequences | None  # for a recurrent policy: which of the steps follow each other
-    trajectories: Trajectories  # where the steps come from
+    on_policy: bool  # the policy has not changed since it acted: ratios are exactly 1
+    sequences: Sequences | None  # for a recurrent policy: the sequences of consecutive steps
+    trajectories: Trajectories  # source of the steps
     share: float = 1.0
 
     def __len__(self) -> int:
         return self.advantages.shape[0]
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on another device; sequences and trajectories stay."""
+        """Return the batch on another device; sequences and trajectories are not moved."""
         tensors: dict[str, Any] = {name: x.to(device) for name, x in self._tensors().items()}
         return replace(self, **tensors)
 
     @property
     def parts(self) -> int:
-        """How many units a split shuffles: steps, or the sequences of a recurrent policy."""
+        """The number of shuffled units: steps, or sequences for a recurrent policy."""
         return len(self) if self.sequences is None else len(self.sequences.lengths)
 
     def split(self, order: Tensor, count: int) -> Iterator[Batch]:
-        """Yield `count` batches of the units in `order`, weighted so that the loss of each estimates that of all."""
+        """Yield `count` batches of the units in `order`, weighted to estimate the full loss."""
         if self.sequences is not None:
             for chosen in order.tensor_split(count):
                 rows, sequences = self.sequences.take(chosen)
@@ -89,15 +89,15 @@ def flatten(
     trajectories: Trajectories,
     estimate: Estimate,
 ) -> tuple[Batch, Update]:
-    """Standardize and weight the advantages, and put the valid steps in a row.
+    """Standardize and weight the advantages, and flatten the valid steps.
 
-    Args: inputs: from obs [M, …] to what the gradient reads of them, [M, size].
-    Returns: the batch, and the metrics of the update that are known before it.
+    Args: inputs: obs [M, …] → the input of the gradient, [M, size].
+    Returns: the batch, and the metrics known before the update.
     """
     algorithm, mask = config.algorithm, trajectories.mask
     advantages, zero_variance_groups = estimate.advantages, None
     largest = float(trajectories.rewards.abs().sum(0).max() + estimate.values.abs().max())
-    floor = 1e-8 * largest  # no return is larger: below this a spread is rounding
+    floor = 1e-8 * largest  # bounds all returns: a smaller spread is rounding
     if algorithm.standardize == "group":
         advantages, zero_variance_groups = group_standardized(advantages, config.group_size, floor)
     rows, sequences = valid_steps(policy, trajectories, max_length=config.policy.backpropagation_steps)
@@ -139,10 +139,10 @@ def flatten(
 def minibatches(
     batch: Batch, epochs: int, count: int, shuffler: Callable[[int], np.random.Generator], on_policy: bool
 ) -> Iterator[tuple[int, Batch]]:
-    """Yield (epoch, minibatch) for each step of an update: every epoch passes once over the batch.
+    """Yield (epoch, minibatch) for each step of an update; each epoch uses the batch once.
 
-    `shuffler(epoch)` orders its steps. With `on_policy`, the first minibatch has ratios of exactly 1: its policy is
-    the one that acted, and computing them on a batch of another shape would change the last bit.
+    `shuffler(epoch)` orders the steps. With `on_policy`, the ratios of the first minibatch are set to exactly 1:
+    recomputing them in another batch shape could change the last bit.
     """
     count = min(count, batch.parts)
     for epoch in range(epochs):

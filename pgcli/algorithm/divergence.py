@@ -1,4 +1,4 @@
-"""Divergence: find numbers that are not finite, and name the tensor that they come from."""
+"""Divergence: find numbers that are not finite, and name the tensor of their origin."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def check_finite(named: NamedTensors, consequence: str = "") -> None:
 
 
 class CheckedGradient:
-    """A gradient that raises Diverged at the first step with a number that is not finite, and names its cause.
+    """A gradient that raises Diverged at the first non-finite number and names its cause.
 
-    It checks every tensor of a step, causes before effects, which costs several times the step: a failed update is
-    repeated with it.
+    It checks every tensor of a step, causes before effects. This costs several times the step, so only a failed update
+    is repeated with it.
     """
 
     def __init__(self, agent: PolicyGradient, state: Callable[[], Mapping[str, Tensor]]) -> None:
@@ -38,13 +38,13 @@ class CheckedGradient:
         self.inputs = agent.gradient.inputs
 
     def __call__(self, batch: Batch, part: PartName, progress: float) -> Step:
-        """Return what the gradient itself returns. Raises: Diverged."""
+        """Return the result of the wrapped gradient. Raises Diverged."""
         gradient, terms = self._gradient(batch, part, progress)
         values = {name: term.item() for name, term in terms().items()}
         values["grad_norm"] = torch.linalg.vector_norm(gradient).item()
         for name, value in sorted(values.items(), key=lambda item: item[0] == "loss"):
             if not math.isfinite(value):
-                check_finite(self._suspects(batch, part, gradient), f", and so {name} is {value}")
+                check_finite(self._suspects(batch, part, gradient), f", so {name} is {value}")
                 raise Diverged(f"{name} is {value}")
         return gradient, terms
 

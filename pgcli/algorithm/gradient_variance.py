@@ -1,4 +1,4 @@
-"""Gradient variance: the variance and the signal-to-noise ratio of an estimator, measured on one iteration."""
+"""Gradient variance: variance and signal-to-noise ratio of estimators on one iteration."""
 
 from __future__ import annotations
 
@@ -25,39 +25,38 @@ def measure(
     progress: float = 0.0,
     check: Callable[[], None] = lambda: None,
 ) -> list[GradientEstimate]:
-    """Measure the config's own gradient estimate, then each of `diagnostics.shadows`, on the same trajectories.
+    """Measure the run's estimator and `diagnostics.shadows` on the same trajectories.
 
-    An estimate is a sum over N trajectories (or columns of a segment), g = Σ_n g_n. The *contribution* of trajectory
-    n is its term of that sum, at the parameters before the update:
+    An estimate is a sum over N trajectories (or columns of a segment), g = Σ_n g_n. The *contribution* g_n of
+    trajectory n is evaluated at the parameters before the update:
 
         g_n = Σ_t c_t,n ∇log π(a_t|s_t),   c = -∂L/∂log π   (on-policy: c = w_t,n A_t,n)
 
-    L is the loss of the objective without entropy bonus and KL penalty. From the contributions of U independent parts
-    of the batch (trajectories, or groups that share a start state), whose share τ_u of the batch is T_u / M of the
-    steps for `average: steps` and 1/U otherwise,
+    L is the loss of the objective without entropy bonus and KL penalty. The batch has U independent parts: its
+    trajectories, or groups that share a start state. The share τ_u of part u is T_u / M for `average: steps`, else 1/U.
 
         v = (U - 1)/U Σ_u |g_u - c_u g|² / (1 - τ_u)²   estimates   tr Cov[g], the variance of the estimate;
 
-    N v estimates that of a single trajectory, and |g|² - v estimates |E g|². This is the jackknife over parts of a
-    ratio: g - (g_u - τ_u g) / (1 - τ_u) is the estimate without part u. With τ_u = 1/U it is
-    U/(U - 1) Σ_u |g_u - g/U|², unbiased for independent parts. `c_u` is τ_u and the share of g by which part u moves
-    it through other numbers of the whole batch:
+    N v estimates the variance for a single trajectory, and |g|² - v estimates |E g|². This is the jackknife of a
+    ratio: g - (g_u - τ_u g) / (1 - τ_u) is the estimate without part u. For τ_u = 1/U it is U/(U - 1) Σ_u |g_u - g/U|²,
+    unbiased for independent parts. `c_u` is τ_u plus the relative change of g that part u causes through statistics
+    of the whole batch:
 
         standardize: batch     (q_u - q T_u) / 2M     q_u the squared advantages, q their mean: the deviation σ
         self_normalize         R_u / R - W_u / W      R the weights times the ratios, W the weights
 
-    The baselines mean, leave_one_out and optimal count as constants. They couple the parts, and v lacks the covariance
+    The baselines mean, leave_one_out and optimal are treated as constants. They couple the parts, so v lacks
     N² tr Cov[g_1, g_2]: for total returns and `average: episodes`, |∇J|²/N² with mean and |∇J|²/(N - 1)² with
     leave_one_out. On CartPole, v is within 7 % of the variance of 2,000 batches of 16, and within 16 % for 4
     (`tests/uncertainty.py`).
-    With `algorithm.reuse`, trajectories of all iterations count as draws from one distribution.
+    With `algorithm.reuse`, trajectories of all iterations are treated as samples of one distribution.
 
     Gradients are with respect to the P parameters of the policy. `check` is called between parts of the work.
     """
     config, policy = agent.config, agent.policy
     with torch.no_grad():
         log_probs = trajectory_log_probs(policy, trajectories)
-    tables: list[Tensor] = []  # of coefficients, each once
+    tables: list[Tensor] = []  # of coefficients, without duplicates
     influences: list[Tensor] = []
 
     def place(one: PolicyGradient, estimate: Estimate) -> int:
@@ -69,7 +68,7 @@ def measure(
         return same.index(True)
 
     names = [config.estimator, *config.diagnostics.shadows]
-    places = []  # of each: as it is, without standardisation, and without the baseline too
+    places = []  # per estimator: unchanged, without standardization, and also without baseline
     for name in names:
         check()
         one, plain = with_estimator(agent, name), with_estimator(agent, "+".join(name.split("+")[:2]))
@@ -84,7 +83,7 @@ def measure(
 
 
 def with_estimator(agent: PolicyGradient, name: str) -> PolicyGradient:
-    """Return an agent with another estimator on the same policy and value function, which cannot be updated."""
+    """Return an agent with another estimator on the same networks; it cannot be updated."""
     other = copy(agent)
     other.config = agent.config.with_estimator(name)
     other.value = agent.value if other.config.has_value else None
@@ -108,13 +107,13 @@ def _coefficients(
 
 
 def _shares(agent: PolicyGradient, trajectories: Trajectories) -> Tensor:
-    """Return τ [N], the share of the batch that a trajectory has."""
+    """Return τ [N], the share of each trajectory in the batch."""
     steps = trajectories.mask.sum(0).double()
     return steps / steps.sum() if agent.config.algorithm.average == "steps" else torch.full_like(steps, 1 / len(steps))
 
 
 def _influence(agent: PolicyGradient, batch: Batch, column: Tensor, log_ratios: Tensor) -> Tensor:
-    """Return by which share of g each trajectory moves it through the batch's σ and normalizer, c - τ [N]."""
+    """Return c - τ [N], the relative change of g through the batch's σ and normalizer."""
     algorithm = agent.config.algorithm
 
     def summed(x: Tensor) -> Tensor:
@@ -153,13 +152,13 @@ def _moments(
         mixed += ((weights * influences)[:, chosen, None] * independent).sum(1)
         squares += (weights[chosen, None] * independent.square()).sum((1, 2))
     norms, own = total.square().sum(1), (weights * influences.square()).sum(1)
-    return total, (squares - 2 * (total * mixed).sum(1) + norms * own).clamp(min=0)  # rounding may leave less
+    return total, (squares - 2 * (total * mixed).sum(1) + norms * own).clamp(min=0)  # rounding may make it negative
 
 
 def _describe(
     name: str, trajectories: int, gradient: Tensor, own: Tensor, variance: Tensor, plain: Tensor, bare: Tensor
 ) -> GradientEstimate:
-    """Return a row: from g [P], the config's own g, v, and v without standardization with and without the baseline."""
+    """Return a row from g [P], the run's own g, v, and v without standardization (and baseline)."""
     norm, v = float(torch.linalg.vector_norm(gradient)), float(variance)
     snr = _ratio(norm**2 - v, v)
     return GradientEstimate(

@@ -1,4 +1,4 @@
-"""Where an update happens, and how safely: rolled back if it fails, on a GPU, with rewards of past iterations."""
+"""The learner: runs updates on a device, with rollback and reused trajectories."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from pgcli.system.memory import check_memory
 from pgcli.system.process_state import require, restore_process
 from pgcli.system.processes import Check
 
-PARAMETER_BYTES = 28  # float32: parameter, gradient, two averages of the optimizer; and copies to roll back to
+PARAMETER_BYTES = 28  # float32: parameter, gradient, two moments of the optimizer; and copies for the rollback
 
 
 class Learner:
-    """Updates an agent. `run` runs the parts of an update: one after the other, or in two processes."""
+    """Updates an agent. `run` executes the parts of an update, in sequence or in two processes."""
 
     def __init__(self, agent: PolicyGradient, run: Runner = in_turn) -> None:
         self.agent, self.policy, self.config, self.run = agent, agent.policy, agent.config, run
@@ -48,9 +48,10 @@ class Learner:
     def update(
         self, trajectories: Trajectories, iteration: int = 0, progress: float = 0.0, check: Check = lambda: None
     ) -> Update:
-        """Learn from the trajectories of `iteration`. `progress` in [0, 1] is the used share of the budget.
+        """Learn from the trajectories of `iteration`.
 
-        `check` is called before every step of an optimizer. If an exception is raised, the state is rolled back.
+        `progress` in [0, 1] is the used share of the budget. `check` is called before every step of an optimizer. If an
+        exception is raised, the state is rolled back.
         Raises: Diverged, naming the first tensor that is not finite.
         """
         restore_process()
@@ -64,7 +65,7 @@ class Learner:
                 self._update(checked, trajectories, iteration, progress, check, in_turn)  # raises, with the cause
                 raise error
         except BaseException:
-            check()  # Ctrl-C also kills a compiler, whose failure is then an interrupt
+            check()  # Ctrl-C also kills the compiler: its failure then is an interrupt
             raise
 
     def _update(
@@ -80,7 +81,7 @@ class Learner:
         copy_state(self.agent, agent)
         one_step = algorithm.update_epochs == algorithm.num_minibatches == algorithm.reuse == 1
         if algorithm.objective != "policy_gradient" and not one_step:
-            actor = self.policy if self.past.policies else agent.policy  # what is collected again is so on the CPU
+            actor = self.policy if self.past.policies else agent.policy  # collected again on the CPU
             trajectories = with_log_probs(actor, trajectories)
         joined = self.past.joined(trajectories)
         if self.return_scale is not None:
@@ -109,7 +110,7 @@ class Learner:
         return state_dict(self.agent, self.return_scale, self.past)
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Copy the tensors of `state_dict` back in place. `check_tensors` has checked names and shapes."""
+        """Copy a `state_dict` back in place. `check_tensors` has checked names and shapes."""
         for key, value in self.state_dict().items():
             if key in tensors:
                 value.copy_(tensors[key])
@@ -118,11 +119,11 @@ class Learner:
 def build_agent(
     observation_space: spaces.Space[Any], action_space: spaces.Space[Any], config: Config, *, user_code: bool = False
 ) -> PolicyGradient:
-    """Build a policy, its value function and the rule that improves them, with parameters drawn from the seed.
+    """Build policy, value function and optimizers, with parameters drawn from the seed.
 
     Args: user_code: load `algorithm.estimator`, which runs the user's file.
-    Raises: UsageError for spaces that the config does not support, for networks that the memory of this machine does
-        not hold, and for the user's file.
+    Raises: UsageError for unsupported spaces, for networks larger than this machine's memory, and for errors in the
+        user's file.
     """
 
     def networks() -> tuple[Policy, ValueFunction | None]:
@@ -131,7 +132,7 @@ def build_agent(
 
     restore_process()
     with torch.random.fork_rng(devices=[]):
-        with torch.device("meta"):  # shapes without memory
+        with torch.device("meta"):  # shapes only, no memory
             _check_size(*networks(), config)
         torch.manual_seed(derived_seed(config.seed, Purpose.INIT))
         policy, value = networks()
@@ -141,21 +142,21 @@ def build_agent(
 
 
 def _check_size(policy: Policy, value: ValueFunction | None, config: Config) -> None:
-    """Raise UsageError for networks that, with gradients and the averages of Adam, exceed this machine's memory."""
+    """Raise UsageError for networks that exceed this machine's memory during training."""
     networks = [policy] if value is None else [policy, value]
     sizes = config.policy.hidden_sizes
     count = sum(parameter.numel() for network in networks for parameter in network.parameters())
     check_memory(
         PARAMETER_BYTES * count,
-        f"the networks have {count:,} parameters, from {policy.encoder.size:,} numbers of an observation through "
-        f"{len(sizes)} hidden layers of up to {max(sizes, default=0):,} units to {policy.distribution.size:,} outputs",
-        "make policy.hidden_sizes smaller; a Discrete space of n values is n numbers, and a wrapper can show fewer",
+        f"the networks have {count:,} parameters ({policy.encoder.size:,} inputs, "
+        f"{len(sizes)} hidden layers of up to {max(sizes, default=0):,} units, {policy.distribution.size:,} outputs)",
+        "make policy.hidden_sizes smaller; a Discrete space of n values is n inputs, which a wrapper can reduce",
     )
 
 
 def on_device(agent: PolicyGradient, device: torch.device) -> PolicyGradient:
-    """Return a copy of the agent, with networks and optimizers of its own, that learns on another device."""
-    if device.type == "cuda":  # an update has the same bytes on the same model of GPU, and float32 is float32
+    """Return a copy of the agent, with its own networks and optimizers, on another device."""
+    if device.type == "cuda":  # updates are deterministic on the same GPU model, and float32 is not TF32
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         require("torch's deterministic algorithms", (True, True))
         torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = False

@@ -1,4 +1,4 @@
-"""The losses that a config asks for: values with their terms in torch, slopes for the closed form in numpy."""
+"""The configured losses: values and terms in torch, slopes for closed forms in numpy."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ Term = Literal[
     "clip_fraction",
     "grad_norm",
 ]
-Terms = dict[Term, Tensor]  # `loss` is what a step descends; all are scalars, means over a minibatch
+Terms = dict[Term, Tensor]  # `loss` is minimized; all are scalars, means over a minibatch
 Step = tuple[Tensor, Callable[[], Terms]]  # ∂loss/∂θ [dim], valid until the next step; and the terms, if needed
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Losses of policy and value function; `progress` in [0, 1] is the share of the budget that is used."""
+    """Losses of policy and value function; `progress` in [0, 1] is the used share of the budget."""
 
     algorithm: AlgorithmConfig
     value_clip_range: float | None
@@ -93,7 +93,7 @@ class Losses:
         return terms
 
     def policy_slope(self, log_probs: Array, batch: Batch, progress: float) -> Array:
-        """Compute ∂loss/∂log π [M] of `policy_terms`: how much each score counts."""
+        """Compute ∂loss/∂log π [M] of `policy_terms`: the weight of each score."""
         algorithm, advantages, weights = self.algorithm, batch.advantages.numpy(), batch.weights.numpy()
         log_ratios = log_probs - (log_probs if batch.on_policy else batch.behavior_log_probs.numpy())
         match algorithm.objective:
@@ -119,10 +119,10 @@ class Losses:
         return self.algorithm.value_coef * slope
 
     def describe(self, means: Mapping[Term, float], epochs: int, steps: int, rate: float, progress: float) -> Update:
-        """Return the record of a policy's improvement over `epochs` on a batch of `steps`."""
+        """Return the policy's metrics after `epochs` on a batch of `steps`."""
         ratio, squared_ratio = means.get("ratio"), means.get("squared_ratio")
         effective_sample_size = None
-        if ratio is not None and squared_ratio is not None:  # 0 where all ratios are too small to be squared
+        if ratio is not None and squared_ratio is not None:  # 0 if all squared ratios underflow
             effective_sample_size = steps * ratio**2 / squared_ratio if squared_ratio > 0 else 0.0
         return Update(
             policy_loss=means.get("policy_loss"),
@@ -145,7 +145,7 @@ def joint_terms(policy: Terms, value: Terms) -> Terms:
 
 
 class EpochMeans:
-    """Means of the terms over the steps of the last epoch: kept as tensors, read once at the end."""
+    """Means of the terms over the last epoch: kept as tensors, read once at the end."""
 
     def __init__(self) -> None:
         self._rows: list[Terms] = []
@@ -153,7 +153,7 @@ class EpochMeans:
         self.epoch = -1
 
     def add(self, epoch: int, terms: Terms, share: float) -> None:
-        """Add the terms of a step on `share` of the batch; a new epoch discards the one before."""
+        """Add the terms of a step on `share` of the batch; a new epoch discards the previous one."""
         if epoch != self.epoch:
             self._rows, self._shares, self.epoch = [], [], epoch
         self._rows.append(terms)
@@ -172,7 +172,7 @@ class EpochMeans:
 
 def check_terms(means: Mapping[Term, float], norms: Sequence[Tensor]) -> None:
     """Raise Diverged if a term or the norm of a gradient is not finite."""
-    for name, value in sorted(means.items(), key=lambda item: item[0] == "loss"):  # a part of the sum says more
+    for name, value in sorted(means.items(), key=lambda item: item[0] == "loss"):  # a term of the sum is more specific
         if not math.isfinite(value):
             raise Diverged(f"{name} is {value}")
     if not torch.stack(list(norms)).isfinite().all():

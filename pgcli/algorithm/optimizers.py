@@ -1,7 +1,7 @@
 """Optimizers as one function from gradients to steps.
 
-The first use of `torch.optim` imports torch._dynamo and sympy, which takes as long as torch itself. These are the
-same rules without it; a test holds them equal to torch.optim's.
+The first use of `torch.optim` imports torch._dynamo and sympy, which takes as long as importing torch. These are the
+same rules without that import; a test compares them with torch.optim.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pgcli.config.choices import OptimizerName, Schedule
 
 
 def scheduled(value: float, schedule: Schedule, progress: float) -> float:
-    """Give `value` at `progress` in [0, 1], the share of the budget that is used; linear and cosine end at 0."""
+    """Return `value` at `progress` in [0, 1]; linear and cosine end at 0."""
     match schedule:
         case "constant":
             return value
@@ -27,9 +27,9 @@ def scheduled(value: float, schedule: Schedule, progress: float) -> float:
 
 
 class Optimizer:
-    """Gradient descent on `parameters`, in place, by one of three rules with torch.optim's default constants.
+    """Gradient descent on `parameters`, in place, with the default constants of torch.optim.
 
-    The parameters are moved into one vector, of which they are views from then on: a rule is a few operations on it.
+    The parameters become views of one vector, so that a rule is a few operations on this vector.
 
     sgd: θ ← θ - α g. rmsprop: v ← 0.99 v + 0.01 g²; θ ← θ - α g / (√v + 1e-8) (Hinton 2012).
     adam: β = (0.9, 0.999), ε = 1e-8 (Kingma & Ba 2015, algorithm 1).
@@ -48,13 +48,13 @@ class Optimizer:
 
     @property
     def memory(self) -> list[Tensor]:
-        """All that a step changes, the parameters as one vector."""
-        if self.parameters[0].data_ptr() != self._vector.data_ptr():  # they were given other memory
+        """All tensors that a step changes; the parameters are one vector."""
+        if self.parameters[0].data_ptr() != self._vector.data_ptr():  # other code has replaced their memory
             self._vector = self._gathered()
         return [self._vector, *self.moments.values(), self.steps]
 
     def step(self, gradient: Tensor, learning_rate: float) -> None:
-        """Move the parameters by one step against `gradient`, [dim] in their order."""
+        """Take one step against `gradient`, [dim] in the order of the parameters."""
         vector, *moments, steps = self.memory
         match self.rule:
             case "sgd":
@@ -82,7 +82,7 @@ class Optimizer:
                 )
 
     def state(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Give the optimizer's memory as tensors named after the parameters' `names`; they share its memory."""
+        """Return the optimizer's state as tensors named after the parameters (views, not copies)."""
         tensors = {
             f"{name}.{moment}": tensor
             for moment, parts in self._moments.items()
@@ -99,10 +99,10 @@ class Optimizer:
 
 
 def clip_grad_norm_(gradient: Tensor, limit: float | None) -> Tensor:
-    """Scale a gradient [dim] in place to a norm of at most `limit`; return the norm that it had."""
+    """Scale a gradient [dim] in place to a norm of at most `limit`; return the original norm."""
     norm: Tensor = torch.linalg.vector_norm(gradient)
     if limit is not None:
-        if not gradient.is_cpu:  # without waiting for the number
+        if not gradient.is_cpu:  # without synchronizing the device
             gradient *= (limit / norm).clamp(max=1)
         elif (found := float(norm)) > limit:
             gradient *= limit / found
@@ -110,11 +110,11 @@ def clip_grad_norm_(gradient: Tensor, limit: float | None) -> Tensor:
 
 
 def flattened(tensors: Sequence[Tensor]) -> Tensor:
-    """Put tensors one after the other, [dim]."""
+    """Concatenate flattened tensors, [dim]."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def unflattened(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Give the parts of a vector [dim] that stand for the tensors `like`, each of the shape of its own."""
+    """Return views of a vector [dim] with the shapes of the tensors `like`."""
     parts = torch.split(vector, [tensor.numel() for tensor in like])
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]

@@ -1,4 +1,4 @@
-"""What an optimizer of its own learns: the policy, the value function, or both on a shared trunk."""
+"""Parts of an agent with separate optimizers: policy, value function, or both on one trunk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PartName = Literal["policy", "value", "joint"]
 
 @dataclass(frozen=True)
 class Part:
-    """A set of parameters, its optimizer and how it learns."""
+    """A set of parameters with its optimizer and settings."""
 
     name: PartName
     optimizer: Optimizer
@@ -30,7 +30,7 @@ class Part:
 
 
 def parts_of(config: Config, policy: Policy, value: ValueFunction | None) -> list[Part]:
-    """Return the parts that a config asks for, the policy's first."""
+    """Return the configured parts, the policy first."""
     algorithm, optimizer = config.algorithm, config.optimizer
     epochs, rate = algorithm.update_epochs, optimizer.learning_rate
     first, second = list(policy.parameters()), [] if value is None else list(value.parameters())
@@ -47,14 +47,14 @@ def parts_of(config: Config, policy: Policy, value: ValueFunction | None) -> lis
 
 @dataclass(frozen=True)
 class Job:
-    """The improvement of one part: it changes the part's parameters and the memory of its optimizer, nothing else."""
+    """The update of one part: changes only its parameters and its optimizer's state."""
 
     part: Part
     work: Callable[[Check], Update]
 
 
 class Runner(Protocol):
-    """Runs jobs that do not depend on each other, and returns their results in order."""
+    """Runs independent jobs and returns their results in order."""
 
     def __call__(self, jobs: Sequence[Job], check: Check) -> list[Update]:
         """Run the jobs; `check` is called before every step."""

@@ -1,4 +1,4 @@
-"""The algorithm: trajectories → advantages → a batch → steps of gradient ascent. Returns × baseline × objective.
+"""The algorithm: trajectories → advantages → batch → gradient ascent.
 
 for each epoch, for each minibatch:   θ ← θ + α Σ w_t A_t ∇log π(a_t|s_t),   A = G - b
 """
@@ -32,13 +32,13 @@ from pgcli.system.processes import Check
 
 
 class PolicyGradient:
-    """A policy, its value function if it has one, and the rule that improves them."""
+    """A policy, an optional value function, and their update rule."""
 
     def __init__(
         self, policy: Policy, value: ValueFunction | None, config: Config, user_estimator: UserEstimator | None = None
     ) -> None:
         self.config, self.policy, self.value, self.user_estimator = config, policy, value, user_estimator
-        self.parts = parts_of(config, policy, value)  # each with an optimizer of its own
+        self.parts = parts_of(config, policy, value)  # each with its own optimizer
         self.losses = Losses(config.algorithm, config.value.clip_range)
 
     @cached_property
@@ -47,14 +47,14 @@ class PolicyGradient:
         return make_gradient(self.config, self.policy, self.value, self.losses, self.user_estimator)
 
     def estimate(self, trajectories: Trajectories) -> Estimate:
-        """Compute A = G - b, [T, N]. Where a trajectory is cut, V stands for the rest of it."""
+        """Compute A = G - b, [T, N]. Cut trajectories are bootstrapped with V."""
         values = trajectory_values(self.policy, self.value, trajectories)  # [T + 1, N]; zeros without a value function
         to_go, returns = self._returns(trajectories, values)
         baseline = self._baseline(trajectories, returns, values)
         return Estimate(returns - baseline, baseline, to_go, values)
 
     def _returns(self, trajectories: Trajectories, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute what V learns, and what an action is credited with; both [T, N]."""
+        """Compute the targets of V and the returns of the actions, both [T, N]."""
         algorithm, rewards = self.config.algorithm, trajectories.rewards
         ends = trajectories.terminated, trajectories.cut
         match algorithm.returns:
@@ -74,7 +74,7 @@ class PolicyGradient:
                 assert_never(algorithm.returns)
 
     def _baseline(self, trajectories: Trajectories, returns: Tensor, values: Tensor) -> Tensor:
-        """Compute b, which broadcasts to [T, N], over all trajectories for a total return, else over those at t."""
+        """Compute b, broadcastable to [T, N]; for total returns over all trajectories, else per step t."""
         algorithm, total = self.config.algorithm, self.config.algorithm.returns == "total"
         peers = torch.ones_like(trajectories.mask) if total else trajectories.mask
         match algorithm.baseline:
@@ -95,14 +95,14 @@ class PolicyGradient:
                 assert_never(algorithm.baseline)
 
     def batch(self, trajectories: Trajectories, estimate: Estimate | None = None) -> tuple[Batch, Update]:
-        """Return the steps to learn from, by the agent's own estimate or another one, and the metrics known so far."""
+        """Return the steps to learn from, by the own or another estimate, and the metrics so far."""
         estimate = estimate or self.estimate(trajectories)
         return flatten(self.config, self.policy, self.gradient.inputs, trajectories, estimate)
 
     def update(
         self, trajectories: Trajectories, iteration: int, progress: float, check: Check, run: Runner = in_turn
     ) -> Update:
-        """Learn from trajectories: θ ← θ + α g over epochs and minibatches, for each part with an optimizer."""
+        """Learn from trajectories: θ ← θ + α g over epochs and minibatches, for each part."""
         batch, report = self.batch(trajectories)  # [M] steps: obs, actions, A, w, G, V
         jobs = [Job(part, partial(self.improve, part, batch, iteration, progress)) for part in self.parts]
         for result in run(jobs, check):
@@ -110,9 +110,9 @@ class PolicyGradient:
         return report
 
     @torch.no_grad()
-    @np.errstate(over="ignore", invalid="ignore")  # `check_terms` finds what is not finite
+    @np.errstate(over="ignore", invalid="ignore")  # `check_terms` reports non-finite numbers
     def improve(self, part: Part, batch: Batch, iteration: int, progress: float, check: Check) -> Update:
-        """Take a step along the gradient for each minibatch of each epoch; stop before one beyond `target_kl`."""
+        """Take one gradient step per minibatch and epoch; stop if the KL exceeds `target_kl`."""
         optimizer, count = self.config.optimizer, self.config.algorithm.num_minibatches
         rate, means, norms = scheduled(part.learning_rate, optimizer.schedule, progress), EpochMeans(), list[Tensor]()
         shuffler = partial(generator, self.config.seed, part.shuffle, iteration)
@@ -133,7 +133,7 @@ class PolicyGradient:
 
 
 def estimate_gradient(agent: PolicyGradient, trajectories: Trajectories) -> tuple[list[Tensor], Terms]:
-    """Estimate -∇J without a step: gradients in the order of the policy's parameters, and the terms of the loss."""
+    """Return -∇J in the order of the policy's parameters, and the loss terms; take no step."""
     batch, _ = agent.batch(trajectories)
     with torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
         gradient, terms = agent.gradient(batch, "policy", 0.0)

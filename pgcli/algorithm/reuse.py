@@ -1,4 +1,4 @@
-"""`algorithm.reuse`: the policies of the last iterations, and the trajectories that they collected."""
+"""`algorithm.reuse`: policies and trajectories of the last iterations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pgcli.policies.trajectory_outputs import trajectory_log_probs
 
 
 class PastIterations:
-    """The last `count` policies, newest first, and their trajectories with the log-probabilities of that time."""
+    """The last `count` policies, newest first, with their trajectories and log-probabilities."""
 
     def __init__(self, policy: Policy, count: int) -> None:
         self.policies = [deepcopy(policy) for _ in range(count)]
@@ -25,12 +25,12 @@ class PastIterations:
         return pad_columns([trajectories, *self.trajectories])
 
     def add(self, policy: Policy, trajectories: Trajectories) -> None:
-        """Add an iteration and drop the oldest. `policy` is a copy of the one that acted."""
+        """Add an iteration and drop the oldest. `policy` is a copy of the acting policy."""
         self.policies = [policy, *self.policies[:-1]]
         self._keep(policy, trajectories)
 
     def collect_again(self, iteration: int, collect: Callable[[Policy, int], Trajectories]) -> None:
-        """Collect what update number `iteration` reuses, with the past policies: checkpoints hold no trajectories."""
+        """Collect the trajectories that update `iteration` reuses; checkpoints do not store them."""
         self.trajectories = []
         for age, policy in reversed(list(enumerate(self.policies[:iteration], 1))):
             self._keep(policy, collect(policy, iteration - age))

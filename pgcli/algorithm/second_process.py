@@ -16,13 +16,13 @@ WORTH_A_FORK = 0.03  # s: three times what a fork of this process costs
 
 
 class SecondProcess:
-    """Runs the last of several jobs in a fork, if it took long enough the last time. Does not affect results."""
+    """Runs the last job in a fork if it took long enough last time. Does not affect results."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
 
     def __call__(self, jobs: Sequence[Job], check: Check) -> list[Update]:
-        """Run the jobs; a fork that fails, dies or hangs is replaced by running its job here."""
+        """Run the jobs; if the fork fails, dies or hangs, run its job in this process."""
         *first, last = jobs
         if not (first and self._seconds > WORTH_A_FORK and may_fork()):
             return [*in_turn(first, check), self._run_here(last, check)]

@@ -1,4 +1,4 @@
-"""The state of a learner: everything that an update changes, as named tensors, and how it is rolled back."""
+"""The state of a learner: all tensors that an update changes, and their rollback."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def state_dict(agent: PolicyGradient, scale: ReturnScale | None, past: PastItera
 
 
 def memory_of(agent: PolicyGradient, scale: ReturnScale | None = None) -> list[Tensor]:
-    """Return what an update changes in place: a few large tensors without names."""
+    """Return the tensors that an update changes in place, as few large ones without names."""
     optimizers = [x for part in agent.parts for x in part.optimizer.memory]
     return [*optimizers, *agent.policy.buffers(), *(() if scale is None else scale.buffers())]
 
 
 def copy_state(source: PolicyGradient, target: PolicyGradient) -> None:
-    """Copy what an update changes in place, from one device to another."""
+    """Copy the tensors that an update changes to another device, in place."""
     if source is not target:
         for theirs, mine in zip(memory_of(target), memory_of(source), strict=True):
             theirs.copy_(mine)

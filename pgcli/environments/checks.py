@@ -1,4 +1,4 @@
-"""The start check: one reset and one step of an instance that is then discarded, before anything is built on it."""
+"""The start check: one reset and one step of a new instance, which is then discarded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.policies.observations import ACTION_MASK, Layout
 
 MAX_EPISODE_STEPS = 100_000  # stops episodes that never end, unless the time limit is longer; not a time limit
-_SEED_BITS, _NARROW_SEED_BITS = 63, 31  # of the seeds of resets
+_SEED_BITS, _NARROW_SEED_BITS = 63, 31  # of reset seeds
 _RESET = "begin with `def reset(self, *, seed=None, options=None)` and `super().reset(seed=seed)`; return obs, {}"
 _STEP = "return obs, reward, terminated, truncated, info from step"
 
@@ -30,9 +30,9 @@ _STEP = "return obs, reward, terminated, truncated, info from step"
 class StartCheck:
     """What the start check found about an environment."""
 
-    observation_space: spaces.Space[Any]  # the environment's own, without the mask that pgcli adds
+    observation_space: spaces.Space[Any]  # before pgcli adds a mask
     action_space: spaces.Space[Any]
-    adds_mask: bool  # the environment reports a mask, and not in its observation
+    adds_mask: bool  # the environment reports a mask outside its observation
     time_limit: int | None
     warnings: tuple[str, ...]
     env_id: str
@@ -40,7 +40,7 @@ class StartCheck:
 
     @property
     def longest_episode(self) -> int:
-        """Return the number of steps after which an episode has no end."""
+        """Return the number of steps after which an episode counts as endless."""
         return max(MAX_EPISODE_STEPS, self.time_limit or 0)
 
     def seed(self, derived: int) -> int:
@@ -49,7 +49,7 @@ class StartCheck:
 
     @property
     def notices(self) -> list[str]:
-        """Return what a user should know before a run."""
+        """Return the notices to print before a run."""
         guard = (
             f"{self.env_id} has no time limit: an episode of {MAX_EPISODE_STEPS:,} steps would stop the run; "
             "env.max_episode_steps sets one"
@@ -63,7 +63,7 @@ _checked: dict[str, StartCheck] = {}
 def check_environment(config: EnvConfig) -> StartCheck:
     """Check an environment against Gymnasium's interface, once per process and config.
 
-    Raises: EnvironmentFailure: for a fault that would stop a run; UsageError: for an argument that it does not take.
+    Raises: EnvironmentFailure: for a fault that would stop a run; UsageError: for an unknown argument.
     """
     parts = {"id", "kwargs", "wrappers", "max_episode_steps"}
     data = config.model_dump(include=parts, warnings=False) | {"reads_mask": config.reads_mask}
@@ -74,9 +74,9 @@ def check_environment(config: EnvConfig) -> StartCheck:
 
 
 def check_evaluation(config: EnvConfig, training: EnvConfig) -> StartCheck:
-    """Check the environment of evaluations, in which the policy of `training` has to act.
+    """Check the evaluation environment against the training environment.
 
-    Raises: UsageError if its spaces are not those of training; and what `check_environment` raises.
+    Raises: UsageError if their spaces differ; also the errors of `check_environment`.
     """
     found, expected = check_environment(config), check_environment(training)
     for name in ("observation_space", "action_space", "adds_mask"):
@@ -89,7 +89,7 @@ def check_evaluation(config: EnvConfig, training: EnvConfig) -> StartCheck:
             )
             raise UsageError(
                 f"evaluation.env: evaluations have {own}, and training has {other}",
-                "wrappers and kwargs that change spaces belong to both `env` and `evaluation.env`",
+                "set wrappers and kwargs that change spaces in both `env` and `evaluation.env`",
             )
     return found
 
@@ -117,16 +117,18 @@ def _check(config: EnvConfig) -> StartCheck:
         mask = None if reported is None else read_mask(reported, action_space)
         doing = "step"
         if mask is not None and not mask.any():
-            raise InvalidOutput("an action mask that permits nothing", "after a reset there must be something to do")
+            raise InvalidOutput(
+                "an action mask that permits no action", "the mask after a reset must permit at least one action"
+            )
         result = env.step(draw(action_space, mask, np.random.default_rng(0)))
         if not (isinstance(result, tuple) and len(result) == 5 and isinstance(result[4], dict)):
             raise InvalidOutput(f"{_kind(result)} instead of (obs, reward, terminated, truncated, info)", _STEP)
         obs, reward, terminated, truncated, info = result
         if config.reads_mask and reported is None and info.get(ACTION_MASK) is not None and not unused:
-            unused = "it is in the info of steps only, not in that of a reset"
+            unused = "the info of `step` has it, the info of `reset` does not"
         outside = outside or _out_of_bounds(layout, obs)
         if not math.isfinite(read_reward(reward)):
-            raise InvalidOutput(f"a non-finite reward: {reward}", "a reward is a finite number")
+            raise InvalidOutput(f"a non-finite reward: {reward}", "rewards must be finite numbers")
         read_flag(terminated, "terminated")
         read_flag(truncated, "truncated")
         limit = _time_limit(config, env)
@@ -137,8 +139,8 @@ def _check(config: EnvConfig) -> StartCheck:
             raise
         raise _failure(config, doing, error) from error
     newest = newer_version(spec(config))
-    warnings = [f"{spec(config).id} is out of date: there is a v{newest}"] if newest else []
-    warnings += [f"{config.id} gave {outside}; nothing is clipped"] if outside else []
+    warnings = [f"{spec(config).id} is out of date: the newest version is v{newest}"] if newest else []
+    warnings += [f"{config.id} returned {outside}; nothing is clipped"] if outside else []
     warnings += [f"the action mask of {config.id} is not used: {unused}"] if unused else []
     adds_mask = mask is not None and not in_obs
     return StartCheck(observation_space, action_space, adds_mask, limit, tuple(warnings), config.id, seed_bits)
@@ -154,7 +156,7 @@ def _space(config: EnvConfig, env: gym.Env[Any, Any], name: str) -> spaces.Space
 
 
 def _reset(env: gym.Env[Any, Any]) -> tuple[Any, int]:
-    """Reset with a seed of 63 bits, or of 31 if that fails; return the result and the number of bits."""
+    """Reset with a 63-bit seed, else a 31-bit one; return result and bits."""
     try:
         return env.reset(seed=2**_SEED_BITS - 1), _SEED_BITS
     except Exception:
@@ -162,13 +164,13 @@ def _reset(env: gym.Env[Any, Any]) -> tuple[Any, int]:
 
 
 def _out_of_bounds(layout: Layout, obs: Any) -> str:
-    """Describe the part of an observation that is outside the bounds of its space; return "" without one.
+    """Describe the first part of an observation outside its bounds; "" if none is.
 
     Raises: InvalidOutput: if the observation is not finite, or does not have the shape and type of its space.
     """
     rows = pack_observation(layout, obs)[None]
     if len(non_finite_rows(layout, rows)):
-        raise InvalidOutput("a non-finite observation", "every number of it is to be finite")
+        raise InvalidOutput("a non-finite observation", "all numbers of an observation must be finite")
     for leaf in layout.leaves:
         part = leaf.unpack(rows).reshape(leaf.shape)
         if isinstance(leaf.space, spaces.Box) and (out := (part < leaf.space.low) | (part > leaf.space.high)).any():
@@ -177,14 +179,14 @@ def _out_of_bounds(layout: Layout, obs: Any) -> str:
 
 
 def _time_limit(config: EnvConfig, env: gym.Env[Any, Any]) -> int | None:
-    """Return the number of steps after which the wrappers or the emulator of `env` truncate an episode."""
+    """Return the time limit of the wrappers or the emulator of `env`, in steps."""
     arguments = spec(config).kwargs | config.kwargs
     skipped = arguments.get("frameskip", 1)
     frames_per_step = skipped if isinstance(skipped, int) else 1
     limits, layer = list[int](), env
     while isinstance(layer, gym.Wrapper):
         if isinstance(layer, gym.wrappers.TimeLimit):
-            limits.append(int(layer._max_episode_steps))  # it has no public name
+            limits.append(int(layer._max_episode_steps))  # no public attribute
         elif isinstance(layer, gym.wrappers.AtariPreprocessing):
             frames_per_step *= layer.frame_skip
         layer = layer.env
@@ -198,14 +200,14 @@ def _kind(result: Any) -> str:
 
 
 def _failure(config: EnvConfig, doing: str, error: BaseException) -> EnvironmentFailure:
-    """Describe an error of the start check. Signs of the older interface of `gym` get a hint of their own."""
+    """Describe an error of the start check, with hints for the older `gym` interface."""
     message = message_of(error)
     if doing == "reset" and "unexpected keyword argument" in message:
-        return EnvironmentFailure(f"{config.id}: its reset takes no seed or no options", _RESET)
+        return EnvironmentFailure(f"{config.id}: `reset` does not accept `seed` and `options`", _RESET)
     if doing == "step" and isinstance(error, ValueError) and "(expected 5, got 4)" in message:
-        message = f"{config.id}: its step gives 4 values, as those of `gym` did, and Gymnasium's gives 5"
+        message = f"{config.id}: `step` returned 4 values, as in the older `gym`; Gymnasium requires 5"
         return EnvironmentFailure(message, _STEP)
     hint = error.hint if isinstance(error, InvalidOutput) else ""
     if "unhashable type: 'list'" in message and config.kwargs:
-        hint = "YAML has lists only; an argument whose default is a tuple is passed as one"
+        hint = "YAML has no tuples; a list is passed as a tuple if the parameter's default is one"
     return EnvironmentFailure(f"{config.id} {describe_outcome(error)} at the {doing} of the start check", hint)

@@ -1,7 +1,8 @@
-"""Environments and wrappers, built from the arguments that a config has for them.
+"""Build environments and wrappers from the arguments in a config.
 
-Every constructor gets a deep copy of its arguments, so that it may change them. YAML has lists only: a parameter whose
-default or annotation is a tuple or an array gets that. A constructor that rejects lists gets tuples, then arrays.
+Each constructor receives a deep copy of its arguments, so it may change them. YAML has no tuples or arrays, so a list
+is converted to the type of the parameter's default or annotation. If a constructor rejects lists, tuples and then
+arrays are tried.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pgcli.environments.modules import suggestion
 from pgcli.environments.registry import OLD_GYM, find_wrapper, spec
 from pgcli.errors import EnvironmentFailure, PgcliError, UsageError
 
-# Exceptions with which a constructor rejects a list where it needs another type, or a missing render_mode.
+# Exceptions that constructors raise for a list instead of another type, or for a missing render_mode.
 _REJECTIONS = (TypeError, ValueError, AssertionError, AttributeError, KeyError)
 _RENDER_MODE = "render_mode"
 
@@ -38,8 +39,8 @@ def build(
 ) -> gym.Env[Any, Any]:
     """Build one environment with its wrappers.
 
-    Args: used: receives the arguments that the environment accepted, then those of each wrapper.
-    Raises: EnvironmentFailure or UsageError, with a hint that fixes it.
+    Args: used: a list that receives the accepted arguments of the environment, then of each wrapper.
+    Raises: EnvironmentFailure or UsageError, with a hint.
     """
     found = spec(config)
     if render_mode is None and any(wrapper.name.endswith("AddRenderObservation") for wrapper in config.wrappers):
@@ -61,7 +62,7 @@ def build_vector(
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
     """Build the environment's own vector form.
 
-    Raises: EnvironmentFailure or UsageError, with a hint that fixes it.
+    Raises: EnvironmentFailure or UsageError, with a hint.
     """
     found = spec(config)
     limit: dict[str, Any] = {} if config.max_episode_steps is None else {"max_episode_steps": config.max_episode_steps}
@@ -74,7 +75,7 @@ def build_vector(
 def _constructed(
     config: EnvConfig, constructor: Any, make: Callable[..., Any], render_mode: str | None
 ) -> tuple[Any, dict[str, Any]]:
-    """Return what `make` builds from `env.kwargs`, and the arguments that it accepted."""
+    """Return the environment that `make` builds from `env.kwargs`, and the accepted arguments."""
     first: BaseException | None = None
     try:
         if isinstance(constructor, str):
@@ -98,10 +99,10 @@ def _constructed(
 
 
 def _renderings(constructor: Any, render_mode: str | None) -> Iterator[dict[str, str | None]]:
-    """Yield the ways to pass `render_mode`, in the order in which they are tried.
+    """Yield the ways to pass `render_mode`, in the order of trial.
 
-    Without a mode it is left out. It is None where the constructor requires it, or opens a window by default.
-    The others are for constructors that reject this.
+    Without a mode, the argument is omitted; it is None if the constructor requires it or opens a window by default.
+    The remaining ways are for constructors that reject the first.
     """
     if render_mode is not None:
         yield {_RENDER_MODE: render_mode}
@@ -114,7 +115,7 @@ def _renderings(constructor: Any, render_mode: str | None) -> Iterator[dict[str,
 
 
 def _forms(kwargs: dict[str, Any], constructor: Any) -> Iterator[dict[str, Any]]:
-    """Yield the arguments in the types of the constructor's parameters; if there are lists, also in others."""
+    """Yield the arguments in the parameters' types, then with other types for lists."""
     parameters = _parameters(constructor)
     yield {key: _converted(value, _type_of(parameters.get(key))) for key, value in kwargs.items()}
     if _has_list(kwargs):
@@ -130,7 +131,7 @@ def _parameters(constructor: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def _type_of(parameter: inspect.Parameter | None) -> Callable[[Any], Any]:
-    """Return what makes of a list the type that a parameter has by default, or by its annotation: a list if unknown."""
+    """Return the type for a list, by a parameter's default or annotation, else list."""
     if parameter is None:
         return list
     if isinstance(parameter.default, np.ndarray):
@@ -146,41 +147,43 @@ def _has_list(value: Any) -> bool:
 
 
 def _array(numbers: list[Any]) -> np.ndarray[Any, Any]:
-    """Return an array; real numbers as float32, the type of nearly every Box."""
+    """Return an array, with real numbers as float32, the usual type of a Box."""
     array = np.asarray(numbers)
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
 def _converted(value: Any, form: Callable[[Any], Any]) -> Any:
-    """Return a copy of a value of YAML, with `form` of each list in it."""
+    """Return a copy of a YAML value with `form` applied to each list."""
     if isinstance(value, dict):
         return {key: _converted(item, form) for key, item in value.items()}
     return form([_converted(item, form) for item in value]) if isinstance(value, list) else value
 
 
 def _unbuildable(config: EnvConfig, constructor: Any, error: BaseException) -> PgcliError:
-    """Describe the error of a constructor as a failure of the environment, or of its `env.kwargs`."""
+    """Convert a constructor's error to an error about the environment or `env.kwargs`."""
     if isinstance(error, gym.error.DependencyNotInstalled | ImportError):
         return missing_dependency(config.id, error)
     if isinstance(error, TypeError):
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        if frame.f_code is gym.make.__code__ and error.__context__ is None:  # gym.make rejects what it built
-            return EnvironmentFailure(f"{config.id} builds no gymnasium.Env", OLD_GYM)
-        error = error.__cause__ or error.__context__ or error  # Gymnasium adds its own words
+        if frame.f_code is gym.make.__code__ and error.__context__ is None:  # gym.make rejects the object
+            return EnvironmentFailure(f"{config.id} does not return a gymnasium.Env", OLD_GYM)
+        error = error.__cause__ or error.__context__ or error  # Gymnasium adds text
         if needed := re.search("missing .* argument.*?: '(.+?)'", message_of(error)):
             return UsageError(f"env.kwargs: {config.id} needs `{needed[1]}`", f"set `env.kwargs.{needed[1]}`")
         unknown = _unexpected_argument(error)
         if unknown == _RENDER_MODE:
             message = f"{config.id} cannot be filmed: its constructor takes no render_mode"
-            return EnvironmentFailure(message, "give it one, and let render() return pictures for `rgb_array`")
+            return EnvironmentFailure(
+                message, "add a `render_mode` parameter; render() must return images for `rgb_array`"
+            )
         if unknown in config.kwargs:
             hint = _accepted_arguments(unknown, constructor)
-            return UsageError(f"env.kwargs: {config.id} takes no `{unknown}`", hint)
+            return UsageError(f"env.kwargs: {config.id} has no parameter `{unknown}`", hint)
     return EnvironmentFailure(f"{config.id} cannot be built: {describe(error)}")
 
 
 def _unexpected_argument(error: BaseException) -> str:
-    """Return the name of the keyword argument that a call does not accept; Python has it in the message only."""
+    """Return the name of an unexpected keyword argument, which Python reports in the message only."""
     found = re.search("unexpected keyword argument '(.+?)'", message_of(error))
     return found[1] if found else ""
 
@@ -193,7 +196,7 @@ def _accepted_arguments(name: str, constructor: Any) -> str:
         for one in _parameters(constructor).values()
         if one.kind in kinds and one.name not in ("env", "render_mode")
     ]
-    return suggestion(name, known) or (f"it takes {', '.join(known)}" if known else "it takes none")
+    return suggestion(name, known) or (f"its parameters: {', '.join(known)}" if known else "it has no parameters")
 
 
 def _wrap(env: gym.Env[Any, Any], wrapper: WrapperConfig) -> tuple[gym.Env[Any, Any], dict[str, Any]]:
@@ -203,7 +206,9 @@ def _wrap(env: gym.Env[Any, Any], wrapper: WrapperConfig) -> tuple[gym.Env[Any, 
         try:
             wrapped = constructor(env, **copy.deepcopy(arguments))
             if not isinstance(wrapped, gym.Env):
-                raise EnvironmentFailure(f"wrapper {wrapper.name} gave no gymnasium.Env", "a wrapper returns one")
+                raise EnvironmentFailure(
+                    f"wrapper {wrapper.name} returned no gymnasium.Env", "a wrapper must return a gymnasium.Env"
+                )
             return wrapped, arguments
         except _REJECTIONS as error:
             first.append(error)
@@ -212,21 +217,21 @@ def _wrap(env: gym.Env[Any, Any], wrapper: WrapperConfig) -> tuple[gym.Env[Any, 
                 raise
             if isinstance(error, gym.error.DependencyNotInstalled | ImportError):
                 raise missing_dependency(f"wrapper {wrapper.name}", error) from error
-            raise EnvironmentFailure(f"wrapper {wrapper.name}: {describe(error)}", "see its kwargs") from error
+            raise EnvironmentFailure(f"wrapper {wrapper.name}: {describe(error)}", "check its kwargs") from error
     if (unknown := _unexpected_argument(first[0])) in wrapper.kwargs:
-        message = f"env.wrappers: wrapper {wrapper.name} takes no `{unknown}`"
+        message = f"env.wrappers: wrapper {wrapper.name} has no parameter `{unknown}`"
         raise UsageError(message, _accepted_arguments(unknown, constructor)) from first[0]
-    raise EnvironmentFailure(f"wrapper {wrapper.name}: {describe(first[0])}", "see its kwargs") from first[0]
+    raise EnvironmentFailure(f"wrapper {wrapper.name}: {describe(first[0])}", "check its kwargs") from first[0]
 
 
 def _redirect_warnings_of_mujoco() -> None:
-    """Turn MuJoCo's warnings into Python's. By default it prints them, and adds them to MUJOCO_LOG.TXT."""
+    """Turn MuJoCo's warnings into Python warnings; by default they go to stderr and MUJOCO_LOG.TXT."""
     mujoco = sys.modules.get("mujoco")
     if mujoco is not None and mujoco.get_mju_user_warning() is None:
         mujoco.set_mju_user_warning(_warn)
 
 
 def _warn(text: str) -> None:
-    text = text.partition(" Time = ")[0]  # equal texts are shown once
-    with suppress(Warning):  # where warnings are errors: an exception cannot pass through MuJoCo
+    text = text.partition(" Time = ")[0]  # identical texts are shown once
+    with suppress(Warning):  # if warnings are errors: an exception cannot pass through MuJoCo
         warnings.warn(text, DeprecationWarning if "deprecated" in text else RuntimeWarning, stacklevel=1)

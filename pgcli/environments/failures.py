@@ -1,4 +1,4 @@
-"""Errors that come from an environment or from another module of the user, described in one line."""
+"""One-line descriptions of errors in environments and other user modules."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAX_CHARACTERS = 300  # of an exception's message
 class InvalidOutput(Exception):
     """An environment returned a value that Gymnasium's interface forbids.
 
-    The message is a noun phrase, as in `gave a non-finite reward`; the hint, if any, names the fix.
+    The message is a noun phrase, as in `returned a non-finite reward`; the hint, if any, names the fix.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -30,10 +30,10 @@ class InvalidOutput(Exception):
 
 
 def is_user_error(error: BaseException) -> bool:
-    """Return whether an exception that left the user's code is an error of that code, sys.exit included.
+    """Return whether an exception is an error of the user's code; sys.exit counts as one.
 
-    Errors of pgcli and signals are not. A KeyboardInterrupt is a Ctrl-C only under Python's own signal handler;
-    under the handlers of pgcli, the user's code raised it.
+    Errors of pgcli and signals do not count. Under pgcli's signal handlers, Ctrl-C raises no KeyboardInterrupt, so
+    a KeyboardInterrupt comes from the user's code.
     """
     if isinstance(error, KeyboardInterrupt):
         return signal.getsignal(signal.SIGINT) is not signal.default_int_handler
@@ -41,18 +41,18 @@ def is_user_error(error: BaseException) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception's type, message and line in the user's code: `ValueError: text (file.py:3)`."""
+    """Return type, message and user line of an exception: `ValueError: text (a.py:3)`."""
     message, line = message_of(error), line_of(error)
     return printable(type(error).__name__ + (f": {message}" if message else "") + (f" ({line})" if line else ""))
 
 
 def describe_outcome(error: BaseException) -> str:
-    """Return what the environment did, as a predicate: `gave …` an invalid value, or `raised …` an exception."""
-    return f"gave {error}" if isinstance(error, InvalidOutput) else f"raised {describe(error)}"
+    """Return a predicate: `returned …` an invalid value, or `raised …` an exception."""
+    return f"returned {error}" if isinstance(error, InvalidOutput) else f"raised {describe(error)}"
 
 
 def line_of(error: BaseException) -> str:
-    """Return `file:line` of the innermost frame outside all libraries, or of a syntax error; "" without one."""
+    """Return `file:line` of a syntax error or of the innermost user frame; "" without one."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{_relative(error.filename)}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
@@ -61,7 +61,7 @@ def line_of(error: BaseException) -> str:
 
 
 def mentions(error: BaseException, word: str) -> bool:
-    """Return whether the message of an exception, or a line of the user's code that it passed, has a word."""
+    """Return whether a word occurs in an exception's message or in the user's code in its traceback."""
     error = error.__cause__ or error  # Gymnasium adds the arguments to a TypeError
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.line or "" for frame in frames if not frame.filename.startswith((_PACKAGE, _GYMNASIUM))]

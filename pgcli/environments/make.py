@@ -1,4 +1,4 @@
-"""N environments that are stepped together, as single environments or as the environment's own vector form."""
+"""N environments stepped together: single environments, or the environment's vector form."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _USE_OTHERS = "use `sync` or `auto`"
 
 
 class Environments(Protocol):
-    """N environments, one per column. The arrays that they return are never written again.
+    """N environments, one per column. Returned arrays are not modified later.
 
     Every method raises EnvironmentFailure if an environment raises an exception, or returns a value that is not
     finite or not in its space.
@@ -29,7 +29,7 @@ class Environments(Protocol):
     observation_space: spaces.Space[Any]
     action_space: spaces.Space[Any]
     layout: Layout
-    longest_episode: int  # in steps; a longer one has no end
+    longest_episode: int  # in steps; a longer one counts as endless
 
     def reset(self, seeds: Sequence[int]) -> Array:
         """Start an episode in every column and return the observations, [N, …]."""
@@ -38,12 +38,12 @@ class Environments(Protocol):
         """Execute the actions, [N, …], in the columns that are running, bool [N]."""
 
     def restart(self, columns: Sequence[int], seeds: Sequence[int]) -> Array:
-        """Start an episode in columns that were not running in the last step; return all observations, [N, …]."""
+        """Start an episode in columns that are not running; return all observations [N, …]."""
 
     def reported(self, names: Sequence[str], columns: Array) -> Array | None:
-        """Return the numbers and booleans under `names` in the infos of the last step of some columns, bool [N].
+        """Return the numbers and booleans under `names` in the last infos of `columns`, bool [N].
 
-        Returns: [N, K], nan in other columns and where an info has none; None if no info has anything.
+        Returns: [N, K], nan in other columns and for missing entries; None if all infos are empty.
         """
 
     def close(self) -> None:
@@ -55,12 +55,14 @@ def make_environments(
 ) -> VectorEnvironments | SingleEnvironments:
     """Build `num_envs` environments in the form that `env.vectorization` selects.
 
-    Args: resumable: they continue across iterations, and a resumed run can restore their state.
+    Args: resumable: episodes continue across iterations, and a resumed run can restore them.
     Raises: EnvironmentFailure, UsageError.
     """
     checked = check_environment(config)
     if config.vectorization == "native":
-        fault = "shows no action mask" if checked.adds_mask else vector_form_fault(config, resumable=resumable)
+        fault = (
+            "does not report the action mask" if checked.adds_mask else vector_form_fault(config, resumable=resumable)
+        )
         if fault is None:
             raise UsageError(f"env.vectorization: {config.id} has no vector form", _USE_OTHERS)
         if fault:

@@ -1,4 +1,4 @@
-"""Action masks: the actions that an environment permits, as a part of the observation."""
+"""Action masks: the actions that an environment permits, as part of the observation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pgcli.policies.observations import ACTION_MASK, Layout
 
 Array = NDArray[Any]
 _IGNORE = "`policy.action_mask: none` ignores the mask"
-_METHOD = "action_masks"  # of environments that return their mask on request
+_METHOD = "action_masks"  # of environments that return the mask when called
 
 
 def choices(action_space: spaces.Space[Any]) -> list[int]:
@@ -30,7 +30,7 @@ def choices(action_space: spaces.Space[Any]) -> list[int]:
 
 
 def reported_mask(env: gym.Env[Any, Any], info: dict[str, Any]) -> Any:
-    """Return `info["action_mask"]`, or else the environment's `action_masks`, a method or a property; None without."""
+    """Return `info["action_mask"]`, or the method or property `action_masks`; None without a mask."""
     if ACTION_MASK in info:
         return info[ACTION_MASK]
     reported = env.get_wrapper_attr(_METHOD) if env.has_wrapper_attr(_METHOD) else None
@@ -38,7 +38,7 @@ def reported_mask(env: gym.Env[Any, Any], info: dict[str, Any]) -> Any:
 
 
 def reported_anyhow(env: gym.Env[Any, Any], info: dict[str, Any], action_space: spaces.Space[Any]) -> tuple[Any, str]:
-    """Return the mask that an environment reports after a reset, or None and the reason why it is not used."""
+    """Return the mask that an environment reports after a reset, or None and a reason."""
     method = env.get_wrapper_attr(_METHOD) if ACTION_MASK not in info and env.has_wrapper_attr(_METHOD) else None
     if callable(method) and (required := _required(method)):
         return None, f"its method `{_METHOD}` requires {', '.join(required)}"
@@ -52,7 +52,7 @@ def reported_anyhow(env: gym.Env[Any, Any], info: dict[str, Any], action_space: 
 
 
 def _required(method: Any) -> list[str]:
-    """Return the names of the arguments without which a method cannot be called."""
+    """Return the names of a method's required arguments."""
     try:
         parameters = inspect.signature(method).parameters.values()
     except (TypeError, ValueError):  # written in C
@@ -68,20 +68,20 @@ def read_mask(mask: Any, action_space: spaces.Space[Any]) -> Array:
     """
     size = sum(choices(action_space))
     if mask is None:
-        raise InvalidOutput("no action mask", f"a masked environment puts `action_mask` into every info; {_IGNORE}")
+        raise InvalidOutput("no action mask", f"every info must contain `action_mask`; {_IGNORE}")
     parts = mask if isinstance(mask, tuple | list) else (mask,)
     row = np.concatenate([np.asarray(part).ravel() for part in parts]) if parts else np.zeros(0, int)
     if row.shape != (size,):
         message = f"an action mask of {len(row)} entries for {size} actions"
-        raise InvalidOutput(message, f"there is one for each action; {_IGNORE}")
+        raise InvalidOutput(message, f"it needs one entry per action; {_IGNORE}")
     if row.dtype.kind not in "biuf" or not np.isin(row, (0, 1)).all():
         message = f"an action mask with entries other than 0 and 1: {row.tolist()}"
-        raise InvalidOutput(message, f"1 permits, 0 forbids; {_IGNORE}")
+        raise InvalidOutput(message, f"use 1 for permitted and 0 for forbidden actions; {_IGNORE}")
     return row.astype(np.int8)
 
 
 def draw(action_space: spaces.Space[Any], mask: Array | None, random: np.random.Generator) -> Any:
-    """Draw an action, in the form that the environment takes, from those that the row `mask` permits."""
+    """Draw an action for the environment from those that the row `mask` permits."""
     if mask is None:
         action_space.seed(int(random.integers(2**31)))
         return action_space.sample()
@@ -110,7 +110,7 @@ class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
         return self._masked(obs, reported_mask(self.env, info)), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Execute an action. After the last one of an episode, a missing mask permits everything."""
+        """Execute an action. After the last step of an episode, a missing mask permits every action."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         mask = reported_mask(self.env, info)
         if (terminated or truncated) and mask is None:
@@ -123,7 +123,7 @@ class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class MaskColumns:
-    """The action masks in packed observations `[N, …]`, if there is one that fits the actions."""
+    """The action masks in packed observations `[N, …]`, if they have a mask that fits the actions."""
 
     def __init__(self, layout: Layout, action_space: spaces.Space[Any], *, used: bool = True) -> None:
         ends = np.cumsum([0, *choices(action_space)]).tolist()
@@ -136,7 +136,7 @@ class MaskColumns:
         return None if self._mask is None else self._mask.unpack(obs)
 
     def permits(self, obs: Array) -> Array | None:
-        """Return for each row whether every part of an action has a choice, bool [N]; None without a mask."""
+        """Return whether every part of an action has a choice, bool [N]; None without mask."""
         mask = self.of(obs)
         if mask is None:
             return None

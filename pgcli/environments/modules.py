@@ -25,7 +25,7 @@ def module_of(name: str) -> ModuleType | None:
 def import_module(name: str, wanted_by: str) -> ModuleType:
     """Import a module, or a file whose name ends in .py.
 
-    The current folder is searched last, so that it hides no package.
+    The current folder is searched last, so a local file never hides a package.
     Raises: EnvironmentFailure, with the line of the module that failed.
     """
     if HERE not in sys.path:
@@ -34,7 +34,7 @@ def import_module(name: str, wanted_by: str) -> ModuleType:
         if is_file(name):
             return _import_file(_path_of(name))
         if not all(part.isidentifier() for part in name.split(".")):
-            raise ModuleNotFoundError(name=name)  # a path, say, or nothing
+            raise ModuleNotFoundError(name=name)  # for example a path, or empty
         return importlib.import_module(name)
     except BaseException as error:
         if not is_user_error(error):
@@ -43,12 +43,12 @@ def import_module(name: str, wanted_by: str) -> ModuleType:
 
 
 def is_file(module: str) -> bool:
-    """Return whether the module of an id or a wrapper is the path of a file."""
+    """Return whether a module name is the path of a file."""
     return module.endswith(".py")
 
 
 def hidden_file(module: ModuleType) -> str | None:
-    """Return the file of the current folder that an installed module of the same name hides, if there is one."""
+    """Return the file in the current folder that an installed module of the same name hides, if any."""
     path, found = Path(HERE, *module.__name__.split(".")), getattr(module, "__file__", None)
     for file in (Path(f"{path}.py"), path / "__init__.py"):
         if file.is_file():
@@ -64,13 +64,13 @@ def suggestion(name: str, names: Iterable[str], prefix: str = "", suffix: str = 
 
 
 def _path_of(file: str) -> Path:
-    """Return the path of a file, relative to the current folder of this process or of the one that started it."""
+    """Return the path of a file, relative to the current folder of this process or of its parent."""
     paths = [Path(folder, file).resolve() for folder in (HERE, *sys.path)]
     return next((path for path in paths if path.is_file()), paths[0])
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a file, as a module of its name unless another module has that; its folder is searched last."""
+    """Import a file under its own name, unless another module has it; its folder is searched last."""
     if not path.is_file():
         raise FileNotFoundError(str(path))
     if str(path.parent) not in sys.path:
@@ -80,7 +80,7 @@ def _import_file(path: Path) -> ModuleType:
     name = str(path)
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None  # of a file that ends in .py
+        assert spec is not None  # of a file with the suffix .py
         assert spec.loader is not None
         sys.modules[name] = module = importlib.util.module_from_spec(spec)
         try:
@@ -104,22 +104,22 @@ def _import_failure(name: str, wanted_by: str, error: BaseException) -> PgcliErr
     line = f" ({line_of(error)})" if line_of(error) else ""
     if is_file(name) and not _path_of(name).is_file():
         hint = suggestion(name, (path.name for path in Path(HERE).glob("*.py")), suffix=wanted_by[1:-1][len(name) :])
-        return EnvironmentFailure(f"{wanted_by}: there is no file {name} in {HERE}", hint)
+        return EnvironmentFailure(f"{wanted_by}: no file {name} in {HERE}", hint)
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing is not None and (f"{name}.".startswith(f"{missing}.") or missing.startswith(f"{name}.")):
         file = f"{name.replace('.', '/')}.py"
         if Path(HERE, file).is_file():
-            message = f"{wanted_by}: there is no module `{name}`: an installed `{name.partition('.')[0]}` hides {file}"
+            message = f"{wanted_by}: no module `{name}`: an installed `{name.partition('.')[0]}` hides {file}"
             return EnvironmentFailure(message, f"name the file: `{file}:{wanted_by[1:-1].rpartition(':')[2]}`")
         known = (one.name for one in pkgutil.iter_modules())
         hint = suggestion(name.removeprefix("./"), known)
-        hint = hint or "install the package that has it, or go to the folder of its file"
-        message = f"{wanted_by}: there is no module `{name}`, neither installed nor in the current folder"
+        hint = hint or "install its package, or run pgcli in the folder of its file"
+        message = f"{wanted_by}: no module `{name}`, neither installed nor in the current folder"
         return EnvironmentFailure(message, hint)
     if missing:
         message = f"{wanted_by}: the module `{name}` needs `{missing}`, which is not installed{line}"
-        return EnvironmentFailure(message, "install the package that has it")
+        return EnvironmentFailure(message, "install the package that provides it")
     if isinstance(error, SystemExit):
-        message = f"{wanted_by}: the module `{name}` leaves Python when it is imported{line}"
-        return EnvironmentFailure(message, 'code that runs as a program belongs under `if __name__ == "__main__":`')
+        message = f"{wanted_by}: the module `{name}` exits Python when it is imported{line}"
+        return EnvironmentFailure(message, 'move the code of the program under `if __name__ == "__main__":`')
     return EnvironmentFailure(f"{wanted_by}: importing `{name}` raised {describe(error)}")

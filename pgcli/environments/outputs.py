@@ -1,4 +1,4 @@
-"""The values that environments return: read, checked, and converted to arrays and plain numbers."""
+"""Check the values that environments return, and convert them to arrays and numbers."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ FLAG_TYPES = frozenset({bool, np.bool_})
 class Step(NamedTuple):
     """The result of one step of N columns. Entries of columns that were not running are arbitrary."""
 
-    obs: Array  # [N, …], packed as the layout says
+    obs: Array  # [N, …], packed by the layout
     rewards: Array  # [N]
     terminated: Array  # bool [N]
     truncated: Array  # bool [N]
 
 
 def pack_observation(layout: Layout, obs: Any, *, batch: bool = False) -> Array:
-    """Return an observation as one array of its layout, `[*shape]`, or a batch of them, `[N, *shape]`.
+    """Pack an observation to an array `[*shape]`, or a batch to `[N, *shape]`.
 
     Raises: InvalidOutput: if the observation is not in its space.
     """
     try:
         return layout.pack(obs, batch=batch)
     except ValueError as error:
-        raise InvalidOutput(str(error), "make it what observation_space says") from error
+        raise InvalidOutput(str(error), "return observations that observation_space contains") from error
 
 
 def read_reward(reward: Any) -> float:
@@ -51,23 +51,25 @@ def read_reward(reward: Any) -> float:
         array = np.asarray(None)
     if array.size > 1 and array.dtype.kind in "biuf":
         raise InvalidOutput(
-            f"a reward of shape {array.shape} where one number is wanted",
-            "of several objectives, mo-gymnasium makes one: {name: mo_gymnasium.wrappers:LinearReward, "
+            f"a reward of shape {array.shape} instead of one number",
+            "for several objectives, add mo-gymnasium's wrapper {name: mo_gymnasium.wrappers:LinearReward, "
             "kwargs: {weight: [0.5, 0.5]}} under env.wrappers",
         )
     if array.size != 1 or array.dtype.kind not in "biuf":
-        raise InvalidOutput(f"a reward that is no number: {_shortened(reward)}", "the second value of step is a float")
+        raise InvalidOutput(
+            f"a reward that is not a number: {_shortened(reward)}", "the second value of `step` must be a float"
+        )
     return float(array.item())
 
 
 def read_flag(value: Any, name: str) -> bool:
-    """Return `terminated` or `truncated` as a bool; 0, 1 and arrays with one of these are accepted.
+    """Return `terminated` or `truncated` as a bool; also accept 0, 1 and arrays with one entry.
 
     Raises: InvalidOutput.
     """
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "biu" or array.item() not in (0, 1):
-        hint = "step gives (obs, reward, terminated, truncated, info)"
+        hint = "`step` must return (obs, reward, terminated, truncated, info)"
         raise InvalidOutput(f"a `{name}` that is neither true nor false: {_shortened(value)}", hint)
     return bool(array.item())
 
@@ -80,8 +82,8 @@ def read_info(info: Any, names: Sequence[str]) -> list[float]:
 def read_vector_info(info: Any, names: Sequence[str], num_envs: int) -> Array:
     """Return the numbers and booleans of a vector form's info under `names`, [N, K]; nan without one.
 
-    A mask `_name` beside an entry says which columns have it. Where columns ended and were reset in the same step,
-    `final_info` has their info, as one mapping of arrays or one info for each column.
+    A mask `_name` marks the columns that have the entry `name`. For columns that ended and were reset in the same
+    step, `final_info` has their info, as one mapping of arrays or one info per column.
     """
     values = _columns(info, names, num_envs)
     final = _entry(info, "final_info")[0]
@@ -110,7 +112,7 @@ def _columns(info: Any, names: Sequence[str], num_envs: int) -> Array:
 
 
 def _entry(info: Any, name: str) -> tuple[Any, Any]:
-    """Return the entry of an info, and the mask beside it; `a.b` is the entry b of the mapping a."""
+    """Return an entry of an info and its mask; `a.b` is the entry b of the mapping a."""
     if not isinstance(info, Mapping):
         return None, None
     if name in info or "." not in name:
@@ -120,7 +122,7 @@ def _entry(info: Any, name: str) -> tuple[Any, Any]:
 
 
 def _number(value: Any) -> float:
-    """Return a finite number or a boolean, or the only entry of an array, as a float; nan for anything else."""
+    """Return a finite number, boolean or one-entry array as a float, else nan."""
     if value is None:
         return math.nan
     try:
@@ -134,7 +136,7 @@ def _number(value: Any) -> float:
 def is_finite(values: Array) -> bool:
     """Return whether all values are finite.
 
-    A finite sum of squares proves it in a quarter of the time; only an overflow of that sum needs the full test.
+    A finite sum of squares proves it in a quarter of the time; the full test runs only if the sum is not finite.
     """
     if values.dtype.kind != "f":
         return True

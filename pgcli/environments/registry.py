@@ -1,4 +1,4 @@
-"""Environments and wrappers by name: Gymnasium's, other packages', and those of modules and files beside the user."""
+"""Find environments and wrappers by name: in Gymnasium, other packages, modules and files."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from pgcli.environments.modules import hidden_file, is_file, module_of, suggesti
 from pgcli.errors import EnvironmentFailure
 from pgcli.system.packages import install_command
 
-ATARI = "ALE"  # the namespace of the package that is imported without being named
+ATARI = "ALE"  # the namespace of ale_py, which is imported automatically
 OLD_GYM = (
-    'its class must derive from gymnasium.Env; one for `gym` runs by `pip install "shimmy[gym-v26]"` and '
+    'its class must derive from gymnasium.Env; to run one for the older `gym`: `pip install "shimmy[gym-v26]"` and '
     "env: {id: GymV26Environment-v0, kwargs: {env_id: …}}"
 )
 
 
 def spec(config: EnvConfig) -> EnvSpec:
-    """Return the entry of the environment in Gymnasium's registry, after importing the module that its id names.
+    """Import the module in an environment's id; return its entry in Gymnasium's registry.
 
-    Raises: EnvironmentFailure, with a hint that fixes it.
+    Raises: EnvironmentFailure, with a hint.
     """
     name, module = config.id.rpartition(":")[2], module_of(config.id)
     if module is None and name not in gym.registry:
@@ -47,11 +47,11 @@ def spec(config: EnvConfig) -> EnvSpec:
 
 
 def reward_threshold(config: EnvConfig) -> float | None:
-    """Return the mean return at which the environment counts as solved, by its entry in Gymnasium's registry.
+    """Return the mean return that solves the environment, from Gymnasium's registry.
 
-    An entry holds for its own arguments and time limit, so another entry of the same class may be the right one:
-    LunarLander-v3 with `continuous: true` is LunarLanderContinuous-v3. None holds where a wrapper may change rewards or
-    where episodes end: under any but those that only convert observations or actions.
+    A threshold applies to one set of arguments and one time limit. Another entry of the same class may fit better:
+    LunarLander-v3 with `continuous: true` is LunarLanderContinuous-v3. Returns None if a wrapper may change rewards
+    or the ends of episodes, that is for all wrappers that do more than convert observations or actions.
     """
     found = spec(config)
     if not all(_keeps_rewards(find_wrapper(wrapper.name)) for wrapper in config.wrappers):
@@ -67,7 +67,7 @@ def reward_threshold(config: EnvConfig) -> float | None:
 
 
 def _keeps_rewards(wrapper: Any) -> bool:
-    """Return whether a wrapper leaves the steps of an environment as they are, but for observations and actions."""
+    """Return whether a wrapper changes nothing but observations and actions."""
     if wrapper in (gym.wrappers.FrameStackObservation, gym.wrappers.TimeAwareObservation):
         return True
     bases = (gym.ObservationWrapper, gym.ActionWrapper)
@@ -92,7 +92,7 @@ def _unknown(env_id: str, name: str, module: ModuleType | None) -> EnvironmentFa
     if module is not None and (file := hidden_file(module)):
         return _hidden(env_id, name, module, file)
     if module is not None and hasattr(module, name):
-        return EnvironmentFailure(f"{env_id} is no gymnasium.Env", OLD_GYM)
+        return EnvironmentFailure(f"{env_id} is not a gymnasium.Env", OLD_GYM)
     try:
         namespace, bare, version = parse_env_id(name)
     except gym.error.Error:
@@ -101,7 +101,7 @@ def _unknown(env_id: str, name: str, module: ModuleType | None) -> EnvironmentFa
         newest = max(versions, key=lambda one: (one.version == version, one.version or 0, one.namespace is None))
         known = ", ".join(f"`{_short(one, namespace)}`" for one in versions)
         spelled = {one.name for one in versions}
-        message = f"{env_id} does not exist, but {known} of it"
+        message = f"{env_id} does not exist; its versions are {known}"
         if bare not in spelled:
             message = f"no environment `{name}` is registered"
         return EnvironmentFailure(message, f"did you mean `{prefix}{newest.id}`?")
@@ -113,15 +113,15 @@ def _unknown(env_id: str, name: str, module: ModuleType | None) -> EnvironmentFa
     classes = [key for key, value in vars(module).items() if _is_environment(value)] if module else []
     hint = suggestion(name, [*classes, *gym.registry], prefix)
     if module:
-        own = f"its classes of gymnasium.Env: {', '.join(classes[:8])}"
-        hint = hint or (own if classes else "it has no class of gymnasium.Env")
+        own = f"its subclasses of gymnasium.Env: {', '.join(classes[:8])}"
+        hint = hint or (own if classes else "it has no subclass of gymnasium.Env")
         return EnvironmentFailure(f"`{module.__name__}` has no environment `{name}`", hint)
-    hint = hint or f"name one of another package or of a file as `module:{name}`, `module:Class` or `FILE.py:Class`"
+    hint = hint or f"write `module:{name}`, `module:Class` or `FILE.py:Class` for another package or a file"
     return EnvironmentFailure(f"no environment `{name}` is registered", hint)
 
 
 def _versions(namespace: str | None, name: str) -> list[EnvSpec]:
-    """Return the registered versions of a name, ignoring case; without a namespace, those of all namespaces."""
+    """Return the registered versions of a name, ignoring case; namespace None is any."""
     return [
         one for one in gym.registry.values() if one.name.lower() == name.lower() and namespace in (None, one.namespace)
     ]
@@ -132,14 +132,14 @@ def _short(found: EnvSpec, namespace: str | None) -> str:
 
 
 def _hidden(wanted: str, name: str, module: ModuleType, file: str) -> EnvironmentFailure:
-    """Describe a file of the current folder that an installed module of the same name hides."""
+    """Describe a file in the current folder that an installed module hides."""
     where = getattr(module, "__file__", None) or "built in"
     message = f"{wanted}: the installed module `{module.__name__}` ({where}) hides {file} in the current folder"
     return EnvironmentFailure(message, f"name the file: `{file}:{name}`")
 
 
 def _import_atari(name: str) -> None:
-    """Import Atari's package, which registers its environments; only they need it."""
+    """Import Atari's package, which registers the Atari environments."""
     try:
         importlib.import_module("ale_py")
     except ImportError as error:
@@ -149,21 +149,24 @@ def _import_atari(name: str) -> None:
 
 
 def find_wrapper(name: str) -> Callable[..., Any]:
-    """Find a wrapper: a class of Gymnasium's by its name, any other callable as `module:Class`."""
+    """Find a Gymnasium wrapper by its name, or any other callable as `module:Class`."""
     module, attribute = module_of(name), name.rpartition(":")[2]
     if module is not None and callable(found := getattr(module, attribute, None)):
-        return found  # type: ignore[no-any-return]  # it is called with the environment, whatever its type
+        return found  # type: ignore[no-any-return]  # any callable of an environment
     if module is not None and (file := hidden_file(module)):
         raise _hidden(f"wrapper {name}", attribute, module, file)
     if module is None:
         try:
             found = getattr(gym.wrappers, attribute, None)
-        except (ImportError, gym.error.DependencyNotInstalled) as error:  # of those for jax and torch, imported lazily
+        except (
+            ImportError,
+            gym.error.DependencyNotInstalled,
+        ) as error:  # wrappers for jax and torch are imported lazily
             raise missing_dependency(f"wrapper {name}", error) from error
         if inspect.isclass(found) and issubclass(found, gym.Wrapper):
             return found
     place, names = (gym.wrappers, gym.wrappers.__all__) if module is None else (module, vars(module))
     candidates = [one for one in names if one in vars(place) and inspect.isclass(vars(place)[one])]
     hint = suggestion(attribute, candidates, name.removesuffix(attribute))
-    hint = hint or "Gymnasium's wrappers go by their name, others as `module:Class`"
+    hint = hint or "write the name of a Gymnasium wrapper, or `module:Class`"
     raise EnvironmentFailure(f"wrapper `{name}` not found", hint)

@@ -17,7 +17,7 @@ from pgcli.errors import PgcliError
 _PROGRAM = """\
 # {message}
 #
-# Run this in the folder that the run was started in; it needs gymnasium, and what the environment needs.
+# Start this program in the folder of the run. It needs gymnasium and the environment's packages.
 
 import sys
 
@@ -35,7 +35,7 @@ try:
         action = actions[{entry}]
         step = f"step {{number}} with action {{action}}"
         result = env.step(action)
-    print(f"{{step}} gave {{result}}")
+    print(f"{{step}} returned {{result}}")
 {closing}except BaseException as error:
     print(f"{{step}} raised {{error!r}}")
     raise
@@ -49,11 +49,15 @@ _CLOSING = """\
 def reproduction(
     config: EnvConfig, seed: int, actions: NDArray[Any], message: str, array_actions: bool, closes: bool
 ) -> str:
-    """Return a program that builds the environment, resets it with `seed`, and executes exactly these actions.
+    """Return a program that builds the environment, resets it and executes actions.
 
-    `seed` is the reset seed that the environment received, and `actions`, [L, …], are all that followed. With
-    `array_actions`, an action of shape () is passed as an array, not as a number. `closes` adds a call of `close`,
-    in which the fault happened.
+    Args:
+        config: the config of the environment.
+        seed: the reset seed that the environment received.
+        actions: [L, …], all actions since that reset.
+        message: the fault, for a comment.
+        array_actions: pass an action of shape () as an array, not as a number.
+        closes: add a call of `close`, where the fault occurred.
     """
     own, *others = _accepted_arguments(config)
     modules, lines = set[str](), [f"env = {_make(config, own)}"]
@@ -100,7 +104,7 @@ def _keywords(arguments: dict[str, Any]) -> str:
 
 
 def _accepted_arguments(config: EnvConfig) -> list[dict[str, Any]]:
-    """Return the arguments that the environment and its wrappers accepted, or the config's if they cannot be built."""
+    """Return the accepted arguments of environment and wrappers, else the config's."""
     used: list[dict[str, Any]] = []
     with suppress(PgcliError):
         build(config, used=used).close()

@@ -1,4 +1,4 @@
-"""Single environments, stepped one after another: every column has an instance and a reset seed of its own."""
+"""Single environments, stepped one after another; each column has its own instance and seed."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from pgcli.environments.reproduction import reproduction
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import Layout
 
-# Measured: in a used instance, an episode differs from the one of a fresh instance with the same seed and actions.
+# Measured: with equal seeds and actions, episodes of used and fresh instances differ.
 REMEMBERS_PAST_EPISODES = (
     *("BipedalWalker-v3", "BipedalWalkerHardcore-v3", "CarRacing-v3"),
     *("AntBulletEnv-v0", "HalfCheetahBulletEnv-v0", "HopperBulletEnv-v0", "Walker2DBulletEnv-v0"),
     *("MinAtar/Breakout-v0", "MinAtar/Breakout-v1", "PandaPickAndPlace-v3", "PandaPush-v3"),
 )
-_HISTORY = 1000  # rows of actions that no running episode needs, before they are dropped
+_HISTORY = 1000  # rows of actions that no running episode needs; more are dropped
 
 
 def make_environment(config: EnvConfig, render_mode: str | None = None) -> gym.Env[Any, Any]:
-    """Build one environment as the policy sees it: with its wrappers, and its action mask in the observation.
+    """Build one environment with its wrappers and with its action mask in the observation.
 
     Raises: EnvironmentFailure, UsageError.
     """
@@ -55,7 +55,7 @@ def uses_fresh_instances(config: EnvConfig) -> bool:
 
 
 class SingleEnvironments:
-    """Single environments, stepped one after another. A column whose episode ended is not stepped."""
+    """Single environments, stepped one after another. Columns whose episodes ended are not stepped."""
 
     def __init__(self, config: EnvConfig, num_envs: int) -> None:
         self._config = config
@@ -70,7 +70,7 @@ class SingleEnvironments:
         self._array_actions = isinstance(self.action_space, spaces.Box)  # also for shape (), where x[i] is a number
         self._seeds: list[int] = []
         self._obs: Array = np.zeros(())
-        self._history: list[tuple[Array, Array]] = []  # actions and running columns, for the reproduction of a fault
+        self._history: list[tuple[Array, Array]] = []  # actions and running columns, to reproduce a fault
         self._infos: list[Any] = [None] * num_envs  # of the last step of each column
         self._starts = [0] * num_envs  # the index in the history at which each column's episode begins
 
@@ -89,7 +89,7 @@ class SingleEnvironments:
         return obs
 
     def restart(self, columns: Sequence[int], seeds: Sequence[int]) -> Array:
-        """Start an episode in some columns, each with its seed; return all observations, [N, …]."""
+        """Start an episode in some columns, each with its own seed; return all observations, [N, …]."""
         obs, self._seeds = self._obs.copy(), list(self._seeds)
         for column, seed in zip(columns, seeds, strict=True):
             if self._fresh:
@@ -117,7 +117,7 @@ class SingleEnvironments:
             try:
                 result = envs[column].step(action)
                 if type(result) is not tuple or len(result) != 5:
-                    raise InvalidOutput("something else than (obs, reward, terminated, truncated, info)")
+                    raise InvalidOutput("a value other than (obs, reward, terminated, truncated, info)")
                 next_obs, reward, ended, cut, self._infos[column] = result
                 rewards[column] = reward if type(reward) in NUMBER_TYPES else read_reward(reward)
                 terminated[column] = ended if type(ended) in FLAG_TYPES else read_flag(ended, "terminated")
@@ -134,14 +134,14 @@ class SingleEnvironments:
         return Step(obs, rewards, terminated, truncated)
 
     def reported(self, names: Sequence[str], columns: Array) -> Array | None:
-        """Return the numbers and booleans under `names` in the infos of some columns' last steps, [N, K]."""
+        """Return the numbers under `names` in the last infos of some columns, [N, K]."""
         values = np.full((len(self._infos), len(names)), np.nan)
         for column in columns.nonzero()[0].tolist():
             values[column] = read_info(self._infos[column], names)
         return values
 
     def close(self) -> None:
-        """Close all environments, also if closing one of them fails; then raise its failure."""
+        """Close all environments, then raise the first failure."""
         failure: EnvironmentFailure | None = None
         for column in range(len(self._envs)):
             try:
@@ -155,7 +155,7 @@ class SingleEnvironments:
         try:
             result = self._envs[column].reset(seed=self._seeds[column])
             if type(result) is not tuple or len(result) != 2:
-                raise InvalidOutput("something else than (obs, info)")
+                raise InvalidOutput("a value other than (obs, info)")
             obs[column] = pack_observation(self.layout, result[0])
         except BaseException as error:
             self._raise_failure("reset", column, error)
@@ -167,18 +167,18 @@ class SingleEnvironments:
             self._raise_failure("close", column, error)
 
     def _check_observations(self, doing: str, obs: Array, continuing: Array) -> None:
-        """Reject non-finite observations, and masks without a choice in columns that continue; fill other masks."""
+        """Reject non-finite observations and empty masks in columns that continue; fill other masks."""
         if len(rows := non_finite_rows(self.layout, obs)):
             self._raise_failure(doing, int(rows[0]), InvalidOutput("a non-finite observation"))
         permitted = self._mask.permits(obs)
         if permitted is not None and not permitted.all():
             for column in np.flatnonzero(~permitted).tolist():
                 if continuing[column]:
-                    self._raise_failure(doing, column, InvalidOutput("an action mask that permits nothing"))
+                    self._raise_failure(doing, column, InvalidOutput("an action mask that permits no action"))
                 self._mask.permit_all(obs[column : column + 1])
 
     def _raise_failure(self, doing: str, column: int, error: BaseException) -> NoReturn:
-        """Raise an EnvironmentFailure with the seed, step and action, and with a program that reproduces it."""
+        """Raise an EnvironmentFailure with seed, step, action and a program that reproduces it."""
         if not is_user_error(error):
             raise error
         seed = self._seeds[column] if self._seeds else None

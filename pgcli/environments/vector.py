@@ -1,4 +1,4 @@
-"""Gymnasium's own vector form of an environment: all columns in one simulator, its state in arrays."""
+"""The vector form of an environment: all columns in one simulator, with its state in arrays."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pgcli.policies.observations import Layout
 
 
 class VectorEnvironments:
-    """Environments in one vector form, with one generator, which is seeded with the first column's seed.
+    """Environments in one vector form, with one generator seeded by the first column's seed.
 
-    A column whose episode ended starts the next one by itself in the following step.
+    A column whose episode ended starts the next episode automatically in the following step.
     """
 
     def __init__(self, config: EnvConfig, num_envs: int, render_mode: str | None = None) -> None:
@@ -46,17 +46,17 @@ class VectorEnvironments:
         return obs
 
     def seed(self, seed: int) -> None:
-        """Seed the generator, from which all later episodes start."""
+        """Seed the generator of all later episodes."""
         self._seed, self._steps = seed, 0
         self._envs.np_random = np.random.default_rng(seed)
 
     def arrays(self) -> dict[str, Array]:
-        """Return copies of the simulator's arrays: its whole state, if `is_restorable`."""
+        """Return copies of the simulator's arrays; these are its full state if `is_restorable`."""
         attributes = sorted(vars(self._envs.unwrapped).items())
         return {name: x.copy() for name, x in attributes if isinstance(x, np.ndarray) and x.dtype.kind in "biuf"}
 
     def restore(self, arrays: dict[str, Array]) -> None:
-        """Set the simulator's arrays to those that `arrays` returned earlier."""
+        """Restore arrays that `arrays` returned earlier."""
         for name, array in arrays.items():
             setattr(self._envs.unwrapped, name, array.copy())
 
@@ -76,22 +76,22 @@ class VectorEnvironments:
         return step
 
     def restart(self, columns: Sequence[int], seeds: Sequence[int]) -> Array:
-        """Return the observations of the last step, in which the ended columns started an episode without a seed."""
+        """Return the observations of the last step; ended columns started an episode without a seed."""
         return self._obs
 
     def reported(self, names: Sequence[str], columns: Array) -> Array | None:
-        """Return the numbers and booleans under `names` in the info of the last step, for some columns, [N, K]."""
+        """Return the numbers under `names` in the last info, for some columns, [N, K]."""
         if not self._info:
             return None
         return np.where(columns[:, None], read_vector_info(self._info, names, len(columns)), np.nan)
 
     def render(self) -> Any:
-        """Return one picture per column, if the environments were built with a `render_mode`."""
+        """Return one image per column; requires a `render_mode`."""
         return self._envs.render()
 
     @property
     def render_fps(self) -> float | None:
-        """Return the pictures per second of simulated time that the environment declares."""
+        """Return the declared frames per second of simulated time."""
         return self._envs.metadata.get("render_fps")
 
     def close(self) -> None:
@@ -106,13 +106,13 @@ class VectorEnvironments:
             raise error
         what = f"the vector form of {self._config.id} {describe_outcome(error)} {when}"
         message = f"{what} of the episodes with reset seed {self._seed}"
-        raise EnvironmentFailure(message, "env.vectorization=sync names the episode") from error
+        raise EnvironmentFailure(message, "use env.vectorization=sync to find the episode") from error
 
 
 def is_restorable(envs: VectorEnvironments, spare: VectorEnvironments) -> bool:
-    """Return whether `spare` continues as `envs` does, once it has its arrays and its seed. Closes `spare`.
+    """Return whether `spare` continues exactly as `envs` after restoring its arrays and seed.
 
-    Both are stepped through the same 16 rows of random actions and must return the same bytes.
+    Both execute the same 16 rows of random actions and must return the same bytes. Closes `spare`.
     """
     n, rows = len(envs.reset([0])), 16
     spare.reset([1])
@@ -131,7 +131,7 @@ def is_restorable(envs: VectorEnvironments, spare: VectorEnvironments) -> bool:
 
 
 def select_column(arrays: dict[str, Array], single: dict[str, Array], column: int) -> dict[str, Array]:
-    """Return one column of a vector form's arrays, in the shapes of `single`, the arrays of a form with one column.
+    """Return one column of a vector form's arrays, in the shapes of a form with one column.
 
     Raises: ValueError: if the shapes do not determine the axis of the columns.
     """

@@ -1,7 +1,7 @@
-"""A trial of an environment's own vector form: whether it steps the environment of the single form, as pgcli needs it.
+"""Test whether an environment's vector form is equivalent to its single form.
 
-pgcli needs Gymnasium's NEXT_STEP autoreset: the true last observation is returned with the end of an episode, and the
-step after it ignores the action, pays nothing and returns the first observation of the next episode.
+pgcli requires Gymnasium's NEXT_STEP autoreset: the last step of an episode returns the true last observation. The
+next step ignores its action, has reward 0 and returns the first observation of the next episode.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from pgcli.errors import PgcliError
 from pgcli.policies.observations import Layout
 
 _COLUMNS = 3
-_LIMITS = (3, 5)  # time limits, in steps, with which a form is tried
-_ROWS, _MOST_ROWS = 300, 3000  # of a trial; the latter until an episode ends
-_SEED = 2**63 - 1  # the largest of the derived seeds
-_NOT_NEXT_STEP = "does not reset in the step after an episode's end, as it declares"
+_LIMITS = (3, 5)  # time limits of the trial, in steps
+_ROWS, _MOST_ROWS = 300, 3000  # steps of a trial; the larger number if no episode has ended
+_SEED = 2**63 - 1  # the largest derived seed
+_NOT_NEXT_STEP = "does not reset in the step after the end of an episode, although it declares this"
 
 Choose = Callable[[int, Array], Any]  # an action from the number of steps since the reset, and the observation
 
 
 class _Row(NamedTuple):
-    """What a form returns in one step, or at its reset."""
+    """The result of one step or reset of a form."""
 
     obs: Array  # [N, …]
     rewards: Array  # [N]
@@ -52,9 +52,10 @@ _faults: dict[str, str] = {}
 
 
 def vector_form_fault(config: EnvConfig, *, resumable: bool = False) -> str | None:
-    """Return why the vector form is unusable, as a predicate; "" for a usable form, None without a form.
+    """Return why the vector form is unusable, as a predicate; "" if usable, None without a form.
 
-    The answer is a pure function of the config, so every worker has the same. It is found once per process.
+    A pure function of the config, so all workers agree. Computed once per process.
+
     Args: resumable: the form must continue from its arrays in a new process.
     """
     if spec(config).vector_entry_point is None or config.wrappers or config.rebuild is True:
@@ -71,18 +72,18 @@ def vector_form_fault(config: EnvConfig, *, resumable: bool = False) -> str | No
 
 
 def vector_form_notice(config: EnvConfig, *, resumable: bool) -> str | None:
-    """Return what a user should know about an unusable form that `env.vectorization: auto` does not take."""
+    """Return a notice if `env.vectorization: auto` skips an unusable vector form."""
     if config.vectorization != "auto" or check_environment(config).adds_mask:
         return None
     fault = vector_form_fault(config, resumable=resumable)
-    return f"{config.id} is stepped one by one: its vector form {fault}" if fault else None
+    return f"{config.id} does not use its vector form, which {fault}" if fault else None
 
 
 def _guarded(trial: Callable[[], str], config: EnvConfig) -> str:
-    """Return the result of a trial; of an exception in it, the description."""
+    """Return the result of a trial, or the description of its exception."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Gymnasium's, of a form that is not taken
+            warnings.simplefilter("ignore")  # Gymnasium warns about the form, which may not be used
             return trial()
     except BaseException as error:
         if isinstance(error, PgcliError):
@@ -95,7 +96,7 @@ def _guarded(trial: Callable[[], str], config: EnvConfig) -> str:
 def _fault_of_restoring(config: EnvConfig) -> str:
     one, other = (VectorEnvironments(config, _COLUMNS) for _ in range(2))
     with closing(one):
-        return "" if is_restorable(one, other) else "keeps more than arrays, and cannot be resumed"
+        return "" if is_restorable(one, other) else "has state outside its arrays, and cannot be resumed"
 
 
 def _fault(config: EnvConfig, checked: StartCheck) -> str:
@@ -107,7 +108,7 @@ def _fault(config: EnvConfig, checked: StartCheck) -> str:
             return f"{declared}, and pgcli needs NEXT_STEP"
         spaces = (envs.single_observation_space, envs.single_action_space)
         if spaces != (checked.observation_space, checked.action_space):
-            return "has other spaces"
+            return "has other spaces than the single form"
         if fault := _fault_of_seeds(envs):
             return fault
         choose = _chooser(checked)
@@ -122,9 +123,9 @@ def _fault(config: EnvConfig, checked: StartCheck) -> str:
         if fault:
             return fault
         if not ended and not any((row.terminated | row.truncated).any() for row in rows):
-            return f"ends no episode in {_MOST_ROWS:,} steps, so that its autoreset is unknown"
+            return f"ends no episode in {_MOST_ROWS:,} steps, so its autoreset is unknown"
         if not _equal(rows, _play(envs, checked, choose, len(rows) - 1)):
-            return "does not repeat its episodes with the same seed"
+            return "does not repeat its episodes for the same seed"
         if not _equal(rows, _play(envs, checked, choose, len(rows) - 1, altered=True)):
             return _NOT_NEXT_STEP
     return ""
@@ -135,12 +136,12 @@ def _fault_of_seeds(envs: gym.vector.VectorEnv[Any, Any, Any]) -> str:
         envs.reset(seed=_SEED)
     except Exception:
         envs.reset(seed=2**31 - 1)  # raises again if the seed was not the cause
-        return "takes no seeds of 63 bits"
+        return "does not accept 63-bit seeds"
     return ""
 
 
 def _chooser(checked: StartCheck) -> Choose:
-    """Return what chooses an action that depends on the age of an episode alone, and on the mask if there is one."""
+    """Return a function that chooses actions by the age of an episode and the mask alone."""
     masks = MaskColumns(Layout(checked.observation_space), checked.action_space)
     drawn: dict[int, Any] = {}
 
@@ -156,7 +157,7 @@ def _chooser(checked: StartCheck) -> Choose:
 
 
 def _trials_of_limits(config: EnvConfig, checked: StartCheck, choose: Choose) -> Iterator[tuple[str, int]]:
-    """Yield the fault of the form with each of two short time limits, and how many episodes ended."""
+    """Yield the fault of the form, and the number of ended episodes, for each short time limit."""
     limited = (config.max_episode_steps or spec(config).max_episode_steps) is not None
     by_termination = []
     for limit in _LIMITS:
@@ -166,7 +167,7 @@ def _trials_of_limits(config: EnvConfig, checked: StartCheck, choose: Choose) ->
         except PgcliError:
             if limited:
                 raise
-            return  # it takes no time limit, and there is none
+            return  # no time limit is accepted or needed
         with closing(envs):
             rows = _play(envs, checked, choose, 4 * (limit + 1))
         if max(row.age.max() for row in rows) > limit:
@@ -183,7 +184,7 @@ def _trials_of_limits(config: EnvConfig, checked: StartCheck, choose: Choose) ->
 
 
 def _known_episode(config: EnvConfig, checked: StartCheck, choose: Choose) -> list[_Row] | None:
-    """Return an episode of the single form, if it is the same for five seeds; None if seeds matter."""
+    """Return an episode of the single form if five seeds give the same one, else None."""
     layout, episodes = Layout(checked.observation_space), list[list[_Row]]()
     with closing(build(config)) as env:
         for seed in range(5):
@@ -206,9 +207,9 @@ def _known_episode(config: EnvConfig, checked: StartCheck, choose: Choose) -> li
 def _play(
     envs: gym.vector.VectorEnv[Any, Any, Any], checked: StartCheck, choose: Choose, rows: int, altered: bool = False
 ) -> list[_Row]:
-    """Return the rows of a form from a reset with the largest seed, until every column has ended two episodes.
+    """Return the rows from a reset with the largest seed until every column ended two episodes.
 
-    Args: altered: take other actions in the steps that reset, which should have no effect.
+    Args: altered: choose other actions in the steps that reset; this must have no effect.
     """
     layout, n = Layout(checked.observation_space), _COLUMNS
     result, never = envs.reset(seed=_SEED), np.zeros(n, bool)
@@ -240,7 +241,7 @@ def _packed(layout: Layout, obs: Any, n: int) -> Array:
 
 
 def _fault_of(rows: list[_Row], known: list[_Row] | None) -> str:
-    """Compare the rows of a form with NEXT_STEP, and with a known episode of the single form."""
+    """Compare the rows of a form with NEXT_STEP and with a known episode of the single form."""
     for before, row in pairwise(rows):
         resets = before.terminated | before.truncated
         if (resets & (row.terminated | row.truncated)).any() or row.rewards[resets].any():
@@ -250,18 +251,18 @@ def _fault_of(rows: list[_Row], known: list[_Row] | None) -> str:
     for row in rows:
         for column, age in enumerate(row.age.tolist()):
             if age >= len(known):
-                return ""  # the known episode is cut off
+                return ""  # the known episode ends here
             like, terminated = known[age], row.terminated[column]
             if terminated != like.terminated[0] or (not terminated and row.truncated[column] != like.truncated[0]):
-                return f"plays other episodes than the single form: they differ in the end of step {age}"
+                return f"plays other episodes than the single form: the end flags differ in step {age}"
             if not all(
                 np.allclose(x, y, rtol=1e-4, atol=1e-5, equal_nan=True)
                 for x, y in ((row.obs[column], like.obs[0]), (row.rewards[column], like.rewards[0]))
             ):
-                return f"plays other episodes than the single form: they differ in step {age}"
+                return f"plays other episodes than the single form: the first difference is in step {age}"
     return ""
 
 
 def _equal(some: list[_Row], others: list[_Row]) -> bool:
-    """Return whether two lists of rows are the same to the bit."""
+    """Return whether two lists of rows are equal, bit for bit."""
     return [[x.tobytes() for x in row] for row in some] == [[x.tobytes() for x in row] for row in others]

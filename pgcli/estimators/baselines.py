@@ -1,4 +1,4 @@
-"""Baselines b: what is subtracted from the returns. None may depend on the action it judges."""
+"""Baselines b, which are subtracted from returns. A baseline must not depend on the action."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from torch import Tensor
 def mean_baseline(returns: Tensor, mask: Tensor) -> Tensor:
     """Compute b_t = Σ_n G_t,n / N_t over the N_t trajectories that run at t.
 
-    Each trajectory is part of its own baseline, so the gradient shrinks by exactly 1 - 1/N_t: biased in scale.
-    With the total return of every trajectory in all T rows and a full mask, this is the mean over all columns.
+    Each trajectory is part of its own baseline, so the gradient is scaled by exactly 1 - 1/N_t.
+    For total returns, equal in all T rows, and a full mask, this is the mean over all columns.
 
     Args:
         returns: [T, N], in reward units.
         mask: bool [T, N].
 
-    Returns: [T, 1], in reward units. Source: Kool et al. (2019), section 3, on the own sample's share.
+    Returns: [T, 1], in reward units. Source: Kool et al. (2019), section 3, on including the own sample.
     """
     running = mask.sum(1, keepdim=True).clamp(min=1)
     return torch.where(mask, returns, 0).sum(1, keepdim=True) / running
 
 
 def leave_one_out_baseline(returns: Tensor, mask: Tensor) -> Tensor:
-    """Compute b_t,n = Σ_{m ≠ n} G_t,m / (N_t - 1): the mean over the other trajectories that run at t.
+    """Compute b_t,n = Σ_{m ≠ n} G_t,m / (N_t - 1), the mean over the others at t.
 
-    It does not depend on the trajectory that it judges, so the gradient keeps its expectation exactly. A trajectory
-    that runs alone has baseline 0.
+    The baseline does not depend on the trajectory itself, so the gradient stays unbiased. Where only one trajectory
+    runs, the baseline is 0.
 
-    Args: as `mean_baseline`. Returns: [T, N], in reward units; arbitrary where nothing runs.
+    Args: as `mean_baseline`. Returns: [T, N], in reward units; arbitrary where no trajectory runs.
     Source: Kool et al. (2019), section 3; Ahmadian et al. (2024), eq. 10.
     """
     own = torch.where(mask, returns, 0)
@@ -37,10 +37,11 @@ def leave_one_out_baseline(returns: Tensor, mask: Tensor) -> Tensor:
 
 
 def optimal_baseline(returns: Tensor, squared_scores: Tensor) -> Tensor:
-    """Compute b_n = Σ_{m ≠ n} R_m |s_m|² / Σ_{m ≠ n} |s_m|², with s = Σ_t ∇log π(a_t|s_t) of each trajectory.
+    """Compute b_n = Σ_{m ≠ n} R_m |s_m|² / Σ_{m ≠ n} |s_m|².
 
-    b* = E[R |s|²] / E[|s|²] is the constant whose gradient estimate (R - b) s has the least variance (the trace of its
-    covariance). Estimated from the other trajectories, it keeps the gradient's expectation exactly. 0 for a lone one.
+    s = Σ_t ∇log π(a_t|s_t) is the score of a trajectory. b* = E[R |s|²] / E[|s|²] is the constant b that minimizes the
+    variance of (R - b) s (the trace of its covariance). Estimated from the other trajectories, it leaves the gradient
+    unbiased. It is 0 for a single trajectory.
 
     Args:
         returns: R(τ), [N], in reward units.
@@ -54,10 +55,10 @@ def optimal_baseline(returns: Tensor, squared_scores: Tensor) -> Tensor:
 
 
 def group_baseline(returns: Tensor, mask: Tensor, group_size: int, leave_one_out: bool = False) -> Tensor:
-    """Compute the baseline within each group of `group_size` neighbouring columns, which share a start state.
+    """Compute the baseline within each group of `group_size` neighbouring columns.
 
-    A sample of the value of that state. With the own trajectory included, as in GRPO, the gradient shrinks by
-    1 - 1/N_t of the group; with `leave_one_out` it keeps its expectation.
+    A group shares a start state. This estimates the value of that state. If it includes the own trajectory, as in GRPO,
+    the gradient is scaled by 1 - 1/N_t of the group; with `leave_one_out` it stays unbiased.
 
     Args: as `mean_baseline`; group_size divides N. Returns: [T, N], in reward units.
     Source: Shao et al. (2024), section 4.1.1; Kool et al. (2019).

@@ -1,7 +1,7 @@
 """Objectives: scalar losses whose gradient is the (negative) policy gradient estimate.
 
-Losses are in torch, for autograd and for what is reported; their slopes in numpy, which takes a third of the time of
-torch for a few hundred numbers.
+Losses use torch, for autograd and for metrics. Slopes use numpy, which takes a third of torch's time for a few hundred
+numbers.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = NDArray[Any]
-Average = Literal["steps", "episodes", "episode_means"]  # equal to pgcli.config.choices.Average; a test compares
+Average = Literal["steps", "episodes", "episode_means"]  # equal to pgcli.config.choices.Average; tested
 
 
 def step_weights(mask: Tensor, average: Average) -> Tensor:
-    """Give the weight w_t,n of each step, so that Σ w x is the average of x that `average` names.
+    """Return the weights w_t,n of the steps, so that Σ w x is the average of x named by `average`.
 
-    steps: 1/M over all M valid steps. episodes: 1/N, a sum over the steps and a mean over the trajectories,
-    which makes Σ w s A the gradient of the return. episode_means: 1/(N T_n), the mean within, then over
+    steps: 1/M over all M valid steps. episodes: 1/N, the sum over steps and the mean over trajectories, so that
+    Σ w s A is the gradient of the return. episode_means: 1/(N T_n), the mean within each trajectory, then over
     trajectories (GRPO's 1/|o|).
 
     Args: mask, bool [T, N]. Returns: [T, N] in float64, 0 on masked rows.
@@ -39,7 +39,7 @@ def step_weights(mask: Tensor, average: Average) -> Tensor:
 
 
 def policy_gradient_loss(log_probs: Tensor, advantages: Tensor, weights: Tensor) -> Tensor:
-    """Compute -Σ w A log π(a|s), whose gradient is minus the policy gradient estimate Σ w A ∇log π(a|s).
+    """Compute -Σ w A log π(a|s), with gradient -Σ w A ∇log π(a|s).
 
     Args: all [M], over the valid steps; advantages in reward units and without gradient.
     Returns: a scalar, in reward units. Source: Williams (1992), eq. 11; Sutton et al. (2000), theorem 1.
@@ -55,10 +55,11 @@ def importance_sampling_loss(
     bound: float = math.inf,
     self_normalize: bool = False,
 ) -> Tensor:
-    """Compute -Σ w ρ̄ A log π(a|s), whose gradient is minus Σ w ρ̄ A ∇log π(a|s), with ρ = π/μ a constant.
+    """Compute -Σ w ρ̄ A log π(a|s), with gradient -Σ w ρ̄ A ∇log π(a|s).
 
-    ρ̄ = min(ρ, bound), then over Σ w ρ̄ / Σ w if `self_normalize`. Without either, E_μ[ρ A ∇log π] is E_π[A ∇log π]
-    at each step, for the states of μ. A bound is biased towards μ, self-normalising of order 1/M; both lessen variance.
+    ρ = π/μ is a constant; ρ̄ = min(ρ, bound), divided by Σ w ρ̄ / Σ w if `self_normalize`. Without either,
+    E_μ[ρ A ∇log π] = E_π[A ∇log π] at each step, for the states of μ. A bound biases towards μ, self-normalizing by
+    O(1/M); both reduce variance.
 
     Args: all [M], over the valid steps; log_ratios log π - log μ in nats; advantages in reward units, no gradient.
     Returns: a scalar, in reward units.
@@ -87,7 +88,9 @@ def clip_loss(log_ratios: Tensor, advantages: Tensor, weights: Tensor, clip_rang
 
 
 def kl_estimates(log_ratios: Tensor) -> Tensor:
-    """Compute k3 = ρ - 1 - ln ρ ≥ 0 of each step, with ρ = π/μ; its mean over actions of μ is KL(μ‖π) exactly.
+    """Compute k3 = ρ - 1 - ln ρ ≥ 0 of each step, with ρ = π/μ.
+
+    Its expectation over actions of μ is KL(μ‖π).
 
     Args: log_ratios, [M], in nats. Returns: [M], in nats. Source: Schulman (2020), "Approximating KL divergence".
     """
@@ -95,7 +98,7 @@ def kl_estimates(log_ratios: Tensor) -> Tensor:
 
 
 def policy_gradient_slope(advantages: Array, weights: Array) -> Array:
-    """Compute ∂/∂log π of `policy_gradient_loss`, [M]: how much each score ∇log π counts, -w A."""
+    """Compute ∂/∂log π of `policy_gradient_loss`, [M]: the weight of each score ∇log π, -w A."""
     slope: Array = -(weights * advantages)
     return slope
 
@@ -111,7 +114,7 @@ def importance_sampling_slope(
 
 
 def clip_slope(log_ratios: Array, advantages: Array, weights: Array, clip_range: float) -> Array:
-    """Compute ∂/∂log π of `clip_loss`, [M]: -w ρ A, and 0 where the clip is the smaller."""
+    """Compute ∂/∂log π of `clip_loss`, [M]: -w ρ A, and 0 where the clipped term is smaller."""
     ratios = np.exp(log_ratios)
     plain = ratios * advantages
     kept = plain <= np.minimum(np.maximum(ratios, 1 - clip_range), 1 + clip_range) * advantages
@@ -128,7 +131,7 @@ def kl_slopes(log_ratios: Array) -> Array:
 def value_loss(
     values: Tensor, targets: Tensor, old_values: Tensor | None = None, clip_range: float | None = None
 ) -> Tensor:
-    """Compute the mean of (V - G)²; with `clip_range`, the larger of it and its value with V kept near what it was.
+    """Compute the mean of (V - G)²; with `clip_range`, the larger of it and its value for clipped V.
 
     Args: all [M], over the valid steps, in reward units; targets and old_values without gradient.
     Returns: a scalar, in squared reward units. Source: Huang et al. (2022), detail 9, on the clip.
@@ -143,7 +146,7 @@ def value_loss(
 def value_slope(
     values: Array, targets: Array, old_values: Array | None = None, clip_range: float | None = None
 ) -> Array:
-    """Compute ∂/∂V of `value_loss`, [M]: 2 (V - G)/M, and 0 where the loss is that of a V that was kept near."""
+    """Compute ∂/∂V of `value_loss`, [M]: 2 (V - G)/M, and 0 where the clipped loss is larger."""
     errors: Array = values - targets
     if clip_range is not None and old_values is not None:
         moved = values - old_values
@@ -154,7 +157,7 @@ def value_slope(
 
 
 def explained_variance(values: Tensor, targets: Tensor) -> float | None:
-    """Compute 1 - Var[G - V] / Var[G], the share of the returns' variance that V foresees; None if they have none.
+    """Compute 1 - Var[G - V] / Var[G], the explained variance; None if Var[G] = 0.
 
     Args: [M], in reward units. Returns: at most 1; below 0 if V is worse than a constant.
     """
@@ -163,32 +166,33 @@ def explained_variance(values: Tensor, targets: Tensor) -> float | None:
 
 
 def standardized(advantages: Tensor, floor: float = 0.0) -> Tensor:
-    """Compute (A - mean A) / max(σ, floor), with the population standard deviation σ of the batch.
+    """Compute (A - mean A) / max(σ, floor).
 
-    Equal advantages become 0, never 0/0; a σ beyond the largest number makes them nan, not 0. `floor` is what rounding
-    alone may leave of them: advantages that a baseline has cancelled are noise, and must not be blown up. Not unbiased:
-    a random factor on the gradient.
+    σ is the population standard deviation of the batch. Equal advantages become 0, never 0/0; a σ that overflows makes
+    them nan, not 0. `floor` is the spread that rounding alone can cause: if a baseline cancels all advantages, the
+    remaining noise must not be amplified. Biased: this multiplies the gradient by a random factor.
 
     Args: advantages, [M], over the valid steps; floor, in their unit. Returns: [M], without a unit.
     """
-    shifted = advantages - advantages[:1]  # equal advantages are 0 from here on, without rounding
+    shifted = advantages - advantages[:1]  # equal advantages are now exactly 0
     centred = shifted - shifted.mean()
     deviation = centred.square().mean().sqrt().clamp(min=max(floor, torch.finfo(centred.dtype).tiny))
     return centred / torch.where(deviation.isinf(), torch.nan, deviation)
 
 
 def group_standardized(advantages: Tensor, group_size: int, floor: float = 0.0) -> tuple[Tensor, int]:
-    """Compute A / max(σ, floor), with the population standard deviation σ of A over each group of columns.
+    """Compute A / max(σ, floor) for each group of columns.
 
-    For advantages that are one number per trajectory. Groups of equal returns give 0, never 0/0, and are counted.
-    It weighs groups by 1/σ, which changes the direction of the gradient: biased by design.
+    σ is the population standard deviation of A in the group. For advantages with one value per trajectory. Groups of
+    equal returns give 0, never 0/0, and are counted. Groups are weighted by 1/σ, which changes the direction of the
+    gradient: biased by design.
 
-    Args: advantages, [T, N], in reward units; floor, in their unit, is what rounding alone may leave of σ.
-    Returns: [T, N], without a unit, and how many groups have no variance.
+    Args: advantages, [T, N], in reward units; floor, in their unit, the σ that rounding alone can cause.
+    Returns: [T, N], without a unit, and the number of groups without variance.
     Source: Shao et al. (2024), section 4.1.2; on the bias, Liu et al. (2025).
     """
     deviations = advantages[0].reshape(-1, group_size).std(1, correction=0)
     without = int((deviations <= floor).sum())
     deviations = deviations.clamp(min=max(floor, torch.finfo(advantages.dtype).tiny))
-    deviations = torch.where(deviations.isinf(), torch.nan, deviations)  # beyond the largest number: nan, not 0
+    deviations = torch.where(deviations.isinf(), torch.nan, deviations)  # overflow: nan, not 0
     return advantages / deviations.repeat_interleave(group_size), without

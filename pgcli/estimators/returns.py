@@ -1,4 +1,4 @@
-"""Returns G: what a trajectory still brings from step t on. One recursion; the rest calls it."""
+"""Returns G: discounted sums of rewards from step t on. All are based on one recursion."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def lambda_returns(rewards: Tensor, discounts: Tensor, next_values: Tensor, lambdas: Tensor) -> Tensor:
-    """Compute G_t = r_t + γ_t [(1 - λ_t) v(s_t+1) + λ_t G_t+1], from the last step to the first.
+    """Compute G_t = r_t + γ_t [(1 - λ_t) v(s_t+1) + λ_t G_t+1] backwards, from G_T = v(s_T).
 
-    Termination is γ = 0, truncation is λ = 0; v = 0 with λ = 1 gives rewards-to-go, and G - v(s) is GAE.
-    Starts from G_T = v(s_T). Zeros select rather than multiply: nothing leaks out of a masked row, not even nan.
+    γ_t = 0 marks termination and λ_t = 0 truncation. With v = 0 and λ = 1 this is the reward-to-go; G - v(s) is GAE.
+    A zero selects rather than multiplies, so nan in a masked row does not propagate.
     Source: Sutton & Barto (2018), section 12.8; Schulman et al. (2016), eq. 16.
 
     Args:
@@ -31,8 +31,8 @@ def lambda_returns(rewards: Tensor, discounts: Tensor, next_values: Tensor, lamb
     bootstrap = discounts * (1 - lambdas)
     returns = rewards + torch.where(bootstrap == 0, 0, bootstrap * next_values)
     rows, weights, following = returns.numpy(), (discounts * lambdas).numpy(), next_values[-1].numpy()
-    brought = np.zeros_like(rows)  # from the row that follows; numpy, because rows are short: a third of torch's time
-    with np.errstate(over="ignore", invalid="ignore"):  # as torch has it
+    brought = np.zeros_like(rows)  # from the next row; numpy takes a third of torch's time for short rows
+    with np.errstate(over="ignore", invalid="ignore"):  # as in torch
         for row, w, b, goes_on in zip(rows[::-1], weights[::-1], brought[::-1], (weights != 0)[::-1], strict=True):
             np.multiply(w, following, out=b, where=goes_on)
             following = np.add(row, b, out=row)
@@ -42,17 +42,18 @@ def lambda_returns(rewards: Tensor, discounts: Tensor, next_values: Tensor, lamb
 def trajectory_returns(
     rewards: Tensor, gamma: float, lam: float, terminated: Tensor, cut: Tensor, next_values: Tensor
 ) -> Tensor:
-    """Compute the λ-returns of trajectories: γ_t = 0 where `terminated`, λ_t = 0 where `cut`, γ and λ elsewhere.
+    """Compute the λ-returns of trajectories.
 
-    So what goes on unseen is worth v(s_t+1), and what has terminated is worth nothing. λ = 1 is the reward-to-go.
+    γ_t = 0 where `terminated`, λ_t = 0 where `cut`, γ and λ elsewhere. So a trajectory that was cut continues with
+    value v(s_t+1), and a terminated one with 0. λ = 1 is the reward-to-go.
 
     Args:
         rewards: [T, N], in reward units, 0 on masked rows.
         gamma: discount γ in [0, 1].
         lam: λ in [0, 1].
         terminated: bool [T, N].
-        cut: bool [T, N], the last row of each trajectory that goes on unseen.
-        next_values: v(s_t+1), [T, N], in reward units; 0 where there is no value function.
+        cut: bool [T, N], the last row of each trajectory that ended without termination.
+        next_values: v(s_t+1), [T, N], in reward units; 0 without a value function.
 
     Returns: [T, N], in reward units. Source: as `lambda_returns`; Pardo et al. (2018) on time limits.
     """
@@ -64,18 +65,18 @@ def trajectory_returns(
 def vtrace_returns(
     rewards: Tensor, gamma: float, lam: float, terminated: Tensor, cut: Tensor, values: Tensor, ratios: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Compute v_t = V_t + ρ̄_t δ_t + γ_t c_t (v_t+1 - V_t+1), δ_t = r_t + γ_t V_t+1 - V_t, and q_t = r_t + γ_t v_t+1.
+    """Compute v_t = V_t + ρ̄_t δ_t + γ_t c_t (v_t+1 - V_t+1), and q_t = r_t + γ_t v_t+1.
 
-    With ρ̄ = min(1, π/μ) and c = λ ρ̄, v is what V should say of the policy π, from data of μ; v_t+1 is V_t+1 where a
-    trajectory is `cut`. q - V, weighed by ρ̄, is the advantage. On data of its own, v is the λ-return.
+    δ_t = r_t + γ_t V_t+1 - V_t. With ρ̄ = min(1, π/μ) and c = λ ρ̄, v is the target of V for policy π on data of μ;
+    v_t+1 = V_t+1 where a trajectory is `cut`. The advantage is ρ̄ (q - V). On-policy, v is the λ-return.
 
     Args:
-        rewards: as the other arguments up to `cut` in `trajectory_returns`.
+        rewards: [T, N], in reward units, 0 on masked rows.
         gamma: discount γ.
         lam: λ.
         terminated: bool [T, N].
         cut: bool [T, N].
-        values: V, [T + 1, N], in reward units; 0 where no state was reached.
+        values: V, [T + 1, N], in reward units; 0 for rows without a state.
         ratios: π/μ, [T, N].
 
     Returns: v and q, both [T, N], in reward units. Source: Espeholt et al. (2018), eq. 1 and section 4.2.

@@ -1,4 +1,4 @@
-"""What one iteration collected."""
+"""The trajectories of one iteration."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Trajectories:
-    """T steps of N columns: a trajectory each, padded after its end; or segments, one masked row between episodes.
+    """T steps of N columns. Whole episodes are padded; segments have a masked row between episodes.
 
-    A row t of a column is the transition from `obs[t]` to `obs[t + 1]`; `mask` is False where there is none.
-    What stands in masked places is arbitrary, except that rewards are 0 there.
+    Row t of a column is the transition from `obs[t]` to `obs[t + 1]`; `mask` is False where there is none.
+    Masked entries are arbitrary, except that rewards are 0.
 
     Shapes: obs [T + 1, N, …]; actions [T, N, …]; rewards, terminated, truncated, mask, behavior_log_probs [T, N].
-    Rewards are in reward units and float64, as environments give them. behavior_log_probs are log μ(a|s) of the
-    policy μ that acted, in nats, where an objective needs them. memory [N, …] is what a recurrent policy remembered
-    before row 0; None: nothing, every column begins an episode.
+    Rewards are in reward units and float64. behavior_log_probs are log μ(a|s) of the acting policy μ, in nats, if an
+    objective needs them. memory [N, …] is the recurrent state before row 0; None if every column begins an episode.
     """
 
     obs: Tensor
@@ -32,27 +31,27 @@ class Trajectories:
 
     @property
     def num_steps(self) -> int:
-        """Transitions collected; padding does not count."""
+        """The number of transitions, without padding."""
         return int(self.mask.sum())
 
     @property
     def lengths(self) -> Tensor:
-        """Steps of each trajectory, [N]."""
+        """The number of steps of each trajectory, [N]."""
         return self.mask.sum(0)
 
     @property
     def cut(self) -> Tensor:
-        """The last rows of what goes on unseen: at a time limit, a horizon, the end of a segment. bool [T, N]."""
+        """The last rows of trajectories cut by a time limit, the horizon or a segment's end, bool [T, N]."""
         return self.mask & ~self.terminated & ~torch.cat((self.mask[1:], torch.zeros_like(self.mask[:1])))
 
     @property
     def reached(self) -> Tensor:
-        """The states that were seen: the first or the second of a valid row. bool [T + 1, N]."""
+        """The observed states: the first or second state of a valid row, bool [T + 1, N]."""
         none = torch.zeros_like(self.mask[:1])
         return torch.cat((self.mask, none)) | torch.cat((none, self.mask))
 
     def columns(self, chosen: slice) -> Trajectories:
-        """Give neighbouring columns, up to the last row that is valid in one of them."""
+        """Return neighbouring columns, up to the last row that is valid in one of them."""
         rows = int((self.mask[:, chosen].any(1) * torch.arange(1, len(self.mask) + 1)).max())
 
         taken = {name: x[: rows + (name == "obs"), chosen] for name, x in vars(self).items() if isinstance(x, Tensor)}
@@ -60,7 +59,7 @@ class Trajectories:
 
 
 def pad_columns(parts: list[Trajectories]) -> Trajectories:
-    """Put chunks of columns side by side, padded to the longest."""
+    """Concatenate chunks of columns, padded to the longest."""
     if len(parts) == 1:
         return parts[0]
     steps = max(part.mask.shape[0] for part in parts)
@@ -90,5 +89,5 @@ def pad_columns(parts: list[Trajectories]) -> Trajectories:
 
 
 def from_steps(steps: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
-    """Put the values [M] of steps back in their places, row t N + n of `shape` = [T, N] for each, 0 elsewhere."""
+    """Scatter the values [M] of steps to `shape` = [T, N], with `rows` = t N + n; 0 elsewhere."""
     return torch.zeros(shape.numel(), dtype=steps.dtype).index_copy(0, rows, steps).view(shape)

@@ -25,11 +25,11 @@ from pgcli.system.processes import Check
 from pgcli.system.ray_cluster import cores, cpus, join
 from pgcli.training.loop import Counters, Training
 
-ROW_BYTES = 40  # of a step besides its observation: action, reward, flags and weights
+ROW_BYTES = 40  # of a step without its observation: action, reward, flags and weights
 
 
 def environments_of(config: Config) -> EnvConfig:
-    """Return the environments of a run. Groups are stepped one by one: native columns cannot share a reset seed."""
+    """Return the config of a run's environments; `sync` for groups, which must share a reset seed."""
     return config.env.model_copy(update={"vectorization": "sync"}) if config.group_size > 1 else config.env
 
 
@@ -43,7 +43,7 @@ def build_learner(config: Config, environments: EnvironmentCache, *, user_code: 
 
     Args: user_code: load `algorithm.estimator`, which runs the user's file.
     """
-    segments = config.rollout.steps is not None  # which have instances of their own
+    segments = config.rollout.steps is not None  # which have their own instances
     envs = environments.of_width(1 if segments else len(chunk_ranges(config.env, columns_of(config))[0]))
     learner = Learner(build_agent(envs.observation_space, envs.action_space, config, user_code=user_code))
     _check_batch(config, learner.policy.encoder)
@@ -51,7 +51,7 @@ def build_learner(config: Config, environments: EnvironmentCache, *, user_code: 
 
 
 def _check_batch(config: Config, encoder: Encoder) -> None:
-    """Raise UsageError if the memory of this machine does not hold what one iteration collects at the least."""
+    """Raise UsageError if the smallest possible rollout exceeds this machine's memory."""
     rollout, reuse = config.rollout, config.algorithm.reuse
     stored = math.prod(encoder.layout.shape) * encoder.layout.dtype.itemsize
     steps, row = rollout.steps or 1, stored + 4 * encoder.size + ROW_BYTES
@@ -59,16 +59,16 @@ def _check_batch(config: Config, encoder: Encoder) -> None:
     what = f"{steps:,} steps of {columns:,} environments" if rollout.steps else f"{columns:,} episodes"
     check_memory(
         reuse * (steps + 1) * columns * row,
-        f"an iteration collects {what}, with {row:,} bytes for each",
+        f"an iteration collects {what} of {row:,} bytes each",
         f"make rollout.{'steps or env.num_envs' if rollout.steps else 'episodes'} smaller",
     )
     chunk_ranges(config.env, config.evaluation.episodes)
 
 
 def worker_pool(config: Config, environments: EnvironmentCache, share: int, check: Check) -> WorkerPool:
-    """Build the pool that `sampling` asks for. It starts no worker yet, but it joins a cluster.
+    """Build the configured worker pool and join its cluster; workers start later.
 
-    Args: share: how many runs share the cores.
+    Args: share: the number of runs that share the cores.
     Raises: UsageError, EnvironmentFailure.
     """
     env, count = environments.config, config.sampling.workers
@@ -83,7 +83,7 @@ def worker_pool(config: Config, environments: EnvironmentCache, share: int, chec
             if count == 0 or (count == "auto" and len(chunks) == 1):
                 return LocalPool(environments)
             leave = join(cores() if count == "auto" else count, check)
-            own = cpus() // share - (share > 1)  # a run that is placed on the cluster has a CPU itself
+            own = cpus() // share - (share > 1)  # a run placed on the cluster occupies one CPU
             actors = worker_count(own, len(chunks), native=False) if count == "auto" else count
             if actors:
                 return RayPool(env, config.policy, actors, leave)
@@ -96,7 +96,7 @@ def worker_pool(config: Config, environments: EnvironmentCache, share: int, chec
 def restore(run: Training, checkpoint: checkpoints.Checkpoint, name: str, path: Path) -> int:
     """Restore the state of the run in `path` from its checkpoint `name`.
 
-    Returns: how many environments could not be brought back. Raises: CheckpointError, EnvironmentFailure.
+    Returns: the number of environments that were not restored. Raises: CheckpointError, EnvironmentFailure.
     """
     checkpoints.check_tensors(checkpoint.agent, run.learner.state_dict(), name)
     run.learner.load_state_dict(checkpoint.agent)
@@ -108,10 +108,10 @@ def restore(run: Training, checkpoint: checkpoints.Checkpoint, name: str, path: 
 
 
 class Closeable(Protocol):
-    """Holds simulators."""
+    """A resource with simulators."""
 
     def close(self) -> None:
-        """Free them."""
+        """Free the resource."""
 
 
 T = TypeVar("T", bound=Closeable)
@@ -119,7 +119,7 @@ T = TypeVar("T", bound=Closeable)
 
 @contextmanager
 def released(resource: T) -> Iterator[T]:
-    """Close `resource` at the end; a failure to close does not hide the exception that ended the run."""
+    """Close `resource` at the end; an error in it does not hide the exception that ended the run."""
     try:
         yield resource
     except BaseException:
@@ -129,5 +129,5 @@ def released(resource: T) -> Iterator[T]:
     try:
         resource.close()
     except EnvironmentFailure as fault:
-        fault.hint = "the run had finished, and all of it is saved"
+        fault.hint = "the run had finished; all its results are saved"
         raise

@@ -1,6 +1,7 @@
-"""Whole runs on a Ray cluster, each in an actor of its own; all machines share the file system of their folders.
+"""Whole runs on a Ray cluster, one actor per run.
 
-If its actor is lost, a run continues from its last checkpoint in another one, with the same bytes.
+All machines must share the folders of the runs. If an actor is lost, its run continues from the last checkpoint in a
+new actor, with the same bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pgcli.system.ray_cluster import check_versions, join, versions
 from pgcli.system.signals import StopOnSignal
 
 POLL_SECONDS = 0.2
-RELEASE_SECONDS = 60.0  # until the machines know that a lost run has released its folder
+RELEASE_SECONDS = 60.0  # until all machines see that a lost run has released its folder
 STOP_SECONDS = 60.0  # for the runs to save their state
 TRIES = 3  # without an iteration between
 
@@ -33,7 +34,7 @@ TRIES = 3  # without an iteration between
 def run_on_cluster(
     requests: Sequence[Request], jobs: int, watch: Callable[[Record, int], None], stop: StopOnSignal
 ) -> list[Result]:
-    """Run every request, `jobs` at a time, on the cluster at RAY_ADDRESS, or on a Ray that is started here.
+    """Run every request, `jobs` at a time, on the cluster at RAY_ADDRESS or on a new local Ray.
 
     Raises: Interrupted, once every running run has saved its state; UsageError, EnvironmentFailure.
     """
@@ -84,19 +85,19 @@ def _run(
     for run in running.values():
         run.end()
     if interruption is not None:
-        interruption.hint = "the same command with --resume goes on"
+        interruption.hint = "the same command with --resume continues"
         raise interruption
     return [results[number] for number in range(len(requests))]
 
 
 class _PlacedRun:
-    """A run on the cluster, as its owner sees it.
+    """The owner's handle of a run on the cluster.
 
-    Ray's own retries would count the losses of a whole run, and repeat the same call. Here the count starts again with
-    every iteration, and the repeated call resumes.
+    Ray's own retries would count the losses of the whole run and repeat the same call. Here the count restarts with
+    every iteration, and the repeated call resumes the run.
     """
 
-    _answer: Any  # the reference of the next news
+    _answer: Any  # the reference of the next answer
 
     def __init__(self, request: Request) -> None:
         self._request, self._losses, self._has_begun, self.is_up = request, 0, False, False
@@ -107,7 +108,7 @@ class _PlacedRun:
         self._place()
 
     def news(self) -> tuple[list[Record], Result | None]:
-        """Return the records since the last call, and the result if there is one."""
+        """Return the records since the last call, and the result if any."""
         import ray
         from ray.exceptions import RayError
 
@@ -129,12 +130,12 @@ class _PlacedRun:
         return records, result
 
     def send(self, message: str, *arguments: object) -> None:
-        """Ask the run to `save`, or to `stop` for a signal."""
-        with contextlib.suppress(Exception):  # it may be lost, which `news` finds out
+        """Send `save`, or `stop` for a signal, to the run."""
+        with contextlib.suppress(Exception):  # it may be lost, which `news` reports
             getattr(self._handle, message).options(concurrency_group="talk").remote(*arguments)
 
     def end(self) -> None:
-        """Kill its actor."""
+        """Kill the actor."""
         import ray
 
         with contextlib.suppress(Exception):  # the cluster may be gone
@@ -157,12 +158,12 @@ class _PlacedRun:
         self._answer = self._handle.news.options(concurrency_group="talk").remote()
 
     def _replace(self, error: Exception) -> Result | None:
-        """Place the run again; after too many losses, return the failure. `overwrite` applies to its start only."""
+        """Place the run again, or return a failure after too many losses; never overwrite twice."""
         self._losses += 1
         if self._losses == TRIES:
             reason = str(error).strip().splitlines()[-1]
             message = f"{self._request.path}: its actor was lost, {TRIES} times in a row: {reason}"
-            hint = "pgcli must be installed on all machines of the cluster; the same command with --resume goes on"
+            hint = "install pgcli on all machines of the cluster; the same command with --resume continues"
             return failure_of(EnvironmentFailure(message, hint))
         if self._has_begun or not self._request.overwrite:
             self._request = replace(self._request, resume=True, overwrite=False)
@@ -171,7 +172,7 @@ class _PlacedRun:
 
 
 class _RunActor:
-    """A run where it runs; it answers while it does."""
+    """The actor of a run, which answers calls during the run."""
 
     def __init__(self) -> None:
         self._records: deque[Record] = deque()
@@ -180,7 +181,7 @@ class _RunActor:
         self._save = False
 
     def run(self, request: Request, owner: dict[str, str], path: list[str], sign: str, patience: float) -> None:
-        """Run, and find modules where the owner does. The actor before may hold the folder for `patience` seconds."""
+        """Run, with the owner's module path. Wait `patience` seconds for a previous actor's lock."""
         stop, place = time.monotonic() + patience, request.folder / request.path
         with contextlib.suppress(OSError):
             os.chdir(request.folder)
@@ -189,7 +190,7 @@ class _RunActor:
             check_versions(owner, versions(), platform.node())
             if not os.path.exists(sign):
                 message = f"{place}: {platform.node()} sees another folder there"
-                raise RunDirectoryError(message, "--run-dir names a folder that all machines of the cluster share")
+                raise RunDirectoryError(message, "set --run-dir to a folder that all machines of the cluster share")
             context = Context(self._records.append, self._check, self._asked_to_save)
             while self._result is None:
                 try:
@@ -203,8 +204,8 @@ class _RunActor:
             self._result = failure_of(error)
 
     def news(self) -> tuple[list[Record], Result | None]:
-        """Return the records since the last call, and the result if there is one."""
-        result = self._result  # before the records: then all of them are there
+        """Return the records since the last call, and the result if any."""
+        result = self._result  # read before the records, so that none is missing
         return [self._records.popleft() for _ in range(len(self._records))], result
 
     def stop(self, number: int) -> None:

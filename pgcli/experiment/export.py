@@ -1,7 +1,7 @@
-"""Export a policy as an ONNX graph: observations in, the distribution's parameters and the greedy action out.
+"""Export a policy as ONNX: observations → distribution and greedy action.
 
-The graph is written node by node, as `Policy.actor` computes. A tracer would need onnxscript, take ten seconds, print
-deprecation warnings and write paths of this machine into the file. Here a checkpoint always gives the same bytes.
+The graph is built node by node and matches `Policy.actor`. A tracer would need onnxscript, take ten seconds, print
+deprecation warnings and write local paths into the file. This export always has the same bytes for a checkpoint.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pgcli.runs.outputs import check_output, write_output
 from pgcli.system.packages import require
 
 Array = NDArray[Any]
-OPSET, IR_VERSION = 17, 8  # of 2022: runtimes since then read it
+OPSET, IR_VERSION = 17, 8  # of 2022, which all later runtimes support
 
 
 def check_extra() -> None:
@@ -49,7 +49,7 @@ def export(agent: Agent, path: Path, *, overwrite: bool = False) -> Path:
     """
     check_extra()
     if path.suffix.lower() != ".onnx":
-        raise UsageError(f"{path}: an export is an .onnx")
+        raise UsageError(f"{path}: an export file needs the suffix .onnx")
     check_output(path, inputs=[agent.path], overwrite=overwrite)
     content = to_onnx(agent.policy, _metadata(agent))
     write_output(path, content, inputs=[agent.path], overwrite=overwrite)
@@ -73,11 +73,11 @@ def to_onnx(policy: Policy, metadata: dict[str, str]) -> bytes:
 
     Inputs, N in front: `observation`, of the space's shape and type, or `observation/KEY` for each part of a Dict or
     Tuple; `memory` of a recurrent policy, zeros at the start of an episode. Outputs: `logits`, or `mean` and
-    `standard_deviation`; `action`, the most probable one in the form that the environment takes; `memory_after`.
+    `standard_deviation`; `action`, the most probable action for the environment; `memory_after`.
     """
     encoder, graph = policy.encoder, _Graph()
     if not (encoder.size or encoder.images):
-        raise UsageError("the policy observes nothing, so there is no function of an observation to export")
+        raise UsageError("a policy without observations cannot be exported")
     inputs = dict[tuple[Key, ...], str]()
     for leaf in encoder.layout.leaves:
         name = "/".join(("observation", *map(str, leaf.path)))
@@ -253,7 +253,7 @@ def _forward(graph: _Graph, network: nn.Sequential, x: str) -> str:
 
 
 def _recur(graph: _Graph, memory: RecurrentNetwork, x: str, before: str) -> tuple[str, str]:
-    """Add one step of a GRU or an LSTM, gate by gate as in `pgcli.policies.recurrent`; return output, state after."""
+    """Add one step of a GRU or an LSTM; return its output and next state."""
     w, u, b, c = memory.core.parameters()
     size, gates = memory.size, 3 if memory.parts == 1 else 4
 
@@ -283,7 +283,7 @@ def _recur(graph: _Graph, memory: RecurrentNetwork, x: str, before: str) -> tupl
 
 
 def _act(graph: _Graph, distribution: Distribution, outputs: str, features: str) -> None:
-    """Declare the distribution's parameters, and the most probable action in the form that the environment takes."""
+    """Declare the distribution's parameters and the most probable action as outputs."""
     graph.output("mean" if isinstance(distribution, Gaussian) else "logits", outputs, np.float32, (distribution.size,))
     shape: tuple[int, ...] = ()
     dtype: Any = np.int64

@@ -1,4 +1,4 @@
-"""Run several requests: one after the other in this process, or several at a time in processes or on a cluster."""
+"""Run several requests: in sequence in this process, or in parallel in processes or on a cluster."""
 
 from __future__ import annotations
 
@@ -102,20 +102,20 @@ def _run_in_processes(
                 for _, process in running.values():
                     process.terminate()
     if interruption is not None:
-        interruption.hint = "the same command with --resume goes on"
+        interruption.hint = "the same command with --resume continues"
         raise interruption
     return [results[number] for number in range(len(requests))]
 
 
 def _death(request: Request, code: int) -> Failure:
-    """Describe the end of a process that sent no result: it was killed, or its environment left Python."""
+    """Describe why a process sent no result: it was killed, or its environment exited Python."""
     if code < 0:
         error = PgcliError(f"{request.path}: its process was killed by {signal.Signals(-code).name}")
         exit_code = 128 - code  # the shell's convention
     else:
-        error = EnvironmentFailure(f"{request.path}: {request.config.env.id} left Python with exit code {code}")
+        error = EnvironmentFailure(f"{request.path}: {request.config.env.id} exited Python with code {code}")
         exit_code = error.exit_code
-    error.hint = "the same command with --resume goes on from the last checkpoint"
+    error.hint = "the same command with --resume continues from the last checkpoint"
     return Failure(exit_code, str(error))
 
 
@@ -128,7 +128,7 @@ def _child(request: Request, connection: Connection, logs: Logs) -> None:
         except OSError:
             raise Interrupted(signal.SIGTERM) from None
 
-    ignore_interrupts()  # a terminal's Ctrl-C reaches the parent, which passes it on
+    ignore_interrupts()  # a terminal's Ctrl-C reaches the parent, which forwards it
     threading.Thread(target=_stop_without_parent, daemon=True).start()
     result: Result
     try:
@@ -138,11 +138,11 @@ def _child(request: Request, connection: Connection, logs: Logs) -> None:
         result = failure_of(error)
     with contextlib.suppress(OSError):  # the parent has ended
         connection.send(result)
-    leave(0)  # a simulator's threads would keep the process, and the parent waiting for its end
+    leave(0)  # a simulator's threads would keep the process alive and the parent waiting
 
 
 def _stop_without_parent() -> None:
-    """Wait for the end of the parent, then stop this process as a signal would."""
+    """Wait for the end of the parent, then stop this process like a signal."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -24,7 +24,7 @@ from pgcli.system.process_state import kept
 
 
 class Agent:
-    """A trained policy. `act` draws from its own random stream, derived from `seed`."""
+    """A trained policy. `act` uses its own random stream, derived from `seed`."""
 
     def __init__(self, policy: Policy, config: Config, counters: dict[str, int], path: Path, seed: int) -> None:
         self.policy = policy
@@ -35,30 +35,30 @@ class Agent:
         self._acting: ActingState | None = None
 
     def reset(self) -> None:
-        """Start new episodes: clear the state of a recurrent policy, and draw new noise where steps share it."""
+        """Start new episodes: clear the recurrent state, and draw new noise if steps share it."""
         self._acting = None
 
     def act(self, obs: Any, mode: Mode = "sampled", action_mask: Any = None) -> Any:
-        """Return an action for one observation, or actions [N] for N observations, batched as in Gymnasium's vectors.
+        """Return an action for one observation, or actions [N] for a batch as in Gymnasium.
 
-        Calls are the steps of one episode, or of N, until `reset` begins the next: a recurrent policy keeps its state,
-        and a state_dependent_gaussian its noise. So the policy is the one that `pgcli eval` measures.
+        Consecutive calls are steps of the same episode, or of N episodes, until `reset`: a recurrent policy keeps its
+        state and a state_dependent_gaussian its noise, exactly as in `pgcli eval`.
 
-        Args: action_mask: the permitted actions, where the environment reports them in `info["action_mask"]`.
+        Args: action_mask: the permitted actions, if the environment reports `info["action_mask"]`.
         Raises: ValueError: if `obs` is not in the policy's space, or N changes during episodes.
         """
         if action_mask is not None and self.policy.encoder.layout.action_mask:
             obs = {**(obs if isinstance(obs, dict) else {"observation": obs}), ACTION_MASK: action_mask}
         batch, single = self._packed(obs)
         if len(non_finite_rows(self.policy.encoder.layout, batch)):
-            raise ValueError("an observation that is not finite")
+            raise ValueError("the observation is not finite")
         actor = self.policy.actor(mode)
         acting, carries = self._acting, bool(actor.state_size or actor.noise_steps)
         if acting is None or not carries:
             acting = ActingState(actor, self._generator, len(batch), rows=1)
         if acting.columns != len(batch):
             raise ValueError(
-                f"{len(batch)} observations during {acting.columns} episodes: call reset() to begin new episodes"
+                f"{len(batch)} observations for {acting.columns} running episodes: call reset() to start new episodes"
             )
         acting.actor = actor
         self._acting = acting if carries else self._acting
@@ -66,10 +66,10 @@ class Agent:
         return actions[0] if single else actions
 
     def _packed(self, obs: Any) -> tuple[NDArray[Any], bool]:
-        """Return observations as the policy reads them, [N, …], and whether `obs` is a single one."""
+        """Return observations in the policy's form, [N, …], and whether `obs` is a single one."""
         layout = self.policy.encoder.layout
         if layout.action_mask and not (isinstance(obs, dict) and ACTION_MASK in obs):
-            raise ValueError('the policy acts under a mask: act(obs, action_mask=info["action_mask"])')
+            raise ValueError('the policy needs the action mask: act(obs, action_mask=info["action_mask"])')
         try:
             return layout.pack(obs)[None], True
         except ValueError as error:
@@ -84,10 +84,10 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
     """Load an agent from a run directory or a checkpoint file.
 
     Args:
-        run_or_checkpoint: the folder that `pgcli train` made, or one file of its checkpoints.
-        which: for a folder: latest, best, or the number of an iteration.
-        seed: of the random stream that `act` draws from.
-        trust: import the environment's and wrappers' modules even if Gymnasium does not ship them.
+        run_or_checkpoint: a run directory of `pgcli train`, or a checkpoint file.
+        which: latest, best, or an iteration number; for a run directory.
+        seed: seed of the random stream of `act`.
+        trust: also import environment and wrapper modules from outside Gymnasium.
 
     Raises: CheckpointError, EnvironmentFailure.
     """
@@ -96,8 +96,8 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
     config = checkpoint.read_config(str(path))
     if checkpoint.unordered:
         warnings.warn(
-            f"{path}: an earlier version of pgcli wrote it without the order of {', '.join(checkpoint.unordered)}, and "
-            "there is no config.yaml of its run beside it: sorted keys may build another environment",
+            f"{path}: an earlier version of pgcli did not save the order of {', '.join(checkpoint.unordered)}, and "
+            "the config.yaml of the run is missing: sorted keys may build another environment",
             stacklevel=2,
         )
     if not trust:
@@ -110,14 +110,14 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
 
 
 def refuse_foreign_modules(config: Config, path: Path) -> None:
-    """Raise EnvironmentFailure for modules that Gymnasium does not ship: importing them runs their code."""
+    """Raise EnvironmentFailure for modules from outside Gymnasium: an import runs their code."""
     wrappers = [wrapper.name for env in (config.env, config.evaluation_env) for wrapper in env.wrappers]
     for name in (config.env.id, *wrappers):
         module, colon, _ = name.rpartition(":")
         own = module == "gymnasium.wrappers" if name in wrappers else module.partition(".")[0] == "gymnasium"
-        own = own and not module.endswith(".py")  # a file of the current folder
+        own = own and not module.endswith(".py")  # a file in the current folder
         if colon and not own:
             raise EnvironmentFailure(
-                f"{path} wants the module `{module}` imported, which Gymnasium does not ship, or not for this",
-                "--trust imports it, and so does trust=True in Python, which runs its code",
+                f"{path} imports the module `{module}`, which is not Gymnasium's own for this purpose",
+                "if you trust its code: --trust, or trust=True in Python, imports it",
             )

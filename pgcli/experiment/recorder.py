@@ -1,4 +1,4 @@
-"""Write the records of the training loop into a run directory: rows, checkpoints, status."""
+"""Write the records of the training loop to a run directory: rows, checkpoints, status."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pgcli.system.processes import Check
 from pgcli.training.loop import Training
 from pgcli.training.stopping import stop_reason
 
-COLLAPSED = 1e-3  # nats: of two actions, the rarer one is taken once in ten thousand steps
+COLLAPSED = 1e-3  # nats: of two actions, the rarer one has probability 1e-4
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Context:
-    """Who watches a run, and how it is stopped."""
+    """Callbacks of a run: for records, and to stop or save it."""
 
     watch: Callable[[Record], None] = lambda record: None
     check: Check = lambda: None  # called before every step; may raise Interrupted
-    asked_to_save: Callable[[], bool] = lambda: False  # asked after every iteration
+    asked_to_save: Callable[[], bool] = lambda: False  # called after every iteration
 
 
 class Recorder:
-    """Writes what one session of a run does, and tells the watcher."""
+    """Writes the records of one session of a run, and passes them to the watcher."""
 
     def __init__(self, run: Training, directory: RunDirectory, context: Context) -> None:
         self._run, self._directory, self._context = run, directory, context
@@ -64,14 +64,14 @@ class Recorder:
         self._directory.save(checkpoint, best=best, keep=config.checkpoint.keep, every=config.checkpoint.every)
 
     def add(self, record: Record) -> None:
-        """Write a record, and a checkpoint where one is due."""
+        """Write a record, and a checkpoint if one is due."""
         restore_process()
         self._notice_changes()
         every, iteration = self._run.config.checkpoint.every, self._run.counters.iteration
         if isinstance(record, Iteration):
             if lost := self._run.sampler.failed_restores:
                 self._directory.mark_inexact()
-                self._notice(f"{lost} environments did not come back in a new worker: new episodes")
+                self._notice(f"{lost} environments were not restored in a new worker and started new episodes")
             self._directory.add_iteration(record)
             if self._context.asked_to_save() or (every is not None and iteration % every == 0):
                 self.save()
@@ -94,7 +94,7 @@ class Recorder:
 
     @contextmanager
     def status(self) -> Iterator[None]:
-        """Write into status.json how an exception ended the run, and add to the error how to continue."""
+        """Write the cause of an exception to status.json; add to its hint how to continue."""
         directory, counters = self._directory, self._run.counters
         try:
             try:
@@ -109,21 +109,21 @@ class Recorder:
             self.save()
             directory.set_status("interrupted", iteration=counters.iteration, reason=interruption.message)
             interruption.message = f"{directory.path}: {interruption.message} after {counters.iteration} iterations"
-            interruption.hint = f"`pgcli resume {typed(directory.path)}` goes on"
+            interruption.hint = f"`pgcli resume {typed(directory.path)}` continues the run"
             raise
         except Diverged as error:  # nothing is saved: the cause is in the state
             directory.set_status("diverged", iteration=counters.iteration, reason=error.message)
             again = f"pgcli resume {typed(directory.path)} optimizer.learning_rate=…"
             error.message += f" in iteration {counters.iteration} of {directory.path}"
-            error.hint += f"; `{again}` goes on from the last checkpoint"
+            error.hint += f"; `{again}` continues from the last checkpoint"
             raise
         except EnvironmentFailure as fault:
             self.save()
             file = fault.reproduction and directory.add_reproduction(f"episode-{fault.seed}", fault.reproduction)
             directory.set_status("failed", iteration=counters.iteration, reason=fault.message)
             if file:
-                hint = f"`pgcli resume {typed(directory.path)}` goes on once it is mended"
-                fault.message += f"; {file} repeats it"
+                hint = f"once it is fixed, `pgcli resume {typed(directory.path)}` continues the run"
+                fault.message += f"; {file} reproduces it"
                 fault.hint = f"{fault.hint}; {hint}" if fault.hint else hint
             raise
         except BaseException as error:
@@ -138,11 +138,11 @@ class Recorder:
             self._explores = False
             self._notice(
                 f"the entropy fell to {entropy:.1g} nats in iteration {record.iteration}: the policy hardly "
-                "explores any more; a lower optimizer.learning_rate or an algorithm.entropy_coef helps"
+                "explores any more; lower optimizer.learning_rate or raise algorithm.entropy_coef"
             )
 
     def _notice_changes(self) -> None:
-        """Report once what environments have changed for the whole process, and pgcli restored."""
+        """Report once each process-wide setting that environments changed and pgcli restored."""
         if names := [name for name in changes() if name not in self._changed]:
             self._changed |= set(names)
             self._notice(f"an environment changed {', '.join(names)}; pgcli restored it for its own work")

@@ -1,4 +1,4 @@
-"""Repeat a run from one of its checkpoints or from its start: the same bytes, and nothing is written."""
+"""Repeat a run from a checkpoint or from its start, with the same bytes, without writing files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pgcli.training.loop import Counters, Training
 
 @contextmanager
 def repeated(path: Path, config: Config, file: Path | None) -> Iterator[tuple[Training, int]]:
-    """Give the run of `path` as the checkpoint `file` has it, or as it was at its start.
+    """Yield the run of `path` in the state of checkpoint `file`, or at its start if None.
 
-    Yields: the run, and how many of its environments could not be brought back.
+    Yields: the run, and the number of its environments that were not restored.
     Raises: CheckpointError, EnvironmentFailure.
     """
     with closing(ChunkExecutor(EnvironmentCache(environments_of(config)))) as executor:
@@ -31,18 +31,18 @@ def repeated(path: Path, config: Config, file: Path | None) -> Iterator[tuple[Tr
 
 
 def changed_iterations(path: Path, config: Config) -> list[int]:
-    """Return the iterations at which a run was resumed under a config that a run from the start would not have had."""
+    """Return the iterations at which a run was resumed with a change that affects its results."""
     resumes = read_information(path).get("resumes", [])
     return [one["iteration"] for one in resumes if not is_exact(config, one["overrides"])]
 
 
 def follows_the_clock(config: Config) -> bool:
-    """Return whether results depend on how many seconds the run took."""
+    """Return whether results depend on the time that the run took."""
     return config.training.seconds is not None and not has_constant_schedules(config)
 
 
 def without_clock(config: Config, iterations: int) -> Config:
-    """Return the config with a budget of `iterations` for one of seconds, which no schedule can tell apart."""
+    """Return the config with a budget in iterations instead of seconds; schedules must be constant."""
     if config.training.seconds is None:
         return config
     return override(config, ["training.seconds=null", f"training.iterations={iterations}"])

@@ -1,4 +1,4 @@
-"""What a resumed run may change, and whether it then has the bytes of one long run."""
+"""Config changes of a resumed run, and whether its results equal those of one long run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pgcli.errors import RunDirectoryError
 from pgcli.runs.directory import is_run
 from pgcli.runs.files import storage
 
-# What a resumed run may change; and which of these changes leave its bytes those of one long run.
+# Keys that a resumed run may change. HARMLESS: with the same bytes as one long run.
 CHANGEABLE = ("training.", "optimizer.", "evaluation.", "checkpoint.", "sampling.", "diagnostics.")
 BUDGETS = ("training.iterations", "training.env_steps", "training.seconds")
 STOPPING = ("evaluation.stop_at", "evaluation.stop_evaluations", "evaluation.patience")  # and stop_at_return
@@ -21,36 +21,36 @@ HARMLESS = (*BUDGETS, "evaluation.every", *STOPPING, "checkpoint.", "sampling.",
 def stored_config(path: Path) -> Config:
     """Read the config of the run in `path`. Raises: RunDirectoryError, ConfigError."""
     with storage(path):
-        there = (path / "config.yaml").is_file()
-    if not there:
-        what = "has no config.yaml" if is_run(path) else "no run is there"
-        raise RunDirectoryError(f"{path}: {what}", "name a run directory that `pgcli train` made")
+        exists = (path / "config.yaml").is_file()
+    if not exists:
+        what = "has no config.yaml" if is_run(path) else "contains no run"
+        raise RunDirectoryError(f"{path}: {what}", "give a run directory that `pgcli train` created")
     return load_config(str(path / "config.yaml"))
 
 
 def changes_of(config: Config, stored: Config, path: Path) -> list[str]:
-    """Return the changes of `config` to the run in `path`, as `key=value`.
+    """Return the changes from `stored` to `config`, as `key=value`.
 
-    Raises: RunDirectoryError: if a key changes that a run keeps.
+    Raises: RunDirectoryError: if a key differs that a run must keep.
     """
     changes = differences(result_config(stored), result_config(config))
     refused = [key for key in sorted(changes) if not key.startswith(CHANGEABLE)]
     if refused:
         raise RunDirectoryError(
-            f"{path}: its run has another {', '.join(refused)}",
-            "a run keeps these for life; train into another --run-dir, or --overwrite this one",
+            f"{path}: the run has another {', '.join(refused)}",
+            "a run cannot change these; use another --run-dir, or --overwrite this one",
         )
     return [f"{key}={after}" for key, (_, after) in sorted(changes.items())]
 
 
 def is_exact(config: Config, changes: list[str]) -> bool:
-    """Return whether a run with these changes continues as if it had had them from the start."""
+    """Return whether a run continues as if it had had these changes from the start."""
     rescheduled = not has_constant_schedules(config) and any(change.startswith(BUDGETS) for change in changes)
     return all(change.startswith(HARMLESS) for change in changes) and not rescheduled
 
 
 def has_constant_schedules(config: Config) -> bool:
-    """Return whether nothing depends on how much of the budget is used."""
+    """Return whether no schedule depends on the used share of the budget."""
     algorithm = config.algorithm
     schedules = {config.optimizer.schedule, algorithm.clip_range_schedule, algorithm.entropy_coef_schedule}
     return schedules == {"constant"}
@@ -59,7 +59,7 @@ def has_constant_schedules(config: Config) -> bool:
 def result_config(config: Config) -> dict[str, Any]:
     """Return the config as plain data without logging, which does not affect a checkpoint.
 
-    What is read of info stays where it is set: it makes columns of the tables.
+    `logging.info` stays, because it adds columns to the tables.
     """
     data = {key: value for key, value in to_data(config).items() if key != "logging"}
     return data if config.logging.info is None else data | {"logging": {"info": config.logging.info}}

@@ -65,7 +65,7 @@ Result = Outcome | Failure
 
 @dataclass(frozen=True)
 class Request:
-    """A run to do. `folder` is the current one when it was requested: environments may change it."""
+    """A requested run. `folder` is the current folder at that time; environments may change it."""
 
     config: Config
     path: Path
@@ -74,11 +74,11 @@ class Request:
     overwrite: bool = False
     which: str = "latest"  # the checkpoint that a resumed run starts from
     folder: Path = field(default_factory=Path.cwd)
-    share: int = 1  # how many runs share the cores of this machine, or of the cluster
+    share: int = 1  # runs that share the cores of this machine or of the cluster
 
 
 def failure_of(error: Exception) -> Failure:
-    """Describe a user's mistake by its message, and a bug by its traceback."""
+    """Return the message of a user's mistake, or the traceback of a bug."""
     known = error if isinstance(error, PgcliError) else memory_error(error)
     if known is not None:
         return Failure(known.exit_code, str(known))
@@ -86,7 +86,7 @@ def failure_of(error: Exception) -> Failure:
 
 
 def run_experiment(request: Request, context: Context = Context()) -> Outcome:  # noqa: B008 - immutable
-    """Train into the run directory `request.path`; with `resume`, continue a run there.
+    """Train into the run directory `request.path`; with `resume`, continue an existing run.
 
     Raises: RunDirectoryError, RunInUse, EnvironmentFailure, Diverged, Interrupted.
     """
@@ -114,7 +114,7 @@ def run_experiment(request: Request, context: Context = Context()) -> Outcome:  
 
 
 def _built(request: Request, context: Context, resources: ExitStack) -> Training:
-    """Build everything that the run needs, before anything is written."""
+    """Build everything that the run needs, before any file is written."""
     config = request.config
     environments = resources.enter_context(released(EnvironmentCache(environments_of(config))))
     check_evaluation(config.evaluation_env, config.env)
@@ -131,29 +131,31 @@ def _built(request: Request, context: Context, resources: ExitStack) -> Training
         context.watch(Notice("actions are masked; `policy.action_mask: none` ignores the mask"))
     parts = len(chunk_ranges(config.env, columns_of(config)))
     if parts < pool.count:
-        context.watch(Notice(f"{pool.count} workers share {parts} chunks; a smaller `env.chunk_size` makes more"))
+        context.watch(
+            Notice(f"{pool.count} workers share {parts} chunks; a smaller `env.chunk_size` gives more chunks")
+        )
     restore_process()
-    gc.freeze()  # imported modules stay: the collector would spend a tenth of a second on them
+    gc.freeze()  # the collector would spend 0.1 s on imported modules
     resources.callback(gc.unfreeze)
     return Training(config, executor, learner, make_sampler(config, executor), Counters())
 
 
 def _ignored(config: Config, learner: Learner) -> Iterator[str]:
-    """Describe the keys that change nothing in this run and are no error in its config."""
+    """Describe the keys without effect in this run that are valid in its config."""
     for one in without_effect(config):
-        yield f"{one.message}: it is ignored"
+        yield f"{one.message} and is ignored"
     policy, deviation = learner.policy, config.policy.initial_standard_deviation
     if policy.distribution.is_discrete and deviation != PolicyConfig().initial_standard_deviation:
         yield "`policy.initial_standard_deviation` has no effect: the actions are not continuous"
     if config.training.compile and isinstance(learner.agent.gradient, ClosedForm):
-        yield "`training.compile` has no effect: the gradients of these networks are in closed form"
+        yield "`training.compile` has no effect: these networks have closed-form gradients"
 
 
 _COUNTER = {"iterations": "iteration", "env_steps": "env_steps", "seconds": "seconds"}  # of each budget
 
 
 def _what_ended(request: Request, counters: Counters, directory: RunDirectory) -> tuple[str, str]:
-    """Return what ended a finished run, and which command extends it."""
+    """Return why a run finished, and the command that extends it."""
     again = f"`pgcli resume {typed(request.path)}"
     if used := counters.used_up(request.config.training):
         larger = " ".join(f"training.{name}={2 * math.ceil(getattr(counters, _COUNTER[name]))}" for name in used)
@@ -164,11 +166,11 @@ def _what_ended(request: Request, counters: Counters, directory: RunDirectory) -
     default = EvaluationConfig()
     on = [name for name in rules if getattr(request.config.evaluation, name) != getattr(default, name)]
     off = " ".join(f"evaluation.{name}={rules[name]}" for name in on)
-    return str(reason), f"{again} {off}` uses the rest of its budget"
+    return str(reason), f"{again} {off}` uses the rest of the budget"
 
 
 def _opened(request: Request, path: Path, run: Training, directory: RunDirectory, context: Context) -> bool:
-    """Start a run directory, or restore the state that it holds; return False for a run that has finished."""
+    """Start a run directory or restore its state; return False for a finished run."""
     config = request.config
     if directory.is_new and request.which == "latest":
         if is_run(path):
@@ -186,10 +188,12 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
             return False
         if run.counters.used_up(config.training):
             ended, hint = _what_ended(request, run.counters, directory)
-            raise UsageError(f"{path}: is finished: {ended}; {', '.join(changes)} would train nothing", hint)
+            raise UsageError(f"{path}: the run is finished: {ended}; {', '.join(changes)} would not continue it", hint)
     lost = restore(run, checkpoint, str(file), path)
     if lost:
-        context.watch(Notice(f"{lost} of {config.env.num_envs} environments do not repeat themselves: new episodes"))
+        context.watch(
+            Notice(f"{lost} of {config.env.num_envs} environments did not repeat their episodes and started new ones")
+        )
     exact = is_exact(config, changes) and not lost
     threshold = reward_threshold(config.evaluation_env)
     directory.restart(config, request.command, changes, exact, checkpoint.counters, threshold)
@@ -198,7 +202,7 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
 
 @contextmanager
 def _paths_as_typed(request: Request, path: Path) -> Iterator[None]:
-    """Name the run directory in errors as the user typed it."""
+    """Write the run directory in errors as the user typed it."""
     try:
         yield
     except PgcliError as error:
@@ -210,7 +214,7 @@ def _paths_as_typed(request: Request, path: Path) -> Iterator[None]:
 
 
 def check_request(request: Request) -> None:
-    """Raise RunDirectoryError for a run directory that cannot be used, UsageError for missing packages or devices."""
+    """Raise RunDirectoryError for an unusable directory, UsageError for missing packages or devices."""
     path, logging = request.path, request.config.logging
     check_info_names(request.config)
     for name in ("tensorboard", "wandb"):
@@ -220,8 +224,8 @@ def check_request(request: Request) -> None:
         require("ray", "ray", "sampling.backend: ray")
     if request.config.training.device == "cuda" and not torch.cuda.is_available():
         raise UsageError(
-            f"training.device: cuda, and torch {torch.__version__} finds no GPU here",
-            "`training.device=cpu` learns without one",
+            f"training.device: cuda, but torch {torch.__version__} finds no GPU",
+            "use `training.device=cpu`",
         )
     with storage(path):
         if os.path.lexists(path) and not path.is_dir():
@@ -232,10 +236,10 @@ def check_request(request: Request) -> None:
         split(request.config.algorithm.estimator)
     if run and not (request.resume or request.overwrite):
         raise RunDirectoryError(
-            f"{path}: a run is already there",
-            "--overwrite moves it aside and starts anew"
+            f"{path}: a run already exists",
+            "--overwrite moves it aside and starts a new run"
             if (path / "status.json").exists() and read_status(path)["status"] == "failed"
-            else "--resume continues it; --overwrite moves it aside and starts anew",
+            else "--resume continues it; --overwrite moves it aside and starts a new run",
         )
     if request.config.training.compile:
         check_compiler(request.config.training.device)

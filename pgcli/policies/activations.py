@@ -1,4 +1,4 @@
-"""The activation functions: one table of values, derivatives and names that every other module reads."""
+"""The activation functions: one table of values, derivatives and names for all modules."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Activation:
-    """A function y = f(z) of each unit of a hidden layer, in the forms that acting, learning and exporting need."""
+    """An activation y = f(z), in the forms that acting, learning and exporting need."""
 
     module: type[nn.Module]
     operator: str  # ONNX's name for it
-    value: Callable[..., Array]  # z → y; of (z, out): may be written to out
+    value: Callable[..., Array]  # z → y; called with (z, out), may write to out
     derivative: Callable[[Array], Array]  # z → dy/dz
     value_: Callable[[Tensor], Tensor]  # z → y, in place
     backward_: Callable[[Tensor, Tensor], Tensor]  # ∂L/∂y, y → ∂L/∂z, in place of ∂L/∂y

@@ -1,7 +1,8 @@
-"""Distributions over actions: sampling in numpy, log-probabilities in torch, their gradients in closed form in numpy.
+"""Distributions over actions.
 
-Each distribution maps a network's outputs, [N, size], to a distribution. Actions are stored as drawn;
-`for_environment(actions)` has the shape, type and bounds of the action space.
+Sampling and closed-form gradients use numpy, log-probabilities torch. Each distribution maps a network's outputs, [N,
+size], to a distribution. Actions are stored as drawn; `for_environment(actions)` has the shape, type and bounds of the
+action space.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 class Scored(NamedTuple):
-    """Log-probabilities and entropy of actions, with the gradient of both in closed form."""
+    """Log-probabilities and entropy of actions, with their closed-form gradient."""
 
     log_probs: Array  # [M], in nats
     entropy: Callable[[], Array]  # [M], in nats
@@ -39,8 +40,8 @@ class Distribution(nn.Module):
     size: outputs of the network per state.
     noise_shape: uniform random numbers per action.
     noise_steps: consecutive steps that share their noise; None: every step has its own.
-    sees_features: the network's last hidden layer follows its outputs, [N, size + features].
-    is_discrete: the entropy is that of a discrete choice, which is 0 for a deterministic policy.
+    sees_features: the last hidden layer is appended to the outputs, [N, size + features].
+    is_discrete: the entropy is discrete, so it is 0 for a deterministic policy.
     has_closed_form: `scored` is implemented.
     """
 
@@ -52,7 +53,7 @@ class Distribution(nn.Module):
     has_closed_form = False
 
     def noise(self, generator: np.random.Generator, rows: int, columns: int) -> Array:
-        """Draw the random numbers for `rows` steps of `columns` environments, [rows, columns, …], in [0, 1)."""
+        """Draw random numbers in [0, 1) for `rows` steps, [rows, columns, …]."""
         return generator.random((rows, columns, *self.noise_shape))
 
     def sample(self, outputs: Array, noise: Array) -> Array:
@@ -76,11 +77,11 @@ class Distribution(nn.Module):
         raise NotImplementedError
 
     def for_environment(self, actions: Array) -> Array:
-        """Return actions in the form that the environment takes."""
+        """Return actions in the environment's shape, type and bounds."""
         return actions
 
     def action_statistics(self, actions: Tensor) -> tuple[float | None, float | None]:
-        """Return the mean σ of an action's entries, and the clipped share of the entries of actions [M, …]."""
+        """Return the mean σ of action entries, and the clipped share of entries of actions [M, …]."""
         return None, None
 
 
@@ -164,7 +165,7 @@ class Factorised(Distribution):
         return np.stack([factor.sample(outputs[:, part], u) for factor, part, u in parts], 1)
 
     def mode(self, outputs: Array) -> Array:
-        """Return the most probable actions [N, entries]: the most probable entries, since they are independent."""
+        """Return the most probable actions [N, entries], entry by entry."""
         parts = zip(self.factors, self.slices, strict=True)
         return np.stack([factor.mode(outputs[:, part]) for factor, part in parts], 1)
 
@@ -245,10 +246,10 @@ class Bernoulli(Distribution):
 
 
 class Gaussian(Distribution):
-    """N(μ(s), diag σ²) over the entries of a Box, with one learned σ per entry, the same in every state.
+    """N(μ(s), diag σ²) over the entries of a Box; σ is learned, equal in all states.
 
-    Log-probabilities are those of the action as drawn. `for_environment` clips to the bounds; metrics.csv has the
-    share of clipped entries. Source: Williams (1992), section 6; Huang et al. (2022), details 31-34.
+    Log-probabilities refer to the action as drawn. `for_environment` clips it to the bounds; metrics.csv has the share
+    of clipped entries. Source: Williams (1992), section 6; Huang et al. (2022), details 31-34.
     """
 
     is_discrete = False
@@ -313,14 +314,16 @@ class Gaussian(Distribution):
 
     def _in_space(self, actions: Array) -> Array:
         if not np.isfinite(actions).all():
-            raise Diverged("an action of the policy is not finite")  # the policy's fault, not the environment's
+            raise Diverged(
+                "the policy returned an action that is not finite"
+            )  # a fault of the policy, not of the environment
         return actions.reshape(len(actions), *self.shape).astype(self.dtype, copy=False)
 
 
 class TanhGaussian(Gaussian):
     """A Gaussian u, squashed into the bounds of a Box: a = low + (high - low) (1 + tanh u) / 2.
 
-    Actions are stored as u, so nothing is inverted; log π(a|s) = log N(u) - Σ_i log |da_i/du_i|.
+    Actions are stored as u, so tanh is never inverted; log π(a|s) = log N(u) - Σ_i log |da_i/du_i|.
     Source: Haarnoja et al. (2018), appendix C.
     """
 
@@ -328,9 +331,9 @@ class TanhGaussian(Gaussian):
 
     def __init__(self, space: spaces.Box, standard_deviation: float) -> None:
         super().__init__(space, standard_deviation)
-        unfit = "" if space.is_bounded() else f"bounds, and {space} lacks some"
+        unfit = "" if space.is_bounded() else f"bounds, but {space} lacks some"
         if not unfit and not (self.low < self.high).all():
-            unfit = f"room between its bounds, and {space} has none"
+            unfit = f"bounds that differ, but those of {space} are equal"
         if unfit:
             raise UsageError(f"policy.distribution: tanh_gaussian needs {unfit}", "use `gaussian`")
         self.log_scale = float(np.log((self.high - self.low) / 2).sum())
@@ -361,10 +364,11 @@ class TanhGaussian(Gaussian):
 
 
 class StateDependentGaussian(Gaussian):
-    """a = μ(s) + θᵀφ(s), θ_ij ~ N(0, σ_ij²), φ the last hidden layer: a Gaussian of variance Σ_i φ_i² σ_ij² (gSDE).
+    """a = μ(s) + θᵀφ(s), θ_ij ~ N(0, σ_ij²), φ the last hidden layer (gSDE).
 
-    θ is kept for `noise_steps` steps, so exploration is a smooth function of the state. The log-probability is that
-    of the action alone, so the gradient is biased unless θ is drawn anew in each step. σ_ij starts at σ/√features.
+    A Gaussian of variance Σ_i φ_i² σ_ij². θ is constant for `noise_steps` steps, so exploration is a smooth function of
+    the state. The log-probability is marginal for each action, so the gradient is biased unless θ is drawn anew in each
+    step. σ_ij starts at σ/√features.
     Source: Raffin et al. (2022), section 3.
     """
 
@@ -378,7 +382,7 @@ class StateDependentGaussian(Gaussian):
         self.log_standard_deviation = nn.Parameter(torch.full((features, self.size), start))
 
     def noise(self, generator: np.random.Generator, rows: int, columns: int) -> Array:
-        """Draw one standard normal matrix per column and `noise_steps` rows, [rows, columns, features, entries]."""
+        """Draw a standard normal matrix per column, constant for `noise_steps` rows."""
         shape = (columns, *self.log_standard_deviation.shape)
         if rows <= self.noise_steps:
             return np.broadcast_to(generator.standard_normal(shape), (rows, *shape))
@@ -407,10 +411,10 @@ class StateDependentGaussian(Gaussian):
 
     def _variance(self, outputs: Tensor) -> Tensor:
         variance: Tensor = outputs[:, self.size :].square() @ (2 * self.log_standard_deviation).exp()
-        return variance + 1e-6  # so that it is positive where all features are 0
+        return variance + 1e-6  # positive even if all features are 0
 
     def _mean_deviation(self) -> float:
-        return float(self.log_standard_deviation.detach().exp().square().sum(0).sqrt().mean())  # where every φ_i is 1
+        return float(self.log_standard_deviation.detach().exp().square().sum(0).sqrt().mean())  # for φ_i = 1
 
 
 def _log_tanh_derivative(u: Tensor) -> Tensor:
@@ -427,19 +431,19 @@ _FITTING = {
 
 
 def make_distribution(space: spaces.Space[Any], config: PolicyConfig, features: int) -> Distribution:
-    """Build the configured distribution over the actions of `space`; `auto` is the first that fits.
+    """Build the configured distribution over the actions of `space`; `auto` takes the first fit.
 
     Args: features: units of the network's last hidden layer.
-    Raises: EnvironmentFailure: for a space that no distribution fits. UsageError: if the distribution does not fit it.
+    Raises: EnvironmentFailure: if no distribution fits the space. UsageError: if the configured one does not.
     """
     name, standard_deviation = config.distribution, config.initial_standard_deviation
     fitting = next((names for kind, names in _FITTING.items() if isinstance(space, kind)), ())
     whole = isinstance(space, spaces.Box) and not np.issubdtype(space.dtype, np.floating)
     if not fitting or whole:
         raise EnvironmentFailure(
-            f"action space {space} is not supported; Discrete, MultiDiscrete, MultiBinary and Box of real numbers are",
-            "a wrapper of your own, `module:Class` under env.wrappers, can offer "
-            + ("a MultiDiscrete in the place of whole numbers" if whole else "one of these, and translate"),
+            f"action space {space} is not supported; use Discrete, MultiDiscrete, MultiBinary or a Box of real numbers",
+            "convert it with your own wrapper, `module:Class` under env.wrappers, to "
+            + ("a MultiDiscrete instead of a Box of whole numbers" if whole else "one of these spaces"),
         )
     if name != "auto" and name not in fitting:
         raise UsageError(

@@ -1,7 +1,7 @@
-"""Networks: torch modules to learn with, and numpy forward passes to act with, on the same memory.
+"""Networks: torch modules for learning, numpy for acting, on the same memory.
 
-Torch's overhead for a forward pass of a few rows is ten times the arithmetic. Acting therefore uses numpy on views of
-torch's parameters: there is one set of weights and nothing to synchronise.
+For a forward pass of a few rows, torch's overhead is ten times the arithmetic. Acting therefore uses numpy on views of
+torch's parameters: there is one set of weights, which needs no synchronization.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ NATURE_SIDE = 36  # pixels: for smaller images, the nature network's last layer 
 
 
 def mlp(sizes: list[int], activation: ActivationName) -> nn.Sequential:
-    """Build Linear layers of `sizes` with `activation` between them; torch's own start, uniform in ±1/√fan_in."""
+    """Build Linear layers of `sizes` with `activation` between; torch's default initialization."""
     layers: list[nn.Module] = []
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Initializing zero-element")  # a policy that observes nothing
+        warnings.filterwarnings("ignore", "Initializing zero-element")  # a policy without observations
         for fan_in, fan_out in pairwise(sizes):
             layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation].module()]
     return nn.Sequential(*layers[:-1])
 
 
 def orthogonal(network: nn.Sequential, last_gain: float) -> None:
-    """Set orthogonal weights of gain √2, the last layer's of `last_gain`, and zero biases.
+    """Set orthogonal weights of gain √2 (last layer: `last_gain`) and zero biases.
 
     Source: Saxe et al. (2014); the gains are those of Huang et al. (2022), detail 2.
     """
@@ -49,7 +49,7 @@ def orthogonal(network: nn.Sequential, last_gain: float) -> None:
 
 
 def numpy_forward(network: nn.Sequential) -> Forward:
-    """Return the forward pass of `network`, `[N, in] → [N, out]`, in numpy on views of its parameters."""
+    """Return a numpy forward pass `[N, in] → [N, out]` on views of the parameters."""
     steps: list[Forward] = []
     for module in network:
         if isinstance(module, nn.Linear):
@@ -79,9 +79,9 @@ def _in_place(value: Callable[..., Array]) -> Forward:
 
 
 class Chain:
-    """Linear layers and activations with the chain rule written out, in torch, on views of their parameters.
+    """Linear layers and activations with an explicit chain rule, in torch, on parameter views.
 
-    Parameters are looked up once: looking one up through its module takes as long as a product of a few rows.
+    Parameters are looked up once: a lookup through the module takes as long as a product of a few rows.
     `gradient_of` maps each parameter to the tensor that its gradient is written to.
     """
 
@@ -132,10 +132,10 @@ def image_networks(shapes: Sequence[tuple[int, int, int]], config: PolicyConfig)
 
 
 def image_network(shape: tuple[int, int, int], kind: ConvolutionsName) -> nn.Sequential:
-    """Build a convolutional network from images `[M, channels, height, width]` to features `[M, 512 | 256 | 128]`.
+    """Build a convolutional network, [M, channels, height, width] → [M, features].
 
     nature: Mnih et al. (2015), for sides of 36 pixels or more. small: Mnih et al. (2013) for such sides, at a third
-    of the cost; two layers of 3 × 3 for shorter ones. auto: nature where it fits.
+    of the cost; two 3 × 3 layers for smaller images. auto: nature if it fits, else small.
 
     Raises: UsageError: for nature and a smaller image.
     """
@@ -143,8 +143,8 @@ def image_network(shape: tuple[int, int, int], kind: ConvolutionsName) -> nn.Seq
     fits = min(sides) >= NATURE_SIDE
     if kind == "nature" and not fits:
         raise UsageError(
-            f"policy.image_network: nature needs sides of {NATURE_SIDE} pixels, and an image has {min(sides)}",
-            "use `small`, or the wrapper ResizeObservation",
+            f"policy.image_network: nature needs sides of {NATURE_SIDE} pixels, but an image has {min(sides)}",
+            "use `small`, or add the wrapper ResizeObservation",
         )
     if not fits:
         layers, features = [(16, 3, 1), (32, 3, 1)], 128  # channels, size, stride
@@ -160,7 +160,7 @@ def image_network(shape: tuple[int, int, int], kind: ConvolutionsName) -> nn.Seq
 
 
 def num_features(networks: nn.ModuleList) -> int:
-    """Return the number of features that image networks compute together."""
+    """Return the total number of features of the image networks."""
     return sum(
         layer.out_features for network in networks for layer in network.modules() if isinstance(layer, nn.Linear)
     )

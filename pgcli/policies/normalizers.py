@@ -1,4 +1,4 @@
-"""Running statistics: part of the state, saved in checkpoints, updated between iterations only."""
+"""Running statistics: saved in checkpoints, and updated between iterations only."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class RunningMoments(nn.Module):
 
 
 class Normalizer(RunningMoments):
-    """x ↦ (x - mean) / √(variance + 10⁻⁸), clipped to ±10. Before the first row, mean is 0 and variance 1.
+    """x ↦ (x - mean) / √(variance + 10⁻⁸), clipped to ±10.
 
-    x is float64: in float32, a small signal on a large offset would be lost before the mean is subtracted. From 64-bit
-    integers, `origin` is subtracted before; it is None if there are none.
+    Before the first row, mean is 0 and variance 1. x is float64: float32 would lose a small signal on a large offset
+    before the mean is subtracted. `origin` is subtracted from 64-bit integers before; it is None if there are none.
     """
 
     origin: Tensor | None
@@ -70,7 +70,7 @@ class Normalizer(RunningMoments):
         return x.sub_(mean.to(x.dtype)).mul_((1 / deviation).to(x.dtype)).clamp_(-CLIP, CLIP)
 
     def in_numpy(self) -> Callable[[Array], Array]:
-        """Return a function from [N, size] to float32 in numpy, by a copy of the present statistics."""
+        """Return a numpy function [N, size] → float32 with a copy of the current statistics."""
         mean, deviation = self.mean.numpy().copy(), np.sqrt(self.variance.numpy() + EPSILON)
 
         def normalize(x: Array) -> Array:
@@ -85,7 +85,7 @@ class Normalizer(RunningMoments):
 
 
 class ReturnScale(RunningMoments):
-    """The standard deviation of the discounted return so far, R_t = r_t + γ R_{t-1}, over `columns` environments.
+    """The standard deviation of the discounted return R_t = r_t + γ R_{t-1}.
 
     R continues from one segment to the next and starts at 0 with every episode.
     """
@@ -108,5 +108,5 @@ class ReturnScale(RunningMoments):
 
     @property
     def scale(self) -> float:
-        """The number that rewards are divided by."""
+        """The divisor of rewards."""
         return float((self.variance + EPSILON).sqrt())

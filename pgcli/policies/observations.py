@@ -1,4 +1,4 @@
-"""Observations: the parts of a space, the array that stores them, and the encoding that a policy reads."""
+"""Observations: parts of a space, packed arrays, and the policy's encoding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Array = NDArray[Any]
 Plain = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
 Key = str | int
 _WHOLE = frozenset({int, np.int64})
-MAX_ROW_BYTES = 2**31 - 1  # of a packed observation: numpy's limit
+MAX_ROW_BYTES = 2**31 - 1  # of a packed observation, numpy's limit
 ACTION_MASK = "action_mask"  # the entry of a Dict that marks the permitted actions
 
 
@@ -45,7 +45,7 @@ class Leaf:
 
     @property
     def size(self) -> int:
-        """How many numbers this part has."""
+        """The number of entries of this part."""
         return math.prod(self.shape)
 
     def of(self, obs: Any) -> Any:
@@ -54,11 +54,11 @@ class Leaf:
             for key in self.path:
                 obs = obs[key]
         except (KeyError, IndexError, TypeError):
-            raise ValueError(f"there is no {self.name}") from None
+            raise ValueError(f"{self.name} is missing") from None
         return obs
 
     def unpack(self, obs: Any) -> Any:
-        """Return this part of packed observations [M, …], an array or a tensor: a view [M, size] in its own type."""
+        """Return this part of packed observations [M, …] as a view [M, size]."""
         if self.columns is None:
             return obs.reshape(len(obs), self.size)
         part = obs[:, self.columns]
@@ -68,11 +68,11 @@ class Leaf:
 
 
 class Layout:
-    """The array form of observations of `space`: unchanged, or the bytes of the parts of a Dict or Tuple in one row.
+    """The array form of observations: unchanged, or one row of bytes for Dict and Tuple.
 
-    Each part of a row has a type of its own, so that an image beside real numbers takes one byte per pixel.
+    Each part keeps its own type, so an image takes one byte per pixel even next to real numbers.
 
-    Raises: EnvironmentFailure: for a part that no network can read.
+    Raises: EnvironmentFailure: for an unsupported part.
     """
 
     def __init__(self, space: spaces.Space[Any]) -> None:
@@ -95,7 +95,7 @@ class Layout:
             offset, alignment = columns.stop, max(alignment, dtype.itemsize)
         if not self.leaves:
             raise EnvironmentFailure(
-                f"the observation space {space} has no parts", "a Box of shape [0] is one of nothing"
+                f"the observation space {space} has no parts", "use a Box of shape [0] for an empty observation"
             )
         self._row = _row_type(fields, offset + -offset % alignment) if self.nested else np.dtype(np.void)
         self.shape = (self._row.itemsize,) if self.nested else self.leaves[0].shape
@@ -108,7 +108,7 @@ class Layout:
         return next((leaf for leaf in self.leaves if leaf.path == (ACTION_MASK,)), None)
 
     def pack(self, obs: Any, *, batch: bool = False) -> Array:
-        """Convert an observation to an array `[*shape]`; a `batch`, each leaf with N in front, to `[N, *shape]`.
+        """Convert an observation to an array `[*shape]`, or a batch of N to `[N, *shape]`.
 
         Raises: ValueError: if a part does not fit the space.
         """
@@ -122,11 +122,11 @@ class Layout:
         return packed.reshape(len(rows), -1) if batch else packed
 
     def real_parts(self, obs: Array) -> list[Array]:
-        """Return the real numbers of packed observations [N, …]: those that may be infinite or not a number."""
+        """Return the real numbers of packed observations [N, …], which may be infinite or nan."""
         return [leaf.unpack(obs) for leaf in self._real]
 
     def converted(self, obs: Array) -> Array:
-        """Return rows [N, …] of a checkpoint in today's form; earlier versions stored all parts in one type."""
+        """Convert a checkpoint's rows [N, …]; old versions used one type for all parts."""
         sizes = [leaf.size for leaf in self.leaves]
         is_todays = obs.dtype == self.dtype and obs.shape[1:] == self.shape
         if not self.nested or is_todays or obs.shape[1:] != (sum(sizes),):
@@ -152,19 +152,21 @@ def _walk(
         case _:
             kind, at = type(space).__name__, f" at {list(path)}" if path else ""
             raise EnvironmentFailure(
-                f"the observation space is a {kind}{at}, and no network here reads one; "
-                "Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple of these are read",
-                "leave it out: {name: FilterObservation, kwargs: {filter_keys: ["
+                f"the observation space is a {kind}{at}, which is not supported; "
+                "use Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these",
+                "remove it: {name: FilterObservation, kwargs: {filter_keys: ["
                 f"{', '.join(map(str, siblings))}]}}}} under env.wrappers"
                 if len(path) == 1 and siblings
-                else "turn it into numbers with a wrapper of your own: `module:Class` under env.wrappers",
+                else "convert it to numbers with your own wrapper: `module:Class` under env.wrappers",
             )
 
 
 def _row_type(fields: list[tuple[Any, ...]], size: int) -> np.dtype[Any]:
-    """Return the type of a packed row of `size` bytes. Args: fields: type, shape and first byte of each part."""
+    """Return the type of a row of `size` bytes; fields: type, shape, first byte per part."""
     if size > MAX_ROW_BYTES:
-        raise EnvironmentFailure(f"an observation takes {size / 1e9:,.1f} GB", "2 GB are possible: observe less of it")
+        raise EnvironmentFailure(
+            f"an observation takes {size / 1e9:,.1f} GB", "the limit is 2 GB: reduce the observation with a wrapper"
+        )
     return np.dtype(
         {
             "names": [str(number) for number in range(len(fields))],
@@ -176,7 +178,7 @@ def _row_type(fields: list[tuple[Any, ...]], size: int) -> np.dtype[Any]:
 
 
 def _stored_type(space: Plain) -> np.dtype[Any]:
-    """Return the type of a part of a packed row: the smallest that represents every value of a count."""
+    """Return the stored type of a part; for counts the smallest that fits all values."""
     found = _own_type(space)
     match space:
         case spaces.MultiBinary():
@@ -191,7 +193,7 @@ def _stored_type(space: Plain) -> np.dtype[Any]:
 
 
 def _own_type(space: Plain) -> np.dtype[Any]:
-    """Return the type of a space, or float64 for a longer one, which torch does not have."""
+    """Return the type of a space; float64 for longer types, which torch lacks."""
     dtype = np.dtype(space.dtype)
     return np.dtype(np.float64) if dtype.kind == "f" and dtype.itemsize > 8 else dtype
 
@@ -214,9 +216,9 @@ def _bounds(space: Plain) -> tuple[Any, Any]:
 
 
 def _fitting(value: Any, leaf: Leaf, batch: bool) -> Array:
-    """Convert a part to its stored type. Raises: ValueError: if it does not fit, or if that changes a whole number.
+    """Convert a part to its stored type; round real numbers to the precision of their space.
 
-    Real numbers are rounded to the precision of their space.
+    Raises: ValueError: if it does not fit the space, or if the conversion changes a whole number.
     """
     if type(value) in _WHOLE and isinstance(leaf.space, spaces.Discrete):  # the usual case, in a tenth of the time
         low, high = leaf.range or (0, -1)
@@ -253,15 +255,15 @@ def _shortened(space: Plain) -> str:
 # ------------------------------------------------------------------------------------------------------- the encoding
 
 SMALLEST_SIDE = 5  # pixels: a Box with a shorter side is not an image
-LARGEST_PIXEL = 255.0  # a bound beyond it tells nothing about the values of an image
+LARGEST_PIXEL = 255.0  # larger bounds say nothing about the values of an image
 
 
 class Encoder:
-    """Encodes arrays of observations as `size` numbers, images `[channels, height, width]` and an action mask.
+    """Encodes observations as `size` numbers, images and an action mask.
 
     Numbers: Discrete and MultiDiscrete one-hot, MultiBinary and Box flattened, bytes divided by their largest bound.
     Images: Boxes of rank 3 or 4, and of rank 2 if they are bytes, with sides of 5 pixels or more, unless `images` is
-    False. Each channel is divided by its bound, where the bounds of all channels tell the scale of the values.
+    False. Each channel is divided by its bound if the bounds of all channels define the scale of the values.
     """
 
     def __init__(self, space: spaces.Space[Any], *, images: bool = True) -> None:
@@ -343,13 +345,13 @@ class ImagePart:
     leaf: Leaf
     stored: tuple[int, ...]  # the shape of the leaf: frames × the axes of a frame
     channels_last: bool
-    divisors: tuple[float, ...] = ()  # of each channel; () if the bounds do not tell the scale
+    divisors: tuple[float, ...] = ()  # of each channel; () if the bounds do not define the scale
 
     @staticmethod
     def of(leaf: Leaf) -> ImagePart | None:
-        """Return the image of a leaf, None if it is not one.
+        """Return the image of a leaf, or None if the leaf is not an image.
 
-        Height and width are the two sides that are equal; otherwise the channels are the shorter end.
+        Height and width are two equal sides; otherwise the channels are the shorter end.
         """
         space, shape = leaf.space, leaf.shape
         if (
@@ -375,7 +377,7 @@ class ImagePart:
 
     @property
     def is_wide(self) -> bool:
-        """Whether float32 does not represent all values of its type."""
+        """Whether float32 cannot represent all values of its type."""
         return not np.can_cast(self.leaf.dtype, np.float32)
 
     def by_channel(self, values: Array) -> Array:
@@ -401,8 +403,8 @@ class ImagePart:
 def _divisors(low: Array, high: Array) -> tuple[float, ...]:
     """Return the largest absolute value of each channel, at least 1, from bounds [channels, pixels].
 
-    Returns: () unless the bounds of all channels tell the scale: neither unknown, beyond 255, nor below 1/255, and no
-    narrow range far from 0. The code of a tile, a depth in millimetres and a temperature would vanish otherwise.
+    Returns: () if the bounds do not define the scale: unknown, beyond 255, below 1/255, or a narrow range far from 0.
+    Otherwise tile codes, depths in millimetres and temperatures would be scaled to nearly nothing.
     """
     low, high = low.min(1).astype(np.float64), high.max(1).astype(np.float64)  # nan remains nan
     largest = np.maximum(np.abs(low), np.abs(high))

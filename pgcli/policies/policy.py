@@ -1,4 +1,4 @@
-"""The policy π: observation → numbers and image features → recurrent network → MLP → distribution over actions."""
+"""The policy π: observation → features → recurrent network → MLP → distribution."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from pgcli.policies.observations import Encoder
 from pgcli.policies.recurrent import RecurrentNetwork, Sequences
 
 Array = NDArray[Any]
-STATISTICS_ROWS = 256  # images added to the normalisers at a time
-NOISE_ROWS = 64  # random numbers are drawn for so many steps at a time
+STATISTICS_ROWS = 256  # images per update of the normalizers
+NOISE_ROWS = 64  # steps for which random numbers are drawn at once
 FORBIDDEN = -1e8  # the logit of a masked action: exp(-1e8) is 0, and so is its product with the logit
 _IGNORE_MASK = "`policy.action_mask: none` ignores the mask"
 
 
 @dataclass(frozen=True)
 class Actor:
-    """A policy's functions for acting, in numpy. They follow its parameters as these change, not its statistics."""
+    """A policy's acting functions, in numpy. They use its current parameters, not its statistics."""
 
     respond: Callable[[Array, Array, Array], tuple[Array, Array]]
     """obs [N, …], one row of noise, recurrent state [N, state_size] → actions [N, …] as drawn, state after."""
     noise: Callable[[np.random.Generator, int, int], Array]  # generator, rows, columns → [rows, columns, …]
-    for_environment: Callable[[Array], Array]  # actions as drawn → in the form that the environment takes
+    for_environment: Callable[[Array], Array]  # actions as drawn → actions of the environment
     state_size: int = 0
     noise_steps: int | None = None  # consecutive steps that share their noise; None: every step has its own
 
@@ -49,9 +49,9 @@ class Actor:
 
 
 class ActingState:
-    """What a policy carries from one step of N episodes to the next: its recurrent state, and the noise of some steps.
+    """The state of acting in N episodes: the recurrent state `memory` and prepared noise.
 
-    Noise is drawn for `rows` steps at a time, or for as many as share it. `memory` is the recurrent state.
+    Noise is drawn for `rows` steps at once, or for all steps that share it.
     """
 
     def __init__(
@@ -92,12 +92,10 @@ class Policy(nn.Module):
         self.images = image_networks([image.shape for image in self.encoder.images], config)
         size = self.encoder.size + num_features(self.images)
         if config.image_network in ("nature", "small") and not self.encoder.images:
-            message = f"policy.image_network: {config.image_network} reads images, and {observation_space} has none"
-            raise UsageError(message, "leave it out; sides of 5 pixels or more make an image")
+            message = f"policy.image_network: {config.image_network} reads images, but {observation_space} has none"
+            raise UsageError(message, "use `auto`; an image needs sides of 5 pixels or more")
         if config.memory != "none" and not size:
-            raise UsageError(
-                "policy.memory: there is nothing to remember, for nothing is observed", "use `memory: none`"
-            )
+            raise UsageError("policy.memory: a recurrent policy needs a non-empty observation", "use `memory: none`")
         self.memory = None if config.memory == "none" else RecurrentNetwork(config.memory, size, config.memory_size)
         sizes = [size if self.memory is None else self.memory.size, *config.hidden_sizes]
         self.features = sizes[-1]
@@ -112,11 +110,11 @@ class Policy(nn.Module):
         self.network = mlp([*sizes, self.distribution.size], config.activation)
         if config.init == "orthogonal":
             orthogonal(self.network, last_gain=0.01)
-        chooses = isinstance(self.distribution, Softmax | Factorised)  # other actions have no choices to mask
+        chooses = isinstance(self.distribution, Softmax | Factorised)  # other actions cannot be masked
         self.masked = config.action_mask == "auto" and self.encoder.actions is not None and chooses
         if self.masked and self.encoder.actions != self.distribution.size:
             raise UsageError(
-                f"the action mask has {self.encoder.actions} entries, and {action_space} {self.distribution.size}",
+                f"the action mask has {self.encoder.actions} entries for {self.distribution.size} of {action_space}",
                 _IGNORE_MASK,
             )
 
@@ -138,7 +136,7 @@ class Policy(nn.Module):
         return self.normalizer.forward(self.encoder.in_torch(obs, torch.float64, self.normalizer.origin)).to(dtype)
 
     def read(self, obs: Tensor, images: nn.ModuleList | None = None) -> Tensor:
-        """Concatenate the numbers of observations [M, …] and the features of `images`, by default the policy's own."""
+        """Concatenate numbers of observations [M, …] and features of `images`."""
         numbers, networks = self.encode(obs), self.images if images is None else images
         if not len(networks):
             return numbers
@@ -146,7 +144,7 @@ class Policy(nn.Module):
         return torch.cat([numbers, *(network(x) for network, x in zip(networks, pictures, strict=True))], 1)
 
     def pictures(self, obs: Tensor, dtype: torch.dtype) -> list[Tensor]:
-        """Return the images of observations [M, …], each [M, channels, height, width], normalised by channel."""
+        """Return the normalized images of observations, each [M, channels, height, width]."""
         pictures = []
         for image, normalizer in zip(self.encoder.images, self.image_normalizers, strict=True):
             if isinstance(normalizer, Normalizer):
@@ -169,10 +167,10 @@ class Policy(nn.Module):
                     normalizer.add(image.in_torch(part, torch.float64).movedim(1, -1).flatten(0, 2))
 
     def recur(self, read: Tensor, sequences: Sequences | None) -> Tensor:
-        """Return the outputs of the recurrent network; without one, its inputs."""
+        """Return the outputs of the recurrent network; its inputs if there is none."""
         if self.memory is None:
             return read
-        assert sequences is not None, "a recurrent policy needs the order of the steps"
+        assert sequences is not None, "a recurrent policy needs `sequences`"
         outputs: Tensor = self.memory(read, sequences)
         return outputs
 
@@ -182,7 +180,7 @@ class Policy(nn.Module):
         return hidden
 
     def forward(self, obs: Tensor, sequences: Sequences | None = None, trunk: Tensor | None = None) -> Tensor:
-        """Compute the distribution's parameters [M, …] from observations [M, …], or from `trunk` where it is given."""
+        """Compute the distribution's parameters [M, …] from observations or `trunk`."""
         features = self.trunk(obs, sequences) if trunk is None else trunk
         outputs: Tensor = self.network[-1](features)
         if self.masked:
@@ -226,7 +224,7 @@ class Policy(nn.Module):
 
 
 def parameters_of(policy: Policy, value: nn.Module | None) -> dict[str, Tensor]:
-    """Return every tensor of a policy and a value function, buffers included, by name: `policy.network.0.weight`, …"""
+    """Return all tensors by name, buffers included: `policy.network.0.weight`, …"""
     modules: dict[str, nn.Module] = {"policy": policy} | ({} if value is None else {"value": value})
     return {
         f"{name}.{key}": tensor.detach()

@@ -1,4 +1,4 @@
-"""Recurrent policies: a GRU or an LSTM over the steps of an episode, trained by truncated backpropagation in time."""
+"""Recurrent policies: GRU or LSTM, trained by truncated backpropagation in time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Sequences:
-    """S sequences of consecutive steps, each of one episode. A batch's rows list them one after the other."""
+    """S sequences of consecutive steps, each within one episode, concatenated in a batch's rows."""
 
     lengths: Tensor  # steps of each, long [S]
-    memory: Tensor  # the recurrent state before the first step of each, [S, state_size]; no gradient flows into it
+    memory: Tensor  # the recurrent state before the first step of each, [S, state_size]; without gradient
 
     def take(self, chosen: Tensor) -> tuple[Tensor, Sequences]:
         """Return the rows of the chosen sequences, and these sequences."""
@@ -37,7 +37,7 @@ def ranges(starts: Tensor, lengths: Tensor) -> Tensor:
 
 
 class RecurrentNetwork(nn.Module):
-    """A GRU or an LSTM of `size` units. Its state has `state_size` numbers, all 0 at the start of an episode.
+    """A GRU or LSTM of `size` units; its state [state_size] is 0 at an episode's start.
 
     Sources: Cho et al. (2014); Hochreiter & Schmidhuber (1997), with the forget gate of Gers et al. (2000).
     """
@@ -58,7 +58,7 @@ class RecurrentNetwork(nn.Module):
         return outputs.transpose(0, 1)[valid]
 
     def run(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Process x [T, S, inputs] from states [S, state_size]: outputs [T, S, size], states after the last step."""
+        """Process x [T, S, inputs]; return outputs [T, S, size] and the last states."""
         state = [part.contiguous() for part in memory.to(x)[None].chunk(self.parts, -1)]
         outputs: Tensor
         if self.parts == 2:
@@ -68,7 +68,7 @@ class RecurrentNetwork(nn.Module):
         return outputs, h[0]
 
     def in_numpy(self) -> Callable[[Array, Array], tuple[Array, Array]]:
-        """Return one step in numpy, on views of the parameters: inputs, state → outputs, state after, each [N, …]."""
+        """Return one step in numpy: inputs, state → outputs, next state, each [N, …]."""
         step = _gru if self.parts == 1 else _lstm
         w, u, b, c = (parameter.detach().numpy().T for parameter in self.core.parameters())
         return lambda x, memory: step(x @ w + b, memory[:, : self.size] @ u + c, memory)

@@ -1,4 +1,4 @@
-"""Outputs of a policy and a value function for trajectories, [T, N], computed on the policy's device."""
+"""Outputs of policy and value function for trajectories [T, N]."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ from pgcli.policies.policy import Policy
 from pgcli.policies.recurrent import Sequences, ranges
 from pgcli.policies.value_function import ValueFunction
 
-NUMBERS = (
-    2**24
-)  # of float32, 64 MiB: the memory for the gradients and activations of columns that are computed together
+NUMBERS = 2**24  # of float32, 64 MiB: gradients and activations of columns that are computed together
 
 
 def valid_steps(
     policy: Policy, trajectories: Trajectories, *, max_length: int | None = None, values: bool = False
 ) -> tuple[Tensor, Sequences | None]:
-    """List the valid steps in the order that `policy` processes: rows t N + n [M], and their sequences.
+    """Return the valid steps in processing order, rows t N + n [M], and their sequences.
 
-    For a feed-forward policy, the rows ascend and there are no sequences. For a recurrent policy, each episode's steps
-    form a sequence, split after every `max_length` steps, where the policy's recurrent state is computed. With
-    `values`, a sequence includes the state after its last step.
+    For a feed-forward policy, rows ascend and there are no sequences. For a recurrent policy, each episode is a
+    sequence, split after every `max_length` steps, where the recurrent state is computed. With `values`, a sequence
+    includes the state after its last step.
     """
     mask = trajectories.reached if values else trajectories.mask
     if policy.memory is None:
@@ -33,7 +31,7 @@ def valid_steps(
     valid, columns = trajectories.mask, trajectories.mask.shape[1]
     before, after = torch.zeros_like(valid), torch.zeros_like(valid)
     before[1:], after[:-1] = valid[:-1], valid[1:]
-    column, start = (valid & ~before).T.nonzero().unbind(1)  # one column after the other, as the ends are
+    column, start = (valid & ~before).T.nonzero().unbind(1)  # column after column, like the ends
     lengths = (valid & ~after).T.nonzero()[:, 1] - start + 1 + int(values)
     memory = torch.zeros(len(start), policy.memory.state_size)
     if trajectories.memory is not None:
@@ -47,7 +45,7 @@ def valid_steps(
 
 @torch.no_grad()
 def _cut(policy: Policy, obs: Tensor, sequences: Sequences, max_length: int) -> Sequences:
-    """Split sequences after every `max_length` steps, and compute the policy's recurrent state there."""
+    """Split sequences after every `max_length` steps; compute the recurrent states there."""
     assert policy.memory is not None
     x, starts = policy.read(obs.to(policy.device)), sequences.lengths.cumsum(0) - sequences.lengths
     counts = (sequences.lengths - 1) // max_length + 1
@@ -65,7 +63,7 @@ def _cut(policy: Policy, obs: Tensor, sequences: Sequences, max_length: int) -> 
 
 @torch.no_grad()
 def trajectory_values(policy: Policy, value: ValueFunction | None, trajectories: Trajectories) -> Tensor:
-    """Compute V [T + 1, N] of the states that were reached; 0 elsewhere, and without a value function."""
+    """Compute V [T + 1, N] of the observed states; 0 elsewhere and without a value function."""
     shape, dtype = trajectories.reached.shape, trajectories.rewards.dtype
     if value is None:
         return torch.zeros(shape, dtype=dtype)
@@ -88,7 +86,7 @@ def _log_probs(policy: Policy, trajectories: Trajectories, max_length: int | Non
 
 @torch.no_grad()
 def trajectory_ratios(policy: Policy, trajectories: Trajectories) -> Tensor:
-    """Compute π/μ [T, N]; 1 on masked rows, and where no behavior_log_probs were recorded, since then μ is π."""
+    """Compute π/μ [T, N]; 1 on masked rows, and if μ = π because no behavior_log_probs are recorded."""
     behavior, rewards = trajectories.behavior_log_probs, trajectories.rewards
     if behavior is None:
         return torch.ones_like(rewards)
@@ -115,11 +113,11 @@ def trajectory_gradients(
 ) -> Iterator[Tensor]:
     """Compute g_n = Σ_t c_t,n ∇log π(a_t|s_t) of each column, for each of K tables of coefficients c.
 
-    As many columns as NUMBERS allows are computed at once (vmap): a multiple of `multiple_of`. Recurrent policies and
-    image networks process columns one by one. No gradient flows into the recurrent state before row 0.
+    Up to NUMBERS values, a multiple of `multiple_of` columns are computed at once (vmap). Recurrent policies and image
+    networks process columns one by one. No gradient flows into the recurrent state before row 0.
 
     Args: coefficients, [K, T, N]; those on masked rows are ignored. max_length, as in `valid_steps`.
-    Yields: [K, n, P] over the P parameters, in their order: the first n columns, the next, and so on.
+    Yields: [K, n, P] for the P parameters in order: the first n columns, then the next.
     """
     size = sum(parameter.numel() for parameter in policy.parameters())
     width = policy.encoder.size + sum(layer.out_features for layer in policy.network if isinstance(layer, nn.Linear))

@@ -13,9 +13,9 @@ from pgcli.policies.recurrent import Sequences
 
 
 class ValueFunction(nn.Module):
-    """V(s): a network of its own, or one more output of the policy's; on the policy's normalised observations.
+    """V(s): a separate network, or an output of the policy's trunk; on normalized observations.
 
-    With a recurrent policy, a network of its own also reads the policy's recurrent output, as a constant.
+    With a recurrent policy, a separate network also reads the policy's recurrent output, without gradient.
     """
 
     def __init__(self, policy: Policy, config: ValueConfig, policy_config: PolicyConfig) -> None:
@@ -25,7 +25,7 @@ class ValueFunction(nn.Module):
         if self.shared and not (hidden_sizes or policy.memory or len(policy.images)):
             raise UsageError(
                 "value.shared_trunk: a policy without hidden layers has no trunk to share",
-                "leave shared_trunk out, or give the policy hidden layers",
+                "remove shared_trunk, or set policy.hidden_sizes",
             )
         self.images = (
             nn.ModuleList()
@@ -42,9 +42,9 @@ class ValueFunction(nn.Module):
     def forward(
         self, policy: Policy, obs: Tensor, sequences: Sequences | None = None, trunk: Tensor | None = None
     ) -> Tensor:
-        """Compute V [M] from observations [M, …], in the unit of the rewards that it learns from.
+        """Compute V [M] from observations [M, …], in the unit of the training rewards.
 
-        `trunk` is the output of a shared trunk, where it has been computed already.
+        `trunk` is the output of a shared trunk, if it is already known.
         """
         if self.shared:
             features = policy.trunk(obs, sequences) if trunk is None else trunk

@@ -1,4 +1,4 @@
-"""Chunks of columns, the unit of work of a rollout, and the environments that a process keeps for them."""
+"""Chunks of columns, the unit of work of a rollout, and a cache of their environments."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ EPISODE_BYTES = 24  # return, discounted return and length
 
 
 def chunk_ranges(env: EnvConfig, columns: int) -> list[range]:
-    """Split columns into chunks of `env.chunk_size`, by default `env.num_envs`; the last may be narrower."""
+    """Split columns into chunks of `env.chunk_size` (default `env.num_envs`)."""
     check_memory(columns * EPISODE_BYTES, f"{columns:,} episodes at once", "play fewer episodes")
     width = env.chunk_size or env.num_envs
     return [range(start, min(start + width, columns)) for start in range(0, columns, width)]
 
 
 class EnvironmentCache:
-    """Environments that one process builds at first use, keeps for later tasks, and closes together.
+    """Environments that one process builds at first use, reuses, and closes together.
 
-    Those of evaluations are in a cache of their own, so that an environment that remembers cannot tell training
-    whether it was evaluated.
+    Evaluations have a separate cache. So an environment with memory cannot carry state from evaluation to training.
     """
 
     def __init__(self, config: EnvConfig) -> None:
@@ -34,7 +33,7 @@ class EnvironmentCache:
         self._kept: dict[Hashable, Any] = {}
 
     def get(self, key: Hashable, build: Callable[[], T]) -> T:
-        """Return the object of `key`, which has a method `close`; build it at the first call."""
+        """Return the object of `key`, which must have `close`; build it at the first call."""
         if key not in self._kept:
             self._kept[key] = build()
             restore_process()
@@ -42,11 +41,11 @@ class EnvironmentCache:
         return kept
 
     def of_width(self, width: int) -> Environments:
-        """Return `width` environments for whole episodes, the same objects at every call."""
+        """Return `width` environments for whole episodes; every call returns the same objects."""
         return self.get(width, partial(make_environments, self.config, width))
 
     def for_evaluation(self, config: EnvConfig) -> EnvironmentCache:
-        """Return the environments of evaluations, the same objects at every call; `config` describes them."""
+        """Return the cache of evaluation environments; every call returns the same object."""
         return self.get("evaluation", partial(EnvironmentCache, config))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Whole episodes, one per column: collected for an update, or measured for an evaluation."""
+"""Whole episodes, one per column: collected for updates or measured for evaluations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pgcli.system.processes import Check
 
 
 class EpisodeSampler:
-    """Whole episodes: every iteration is a pure function of the policy, so there is no state."""
+    """Sampler of whole episodes. It has no state: an iteration is a pure function of the policy."""
 
     failed_restores = 0
 
@@ -47,22 +47,24 @@ class EpisodeSampler:
         )
 
     def state_dict(self, iteration: int) -> dict[str, Tensor]:
-        """Return nothing."""
+        """Return an empty dictionary."""
         return {}
 
     def load_state_dict(self, tensors: dict[str, Tensor], policy: Policy, iteration: int) -> int:
-        """Accept nothing. Raises: CheckpointError."""
+        """Raise CheckpointError if there are tensors."""
         if tensors:
-            raise CheckpointError(f"{sorted(tensors)[0]} is in the checkpoint, and whole episodes have no state")
+            raise CheckpointError(
+                f"{sorted(tensors)[0]} is in the checkpoint, but a sampler of whole episodes has no state"
+            )
         return 0
 
 
 def collect_episodes(
     config: Config, executor: ChunkExecutor, policy: Policy, iteration: int, check: Check
 ) -> Trajectories:
-    """Collect `rollout.episodes` whole episodes, one column each. A pure function of (policy, iteration).
+    """Collect `rollout.episodes` whole episodes, one column each.
 
-    Raises: EnvironmentFailure.
+    A pure function of (policy, iteration). Raises: EnvironmentFailure.
     """
     return _collect(config, executor, policy, iteration, check)[0]
 
@@ -70,7 +72,7 @@ def collect_episodes(
 def _collect(
     config: Config, executor: ChunkExecutor, policy: Policy, iteration: int, check: Check
 ) -> tuple[Trajectories, Array]:
-    """Collect whole episodes, and what each reported at its end, [N, K]."""
+    """Collect whole episodes and the numbers that each reported at its end, [N, K]."""
     assert config.rollout.episodes is not None
     chunks = executor.map(CollectEpisodes(config, iteration), config.rollout.episodes, policy, check)
     trajectories, info = zip(*chunks, strict=True)
@@ -103,7 +105,7 @@ class CollectEpisodes:
     mode: Mode = "sampled"
 
     def __call__(self, columns: range, envs: Environments, actor: Actor, check: Check) -> tuple[Trajectories, Array]:
-        """Return the trajectories of a chunk, and what each reported at its end, [N, K]."""
+        """Return the trajectories of a chunk and the numbers reported at their ends, [N, K]."""
         config, iteration = self.config, self.iteration
         seeds = Seeds(columns, lambda column: episode_seed(config, iteration, column))
         random = generator(config.seed, Purpose.ACT, iteration, columns.start)
@@ -114,7 +116,7 @@ class CollectEpisodes:
 
 @dataclass(frozen=True)
 class MeasureEpisodes:
-    """Play one whole episode in every column of a chunk, and keep only its sums."""
+    """Play one whole episode in every column of a chunk and keep only the sums."""
 
     mode: Mode
     gamma: float
@@ -125,7 +127,7 @@ class MeasureEpisodes:
     names: tuple[str, ...] = ()
 
     def __call__(self, columns: range, envs: Environments, actor: Actor, check: Check) -> Array:
-        """Return undiscounted and discounted returns, lengths, and what each episode reported, [3 + K, N].
+        """Return undiscounted and discounted returns, lengths and reported numbers, [3 + K, N].
 
         Raises: EnvironmentFailure if a return is not finite.
         """

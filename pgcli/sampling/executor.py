@@ -1,4 +1,4 @@
-"""Whole episodes in every column, chunk by chunk: in this process or by workers."""
+"""Run functions on chunks of whole episodes, in this process or in workers."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class ChunkFunction(Protocol):
 
 
 class ChunkExecutor:
-    """Applies functions to chunks of columns, and owns the worker pool; `environments` are those of this process."""
+    """Applies functions to chunks of columns. Owns the worker pool and this process's environments."""
 
     def __init__(self, environments: EnvironmentCache, pool: WorkerPool | None = None) -> None:
         self.environments = environments
         self.pool = pool or LocalPool(environments)
-        self._evaluation: EnvConfig | None = None  # the environments of evaluations; None: those of training
+        self._evaluation: EnvConfig | None = None  # evaluation environments; None: training environments
 
     def for_evaluation(self, config: EnvConfig) -> ChunkExecutor:
-        """Return an executor with the same workers that plays in environments of evaluations alone."""
+        """Return an executor with the same workers and separate evaluation environments."""
         executor = ChunkExecutor(self.environments.for_evaluation(config), self.pool)
         executor._evaluation = config
         return executor
@@ -43,7 +43,7 @@ class ChunkExecutor:
     def map(self, function: ChunkFunction, columns: int, policy: Policy, check: Check) -> list[Any]:
         """Apply `function` to every chunk; return the results in the order of the columns."""
         chunks = chunk_ranges(self.environments.config, columns)
-        if not self.pool.count:  # in this process there is no need for a list of tasks
+        if not self.pool.count:  # this process needs no list of tasks
             actor, results = policy.actor(function.mode), []
             for chunk in chunks:
                 with environments_turn():
@@ -54,7 +54,7 @@ class ChunkExecutor:
         return [done[number] for number in tasks]
 
     def close(self) -> None:
-        """Close the environments, and end the workers."""
+        """Close the environments and end the workers."""
         try:
             self.environments.close()
         finally:

@@ -1,4 +1,4 @@
-"""Worker pools: what this process, worker processes and actors on a cluster have in common."""
+"""Worker pools: the interface of local, process and Ray workers, and shared helpers."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from pgcli.system.memory import memory_error
 from pgcli.system.process_state import environments_turn, restore_process
 from pgcli.system.processes import Check
 
-HANG_SECONDS = 60.0  # without a step
-TRIES = 3  # of the same chunk
+HANG_SECONDS = 60.0  # without a step, before a worker counts as hung
+TRIES = 3  # per chunk
 
 
 class Task(Protocol):
-    """Work on one chunk, which a worker does with its own environments and its copy of the policy."""
+    """Work on one chunk, with a worker's own environments and its copy of the policy."""
 
     def __call__(self, environments: EnvironmentCache, policy: Policy, check: Check) -> Any:
         """Return the result; `check` is called before every step."""
 
 
 class WorkerPool(Protocol):
-    """Up to `count` workers, started at their first task; 0: this process does all tasks itself."""
+    """Up to `count` workers, started at their first task. With 0, this process runs all tasks."""
 
     count: int
 
     def map(self, policy: Policy, tasks: Mapping[int, Task], check: Check) -> dict[int, Any]:
         """Run task n on worker n mod `count`, in the order of n; return the results by n.
 
-        A task may run more than once, in a new worker, if its worker dies or hangs. `check` is called meanwhile; an
-        exception in it ends the busy workers. If several tasks fail, the error of the smallest n is raised.
+        If a worker dies or hangs, its tasks run again in a new worker. `check` is called while waiting; an exception
+        in it ends the busy workers. If several tasks fail, the error of the smallest n is raised.
         """
 
     def close(self) -> None:
@@ -49,7 +49,7 @@ class WorkerPool(Protocol):
 
 
 class LocalPool:
-    """Runs tasks in this process, one after the other."""
+    """Runs tasks one after the other in this process."""
 
     count = 0
 
@@ -69,23 +69,23 @@ class LocalPool:
 
 
 def worker_count(cores: int, chunks: int, native: bool) -> int:
-    """Return the number of workers of `workers: auto`: one per core, at most one per chunk, and 0 instead of 1.
+    """Return the number of workers for `workers: auto`: min(cores, chunks), and 0 instead of 1.
 
-    It is 0 for the vector form of an environment, which collects a chunk faster than a process can send it.
+    A vector form gets 0: it collects a chunk faster than a process can send one.
     """
     count = min(cores, chunks)
     return 0 if native or count <= 1 else count
 
 
 def build_policy(env: EnvConfig, config: PolicyConfig) -> Policy:
-    """Build a worker's copy of the policy; its parameters are set later."""
+    """Build a worker's copy of the policy; the parameters are set later."""
     with contextlib.closing(make_environment(env)) as one:
         restore_process()
         return Policy(one.observation_space, one.action_space, config)
 
 
 def closing_error(environments: EnvironmentCache) -> Exception | None:
-    """Close a worker's environments; return the error, if there is one."""
+    """Close a worker's environments; return the error, if any."""
     try:
         environments.close()
     except BaseException as error:
@@ -94,7 +94,7 @@ def closing_error(environments: EnvironmentCache) -> Exception | None:
 
 
 def sendable(error: BaseException) -> Exception:
-    """Return errors with a message for users, and others as a RuntimeError with their traceback as text."""
+    """Return pgcli's errors unchanged, and others as a RuntimeError with the traceback as text."""
     known = error if isinstance(error, PgcliError) else memory_error(error)
     if known is not None:
         return known

@@ -1,7 +1,7 @@
-"""A pool of worker processes: each has environments and a copy of the policy, and runs whole chunks.
+"""A pool of worker processes with their own environments and policies.
 
-Messages are small and go through pipes. The parameters and each worker's results go through shared tensors, which the
-system frees when the last process that maps them has ended, however it ended.
+Workers run whole chunks. Pipes carry small messages. Shared tensors carry the parameters and the results of each
+worker; the system frees them when the last process that maps them ends, even after a crash.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pgcli.system.process_state import changes, environments_turn, kept, report_
 from pgcli.system.processes import POLL_SECONDS, Check, ignore_interrupts, process_context, start_process
 
 CLOSE_SECONDS = 5.0
-_STEPS, _TASK = 0, 1  # what a worker reports while it runs: its steps so far, the number of its task
+_STEPS, _TASK = 0, 1  # a worker's progress: the number of steps so far, and of its task
 
 
 class ProcessPool:
@@ -47,7 +47,7 @@ class ProcessPool:
         self._progress: Tensor | None = None  # [count, 2], shared
 
     def map(self, policy: Policy, tasks: Mapping[int, Task], check: Check) -> dict[int, Any]:
-        """Run the tasks, see WorkerPool. A worker that dies or hangs is replaced, and all of its tasks run again."""
+        """Run the tasks, see WorkerPool. Replace workers that die or hang, and repeat their tasks."""
         self._share(policy)
         results: dict[int, Any] = {}
         failures: dict[int, Exception] = {}
@@ -69,7 +69,7 @@ class ProcessPool:
                         if losses[index] == TRIES:
                             raise EnvironmentFailure(
                                 f"the worker process of chunk {worker.task} {reason}, {TRIES} times in a row",
-                                "with 0 workers it happens in this process, which shows more",
+                                "sampling.workers=0 runs the environments in this process and shows the cause",
                             )
                         busy[index] = self._send(index, shares[index])
                     elif answer := worker.receive():
@@ -101,20 +101,20 @@ class ProcessPool:
             raise failure
 
     def _share(self, policy: Policy) -> None:
-        """Copy the parameters to where every worker reads them."""
+        """Copy the parameters to the shared memory of the workers."""
         arrays = [tensor.numpy() for tensor in parameters_of(policy, None).values()]
         if self._parameters is None:
             try:
                 self._parameters = _shared(torch.empty(sum(array.nbytes for array in arrays), dtype=torch.uint8))
                 self._progress = _shared(torch.zeros(self.count, 2, dtype=torch.int64))
             except RuntimeError:
-                message = "there is no shared memory for the parameters of the policy"
-                raise EnvironmentFailure(message, "0 workers need none") from None
+                message = "no shared memory is left for the parameters of the policy"
+                raise EnvironmentFailure(message, "sampling.workers=0 needs no shared memory") from None
         for shared, array in zip(_views(self._parameters, arrays), arrays, strict=True):
             shared[...] = array
 
     def _send(self, index: int, tasks: dict[int, Task]) -> _Worker:
-        """Send tasks to a worker; start it if there is none."""
+        """Send tasks to a worker; start the worker first if necessary."""
         assert self._parameters is not None
         assert self._progress is not None
         if index not in self._workers:
@@ -128,13 +128,13 @@ class ProcessPool:
 
 
 class _Worker:
-    """One process, as its parent sees it."""
+    """The parent's handle of one worker process."""
 
     def __init__(self, env: EnvConfig, policy: PolicyConfig, parameters: Tensor, progress: Tensor) -> None:
         context = process_context()
         self._progress, self._results = progress, torch.empty(0, dtype=torch.uint8)
         self.connection, theirs = context.Pipe()
-        alive, self._alive = context.Pipe(duplex=False)  # ends when this process does
+        alive, self._alive = context.Pipe(duplex=False)  # closed when this process ends
         arguments = (theirs, alive, parameters, progress, env, policy, os.getcwd())
         self._process = start_process(context, _work, arguments, daemon=True)
         theirs.close()
@@ -143,29 +143,29 @@ class _Worker:
 
     @property
     def task(self) -> int:
-        """The number of the task that it runs, or ran last."""
+        """The number of the current or last task."""
         return int(self._progress[_TASK])
 
     def send(self, tasks: dict[int, Task]) -> None:
-        """Send tasks. Raises: an error if they cannot be pickled."""
+        """Send tasks. Raises an error if pickling fails."""
         self._since = time.monotonic()
-        with contextlib.suppress(OSError):  # `loss` finds out
+        with contextlib.suppress(OSError):  # `loss` reports it
             self.connection.send(tasks)
 
     def loss(self) -> str:
-        """Return how it died, or that it hangs; nothing if it works."""
+        """Return how the worker died, or that it hangs; "" if it works."""
         if not self._gone and self.connection.poll():
-            return ""  # an answer, or the end of the pipe, which `receive` finds
+            return ""  # an answer, or the end of the pipe: `receive` handles both
         if self._gone or not self._process.is_alive():
             code = self._process.exitcode
-            return "was killed" if code is None or code < 0 else f"ended itself with exit code {code}"
+            return "was killed" if code is None or code < 0 else f"exited with code {code}"
         steps = int(self._progress[_STEPS])
         if steps != self._steps:
             self._steps, self._since = steps, time.monotonic()
         return f"made no step in {HANG_SECONDS:g} s" if time.monotonic() - self._since > HANG_SECONDS else ""
 
     def receive(self) -> tuple[dict[int, Any], dict[int, Exception]] | None:
-        """Return results and errors by task, or None while there are none."""
+        """Return results and errors by task, or None if nothing has arrived."""
         try:
             if not self.connection.poll():
                 return None
@@ -182,7 +182,7 @@ class _Worker:
         return pickle.loads(data, buffers=parts), failures
 
     def closing_error(self, stop: float) -> Exception | None:
-        """Wait until it has closed its environments; return the error, if there is one."""
+        """Wait until the worker has closed its environments; return the error, if any."""
         with contextlib.suppress(EOFError, OSError):
             if self.connection.poll(max(stop - time.monotonic(), 0)):
                 error = self.connection.recv()
@@ -190,7 +190,7 @@ class _Worker:
         return None
 
     def end(self) -> None:
-        """Kill it."""
+        """Kill the process."""
         self._process.kill()
         self._process.join()
         self._process.close()
@@ -199,7 +199,7 @@ class _Worker:
 
 
 def _shared(tensor: Tensor) -> Tensor:
-    """Move a tensor to shared memory. Raises: RuntimeError where the system has no room for it."""
+    """Move a tensor to shared memory. Raises RuntimeError if it is full."""
     try:
         shared: Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]  # torch's
     except RuntimeError:
@@ -216,7 +216,7 @@ def _parts(shared: Tensor, sizes: Sequence[int]) -> list[NDArray[np.uint8]]:
 
 
 def _views(shared: Tensor, like: list[NDArray[Any]]) -> list[NDArray[Any]]:
-    """Return views of shared bytes with the types and shapes of some arrays."""
+    """Return views of shared bytes with the types and shapes of the arrays `like`."""
     parts = _parts(shared, [array.nbytes for array in like])
     return [part.view(array.dtype).reshape(array.shape) for part, array in zip(parts, like, strict=True)]
 
@@ -233,7 +233,7 @@ def _work(
     policy_config: PolicyConfig,
     folder: str,
 ) -> None:
-    """Run the parent's tasks until it sends None, or is gone."""
+    """Run the parent's tasks until it sends None or ends."""
     ignore_interrupts()  # a terminal's Ctrl-C reaches the parent, which ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_leave_with_parent, args=(alive,), daemon=True).start()
@@ -241,7 +241,7 @@ def _work(
     os.chdir(folder)
     torch.set_num_threads(1)
     state = contextlib.ExitStack()
-    state.enter_context(kept())  # to the end of this process
+    state.enter_context(kept())  # until this process ends
     gc.freeze()  # as in a run
     report = progress.numpy()
     report[:] = 0
@@ -290,11 +290,11 @@ def _work(
         connection.send((data, sizes, larger, failures, changes()))
     with contextlib.suppress(OSError):
         connection.send(closing_error(environments))
-    os._exit(0)  # at once: everything is sent
+    os._exit(0)  # immediately: everything is sent
 
 
 def _leave_with_parent(alive: Connection) -> None:
-    """Leave as soon as the parent is gone, however it went."""
+    """Exit as soon as the parent has ended for any reason."""
     with contextlib.suppress(EOFError, OSError):
         alive.recv_bytes()
     os._exit(1)

@@ -1,7 +1,7 @@
-"""A pool of actors on a Ray cluster: each has environments and a copy of the policy, and runs whole chunks.
+"""A pool of Ray actors with their own environments and policies.
 
-The parameters are put into the object store once; results come back through it, chunk by chunk. Ray restarts an actor
-that dies with its process or its machine, and repeats its tasks.
+Actors run whole chunks. The object store carries the parameters, stored once, and the results, chunk by chunk. If an
+actor's process or machine dies, Ray restarts the actor and repeats its tasks.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from pgcli.system.process_state import environments_turn, kept
 from pgcli.system.processes import Check
 from pgcli.system.ray_cluster import POLL_SECONDS, check_versions, cpus, versions
 
-PLACE_SECONDS = 60.0  # to get a CPU that others use
-PULSE_SECONDS = 2.0  # between two questions about an actor's steps
+PLACE_SECONDS = 60.0  # to wait for a CPU that others use
+PULSE_SECONDS = 2.0  # between two queries of an actor's steps
 CLOSE_SECONDS = 5.0
 
 Arrays = list[NDArray[Any]]
@@ -41,8 +41,8 @@ Answer = tuple[bytes, Arrays, Exception | None]
 class RayPool:
     """Up to `count` actors. `leave` is called at the end.
 
-    Each actor holds a CPU; where the cluster has fewer, the rest share. An actor that hangs, waits for a CPU without
-    end, or that Ray gave up is replaced by one that shares.
+    Each actor reserves a CPU while the cluster has free ones; the other actors share. An actor that hangs, waits too
+    long for a CPU, or was lost for Ray is replaced by one that shares.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class RayPool:
         self._versions = versions()
         self._actors: dict[int, _ActorHandle] = {}
         self._arrays: Arrays = []
-        self._parameters: Any = None  # their reference in the object store
+        self._parameters: Any = None  # reference in the object store
 
     def map(self, policy: Policy, tasks: Mapping[int, Task], check: Check) -> dict[int, Any]:
-        """Run the tasks, see WorkerPool. A task may run again on an actor that has run others since."""
+        """Run the tasks, see WorkerPool. A task may run again after later tasks of its actor."""
         import ray
 
         self._put(policy)
@@ -125,7 +125,7 @@ class RayPool:
             raise failure
 
     def _put(self, policy: Policy) -> None:
-        """Put the parameters into the object store, unless they are the same as the last time."""
+        """Put the parameters into the object store if they have changed."""
         import ray
 
         arrays = [tensor.numpy() for tensor in parameters_of(policy, None).values()]
@@ -136,7 +136,7 @@ class RayPool:
             self._parameters = ray.put(self._arrays)
 
     def _start(self, indices: set[int]) -> None:
-        """Start the actors that are missing."""
+        """Start the missing actors."""
         missing = sorted(indices - self._actors.keys())
         if missing:
             free = cpus() - sum(actor.cpus for actor in self._actors.values())
@@ -148,9 +148,9 @@ class RayPool:
 
 
 def _answer(reference: Any) -> Answer | None:
-    """Return an actor's answer, or None if Ray gave up the actor.
+    """Return an actor's answer, or None if Ray lost the actor.
 
-    Ray counts a refused connection as a try: a lost machine can use up all tries before the cluster notices its loss.
+    Ray counts a refused connection as a try, so a lost machine can use up all tries before the cluster notices.
 
     Raises: EnvironmentFailure if the actor could not start.
     """
@@ -165,24 +165,24 @@ def _answer(reference: Any) -> Answer | None:
         if "creation task" not in str(error):
             return None
         reason = str(error).strip().splitlines()[-1]
-        hint = "pgcli must be installed on all machines of the cluster, in the same version"
-        raise EnvironmentFailure(f"an actor could not be started: {reason}", hint) from error
+        hint = "install the same version of pgcli on all machines of the cluster"
+        raise EnvironmentFailure(f"an actor failed to start: {reason}", hint) from error
     return answer
 
 
 def _lost(number: int, reason: str) -> EnvironmentFailure:
     message = f"the actor of chunk {number} {reason}, {TRIES} times in a row"
-    return EnvironmentFailure(message, "sampling.workers=0 shows what happens in this process")
+    return EnvironmentFailure(message, "sampling.workers=0 runs the environments in this process and shows the cause")
 
 
 class _ActorHandle:
-    """One actor, as its owner sees it."""
+    """The owner's handle of one actor."""
 
     def __init__(self, env: EnvConfig, policy: PolicyConfig, versions: dict[str, str], cpus: int) -> None:
         import ray
 
         self.cpus = cpus
-        # A pulse is answered while a task runs. Tasks all run in one thread, as some simulators require.
+        # The actor answers a pulse while a task runs. All tasks run in one thread, as some simulators require.
         options: Any = {"num_cpus": cpus, "concurrency_groups": {"pulse": 1}}
         options |= {"max_restarts": -1, "max_task_retries": TRIES - 1}
         remote: Any = ray.remote(**options)
@@ -192,13 +192,13 @@ class _ActorHandle:
         self._since = time.monotonic()
 
     def submit(self, task: Task, parameters: object) -> object:
-        """Send a task; return the reference of its answer. Raises: an error if the task cannot be pickled."""
+        """Send a task; return the reference of its answer. Raises an error if pickling fails."""
         self._since = self._asked = time.monotonic()
         reference: object = self._handle.run.remote(pickle.dumps(task), parameters)
         return reference
 
     def is_stuck(self) -> bool:
-        """Return whether it made no step for too long, or has waited for a CPU for too long."""
+        """Return whether the actor made no step, or waited for a CPU, for too long."""
         import ray
         from ray.exceptions import RayError
 
@@ -218,12 +218,12 @@ class _ActorHandle:
         return self.cpus > 0 and now - self._since > PLACE_SECONDS
 
     def close(self) -> object:
-        """Ask it to close its environments; return the reference of its answer."""
+        """Ask the actor to close its environments; return the reference of its answer."""
         reference: object = self._handle.close.remote()
         return reference
 
     def end(self) -> None:
-        """Kill it, for good."""
+        """Kill the actor permanently."""
         import ray
 
         with contextlib.suppress(Exception):  # the cluster may be gone
@@ -234,7 +234,7 @@ class _ActorHandle:
 
 
 class _RemoteWorker:
-    """An actor where it runs. It finds modules where its owner does, if these folders exist."""
+    """The actor itself. It imports modules from its owner's folders if these exist."""
 
     def __init__(
         self, env: EnvConfig, config: PolicyConfig, owner: dict[str, str], folder: str, path: list[str]
@@ -277,7 +277,7 @@ class _RemoteWorker:
         return data, [np.frombuffer(buffer, np.uint8) for buffer in buffers], None
 
     def close(self) -> Exception | None:
-        """Close the environments; return the error, if there is one."""
+        """Close the environments; return the error, if any."""
         return closing_error(self._environments)
 
     def _check(self) -> None:

@@ -16,31 +16,31 @@ from pgcli.system.processes import Check
 
 
 class Sampler(Protocol):
-    """Collects the trajectories of an iteration, and keeps its state at the start of the last two iterations."""
+    """Collects the trajectories of an iteration. Keeps its state at the start of the last two."""
 
     failed_restores: int
-    """Environments that a new worker could not restore in the last `collect`; each started a new episode."""
+    """Environments not restored in a new worker during the last `collect`; each began a new episode."""
 
     def collect(self, policy: Policy, iteration: int, check: Check) -> Rollout:
-        """Collect for one iteration, from the state at its start.
+        """Collect one iteration from the state at its start.
 
-        `check` is called before every step. If it, or an environment, raises, the state does not change.
+        `check` is called before every step. If an exception is raised, the state does not change.
         Raises: EnvironmentFailure.
         """
 
     def state_dict(self, iteration: int) -> dict[str, Tensor]:
         """Return the state at the start of `iteration`, as tensors named `sampler.…`.
 
-        That is the iteration collected last, whose update may have failed, or the one after it.
+        `iteration` is the last collected one, whose update may have failed, or the next.
         """
 
     def load_state_dict(self, tensors: dict[str, Tensor], policy: Policy, iteration: int) -> int:
-        """Restore the state at the start of `iteration`; return how many environments could not be restored.
+        """Restore the state at the start of `iteration`; return the number of failed environments.
 
-        Raises: CheckpointError for tensors that are no state of this sampler; EnvironmentFailure.
+        Raises: CheckpointError for tensors of another sampler; EnvironmentFailure.
         """
 
 
 def make_sampler(config: Config, executor: ChunkExecutor) -> Sampler:
-    """Build the sampler that `rollout` asks for."""
+    """Build the sampler that `rollout` configures."""
     return (EpisodeSampler if config.rollout.steps is None else SegmentSampler)(config, executor)

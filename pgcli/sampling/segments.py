@@ -1,9 +1,9 @@
-"""Segments: a fixed number of steps of environments that continue from one iteration to the next.
+"""Segments: a fixed number of steps; episodes continue across iterations.
 
-Layout: the true last observation of an episode stands at obs[t + 1]. A masked row follows, in which the column resets.
-Every reset of a single environment has a derived seed. Its state is the number of the episode and the actions since
-the reset: a new process executes them again and must reach the same observation, to the bit. A vector form gets a new
-generator at every iteration, and its arrays are its state.
+Layout: if an episode ends in row t, obs[t + 1] is its true last observation. The next row is masked and resets.
+Each reset of a single environment has a derived seed. Its state is the number of the episode and the actions since the
+reset. A new process executes these actions again and must reach the same observation, bit for bit. A vector form gets a
+new generator in each iteration, and its state is its arrays.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from pgcli.sampling.rollout import (
     to_trajectories,
 )
 from pgcli.seeding import Purpose, Seeds, derived_seed, generator
+from pgcli.system.process_state import restore_modes
 from pgcli.system.processes import Check
 
 
@@ -43,23 +44,23 @@ class ColumnState:
     """The state of N columns between two segments, from which their environments can be restored."""
 
     episode: Array  # number of the episode, [N]
-    over: Array  # bool [N]: the episode has ended, and the next row is the masked one that resets
+    over: Array  # bool [N]: the episode has ended, and the next row is masked and resets
     obs: Array  # [N, …]
     lengths: Array  # steps since the reset, [N]
     returns: Array  # reward units, since the reset, [N]
     discounted: Array  # [N]
     memory: Array  # of a recurrent policy, [N, state_size]
-    action_history: list[Array]  # actions as drawn since the reset, N arrays [L_n, …]; empty in a vector form
+    action_history: list[Array]  # actions as drawn since the reset, N arrays [L_n, …]; empty for a vector form
     simulator: dict[str, Array]  # the arrays of a vector form
-    token: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)  # identifies this state, in any process
+    token: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)  # identifies this state in all processes
 
 
 class Segment(NamedTuple):
-    """What one chunk contributes to an iteration."""
+    """The result of one chunk in one iteration."""
 
     trajectories: Trajectories
     episodes: list[EndedEpisode]
-    state: ColumnState  # after it
+    state: ColumnState  # after the segment
     failed_restores: int
 
 
@@ -87,7 +88,7 @@ class SegmentSampler:
         assert config.rollout.steps is not None
         self._config, self._pool, self.failed_restores = config, executor.pool, 0
         self._chunks = chunk_ranges(config.env, config.env.num_envs)
-        shown = {len(chunk): chunk for chunk in self._chunks}  # workers have their own: one per width shows the layout
+        shown = {len(chunk): chunk for chunk in self._chunks}  # workers have their own; one per width shows the layout
         self._examples = [
             _columns_in(executor.environments, chunk if self._pool.count == 0 else shown[len(chunk)])
             for chunk in self._chunks
@@ -102,7 +103,7 @@ class SegmentSampler:
             for n, chunk in enumerate(self._chunks)
         }
         segments = self._pool.map(policy, tasks, check)
-        if states is not None:  # a new worker needs the state itself
+        if states is not None:  # a new worker needs the full state
             missing = {n: replace(tasks[n], state=states[n]) for n, segment in segments.items() if segment is None}
             segments |= self._pool.map(policy, missing, check)
         done: list[Segment] = [segments[n] for n in tasks]
@@ -114,7 +115,7 @@ class SegmentSampler:
         )
 
     def state_dict(self, iteration: int) -> dict[str, Tensor]:
-        """Return the state of every column at the start of `iteration`; nothing at the start of a run."""
+        """Return the state of every column at the start of `iteration`; empty at the start of a run."""
         states = self._states[iteration] if self._states else None
         if states is None:
             return {}
@@ -131,7 +132,7 @@ class SegmentSampler:
         return {f"sampler.{name}": torch.from_numpy(array) for name, array in arrays.items()}
 
     def load_state_dict(self, tensors: dict[str, Tensor], policy: Policy, iteration: int) -> int:
-        """Restore every environment; a column that fails starts a new episode, and is counted."""
+        """Restore every environment; columns that fail start new episodes and are counted."""
         if not tensors:
             return 0
         tensors = in_todays_form(tensors, self._examples[0].envs.layout)
@@ -155,7 +156,7 @@ class SegmentSampler:
         return sum(failed for _, failed in restored.values())
 
     def _check(self, arrays: dict[str, Array], memory: Array) -> list[str]:
-        """Raise CheckpointError unless the arrays are a state of these environments; name those of every column."""
+        """Return the names of the per-column arrays. Raises CheckpointError for an invalid state."""
         layout, n = self._examples[0].envs.layout, self._config.env.num_envs
         counts, sums, obs = np.zeros(n, np.int64), np.zeros(n), np.zeros((n, *layout.shape), layout.dtype)
         expected = {"episode": counts, "over": np.zeros(n, bool), "obs": obs, "lengths": counts}
@@ -175,25 +176,25 @@ class SegmentSampler:
             arrays[name].shape == like.shape and arrays[name].dtype == like.dtype for name, like in expected.items()
         )
         if not fits or actions.ndim < 2 or actions.shape[1] != n:
-            raise CheckpointError("the state of the environments in the checkpoint does not fit its config")
+            raise CheckpointError("the environment state in the checkpoint does not fit its config")
         longest = len(actions) if "actions" in expected else self._examples[0].envs.longest_episode
         if not (arrays["lengths"].min() >= 0 and arrays["lengths"].max() <= longest and arrays["episode"].min() >= 0):
-            raise CheckpointError("the state of the environments in the checkpoint contradicts itself")
+            raise CheckpointError("the environment state in the checkpoint contradicts itself")
         return names
 
 
 @dataclass(frozen=True)
 class CollectSegment:
-    """Collect one segment of a chunk. Returns None if the worker is not in the state `token`, and has no `state`."""
+    """Collect one segment of a chunk; return None if its state is not available."""
 
     config: Config
     chunk: range
     iteration: int
-    token: str | None  # of the state to continue from; None at the start of a run
+    token: str | None  # of the initial state; None at the start of a run
     state: ColumnState | None = None
 
     def __call__(self, environments: EnvironmentCache, policy: Policy, check: Check) -> Segment | None:
-        """Continue from the state, which is restored first if need be."""
+        """Continue from the state; restore it first if necessary."""
         columns, failed = _columns_in(environments, self.chunk), 0
         if self.token is None:
             columns.start(self.config, policy)
@@ -215,7 +216,7 @@ class RestoreColumns:
     state: ColumnState
 
     def __call__(self, environments: EnvironmentCache, policy: Policy, check: Check) -> tuple[ColumnState, int]:
-        """Return the state that was reached, and how many columns start a new episode instead."""
+        """Return the reached state, and how many columns start a new episode instead."""
         columns = _columns_in(environments, self.chunk)
         failed = columns.restore(self.config, self.state, policy, check)
         assert columns.state is not None
@@ -227,14 +228,14 @@ def _columns_in(environments: EnvironmentCache, chunk: range) -> _LiveColumns:
 
 
 class _LiveColumns:
-    """A chunk's environments in the process that steps them; `state` is None while it is unknown."""
+    """A chunk's environments in the process that steps them; `state` is None if unknown."""
 
     def __init__(self, env: EnvConfig, chunk: range) -> None:
         self._chunk, self.envs = chunk, make_environments(env, len(chunk), resumable=True)
         self.state: ColumnState | None = None
 
     def close(self) -> None:
-        """Free what the simulators hold."""
+        """Free the resources of the simulators."""
         self.envs.close()
 
     def start(self, config: Config, policy: Policy) -> None:
@@ -274,6 +275,7 @@ class _LiveColumns:
                 acting.memory = np.where(running[:, None], acting.memory, 0)
                 fresh = np.flatnonzero(~running).tolist()
                 next_obs = envs.restart(fresh, Seeds(fresh, seed_of))
+            restore_modes()
             rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))
             obs, running, waiting = next_obs, ~over, bool(over.any())
             if waiting and names and (info := envs.reported(names, over)) is not None:
@@ -293,7 +295,7 @@ class _LiveColumns:
         return trajectories, ended
 
     def restore(self, config: Config, state: ColumnState, policy: Policy, check: Check) -> int:
-        """Bring the columns to a state; return how many fail, each of which starts a new episode instead."""
+        """Restore the columns; return how many failed and start a new episode instead."""
         self.state = None
         if isinstance(self.envs, VectorEnvironments):
             self.envs.reset([0])
@@ -314,7 +316,7 @@ class _LiveColumns:
         return int((~reached).sum())
 
     def _replay(self, config: Config, state: ColumnState, policy: Policy, check: Check) -> Array:
-        """Execute the actions since the reset; return [N], whether a column reached its observation, to the bit."""
+        """Repeat the actions since the reset; return which columns succeeded, bool [N]."""
         actor = policy.actor("sampled")
         seeds = [segment_seed(config, *one) for one in zip(self._chunk, state.episode.tolist(), strict=True)]
         obs, alive = self.envs.reset(seeds), ~state.over
@@ -341,7 +343,7 @@ def _padded(actions: list[Array]) -> Array:
 
 
 def _extended(history: list[Array], actions: Array, lengths: Array) -> list[Array]:
-    """Append a segment's actions [T, N, …] to each column's history; keep the last `lengths`, since the reset."""
+    """Append actions [T, N, …] to the histories; keep those since each reset."""
     return [
         actions[len(actions) - lengths[n] :, n] if lengths[n] <= len(actions) else np.concatenate((old, actions[:, n]))
         for n, old in enumerate(history)
@@ -351,10 +353,10 @@ def _extended(history: list[Array], actions: Array, lengths: Array) -> list[Arra
 def _ended(
     trajectories: Trajectories, state: ColumnState, gamma: float
 ) -> tuple[list[tuple[int, int]], list[EndedEpisode], dict[str, Array]]:
-    """Return row and column of the episodes that ended in a segment, the episodes, and the sums of those that continue.
+    """Return (row, column) of ended episodes, these episodes, and the sums of unfinished ones.
 
-    The rows of all columns, one column after the other, are cut into pieces: the first row of a column begins one,
-    which continues an episode of `state`, and so does every row that resets.
+    The rows of all columns, column after column, are cut into pieces. A piece begins at the first row of a column,
+    where it continues an episode of `state`, and at each row that resets.
     """
     mask, terminated, truncated, rewards = (
         np.ascontiguousarray(x.numpy().T)

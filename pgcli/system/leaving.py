@@ -1,6 +1,6 @@
-"""Leave the process at once: on a signal, or at the end. Temporary folders are removed, and nothing else is undone.
+"""Exit the process immediately, on a signal or at the end; only temporary folders are removed.
 
-This module imports only what Python itself has loaded, so that `pgcli.__main__` can set its handlers first of all.
+This module imports only modules that Python has loaded at start, so `pgcli.__main__` can install its handlers first.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ import os
 import signal
 import sys
 
-TYPE_CHECKING = False  # as typing's, which takes a while to import
+TYPE_CHECKING = False  # instead of typing's, whose import takes time
 if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
 STOP = tuple(int(getattr(signal, name)) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 SAVE = tuple(int(getattr(signal, name)) for name in ("SIGUSR1",) if hasattr(signal, name))
-_folders: dict[str, int] = {}  # temporary ones → the process that made them
+_folders: dict[str, int] = {}  # temporary folders → their process
 
 
 def leave_on_signals() -> None:
-    """Leave with 128 + number on each signal of STOP, until a command that saves its state takes over.
+    """Exit with 128 + number on each signal of STOP, until a command installs its own handlers.
 
-    The handler neither raises an exception, which an import could swallow, nor imports anything. A signal that is
-    ignored stays so: `nohup` asks for it.
+    The handler raises no exception, which an import could swallow, and imports nothing. Ignored signals stay ignored,
+    as `nohup` requires.
     """
     for number in STOP:
         if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
@@ -31,29 +31,29 @@ def leave_on_signals() -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)  # a key that is held down
+    signal.signal(number, signal.SIG_IGN)  # for repeated signals of a held key
     leave(128 + number)
 
 
 def leave(code: int) -> NoReturn:
-    """Leave at once, whatever threads a simulator has left behind. Everything that must last is on disk."""
+    """Exit immediately, even if a simulator left threads running. All results are on disk."""
     for folder in list(_folders):
         remove_folder(folder)
     for stream in (sys.stdout, sys.stderr):
-        try:  # noqa: SIM105 - contextlib takes a while to import
+        try:  # noqa: SIM105 - importing contextlib takes time
             stream.flush()
         except Exception:
             pass
-    os._exit(code)  # taking torch apart would cost a fifth of what importing it does
+    os._exit(code)  # unloading torch would take a fifth of the time of its import
 
 
 def temporary_folder(room: int = 0) -> str:
-    """Make a folder that `leave` removes, in TMPDIR, or in /tmp where TMPDIR leaves less than `room` for a socket.
+    """Create a folder that `leave` removes, in TMPDIR, or in /tmp if TMPDIR is too long.
 
-    Args: room: the characters below it that the name of a socket needs; systems allow about 100 in all.
+    Args: room: characters for the name of a socket in the folder; systems allow about 100 for the whole path.
     Raises: OSError, with the cause.
     """
-    import shutil  # noqa: F401 - here, so that a signal handler need not
+    import shutil  # noqa: F401 - imported here, not in a signal handler
     import tempfile
 
     longest = 103 - room - len("/pgcli-12345678")
@@ -68,10 +68,10 @@ def temporary_folder(room: int = 0) -> str:
             continue
         _folders[folder] = os.getpid()
         return folder
-    raise OSError(36, f"the folder of temporary files has a name that is too long for a socket: {places[0]}")
+    raise OSError(36, f"the path of the folder for temporary files is too long for a socket: {places[0]}")
 
 
 def remove_folder(folder: str) -> None:
-    """Remove a temporary folder, in the process that made it alone."""
+    """Remove a temporary folder, only in the process that created it."""
     if _folders.pop(folder, None) == os.getpid():
         sys.modules["shutil"].rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Limits of the system that a process reaches: no file and no folder is to blame for them."""
+"""Messages for errors caused by limits of the process or the system."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import errno
 import sys
 
 if sys.platform != "win32":
-    import resource  # here: a process without descriptors imports nothing
+    import resource  # imported here: a process without free descriptors cannot import
 
 
 def limit_of(error: OSError) -> tuple[str, str] | None:
-    """Return a message and a hint if a limit of the process or of the system is the cause of an error."""
+    """Return message and hint if a limit of the process or system caused an error."""
     match error.errno:
         case errno.EMFILE:
             message = f"too many open files: this process may open only {_soft('RLIMIT_NOFILE')} at a time"
-            return message, "`ulimit -n 1024` allows more"
+            return message, "`ulimit -n 1024` raises the limit"
         case errno.ENFILE:
-            return "the system has no room for more open files", "other programs have too many"
+            return "the system cannot open more files", "close other programs: they have too many files open"
         case errno.EAGAIN:
-            message = f"no process can be started: you may have only {_soft('RLIMIT_NPROC')} of them and their threads"
-            return message, "`ulimit -u` shows the limit; fewer workers and jobs need fewer"
+            message = f"cannot start a process: the limit is {_soft('RLIMIT_NPROC')} processes and threads"
+            return message, "use fewer workers and jobs; `ulimit -u` shows the limit"
         case errno.ENOMEM:
-            return "the system has no memory left", "fewer workers and jobs need less"
+            return "the system is out of memory", "use fewer workers and jobs"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Where a user's own code is: FILE.py:NAME or FILE.ipynb:NAME. Nothing is imported here."""
+"""Locations of user code: FILE.py:NAME or FILE.ipynb:NAME. Nothing is imported here."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def split(location: str) -> tuple[Path, str]:
     path = Path(file)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
-        raise UsageError(f"{location}: {file}: {what}", f"it is looked for from the current folder, {Path.cwd()}")
+        raise UsageError(f"{location}: {file}: {what}", f"the path is relative to the current folder, {Path.cwd()}")
     return path, name

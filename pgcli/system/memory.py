@@ -1,4 +1,4 @@
-"""The memory of this machine, and errors that say that it is not enough."""
+"""The memory of this machine, and errors when it is too small."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _MESSAGES = ("allocate memory", "not enough memory", "out of memory")  # of torc
 
 @functools.cache
 def total_memory() -> int | None:
-    """Return the bytes of memory that this process may use, within its container's limit; None if unknown."""
+    """Return the usable memory in bytes, within container limits; None if unknown."""
     found = []
     with contextlib.suppress(ValueError, OSError, AttributeError):  # Windows has no sysconf
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for name in _LIMITS:
-        with contextlib.suppress(ValueError, OSError):  # no limit is `max`
+        with contextlib.suppress(ValueError, OSError):  # `max` means no limit
             found.append(int(Path("/sys/fs/cgroup", name).read_text()))
     return min((size for size in found if size > 0), default=None)
 
 
 def check_memory(size: float, what: str, hint: str) -> None:
-    """Raise UsageError if `what`, which takes `size` bytes, is larger than the memory of this machine."""
+    """Raise UsageError if `what`, of `size` bytes, exceeds this machine's memory."""
     total = total_memory()
     if total is not None and size > total:
-        raise UsageError(f"{what}: {in_bytes(size)}, and this machine has {in_bytes(total)} of memory", hint)
+        raise UsageError(f"{what}: this needs {in_bytes(size)}, but the machine has {in_bytes(total)} of memory", hint)
 
 
 def in_bytes(size: float) -> str:
-    """Write a number of bytes for people."""
+    """Return a number of bytes with a unit, such as 1.5 GB."""
     for unit in ("MB", "GB", "TB"):
         size /= 1000 if unit != "MB" else 1_000_000
         if size < 1000:
@@ -42,7 +42,7 @@ def in_bytes(size: float) -> str:
 
 
 def memory_error(error: BaseException) -> UsageError | None:
-    """Return the error for a user if Python, numpy or torch failed to allocate memory; None for other errors."""
+    """Return a user error if Python, numpy or torch ran out of memory; None for other errors."""
     message = " ".join(str(error).split())
     is_torchs = isinstance(error, RuntimeError) and any(part in message for part in _MESSAGES)
     if not (isinstance(error, MemoryError) or is_torchs):

@@ -1,4 +1,4 @@
-"""The code of a Jupyter notebook that one name needs: functions, classes, imports and constants. Nothing else runs."""
+"""Extract the definitions that one name needs from a Jupyter notebook, without running the rest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pgcli.errors import UsageError, closest
 
-KEPT_MAGICS = ("%%time", "%%timeit", "%%capture")  # a cell under them is Python
+KEPT_MAGICS = ("%%time", "%%timeit", "%%capture")  # cells with these magics are Python
 MAGIC = re.compile(r"^(\s*)(?:[%!?]|[\w, ]+=\s*[%!]).*$|^(\s*)[\w.]+\?{1,2}\s*$", re.MULTILINE)
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
@@ -22,15 +22,15 @@ class Statement(NamedTuple):
     """One statement of a cell that defines names."""
 
     code: CodeType
-    names: frozenset[str]  # that it defines
-    uses: frozenset[str]  # global names that it or its functions read
+    names: frozenset[str]  # defined names
+    uses: frozenset[str]  # global names read by it or its functions
     is_definition: bool  # of a function or class
 
 
 def needed_code(path: Path, name: str) -> list[CodeType]:
-    """Return the statements of a notebook that define `name` and all that it uses, in their order.
+    """Return the statements of a notebook that define `name` and its dependencies, in order.
 
-    Raises: UsageError: if the file is no notebook, or no cell defines the name.
+    Raises: UsageError: if the file is not a notebook, or no cell defines the name.
     """
     statements, broken = list[Statement](), list[str]()
     for number, source in enumerate(_sources(path), 1):
@@ -49,7 +49,7 @@ def needed_code(path: Path, name: str) -> list[CodeType]:
         uses = {one for statement in statements if statement.names & wanted for one in statement.uses}
         added = not uses <= wanted
         wanted |= uses
-    # what calls the notebook's own functions, outside of any function, is a run and no constant
+    # top-level calls of the notebook's functions are runs, not constants
     return [
         statement.code
         for statement in statements
@@ -65,7 +65,7 @@ def _sources(path: Path) -> list[str]:
         found = [cell.get("source", cell.get("input", "")) for cell in cells if cell["cell_type"] == "code"]
         return ["".join(source) for source in found]
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path}: it cannot be read as a notebook", "save it again as .ipynb, or as .py") from error
+        raise UsageError(f"{path}: not a readable notebook", "save it again as .ipynb or .py") from error
 
 
 def _statements(source: str, file: str) -> Iterator[Statement]:

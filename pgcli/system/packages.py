@@ -1,4 +1,4 @@
-"""Installed packages: the optional ones that some commands need, and the versions that results depend on."""
+"""Optional packages of some commands, and the versions that affect results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def require(package: str, extra: str, what: str, otherwise: str = "") -> None:
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs an extra: its requirements, as the installed metadata names them."""
+    """Return the command that installs an extra, from the installed metadata."""
     try:
         lines = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:

@@ -1,13 +1,13 @@
-"""What the whole process shares with the environments that run in it, and how pgcli restores it.
+"""Process-wide settings that environments may change, and how pgcli restores them.
 
-An environment may change a default of torch, replace a stream, close a descriptor, or leave the folder. Within
-`kept()`, `restore_process()` undoes that: before each update, evaluation and write. The environments' own code runs
-within `environments_turn()`.
+An environment may change a default of torch, replace a stream, close a descriptor or change the current folder. Within
+`kept()`, `restore_process()` undoes such changes before each update, evaluation and write. The code of environments
+runs within `environments_turn()`.
 """
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # `signal` takes ten times as long, looking up enumerations
+import _signal  # type: ignore[import-not-found]  # `signal` takes ten times as long, because of its enumerations
 import ctypes
 import gc
 import locale
@@ -25,17 +25,17 @@ from typing import Any
 
 from pgcli.system.leaving import SAVE, STOP
 
-FOUND: Any = object()  # the value of a setting that stays as `kept` finds it
+FOUND: Any = object()  # marks settings that keep their value at `kept`
 _DENORMAL, _ONE = 5e-324, 1.0
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One thing that is set for the whole process.
+    """A process-wide setting.
 
-    `value` is what pgcli needs. A setting of a `module` counts once that is imported, which this never does.
-    `is_kept(wanted, found)` decides whether there is anything to restore.
+    `value` is the value that pgcli needs. Settings of a `module` apply once it is imported, but never import it.
+    `is_kept(wanted, found)` returns whether no restoring is needed.
     """
 
     name: str
@@ -47,18 +47,18 @@ class Setting:
 
 
 class _State:
-    """The wanted value of each setting, by its name."""
+    """The wanted value of each setting, by name."""
 
-    wanted: dict[str, Any] | None = None  # None: nothing is kept
+    wanted: dict[str, Any] | None = None  # None: outside `kept`
     copies: tuple[int | None, ...] = (None, None, None)  # of descriptors 0 to 2
-    folder: str | None = None  # that the environments have chosen
+    folder: str | None = None  # chosen by the environments
     handlers_restored = 0  # how often
     changed: dict[str, None] = {}  # noqa: RUF012 - one per process
 
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Keep each setting as it is, those of numpy and torch at their defaults; at the end, restore what was found."""
+    """Keep all settings (numpy and torch: defaults); at the end, restore their original values."""
     outer = _State.wanted, _State.copies, _State.folder
     found = {one.name: one.get() for one in _present()}
     ours = {one.name: found[one.name] if one.value is FOUND else one.value for one in _present()}
@@ -75,19 +75,19 @@ def kept() -> Iterator[None]:
 
 
 def restore_process() -> None:
-    """Restore every setting that has changed since `kept` began, and remember its name for `changes`."""
+    """Restore all settings that changed since `kept` began; record their names for `changes`."""
     _State.changed |= dict.fromkeys(_restore())
 
 
 def require(name: str, value: Any) -> None:
-    """Change a setting, and keep it so."""
+    """Change a setting and keep the new value."""
     next(one for one in SETTINGS if one.name == name).set(value)
     if _State.wanted is not None:
         _State.wanted[name] = value
 
 
 def restore_handlers() -> None:
-    """Restore the signal handlers alone, quickly enough for every step."""
+    """Restore the signal handlers only; fast enough for every step."""
     wanted = (_State.wanted or {}).get("signal handlers", {})
     if wanted and _signal.getsignal(STOP[0]) is not wanted.get(STOP[0]):
         _set_handlers(wanted)
@@ -95,8 +95,14 @@ def restore_handlers() -> None:
         _State.handlers_restored += 1
 
 
+def restore_modes() -> None:
+    """Restore the floating-point modes if they have changed, quickly enough for every step."""
+    if _State.wanted is not None and _processor() != _State.wanted["floating-point modes"]:
+        restore_process()
+
+
 def handlers_restored() -> int:
-    """Return how often signal handlers were restored: in between, signals may have come to an environment's own."""
+    """Return how often signal handlers were restored; an environment's may have received signals."""
     return _State.handlers_restored
 
 
@@ -107,13 +113,13 @@ def changes() -> list[str]:
 
 
 def report_changes(names: Iterable[str]) -> None:
-    """Add the changes that another process has restored."""
+    """Add the changes that another process restored."""
     _State.changed |= dict.fromkeys(names)
 
 
 @contextmanager
 def environments_turn() -> Iterator[None]:
-    """Run the code of environments: in the folder that they have chosen, and restore everything afterwards."""
+    """Run environment code in the environments' current folder, then restore all settings."""
     if _State.folder is not None:
         _set_folder(_State.folder)
     try:
@@ -141,7 +147,7 @@ def _restore() -> list[str]:
             _State.handlers_restored += one.name == "signal handlers"
             one.set(value)
             changed.append(one.name)
-    _set_handlers(wanted.get("signal handlers", {}))  # a library in C may have replaced them without Python's knowledge
+    _set_handlers(wanted.get("signal handlers", {}))  # a C library may have replaced them without Python's knowledge
     return changed
 
 
@@ -168,7 +174,7 @@ def _copy(descriptor: int) -> int | None:
 
     try:
         return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
-    except OSError:  # it is closed, or there are too few descriptors
+    except OSError:  # closed, or no free descriptor
         return None
 
 
@@ -208,7 +214,7 @@ def handlers() -> dict[int, Any]:
 
 
 def _set_handlers(handlers: dict[int, Any]) -> None:
-    if threading.current_thread() is threading.main_thread():  # which alone may
+    if threading.current_thread() is threading.main_thread():  # only the main thread may
         for number, handler in handlers.items():
             if handler is not None:
                 _signal.signal(number, handler)
@@ -233,7 +239,7 @@ def _umask() -> int:
 
 
 def _set_path(path: list[str]) -> None:
-    sys.path[:] = [*path, *(one for one in sys.path if one not in path)]  # what an environment adds comes last
+    sys.path[:] = [*path, *(one for one in sys.path if one not in path)]  # entries of environments come last
 
 
 def _set_threads(values: list[str | None]) -> None:
@@ -266,13 +272,14 @@ def _set_collector(value: tuple[bool, Any]) -> None:
 
 _C = ctypes.CDLL(None) if os.name == "posix" else None
 _modes = ctypes.create_string_buffer(512)  # of the processor; fenv_t has up to 32 bytes
+_rounding, _traps = getattr(_C, "fegetround", int), getattr(_C, "fegetexcept", int)
 if _C is not None:
     _C.fegetenv(_modes)
 
 
 def _processor() -> tuple[int, int, bool]:
-    """Return how numbers are rounded, which of them trap (glibc reports it), and whether denormal ones are zero."""
-    return getattr(_C, "fegetround", int)(), getattr(_C, "fegetexcept", int)(), _DENORMAL * _ONE == 0
+    """Return the rounding mode, the traps (known to glibc), and whether denormals are zero."""
+    return _rounding(), _traps(), _DENORMAL * _ONE == 0
 
 
 def _set_processor(value: object) -> None:
@@ -286,7 +293,7 @@ def _torch() -> Any:
 
 @cache
 def _precisions() -> list[Any]:
-    """Return the places where torch stores the precision of float32 products on CPUs; older versions have none."""
+    """Return torch's settings for the precision of float32 products on CPUs; none in old versions."""
     backends = _torch().backends
     parts = (backends, *(getattr(backends.mkldnn, name, None) for name in ("matmul", "conv", "rnn")))
     return [part for part in parts if hasattr(part, "fp32_precision")]

@@ -1,4 +1,4 @@
-"""Start processes: from a fork server, or as a fork of this one."""
+"""Start processes, from a fork server or as a fork of this process."""
 
 from __future__ import annotations
 
@@ -32,33 +32,35 @@ T = TypeVar("T")
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for the next minibatch; return whether that succeeded.
+    """Make glibc keep freed memory for the next minibatch; return whether that succeeded.
 
-    By default it returns large blocks to the system and asks for fresh pages, which are zeroed one by one: up to a
-    third of the time of an update on images, a quarter of one on many steps of CartPole.
+    By default, glibc returns large blocks to the system and requests new pages, which the system fills with zeros. This
+    takes up to a third of an update on images, and a quarter of an update on many steps of CartPole.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # their numbers in malloc.h
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # numbers of these options in malloc.h
     settings = ((mmap_threshold, 2**30), (trim_threshold, 2**30), (top_pad, 2**26))
     return mallopt is not None and all(mallopt(*setting) for setting in settings)
 
 
 def process_context() -> ForkServerContext | SpawnContext:
-    """Return the context to start processes in: forks of a server that has imported torch, where possible."""
+    """Return the multiprocessing context: if possible, forks of a server that has imported torch."""
     if os.name != "posix":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pgcli.experiment.run"])
     folder, tempfile.tempdir = tempfile.tempdir, _folder_of_sockets()
     here = os.getcwd()
-    os.chdir("/")  # the server looks for modules in its folder before all others
+    os.chdir("/")  # the server searches its folder for modules first
     try:
-        resource_tracker.ensure_running()  # first, for it unblocks SIGINT
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the server inherits it: Ctrl-C is for us
+        resource_tracker.ensure_running()  # first, because it unblocks SIGINT
+        blocked = signal.pthread_sigmask(
+            signal.SIG_BLOCK, [signal.SIGINT]
+        )  # inherited by the server: only this process handles Ctrl-C
         try:
             forkserver.ensure_running()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)  # one that came meanwhile arrives now
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)  # a pending Ctrl-C arrives now
     except OSError as error:
         raise cannot_start(error) from None
     finally:
@@ -69,7 +71,7 @@ def process_context() -> ForkServerContext | SpawnContext:
 
 @cache
 def _folder_of_sockets() -> str:
-    """Make a folder for the sockets of the fork server, which multiprocessing leaves behind where we leave at once."""
+    """Create the folder for the fork server's sockets, which must be removed on an immediate exit."""
     try:
         return temporary_folder(room=len("/pymp-12345678/listener-12345678"))
     except OSError as error:
@@ -83,7 +85,7 @@ def start_process(
     *,
     daemon: bool = False,
 ) -> BaseProcess:
-    """Start a process; start the server of processes anew where it was killed. Raises: EnvironmentFailure."""
+    """Start a process; restart the fork server if it was killed. Raises EnvironmentFailure."""
     error: Exception | None = None
     for _ in range(TRIES):
         process: BaseProcess = context.Process(target=work, args=arguments, daemon=daemon)
@@ -92,7 +94,7 @@ def start_process(
             return process
         except (EOFError, ConnectionError) as lost:
             error = lost
-            time.sleep(POLL_SECONDS)  # until the system knows that the server has ended
+            time.sleep(POLL_SECONDS)  # until the system has noticed the end of the server
             process_context()
         except OSError as failed:
             raise cannot_start(failed) from None
@@ -104,10 +106,10 @@ def cannot_start(error: Exception | None) -> EnvironmentFailure:
     if isinstance(error, OSError) and (limit := limit_of(error)):
         return EnvironmentFailure(*limit)
     if isinstance(error, EOFError | ConnectionError):
-        message = f"the server that starts processes was killed, {TRIES} times in a row"
-        return EnvironmentFailure(message, "memory may be short: with 0 workers and 1 job there is no other process")
+        message = f"the fork server, which starts processes, was killed {TRIES} times in a row"
+        return EnvironmentFailure(message, "memory may be low: sampling.workers=0 and 1 job need no other process")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return EnvironmentFailure(f"no process can be started: {reason}", "TMPDIR names a folder for temporary files")
+    return EnvironmentFailure(f"cannot start a process: {reason}", "set TMPDIR to another folder for temporary files")
 
 
 def ignore_interrupts() -> None:
@@ -118,7 +120,7 @@ def ignore_interrupts() -> None:
 
 
 def may_fork() -> bool:
-    """Return whether this process has one thread only: a fork would copy a lock that another thread holds."""
+    """Return whether this process has a single thread: a fork would copy locks of other threads."""
     try:
         return len(os.listdir("/proc/self/task")) == 1
     except OSError:  # not on Linux
@@ -126,7 +128,7 @@ def may_fork() -> bool:
 
 
 class ForkedTask(Generic[T]):
-    """Runs `work` in a fork of this process until the end of this context. `work` calls its argument repeatedly."""
+    """Runs `work` in a fork until the end of this context. `work` calls its argument repeatedly."""
 
     def __init__(self, work: Callable[[Check], T]) -> None:
         self._work = work
@@ -148,7 +150,7 @@ class ForkedTask(Generic[T]):
         self._connection.close()
 
     def result(self, check: Check) -> T | None:
-        """Wait for the result of `work`; None if the fork fails, dies or hangs. `check` is called meanwhile."""
+        """Wait for the result of `work`, calling `check`; None if the fork fails, dies or hangs."""
         stop = time.monotonic() + PATIENCE_SECONDS
         try:
             while not self._connection.poll(POLL_SECONDS):
@@ -166,7 +168,7 @@ class ForkedTask(Generic[T]):
                 os._exit(1)
 
         try:
-            self._connection.close()  # so that writing fails when the parent is gone
+            self._connection.close()  # so that writing fails if the parent has ended
             connection.send_bytes(pickle.dumps(self._work(check)))
         finally:
-            os._exit(0)  # without the exception: the parent does the work itself, and meets it there
+            os._exit(0)  # drop the exception: the parent repeats the work and raises it there

@@ -1,4 +1,4 @@
-"""Connect to Ray: to the cluster at RAY_ADDRESS, or to a Ray that is started on this machine."""
+"""Connect to the Ray cluster at RAY_ADDRESS, or start Ray on this machine."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from pgcli.system.packages import require
 
 PORT_SECONDS = 3.0  # to connect to the port
 CONNECT_SECONDS = 30.0  # to the cluster behind it
-START_SECONDS = 120.0  # of a Ray on this machine, which may be busy
-DISCONNECT_SECONDS = 20.0  # then Ray's processes end with this one
+START_SECONDS = 120.0  # to a local Ray, on a machine that may be busy
+DISCONNECT_SECONDS = 20.0  # then Ray's processes end with this process
 POLL_SECONDS = 0.05
 _SOCKETS = len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")  # characters, in Ray's folder
-_PACKAGES = ("torch", "gymnasium", "numpy", "Box2D", "mujoco", "ale-py")  # where installed, results depend on them
+_PACKAGES = ("torch", "gymnasium", "numpy", "Box2D", "mujoco", "ale-py")  # results depend on them if installed
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
 def join(cpus: int, check: Callable[[], None]) -> Callable[[], None]:
-    """Connect to the cluster at RAY_ADDRESS, or start Ray on this machine with `cpus`; return how to disconnect.
+    """Connect to RAY_ADDRESS or start a local Ray with `cpus`; return a function to disconnect.
 
-    `check` is called meanwhile. In a process of a cluster this does nothing.
+    `check` is called while waiting. Inside a process of a cluster, this does nothing.
     Raises: UsageError without Ray; EnvironmentFailure, within seconds, if there is no cluster.
     """
     require("ray", "ray", "sampling.backend: ray")
@@ -61,15 +61,16 @@ def join(cpus: int, check: Callable[[], None]) -> Callable[[], None]:
         raise
     finally:
         if threading.current_thread() is threading.main_thread():
-            for number in STOP:  # Ray puts handlers before Python's, which write every signal to stderr
+            for number in STOP:  # Ray's handlers run before Python's and write every signal to stderr
                 signal.signal(number, signal.getsignal(number))
     return thread.disconnect
 
 
 class _RayThread:
-    """The thread that connects to Ray: in the main one, Ray would replace the signal handlers.
+    """The thread that connects to Ray: in the main thread, Ray would replace the signal handlers.
 
-    It lives as long as the connection, because the kernel ends Ray's processes with the thread that started them.
+    The thread lives as long as the connection, because the kernel ends Ray's processes with the thread that started
+    them.
     """
 
     error: BaseException | None = None
@@ -81,7 +82,7 @@ class _RayThread:
         self._thread.start()
 
     def disconnect(self) -> None:
-        """Disconnect, and end a Ray that was started here."""
+        """Disconnect, and stop a Ray that was started here."""
         self._leave.set()
         self._thread.join(0 if self._folder is None and not self.is_done.is_set() else DISCONNECT_SECONDS)
         if self._folder is not None:
@@ -91,7 +92,7 @@ class _RayThread:
         import ray
         from ray._private import worker
 
-        worker.print_to_stdstream = lambda *_, **__: None  # it reports every lost process, on stdout
+        worker.print_to_stdstream = lambda *_, **__: None  # it reports every lost process on stdout
         settings: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "CRITICAL"}
         if self._folder is not None:
             settings |= {"num_cpus": cpus, "_temp_dir": self._folder}
@@ -106,15 +107,15 @@ class _RayThread:
 
 
 def _check_port(address: str) -> None:
-    """Raise EnvironmentFailure if nothing listens at an address, which Ray itself would try for minutes."""
+    """Raise EnvironmentFailure if nothing listens at an address; Ray would wait for minutes."""
     if address.startswith("ray://"):
-        message = f"RAY_ADDRESS {address} is that of a Ray client, and pgcli joins the cluster itself"
-        raise EnvironmentFailure(message, "run pgcli on a machine of the cluster, with RAY_ADDRESS=HOST:6379")
+        message = f"RAY_ADDRESS {address} is for Ray clients, which pgcli does not support"
+        raise EnvironmentFailure(message, "run pgcli on a machine of the cluster with RAY_ADDRESS=HOST:6379")
     if address == "auto":
         return
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal():
-        raise EnvironmentFailure(f"RAY_ADDRESS {address} is no address", "write it as HOST:6379")
+        raise EnvironmentFailure(f"RAY_ADDRESS {address} is not an address", "write it as HOST:6379")
     try:
         socket.create_connection((host.strip("[]"), int(port)), PORT_SECONDS).close()
     except (OSError, OverflowError) as error:
@@ -124,10 +125,10 @@ def _check_port(address: str) -> None:
 
 def _hint(address: str) -> str:
     if address == "local":
-        return "`ray start --head` shows what keeps it; sampling.backend=local needs no Ray"
+        return "`ray start --head` shows the cause; sampling.backend=local needs no Ray"
     return (
-        "`ray start --head` starts one; this machine must be in it, with its RAY_AUTH_TOKEN and RAY_AUTH_MODE=token "
-        "if it wants a token; without RAY_ADDRESS pgcli starts its own"
+        "`ray start --head` starts a cluster with this machine; if it requires a token, set RAY_AUTH_TOKEN "
+        "and RAY_AUTH_MODE=token; without RAY_ADDRESS, pgcli starts a local Ray"
     )
 
 
@@ -140,7 +141,7 @@ def cpus() -> int:
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use, within its affinity and its container's quota."""
+    """Return the number of usable cores, by CPU affinity and container quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max") as file:
         quota, period = file.read().split()  # microseconds; the quota may be `max`
@@ -149,7 +150,7 @@ def cores() -> int:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that must agree between machines; pgcli's includes a digest of its source."""
+    """Return the versions that must agree on all machines; pgcli's has a digest of its source."""
     package = Path(pgcli.__file__).parent
     text = b"".join(file.read_bytes() for file in sorted(package.rglob("*.py")))
     found = {
@@ -163,7 +164,7 @@ def versions() -> dict[str, str]:
 
 
 def check_versions(ours: dict[str, str], theirs: dict[str, str], host: str) -> None:
-    """Raise EnvironmentFailure if `host`, a machine of the cluster, has other versions than this one."""
+    """Raise EnvironmentFailure if machine `host` of the cluster has other versions."""
     different = [
         f"{name} {theirs.get(name, 'none')} (here {ours.get(name, 'none')})"
         for name in dict.fromkeys((*ours, *theirs))
@@ -171,5 +172,5 @@ def check_versions(ours: dict[str, str], theirs: dict[str, str], host: str) -> N
     ]
     if different:
         raise EnvironmentFailure(
-            f"{host} has {', '.join(different)}: its bytes would be others", "install the same versions on all machines"
+            f"{host} has {', '.join(different)}: its results would differ", "install the same versions on all machines"
         )

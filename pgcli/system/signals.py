@@ -1,4 +1,4 @@
-"""Signals: asked to stop, a run stops between two steps, at its last completed iteration; asked to save, it saves."""
+"""Signals: stop a run between two steps, at its last completed iteration, or save it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SHOW_CURSOR = "\x1b[?25h"
 
 
 class StopOnSignal:
-    """Within this context, a signal to stop makes the next `check()` raise Interrupted; a second one exits at once.
+    """Make the next `check()` raise Interrupted after a stop signal; exit on a second one.
 
-    SIGUSR1 asks for a checkpoint. The handlers only take a note, so no state is ever half changed. Python also writes
-    each signal into a pipe, from which `check` reads those that came while an environment had handlers of its own.
+    SIGUSR1 requests a checkpoint. The handlers only record a signal, so no state is ever half changed. Python also
+    writes each signal to a pipe, where `check` finds those that arrived while an environment had its own handlers.
     """
 
     def __init__(self, signals: Sequence[int] = STOP) -> None:
@@ -53,22 +53,22 @@ class StopOnSignal:
         os.close(self._writer)
 
     def check(self) -> None:
-        """Raise Interrupted if a signal to stop has come."""
+        """Raise Interrupted if a stop signal has arrived."""
         process_state.restore_handlers()
-        if (restored := process_state.handlers_restored()) != self._restored:  # an environment had its own
+        if (restored := process_state.handlers_restored()) != self._restored:  # an environment had its own handlers
             self._restored = restored
             self._read_signals()
         if self._received is not None:
             raise Interrupted(self._received)
 
     def asked_to_save(self) -> bool:
-        """Return whether a checkpoint was asked for since the last call."""
+        """Return whether a checkpoint was requested since the last call."""
         self._read_signals()
         asked, self._save = self._save, False
         return asked
 
     def _read_signals(self) -> None:
-        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)  # asyncio takes it away
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)  # asyncio removes it
         with suppress(BlockingIOError):
             for number in os.read(self._reader, 4096):
                 if number in SAVE:

@@ -1,4 +1,4 @@
-"""The standard streams: stdout has results only, stderr everything else; and text that is safe to print."""
+"""The standard streams: results on stdout, all else on stderr; and text that is safe to print."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from contextlib import contextmanager, suppress
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, except tab and line feed
     "\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # directions, invisible
-    "\ud800-\udfff]"  # halves of a character: bytes of a name that are not UTF-8
+    "\ud800-\udfff]"  # lone surrogates: bytes of a name that are not UTF-8
 )
 
 
 def printable(text: str) -> str:
-    r"""Return `text` with an escape such as `\x1b` for each character that a terminal obeys, hides or cannot encode.
+    r"""Return `text` with escapes for characters that a terminal executes, hides or cannot encode.
 
-    Texts from files, environments and file names pass here before they are shown. pgcli's own styles come after it.
+    All text from files, environments and file names passes through here before pgcli adds its own styles.
     """
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
@@ -33,13 +33,14 @@ def print_message(text: str) -> None:
 def open_descriptors() -> None:
     """Open the null device as stdin, stdout and stderr where they are closed.
 
-    Otherwise the next file, a table of a run perhaps, would be descriptor 1 or 2, and simulators print into it.
+    Otherwise the next opened file, such as a table of a run, could become descriptor 1 or 2, and simulators would print
+    into it.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor
             if opened != descriptor:
                 os.dup2(opened, descriptor)
                 os.close(opened)
@@ -49,7 +50,7 @@ def open_descriptors() -> None:
 
 @contextmanager
 def results_only() -> Iterator[None]:
-    """Within this context, stdout is stderr, for Python, its children and C; what the process shares is kept."""
+    """Redirect stdout to stderr, for Python, children and C, and keep the process-wide settings."""
     from pgcli.system.process_state import kept
 
     try:
@@ -57,7 +58,7 @@ def results_only() -> Iterator[None]:
         if sys.stdout.fileno() != 1 or sys.stderr.fileno() != 2:
             raise OSError
         stdout = os.dup(1)
-    except (OSError, ValueError, AttributeError):  # closed, full, or something else in their place
+    except (OSError, ValueError, AttributeError):  # closed, full or replaced
         with kept():
             yield
         return

@@ -1,4 +1,4 @@
-"""Evaluation: play whole episodes that only measure."""
+"""Evaluation: play whole episodes to measure a policy, without learning."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Episodes:
-    """Undiscounted and discounted returns (reward units) and lengths (steps) of evaluation episodes, each [n]."""
+    """Evaluation episodes: returns in reward units, lengths in steps, each [n]."""
 
     returns: Array
     discounted_returns: Array
     lengths: Array
-    info: list[dict[str, float]] = field(default_factory=list)  # what the environment reported at the end of each
+    info: list[dict[str, float]] = field(default_factory=list)  # numbers reported at the end of each
 
 
 def sample(values: Sequence[float] | NDArray[Any]) -> Sample:
-    """Compute statistics of a sample: standard deviation with n - 1, standard error = standard deviation / √n.
+    """Compute statistics of a sample.
 
-    The spread of one value is None, and so is that of values whose squares overflow.
+    The standard deviation divides by n - 1; the standard error is the standard deviation / √n. Both are None for a
+    single value, and if the squares overflow.
     """
     x = np.asarray(values, np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -75,10 +76,11 @@ def evaluate(
     check: Check = restore_handlers,
     names: tuple[str, ...] = (),
 ) -> Episodes:
-    """Play `episodes` whole episodes from seeds derived for `purposes` = (reset, act) alone.
+    """Play `episodes` whole episodes with seeds derived for `purposes` = (reset, act).
 
-    `gamma` discounts `discounted_returns`; `horizon` cuts episodes, None keeps the environment's own limit; `names`
-    are read of the info of an episode's last step.
+    `gamma` discounts `discounted_returns`. `horizon` cuts episodes; None keeps the environment's own limit. `names` are
+    keys to read from the info of each episode's last step.
+
     Raises: EnvironmentFailure if a return is not finite.
     """
     restore_process()
@@ -88,23 +90,24 @@ def evaluate(
 
 
 class Evaluator:
-    """Evaluates the policy of a run at its cadence, in environments of its own. Does not affect what is learned."""
+    """Evaluates the policy during a run, in separate environments. Does not affect training."""
 
     def __init__(self, config: Config, executor: ChunkExecutor) -> None:
         env = config.evaluation.env.applied_to(executor.environments.config)
         self._config, self._executor = config, executor.for_evaluation(env)
 
     def is_due(self, iteration: int) -> bool:
-        """Return whether the policy after `iteration` updates is evaluated."""
+        """Return whether an evaluation is due after `iteration` updates."""
         every = self._config.evaluation.every
         return iteration == 0 or (every is not None and iteration % every == 0)
 
     def evaluate(
         self, policy: Policy, iteration: int, env_steps: int, check: Check, stopped_by: str = ""
     ) -> Evaluation:
-        """Evaluate the policy after `iteration` updates; with `stopped_by`, on fresh episodes after the stop.
+        """Evaluate the policy after `iteration` updates; with `stopped_by`, on fresh episodes.
 
-        The evaluation that ends a run is selected: it is above its mean. One from other seeds is not.
+        The evaluation that triggers a stop is selected, so it overestimates the return. Fresh seeds give an unbiased
+        estimate.
         """
         purposes = (Purpose.EVALUATION_RESET, Purpose.EVALUATION_ACT)
         begin, settings = time.perf_counter(), self._config.evaluation

@@ -1,4 +1,4 @@
-"""The training loop: collect, update, evaluate. It yields records and writes nothing."""
+"""The training loop: collect, update, evaluate. Yields records and writes no files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pgcli.training.stopping import Stopping, Values
 
 @dataclass
 class Counters:
-    """How far a run is."""
+    """Progress counters of a run."""
 
     iteration: int = 0
     env_steps: int = 0
@@ -29,7 +29,7 @@ class Counters:
     seconds: float = 0.0
 
     def progress(self, budget: TrainingConfig) -> float:
-        """Return the used share of the budget, at most 1; the run ends at 1."""
+        """Return the used share of the budget in [0, 1]; the run ends at 1."""
         if budget.iterations is budget.env_steps is budget.seconds is None:
             return min(self.iteration / DEFAULT_ITERATIONS, 1.0)
         shares = (
@@ -40,7 +40,7 @@ class Counters:
         return min(max(used / limit for used, limit in shares if limit is not None), 1.0)
 
     def used_up(self, budget: TrainingConfig) -> dict[str, float]:
-        """Return the limits that the run has reached, by their keys."""
+        """Return the limits that the run has reached, by key."""
         limits = {"iterations": budget.iterations, "env_steps": budget.env_steps, "seconds": budget.seconds}
         if not any(limits.values()):
             limits["iterations"] = DEFAULT_ITERATIONS
@@ -57,21 +57,21 @@ class Counters:
 
 @dataclass
 class Training:
-    """What the loop trains: the state of a run in memory, with its counters."""
+    """The state of a run in memory, with its counters."""
 
     config: Config
     executor: ChunkExecutor
     learner: Learner
     sampler: Sampler
     counters: Counters
-    evaluations: Sequence[Values] = ()  # those before `counters.iteration`
+    evaluations: Sequence[Values] = ()  # earlier than `counters.iteration`
 
 
 def train(run: Training, check: Check = lambda: None) -> Iterator[Record]:
-    """Train from `run.counters` to the end of the budget, and yield what happens.
+    """Train from `run.counters` to the end of the budget; yield a record per event.
 
-    At every yield, and if an exception is raised, learner, sampler and counters have the state after the last
-    completed iteration. `check` is called before every step of an environment or an optimizer, and may raise.
+    At every yield and after every exception, learner, sampler and counters have the state after the last completed
+    iteration. `check` is called before every step of an environment or an optimizer, and may raise.
     """
     config, learner, sampler, counters = run.config, run.learner, run.sampler, run.counters
     require("torch's threads", config.training.threads)

@@ -1,4 +1,4 @@
-"""Early stopping: the rules that end a run before its budget, from its evaluations so far."""
+"""Early stopping: rules that end a run before its budget is used up."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from pgcli.config.schema import EvaluationConfig
 from pgcli.records import Evaluation, columns
 
-Values = Mapping[str, float]  # of an evaluation, by column of evaluations.csv
+Values = Mapping[str, float]  # of one evaluation, by column of evaluations.csv
 
 
 class Stopping:
-    """Counts evaluations in a row. A function of the evaluations alone, so that a resumed run stops as one long run."""
+    """Counts consecutive evaluations. Depends on evaluations only: resumed runs stop as long runs do."""
 
     def __init__(self, config: EvaluationConfig, earlier: Iterable[Values] = ()) -> None:
         self._config, self._reached, self._best, self._worse = config, 0, -math.inf, 0
@@ -20,7 +20,7 @@ class Stopping:
             self._count(values)
 
     def add(self, evaluation: Evaluation) -> str:
-        """Count an evaluation; return the rule that ends the run, `goal` or `patience`, or nothing."""
+        """Count an evaluation; return the rule that ends the run, `goal` or `patience`, or ""."""
         cells = {column.name: column.value(evaluation) for column in columns("evaluations", list(evaluation.info))}
         self._count({name: x for name, x in cells.items() if isinstance(x, int | float)})
         if self._config.goals and self._reached >= self._config.stop_evaluations:

@@ -1,8 +1,8 @@
-"""What the shipped configs reach: train each over seeds, evaluate the final policy, write docs/results.
+"""Train each shipped config over seeds, evaluate the final policies, and write docs/results.md.
 
-`make results` measures every config, which takes hours; `python tests/benchmarks/results.py
-cartpole/ppo pendulum/a2c --seeds 0-9` only some. Every number is in docs/results.csv, a row per config and seed;
-docs/results.md is written from it alone (`results.py --render` does no more than that).
+`make results` measures every config, which takes hours. `python tests/benchmarks/results.py
+cartpole/ppo pendulum/a2c --seeds 0-9` measures only these two. docs/results.csv has every number, one row per
+config and seed. `results.py --render` only writes docs/results.md from it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 
@@ -23,12 +24,13 @@ from pgcli.report.statistics import interquartile_mean, trimmed_mean_interval
 
 ROOT = Path(__file__).parent.parent.parent
 DATA, PAGE = ROOT / "docs/results.csv", ROOT / "docs/results.md"
+MEASURED = [name for name in shipped_configs() if not name.startswith("lesson/")]  # the lesson has its own numbers
 COLUMNS = "config,seed,env_steps,sampled,sampled_standard_error,greedy,greedy_standard_error".split(",")
 EPISODES = 100
-MORE_EPISODES = {"Blackjack-v1": 20_000}  # where one return says little
+MORE_EPISODES = {"Blackjack-v1": 20_000}  # whose returns have a large variance
 TEST_SEED = 1000  # of the evaluation episodes
 
-# What counts as good, and what others published about it; the sources stand at the foot of the page.
+# The target of each environment and published results; the end of the page lists the sources.
 TARGETS: dict[str, tuple[float | None, str]] = {
     "CartPole-v1": (
         475,
@@ -37,19 +39,19 @@ TARGETS: dict[str, tuple[float | None, str]] = {
     ),
     "FrozenLake-v1": (
         0.70,
-        "Solved at 0.70; the optimal policy has 0.74. Its hyper-parameters were changed once after a first table "
-        "(IQM 0.702), on yet other seeds. Published: nothing comparable.",
+        "Solved at 0.70; the optimal policy has 0.74. After a first table (IQM 0.702), its hyper-parameters were "
+        "changed once, on yet other seeds. Published: nothing comparable.",
     ),
-    "CliffWalking-v1": (-13, "The shortest way costs 13. Published: nothing comparable."),
+    "CliffWalking-v1": (-13, "The shortest path costs 13. Published: nothing comparable."),
     "Taxi-v4": (
         7.8,
-        "By dynamic programming, the optimal policy has 7.93 over the start states, so that Gymnasium's threshold of 8 "
-        "cannot be held. Published: nothing comparable.",
+        "By dynamic programming, the optimal policy has a mean of 7.93 over the start states, so no policy has "
+        "Gymnasium's threshold of 8 as its mean. Published: nothing comparable.",
     ),
     "Blackjack-v1": (
         -0.06,
-        "By dynamic programming over an infinite deck, the optimal policy has -0.0466. Over 20,000 episodes. "
-        "Published: nothing comparable.",
+        "By dynamic programming with an infinite deck, the optimal policy has -0.0466. Each policy plays 20,000 "
+        "episodes. Published: nothing comparable.",
     ),
     "Acrobot-v1": (
         -85,
@@ -108,39 +110,48 @@ TARGETS: dict[str, tuple[float | None, str]] = {
     ),
     "ALE/Pong-v5": (
         None,
-        "From -21 to 21; one seed, after a tenth of the published steps. Published: PPO 20.4 ± 0.2 [CleanRL] and "
-        "21.0 ± 0.1 [zoo] after 10 M steps.",
+        "Returns lie between -21 and 21. This is one seed, after a tenth of the published steps. Published: PPO "
+        "20.4 ± 0.2 [CleanRL] and 21.0 ± 0.1 [zoo] after 10 M steps.",
     ),
     "minigrid:MiniGrid-DoorKey-5x5-v0": (
         0.9,
-        "A success after n of 250 steps is worth 1 - 0.9 n / 250. Published: nothing comparable.",
+        "A success after n of 250 steps has the return 1 - 0.9 n / 250. Published: nothing comparable.",
     ),
     "popgym:popgym-RepeatPreviousEasy-v0": (
         0.9,
-        "From -1 to 1; guessing has -0.5. Published: nothing comparable.",
+        "Returns lie between -1 and 1; guessing has -0.5. Published: nothing comparable.",
     ),
 }
 HEAD = f"""\
 # What the shipped configs reach
 
-Written by `make results` from [results.csv](results.csv), which has every seed. Each row: the **final** policy of each
-seed, sampled, over {EPISODES} fresh episodes, undiscounted, to the environment's own time limit; over seeds the
-interquartile mean (IQM) with its 95 % interval, the lowest and the highest seed, and how many reach the target.
-Greedy: the same policies with their most probable actions. Hyper-parameters were chosen on other seeds than these.
-No best checkpoint, no best seed. Gymnasium 1.4.
+`make results` writes this page from [results.csv](results.csv), which has every seed. Each row
+describes the **final** policies of one config, one policy per seed:
 
-The interval is that of a trimmed mean over seeds (Tukey & McLaughlin), widened by the error of the evaluation: all
-seeds are evaluated on the same episodes, whose standard error no spread over seeds shows. On Taxi and Pendulum it is
-nearly the whole width, and "10 of 10" is one set of episodes. Intervals of 2 or 3 seeds assume returns that are about
-normal, and a failure of one seed in five is likely to be missing among so few. Where the middle half of the seeds
-reaches the largest return, the interval is one number; "over seeds" shows the others.
+- *sampled*: the interquartile mean (IQM) of their returns over seeds, with its 95 % interval.
+- *over seeds*: the lowest and the highest seed.
+- *reach the target*: the number of seeds with at least the target's return.
+- *greedy*: the same policies with their most probable actions.
 
-All rows but those of `cartpole` were measured before gradients were computed in the present order of additions: a
-seed trained today differs from its row there in the last bits, and then by more."""
+Each policy plays {EPISODES} fresh episodes. Returns are undiscounted, up to the environment's own time
+limit. Neither the best checkpoint nor the best seed is selected. Hyper-parameters were chosen on
+other seeds. The version of Gymnasium is 1.4.
+
+The interval is that of a trimmed mean over seeds (Tukey & McLaughlin), widened by the standard
+error over episodes. All seeds play the same episodes, so the spread over seeds does not show this
+error. On Taxi and Pendulum it is nearly the whole width, and "10 of 10" is one set of episodes.
+
+Intervals of 2 or 3 seeds assume roughly normal returns. So few seeds are likely to miss a failure
+of one seed in five. If the middle half of the seeds reaches the largest return, the interval is one
+number; *over seeds* shows the others.
+
+All rows except `cartpole` were measured with another order of additions in the gradients. A seed
+trained today differs from its row, at first in the last bits and then by more."""
 SOURCES = """\
-- **zoo**: rl-baselines3-zoo, `benchmark.md`: one trained agent each, greedy, mean ± standard deviation over episodes.
-- **CleanRL**: `docs/benchmark/ppo.md` and `ppo_continuous_action.md` (3 seeds), `docs/rl-algorithms/rpo.md`
-  (10 seeds), mean ± standard deviation over seeds.
+- **zoo**: rl-baselines3-zoo, `benchmark.md`: one trained agent each, greedy, mean ± standard
+  deviation over episodes.
+- **CleanRL**: `docs/benchmark/ppo.md` and `ppo_continuous_action.md` (3 seeds),
+  `docs/rl-algorithms/rpo.md` (10 seeds), mean ± standard deviation over seeds.
 - **Tianshou**: `examples/mujoco/README.md`, 10 seeds, mean ± standard deviation.
 - **Spinning Up**: `docs/images/plots/vpg`, 10 seeds, read off its figures.
 - **Gymnasium's tutorial**: `mujoco_reinforce.py`, 5 seeds, read off its figure.
@@ -148,7 +159,7 @@ SOURCES = """\
 
 
 def pgcli(*words: str) -> str:
-    """Run a command and give what it prints."""
+    """Run a command and return its stdout."""
     return subprocess.run([sys.executable, "-m", "pgcli", *words], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
@@ -171,7 +182,7 @@ def measure(config: str, seeds: str, folder: str) -> list[dict[str, str]]:
 
 
 def read() -> list[dict[str, str]]:
-    """Read what was measured so far."""
+    """Return the existing measurements."""
     if not DATA.exists():
         return []
     with DATA.open(newline="") as file:
@@ -180,23 +191,22 @@ def read() -> list[dict[str, str]]:
 
 def write(rows: list[dict[str, str]]) -> None:
     """Write the measurements, in the order of the tables."""
-    order = list(shipped_configs())
     with DATA.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: (order.index(row["config"]), int(row["seed"]))))
+        writer.writerows(sorted(rows, key=lambda row: (MEASURED.index(row["config"]), int(row["seed"]))))
 
 
 def number(value: float) -> str:
-    """Write a return: one decimal, or three where it is a success rate."""
+    """Format a return: one decimal, or three below 2, as for success rates."""
     return f"{value:.3f}" if abs(value) < 2 else f"{value:.1f}"
 
 
 def interval(values: list[float], errors: list[float]) -> str:
-    """Write the interquartile mean with its 95 % interval over seeds and over the episodes that they share.
+    """Format the interquartile mean with its 95 % interval over seeds and over the episodes that they share.
 
-    Args: returns and their standard errors over episodes. The latter have about the same sign for all seeds, so their
-    mean is that of the interquartile mean.
+    Args: returns and their standard errors over episodes. All seeds share the episodes, so their errors have about the
+    same sign, and the mean of the errors is the error of the interquartile mean.
     """
     samples = np.array(values)
     middle = float(interquartile_mean(samples))
@@ -208,13 +218,13 @@ def interval(values: list[float], errors: list[float]) -> str:
 
 
 def environment(config: str) -> str:
-    """Name the environment of a config, with the kwargs that make another one of it."""
+    """Return the name of a config's environment in TARGETS, with the kwargs that distinguish it."""
     env = load_config(config).env
     return ", ".join([env.id, *(key for key in env.kwargs if f"{env.id}, {key}" in TARGETS)])
 
 
 def summary(rows: list[dict[str, str]], target: float | None) -> str:
-    """Write the row of one config."""
+    """Format the row of one config."""
     sampled, greedy = ([float(row[mode]) for row in rows] for mode in ("sampled", "greedy"))
     errors = {mode: [float(row[f"{mode}_standard_error"] or "nan") for row in rows] for mode in ("sampled", "greedy")}
     steps = [int(row["env_steps"]) for row in rows]
@@ -232,15 +242,15 @@ def summary(rows: list[dict[str, str]], target: float | None) -> str:
 
 
 def render(rows: list[dict[str, str]]) -> str:
-    """Write the page."""
+    """Return the text of the page."""
     page = [HEAD]
     for task, (target, published) in TARGETS.items():
-        configs = [name for name in shipped_configs() if environment(name) == task]
+        configs = [name for name in MEASURED if environment(name) == task]
         measured = [[row for row in rows if row["config"] == name] for name in configs]
         if not any(measured):
             continue
         goal = "No target." if target is None else f"Target {number(target)}."
-        page += ["", f"## {task}", "", f"{goal} {published}", ""]
+        page += ["", f"## {task}", "", fill(f"{goal} {published}", 98, break_on_hyphens=False), ""]
         page += [
             "| config | env steps | seeds | sampled: IQM [95 %] | over seeds | reach the target | greedy: IQM [95 %] |",
             "|---|--:|--:|--:|--:|--:|--:|",
@@ -256,7 +266,7 @@ if __name__ == "__main__":
     parser.add_argument("--render", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        for name in [] if arguments.render else arguments.configs or shipped_configs():
+        for name in [] if arguments.render else arguments.configs or MEASURED:
             new = measure(name, arguments.seeds, temporary)
             write([row for row in read() if row["config"] != name] + new)
             print(summary(new, TARGETS[environment(name)][0]), flush=True)

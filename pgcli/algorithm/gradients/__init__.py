@@ -1,4 +1,4 @@
-"""Gradients of a minibatch's loss: by autograd, in closed form, or by the user's own code, behind one protocol."""
+"""Gradients of a minibatch's loss: autograd, closed form or user code."""
 
 from __future__ import annotations
 

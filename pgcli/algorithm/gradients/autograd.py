@@ -1,4 +1,4 @@
-"""Gradients by autograd, optionally through torch.compile: for images, recurrent policies and GPUs."""
+"""Gradients by autograd, optionally with torch.compile: for images, recurrent policies, GPUs."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from pgcli.policies.value_function import ValueFunction
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Compile a function of tensors, forward and backward, once for all batch sizes."""
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no helper processes that could outlive this one
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no helper processes, which could outlive this one
     return torch.compile(function, dynamic=True)
 
 
 @cache
 def check_compiler(device: str) -> None:
-    """Raise UsageError if torch.compile does not work here. The first call compiles, which takes seconds."""
+    """Raise UsageError if torch.compile does not work here. The first call takes seconds."""
     try:
         compiled(lambda x: x + 1)(torch.zeros(2, device=device))
-    except Exception as error:  # torch has no common class for these
+    except Exception as error:  # torch has no common base class for these
         reason = str(error).partition("\n")[0]
-        raise UsageError(f"training.compile: torch.compile does not work here: {reason}", "leave it out") from error
+        raise UsageError(
+            f"training.compile: torch.compile does not work here: {reason}", "leave training.compile out"
+        ) from error
 
 
 class Autograd:
@@ -47,7 +49,7 @@ class Autograd:
         self._outputs, self._trunk, *self._values = [compiled(one) if compile else one for one in networks]
 
     def inputs(self, obs: Tensor) -> Tensor:
-        """Return nothing, [M, 0]: networks read the observations themselves."""
+        """Return an empty tensor [M, 0]: networks read the observations directly."""
         return obs.new_empty(len(obs), 0)
 
     @torch.enable_grad()
@@ -68,7 +70,7 @@ class Autograd:
         return flattened(torch.autograd.grad(terms["loss"], parameters)), lambda: terms
 
     def policy_terms(self, batch: Batch, progress: float = 0.0, trunk: Tensor | None = None) -> Terms:
-        """Compute the policy's loss; `trunk` is its last hidden layer [M, features], if that is known."""
+        """Compute the policy's loss; `trunk` is the last hidden layer [M, features], if known."""
         outputs = self._outputs(batch.obs, batch.sequences, trunk)
         log_probs = self._policy.distribution.log_probs(outputs, batch.actions)
         with torch.set_grad_enabled(self._losses.entropy_coef(progress) > 0):

@@ -1,8 +1,8 @@
 """Gradients in closed form: the chain rule written out for plain networks, without a graph.
 
-Autograd takes several times as long for a minibatch of 64 as the arithmetic does. For policies of plain layers with a
-distribution that knows its own gradient, these are the same gradients; a test compares them for every objective,
-distribution and activation. Matrix products run in torch; operations on a few numbers per step run in numpy.
+For a minibatch of 64, autograd takes several times as long as the arithmetic. This module computes the same gradients
+for plain layers and distributions with closed-form gradients; a test compares all objectives, distributions and
+activations with autograd. Matrix products run in torch; operations on a few numbers per step run in numpy.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ Array = NDArray[Any]
 
 
 def has_closed_form(policy: Policy, value: ValueFunction | None) -> bool:
-    """Return whether all networks and the distribution have a closed form here."""
+    """Return whether all networks and the distribution have a closed form."""
     images = len(policy.images) or (value is not None and len(value.images))
     return policy.device.type == "cpu" and policy.memory is None and not images and policy.distribution.has_closed_form
 
 
 class ClosedForm:
-    """The gradient of a plain policy, and of a value function with its own network or on the policy's trunk.
+    """The gradient of a plain policy and its value function, with or without a shared trunk.
 
-    All gradients share one vector, the policy's parameters before the value function's.
+    All gradients share one vector: the policy's parameters, then the value function's.
     """
 
     def __init__(self, policy: Policy, value: ValueFunction | None, losses: Losses) -> None:
@@ -81,8 +81,8 @@ class ClosedForm:
                 assert_never(part)
 
     def _policy_slope(self, batch: Batch, outputs: Tensor, progress: float) -> tuple[Scored, Tensor]:
-        """Return what the distribution computes of the outputs [M, size], and ∂loss/∂outputs."""
-        if self._policy.masked:  # a forbidden action has probability 0, and so no gradient
+        """Return the distribution's scores for the outputs [M, size], and ∂loss/∂outputs."""
+        if self._policy.masked:  # a forbidden action has probability 0, so no gradient
             outputs = outputs.masked_fill(~self._policy.encoder.permitted(batch.obs), FORBIDDEN)
         scored = self._policy.distribution.scored(outputs.numpy(), batch.actions.numpy())
         slope, own = scored.backward(

@@ -12,13 +12,13 @@ from pgcli.algorithm.parts import PartName
 
 
 class Gradient(Protocol):
-    """The one door through which a gradient comes."""
+    """The interface of all gradient implementations."""
 
     def inputs(self, obs: Tensor) -> Tensor:
-        """Return what the gradient reads of observations [M, …], encoded once per update: [M, size]."""
+        """Return the gradient's input for observations [M, …], encoded once per update: [M, size]."""
 
     def __call__(self, batch: Batch, part: PartName, progress: float) -> Step:
-        """Return ∂loss/∂θ, [dim] in the order of the part's parameters, and the terms of the loss if asked for.
+        """Return ∂loss/∂θ [dim], in the order of the part's parameters, and the loss terms.
 
         The gradient is valid until the next call.
         """

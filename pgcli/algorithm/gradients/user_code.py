@@ -3,7 +3,7 @@
     def reinforce(rollouts, policy, gamma): ...  # -> ∇J, flat, [policy.dim]
 
 `rollouts` is a list per episode of (s, a, r); `policy` has dim, get_parameters, set_parameters, draw_action, grad_log.
-Loading runs FILE.py with the user's rights: load only files that the user has named.
+Loading runs FILE.py with the user's permissions: load only files that the user has named.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pgcli.system.notebooks import needed_code
 Array = NDArray[Any]
 UserEstimator = Callable[[Trajectories], Tensor]
 Rollouts = list[list[tuple[Array, int, float]]]
-SIGNATURE = "it is called as {name}(rollouts, policy, gamma) and returns a tensor of policy.dim numbers"
+SIGNATURE = "write it as {name}(rollouts, policy, gamma), and return a tensor of policy.dim numbers"
 
 
 class TutorialPolicy:
@@ -75,7 +75,7 @@ class TutorialPolicy:
         return int(torch.multinomial(self.forward(state), 1)) + self._first_action
 
     def grad_log(self, state: Any, action: Any) -> Tensor:
-        """Compute the score ∇log π(a|s), [dim], by the chain rule from the logits back to the first layer."""
+        """Compute the score ∇log π(a|s), [dim], by the chain rule."""
         outputs = self._run(state)
         delta = -self._probabilities(outputs[-1])
         delta[int(action) - self._first_action] += 1
@@ -107,7 +107,7 @@ class TutorialPolicy:
 
 
 def tutorial_rollouts(trajectories: Trajectories, states: Array) -> Rollouts:
-    """Return whole episodes in the form of the tutorial's `collect_rollouts`; `states` are [T, N, size]."""
+    """Convert whole episodes to the tutorial's rollouts; `states` are [T, N, size]."""
     actions, rewards = trajectories.actions.numpy(), trajectories.rewards.numpy()
     return [
         [(states[t, n].copy(), int(actions[t, n]), float(rewards[t, n])) for t in range(length)]
@@ -116,27 +116,27 @@ def tutorial_rollouts(trajectories: Trajectories, states: Array) -> Rollouts:
 
 
 def call_estimator(function: Any, name: str, rollouts: Rollouts, policy: TutorialPolicy, gamma: float) -> Tensor:
-    """Call a user's estimator: its gradient, [dim].
+    """Call a user's estimator and return its gradient, [dim].
 
-    Raises: UsageError if it raises, with the line, and for a result that is not a flat gradient.
+    Raises: UsageError if it raises an exception, or if the result is not a flat gradient.
     """
     try:
         result = function(rollouts, policy, gamma)
     except BaseException as error:
         if not is_user_error(error):
             raise
-        hint = f"`pgcli check {name}` tries it on small problems"
+        hint = f"`pgcli check {name}` tests it on small problems"
         raise UsageError(f"{name} raised {describe(error)}", hint) from error
     fault = describe_wrong_result(result, policy.dim)
     if fault:
-        raise UsageError(f"{name} returned {fault}", f"`pgcli check {name}` says more")
+        raise UsageError(f"{name} returned {fault}", f"`pgcli check {name}` shows more")
     return torch.as_tensor(result).detach().float()
 
 
 def describe_wrong_result(result: Any, dim: int) -> str:
     """Describe what is wrong with a result that should be [dim] numbers; "" if nothing is."""
     if result is None:
-        return "None: there is no `return`"
+        return "None: the function has no `return`"
     try:
         tensor = torch.as_tensor(result)
     except (TypeError, ValueError, RuntimeError):
@@ -144,7 +144,7 @@ def describe_wrong_result(result: Any, dim: int) -> str:
     if tensor.is_complex() or tensor.dtype == torch.bool:
         return f"a tensor of {tensor.dtype}"
     if tuple(tensor.shape) != (dim,):
-        return f"a tensor of shape {list(tensor.shape)}, and the gradient has shape [{dim}]"
+        return f"a tensor of shape {list(tensor.shape)}, but the gradient has shape [{dim}]"
     return ""
 
 
@@ -152,14 +152,14 @@ def describe_wrong_result(result: Any, dim: int) -> str:
 
 
 def load_user_code(location: str) -> Any:
-    """Run FILE.py, or the cells of FILE.ipynb that define NAME and what it needs, and return the object NAME.
+    """Run FILE.py, or the required cells of FILE.ipynb, and return the object NAME.
 
     Raises: UsageError if there is no such file or name, or the file cannot be run.
     """
     path, name = split(location)
     folder = str(path.resolve().parent)
     if folder not in sys.path:
-        sys.path.append(folder)  # for what it imports from beside it
+        sys.path.append(folder)  # so that it can import its neighbours
     module = ModuleType(f"pgcli_user_{path.stem}")
     module.__file__ = str(path.resolve())
     sys.modules[module.__name__] = module
@@ -169,13 +169,13 @@ def load_user_code(location: str) -> Any:
     except BaseException as error:
         if not is_user_error(error):
             raise
-        main = 'what is to run as a program belongs under `if __name__ == "__main__":`'
-        hint = f"install the package that has `{error.name}`" if isinstance(error, ModuleNotFoundError) else main
+        main = 'move the code of the program under `if __name__ == "__main__":`'
+        hint = f"install the package that provides `{error.name}`" if isinstance(error, ModuleNotFoundError) else main
         raise UsageError(f"{location}: running the file raised {describe(error)}", hint) from error
     if not hasattr(module, name):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         close = closest(name, names)
-        hint = f"did you mean `{close}`?" if close else f"it has {', '.join(names) or 'no functions'}"
+        hint = f"did you mean `{close}`?" if close else f"it defines {', '.join(names) or 'no functions'}"
         raise UsageError(f"{location}: the file has no `{name}`", hint)
     found = getattr(module, name)
     if not callable(found):
@@ -192,7 +192,7 @@ def _compiled(path: Path) -> CodeType:
 
 
 class UserGradient:
-    """The user's own gradient for the policy; the value function, if there is one, keeps the gradient `other`."""
+    """The user's gradient for the policy; the value function, if any, uses the gradient `other`."""
 
     def __init__(self, estimate: UserEstimator | None, policy: Policy, other: Gradient) -> None:
         self._estimate, self._policy, self._other = estimate, policy, other
@@ -209,7 +209,7 @@ class UserGradient:
 
 
 def load_user_estimator(location: str, policy: Policy, gamma: float) -> UserEstimator:
-    """Load a user's estimator for `policy`: a function from whole episodes to ∇J, [dim]. This runs the user's file.
+    """Load a user's estimator, whole episodes → ∇J [dim]. This runs the user's file.
 
     Raises: UsageError for a policy that is not a softmax MLP, and as `load_user_code` and `call_estimator` do.
     """
@@ -228,7 +228,9 @@ def load_user_estimator(location: str, policy: Policy, gamma: float) -> UserEsti
         gradient = call_estimator(function, location, tutorial_rollouts(trajectories, read.numpy()), adapter, gamma)
         if not torch.equal(adapter.get_parameters(), before):
             adapter.set_parameters(before)
-            raise UsageError(f"{location} changed the policy's parameters", "it is to return the gradient; pgcli steps")
+            raise UsageError(
+                f"{location} changed the policy's parameters", "return the gradient only; pgcli updates the parameters"
+            )
         return gradient
 
     return estimate
@@ -239,13 +241,13 @@ def check_policy(policy: Policy) -> None:
     problems: Sequence[tuple[bool, str, str]] = (
         (
             not isinstance(policy.distribution, Softmax),
-            "it is for one choice among actions, Discrete, and these are others",
+            "it supports Discrete actions only",
             "leave algorithm.estimator out, or choose another environment",
         ),
-        (policy.memory is not None, "a policy with memory has no score of one step", "use `policy.memory: none`"),
-        (len(policy.images) > 0, "the tutorial's policy reads no images", "use `policy.image_network: none`"),
-        (policy.masked, "the tutorial's policy knows no masks", "use `policy.action_mask: none`"),
+        (policy.memory is not None, "a recurrent policy has no score of a single step", "use `policy.memory: none`"),
+        (len(policy.images) > 0, "the tutorial's policy does not read images", "use `policy.image_network: none`"),
+        (policy.masked, "the tutorial's policy does not support action masks", "use `policy.action_mask: none`"),
     )
-    for unfit, why, mend in problems:
+    for unfit, why, hint in problems:
         if unfit:
-            raise UsageError(f"algorithm.estimator: {why}", mend)
+            raise UsageError(f"algorithm.estimator: {why}", hint)
