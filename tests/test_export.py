@@ -60,6 +60,7 @@ OBSERVATIONS: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
     "discrete": (spaces.Discrete(6, start=-2), {}),
     "multidiscrete": (spaces.MultiDiscrete([3, 4], start=[1, 0]), {}),
     "multibinary": (spaces.MultiBinary(5), {}),
+    "int64": (spaces.Box(10**18, 10**18 + 9, (3,), np.int64), {"normalize_obs": True}),
     "dict": (WORDS, {"normalize_obs": True}),
     "dict flattened": (WORDS, {"image_network": "none"}),
     "tuple": (spaces.Tuple((PLAIN, spaces.Discrete(4))), {}),

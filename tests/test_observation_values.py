@@ -13,7 +13,7 @@ import pytest
 import torch
 from command_line import pgcli
 from gymnasium import spaces
-from helpers import config
+from helpers import config, learner_of
 from test_spaces import policy_for, returns
 
 import pgcli as api
@@ -22,6 +22,7 @@ from pgcli.environments.make import make_environments
 from pgcli.errors import EnvironmentFailure
 from pgcli.inspection.doctor import diagnose
 from pgcli.policies.observations import Layout
+from pgcli.runs.checkpoints import check_tensors
 
 TESTS = str(Path(__file__).parent)
 PATHS = os.pathsep.join(filter(None, (TESTS, os.environ.get("PYTHONPATH"))))
@@ -41,7 +42,8 @@ class Hint(gym.Env[Any, np.int64]):
         self.pays = side
         box = BOXES[self.kind]
         if len(box.shape) == 1:
-            obs = np.array([self.offset + (2 * side - 1)]).astype(box.dtype)
+            offset = OFFSETS.get(self.kind, self.offset)
+            obs = np.array([offset + (2 * side - 1)], box.dtype)
         else:
             obs = np.zeros(box.shape, box.dtype)
             channel = 0 if box.shape[0] < 6 else int(self.np_random.integers(6))
@@ -65,9 +67,12 @@ def _wide_channel() -> spaces.Box:
     return spaces.Box(np.zeros_like(high), high)
 
 
+OFFSETS = {"counter": 1_700_000_000, "nanoseconds": 17 * 10**17, "unsigned": 2**64 - 2**20}
 BOXES: dict[str, spaces.Box] = {
     "clock": spaces.Box(-np.inf, np.inf, (1,), np.float64),
     "counter": spaces.Box(0, 2**62, (1,), np.int64),
+    "nanoseconds": spaces.Box(0, 2**62, (1,), np.int64),
+    "unsigned": spaces.Box(0, 2**64 - 1, (1,), np.uint64),
     "unknown": spaces.Box(np.iinfo(np.int32).min, np.iinfo(np.int32).max, (3, 6, 6), np.int32),
     "unbounded": spaces.Box(-np.inf, np.inf, (3, 6, 6), np.float64),
     "half bounded": spaces.Box(0, np.inf, (3, 6, 6), np.float32),
@@ -81,7 +86,7 @@ def learned(**kwargs: Any) -> float:
     return returns(
         env={"id": "test_observation_values:Hint", "num_envs": 16, "kwargs": kwargs},
         rollout={"episodes": 32},
-        policy={"hidden_sizes": [16], "normalize_obs": kwargs["kind"] in ("clock", "counter")},
+        policy={"hidden_sizes": [16], "normalize_obs": len(BOXES[kwargs["kind"]].shape) == 1},
         algorithm={"gamma": 0, "standardize": "batch"},
         optimizer={"learning_rate": 0.01},
         training={"iterations": 30},
@@ -264,3 +269,16 @@ def test_rollouts_store_images_as_bytes_next_to_real_numbers() -> None:
     space = spaces.Dict({"image": spaces.Box(0, 255, (84, 84, 3), np.uint8), "x": spaces.Box(0, 1, (1,), np.float64)})
     layout = Layout(space)
     assert layout.shape[0] * layout.dtype.itemsize == 84 * 84 * 3 + 8
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_origin_and_is_read_with_zeros() -> None:
+    settings = config(policy={"normalize_obs": True, "hidden_sizes": []})
+    learner = learner_of(BOXES["nanoseconds"], spaces.Discrete(2), settings)
+    learner.policy.add_statistics(torch.tensor([[17 * 10**17], [17 * 10**17 + 2]]))
+    (name,) = (key for key in learner.state_dict() if key.endswith("origin"))
+    earlier = {key: tensor.clone() for key, tensor in learner.state_dict().items() if key != name}
+    fresh = learner_of(BOXES["nanoseconds"], spaces.Discrete(2), settings)
+    check_tensors(earlier, fresh.state_dict(), "earlier")
+    fresh.load_state_dict(earlier)
+    assert learner.state_dict()[name].item() == 17 * 10**17
+    assert fresh.state_dict()[name].item() == 0

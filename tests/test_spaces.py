@@ -20,6 +20,7 @@ from pgcli.policies.observations import Encoder, Layout
 from pgcli.policies.policy import Policy
 from pgcli.records import Evaluation, Record
 from pgcli.sampling.sampler import make_sampler
+from pgcli.sampling.segments import in_todays_form
 from pgcli.training.loop import Counters, Training, train
 
 NESTED = spaces.Dict(
@@ -481,3 +482,14 @@ def test_a_policy_that_does_not_fit_the_spaces_is_rejected(
 def test_an_observation_without_parts_is_rejected(space: spaces.Space[Any]) -> None:
     with pytest.raises(EnvironmentFailure, match="no parts"):
         Layout(space)
+
+
+def test_a_checkpoint_of_an_earlier_version_shows_its_observations_in_the_form_of_this_one() -> None:
+    layout = Layout(spaces.Dict({"a": spaces.MultiBinary(3), "b": spaces.Discrete(300)}))
+    rows = np.stack([layout.pack({"a": np.array([1, 0, 1]), "b": 299})] * 2)
+    earlier = {"sampler.obs": torch.tensor([[1, 0, 1, 299]] * 2, dtype=torch.uint16), "sampler.over": torch.zeros(2)}
+    for tensors in (earlier, earlier | {"sampler.obs": torch.from_numpy(rows)}):
+        found = in_todays_form(tensors, layout)
+        assert found["sampler.obs"].numpy().tobytes() == rows.tobytes()
+        assert found.keys() == earlier.keys()
+    assert in_todays_form({}, layout) == {}

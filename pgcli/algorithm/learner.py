@@ -110,9 +110,10 @@ class Learner:
         return state_dict(self.agent, self.return_scale, self.past)
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Copy a `state_dict` back in place. The caller has checked names and shapes."""
+        """Copy a `state_dict` back in place. `check_tensors` has checked names and shapes."""
         for key, value in self.state_dict().items():
-            value.copy_(tensors[key])
+            if key in tensors:
+                value.copy_(tensors[key])
 
 
 def build_agent(

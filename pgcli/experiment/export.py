@@ -172,8 +172,10 @@ def _read(graph: _Graph, policy: Policy, inputs: dict[tuple[Key, ...], str]) -> 
     """Add `Policy.read`: the normalised numbers and the features of the image networks, [N, size]."""
     parts = []
     if policy.encoder.size:
-        numbers = _numbers(graph, policy.encoder, inputs, np.float32 if policy.normalizer is None else np.float64)
-        parts.append(numbers if policy.normalizer is None else _normalized(graph, policy.normalizer, numbers))
+        normal = policy.normalizer
+        dtype, origin = (np.float32, None) if normal is None else (np.float64, normal.origin)
+        numbers = _numbers(graph, policy.encoder, inputs, dtype, origin)
+        parts.append(numbers if normal is None else _normalized(graph, normal, numbers))
     for image, normalizer, network in zip(policy.encoder.images, policy.image_normalizers, policy.images, strict=True):
         x = graph.rows(inputs[image.leaf.path], *image.stored)
         if image.channels_last:
@@ -189,13 +191,17 @@ def _read(graph: _Graph, policy: Policy, inputs: dict[tuple[Key, ...], str]) -> 
     return graph.concat(parts)
 
 
-def _numbers(graph: _Graph, encoder: Encoder, inputs: dict[tuple[Key, ...], str], dtype: Any) -> str:
+def _numbers(
+    graph: _Graph, encoder: Encoder, inputs: dict[tuple[Key, ...], str], dtype: Any, origin: Tensor | None
+) -> str:
     """Add the numbers of the observation: one-hot for discrete parts, floats for the others."""
     parts = []
     for part in encoder.numbers:
         if not part.size:
             continue
         x = graph.rows(inputs[part.leaf.path], part.leaf.size)
+        if part.is_long and origin is not None:
+            x = graph.op("Sub", graph.cast(x, np.int64), graph.constant(origin[part.columns]))
         if part.first is None:
             x = graph.cast(x, dtype)
             parts.append(x if part.divisor == 1 else graph.op("Div", x, graph.constant(np.array(part.divisor, dtype))))

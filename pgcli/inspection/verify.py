@@ -29,6 +29,7 @@ from pgcli.runs.files import MAX_JSON_BYTES, open_file
 from pgcli.runs.information import find_run_hint, read_information, read_status
 from pgcli.runs.lock import lock_to_read
 from pgcli.runs.tables import as_csv, more_of, read_header, read_table, rows_of, table_file, tables_of
+from pgcli.sampling.segments import in_todays_form
 from pgcli.training.evaluation import Evaluator
 from pgcli.training.loop import train
 
@@ -421,7 +422,8 @@ def _recompute(
                 later = path / "checkpoints" / checkpoints.file_name(run.counters.iteration)
                 if later in kept:
                     tensors = run.learner.state_dict() | run.sampler.state_dict(run.counters.iteration)
-                    _compare_tensors(later, kept[later].tensors, tensors)
+                    saved = in_todays_form(kept[later].tensors, run.learner.policy.encoder.layout)
+                    _compare_tensors(later, saved, tensors)
                 if run.counters.iteration == (last if everything else first + 1):
                     break
     which = f"iteration {first}" if len(recomputed) == 1 else f"iterations {first} to {recomputed[-1]}"
@@ -487,5 +489,5 @@ def _compare(record: Iteration | Evaluation, tables: _RowsByIteration, since: in
 def _compare_tensors(file: Path, saved: dict[str, Tensor], again: dict[str, Tensor]) -> None:
     checkpoints.check_tensors(saved, again, str(file))
     for name, tensor in again.items():
-        if tensor.contiguous().numpy().tobytes() != saved[name].contiguous().numpy().tobytes():
+        if name in saved and tensor.contiguous().numpy().tobytes() != saved[name].contiguous().numpy().tobytes():
             raise _Failed(f"{file}: {name} differs from the recomputed state")

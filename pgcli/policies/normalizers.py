@@ -51,8 +51,14 @@ class Normalizer(RunningMoments):
     """x ↦ (x - mean) / √(variance + 10⁻⁸), clipped to ±10.
 
     Before the first row, mean is 0 and variance 1. x is float64: float32 would lose a small signal on a large offset
-    before the mean is subtracted.
+    before the mean is subtracted. `origin` is subtracted from 64-bit integers before; it is None if there are none.
     """
+
+    origin: Tensor | None
+
+    def __init__(self, size: int, *, has_origin: bool = False) -> None:
+        super().__init__(size)
+        self.register_buffer("origin", torch.zeros(size, dtype=torch.int64) if has_origin else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [M, size] in torch."""

@@ -271,20 +271,31 @@ class Encoder:
         self.mask = self.layout.action_mask if len(self.layout.leaves) > 1 else None
         read = [leaf for leaf in self.layout.leaves if leaf is not self.mask]
         found = [ImagePart.of(leaf) if images else None for leaf in read]
-        self.numbers = [_Numbers(leaf) for leaf, image in zip(read, found, strict=True) if image is None]
+        self.numbers = list[_Numbers]()
+        for leaf, image in zip(read, found, strict=True):
+            if image is None:
+                self.numbers.append(_Numbers(leaf, sum(part.size for part in self.numbers)))
         self.images = [image for image in found if image is not None]
         self.size = sum(part.size for part in self.numbers)
+        self.has_long = any(part.is_long for part in self.numbers)
         self.actions = None if self.mask is None else self.mask.size
 
-    def in_torch(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the numbers `[M, size]` of observations `[M, …]`."""
-        parts = [part.in_torch(part.leaf.unpack(obs), dtype) for part in self.numbers]
+    def in_torch(self, obs: Tensor, dtype: torch.dtype, origin: Tensor | None = None) -> Tensor:
+        """Return the numbers `[M, size]` of observations `[M, …]`, and those of 64-bit integers minus `origin`."""
+        parts = [part.in_torch(part.leaf.unpack(obs), dtype, origin) for part in self.numbers]
         return parts[0] if len(parts) == 1 else torch.cat([obs.new_zeros(len(obs), 0, dtype=dtype), *parts], 1)
 
-    def in_numpy(self, obs: Array, dtype: Any = np.float32) -> Array:
-        """Return the numbers `[N, size]` of observations `[N, …]`."""
-        parts = [part.in_numpy(part.leaf.unpack(obs), dtype) for part in self.numbers]
+    def in_numpy(self, obs: Array, dtype: Any = np.float32, origin: Array | None = None) -> Array:
+        """Return the numbers `[N, size]` of observations `[N, …]`, and those of 64-bit integers minus `origin`."""
+        parts = [part.in_numpy(part.leaf.unpack(obs), dtype, origin) for part in self.numbers]
         return parts[0] if len(parts) == 1 else np.concatenate([np.zeros((len(obs), 0), dtype), *parts], 1)
+
+    def origin_of(self, obs: Tensor) -> Tensor:
+        """Return the 64-bit integers of the first of observations `[M, …]`, `[size]`; 0 for other numbers."""
+        parts = [
+            part.leaf.unpack(obs[:1])[0].long() if part.is_long else torch.zeros(part.size) for part in self.numbers
+        ]
+        return torch.cat(parts).long()
 
     def permitted(self, obs: Any) -> Any:
         """Return the action masks of observations `[M, …]`: bool `[M, actions]`."""
@@ -295,8 +306,10 @@ class Encoder:
 class _Numbers:
     """The numbers of one leaf, the same in torch and in numpy."""
 
-    def __init__(self, leaf: Leaf) -> None:
+    def __init__(self, leaf: Leaf, start: int) -> None:
         self.leaf, space, self.size = leaf, leaf.space, leaf.size
+        self.is_long = isinstance(space, spaces.Box) and leaf.dtype.kind in "iu" and leaf.dtype.itemsize == 8
+        self.columns = slice(start, start + leaf.size)  # of a long part, among all numbers
         self.divisor = 1.0
         if isinstance(space, spaces.Box) and space.dtype == np.uint8:
             self.divisor = max(float(space.high.max(initial=0)), 1.0)
@@ -306,13 +319,17 @@ class _Numbers:
             self.size = int(counts.sum())
             self.first = np.cumsum(counts) - counts - np.ravel(space.start)
 
-    def in_torch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+    def in_torch(self, x: Tensor, dtype: torch.dtype, origin: Tensor | None) -> Tensor:
+        if self.is_long and origin is not None:
+            x = x.long() - origin[self.columns]  # exact, where float64 has no digits left
         if self.first is None:
             return x.to(dtype) if self.divisor == 1 else x.to(dtype) / self.divisor
         places = x.long() + torch.from_numpy(self.first).to(x.device)
         return torch.zeros(len(x), self.size, dtype=dtype, device=x.device).scatter_(1, places, 1)
 
-    def in_numpy(self, x: Array, dtype: Any) -> Array:
+    def in_numpy(self, x: Array, dtype: Any, origin: Array | None) -> Array:
+        if self.is_long and origin is not None:
+            x = x.astype(np.int64) - origin[self.columns]
         if self.first is None:
             numbers = x.astype(dtype, copy=False)
             return numbers if self.divisor == 1 else numbers / numbers.dtype.type(self.divisor)

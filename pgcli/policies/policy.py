@@ -100,7 +100,9 @@ class Policy(nn.Module):
         sizes = [size if self.memory is None else self.memory.size, *config.hidden_sizes]
         self.features = sizes[-1]
         self.distribution = make_distribution(action_space, config, features=sizes[-1])
-        self.normalizer = Normalizer(self.encoder.size) if config.normalize_obs and self.encoder.size else None
+        self.normalizer: Normalizer | None = None
+        if config.normalize_obs and self.encoder.size:
+            self.normalizer = Normalizer(self.encoder.size, has_origin=self.encoder.has_long)
         self.image_normalizers = nn.ModuleList(
             Normalizer(image.shape[0]) if config.normalize_obs or not image.divisors else nn.Identity()
             for image in self.encoder.images
@@ -131,7 +133,7 @@ class Policy(nn.Module):
         dtype = next(self.network.parameters()).dtype
         if self.normalizer is None:
             return self.encoder.in_torch(obs, dtype)
-        return self.normalizer.forward(self.encoder.in_torch(obs, torch.float64)).to(dtype)
+        return self.normalizer.forward(self.encoder.in_torch(obs, torch.float64, self.normalizer.origin)).to(dtype)
 
     def read(self, obs: Tensor, images: nn.ModuleList | None = None) -> Tensor:
         """Concatenate numbers of observations [M, …] and features of `images`."""
@@ -155,7 +157,10 @@ class Policy(nn.Module):
     def add_statistics(self, obs: Tensor) -> None:
         """Add observations [M, …] to the normalisers' statistics."""
         if self.normalizer is not None:
-            self.normalizer.add(self.encoder.in_torch(obs, torch.float64))
+            origin = self.normalizer.origin
+            if origin is not None and len(obs) and self.normalizer.count == 0:
+                origin.copy_(self.encoder.origin_of(obs))
+            self.normalizer.add(self.encoder.in_torch(obs, torch.float64, origin))
         for image, normalizer in zip(self.encoder.images, self.image_normalizers, strict=True):
             if isinstance(normalizer, Normalizer):
                 for part in torch.split(obs, STATISTICS_ROWS):
@@ -188,6 +193,8 @@ class Policy(nn.Module):
         trunk, head = numpy_forward(nn.Sequential(*hidden)), numpy_forward(nn.Sequential(last))
         encoder, images = self.encoder, self.images
         normalize = None if self.normalizer is None else self.normalizer.in_numpy()
+        moved = None if self.normalizer is None else self.normalizer.origin
+        origin = None if moved is None else moved.numpy().copy()
         recur = None if self.memory is None else self.memory.in_numpy()
         sample, most_probable = self.distribution.sample, self.distribution.mode
         sees_features, masked = self.distribution.sees_features, self.masked
@@ -198,7 +205,7 @@ class Policy(nn.Module):
             return [network(x).numpy() for network, x in zip(images, pictures, strict=True)]
 
         def respond(obs: Array, noise: Array, memory: Array) -> tuple[Array, Array]:
-            x = encoder.in_numpy(obs) if normalize is None else normalize(encoder.in_numpy(obs, np.float64))
+            x = encoder.in_numpy(obs) if normalize is None else normalize(encoder.in_numpy(obs, np.float64, origin))
             if len(images):
                 x = np.concatenate((x, *image_features(obs)), 1)
             if recur is not None:

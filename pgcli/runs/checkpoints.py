@@ -30,6 +30,7 @@ from pgcli.errors import CheckpointError, ConfigError, RunDirectoryError, typed
 from pgcli.runs.files import Folder, open_file, opened, read_json
 
 FORMAT = 1
+OPTIONAL = "normalizer.origin"  # zeros where earlier versions did not write it
 MAX_BYTES = 4 * 2**30
 MAX_HEADER_BYTES = 2**24
 COUNTERS = {"iteration", "env_steps", "episodes"}
@@ -282,12 +283,15 @@ def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], name: s
 
     The second moments of an optimizer may be infinite, after an overflow.
     """
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    optional = {name for name in expected if name.endswith(OPTIONAL)}
+    missing, extra = sorted(expected.keys() - found.keys() - optional), sorted(found.keys() - expected.keys())
     if missing or extra:
         raise CheckpointError(
             f"{name}: does not match its config: missing {missing or 'nothing'}, unexpected {extra or 'nothing'}"
         )
     for key, tensor in expected.items():
+        if key not in found:
+            continue
         if found[key].shape != tensor.shape or found[key].dtype != tensor.dtype:
             raise CheckpointError(
                 f"{name}: {key} is {found[key].dtype} {list(found[key].shape)}, "

@@ -21,6 +21,7 @@ from pgcli.environments.make import make_environments
 from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import CheckpointError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
+from pgcli.policies.observations import Layout
 from pgcli.policies.policy import ActingState, Policy
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
@@ -71,6 +72,13 @@ def segment_seed(config: Config, column: int, episode: int) -> int:
 def native_seed(config: Config, iteration: int, first: int) -> int:
     """Derive the seed of a vector form, whose first column is `first`, for one iteration of segments."""
     return derived_seed(config.seed, Purpose.RESET, iteration, first)
+
+
+def in_todays_form(tensors: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint with observations as this version packs them."""
+    if "sampler.obs" not in tensors:
+        return tensors
+    return tensors | {"sampler.obs": torch.from_numpy(layout.converted(tensors["sampler.obs"].numpy()))}
 
 
 class SegmentSampler:
@@ -127,9 +135,9 @@ class SegmentSampler:
         """Restore every environment; columns that fail start new episodes and are counted."""
         if not tensors:
             return 0
+        tensors = in_todays_form(tensors, self._examples[0].envs.layout)
         arrays = {name.removeprefix("sampler."): tensor.numpy() for name, tensor in tensors.items()}
         no_memory = policy.actor("sampled").start(self._config.env.num_envs)
-        arrays |= {"obs": self._examples[0].envs.layout.converted(arrays["obs"])} if "obs" in arrays else {}
         names = self._check(arrays, no_memory)
         arrays = {"memory": no_memory} | arrays
         tasks = {}
