@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__" and not sys.flags.safe_path:
-    sys.path.append(sys.path.pop(0))  # the current folder comes last, so that it hides no package
+    sys.path.append(sys.path.pop(0))  # last, so that files in the current folder hide no package
 
 from pgcli.system.leaving import leave, leave_on_signals
 
-leave_on_signals()  # before any other import: until a command that saves its state takes over
+leave_on_signals()  # before other imports; commands that save state replace the handlers
 
 import io  # noqa: E402
 import os  # noqa: E402
@@ -21,13 +21,13 @@ from pgcli.system.streams import open_descriptors, print_message  # noqa: E402
 
 
 def main() -> NoReturn:
-    """Run the command line and leave with its exit code."""
+    """Run the command line and exit with its code."""
     open_descriptors()
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy acts on few rows; torch's threads are training.threads
-    warnings.showwarning = _warn  # type: ignore[assignment]  # it ignores the other arguments
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy works on few rows; training.threads sets torch's threads
+    warnings.showwarning = _warn  # type: ignore[assignment]  # it ignores the other parameters
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # an ASCII terminal gets `?` for `±`, not a traceback
+            stream.reconfigure(errors="replace")  # print `?` instead of `±` on an ASCII terminal
     leave(_run())
 
 
@@ -45,14 +45,14 @@ def _run() -> int:
         return error.exit_code
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except OSError as error:  # say, a full disk behind `>`
+    except OSError as error:  # for example a full disk behind `>`
         from pgcli.system.limits import limit_of
 
         place = f"{error.filename or 'output'}: {error.strerror or error}", ""
         print_message(str(PgcliError(*(limit_of(error) or place))))
         return 1
     except Exception as error:
-        if hasattr(error, "format_message"):  # typer's own, whose class has no public name
+        if hasattr(error, "format_message"):  # a typer error; its class has no public name
             return _usage(error)
         import traceback
 
@@ -68,16 +68,18 @@ def _run() -> int:
 
 
 def _usage(error: Any) -> int:
-    """Print an error of the arguments, and return its exit code."""
-    if message := error.format_message():  # none for a command without arguments, which has shown its help
+    """Print an argument error and return its exit code."""
+    if message := error.format_message():  # empty if the help was already shown
         command = getattr(error.ctx, "command", None)
         name = "pgcli" if command is None or error.ctx.parent is None else f"pgcli {command.name}"
-        print_message(f"error: {message}\nhint: `{name} --help` shows what it takes")
+        example = (getattr(command, "epilog", None) or "").partition("\n")[2].partition("\n")[0].strip()
+        hint = f"for example `{example}`; see `{name} --help`" if "Missing" in message else f"see `{name} --help`"
+        print_message(f"error: {message}\nhint: {hint}")
     return int(error.exit_code)
 
 
 def _warn(message: Warning | str, *place: object) -> None:
-    """Print a library's warning as one plain line."""
+    """Print a warning of a library as one line."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(message)).removeprefix("WARN: ")
     print_message(f"warning: {text}")
 

@@ -1,12 +1,13 @@
-"""Every error that a user can cause, each with the exit code that a script sees.
+"""The errors that a user can cause, with their exit codes.
 
 PgcliError 1
-├── ConfigError 2            the YAML, an override, or a combination of keys
+├── UsageError 2             a command-line argument
+├── ConfigError 2            YAML, an override, or a combination of keys
 ├── EnvironmentFailure 3     Gymnasium or the environment
 ├── RunDirectoryError 4      the run directory
 │   └── CheckpointError 4    one checkpoint
-├── Diverged 5               a non-finite number
-├── RunInUse 6               another process writes the run directory
+├── Diverged 5               a non-finite number in training
+├── RunInUse 6               another process is writing the run directory
 └── Interrupted 130, 143     a signal; resumable
 """
 
@@ -20,7 +21,7 @@ from pathlib import Path
 
 
 class PgcliError(Exception):
-    """A mistake with a known mend: shown as `error: …` and `hint: …`, never as a traceback."""
+    """A user's mistake with a known fix: printed as `error: …` and `hint: …`, without a traceback."""
 
     exit_code: int = 1
 
@@ -30,31 +31,33 @@ class PgcliError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        message, hint = (text.replace("\n", "\\n") for text in (self.message, self.hint))  # of a name, say
+        message, hint = (
+            text.replace("\n", "\\n") for text in (self.message, self.hint)
+        )  # a name may contain line breaks
         return f"error: {message}" + (f"\nhint: {hint}" if hint else "")
 
 
 def closest(word: str, candidates: Iterable[str]) -> str | None:
-    """Return the candidate that is spelled most like `word`, for a did-you-mean; None if none is similar."""
-    import difflib  # only a mistake needs it
+    """Return the candidate most similar to `word`, or None if none is similar."""
+    import difflib  # imported only after a mistake
 
     return next(iter(difflib.get_close_matches(word, list(candidates), n=1)), None)
 
 
 def typed(path: Path) -> str:
-    """Write a path for a hint, so that it can be typed after a command."""
+    """Quote a path for a command in a hint."""
     return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 class UsageError(PgcliError):
-    """An argument of the command line makes no sense."""
+    """A command-line argument is invalid."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a config: where (`file:line:column`), what, and how to mend it."""
+    """A problem of a config: its location (`file:line:column`), a message and a fix."""
 
     where: str
     message: str
@@ -66,7 +69,7 @@ class Problem:
 
 
 class ConfigError(PgcliError):
-    """All problems of a config at once."""
+    """All problems of a config."""
 
     exit_code = 2
 
@@ -79,9 +82,9 @@ class ConfigError(PgcliError):
 
 
 class EnvironmentFailure(PgcliError):
-    """The environment is unknown, cannot be built, or broke its contract.
+    """The environment is unknown, cannot be built, or violated the Gymnasium API.
 
-    A fault in an episode has the episode's reset `seed`, and a `reproduction`: a program in which it happens again.
+    For a fault in an episode, `seed` is the reset seed, and `reproduction` a program that repeats the fault.
     """
 
     exit_code = 3
@@ -93,36 +96,34 @@ class EnvironmentFailure(PgcliError):
 
 
 class RunDirectoryError(PgcliError):
-    """The run directory cannot be used as asked."""
+    """The run directory cannot be used."""
 
     exit_code = 4
 
 
 class CheckpointError(RunDirectoryError):
-    """A checkpoint is missing, foreign or damaged."""
+    """A checkpoint is missing, damaged, or not a pgcli checkpoint."""
 
 
 class Diverged(PgcliError):
-    """A number that must be finite is not; the last good checkpoint stands."""
+    """A number that must be finite is not. The last good checkpoint is kept."""
 
     exit_code = 5
 
     def __init__(self, message: str) -> None:
-        hint = (
-            "lower optimizer.learning_rate, or set max_grad_norm; if it is so from the start, rewards may be too large"
-        )
+        hint = "lower optimizer.learning_rate, or set optimizer.max_grad_norm; at the start of a run, check the rewards"
         super().__init__(message, hint)
 
 
 class RunInUse(PgcliError):
-    """Another process holds the run directory."""
+    """Another process is using the run directory."""
 
     exit_code = 6
 
 
 class Interrupted(PgcliError):
-    """A signal asked the run to stop; the last completed iteration is on disk."""
+    """A signal stopped the run. The last completed iteration is saved."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(signal_number).name}")
-        self.exit_code = 128 + signal_number  # the shell's convention
+        self.exit_code = 128 + signal_number  # as shells do

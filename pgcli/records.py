@@ -1,4 +1,4 @@
-"""The records of a run, and the columns of its tables: each metric is declared here, once.
+"""The records of a run and the columns of its tables. Each metric is declared once, here.
 
 `METRICS`, `TIMING`, `EVALUATIONS`, `EPISODES` and `GRADIENTS` are the tables. A column has a name, a value in a record,
 a label, a unit and a meaning; CSV files, plots, `show`, displays and the logs of other tools derive from it.
@@ -17,11 +17,11 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Metric:
-    """What a number means and how it is shown; as the annotation of a field, it makes a column of it.
+    """The meaning and format of a number; as the annotation of a field, it declares a column.
 
     Args:
-        help: the meaning, beyond the name.
-        label, unit: on the axis of a plot; without a label, the name.
+        help: the meaning, in addition to the name.
+        label, unit: for the axis of a plot; the label defaults to the name.
         brief: the format in a display.
         text: the values are words.
         logarithmic: the values span powers of ten.
@@ -37,7 +37,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Column(Generic[R]):
-    """One column of a table: its name in the file, and its value in a record of type R; None leaves the cell empty."""
+    """A column of a table: its name, and its value in a record of type R; None is an empty cell."""
 
     name: str
     value: Callable[[R], Cell]
@@ -45,14 +45,14 @@ class Column(Generic[R]):
 
     @property
     def axis(self) -> str:
-        """The words on an axis."""
+        """The label of an axis."""
         unit = f" ({self.metric.unit})" if self.metric.unit else ""
         return (self.metric.label or self.name.replace("_", " ")) + unit
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Statistics of a sample of returns, in reward units. One value has no spread: None, not nan."""
+    """Statistics of returns, in reward units. A single value has spread None."""
 
     n: int
     mean: Annotated[float, Metric("over episodes", "mean return")]
@@ -72,7 +72,7 @@ class Episode:
     discounted_return: float
     length: int
     ended: str
-    info: Mapping[str, float] = field(default_factory=dict)  # numbers that the environment reported at its end
+    info: Mapping[str, float] = field(default_factory=dict)  # numbers in the info of its last step
 
 
 def _wide(help: str, label: str) -> Metric:
@@ -81,27 +81,27 @@ def _wide(help: str, label: str) -> Metric:
 
 @dataclass(frozen=True)
 class GradientEstimate:
-    """The variance of an estimator, measured on an iteration's trajectories; None where it is undefined.
+    """The variance of an estimator on the trajectories of one iteration; None if undefined.
 
-    snr is the squared norm of the true gradient over gradient_variance. Below 0, the noise hides the signal.
+    snr estimates the squared norm of the true gradient over gradient_variance. Below 0, noise exceeds the signal.
     """
 
     estimator: Annotated[str, Metric("RETURNS+BASELINE; the config's own comes first", text=True)]
-    trajectories: Annotated[int, Metric("their number N")]
+    trajectories: Annotated[int, Metric("number N")]
     gradient_norm: Annotated[Number, _wide("|g|", "norm of the gradient estimate")]
     gradient_variance: Annotated[Number, _wide("v = tr Cov[g]", "variance of the gradient estimate")]
     trajectory_variance: Annotated[Number, _wide("N v", "variance of one trajectory's gradient")]
     snr: Annotated[Number, _wide("(|g|² - v) / v", "signal-to-noise ratio of the gradient")]
     trajectories_for_snr_1: Annotated[Number, _wide("N / snr", "trajectories for a signal-to-noise ratio of 1")]
     variance_removed: Annotated[Number, Metric("1 - v(A) / v(G)", "share of the variance that the baseline removes")]
-    cosine: Annotated[Number, Metric("g · g_own / (|g| |g_own|)", "cosine with the gradient that was taken")]
+    cosine: Annotated[Number, Metric("g · g_own / (|g| |g_own|)", "cosine with the gradient of the update")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """The metrics of one update; None where one does not apply. Losses to grad_norm are means over the last epoch.
+    """The metrics of one update; None if not applicable. Losses to grad_norm are means over the last epoch.
 
-    Each is measured before the optimizer step that it leads to, so one step on fresh data has approx_kl 0.
+    They are measured before each optimizer step, so one step on new data has approx_kl 0.
     """
 
     policy_loss: Annotated[Number, Metric("None if the user's code computes the gradient")] = None
@@ -141,12 +141,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class Iteration:
-    """One iteration: its metrics, the episodes that ended in it, its timing."""
+    """One iteration: metrics, finished episodes, timing."""
 
     iteration: int
     env_steps: int
     episode_count: int
-    steps: int  # of this iteration alone
+    steps: int  # of this iteration
     returns: Sample | None  # of the episodes that ended; None if none did
     length_mean: float | None
     discounted_return_mean: float | None
@@ -154,7 +154,7 @@ class Iteration:
     episodes: list[Episode]
     timing: Timing
     progress: float
-    info: Mapping[str, float] = field(default_factory=dict)  # means over the episodes that reported a number
+    info: Mapping[str, float] = field(default_factory=dict)  # means over the episodes with a number
 
     @property
     def steps_per_second(self) -> float:
@@ -173,13 +173,13 @@ class Evaluation:
     length_mean: float
     discounted_return_mean: float
     seconds: float
-    info: Mapping[str, float] = field(default_factory=dict)  # means over the episodes that reported a number
-    stopped_by: str = ""  # the rule that had ended the run before this evaluation, of fresh episodes
+    info: Mapping[str, float] = field(default_factory=dict)  # means over the episodes with a number
+    stopped_by: str = ""  # the rule that stopped the run before this evaluation on new episodes
 
 
 @dataclass(frozen=True)
 class Notice:
-    """A text that the user should read."""
+    """A message for the user."""
 
     text: str
 
@@ -188,7 +188,7 @@ Record = Iteration | Evaluation | Notice
 
 
 def _metrics(kind: type, of: Callable[[R], object], prefix: str = "", names: Sequence[str] = ()) -> Iterator[Column[R]]:
-    """Yield the columns of the fields of `kind`, or of those in `names`; `of` finds the object in a record."""
+    """Yield the columns of `kind`, or of its fields `names`; `of` returns the object of a record."""
     hints = get_type_hints(kind, include_extras=True)
     metrics = {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
 
@@ -229,7 +229,7 @@ EVALUATIONS: tuple[Column[Evaluation], ...] = (
     Column("iteration", lambda it: it.iteration, _ITERATION),
     Column("env_steps", lambda it: it.env_steps, _ENV_STEPS),
     Column("mode", lambda it: it.mode, Metric("sampled or greedy", text=True)),
-    Column("evaluation_episodes", lambda it: it.returns.n, Metric("their number")),
+    Column("evaluation_episodes", lambda it: it.returns.n, Metric("number")),
     *_returns(lambda it: it.returns, "mean", "standard_error", "standard_deviation"),
     Column("length_mean", lambda it: it.length_mean, _LENGTH),
     *_returns(lambda it: it.returns, "median", "min", "max"),
@@ -258,10 +258,10 @@ TABLES: dict[str, tuple[Column[Any], ...]] = {
 STOPPED_BY: Column[Evaluation] = Column(
     "stopped_by",
     lambda it: it.stopped_by or None,
-    Metric("goal or patience, which ended the run before this evaluation of fresh episodes", text=True),
+    Metric("goal or patience: the rule that stopped the run before this evaluation on new episodes", text=True),
 )
 COLUMNS = {column.name: column for table in (*TABLES.values(), (STOPPED_BY,)) for column in table}
-_INFO: dict[str, Callable[[Any], Mapping[str, float]]] = {  # by the tables that have it, from their records
+_INFO: dict[str, Callable[[Any], Mapping[str, float]]] = {  # by table, from its records
     "metrics": lambda it: it.info,
     "evaluations": lambda it: it.info,
     "episodes": lambda row: row[1].info,
@@ -269,7 +269,7 @@ _INFO: dict[str, Callable[[Any], Mapping[str, float]]] = {  # by the tables that
 
 
 def columns(table: str, more: Sequence[str] = ()) -> tuple[Column[Any], ...]:
-    """Return the columns of a table: its own, then `more`, `stopped_by` or what the environment reports."""
+    """Return the columns of a table, then `more`: `stopped_by`, or names from info."""
     return (*TABLES[table], *(STOPPED_BY if name == STOPPED_BY.name else _info(table, name) for name in more))
 
 
@@ -278,19 +278,19 @@ def _info(table: str, name: str) -> Column[Any]:
 
 
 def more_columns(info: Sequence[str], *, stops: bool) -> dict[str, list[str]]:
-    """Return by table the columns of a run that others lack.
+    """Return the additional columns of a run, by table.
 
-    Args: info: what the environment reports. stops: a rule may end the run before its budget.
+    Args: info: names reported by the environment. stops: the run has a stopping rule.
     """
     return {table: [*([STOPPED_BY.name] if stops and table == "evaluations" else []), *info] for table in _INFO}
 
 
 def axis(name: str) -> str:
-    """Return the words on an axis for a column, declared or not."""
+    """Return the axis label of a column, declared or not."""
     return COLUMNS[name].axis if name in COLUMNS else name.replace("_", " ")
 
 
 def brief(update: Update, *names: str) -> list[str]:
-    """Write metrics of an update for a display, without those that do not apply."""
+    """Format metrics of an update for a display; skip those that do not apply."""
     values = ((COLUMNS[name].metric.brief, getattr(update, name)) for name in names)
     return [form.format(value).replace("%", " %") for form, value in values if value is not None]

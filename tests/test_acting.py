@@ -84,12 +84,12 @@ def returns_everywhere(settings: Config, tmp_path: Path) -> dict[str, Array]:
     }
 
 
-def test_noise_that_a_policy_keeps_is_kept_wherever_it_acts(tmp_path: Path) -> None:
+def test_kept_noise_lasts_for_noise_steps_in_every_acting_path(tmp_path: Path) -> None:
     for returns in returns_everywhere(settings_for(), tmp_path).values():
         assert (returns == 0).all(), "θ is the same in all 20 steps"
 
 
-def test_noise_is_drawn_anew_after_noise_steps_wherever_a_policy_acts(tmp_path: Path) -> None:
+def test_noise_is_redrawn_after_noise_steps_in_every_acting_path(tmp_path: Path) -> None:
     for returns in returns_everywhere(settings_for(noise_steps=10), tmp_path).values():
         assert (returns < 0).all()
     changes = np.diff(
@@ -104,7 +104,7 @@ def test_noise_is_drawn_anew_after_noise_steps_wherever_a_policy_acts(tmp_path: 
     assert (changes != 0).tolist() == [False, False, True] * 3
 
 
-def test_an_agent_begins_an_episode_with_new_noise_and_a_recurrent_one_with_a_new_state() -> None:
+def test_reset_draws_new_noise_and_clears_the_recurrent_state() -> None:
     recurrent = {"distribution": "gaussian", "memory": "gru"}
     for policy in (dict[str, Any](), recurrent):
         settings = settings_for(**policy)
@@ -124,7 +124,7 @@ def test_an_agent_begins_an_episode_with_new_noise_and_a_recurrent_one_with_a_ne
             assert (first != again).all()
 
 
-def test_an_agent_without_a_state_takes_batches_of_any_size() -> None:
+def test_a_stateless_agent_accepts_batches_of_any_size() -> None:
     settings = settings_for(distribution="gaussian")
     agent = Agent(policy_of(settings), settings, {}, Path("nowhere"), seed=0)
     assert [len(agent.act(np.ones((n, 2), np.float32))) for n in (1, 3, 2)] == [1, 3, 2]
@@ -161,6 +161,6 @@ def ratio_of_expected_to_true_gradient(steps: int, noise_steps: int, episodes: i
     return float(estimated @ true / (true @ true))
 
 
-def test_the_gradient_is_too_long_with_kept_noise_and_exact_with_new_noise_in_each_step() -> None:
+def test_the_gradient_is_too_large_with_kept_noise_and_exact_with_new_noise() -> None:
     assert ratio_of_expected_to_true_gradient(4, 64, 20_000) == pytest.approx(2.93, abs=0.2)
     assert ratio_of_expected_to_true_gradient(4, 1, 20_000) == pytest.approx(1.0, abs=0.05)

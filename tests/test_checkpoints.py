@@ -53,7 +53,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return save(tmp_path_factory.mktemp("state"), STATE).read_bytes()
 
 
-def test_a_checkpoint_reads_back_as_it_was(tmp_path: Path) -> None:
+def test_a_checkpoint_round_trips(tmp_path: Path) -> None:
     path = save(tmp_path, STATE)
     assert path.name == "iteration-000007.safetensors"
     back = load(follow(tmp_path / "latest.json"))
@@ -63,15 +63,13 @@ def test_a_checkpoint_reads_back_as_it_was(tmp_path: Path) -> None:
     assert not [file.name for file in tmp_path.iterdir() if file.name.startswith(".")]
 
 
-def test_a_tensor_is_saved_as_it_reads_however_it_lies_in_memory(tmp_path: Path) -> None:
+def test_a_tensor_is_saved_by_value_for_any_memory_layout(tmp_path: Path) -> None:
     lying = {"turned": torch.arange(6.0).reshape(2, 3).t(), "one": torch.tensor(2), "every other": torch.arange(9)[::2]}
     back = load(save(tmp_path, replace(STATE, tensors=lying))).tensors
     assert all(torch.equal(back[name], tensor) for name, tensor in lying.items())
 
 
-def test_its_bytes_are_a_function_of_the_state_and_its_metadata_one_canonical_key(
-    content: bytes, tmp_path: Path
-) -> None:
+def test_the_bytes_depend_on_state_and_metadata_only(content: bytes, tmp_path: Path) -> None:
     assert save(tmp_path, STATE).read_bytes() == content
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     assert list(header["__metadata__"]) == ["pgcli"]
@@ -79,7 +77,7 @@ def test_its_bytes_are_a_function_of_the_state_and_its_metadata_one_canonical_ke
     assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def test_one_changed_bit_anywhere_is_found(content: bytes) -> None:
+def test_any_flipped_bit_is_detected(content: bytes) -> None:
     for position in range(len(content)):
         for bit in range(8):
             damaged = bytearray(content)
@@ -88,7 +86,7 @@ def test_one_changed_bit_anywhere_is_found(content: bytes) -> None:
                 decode(bytes(damaged), "damaged")
 
 
-def test_a_checkpoint_cut_short_anywhere_is_found(content: bytes) -> None:
+def test_a_truncated_checkpoint_is_detected(content: bytes) -> None:
     for length in range(len(content)):
         with pytest.raises(CheckpointError):
             decode(content[:length], "short")
@@ -98,12 +96,12 @@ def test_a_checkpoint_cut_short_anywhere_is_found(content: bytes) -> None:
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300))
-def test_arbitrary_bytes_are_refused_in_a_sentence(noise: bytes) -> None:
+def test_arbitrary_bytes_are_rejected_with_one_sentence(noise: bytes) -> None:
     with pytest.raises(CheckpointError):
         decode(noise, "noise")
 
 
-def test_foreign_files_are_refused_and_nothing_of_theirs_runs(tmp_path: Path) -> None:
+def test_foreign_files_are_rejected_and_never_executed(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
 
     class Malice:
@@ -154,25 +152,29 @@ HOSTILE: list[tuple[str, dict[str, Json], str]] = [
     ("a shape of many axes", {"of_tensors": {"shape": [1] * 1000 + [2, 3]}}, "impossible size"),
     ("offsets beyond the file", {"of_tensors": {"data_offsets": [4, 2**40]}}, "impossible size"),
     ("tensors that overlap", {"of_tensors": {"data_offsets": [0, 24]}}, "overlap"),
-    ("a gap", {"of_tensors": {"data_offsets": [8, 28], "shape": [5]}}, "overlap, or leave gaps"),
+    ("a gap", {"of_tensors": {"data_offsets": [8, 28], "shape": [5]}}, "overlap, leave gaps"),
     ("a type that there is not", {"of_tensors": {"dtype": "OBJECT"}}, "unknown type OBJECT"),
     ("a key more", {"of_tensors": {"__reduce__": "os.system"}}, "unknown type"),
     (
         "counts below zero",
         {"of_metadata": {"counters": {"iteration": -1, "env_steps": 0, "episodes": 0}}},
-        "all counts",
+        "non-negative integer",
     ),
-    ("half a count", {"of_metadata": {"counters": {"iteration": 0.5, "env_steps": 0, "episodes": 0}}}, "all counts"),
+    (
+        "half a count",
+        {"of_metadata": {"counters": {"iteration": 0.5, "env_steps": 0, "episodes": 0}}},
+        "non-negative integer",
+    ),
     ("a counter less", {"of_metadata": {"counters": {"iteration": 7}}}, "counters are not"),
     ("counters that are none", {"of_metadata": {"counters": [7]}}, "damaged"),
     ("a config that is none", {"of_metadata": {"config": ["import os"]}}, "damaged"),
-    ("another format", {"of_metadata": {"format": 99}}, "has format 99, and this version of pgcli reads 1"),
+    ("another format", {"of_metadata": {"format": 99}}, "has format 99, but this version of pgcli reads format 1"),
     ("more metadata", {"more": {"command": "rm"}}, "damaged"),
 ]
 
 
 @pytest.mark.parametrize(("change", "words"), [row[1:] for row in HOSTILE], ids=[row[0] for row in HOSTILE])
-def test_a_checkpoint_that_is_signed_and_contradicts_itself_is_refused_before_it_is_read(
+def test_a_signed_but_inconsistent_checkpoint_is_rejected_before_reading(
     change: dict[str, Json], words: str, content: bytes
 ) -> None:
     assert decode(forged(content), "good").counters == STATE.counters
@@ -194,15 +196,15 @@ def test_a_checkpoint_that_is_signed_and_contradicts_itself_is_refused_before_it
         b'{"__metadata__": {"pgcli": "' + b"\xff" * 1000 + b'"}}',
         b'{"__metadata__": {"pgcli": "{\\"format\\": NaN}"}}',
     ],
-    ids=["lists", "objects", "a key twice", "many keys", "not UTF-8", "NaN"],
+    ids=["lists", "objects", "duplicate key", "many keys", "not UTF-8", "NaN"],
 )
-def test_a_header_of_any_shape_is_refused_in_a_sentence(header: bytes) -> None:
+def test_a_malformed_header_is_rejected_with_one_sentence(header: bytes) -> None:
     for length in (len(header), 2**40, MAX_BYTES):
         with pytest.raises(CheckpointError, match="not a pgcli checkpoint"):
             decode(length.to_bytes(8, "little") + header, "odd")
 
 
-def test_a_file_larger_than_any_checkpoint_and_what_is_no_file_are_refused_at_once(tmp_path: Path) -> None:
+def test_oversized_files_and_non_files_are_rejected_immediately(tmp_path: Path) -> None:
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(2**40)
     os.mkfifo(tmp_path / "fifo")
@@ -212,14 +214,14 @@ def test_a_file_larger_than_any_checkpoint_and_what_is_no_file_are_refused_at_on
             load(tmp_path / name)
 
 
-def test_parameters_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+def test_non_finite_parameters_are_rejected(tmp_path: Path) -> None:
     tensors = STATE.tensors | {"policy.network.0.weight": torch.full((2, 3), torch.nan)}
     back = load(save(tmp_path, replace(STATE, tensors=tensors)))
-    with pytest.raises(CheckpointError, match="holds a number that is not finite"):
+    with pytest.raises(CheckpointError, match="has a value that is not finite"):
         checkpoints.check_tensors(back.tensors, STATE.tensors, "nan")
 
 
-def test_a_pointer_is_not_believed(tmp_path: Path) -> None:
+def test_the_latest_pointer_is_verified(tmp_path: Path) -> None:
     path = save(tmp_path, STATE)
     pointer = tmp_path / "latest.json"
     whole = path.read_bytes()
@@ -231,21 +233,21 @@ def test_a_pointer_is_not_believed(tmp_path: Path) -> None:
     data = json.loads(pointer.read_text())
     for file in ("../../etc/passwd", "other.safetensors", None):
         pointer.write_text(json.dumps(data | {"file": file}))
-        with pytest.raises(CheckpointError, match="names no checkpoint"):
+        with pytest.raises(CheckpointError, match="does not name a checkpoint"):
             follow(pointer)
 
 
-def test_a_checkpoint_of_another_network_is_told_apart(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_network_is_rejected(tmp_path: Path) -> None:
     loaded = load(save(tmp_path, STATE))
     checkpoints.check_tensors(loaded.tensors, STATE.tensors, "it")
     wider = STATE.tensors | {"policy.network.0.weight": torch.zeros(2, 4)}
     with pytest.raises(CheckpointError, match=r"policy.network.0.weight is torch.float32 \[2, 3\]"):
         checkpoints.check_tensors(loaded.tensors, wider, "it")
-    with pytest.raises(CheckpointError, match="lacks"):
+    with pytest.raises(CheckpointError, match="missing"):
         checkpoints.check_tensors(loaded.tensors, STATE.tensors | {"more": torch.zeros(1)}, "it")
 
 
-def test_a_new_name_is_never_written_over(tmp_path: Path) -> None:
+def test_an_existing_file_is_not_overwritten_without_replace(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_whole(path, b"one", replace=False)
     with pytest.raises(FileExistsError):
@@ -276,7 +278,7 @@ def test_a_table_is_cut_back_to_whole_rows_before_an_iteration(tmp_path: Path, t
     assert cut_table(tmp_path / "nowhere", 2) == 0
 
 
-def test_a_locked_run_names_its_holder_until_that_process_ends(tmp_path: Path) -> None:
+def test_a_locked_run_names_the_process_that_holds_it(tmp_path: Path) -> None:
     holder = os.fork()
     if not holder:
         with lock(tmp_path):
@@ -309,13 +311,13 @@ def test_a_checkpoint_may_begin_with_the_byte_of_a_pickle(tmp_path: Path) -> Non
     raise AssertionError("no length was tried that begins with 0x80")
 
 
-def test_a_table_of_other_columns_is_told_and_half_a_header_is_not(tmp_path: Path) -> None:
+def test_a_table_with_other_columns_is_reported_but_half_a_header_is_not(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     assert length_before(path, ["iteration", "x"], 1) == (0, 0)
     with opened(tmp_path) as folder:
         TableWriter(folder, path.name, ["iteration", "x"]).close()
     assert length_before(path, ["iteration", "x"], 1) == (0, 12)
-    with pytest.raises(RunDirectoryError, match="other columns"):
+    with pytest.raises(RunDirectoryError, match="columns differ"):
         length_before(path, ["iteration", "x", "y"], 1)
     path.write_text("iterat")
     assert length_before(path, ["iteration", "x"], 1) == (0, 0)
@@ -327,31 +329,31 @@ def test_a_table_of_other_columns_is_told_and_half_a_header_is_not(tmp_path: Pat
         (b"PK\x05\x06" + bytes(18), "a zip file"),
         (b"\x80\x04N.", "a pickle"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (bytes(4096), "or cut short"),
+        (bytes(4096), "or truncated"),
         (b"", "it is empty"),
-        (b"\x10\0", "or cut short"),
+        (b"\x10\0", "or truncated"),
     ],
 )
-def test_a_foreign_file_is_told_by_what_it_looks_like(content: bytes, words: str) -> None:
+def test_a_foreign_file_is_described_by_its_format(content: bytes, words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
         decode(content, "it")
     with pytest.raises(CheckpointError, match="a safetensors file"):
         decode(safetensors.torch.save({"a": torch.zeros(2)}), "it")
 
 
-def test_a_body_of_another_size_than_its_header_says_is_refused_before_it_is_read(tmp_path: Path) -> None:
+def test_a_body_size_that_contradicts_the_header_is_rejected_before_reading(tmp_path: Path) -> None:
     path = save(tmp_path, STATE)
     with path.open("r+b") as file:
         file.truncate(2**31)  # a hole, which takes no room on the disk
     tracemalloc.start()
-    with pytest.raises(CheckpointError, match="its tensors have"):
+    with pytest.raises(CheckpointError, match="the tensors need"):
         load(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**20
 
 
-def test_what_is_no_regular_file_is_told_as_that(tmp_path: Path) -> None:
+def test_a_non_regular_file_is_reported_as_such(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", Path("/dev/zero")):
         with pytest.raises(CheckpointError, match="not a regular file"):
@@ -363,7 +365,7 @@ def test_what_is_no_regular_file_is_told_as_that(tmp_path: Path) -> None:
                 find_checkpoint(path)
 
 
-def test_the_mean_square_of_an_optimizer_may_have_overflowed() -> None:
+def test_an_overflowed_mean_square_of_an_optimizer_is_accepted() -> None:
     found = STATE.tensors | {"optimizer.step": torch.tensor(math.inf)}
     checkpoints.check_tensors(found, STATE.tensors, "it")
 
@@ -376,7 +378,7 @@ JSON = st.recursive(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(JSON, JSON, st.dictionaries(st.text(max_size=12), JSON, max_size=2))
-def test_any_metadata_with_the_right_digests_give_a_checkpoint_or_a_sentence(
+def test_any_metadata_with_valid_digests_gives_a_checkpoint_or_an_error(
     content: bytes, config: Any, counters: Any, entry: Json
 ) -> None:
     for changes in (
@@ -395,7 +397,7 @@ ROW = st.text('0123456789,.-+einfa\n\0"\r', max_size=12).map(str.encode) | st.bi
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ROW, max_size=8), st.integers(0, 12))
-def test_any_bytes_in_a_table_are_cut_or_told_and_cutting_again_changes_nothing(
+def test_any_table_bytes_are_cut_or_reported_and_cutting_is_idempotent(
     tmp_path: Path, lines: list[bytes], iteration: int
 ) -> None:
     path = tmp_path / "any.csv"
@@ -409,7 +411,7 @@ def test_any_bytes_in_a_table_are_cut_or_told_and_cutting_again_changes_nothing(
     read_table(path, {"return_mean"}, skip_damage=True)
 
 
-def test_a_damaged_row_among_whole_ones_is_no_place_to_cut(tmp_path: Path) -> None:
+def test_a_table_is_not_cut_at_a_damaged_row_between_whole_rows(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(b"iteration,x\n0,1\n1,\0\n2,1\n")
     with pytest.raises(RunDirectoryError, match="damaged before line 4"):
@@ -419,7 +421,7 @@ def test_a_damaged_row_among_whole_ones_is_no_place_to_cut(tmp_path: Path) -> No
     assert cut_table(path, 3) == 0
 
 
-def test_a_header_that_says_a_thing_twice_is_refused_though_the_last_word_is_right(content: bytes) -> None:
+def test_a_header_with_a_duplicate_key_is_rejected(content: bytes) -> None:
     length = int.from_bytes(content[:8], "little")
     header = content[8 : 8 + length].replace(b'{"__metadata__":', b'{"__metadata__":{"pgcli":"x"},"__metadata__":', 1)
     with pytest.raises(CheckpointError, match="not a pgcli checkpoint"):

@@ -61,7 +61,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_a_run_directory_holds_what_the_contract_names(finished: Path) -> None:
+def test_a_run_directory_has_the_documented_files(finished: Path) -> None:
     assert (finished / "metrics.csv").read_text().startswith(HEADER), "more columns may follow"
     metrics = rows(finished / "metrics.csv")
     assert [int(row["iteration"]) for row in metrics] == list(range(6))
@@ -80,7 +80,7 @@ def test_a_run_directory_holds_what_the_contract_names(finished: Path) -> None:
     assert not list(finished.rglob(".writing-*"))
 
 
-def test_the_tables_agree_with_each_other(finished: Path) -> None:
+def test_the_tables_are_consistent(finished: Path) -> None:
     metrics, episodes = rows(finished / "metrics.csv"), rows(finished / "episodes.csv")
     assert [int(row["episode"]) for row in episodes] == list(range(36))
     for row in metrics:
@@ -99,7 +99,7 @@ def test_the_resolved_config_repeats_the_run_to_the_byte(finished: Path, tmp_pat
     assert contents(tmp_path / "again") == contents(finished)
 
 
-def test_another_seed_is_another_run(finished: Path, tmp_path: Path) -> None:
+def test_another_seed_gives_other_results(finished: Path, tmp_path: Path) -> None:
     pgcli("train", "cartpole", *TINY, "seed=1", "--run-dir", "other", cwd=tmp_path)
     ours, theirs = contents(tmp_path / "other"), contents(finished)
     assert all(ours[name] != theirs[name] for name in ours)
@@ -133,7 +133,7 @@ SEGMENTS = [
         (signal.SIGKILL, ["env.id=FrozenLake-v1", "algorithm.baseline=group", "algorithm.group_size=5"]),
     ],
 )
-def test_a_run_that_was_stopped_and_resumed_has_the_bytes_of_one_that_was_not(
+def test_a_stopped_and_resumed_run_has_the_bytes_of_an_uninterrupted_run(
     number: signal.Signals, env: list[str], tmp_path: Path
 ) -> None:
     long = [
@@ -166,7 +166,7 @@ def test_a_run_that_was_stopped_and_resumed_has_the_bytes_of_one_that_was_not(
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP])
-def test_a_signal_amid_a_long_update_stops_it_within_two_seconds_and_nothing_is_lost(
+def test_a_signal_during_a_long_update_stops_it_within_two_seconds_without_loss(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     long = [
@@ -191,7 +191,7 @@ def test_a_signal_amid_a_long_update_stops_it_within_two_seconds_and_nothing_is_
 
 
 @pytest.mark.parametrize("seeds", [[], ["--seeds", "0-1", "--jobs", "2"]], ids=["one run", "two at a time"])
-def test_a_checkpoint_can_be_asked_for_and_training_goes_on(seeds: list[str], tmp_path: Path) -> None:
+def test_a_requested_checkpoint_is_saved_and_training_continues(seeds: list[str], tmp_path: Path) -> None:
     never = ["training.iterations=400", "checkpoint.every=null", "evaluation.every=null", "env.max_episode_steps=30"]
     process = Command("train", "cartpole", *TINY, *never, *seeds, "--run-dir", "run", cwd=tmp_path)
     folders = [tmp_path / "run" / name for name in (("seed-0", "seed-1") if seeds else ("",))]
@@ -217,7 +217,7 @@ def test_a_finished_run_is_extended_to_the_bytes_of_one_long_run(finished: Path,
     assert load_config(str(tmp_path / "run/config.yaml")).training.iterations == 6
 
 
-def test_resuming_a_finished_run_says_so_and_touches_nothing(finished: Path) -> None:
+def test_resuming_a_finished_run_reports_it_and_changes_nothing(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != ".lock"}
     done = pgcli("resume", finished, cwd=finished.parent)
     assert "already finished" in done.stderr
@@ -236,7 +236,7 @@ def test_resuming_a_finished_run_says_so_and_touches_nothing(finished: Path) -> 
         ),
     ],
 )
-def test_resume_names_the_budget_that_ended_a_run_and_changes_nothing_in_vain(
+def test_resume_names_the_used_budget_and_rejects_changes_without_effect(
     budget: list[str], ended: str, larger: str, tmp_path: Path
 ) -> None:
     settings = [one for one in TINY if "iterations" not in one and "stop_at" not in one]
@@ -261,7 +261,7 @@ def test_resume_names_the_budget_that_ended_a_run_and_changes_nothing_in_vain(
     assert len(rows(tmp_path / "run/metrics.csv")) > before[tmp_path / "run/metrics.csv"].count(b"\n") - 1
 
 
-def test_the_checkpoint_of_a_former_end_is_kept(tmp_path: Path) -> None:
+def test_the_final_checkpoint_is_kept_when_a_run_is_extended(tmp_path: Path) -> None:
     settings = [*TINY, "checkpoint.every=4", "checkpoint.keep=1", "evaluation.every=null"]
     pgcli("train", "cartpole", *settings, "training.iterations=3", "--run-dir", "run", cwd=tmp_path)
     for end in (6, 9):
@@ -271,7 +271,7 @@ def test_the_checkpoint_of_a_former_end_is_kept(tmp_path: Path) -> None:
     pgcli("eval", "run", "--which", 3, "--episodes", 1, cwd=tmp_path)
 
 
-def test_a_run_of_a_version_without_some_keys_goes_on(finished: Path, tmp_path: Path) -> None:
+def test_a_run_of_an_older_version_continues_with_default_keys(finished: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
     path = checkpoints.follow(run / "checkpoints/latest.json")
     found = checkpoints.load(path)
@@ -286,7 +286,7 @@ def test_a_run_of_a_version_without_some_keys_goes_on(finished: Path, tmp_path: 
     assert checkpoints.load(checkpoints.follow(run / "checkpoints/latest.json")).config["policy"]["memory"] == "none"
 
 
-def test_resume_refuses_what_a_run_keeps_for_life_and_marks_what_it_may_change(tmp_path: Path) -> None:
+def test_resume_rejects_fixed_keys_and_records_changed_ones(tmp_path: Path) -> None:
     pgcli("train", "cartpole", *TINY, "--run-dir", "run", cwd=tmp_path)
     refused = pgcli("resume", "run", "algorithm.gamma=0.5", cwd=tmp_path, code=4)
     assert "algorithm.gamma" in refused.stderr
@@ -297,7 +297,7 @@ def test_resume_refuses_what_a_run_keeps_for_life_and_marks_what_it_may_change(t
     assert "optimizer.learning_rate=0.5" in run["resumes"][0]["overrides"]
 
 
-def test_an_existing_run_is_refused_continued_or_moved_aside_but_never_deleted(tmp_path: Path) -> None:
+def test_an_existing_run_is_never_deleted(tmp_path: Path) -> None:
     run = ["train", "cartpole", *TINY, "training.iterations=2", "--run-dir", "run"]
     pgcli(*run, cwd=tmp_path)
     before = contents(tmp_path / "run")
@@ -315,7 +315,7 @@ def test_several_seeds_in_processes_write_the_bytes_that_one_process_writes(fini
     assert contents(tmp_path / "runs/seed-0") == contents(finished)
 
 
-def test_interrupted_jobs_save_their_state_and_go_on_with_resume(tmp_path: Path) -> None:
+def test_interrupted_jobs_save_their_state_and_resume(tmp_path: Path) -> None:
     long = [*TINY, "training.iterations=100000", "--seeds", "0,1", "--jobs", "2", "--run-dir", "runs"]
     process = Command("train", "cartpole", *long, cwd=tmp_path)
     both = [tmp_path / f"runs/seed-{seed}/metrics.csv" for seed in (0, 1)]
@@ -351,7 +351,7 @@ def test_eval_of_one_episode_gives_no_interval_and_no_nan(finished: Path) -> Non
     assert "nan" not in table
 
 
-def test_eval_discounts_cuts_and_acts_greedily_when_told(finished: Path) -> None:
+def test_eval_options_set_discount_horizon_and_mode(finished: Path) -> None:
     cut = json.loads(pgcli("eval", finished, "--json", "--horizon", 3, "--gamma", 0.5, cwd=finished.parent).stdout)
     assert cut["mean_return"] == 1 + 0.5 + 0.25
     assert cut["mean_length"] == 3
@@ -383,13 +383,13 @@ def test_eval_films_the_agent_without_a_screen(finished: Path, tmp_path: Path, s
         assert seconds == pytest.approx(frames / 50, abs=0.03)
 
 
-def test_a_video_of_another_kind_is_refused(finished: Path) -> None:
+def test_an_unsupported_video_format_is_rejected(finished: Path) -> None:
     done = pgcli("eval", finished, "--episodes", 1, "--video", "film.avi", cwd=finished.parent, code=2)
     assert ".gif" in done.stderr
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf", "csv"])
-def test_plot_writes_the_figure_and_says_where(finished: Path, tmp_path: Path, suffix: str) -> None:
+def test_plot_writes_the_figure_and_prints_its_path(finished: Path, tmp_path: Path, suffix: str) -> None:
     done = pgcli("plot", finished, "-o", f"curve.{suffix}", cwd=tmp_path)
     assert done.stdout == f"curve.{suffix}\n"
     assert (tmp_path / f"curve.{suffix}").stat().st_size > 100
@@ -432,10 +432,10 @@ def test_a_loaded_agent_acts_in_a_notebook(finished: Path) -> None:
         (["train", "cartpole", "env.kwargs.nonsense=1", "env.vectorization=sync"], 2, "`nonsense`"),
         (["train", "cartpole", "--seeds", "3-"], 2, "--seeds"),
         (["train", "cartpole", "--seeds", ""], 2, "--seeds"),
-        (["train", "cartpole", "--seeds", "0-1", "seed=3"], 2, "contradict"),
+        (["train", "cartpole", "--seeds", "0-1", "seed=3"], 2, "cannot be combined"),
         (["train", "cartpole", "env.id=CartPole"], 3, "did you mean `CartPole-v"),
         (["train", "cartpole", "env.wrappers=[Nosuch]"], 3, "wrapper `Nosuch` not found"),
-        (["train", "cartpole", "--resume", "--overwrite"], 2, "contradict"),
+        (["train", "cartpole", "--resume", "--overwrite"], 2, "cannot be combined"),
         (["eval", "nowhere"], 4, "nowhere"),
         (["resume", "nowhere"], 4, "nowhere"),
         (["plot", "nowhere"], 4, "nowhere"),
@@ -443,7 +443,7 @@ def test_a_loaded_agent_acts_in_a_notebook(finished: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_mistake_gets_one_sentence_and_the_right_exit_code(
+def test_a_users_mistake_gives_one_sentence_and_the_documented_exit_code(
     arguments: list[str], code: int, words: str, tmp_path: Path
 ) -> None:
     done = pgcli(*arguments, cwd=tmp_path, code=code)
@@ -518,7 +518,7 @@ def test_a_checkpoint_of_a_foreign_module_needs_trust(tmp_path: Path) -> None:
     pgcli("eval", "run", "--trust", "--episodes", 1, cwd=tmp_path, PYTHONPATH=here)
 
 
-def test_a_full_disk_ends_the_run_with_a_sentence_and_its_last_checkpoint(tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_run_with_one_sentence_and_the_last_checkpoint(tmp_path: Path) -> None:
     words = [*TINY, "training.iterations=500", "checkpoint.every=5", "env.max_episode_steps=30"]
     quoted = " ".join(f"'{word}'" for word in words)
     # no file may grow beyond 20 KiB: the tables soon would
@@ -533,14 +533,14 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_its_last_checkpoint(tmp_pa
     pgcli("resume", "run", f"training.iterations={before['iteration'] + 1}", cwd=tmp_path)
 
 
-def test_a_run_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_an_uncreatable_run_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in ("file", "file/run"):
         done = pgcli("train", "cartpole", *TINY, "--run-dir", path, cwd=tmp_path, code=4)
         assert "error: file" in done.stderr
 
 
-def test_a_run_that_lost_a_part_goes_on_exactly_or_says_what_is_missing(finished: Path, tmp_path: Path) -> None:
+def test_a_run_with_a_lost_file_resumes_exactly_or_names_the_file(finished: Path, tmp_path: Path) -> None:
     def broken(part: str) -> Path:
         run = tmp_path / part.replace("/", "-")
         shutil.copytree(finished, run)
@@ -558,7 +558,7 @@ def test_a_run_that_lost_a_part_goes_on_exactly_or_says_what_is_missing(finished
         pgcli("train", "cartpole", *TINY, "seed=9", "--run-dir", run, cwd=tmp_path, code=4)
 
 
-def test_a_config_edited_by_hand_is_held_against_the_checkpoint(finished: Path, tmp_path: Path) -> None:
+def test_resume_compares_an_edited_config_with_the_checkpoint(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     config = run / "config.yaml"
@@ -571,10 +571,10 @@ def test_the_current_folder_is_not_moved_aside(finished: Path, tmp_path: Path) -
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     done = pgcli("train", "cartpole", *TINY, "--run-dir", ".", "--overwrite", cwd=run, code=4)
-    assert "the folder that you are in" in done.stderr
+    assert "is the current folder" in done.stderr
 
 
-def test_a_full_stdout_is_told_in_one_line(finished: Path) -> None:
+def test_a_full_stdout_is_reported_in_one_line(finished: Path) -> None:
     shell = f"{sys.executable} -m pgcli eval '{finished}' --episodes 1 > /dev/full"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -634,7 +634,7 @@ def test_a_missing_ffmpeg_is_named_with_its_command(
     assert not list(tmp_path.iterdir())
 
 
-def test_resume_says_which_environments_do_not_repeat_themselves(tmp_path: Path) -> None:
+def test_resume_counts_environments_that_do_not_repeat_themselves(tmp_path: Path) -> None:
     run = ["env.id=test_segments:Restless-v0", "env.max_episode_steps=7", *SEGMENTS, "training.iterations=4"]
     path = str(Path(__file__).parent)
     pgcli("train", "cartpole", *TINY, *run, "--run-dir", "run", cwd=tmp_path, PYTHONPATH=path)
@@ -657,7 +657,7 @@ def test_a_segment_in_which_no_episode_ends_leaves_returns_empty(tmp_path: Path)
     assert rows(tmp_path / "run/episodes.csv") == []
 
 
-def test_a_bug_in_one_run_does_not_keep_the_others_from_running(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_one_run_does_not_stop_the_other_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     from pgcli.config import Config
     from pgcli.experiment import jobs
     from pgcli.experiment.recorder import Outcome
@@ -666,7 +666,7 @@ def test_a_bug_in_one_run_does_not_keep_the_others_from_running(monkeypatch: pyt
     def run(request: Request, *others: object) -> Outcome:
         if request.config.seed == 0:
             raise ZeroDivisionError("a bug")
-        return Outcome(request.path, "used up its budget", None, None, 0.0)
+        return Outcome(request.path, "training.iterations=2 reached", None, None, 0.0)
 
     monkeypatch.setattr(jobs, "run_experiment", run)
     requests = [Request(Config(seed=seed), Path(f"seed-{seed}"), []) for seed in (0, 1)]
@@ -689,7 +689,7 @@ def test_a_commands_help_has_examples_and_names_no_type_of_a_flag(command: str, 
     assert "<bool>" not in text
 
 
-def test_the_version_and_those_of_the_packages_that_results_depend_on(tmp_path: Path) -> None:
+def test_version_lists_the_packages_that_affect_results(tmp_path: Path) -> None:
     assert pgcli("--version", cwd=tmp_path).stdout == f"pgcli {__version__}\n"
     lines = pgcli("--version", "-v", cwd=tmp_path).stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["pgcli", "torch", "gymnasium", "numpy"]

@@ -100,7 +100,7 @@ def assert_same(agent: PolicyGradient, batch: Batch, of: Any) -> None:
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("space", SPACES)
-def test_the_policys_gradient_is_that_of_autograd(space: str, objective: str) -> None:
+def test_the_policys_gradient_equals_autograds(space: str, objective: str) -> None:
     agent = agent_of(SPACES[space], algorithm={"update_epochs": 2} | OBJECTIVES[objective])
     draw = torch.Generator().manual_seed(1)
     assert_same(agent, batch_of(agent, torch.randn(M, 3, dtype=torch.float64, generator=draw)), "policy")
@@ -109,9 +109,7 @@ def test_the_policys_gradient_is_that_of_autograd(space: str, objective: str) ->
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("clip_range", [None, 0.1])
-def test_the_value_functions_gradient_is_that_of_autograd(
-    clip_range: float | None, shared: bool, normalize: bool
-) -> None:
+def test_the_value_functions_gradient_equals_autograds(clip_range: float | None, shared: bool, normalize: bool) -> None:
     agent = agent_of(
         SPACES["gaussian"],
         algorithm={"baseline": "value", "value_coef": 0.7, **OBJECTIVES["clip, KL penalty, entropy"]},
@@ -142,7 +140,7 @@ def test_forbidden_actions_have_no_gradient_either_way(space: str, entropy_coef:
 
 @pytest.mark.parametrize("hidden_sizes", [[], [3], [4, 3, 5]])
 @pytest.mark.parametrize("activation", ["tanh", "relu", "elu", "identity"])
-def test_the_chain_rule_through_layers_is_that_of_autograd(activation: Any, hidden_sizes: list[int]) -> None:
+def test_the_chain_rule_through_layers_equals_autograds(activation: Any, hidden_sizes: list[int]) -> None:
     torch.manual_seed(4)
     network = mlp([3, *hidden_sizes, 2], activation).double()
     gradient_of: dict[Tensor, Tensor] = {x: torch.zeros_like(x, requires_grad=False) for x in network.parameters()}
@@ -155,7 +153,7 @@ def test_the_chain_rule_through_layers_is_that_of_autograd(activation: Any, hidd
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
-def test_others_are_left_to_autograd() -> None:
+def test_networks_without_a_closed_form_use_autograd() -> None:
     box = SPACES["gaussian"]
     for distribution in ("tanh_gaussian", "state_dependent_gaussian"):
         agent = agent_of(box, policy={"distribution": distribution})
@@ -165,14 +163,14 @@ def test_others_are_left_to_autograd() -> None:
     assert not has_closed_form(pictures.policy, None)
 
 
-def test_an_update_takes_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_uses_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make sure that the two implementations are really different."""
     agent = learner_of(spaces.Box(-9, 9, (3,)), spaces.Discrete(4), config())
     monkeypatch.setattr(torch.autograd, "grad", None)
     agent.update(random_batch(torch.float32))
 
 
-def test_rounding_does_not_take_a_value_within_the_clip_for_one_beyond_it() -> None:
+def test_rounding_does_not_clip_a_value_inside_the_range() -> None:
     draw = torch.Generator().manual_seed(0)
     values, moves, targets = torch.randn(3, 1000, generator=draw).numpy()
     slopes = value_slope(values, targets, moves, clip_range=100)

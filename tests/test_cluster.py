@@ -156,7 +156,7 @@ def on_one_machine(path: Path) -> None:
 
 
 @pytest.mark.slow("starts a Ray cluster and loses parts of it")
-def test_actors_give_the_bytes_of_this_process_also_when_they_are_killed_or_hang(tmp_path: Path) -> None:
+def test_actors_give_the_bytes_of_this_process_even_if_killed_or_hung(tmp_path: Path) -> None:
     for case, words in SAME.items():
         run(tmp_path / case / "0", *words)
     for case, (trouble, rollout, _) in LOST.items():
@@ -227,7 +227,7 @@ def on_several_machines(path: Path) -> None:
 
 
 @pytest.mark.slow("starts a Ray cluster and loses parts of it")
-def test_a_lost_machine_costs_time_and_no_result(tmp_path: Path) -> None:
+def test_a_lost_machine_does_not_change_results(tmp_path: Path) -> None:
     run(tmp_path / "0", *LANDER)
     local = run_all(seeds(tmp_path / "local"), 1, lambda record, number: None, logged)
     assert all(isinstance(result, Outcome) for result in local)
@@ -241,7 +241,7 @@ def test_a_lost_machine_costs_time_and_no_result(tmp_path: Path) -> None:
     assert sum('"resumes"' in text for text in lines) == 1
 
 
-def test_a_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_shared_is_reported(tmp_path: Path) -> None:
     remote = _RunActor()
     remote.run(
         Request(load_config("cartpole", []), tmp_path / "run", []), versions(), [], str(tmp_path / "no-such-sign"), 0.0
@@ -265,7 +265,7 @@ def session_of(pid: int) -> list[str]:
 
 
 @pytest.mark.slow("starts a Ray cluster and loses parts of it")
-def test_ctrl_c_leaves_a_run_to_be_resumed_and_no_process(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_resumable_run_and_no_process(tmp_path: Path) -> None:
     run(tmp_path / "whole", *LANDER)
     name, *overrides = LANDER
     command = [sys.executable, "-m", "pgcli", "train", name, *overrides, *TWO, "training.iterations=500", "--quiet"]
@@ -299,7 +299,7 @@ def test_ctrl_c_leaves_a_run_to_be_resumed_and_no_process(tmp_path: Path) -> Non
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
 
 
-def test_a_cluster_that_is_not_there_is_told_and_nothing_is_written(tmp_path: Path) -> None:
+def test_a_missing_cluster_is_reported_before_any_file_is_written(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pgcli", "train", "cartpole", *TWO, "--run-dir", "run"],
         capture_output=True,
@@ -323,7 +323,7 @@ def test_a_cluster_that_is_not_there_is_told_and_nothing_is_written(tmp_path: Pa
         ("no-such-host.invalid:6379", "no Ray cluster at"),
     ],
 )
-def test_an_address_that_leads_nowhere_is_told_before_ray_is_imported(
+def test_an_unreachable_address_is_reported_before_ray_is_imported(
     address: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
@@ -333,7 +333,7 @@ def test_an_address_that_leads_nowhere_is_told_before_ray_is_imported(
         join(1, lambda: None)
 
 
-def test_without_ray_the_command_that_installs_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_ray_is_reported_with_its_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError) as caught:
         check_request(Request(load_config("cartpole", ["sampling.backend=ray"]), tmp_path / "run", []))
@@ -342,7 +342,7 @@ def test_without_ray_the_command_that_installs_it_is_told(tmp_path: Path, monkey
     check_request(Request(load_config("cartpole", []), tmp_path / "run", []))
 
 
-def test_other_versions_are_refused_with_the_difference() -> None:
+def test_other_versions_are_rejected_with_the_difference() -> None:
     check_versions(versions(), versions(), "there")
     with pytest.raises(EnvironmentFailure, match=r"there has torch 1\.0 \(here \d.*, extra 5 \(here none\)"):
         check_versions(versions(), versions() | {"torch": "1.0", "extra": "5"}, "there")
@@ -355,7 +355,7 @@ def test_other_versions_are_refused_with_the_difference() -> None:
     ("cores", "chunks", "native", "workers"),
     [(8, 4, False, 4), (4, 8, False, 4), (8, 1, False, 0), (1, 8, False, 0), (0, 8, False, 0), (8, 8, True, 0)],
 )
-def test_auto_is_a_core_and_a_chunk_for_each(cores: int, chunks: int, native: bool, workers: int) -> None:
+def test_auto_has_one_core_and_one_chunk_per_worker(cores: int, chunks: int, native: bool, workers: int) -> None:
     assert worker_count(cores, chunks, native) == workers
 
 
@@ -368,7 +368,7 @@ def automatic_pool(share: int, *words: str) -> WorkerPool:
     return pool
 
 
-def test_auto_looks_at_cores_chunks_and_the_vector_form(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_depends_on_cores_chunks_and_the_vector_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgcli.experiment.build.cores", lambda: 4)
     eight = ("env.chunk_size=1", "rollout.episodes=8")
     assert automatic_pool(1, "acrobot/baseline", *eight).count == 4

@@ -116,21 +116,21 @@ def test_a_budget_of_iterations_of_segments_is_one_of_env_steps() -> None:
         (["algorithm.gamma=0.9,1.0", "algorithm.gamma=0.5,0.6"], "twice"),
         (["algorithm.gamma=0.9,1.0", "seed=1"], "--seeds"),
         (["seed=1,2"], "--seeds"),
-        (["training.env_steps=10,20"], "the same for all arms"),
-        (["evaluation.mode=sampled,greedy"], "the same for all arms"),
-        (["env.id=CartPole-v1,Acrobot-v1"], "another scale"),
+        (["training.env_steps=10,20"], "cannot differ between variants"),
+        (["evaluation.mode=sampled,greedy"], "cannot differ between variants"),
+        (["env.id=CartPole-v1,Acrobot-v1"], "changes the task"),
         (["algorithm.gama=0.9,1.0"], "did you mean `algorithm.gamma`"),
         (["algorithm.gamma=0.9,2.0", "training.env_steps=9"], "at most 1"),
     ],
 )
-def test_what_cannot_be_compared_fairly_is_refused_with_a_mend(words: list[str], told: str) -> None:
+def test_an_unfair_comparison_is_rejected_with_a_hint(words: list[str], told: str) -> None:
     with pytest.raises((UsageError, ConfigError)) as error:
         parse_comparison("cartpole", words, [0], None)
     assert told in str(error.value)
     assert error.value.exit_code == 2
 
 
-def test_a_run_that_did_not_finish_counts_with_its_last_evaluation_as_in_a_curve(tmp_path: Path) -> None:
+def test_an_unfinished_run_counts_with_its_last_evaluation(tmp_path: Path) -> None:
     good = [read_run(write_run(tmp_path / f"good/{k}", [1, 50]), k) for k in range(3)]
     bad = [
         read_run(write_run(tmp_path / "bad/0", [2, 80], "diverged", reason="the loss is inf"), 0),
@@ -140,12 +140,12 @@ def test_a_run_that_did_not_finish_counts_with_its_last_evaluation_as_in_a_curve
     result = analyze({"good": good, "bad": bad})
     assert [row["final_return"] for row in result["runs"]] == [50, 50, 50, 80, 4, 1]
     assert (result["arms"][1]["diverged"], result["arms"][1]["failed"]) == (1, 2)
-    assert "`bad`, seed 0: diverged at iteration 1: the loss is inf. It counts with 80.0" in result["notes"][0]
+    assert "`bad`, seed 0: diverged at iteration 1: the loss is inf. Its score is 80.0" in result["notes"][0]
     assert (
         result["notes"][2]
-        == "`bad`, seed 2: not started at iteration 0. It counts with 1.000, the lowest of all evaluations."
+        == "`bad`, seed 2: not started at iteration 0. Its score is 1.000, the lowest of all evaluations."
     )
-    with pytest.raises(RunDirectoryError, match="not one run has an evaluation"):
+    with pytest.raises(RunDirectoryError, match="no run has an evaluation"):
         analyze({"bad": bad[2:]})
 
 
@@ -159,7 +159,7 @@ def test_the_threshold_is_the_environment_s_or_nine_tenths_of_the_way(tmp_path: 
     assert [(arm["reached"], arm["steps_median"]) for arm in chosen["arms"]] == [(2, 200), (2, 100)]
     nothing = compared(tmp_path / "3", {"a": [[9, 5]] * 2, "b": [[9, 4]] * 2})
     assert nothing["threshold"] is None
-    assert "no arm ends above" in nothing["threshold_rule"]
+    assert "no variant ends above" in nothing["threshold_rule"]
 
 
 def test_gradients_are_the_mean_variance_and_the_ratio_of_means_by_estimator(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_gradients_are_the_mean_variance_and_the_ratio_of_means_by_estimator(tmp
     assert all(row["snr"] == row["snr_low"] == pytest.approx(86 / 12) for row in found)
 
 
-def test_a_sentence_says_what_is_shown_what_is_not_and_what_would_show_it() -> None:
+def test_sentences_state_the_evidence_and_the_seeds_still_needed() -> None:
     x = np.array([10.0, 12, 14, 11, 13])
     shown = conclusion("a", "b", paired_difference(x, x - np.array([5, 6, 5, 6, 5])))
     assert shown == "The mean of `a` is above that of `b` by 5.4 (4.7 to 6.1; 5 paired seeds): shown."
@@ -206,7 +206,7 @@ def test_a_sentence_claims_no_mean_where_the_spreads_differ() -> None:
     assert few.endswith("At least 6 fresh seeds could show that one ends above the other.")
 
 
-def test_a_later_look_tests_fresh_seeds_only_and_a_repeated_one_is_the_same(tmp_path: Path) -> None:
+def test_a_later_look_tests_fresh_seeds_only_and_is_repeatable(tmp_path: Path) -> None:
     def runs(seeds: range) -> dict[str, list[RunSummary]]:
         return {
             label: [
@@ -234,7 +234,7 @@ def test_a_later_look_tests_fresh_seeds_only_and_a_repeated_one_is_the_same(tmp_
     assert second["arms"][0]["seeds"] == 9  # the tables describe all
     less = analyze(runs(range(3)), earlier=second["looks"])
     assert (less["pairs"][0]["shown"], less["looks"]) == (False, second["looks"])
-    assert "earlier looks have used all of these seeds" in less["pairs"][0]["sentence"]
+    assert "earlier looks used all these seeds" in less["pairs"][0]["sentence"]
 
 
 @pytest.mark.parametrize("content", ["look,seeds\n1,0 1\n", "a,b,look,seeds\na,b,one,0 1\n", "a,b,look,seeds\na\n"])
@@ -257,7 +257,7 @@ def test_the_part_of_the_evaluation_episodes_in_a_standard_error_is_named(tmp_pa
     assert [arm["evaluation_standard_error"] for arm in result["arms"]] == pytest.approx([3 / 3**0.5] * 2)
     notes = [note for note in result["notes"] if "evaluation.episodes" in note]
     assert len(notes) == 1
-    assert notes[0].startswith("`a`: the evaluation episodes make most of its spread")
+    assert notes[0].startswith("`a`: most of its spread")
 
 
 def test_one_seed_has_no_intervals_and_json_has_no_nan(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_one_seed_has_no_intervals_and_json_has_no_nan(tmp_path: Path) -> None:
     json.dumps(finite(result), allow_nan=False)
     page = markdown(result)
     assert "nan" not in page.lower().replace("finance", "")
-    assert "One seed shows no spread" in page
+    assert "One seed has no spread" in page
     assert "nan" not in comparison_text(result)
     assert "| `a¦x` | 1 | 5.0 | 5.0 |  | 5.0 to 5.0 |" in page  # a bar in a name does not make another column
 
@@ -302,13 +302,13 @@ def test_a_comparison_leaves_a_report_figures_tables_and_runs(home: Path) -> Non
     assert len(rows(out / "pairs.csv")) == 1
 
 
-def test_what_is_there_is_reused_and_only_what_is_missing_is_trained(home: Path) -> None:
+def test_existing_runs_are_reused_and_only_missing_ones_are_trained(home: Path) -> None:
     files = sorted((home / "out/runs").glob("*/*/*.csv"))
     before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
     lost = next(path for path in (home / "out/runs").glob("*/seed-1"))
     shutil.rmtree(lost)
     again = pgcli("compare", *TINY, "--seeds", "0,1", "-o", "out", "--json", cwd=home)
-    assert "1 of 1 runs, 100 %, 3 there already" in again.stderr
+    assert "1 of 1 runs, 100 %, 3 reused" in again.stderr
     assert json.loads(again.stdout)["seeds"] == [0, 1]
     for file, (time_, content) in before.items():
         assert (file.stat().st_mtime_ns == time_) == (file.parent != lost)
@@ -321,7 +321,7 @@ def test_what_is_there_is_reused_and_only_what_is_missing_is_trained(home: Path)
     assert len(looks) == 6  # of four variants, of which two were there before under another name
 
 
-def test_an_interrupted_comparison_goes_on_with_the_same_command(tmp_path: Path) -> None:
+def test_an_interrupted_comparison_continues_with_the_same_command(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         "import os, time\n"
         "from gymnasium.envs.classic_control import CartPoleEnv\n"
@@ -339,7 +339,7 @@ def test_an_interrupted_comparison_goes_on_with_the_same_command(tmp_path: Path)
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
-    assert "hint: the same command again goes on" in process.stderr
+    assert "hint: run the same command again to continue" in process.stderr
     assert not (tmp_path / "out/report.md").exists()
     (tmp_path / "fast").touch()
     pgcli("compare", *words, "-q", cwd=tmp_path)
@@ -349,7 +349,7 @@ def test_an_interrupted_comparison_goes_on_with_the_same_command(tmp_path: Path)
         assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_an_environment_that_fails_is_told_and_counted_and_tried_again(tmp_path: Path) -> None:
+def test_a_failing_environment_is_reported_counted_and_retried(tmp_path: Path) -> None:
     (tmp_path / "faulty.py").write_text(
         "import gymnasium as gym, os\n"
         "from gymnasium.envs.classic_control import CartPoleEnv\n"
@@ -371,7 +371,7 @@ def test_an_environment_that_fails_is_told_and_counted_and_tried_again(tmp_path:
     assert "failed" not in fixed.stdout
 
 
-def test_a_second_comparison_in_a_folder_is_refused_before_it_takes_a_run(tmp_path: Path) -> None:
+def test_a_second_comparison_in_a_folder_is_rejected_before_its_first_run(tmp_path: Path) -> None:
     words = ["cartpole", "algorithm.gamma=0.9,0.99", "training.env_steps=100", "--seeds", "0", "-o", "out"]
     (tmp_path / "out").mkdir()
     with lock(tmp_path / "out"):

@@ -74,7 +74,7 @@ def test_without_a_compiler_nothing_is_written(run: Callable[..., Any], tmp_path
 
 
 @pytest.mark.slow("compiles networks")
-def test_ctrl_c_which_ends_the_compiler_too_is_no_failure(tmp_path: Path) -> None:
+def test_ctrl_c_that_also_kills_the_compiler_is_an_interrupt(tmp_path: Path) -> None:
     run, compiler = tmp_path / "run", tmp_path / "c++"
     compiler.write_text(f'#!/bin/sh\nif [ -e "{run}/evaluations.csv" ]; then kill -INT 0; fi\nexec g++ "$@"\n')
     compiler.chmod(0o755)
@@ -92,4 +92,4 @@ def test_ctrl_c_which_ends_the_compiler_too_is_no_failure(tmp_path: Path) -> Non
 
 def test_recurrent_networks_are_not_compiled(run: Callable[..., Any], tmp_path: Path) -> None:
     done = run("train", *IMAGES, "training.compile=true", "policy.memory=gru", code=2)
-    assert "torch.compile does not go into recurrent networks" in done.stderr
+    assert "torch.compile does not support recurrent networks" in done.stderr

@@ -108,7 +108,7 @@ def test_a_checkpoint_has_an_order_only_where_there_is_one(tmp_path: Path) -> No
         None,
     ],
 )
-def test_an_order_that_does_not_fit_is_a_damaged_checkpoint(order: Any) -> None:
+def test_a_wrong_order_of_kwargs_is_a_damaged_checkpoint(order: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         arranged({"env": {"kwargs": {"a": 1, "b": 2}}}, order)
 
@@ -151,7 +151,7 @@ def test_configs_differ_in_the_order_of_their_kwargs() -> None:
     assert orders_of(to_data(other)) == []
 
 
-def test_a_run_is_not_resumed_with_its_kwargs_in_another_order(tmp_path: Path) -> None:
+def test_resume_rejects_kwargs_in_another_order(tmp_path: Path) -> None:
     moves = "env.kwargs={{moves: {{{}}}}}"
     first, second = moves.format("up: 1, down: -1"), moves.format("down: -1, up: 1")
     run = trained(tmp_path, "env.id=built_worlds:Moves", first)
@@ -180,7 +180,7 @@ def made(env_id: str, *wrappers: Any, **kwargs: Any) -> Any:
     return envs
 
 
-def test_every_instance_has_arguments_of_its_own() -> None:
+def test_every_instance_gets_its_own_arguments() -> None:
     wrapper = {"name": "built_worlds:PoppingWrapper", "kwargs": {"options": {"factor": 5.0}}}
     for env in made("built_worlds:Popper", wrapper, config={"length": 10, "sizes": [1]}, sizes=[3]):
         assert env.unwrapped.length == 10
@@ -188,7 +188,7 @@ def test_every_instance_has_arguments_of_its_own() -> None:
         assert env.step(np.int64(0))[1] == 5
 
 
-def test_a_run_of_an_environment_that_consumes_its_arguments_is_the_same_with_workers_and_after_resume(
+def test_consumed_arguments_do_not_change_a_run_with_workers_or_after_resume(
     tmp_path: Path,
 ) -> None:
     words = ("env.id=built_worlds:Popper", "env.kwargs={config: {length: 10}}", "env.num_envs=2", "rollout.episodes=4")
@@ -201,7 +201,7 @@ def test_a_run_of_an_environment_that_consumes_its_arguments_is_the_same_with_wo
         assert (two / table).read_bytes() == (one / table).read_bytes(), table
 
 
-def test_a_list_reaches_a_constructor_as_the_type_that_it_wants() -> None:
+def test_a_list_is_converted_to_the_type_of_the_constructors_parameter() -> None:
     for env in made("built_worlds:Goal", goal=[2, 3], areas=[[2, 3], [4, 5]], push={"at": [1, 2]}):
         env.reset(seed=0)
         assert env.step(np.int64(0))[1] == 2
@@ -223,7 +223,7 @@ def test_an_environment_that_requires_a_render_mode_gets_one(name: str, mode: st
 # ------------------------------------------------------------------------------------------------------------- by name
 
 
-def test_a_function_that_returns_an_environment_is_one() -> None:
+def test_a_function_can_create_the_environment() -> None:
     env = EnvConfig(id="built_worlds:make_steps", kwargs={"length": 7})
     assert made(env.id, **env.kwargs)[0].unwrapped.length == 7
     assert check_environment(env).time_limit == 2
@@ -252,7 +252,7 @@ if "Registered-v0" not in gymnasium.registry:
 
 
 @pytest.mark.parametrize("file", ["mine.py", "sub/my-world.py"])
-def test_a_class_of_a_file_is_an_environment(file: str, tmp_path: Path) -> None:
+def test_a_class_in_a_file_can_be_the_environment(file: str, tmp_path: Path) -> None:
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text(WORLD)
     run = trained(tmp_path, f"env.id={file}:Here", f"env.wrappers=['{file}:Twice']")
@@ -289,7 +289,7 @@ def test_a_file_that_an_installed_module_hides_is_named(tmp_path: Path, monkeypa
     assert caught.value.hint == "did you mean `json.py:Here`?"
 
 
-def test_a_file_named_like_gymnasium_is_foreign() -> None:
+def test_a_file_named_like_gymnasium_needs_trust() -> None:
     with pytest.raises(EnvironmentFailure, match=r"gymnasium\.py"):
         refuse_foreign_modules(Config(env=EnvConfig(id="gymnasium.py:Here")), Path("a"))
 

@@ -99,7 +99,7 @@ def test_the_interquartile_mean_leaves_out_a_quarter_on_either_side(tmp_path: Pa
     assert column(drawn(folders, tmp_path, stat="iqm"), "center") == [3.5]
 
 
-def test_one_run_has_the_standard_error_of_its_evaluation_episodes(tmp_path: Path) -> None:
+def test_a_single_run_shows_the_standard_error_of_its_episodes(tmp_path: Path) -> None:
     rows = drawn([write_run(tmp_path / "run", [10, 20])], tmp_path)
     assert column(rows, "low") == [7.5, 17.5]
     assert column(rows, "high") == [12.5, 22.5]
@@ -159,7 +159,7 @@ def test_a_run_that_ended_early_keeps_its_last_value_and_is_counted(
     assert (int(last["n"]), float(last["center"])) == (3, 50)
     words = said([tmp_path / "runs"])
     assert told in words
-    assert "A run that ended keeps its last value." in words
+    assert "Runs that ended early keep their last value." in words
 
 
 def test_the_last_value_of_a_stopped_run_is_that_of_fresh_episodes(tmp_path: Path) -> None:
@@ -176,40 +176,38 @@ def test_the_last_value_of_a_stopped_run_is_that_of_fresh_episodes(tmp_path: Pat
 def test_a_caption_says_that_points_of_other_runs_are_interpolated(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [0, 1, 2], steps=100)
     write_run(tmp_path / "b", [0, 1, 2], steps=200, seed=1)
-    assert "Runs are straight lines between points" in said([tmp_path])
-    assert "straight" not in said([tmp_path / "a"])
+    assert "Runs are interpolated linearly" in said([tmp_path])
+    assert "interpolated" not in said([tmp_path / "a"])
 
 
-def test_runs_that_ended_early_are_counted_line_by_line_and_those_without_a_number_too(tmp_path: Path) -> None:
+def test_runs_that_ended_early_or_lack_a_number_are_counted_per_line(tmp_path: Path) -> None:
     for seed in range(3):
         write_run(tmp_path / f"a/{seed}", [0, 1, 2][: 2 + seed], name="a", seed=seed, status="diverged")
     write_run(tmp_path / "b/0", [0, 1, 2], name="b", steps=1_250)
     write_run(tmp_path / "b/1", [0, 1, 2], name="b", seed=1, steps=1_250)
     write_run(tmp_path / "b/2", [], name="b", seed=2, status="diverged")
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="skipped"):
         words = said([tmp_path])
-    assert "Lines: mean over so many runs: 3 (a), 2 (b)." in words
-    assert "a: 3 of 3 diverged at 100 to 200 steps. b: 1 of 3 without a number: left out." in words
+    assert "Lines: mean over n runs, n = 3 (a), 2 (b)." in words
+    assert "a: 3 of 3 diverged at 100 to 200 steps. b: 1 of 3 without a number: skipped." in words
 
 
 @pytest.mark.parametrize(
     ("stat", "band", "words"),
     [
-        ("mean", "ci95", "Line: mean over 4 runs. Band: its 95 % interval (Student's t)."),
-        ("iqm", "ci95", "Line: interquartile mean over 4 runs. Band: its 95 % interval (Tukey-McLaughlin, of a"),
-        ("median", "ci95", "(order statistics). The median of fewer than 6 runs has none."),
-        ("mean", "bootstrap", "Band: its 95 % bootstrap interval (10,000 resamples of runs), too narrow for few runs."),
-        ("mean", "ci95", "4 runs show little: with probability 41 %, none of them shows a failure of 1 run in 5."),
+        ("mean", "ci95", "Line: mean over 4 runs. Band: 95 % interval (Student's t)."),
+        ("iqm", "ci95", "Line: interquartile mean over 4 runs. Band: 95 % interval (Tukey-McLaughlin, of a"),
+        ("median", "ci95", "(order statistics). The median of fewer than 6 runs has no interval."),
+        ("mean", "bootstrap", "Band: 95 % bootstrap interval (10,000 resamples of runs), too narrow for few runs."),
+        ("mean", "ci95", "4 runs are few: with probability 41 %, they miss a failure that occurs in 1 of 5 runs."),
     ],
 )
-def test_a_caption_names_the_method_and_says_how_little_few_runs_show(
-    tmp_path: Path, stat: str, band: str, words: str
-) -> None:
+def test_a_caption_names_the_method_and_warns_of_few_runs(tmp_path: Path, stat: str, band: str, words: str) -> None:
     for seed in range(4):
         write_run(tmp_path / f"{seed}", [seed, 2 * seed], seed=seed)
     assert words in said([tmp_path], stat=stat, band=band)
     write_run(tmp_path / "4", [4, 8], seed=4)
-    assert "show little" not in said([tmp_path], stat=stat, band=band)
+    assert "are few" not in said([tmp_path], stat=stat, band=band)
 
 
 def said(folders: Sequence[Path], stat: str = "mean", band: str = "ci95") -> str:
@@ -270,12 +268,12 @@ def test_smoothing_averages_the_last_points_of_each_run() -> None:
         ("seconds", "return_mean", [0.5, 1.5, 2.5]),
     ],
 )
-def test_x_counts_what_it_says(tmp_path: Path, x: str, y: str, expected: list[float]) -> None:
+def test_the_x_axis_counts_its_named_unit(tmp_path: Path, x: str, y: str, expected: list[float]) -> None:
     run = write_run(tmp_path / "run", [5, 6, 7])
     assert column(drawn([run], tmp_path, x=x, y=y), "x") == expected
 
 
-def test_different_experiments_are_different_lines_told_apart_by_what_differs(tmp_path: Path) -> None:
+def test_different_experiments_are_lines_labelled_by_their_differences(tmp_path: Path) -> None:
     write_run(tmp_path / "runs/a", [1], more="algorithm: {baseline: mean}\ntraining: {iterations: 3}\n")
     write_run(tmp_path / "runs/b", [2], more="algorithm: {baseline: none}\ntraining: {iterations: 4}\n")
     write_run(tmp_path / "runs/c", [3], name="other")
@@ -292,7 +290,7 @@ def test_runs_moved_aside_are_not_drawn(tmp_path: Path) -> None:
     assert column(drawn([tmp_path / "runs"], tmp_path), "center") == [1]
 
 
-def test_a_half_written_table_is_read_as_far_as_it_is_whole(tmp_path: Path) -> None:
+def test_complete_rows_of_a_half_written_table_are_read(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [1, 2, 3], status="running")
     with (run / "evaluations.csv").open("ab") as file:
         file.write(b"2,200,sampled,100,30,2.5\n3,300,sampled,100,4\0\0\0\n4,400,samp")
@@ -311,9 +309,7 @@ def test_a_half_written_table_is_read_as_far_as_it_is_whole(tmp_path: Path) -> N
     ],
     ids=["not UTF-8", "out of order and twice", "a long cell", "a long line", "infinite and empty", "short rows"],
 )
-def test_a_table_with_something_odd_in_it_is_drawn_without_that(
-    tail: bytes, center: list[float], tmp_path: Path
-) -> None:
+def test_odd_rows_of_a_table_are_skipped(tail: bytes, center: list[float], tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [1, 2, 3])
     with (run / "evaluations.csv").open("ab") as file:
         file.write(tail)
@@ -322,7 +318,7 @@ def test_a_table_with_something_odd_in_it_is_drawn_without_that(
 
 @given(st.binary(max_size=300) | st.text('0123456789.,-enaif\n\r\0"', max_size=300).map(str.encode), st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_whatever_bytes_a_table_holds_it_is_drawn_or_told(noise: bytes, after_header: bool) -> None:
+def test_any_table_is_drawn_or_reported(noise: bytes, after_header: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = write_run(Path(folder) / "run", [1, 2])
         header = (run / "evaluations.csv").read_bytes().splitlines(keepends=True)[0]
@@ -332,7 +328,7 @@ def test_whatever_bytes_a_table_holds_it_is_drawn_or_told(noise: bytes, after_he
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
-def test_a_figure_is_the_same_bytes_again_whatever_a_name_holds(tmp_path: Path, suffix: str) -> None:
+def test_a_figure_has_the_same_bytes_for_any_name(tmp_path: Path, suffix: str) -> None:
     write_run(tmp_path / "a/seed-0", [1, 480], name="co$t_%s 🎢 $x^2$", seed=0)
     write_run(tmp_path / "a/seed-1", [3, 490], name="co$t_%s 🎢 $x^2$", seed=1)
     first, second = (
@@ -342,7 +338,7 @@ def test_a_figure_is_the_same_bytes_again_whatever_a_name_holds(tmp_path: Path, 
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_the_figure_says_what_it_shows(tmp_path: Path) -> None:
+def test_the_figure_is_labelled(tmp_path: Path) -> None:
     for seed in range(3):
         write_run(tmp_path / f"runs/{seed}", [100 * seed, 490], seed=seed, name="three")
     output = plot([tmp_path / "runs"], "env_steps", "evaluation.return_mean", "iqm", "ci95", 1, tmp_path / "a.svg")
@@ -350,7 +346,7 @@ def test_the_figure_says_what_it_shows(tmp_path: Path) -> None:
     words = output.read_text()
     for expected in ("three", "environment steps", "mean return of 100 evaluation episodes", "solved: 475"):
         assert f"<!-- {expected} -->" in words
-    assert "interquartile mean over 3 runs. Band: its 95 % interval" in words
+    assert "interquartile mean over 3 runs. Band: 95 % interval" in words
 
 
 @pytest.mark.parametrize(
@@ -368,18 +364,18 @@ def test_a_bad_option_is_a_usage_error_with_a_hint(tmp_path: Path, options: dict
     assert words in str(error.value)
 
 
-def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:
+def test_a_run_that_cannot_be_drawn_is_named(tmp_path: Path) -> None:
     empty = write_run(tmp_path / "empty", [])
     (tmp_path / "nothing").mkdir()
     for folders, words in (
         ([empty], "evaluations.csv"),
-        ([tmp_path / "nothing"], "no run in it"),
+        ([tmp_path / "nothing"], "contains no run"),
         ([tmp_path / "nowhere"], "no such directory"),
     ):
         with pytest.raises(RunDirectoryError, match=words):
             drawn(folders, tmp_path)
     run = write_run(tmp_path / "run", [1])
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="skipped"):
         assert column(drawn([empty, run], tmp_path), "center") == [1]
     with pytest.raises(RunDirectoryError, match="entropy"):
         drawn([run], tmp_path, y="entropy")  # a column with nothing in it
@@ -398,7 +394,7 @@ def test_the_caption_counts_the_episodes_of_the_lines_that_are_one_run(tmp_path:
     assert "one standard error over 4 evaluation episodes" in words
 
 
-def test_a_copy_of_a_run_is_not_another_seed(tmp_path: Path) -> None:
+def test_a_copied_run_does_not_count_as_another_seed(tmp_path: Path) -> None:
     for seed, returns in enumerate(([0, 10, 20], [0, 20, 60])):
         write_run(tmp_path / f"runs/seed-{seed}", returns, seed=seed)
     write_run(tmp_path / "runs/copy", [0, 10, 20])
@@ -408,19 +404,19 @@ def test_a_copy_of_a_run_is_not_another_seed(tmp_path: Path) -> None:
         rows = drawn([tmp_path / "runs"], tmp_path)
     assert column(rows, "n") == [3, 3, 3], "equal numbers under another seed are another run"
     assert sorted(str(one.message).replace(f"{tmp_path}/", "") for one in told) == [
-        "left out: runs/seed-0 is a copy of runs/copy, with its config and seed",
-        "left out: runs/unfinished is a copy of runs/seed-1, with its config and seed",
+        "skipped: runs/seed-0 is a copy of runs/copy",
+        "skipped: runs/unfinished is a copy of runs/seed-1",
     ]
 
 
 def test_a_run_with_the_seed_of_another_and_other_numbers_counts_with_a_warning(tmp_path: Path) -> None:
     write_run(tmp_path / "runs/a", [0, 10, 20])
     write_run(tmp_path / "runs/b", [0, 10, 21])
-    with pytest.warns(UserWarning, match="has the config and the seed of .*/a and other numbers"):
+    with pytest.warns(UserWarning, match="and .*/a have the same config and seed but different numbers"):
         assert column(drawn([tmp_path / "runs"], tmp_path), "n") == [2, 2, 2]
 
 
-def test_the_legend_says_how_many_runs_each_line_has_where_the_numbers_differ(tmp_path: Path) -> None:
+def test_the_legend_shows_the_number_of_runs_if_it_differs(tmp_path: Path) -> None:
     for seed in range(3):
         write_run(tmp_path / f"many/seed-{seed}", [0, 10 + seed], seed=seed, name="many")
     write_run(tmp_path / "one", [0, 5], name="one")

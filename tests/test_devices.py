@@ -85,7 +85,7 @@ def by_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_twin_learns_the_same_and_everything_comes_back(case: str, by_autograd: None) -> None:
+def test_an_agent_on_another_device_learns_the_same_and_is_copied_back(case: str, by_autograd: None) -> None:
     (here, there), batch = learners_of(settings_of(case), 2)
     there._twin = twin = on_device(there.agent, torch.device("cpu"))
     assert not {x.data_ptr() for x in twin.policy.parameters()} & {x.data_ptr() for x in there.policy.parameters()}
@@ -95,7 +95,7 @@ def test_a_twin_learns_the_same_and_everything_comes_back(case: str, by_autograd
 
 
 @pytest.mark.parametrize("norm", [1e-3, 1.0, 1e3])
-def test_a_gradient_on_another_device_is_scaled_down_without_looking_at_its_norm(norm: float) -> None:
+def test_gradient_clipping_on_another_device_does_not_synchronize(norm: float) -> None:
     here = norm * torch.ones(4, dtype=torch.float64) / 2
     there = Unseen(here.clone())
     clip_grad_norm_(here, 0.5)
@@ -113,7 +113,7 @@ class Unseen(Tensor):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_no_step_looks_at_a_number_or_mixes_devices(case: str, by_autograd: None) -> None:
+def test_no_step_synchronizes_or_mixes_devices(case: str, by_autograd: None) -> None:
     meta, settings = torch.device("meta"), settings_of(case, optimizer={"max_grad_norm": 0.5})
     (learner,), trajectories = learners_of(settings, 1)
     trajectories = replace(trajectories, behavior_log_probs=torch.zeros_like(trajectories.rewards).float())
@@ -128,7 +128,7 @@ def test_no_step_looks_at_a_number_or_mixes_devices(case: str, by_autograd: None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="no GPU")
-def test_a_missing_gpu_is_told_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_missing_gpu_is_reported_before_any_file_is_written(tmp_path: Path) -> None:
     done = pgcli("train", "cartpole", "training.device=cuda", "--run-dir", "run", cwd=tmp_path, code=2)
     assert done.stderr.startswith(f"error: training.device: cuda, but torch {torch.__version__} finds no GPU")
     assert not list(tmp_path.iterdir())
@@ -136,7 +136,7 @@ def test_a_missing_gpu_is_told_before_anything_is_written(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU")
 @pytest.mark.parametrize("case", CASES)
-def test_a_gpu_learns_nearly_the_same(case: str) -> None:
+def test_a_gpu_update_is_close_to_a_cpu_update(case: str) -> None:
     (here,), batch = learners_of(settings_of(case), 1)
     (there,), _ = learners_of(settings_of(case, training={"device": "cuda"}), 1)
     for iteration in range(2):

@@ -76,7 +76,7 @@ def drawn(width: int, view: View, bars: str = BARS, closed: bool = False) -> lis
 
 
 @pytest.mark.parametrize("width", [80, 200])
-def test_the_panel_fits_and_says_everything(width: int) -> None:
+def test_the_panel_fits_and_shows_all_fields(width: int) -> None:
     lines = drawn(width, seen_after(RECORDS))
     text = "\n".join(lines)
     assert max(map(len, lines)) <= width
@@ -101,7 +101,7 @@ def test_the_panel_fits_and_says_everything(width: int) -> None:
         assert words in text, f"{words} is not in\n{text}"
 
 
-def test_a_notice_stands_below_the_panel_and_a_closed_one_has_no_time_left() -> None:
+def test_a_notice_is_below_the_panel_and_a_closed_panel_shows_no_time_left() -> None:
     lines = drawn(80, seen_after([*RECORDS, Notice("long " * 30)]), ASCII_BARS, closed=True)
     assert "\n".join(lines).count("long") == 30
     assert max(map(len, lines)) <= 80
@@ -117,7 +117,7 @@ def test_several_runs_get_a_line_each() -> None:
     assert "waiting" in lines[1]
 
 
-def test_the_time_left_goes_on_as_this_session_did() -> None:
+def test_the_time_left_follows_the_speed_of_this_session() -> None:
     view = seen_after([iteration(19, 1.0)])  # a run resumed at half its budget
     run = view.runs[0]
     assert run.remaining is None, "one iteration tells nothing of the speed"
@@ -173,10 +173,10 @@ def test_a_comparison_has_a_line_for_each_variant_and_each_notice_once(capsys: p
     assert "none" in lines[0]
     assert lines[0].rstrip().endswith(" 50 %  evaluation 25.0")
     assert lines[1].rstrip().endswith("  0 %  waiting")
-    assert lines[2].strip() == "1 of 3 runs, 33 %, 2 there already"
+    assert lines[2].strip() == "1 of 3 runs, 33 %, 2 reused"
     shown.close()
     printed = capsys.readouterr().err.splitlines()
-    assert printed == ["note: masked", "1 of 3 runs, 33 %, 2 there already"]
+    assert printed == ["note: masked", "1 of 3 runs, 33 %, 2 reused"]
 
 
 def test_a_closed_stderr_ends_the_lines_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +191,7 @@ def test_a_closed_stderr_ends_the_lines_and_nothing_else(monkeypatch: pytest.Mon
     shown.close()
 
 
-def test_drawing_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawing_costs_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("pgcli.report.display.time.perf_counter", lambda: clock[0])
     shown = LiveDisplay(TrainingView([CONFIG]))

@@ -45,7 +45,7 @@ def copied(agent: Learner) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("name", agent_with(CLIP, **NORMALIZED).state_dict())
-def test_a_tensor_of_the_state_that_is_not_finite_is_found_and_named(name: str, bad: float) -> None:
+def test_a_non_finite_state_tensor_is_named(name: str, bad: float) -> None:
     agent = agent_with(CLIP, **NORMALIZED)
     agent.update(BATCH)
     agent.state_dict()[name].view(-1)[0] = bad
@@ -66,7 +66,7 @@ def test_a_tensor_of_the_state_that_is_not_finite_is_found_and_named(name: str, 
         ("rewards", torch.full_like(BATCH.rewards, 1e300)),
     ],
 )
-def test_data_that_are_not_finite_are_named_and_nothing_is_learned_of_them(name: str, tensor: torch.Tensor) -> None:
+def test_non_finite_data_is_named_and_not_learned_from(name: str, tensor: torch.Tensor) -> None:
     agent = agent_with(CLIP)
     agent.update(BATCH)
     before = copied(agent)
@@ -83,7 +83,7 @@ def test_data_that_are_not_finite_are_named_and_nothing_is_learned_of_them(name:
         ({"returns": math.nan}, "returns is not finite, so value_loss is nan"),
     ],
 )
-def test_a_part_of_the_batch_that_is_not_finite_is_named(
+def test_a_non_finite_part_of_the_batch_is_named(
     broken: dict[str, float], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = flatten
@@ -98,7 +98,7 @@ def test_a_part_of_the_batch_that_is_not_finite_is_named(
         agent_with(CLIP).update(BATCH)
 
 
-def test_an_action_that_the_policy_would_never_take_is_told_by_its_log_probability() -> None:
+def test_an_impossible_action_is_reported_by_its_log_probability() -> None:
     agent = agent_with({"baseline": "mean"}, spaces.Box(-1, 1, (1,)))
     with torch.no_grad():
         agent.policy.get_parameter("distribution.log_standard_deviation").fill_(-200)  # as good as deterministic
@@ -106,7 +106,7 @@ def test_an_action_that_the_policy_would_never_take_is_told_by_its_log_probabili
         agent.update(replace(BATCH, actions=torch.full((5, 4, 1), 0.5)))
 
 
-def test_a_gradient_that_is_not_finite_is_named_where_the_loss_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_non_finite_gradient_of_a_finite_loss_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = agent_with({"baseline": "mean"})
     whole = ClosedForm.__call__
 
@@ -120,7 +120,7 @@ def test_a_gradient_that_is_not_finite_is_named_where_the_loss_is(monkeypatch: p
         agent.update(BATCH)
 
 
-def test_statistics_that_overflow_are_told_before_they_are_kept() -> None:
+def test_overflowing_statistics_are_reported_before_they_are_stored() -> None:
     agent = agent_with({"baseline": "mean"}, policy={"hidden_sizes": [6], "normalize_obs": True})
     agent.update(BATCH)
     before = copied(agent)
@@ -129,7 +129,7 @@ def test_statistics_that_overflow_are_told_before_they_are_kept() -> None:
     assert copied(agent) == before
 
 
-def test_large_but_finite_parameters_are_no_divergence() -> None:
+def test_large_finite_parameters_do_not_count_as_divergence() -> None:
     agent = agent_with({"baseline": "mean"})
     for tensor in agent.state_dict().values():
         tensor.fill_(3e38)  # their sum is not finite, and each of them is
@@ -139,7 +139,7 @@ def test_large_but_finite_parameters_are_no_divergence() -> None:
 @pytest.mark.parametrize(
     ("log_ratio", "outcome"), [(-100.0, 0.0), (100.0, "is not finite, so policy_loss is nan"), (-1e4, 0.0)]
 )
-def test_ratios_beyond_the_range_of_floats_are_told_or_count_for_nothing(
+def test_overflowing_ratios_are_reported_and_underflowing_ones_count_as_zero(
     log_ratio: float, outcome: float | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = minibatches
@@ -162,7 +162,7 @@ def test_ratios_beyond_the_range_of_floats_are_told_or_count_for_nothing(
 
 
 @pytest.mark.parametrize(("every", "at", "kept"), [(1, 2, 3), (4, 8, 8)], ids=["before an update", "before a save"])
-def test_a_bad_number_never_reaches_a_checkpoint(every: int, at: int, kept: int, tmp_path: Path) -> None:
+def test_non_finite_numbers_never_reach_a_checkpoint(every: int, at: int, kept: int, tmp_path: Path) -> None:
     settings = config(
         env={"num_envs": 2},
         rollout={"episodes": 2, "horizon": 5},
@@ -203,9 +203,7 @@ def test_a_bad_number_never_reaches_a_checkpoint(every: int, at: int, kept: int,
         ("Pendulum-v1 policy.distribution=state_dependent_gaussian", "1e6"),
     ],
 )
-def test_a_rate_that_is_far_too_large_ends_the_run_as_diverged_or_collapsed(
-    environment: str, rate: str, tmp_path: Path
-) -> None:
+def test_a_far_too_large_learning_rate_diverges_or_collapses(environment: str, rate: str, tmp_path: Path) -> None:
     words = [
         *("train", "cartpole", f"optimizer.learning_rate={rate}", "optimizer.max_grad_norm=null", "--run-dir", "run"),
         *(f"env.id={environment}".split()),
@@ -223,7 +221,7 @@ def test_a_rate_that_is_far_too_large_ends_the_run_as_diverged_or_collapsed(
 
 
 @pytest.mark.parametrize(("rate", "notices"), [(1e6, 1), (1e-3, 0)])
-def test_a_policy_that_stops_exploring_is_told_once(rate: float, notices: int, tmp_path: Path) -> None:
+def test_a_policy_that_stops_exploring_is_reported_once(rate: float, notices: int, tmp_path: Path) -> None:
     settings = config(
         env={"num_envs": 4},
         rollout={"episodes": 4},

@@ -96,7 +96,7 @@ def test_the_commands_of_the_readme_run_at_full_length(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
-def test_what_the_readme_makes_is_in_the_makefile() -> None:
+def test_the_makefile_has_the_targets_of_the_readme() -> None:
     """These commands create the test environment itself: CI runs them, this test checks that they exist."""
     makes = [command for command in commands(PAGES[0]) if command.startswith("make ")]
     assert makes
@@ -105,7 +105,7 @@ def test_what_the_readme_makes_is_in_the_makefile() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_and_pictures_of_a_page_are_there(page: Path) -> None:
+def test_links_and_pictures_of_a_page_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if not target.startswith("https://"):
             assert (page.parent / target).exists(), target
@@ -127,7 +127,7 @@ def test_the_readme_shows_the_shipped_cartpole() -> None:
     assert f"```yaml\n{shown}```" in (ROOT / "README.md").read_text()
 
 
-def test_the_mathematics_of_every_key_of_the_algorithm_is_written_down() -> None:
+def test_every_key_of_the_algorithm_is_documented() -> None:
     page = (ROOT / "docs/algorithms.md").read_text()
     for section in (AlgorithmConfig, ValueConfig, PolicyConfig):
         assert not [key for key in section.model_fields if f"`{key}" not in page and f".{key}" not in page]
@@ -149,7 +149,7 @@ def test_the_readme_names_every_command_and_every_shipped_config() -> None:
         assert name in shipped_configs()
 
 
-def test_the_page_of_results_says_what_was_measured() -> None:
+def test_the_page_of_results_matches_the_measurements() -> None:
     """The page is written from the numbers of every seed alone; every config but the lesson's has some."""
     results = runpy.run_path(str(ROOT / "tests/benchmarks/results.py"))
     rows = results["read"]()

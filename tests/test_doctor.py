@@ -47,7 +47,7 @@ def test_a_config_is_examined_and_nothing_is_written(tmp_path: Path) -> None:
     assert not [line for line in lines if line.startswith(("note", "warning"))]
 
 
-def test_json_has_the_same_as_one_object(tmp_path: Path) -> None:
+def test_json_output_has_the_same_content(tmp_path: Path) -> None:
     segments = ["rollout={episodes: null, steps: 8}", "algorithm={baseline: value, returns: lambda_return}"]
     done = pgcli("doctor", "cartpole", *TINY, *segments, "env.id=Pendulum-v1", "--json", cwd=tmp_path)
     result = json.loads(done.stdout)
@@ -75,7 +75,7 @@ def test_json_has_the_same_as_one_object(tmp_path: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_ends_a_run_ends_the_examination_in_the_same_way(
+def test_an_error_that_ends_a_run_also_ends_the_doctor(
     arguments: list[str], code: int, words: str, tmp_path: Path
 ) -> None:
     done = pgcli("doctor", *arguments, cwd=tmp_path, code=code, PYTHONPATH=PATHS)
@@ -84,22 +84,22 @@ def test_what_ends_a_run_ends_the_examination_in_the_same_way(
     assert not list(tmp_path.iterdir())
 
 
-def test_bipedal_walker_is_found_to_remember() -> None:
+def test_doctor_detects_the_memory_of_bipedal_walker() -> None:
     covered = diagnose(settings("BipedalWalker-v3"))
     assert covered["remembers"]
     assert covered["rebuild"]
-    assert any("is given a fresh one" in text for text, _ in findings(covered, "ok"))
+    assert any("builds a new one" in text for text, _ in findings(covered, "ok"))
     bare = diagnose(settings("BipedalWalker-v3", env={"rebuild": False}))
     assert [key for text, key in findings(bare, "warning") if "remembers" in text] == ["env.rebuild=true"]
 
 
 FINDINGS: list[tuple[Config, str, str]] = [
-    (settings("Mindful-v0"), "a used instance remembers past episodes", "env.rebuild=true"),
-    (settings("Moody-v0"), "the same seed and actions do not give the same episode", ""),
-    (settings("Stubborn-v0"), "the seed changes nothing", ""),
+    (settings("Mindful-v0"), "instances carry state over from past episodes", "env.rebuild=true"),
+    (settings("Moody-v0"), "not deterministic", ""),
+    (settings("Stubborn-v0"), "the seed has no effect", ""),
     (settings("Endless-v0"), "no time limit", "env.max_episode_steps=1000"),
     (settings("Continuous-v0"), "observations reach 3000", "policy.normalize_obs=true"),
-    (settings("Continuous-v0"), "actions between 0 and 500", "RescaleAction"),
+    (settings("Continuous-v0"), "actions range from 0 to 500", "RescaleAction"),
     (
         settings("Acrobot-v1", env={"wrappers": ["worlds:thousandfold"]}, **SEGMENTS),
         "rewards reach 1000",
@@ -112,7 +112,7 @@ FINDINGS: list[tuple[Config, str, str]] = [
 
 
 @pytest.mark.parametrize(("case", "text", "key"), FINDINGS, ids=[text for _, text, _ in FINDINGS])
-def test_what_would_disappoint_is_found_with_the_key_that_mends_it(case: Config, text: str, key: str) -> None:
+def test_a_weak_config_is_reported_with_the_key_that_fixes_it(case: Config, text: str, key: str) -> None:
     result = diagnose(case)
     found = [fix for what, fix in findings(result) if text in what]
     assert len(found) == 1, result["findings"]
@@ -131,21 +131,21 @@ def test_what_would_disappoint_is_found_with_the_key_that_mends_it(case: Config,
     ],
     ids=lambda case: case.env.id,
 )
-def test_nothing_is_found_where_nothing_is_wrong(case: Config) -> None:
+def test_a_sound_config_has_no_findings(case: Config) -> None:
     assert findings(diagnose(case)) == []
 
 
-def test_a_buffer_and_a_mask_are_seen() -> None:
-    assert any("in one buffer" in text for text, _ in findings(diagnose(settings("Continuous-v0")), "ok"))
+def test_a_reused_buffer_and_a_mask_are_detected() -> None:
+    assert any("observation buffer" in text for text, _ in findings(diagnose(settings("Continuous-v0")), "ok"))
     fresh = settings("Continuous-v0", env={"kwargs": {"buffered": False}})
-    assert not any("in one buffer" in text for text, _ in findings(diagnose(fresh), "ok"))
+    assert not any("observation buffer" in text for text, _ in findings(diagnose(fresh), "ok"))
     masked = diagnose(settings("Masked-v0"))
     assert masked["action_mask"]
     assert "with a mask" in diagnosis_text(masked)
     assert findings(masked) == []
 
 
-def test_an_iteration_that_takes_too_long_is_reckoned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_iteration_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "COLLECTING_SECONDS", 0.05)
     long = {"rollout": {"episodes": None, "steps": 10**6}}
     result = diagnose(settings("World-v2", **(SEGMENTS | long), training={"iterations": 3}))
@@ -155,7 +155,7 @@ def test_an_iteration_that_takes_too_long_is_reckoned(monkeypatch: pytest.Monkey
     assert result["run_seconds"] == pytest.approx(
         3 * (result["collect_seconds"] + result["update_seconds"]) + result["evaluate_seconds"]
     )
-    assert any("reckoned from a part of one" in text for text, _ in findings(result, "note"))
+    assert any("times are extrapolated" in text for text, _ in findings(result, "note"))
 
 
 def test_the_batch_and_the_budget_are_those_of_the_config() -> None:

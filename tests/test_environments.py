@@ -94,12 +94,12 @@ NAMES: list[tuple[str, tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("env_id", "words"), NAMES, ids=[name for name, _ in NAMES])
-def test_a_name_that_nothing_has_is_told_with_the_nearest_one(env_id: str, words: tuple[str, ...]) -> None:
+def test_an_unknown_name_gets_the_most_similar_one(env_id: str, words: tuple[str, ...]) -> None:
     message = failure(env_config(env_id))
     assert all(word in message for word in words), message
 
 
-def test_a_class_that_is_not_registered_is_an_environment() -> None:
+def test_an_unregistered_class_can_be_the_environment() -> None:
     with make_environment(env_config("worlds:World", length=3)) as env:
         assert isinstance(env.unwrapped, worlds.World)
         assert env.unwrapped.length == 3
@@ -140,7 +140,7 @@ KWARGS: list[tuple[EnvConfig, type[PgcliError], tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("settings", "kind", "words"), KWARGS, ids=[words[-1] for *_, words in KWARGS])
-def test_an_argument_or_wrapper_that_there_is_not_is_told_with_the_nearest_one(
+def test_an_unknown_argument_or_wrapper_gets_the_most_similar_one(
     settings: EnvConfig, kind: type[PgcliError], words: tuple[str, ...]
 ) -> None:
     message = failure(settings, kind)
@@ -160,7 +160,7 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("said", "command"), MISSING, ids=[command for _, command in MISSING])
-def test_what_is_not_installed_is_told_with_its_command(said: str, command: str) -> None:
+def test_a_missing_package_is_reported_with_its_install_command(said: str, command: str) -> None:
     def build() -> gym.Env[Any, Any]:
         raise gym.error.DependencyNotInstalled(said)
 
@@ -176,7 +176,7 @@ def test_what_is_not_installed_is_told_with_its_command(said: str, command: str)
     assert command in hint
 
 
-def test_atari_is_imported_by_itself_or_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_atari_is_imported_automatically_or_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ale_py", None)  # as if it were not installed
     for name in [name for name in gym.registry if name.startswith("ALE/")]:
         monkeypatch.delitem(gym.registry, name)
@@ -186,7 +186,7 @@ def test_atari_is_imported_by_itself_or_told_with_its_extra(monkeypatch: pytest.
     assert spec(env_config("CartPole-v1")).id == "CartPole-v1", "nobody else misses it"
 
 
-def test_what_the_models_of_mujoco_are_deprecated_for_reaches_neither_screen_nor_folder(tmp_path: Path) -> None:
+def test_mujocos_deprecation_warnings_reach_neither_screen_nor_folder(tmp_path: Path) -> None:
     small = (
         "rollout.steps=32",
         "algorithm.num_minibatches=1",
@@ -199,7 +199,7 @@ def test_what_the_models_of_mujoco_are_deprecated_for_reaches_neither_screen_nor
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
-def test_a_simulation_that_explodes_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unstable_simulation_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     env = construction.build(EnvConfig(id="InvertedPendulum-v5"))
 
@@ -226,9 +226,7 @@ MODULES = {
 
 
 @pytest.mark.parametrize("text", MODULES, ids=range(len(MODULES)))
-def test_a_module_that_cannot_be_imported_is_told_with_its_line(
-    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_import_is_reported_with_its_line(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.py").write_text(text)
     monkeypatch.setattr(modules, "HERE", str(tmp_path))
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -287,7 +285,7 @@ class Picture(worlds.World):
     ],
     ids=lambda value: value["name"] if isinstance(value, dict) else None,
 )
-def test_lists_of_yaml_reach_wrappers_that_want_tuples_or_arrays(wrapper: Any, shape: tuple[int, ...]) -> None:
+def test_yaml_lists_become_tuples_or_arrays_for_wrappers(wrapper: Any, shape: tuple[int, ...]) -> None:
     envs = make_environments(env_config("test_environments:Picture", wrapper), 1)
     assert envs.reset([0]).shape == (1, *shape)
     if wrapper["name"] == "RescaleAction":
@@ -309,14 +307,14 @@ def test_a_wrapper_of_a_module_may_be_a_class_or_a_function() -> None:
         ("NormalizeObservation", "policy.normalize_obs: true"),
         ("gymnasium.wrappers:NormalizeReward", "value.normalize_returns: true"),
         ("RecordVideo", "pgcli eval"),
-        ("RecordEpisodeStatistics", "leave it out"),
-        ("Autoreset", "leave it out"),
+        ("RecordEpisodeStatistics", "remove it"),
+        ("Autoreset", "remove it"),
         ("HumanRendering", "pgcli eval"),
-        ("RenderCollection", "leave it out"),
+        ("RenderCollection", "remove it"),
         ("TransformReward", "module:Class"),
     ],
 )
-def test_a_wrapper_that_a_run_cannot_have_is_refused_with_what_does_its_work(name: str, fix: str) -> None:
+def test_an_unsupported_wrapper_is_rejected_with_its_replacement(name: str, fix: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config_from_data({"env": {"wrappers": ["FlattenObservation", name]}}, "c.yaml")
     (problem,) = caught.value.problems
@@ -371,13 +369,13 @@ ONLY_AT_THE_START: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.usefixtures("_signals_only_set_a_flag")
 @pytest.mark.parametrize("fault", [*START, *ONLY_AT_THE_START])
-def test_what_would_break_a_run_is_found_before_it_begins(fault: str) -> None:
+def test_the_start_check_finds_faults_before_a_run(fault: str) -> None:
     message = failure(env_config(fault=fault))
     assert "World-v0" in message
     assert all(words in message for words in (START | ONLY_AT_THE_START)[fault]), message
 
 
-def test_an_environment_of_gym_that_takes_no_seed_is_told_what_reset_is() -> None:
+def test_an_old_gym_environment_without_seed_gets_the_signature_of_reset() -> None:
     message = failure(env_config("Old-v0"))
     assert "`reset` does not accept `seed`" in message
     assert "super().reset(seed=seed)" in message
@@ -385,7 +383,7 @@ def test_an_environment_of_gym_that_takes_no_seed_is_told_what_reset_is() -> Non
 
 @pytest.mark.usefixtures("_signals_only_set_a_flag")
 @pytest.mark.parametrize("fault", START)
-def test_a_fault_in_an_episode_is_told_with_its_seed_step_and_action(fault: str) -> None:
+def test_a_fault_in_an_episode_is_reported_with_seed_step_and_action(fault: str) -> None:
     envs = make_environments(env_config(fault=fault, at=4), 2)
     envs.reset([11, 12])
     with pytest.raises(EnvironmentFailure) as caught:
@@ -397,7 +395,7 @@ def test_a_fault_in_an_episode_is_told_with_its_seed_step_and_action(fault: str)
     assert "array([0, 1, 2, 0, 1]" in caught.value.reproduction
 
 
-def test_a_real_interrupt_is_not_taken_for_a_fault() -> None:
+def test_a_real_interrupt_is_not_reported_as_a_fault() -> None:
     envs = make_environments(env_config(fault="interrupt", at=2), 2)
     envs.reset([1, 2])
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
@@ -409,7 +407,7 @@ def test_a_real_interrupt_is_not_taken_for_a_fault() -> None:
 
 
 @pytest.mark.parametrize("odd", worlds.ODD)
-def test_rewards_and_flags_that_only_look_odd_are_read(odd: str) -> None:
+def test_unusual_but_valid_rewards_and_flags_are_accepted(odd: str) -> None:
     envs = make_environments(env_config(odd=odd, length=3), 2)
     envs.reset([1, 2])
     steps = [envs.step(np.zeros(2, int), ON) for _ in range(3)]
@@ -426,7 +424,7 @@ def test_counts_out_of_their_range_are_a_fault(pair: bool) -> None:
         act(envs, np.ones((4, 2), int))
 
 
-def test_notices_tell_of_limits_bounds_and_versions() -> None:
+def test_notices_report_limits_bounds_and_versions() -> None:
     assert check_environment(env_config("worlds:World-v2")).notices == []
     (endless,) = check_environment(env_config("Endless-v0")).notices
     assert "100,000" in endless
@@ -439,7 +437,7 @@ def test_notices_tell_of_limits_bounds_and_versions() -> None:
     assert far == "World-v0 returned an observation of 7 outside the bounds of its space; nothing is clipped"
 
 
-def test_the_start_check_is_made_once_per_config(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_start_check_runs_once_per_config(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[EnvConfig] = []
     monkeypatch.setattr(checks, "_check", built.append)
     for env in ({}, {"num_envs": 3}, {"vectorization": "sync", "rebuild": True}, {"kwargs": {"length": 3}}, {}):
@@ -447,7 +445,7 @@ def test_the_start_check_is_made_once_per_config(monkeypatch: pytest.MonkeyPatch
     assert [settings.kwargs for settings in built] == [{}, {"length": 3}]
 
 
-def test_the_instance_of_the_start_check_is_no_instance_of_the_run() -> None:
+def test_the_run_does_not_reuse_the_instance_of_the_start_check() -> None:
     first = make_environments(env_config("Mindful-v0"), 1).reset([3])
     assert first[0, 0] == np.float32(np.random.Generator(np.random.PCG64(np.random.SeedSequence(3))).uniform(-1, 1))
 
@@ -462,7 +460,7 @@ def test_an_environment_may_write_into_its_actions_and_reuse_its_buffer() -> Non
     assert (second != first).any()
 
 
-def test_trajectories_are_those_of_an_environment_that_copies_its_observations() -> None:
+def test_reused_observation_buffers_do_not_change_trajectories() -> None:
     taken = []
     for kept in (True, False):
         envs = make_environments(env_config("Continuous-v0", buffered=kept), 2)
@@ -532,7 +530,7 @@ def reproduced(error: EnvironmentFailure, folder: Path) -> subprocess.CompletedP
     )
 
 
-def test_a_reproduction_does_exactly_what_was_done(tmp_path: Path) -> None:
+def test_a_reproduction_repeats_the_episode_exactly(tmp_path: Path) -> None:
     """Actions, wrappers and arguments are exact, so the episode ends in the same state."""
     rescale = {"name": "RescaleAction", "kwargs": {"min_action": [-3, -3], "max_action": [3, 3]}}
     env = {"id": "worlds:Tracing", "kwargs": {"at": 5}, "wrappers": [rescale], "max_episode_steps": 50}
@@ -552,7 +550,7 @@ def test_a_reproduction_does_exactly_what_was_done(tmp_path: Path) -> None:
     assert done.stdout.startswith("step 5 with action [")
 
 
-def test_a_reproduction_shows_what_is_no_exception(tmp_path: Path) -> None:
+def test_a_reproduction_prints_invalid_results(tmp_path: Path) -> None:
     envs = make_environments(config(env={"id": "worlds:World-v0", "kwargs": {"fault": "nan reward", "at": 2}}).env, 1)
     envs.reset([5])
     with pytest.raises(EnvironmentFailure) as caught:
@@ -592,7 +590,7 @@ def test_a_reproduction_begins_with_the_reset_of_its_own_episode(tmp_path: Path)
 # -------------------------------------------------------------------------------------------------------- action masks
 
 
-def test_a_mask_in_the_info_becomes_a_part_of_the_observation() -> None:
+def test_a_mask_in_the_info_becomes_part_of_the_observation() -> None:
     envs = make_environments(env_config("Masked-v0"), 2)
     assert envs.observation_space == spaces.Dict(
         {"observation": spaces.Box(-1, 1, (2,), np.float32), "action_mask": spaces.MultiBinary(3)}
@@ -613,7 +611,7 @@ def test_a_mask_of_several_choices_is_one_row() -> None:
     assert envs.reset([1])[0, :5].tolist() == [1, 0, 0, 1, 1]
 
 
-def test_an_environment_can_be_asked_for_its_mask_and_takes_the_seeds_that_it_can() -> None:
+def test_the_mask_method_is_called_and_seeds_fit_the_environment() -> None:
     settings = env_config("worlds:Asked")
     envs = make_environments(settings, 1)
     assert envs.reset([2**62 + 5])[0, :3].tolist() == [0, 1, 0]
@@ -623,7 +621,7 @@ def test_an_environment_can_be_asked_for_its_mask_and_takes_the_seeds_that_it_ca
     assert check_environment(env_config("CartPole-v1")).seed(2**62 + 5) == 2**62 + 5
 
 
-def test_a_dict_that_shows_its_mask_is_left_as_it_is() -> None:
+def test_a_dict_observation_with_a_mask_is_unchanged() -> None:
     settings = env_config("worlds:Shown")
     assert not check_environment(settings).adds_mask
     assert set(make_environment(settings).observation_space.spaces) == {"action_mask", "place"}  # type: ignore[attr-defined]
@@ -639,7 +637,7 @@ def test_a_dict_that_shows_its_mask_is_left_as_it_is() -> None:
         ({"at": 2, "then": [1, 1]}, "an action mask of 2 entries for 3 actions in step 2 with action 0"),
     ],
 )
-def test_a_mask_that_fits_nothing_or_permits_nothing_is_a_fault(kwargs: dict[str, Any], words: str) -> None:
+def test_a_mask_of_wrong_size_or_without_permitted_actions_is_a_fault(kwargs: dict[str, Any], words: str) -> None:
 
     def run() -> None:
         envs = make_environments(env_config("Masked-v0", **kwargs), 2)
@@ -651,14 +649,14 @@ def test_a_mask_that_fits_nothing_or_permits_nothing_is_a_fault(kwargs: dict[str
     assert words in caught.value.message
 
 
-def test_masks_and_other_parts_are_checked_also_where_the_environment_shows_them_itself() -> None:
+def test_a_mask_in_the_observation_is_checked_too() -> None:
     envs = make_environments(env_config("worlds:Shown", at=1), 2)
     envs.reset([1, 2])
     with pytest.raises(EnvironmentFailure, match="permits no action in step 1 with action 2 of the episode with reset"):
         act(envs, np.full((4, 2), 2))
 
 
-def test_at_the_end_a_mask_may_permit_nothing_and_is_never_used() -> None:
+def test_the_last_mask_of_an_episode_may_permit_no_action() -> None:
     envs = make_environments(env_config("worlds:Shown", at=19), 2)
     envs.reset([1, 2])
     mask = envs.layout.action_mask
@@ -668,7 +666,7 @@ def test_at_the_end_a_mask_may_permit_nothing_and_is_never_used() -> None:
     assert (mask.unpack(last.obs) == 1).all()
 
 
-def test_native_forms_are_taken_only_where_they_are_the_same_environment() -> None:
+def test_vector_forms_are_used_only_if_equivalent() -> None:
     assert isinstance(make_environments(env_config("CartPole-v1"), 2), VectorEnvironments)
     assert isinstance(make_environments(env_config("CartPole-v1", "FlattenObservation"), 2), SingleEnvironments)
     assert isinstance(make_environments(env_config("Other-v0"), 2), SingleEnvironments), (
@@ -708,7 +706,7 @@ gym.register("Ill-v0", entry_point="worlds:World", vector_entry_point="test_envi
 
 
 @pytest.mark.parametrize("fault", ["", "error"])
-def test_a_fault_of_a_vector_form_is_told_where_the_column_runs(fault: str) -> None:
+def test_a_fault_of_a_vector_form_is_reported_for_running_columns_only(fault: str) -> None:
     envs = VectorEnvironments(env_config("Ill-v0", fault=fault, at=99), 3)
     first = envs.reset([4, 5, 6])
     running = np.array([True, True, False])
@@ -728,7 +726,7 @@ def test_a_fault_of_a_vector_form_is_told_where_the_column_runs(fault: str) -> N
 # --------------------------------------------------------------------------------------------------- the command line
 
 
-def test_a_fault_ends_a_run_with_exit_3_a_reproduction_and_a_good_checkpoint(tmp_path: Path) -> None:
+def test_a_fault_ends_a_run_with_exit_3_a_reproduction_and_a_valid_checkpoint(tmp_path: Path) -> None:
     world = ["env.id=worlds:Fragile", "env.max_episode_steps=50", "training.iterations=50", "checkpoint.every=null"]
     done = pgcli("train", "cartpole", *TINY, *world, "--run-dir", "run", cwd=tmp_path, code=3, PYTHONPATH=PATHS)
     (program,) = (tmp_path / "run/crash").iterdir()
@@ -758,7 +756,7 @@ def test_a_fault_ends_a_run_with_exit_3_a_reproduction_and_a_good_checkpoint(tmp
     assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "finished"
 
 
-def test_a_fault_in_the_close_does_not_hide_a_run_that_had_ended(tmp_path: Path) -> None:
+def test_a_fault_in_close_does_not_hide_a_finished_run(tmp_path: Path) -> None:
     world = ["env.id=worlds:World-v2", "env.kwargs={fault: close, at: 30}"]
     done = pgcli("train", "cartpole", *TINY, *world, "--run-dir", "run", cwd=tmp_path, code=3, PYTHONPATH=PATHS)
     assert "raised RuntimeError: the door is stuck" in done.stderr
@@ -767,7 +765,7 @@ def test_a_fault_in_the_close_does_not_hide_a_run_that_had_ended(tmp_path: Path)
     assert len(rows(tmp_path / "run/metrics.csv")) == 6
 
 
-def test_an_environment_that_talks_and_wanders_leaves_stdout_and_the_run_alone(tmp_path: Path) -> None:
+def test_an_environment_that_prints_and_changes_folders_affects_nothing(tmp_path: Path) -> None:
     talk = ["env.id=wander:Wanderer", "env.max_episode_steps=20"]
     (tmp_path / "wander.py").write_text("from worlds import Wanderer\nprint('hello from the module')\n")
     command = ["train", "cartpole", *TINY, *talk, "training.iterations=2", "--seeds", "0-1"]
@@ -800,7 +798,7 @@ LEAVES = [
 
 
 @pytest.mark.parametrize(("how", "jobs", "code", "words"), LEAVES)
-def test_a_run_whose_process_its_environment_ends_goes_on_to_the_byte(
+def test_a_run_whose_environment_exits_python_resumes_with_the_same_bytes(
     how: str, jobs: int, code: int, words: str, tmp_path: Path
 ) -> None:
     world = ["env.id=worlds:Leaving", f"env.kwargs.how={how}", "env.max_episode_steps=50", "checkpoint.every=1"]
@@ -821,14 +819,14 @@ def test_a_run_whose_process_its_environment_ends_goes_on_to_the_byte(
         assert contents(tmp_path / run) == contents(tmp_path / run.replace("run", "whole"))
 
 
-def test_a_fault_in_a_process_of_its_own_is_told_whatever_its_exception_is_made_of(tmp_path: Path) -> None:
+def test_any_exception_in_a_child_process_is_reported(tmp_path: Path) -> None:
     world = ["env.id=worlds:World-v2", "env.kwargs={fault: two words, at: 15}"]
     command = ["train", "cartpole", *TINY, *world, "--seeds", "0,1", "--jobs", "2", "--run-dir", "run"]
     done = pgcli(*command, cwd=tmp_path, code=3, PYTHONPATH=PATHS)
     assert done.stderr.count("raised TwoWords: ('the motor', 'heat')") == 2
 
 
-def test_threads_that_a_simulator_leaves_behind_keep_no_run_from_its_end(tmp_path: Path) -> None:
+def test_leftover_simulator_threads_do_not_delay_the_end_of_a_run(tmp_path: Path) -> None:
     world = ["env.id=worlds:Threaded", "training.iterations=2"]
     for options in ([], ["--seeds", "0-2", "--jobs", "2"]):
         done = pgcli(
@@ -845,7 +843,7 @@ def test_threads_that_a_simulator_leaves_behind_keep_no_run_from_its_end(tmp_pat
         assert len(done.stdout.split()) == (3 if options else 1)
 
 
-def test_what_an_environment_sets_for_the_whole_process_changes_no_byte(tmp_path: Path) -> None:
+def test_process_wide_settings_of_an_environment_change_no_byte(tmp_path: Path) -> None:
     for name in ("World", "Meddling"):
         world = [f"env.id=worlds:{name}", "env.max_episode_steps=50", "--run-dir", tmp_path / name]
         pgcli("train", "cartpole", *TINY, *world, cwd=tmp_path, PYTHONPATH=PATHS)
@@ -881,7 +879,7 @@ def test_a_second_signal_ends_a_run_whose_environment_hangs(in_step: bool, tmp_p
         assert json.loads((tmp_path / "run/checkpoints/latest.json").read_text())["iteration"] >= 0
 
 
-def test_without_their_parent_the_processes_of_jobs_save_and_leave(tmp_path: Path) -> None:
+def test_jobs_save_and_exit_if_their_parent_dies(tmp_path: Path) -> None:
     world = ["env.id=worlds:World", "rollout.episodes=10000000", "--seeds", "0,1", "--jobs", "2"]  # one long iteration
     process = begun(["train", "cartpole", *TINY, *world], tmp_path, "runs/*/seed-*/checkpoints/best.json", 2)
     time.sleep(0.5)  # the evaluation is printed, and nothing more for a long time
@@ -909,13 +907,13 @@ def alive(pid: int) -> bool:
     return True
 
 
-def test_an_outdated_version_is_told_once_per_run(tmp_path: Path) -> None:
+def test_an_outdated_version_is_reported_once_per_run(tmp_path: Path) -> None:
     world = ["env.id=CartPole-v0", "env.vectorization=sync", "training.iterations=1"]
     done = pgcli("train", "cartpole", *TINY, *world, cwd=tmp_path)
     assert done.stderr.count("out of date") == 1
 
 
-def test_a_run_of_segments_stops_at_an_episode_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_episode_stops_a_run_of_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     from test_segments import collect, policy_for, segments
 
     monkeypatch.setattr(checks, "MAX_EPISODE_STEPS", 30)
@@ -925,7 +923,7 @@ def test_a_run_of_segments_stops_at_an_episode_without_end(monkeypatch: pytest.M
     assert "env.max_episode_steps" in caught.value.hint
 
 
-def test_ctrl_c_in_an_environment_is_no_fault_of_its_own(tmp_path: Path) -> None:
+def test_ctrl_c_in_an_environment_is_not_reported_as_a_fault(tmp_path: Path) -> None:
     pgcli("train", "cartpole", *TINY, "env.id=worlds:Slow", "--run-dir", "run", cwd=tmp_path, PYTHONPATH=PATHS)
     process = Command("eval", "run", "--trust", "--episodes", "100000", cwd=tmp_path, PYTHONPATH=PATHS)
     while not (tmp_path / "stepping").exists():

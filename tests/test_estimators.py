@@ -93,7 +93,7 @@ def scores(agent: PolicyGradient, batch: Trajectories) -> Tensor:
         (UNEVEN, GRPO, 4, "-0.042490910766803 -0.342909590010470 0.3854005007772741", "0.0938164138241089"),
     ],
 )
-def test_on_bandits_mean_and_variance_are_the_exact_ones(
+def test_mean_and_variance_on_bandits_are_exact(
     returns: str, world: tuple[list[float], list[float]], algorithm: Any, n: int, mean: str, variance: str
 ) -> None:
     logits, rewards = world
@@ -117,7 +117,7 @@ def test_grpo_standardises_each_group_by_itself(world: tuple[list[float], list[f
     assert one_variance > 0
 
 
-def test_a_group_of_equal_returns_teaches_nothing_and_divides_by_nothing() -> None:
+def test_a_group_of_equal_returns_has_zero_advantages_without_0_over_0() -> None:
     grpo = {"returns": "total", "baseline": "group", "standardize": "group", "group_size": 2}
     batch = trajectories([(0, 1 / 3)], [(1, 1 / 3)], [(0, 5.0)], [(1, 1.0)])
     alone = trajectories([(0, 5.0)], [(1, 1.0)])
@@ -160,7 +160,7 @@ def test_the_policy_loss_is_the_return_weighted_log_probability() -> None:
     assert terms["policy_loss"].item() == pytest.approx(-(GAMMA**4) * 5 * math.log(P), rel=1e-12)
 
 
-def test_on_the_chain_reward_to_go_without_discount_weighting_is_the_known_other_sum() -> None:
+def test_reward_to_go_without_discount_weighting_has_its_known_bias_on_the_chain() -> None:
     g, _ = moments(chain_agent(returns="reward_to_go", baseline="none"), CHAIN, 1)
     other = sum(GAMMA ** (N_STEPS - 1 - t) for t in range(N_STEPS)) * P**N_STEPS * (1 - P)
     assert g[1].item() == pytest.approx(other, abs=EXACT)
@@ -171,7 +171,7 @@ def test_on_the_chain_reward_to_go_without_discount_weighting_is_the_known_other
     [(CHAIN, (1 - P) * J), (chain(THETA, N_STEPS, every_step=1, at_the_end=0), 0)],
     ids=["one reward at the end", "a constant reward"],
 )
-def test_scores_times_immediate_rewards_are_something_else(world: World, expected: float) -> None:
+def test_scores_times_immediate_rewards_are_not_the_gradient(world: World, expected: float) -> None:
     """The wrong estimator of M2L 2024 is n times too small on the chain, and 0 for a constant reward."""
     agent = chain_agent(returns="total", baseline="none")
     wrong = 0.0
@@ -184,27 +184,27 @@ def test_scores_times_immediate_rewards_are_something_else(world: World, expecte
     assert right[1] - wrong > 0.05
 
 
-def test_the_baseline_of_a_lone_trajectory_is_zero_if_it_is_left_out() -> None:
+def test_leave_one_out_is_zero_for_a_single_trajectory() -> None:
     lone = trajectories([(1, 1.0), (0, 1.0)], [(0, 5.0)])
     advantages = chain_agent(baseline="leave_one_out").estimate(lone).advantages
     assert advantages[1, 0].item() == 1
     assert advantages[0].tolist() == pytest.approx([1.9 - 5, 5 - 1.9])
 
 
-def test_a_lone_trajectory_is_its_own_mean() -> None:
+def test_the_mean_baseline_of_a_single_trajectory_is_its_return() -> None:
     lone = trajectories([(1, 1.0), (0, 1.0)], [(0, 5.0)])
     advantages = chain_agent(baseline="mean").estimate(lone).advantages
     assert advantages[1, 0].item() == 0  # alone at t = 1
     assert advantages[0].tolist() == pytest.approx([(1.9 - 5) / 2, (5 - 1.9) / 2])
 
 
-def test_the_mean_baseline_counts_only_what_runs() -> None:
+def test_the_mean_baseline_counts_running_trajectories_only() -> None:
     returns = torch.tensor([[1.0, 3.0, 8.0], [5.0, math.nan, 9.0], [math.inf, math.nan, 2.0]])
     mask = torch.tensor([[True, True, True], [True, False, True], [False, False, False]])
     assert mean_baseline(returns, mask).tolist() == [[4.0], [7.0], [0.0]]
 
 
-def test_leaving_one_out_is_the_mean_over_the_others_that_run() -> None:
+def test_leave_one_out_is_the_mean_over_the_other_running_trajectories() -> None:
     returns = torch.tensor([[1.0, 3.0, 8.0], [5.0, math.nan, 9.0], [math.inf, math.nan, 2.0]])
     mask = torch.tensor([[True, True, True], [True, False, True], [False, False, True]])
     assert leave_one_out_baseline(returns, mask)[mask].tolist() == [5.5, 4.5, 2, 9, 5, 0]
@@ -252,7 +252,7 @@ def test_the_score_is_the_closed_form_of_the_tutorial(dtype: torch.dtype, tolera
     # π even, so the score is ±1/2: Σ s G is 3/2 - 2/2 + 1/2 = 1 over the three steps, 5/2 over the one
     [("steps", (1 + 2.5) / 4), ("episodes", (1 + 2.5) / 2), ("episode_means", (1 / 3 + 2.5) / 2)],
 )
-def test_an_average_is_over_what_it_names(average: str, expected: float) -> None:
+def test_each_average_weights_its_named_unit_equally(average: str, expected: float) -> None:
     batch = trajectories([(1, 1.0), (0, 1.0), (1, 1.0)], [(1, 5.0)])
     agent = softmax_agent([0, 0], baseline="none", gamma=1.0, average=average)
     assert ascent(agent, batch).tolist() == pytest.approx([-expected, expected], rel=1e-14)
@@ -285,7 +285,7 @@ def test_standardised_advantages_have_mean_zero_and_population_deviation_one() -
     )
 
 
-def test_a_batch_of_equal_returns_teaches_nothing() -> None:
+def test_a_batch_of_equal_returns_has_zero_advantages() -> None:
     agent = softmax_agent([0.3, -0.2], returns="total", **GRPO)
     assert ascent(agent, trajectories(*[[(1, 0.7)]] * 7)).tolist() == [0, 0]
 
@@ -309,7 +309,7 @@ def test_the_entropy_bonus_has_the_closed_form_gradient(theta: float) -> None:
     )
 
 
-def test_trajectories_tell_their_lengths_and_ends() -> None:
+def test_trajectories_have_lengths_and_ends() -> None:
     batch = trajectories([(0, 0.0)] * 3, [(0, 0.0)], [(0, 0.0)] * 2)
     terminated = torch.tensor([[False] * 3, [False, True, False], [True, True, True]])
     truncated = torch.tensor([[False] * 3, [False, True, True], [False, True, False]])
@@ -320,7 +320,7 @@ def test_trajectories_tell_their_lengths_and_ends() -> None:
     assert how == ["terminated", "horizon", "truncated"], "padding has no flags"
 
 
-def test_noise_that_a_baseline_leaves_of_equal_returns_is_not_blown_up() -> None:
+def test_rounding_noise_of_equal_returns_is_not_amplified() -> None:
     agent = softmax_agent([0.0, 0.0], returns="reward_to_go", baseline="mean", standardize="batch", gamma=0.99)
     rewards = torch.full((50, 7), 1e9 / 3, dtype=torch.float64)
     everywhere = torch.ones(50, 7, dtype=torch.bool)

@@ -44,7 +44,7 @@ def lengths(episodes: int = 9, seed: int = 5) -> list[int]:
 
 @pytest.mark.parametrize("horizon", [None, 1, 4])
 @pytest.mark.parametrize("gamma", [1.0, 0.5, 0.0])
-def test_returns_and_lengths_are_those_of_the_episodes(gamma: float, horizon: int | None) -> None:
+def test_evaluation_reports_the_returns_and_lengths_of_episodes(gamma: float, horizon: int | None) -> None:
     # step t pays t + 1: L (L + 1) / 2 undiscounted, and with γ the derivative of a geometric series
     expected = [min(length, horizon or length) for length in lengths()]
     assert len(set(lengths())) > 3
@@ -59,7 +59,7 @@ def test_returns_and_lengths_are_those_of_the_episodes(gamma: float, horizon: in
     assert episodes.discounted_returns.tolist() == by_hand[gamma]
 
 
-def test_evaluating_again_gives_the_same_and_another_seed_something_else() -> None:
+def test_evaluations_repeat_for_a_seed_and_differ_for_another() -> None:
     first, again, other = (measured({}, seed=seed).returns.tolist() for seed in (5, 5, 6))
     assert first == again
     assert first != other
@@ -129,7 +129,7 @@ def test_evaluating_more_often_does_not_change_what_is_learned(env: str) -> None
 @pytest.mark.parametrize(
     ("every", "expected"), [(1, list(range(13))), (5, [0, 5, 10, 12]), (6, [0, 6, 12]), (None, [0, 12])]
 )
-def test_evaluations_come_at_the_start_at_the_end_and_every_so_often(every: int | None, expected: list[int]) -> None:
+def test_evaluations_happen_at_start_end_and_every_n_iterations(every: int | None, expected: list[int]) -> None:
     env = {"id": "Counting-v0", "num_envs": 6}
     records, _ = trained(env=env, evaluation={"every": every, "episodes": 2})
     evaluations = [record for record in records if isinstance(record, Evaluation)]
@@ -147,7 +147,7 @@ def test_a_reached_return_ends_the_run() -> None:
     assert [getattr(record, "stopped_by", None) for record in records] == ["", "goal"]
 
 
-def test_a_spread_that_is_too_large_for_a_float_is_none_rather_than_infinite() -> None:
+def test_an_overflowing_standard_deviation_is_none() -> None:
     found = sample([1e200, -1e200])
     assert (found.mean, found.standard_deviation, found.standard_error) == (0, None, None)
     json.dumps(vars(found), allow_nan=False)

@@ -46,9 +46,7 @@ def evaluated(run: str, *words: str, cwd: Path) -> dict[str, Any]:
     ],
     ids=["whole episodes", "chunks", "segments", "workers"],
 )
-def test_an_environment_that_remembers_trains_alike_however_often_it_is_evaluated(
-    how: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_evaluations_do_not_affect_training_in_an_environment_with_memory(how: tuple[str, ...], tmp_path: Path) -> None:
     for every in ("1", "null"):
         train(every, *how, f"evaluation.every={every}", cwd=tmp_path)
     often, seldom = (contents(tmp_path / every) for every in ("1", "null"))
@@ -68,7 +66,7 @@ def test_shaped_rewards_stay_in_training(tmp_path: Path) -> None:
     assert "gave the" in done.stdout
 
 
-def test_each_key_of_the_evaluation_environment_is_trainings_where_it_is_null(tmp_path: Path) -> None:
+def test_null_keys_of_the_evaluation_environment_inherit_trainings(tmp_path: Path) -> None:
     train("run", "env.kwargs={bonus: 7}", "env.max_episode_steps=2", "evaluation.env.max_episode_steps=1", cwd=tmp_path)
     assert {row["length"] for row in rows(tmp_path / "run/episodes.csv")} == {"2"}
     first = rows(tmp_path / "run/evaluations.csv")[0]
@@ -77,7 +75,7 @@ def test_each_key_of_the_evaluation_environment_is_trainings_where_it_is_null(tm
     assert float(rows(tmp_path / "other/evaluations.csv")[0]["return_mean"]) < 7
 
 
-def test_a_changed_environment_is_evaluated_and_the_result_says_so(tmp_path: Path) -> None:
+def test_a_changed_environment_is_evaluated_and_reported(tmp_path: Path) -> None:
     train("run", "env.kwargs={bonus: 7}", "evaluation.env.max_episode_steps=2", cwd=tmp_path)
     plain = evaluated("run", cwd=tmp_path)
     assert (plain["changed"], plain["mean_length"], plain["mean_return"]) == ({}, 2, 14)
@@ -98,7 +96,7 @@ def test_a_changed_environment_is_evaluated_and_the_result_says_so(tmp_path: Pat
         (("env.kwargs.bonus=1", "--replay", "0:0"), 2, "--replay"),
     ],
 )
-def test_what_an_evaluation_may_not_change_is_refused(
+def test_an_evaluation_environment_cannot_change_fixed_keys(
     words: tuple[str, ...], code: int, message: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.getbasetemp() / "refused"
@@ -110,14 +108,14 @@ def test_what_an_evaluation_may_not_change_is_refused(
     assert message in done.stderr
 
 
-def test_an_evaluation_environment_with_other_spaces_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_an_evaluation_environment_with_other_spaces_is_rejected_at_the_start(tmp_path: Path) -> None:
     error = train("run", f"evaluation.env.wrappers=[{WORLDS}:Wider]", cwd=tmp_path, code=2)
     assert error.count("error:") == 1
     assert "observation space" in error
     assert not (tmp_path / "run").exists()
 
 
-def test_a_module_that_only_evaluation_needs_is_imported_with_trust_alone(tmp_path: Path) -> None:
+def test_a_module_of_the_evaluation_environment_needs_trust(tmp_path: Path) -> None:
     run = ("env.id=CartPole-v1", f"evaluation.env.wrappers=[{WORLDS}:Hundred]", "evaluation.env.max_episode_steps=3")
     train("run", *run, cwd=tmp_path)
     done = pgcli("eval", "run", cwd=tmp_path, code=3, PYTHONPATH=HERE)

@@ -210,7 +210,7 @@ IN_TOTAL: dict[str, Any] = {"average": "episodes", "gamma": GAMMA, "returns": "t
         (ON_LAYERS, BY_STEP | {"returns": "vtrace", "baseline": "value", "gae_lambda": 0.4}),
     ],
 )
-def test_where_chance_decides_the_next_state_the_gradient_is_exact(values: Array, algorithm: dict[str, Any]) -> None:
+def test_the_gradient_is_exact_for_random_transitions(values: Array, algorithm: dict[str, Any]) -> None:
     """In `test_grid`, which covers all cells, only actions are random."""
     expected = gradient_of_return(LAYERS, log(PI), GAMMA, 3)
     batch = in_proportion(list(futures(LAYERS, PI, 0, 3)))
@@ -221,7 +221,7 @@ def test_where_chance_decides_the_next_state_the_gradient_is_exact(values: Array
 
 @pytest.mark.parametrize("horizon", [1, 2])
 @pytest.mark.parametrize("returns", ["total", "reward_to_go", "lambda_return"])
-def test_a_cut_trajectory_is_worth_its_rewards_and_the_value_where_it_was_cut(returns: str, horizon: int) -> None:
+def test_a_cut_trajectory_is_bootstrapped_from_its_last_state(returns: str, horizon: int) -> None:
     """So the gradient is that of E[Σ γ^t r_t + γ^H V(s_H)], with V fixed; for λ < 1 if V is exact."""
     batch = in_proportion(list(futures(LAYERS, PI, 0, horizon)))
     assert batch.cut.any()
@@ -292,7 +292,7 @@ def standard_errors_off(found: Array, expected: Array) -> float:
     return float((np.abs(found.mean(0) - expected)[errors > 0] / errors[errors > 0]).max())
 
 
-def test_on_frozen_lake_every_unbiased_estimator_finds_the_gradient_of_the_transition_model() -> None:
+def test_unbiased_estimators_on_frozen_lake_match_the_model_gradient() -> None:
     found, moves = lake_gradients(LAKE_CELLS, 80)
     exact = gradient_of_return(moves, lake_logits(), GAMMA, LIMIT)
     values = returns_from(moves, lake_logits(), GAMMA, None)
@@ -307,7 +307,7 @@ def test_on_frozen_lake_every_unbiased_estimator_finds_the_gradient_of_the_trans
     assert standard_errors_off(found["lambda_return, value"], exact) > 4
 
 
-def test_on_frozen_lake_groups_that_share_a_reset_seed_find_the_gradient_too() -> None:
+def test_groups_on_frozen_lake_match_the_model_gradient() -> None:
     """The columns of a group slip at the same moments, but their actions are their own."""
     group: dict[str, Any] = {"baseline": "group", "group_size": 4, "group_mean": "leave_one_out"}
     found, moves = lake_gradients({"group": IN_TOTAL | group}, 50, **group)
@@ -381,7 +381,7 @@ def test_ratios_have_mean_one_under_the_policy_that_acted(world: Bandit) -> None
 
 @pytest.mark.parametrize("bound", [Fraction(1, 2), Fraction(1), Fraction(3, 2), Fraction(100)])
 @pytest.mark.parametrize("world", BANDITS)
-def test_a_bound_on_the_weights_is_biased_as_counted_by_hand(world: Bandit, bound: Fraction) -> None:
+def test_bounded_weights_have_the_bias_computed_by_hand(world: Bandit, bound: Fraction) -> None:
     (_, rewards), (pi, mu) = world
     arms = range(len(pi))
     expected = [
@@ -395,7 +395,7 @@ def test_a_bound_on_the_weights_is_biased_as_counted_by_hand(world: Bandit, boun
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("world", BANDITS)
-def test_self_normalised_weights_are_divided_by_their_mean_over_the_batch(world: Bandit, n: int) -> None:
+def test_self_normalized_weights_are_divided_by_their_batch_mean(world: Bandit, n: int) -> None:
     (_, rewards), (pi, mu) = world
     expected = [Fraction()] * len(pi)
     for p, actions, _ in pulls(world, n):
@@ -407,7 +407,7 @@ def test_self_normalised_weights_are_divided_by_their_mean_over_the_batch(world:
     assert found == pytest.approx([float(x) for x in expected], abs=EXACT)
 
 
-def test_a_bound_comes_before_self_normalising() -> None:
+def test_weights_are_bounded_before_self_normalizing() -> None:
     log_probs = torch.tensor([-1.0, -2.0], dtype=torch.float64)
     one = torch.ones(2, dtype=torch.float64)
     # ρ = 4 and 1, bounded 2 and 1, whose mean is 3/2: weights 4/3 and 2/3
@@ -417,14 +417,14 @@ def test_a_bound_comes_before_self_normalising() -> None:
 
 
 @pytest.mark.parametrize("world", BANDITS)
-def test_the_optimal_baseline_from_the_others_keeps_the_gradient(world: Bandit) -> None:
+def test_the_optimal_baseline_is_unbiased(world: Bandit) -> None:
     logits, rewards = world[0]
     agent = softmax_agent(logits, returns="total", baseline="optimal")
     g, _ = moments(agent, bandit(logits, [float(r) for r in rewards]), 3)
     assert g.tolist() == pytest.approx([float(x) for x in exact_bandit(world)], abs=EXACT)
 
 
-def test_the_optimal_baseline_is_that_of_least_variance_where_there_is_much_to_learn_it_from() -> None:
+def test_the_optimal_baseline_minimizes_variance_for_large_batches() -> None:
     """On the uneven bandit b* = 61/66 is the best constant; N pulls estimate it up to O(1/N)."""
     pi, rewards = UNEVEN_SHARES[0], UNEVEN[1]
     squares = [sum(((a == b) - pi[b]) ** 2 for b in range(3)) for a in range(3)]
@@ -449,7 +449,7 @@ def test_the_optimal_baseline_is_that_of_least_variance_where_there_is_much_to_l
     assert (optimal_baseline(returns, scores) - 61 / 66).abs().max() < 1e-4
 
 
-def test_the_squared_score_of_a_trajectory_is_that_of_the_sum_over_its_steps() -> None:
+def test_the_squared_score_of_a_trajectory_uses_the_sum_over_its_steps() -> None:
     # π even, so a score is ±(1/2, -1/2): three of one sign sum to (3/2, -3/2), and one against one to nothing
     agent = softmax_agent([0.0, 0.0], returns="total", baseline="optimal")
     batch = trajectories([(0, 1.0)] * 3, [(0, 1.0), (1, 1.0)], [(1, 2.0)])
@@ -460,14 +460,14 @@ def test_the_squared_score_of_a_trajectory_is_that_of_the_sum_over_its_steps() -
     assert advantages[0].tolist() == pytest.approx(expected, rel=1e-14)
 
 
-def test_a_lone_trajectory_has_no_optimal_baseline() -> None:
+def test_a_single_trajectory_has_optimal_baseline_zero() -> None:
     assert optimal_baseline(torch.tensor([3.0]), torch.tensor([0.1])).tolist() == [0]
     # of two, one that was certain to happen, score 0, tells nothing of the other
     assert optimal_baseline(torch.tensor([3.0, 8.0]), torch.tensor([0.25, 0.0])).tolist() == [0, 3]
 
 
 @pytest.mark.parametrize("objective", ["clip", "importance_sampling"])
-def test_grpo_on_its_own_data_has_the_values_of_grpo_whatever_the_objective(objective: str) -> None:
+def test_grpo_on_policy_has_the_same_values_for_every_objective(objective: str) -> None:
     grpo = {"returns": "total", "baseline": "group", "standardize": "group", "group_size": 4, "objective": objective}
     agent = softmax_agent(UNEVEN[0], **grpo)
     log_pi = torch.tensor([float(p) for p in UNEVEN_SHARES[0]], dtype=torch.float64).log()
@@ -487,7 +487,7 @@ LOG_RATIOS = torch.linspace(-3, 3, 241, dtype=torch.float64)
 
 @pytest.mark.parametrize("clip_range", [0.05, 0.2, 0.9])
 @pytest.mark.parametrize("advantage", [2.0, 0.25, -0.25, -2.0])
-def test_the_clip_silences_only_what_goes_too_far_the_way_the_advantage_points(
+def test_the_clip_zeroes_gradients_only_beyond_the_range_in_the_advantages_direction(
     advantage: float, clip_range: float
 ) -> None:
     log_ratios = LOG_RATIOS.clone().requires_grad_()
@@ -514,7 +514,7 @@ def test_the_clipped_surrogate_is_never_above_the_unclipped_one(advantage: float
     assert losses == pytest.approx(expected, rel=1e-15)
 
 
-def test_at_ratio_one_the_gradient_of_the_clip_is_the_policy_gradient_to_the_last_bit() -> None:
+def test_the_clip_gradient_at_ratio_one_is_the_policy_gradient_bit_for_bit() -> None:
     draw = torch.Generator().manual_seed(1)
     log_probs, advantages, weights = torch.randn(3, 50, dtype=torch.float64, generator=draw)
     log_probs.requires_grad_()
@@ -580,7 +580,7 @@ def watched(agent: Learner) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("objective", ["clip", "importance_sampling"])
-def test_the_first_of_several_steps_has_ratios_of_exactly_one_and_the_second_has_not(
+def test_only_the_first_of_several_steps_has_ratios_of_exactly_one(
     objective: str,
 ) -> None:
     """In float32, small parts round differently from the batch of thirteen."""
@@ -596,7 +596,7 @@ def test_the_first_of_several_steps_has_ratios_of_exactly_one_and_the_second_has
 
 
 @pytest.mark.parametrize("objective", ["clip", "importance_sampling"])
-def test_an_update_reports_the_means_of_its_last_epoch_by_the_size_of_its_parts(
+def test_an_update_reports_weighted_means_of_its_last_epoch(
     objective: str,
 ) -> None:
     agent = sgd_agent([0.3, -1.0, 0.1], 1.0, baseline="none", objective=objective, num_minibatches=3, update_epochs=2)
@@ -610,7 +610,7 @@ def test_an_update_reports_the_means_of_its_last_epoch_by_the_size_of_its_parts(
 
 
 @pytest.mark.parametrize("objective", ["clip", "importance_sampling"])
-def test_a_second_epoch_reports_what_ratios_by_hand_say(objective: str) -> None:
+def test_a_second_epoch_reports_the_metrics_of_ratios_by_hand(objective: str) -> None:
     """The first step is a plain policy gradient step; the second epoch measures at its result."""
     logits, rate = [0.3, -1.0, 0.1], 1.0
     agent = sgd_agent(logits, rate, baseline="none", objective=objective, update_epochs=2, clip_range=0.3)
@@ -634,7 +634,7 @@ def test_a_second_epoch_reports_what_ratios_by_hand_say(objective: str) -> None:
         assert update.policy_loss == pytest.approx(-(ratios * paid * np.log(after[actions])).mean(), rel=1e-12)
 
 
-def test_reused_data_are_weighed_against_the_policy_that_collected_them() -> None:
+def test_reused_data_is_weighted_by_the_policy_that_collected_it() -> None:
     agent = sgd_agent([0.3, -1.0, 0.1], 2.0, baseline="none", objective="importance_sampling", reuse=2)
     policies = [probabilities(agent.policy)]
     first, second, third = ONE_STEP_EACH[:3], ONE_STEP_EACH[3:5], ONE_STEP_EACH[5:]
@@ -655,7 +655,7 @@ def test_reused_data_are_weighed_against_the_policy_that_collected_them() -> Non
     assert np.ptp(ratios) > 0.1
 
 
-def test_explained_variance_is_the_share_that_v_foresees() -> None:
+def test_explained_variance_is_the_share_predicted_by_v() -> None:
     targets = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
     # errors 0, 0, 1 have variance 2/9; the targets 14/9
     assert explained_variance(torch.tensor([1.0, 2.0, 3.0]), targets) == pytest.approx(6 / 7)
@@ -676,7 +676,7 @@ def test_explained_variance_is_the_share_that_v_foresees() -> None:
         (6.0, 1.0, 3.0, 9.0, 6.0),  # across the target by more
     ],
 )
-def test_the_clipped_value_loss_is_the_worse_of_two(
+def test_the_clipped_value_loss_is_the_larger_of_two(
     value: float, old: float, target: float, expected: float, slope: float
 ) -> None:
     v, was, g = (torch.tensor([x], dtype=torch.float64) for x in (value, old, target))
@@ -722,7 +722,7 @@ MINI: dict[str, Any] = {"objective": "clip", "entropy_coef": 0.3, "kl_coef": 0.2
 
 @pytest.mark.parametrize("count", [1, 2, 3, 13, 100])
 @pytest.mark.parametrize("average", ["steps", "episodes", "episode_means"])
-def test_the_losses_of_minibatches_weighed_by_their_share_sum_to_that_of_the_batch(average: str, count: int) -> None:
+def test_weighted_minibatch_losses_sum_to_the_batch_loss(average: str, count: int) -> None:
     agent = deep_agent(baseline="value", returns="lambda_return", average=average, **MINI)
     batch, _ = flat_batch(agent, ragged())
     order = np.random.default_rng(3).permutation(13)
@@ -737,7 +737,7 @@ def test_the_losses_of_minibatches_weighed_by_their_share_sum_to_that_of_the_bat
 
 
 @pytest.mark.parametrize("average", ["steps", "episodes", "episode_means"])
-def test_over_all_orders_every_minibatch_has_the_gradient_of_the_batch_in_the_mean(average: str) -> None:
+def test_the_mean_minibatch_gradient_over_all_orders_is_the_batch_gradient(average: str) -> None:
     agent = deep_agent(baseline="none", average=average, **MINI)
     small = mapped(ragged(), lambda _, x: x[:, 1:3])  # 3 + 1 steps, in parts of 2 and 2, or of 2, 1 and 1
     batch, _ = flat_batch(agent, small)
@@ -884,7 +884,7 @@ def forward_view(rewards: list[float], values: list[float], terminated: bool, ga
 
 @pytest.mark.parametrize("lam", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("returns", ["lambda_return", "vtrace"])
-def test_returns_are_mixtures_of_n_step_returns_of_each_episode_alone(returns: str, lam: float) -> None:
+def test_lambda_returns_mix_n_step_returns_within_an_episode(returns: str, lam: float) -> None:
     """Time limits, horizons and segment ends bootstrap; terminations do not, and nothing crosses them."""
     batch, agent = segment(), line_agent(returns=returns, gamma=0.8, gae_lambda=lam)
     estimate = agent.estimate(batch)
@@ -905,7 +905,7 @@ def test_returns_are_mixtures_of_n_step_returns_of_each_episode_alone(returns: s
     assert checked == batch.num_steps == 34
 
 
-def test_the_value_function_learns_from_the_returns_and_from_where_it_was() -> None:
+def test_the_value_loss_uses_returns_and_old_values() -> None:
     """V increases by 1/2 everywhere, but is clipped to 1/4."""
     batch, agent = segment(), line_agent(value={"clip_range": 0.25}, returns="lambda_return", gamma=0.8, gae_lambda=0.6)
     laid_out, report = flat_batch(agent, batch)
@@ -922,7 +922,7 @@ def test_the_value_function_learns_from_the_returns_and_from_where_it_was() -> N
 
 
 @pytest.mark.parametrize("cut", [False, True])
-def test_the_total_of_a_cut_trajectory_counts_the_value_where_it_was_cut(cut: bool) -> None:
+def test_the_total_return_of_a_cut_trajectory_is_bootstrapped(cut: bool) -> None:
     batch = trajectories([(0, 1.0), (1, 2.0), (0, 4.0)])
     batch = replace(
         batch,
@@ -934,7 +934,7 @@ def test_the_total_of_a_cut_trajectory_counts_the_value_where_it_was_cut(cut: bo
     assert advantages[:, 0].tolist() == [3 + (1 if cut else 0) - 5] * 3
 
 
-def test_values_stand_only_where_a_state_was_reached() -> None:
+def test_values_are_zero_where_no_state_was_reached() -> None:
     batch = segment()
     dirty = replace(batch, obs=torch.where(batch.reached[..., None], batch.obs, math.nan))
     agent = line_agent()
@@ -994,7 +994,7 @@ def test_the_fixed_point_of_vtrace_is_the_value_of_the_policy_between_the_two(la
             assert moved * (fixed[start] - values[start]) > 0, "towards the fixed point"
 
 
-def test_vtrace_of_data_of_its_own_is_the_lambda_return_with_or_without_ratios() -> None:
+def test_on_policy_vtrace_is_the_lambda_return() -> None:
     batch = segment()
     values = torch.where(batch.reached, 2 * batch.obs[..., 0] - 1, 0)
     plain = line_agent(returns="lambda_return", gamma=0.8, gae_lambda=0.6).estimate(batch).returns[batch.mask]
@@ -1007,7 +1007,7 @@ def test_vtrace_of_data_of_its_own_is_the_lambda_return_with_or_without_ratios()
         assert torch.isfinite(q).all()
 
 
-def test_actions_that_the_policy_never_takes_teach_vtrace_nothing() -> None:
+def test_vtrace_ignores_actions_of_probability_zero() -> None:
     batch = segment()
     values = torch.where(batch.reached, 2 * batch.obs[..., 0] - 1, 0)
     never = torch.zeros_like(batch.rewards)
@@ -1115,7 +1115,7 @@ def test_a_linear_quadratic_regulator_has_its_closed_form_gradient(algorithm: di
     assert g[[0, 2]].tolist() == pytest.approx(gradient, abs=EXACT)
 
 
-def test_a_gaussian_is_that_of_torch() -> None:
+def test_a_gaussian_equals_torchs() -> None:
     distribution, means = gaussian([0.3, -1.0, 2.0], [1.2, 0.7, 0.01])
     peer: Any = reference.Independent(reference.Normal(means, torch.tensor([1.2, 0.7, 0.01], dtype=torch.float64)), 1)
     actions = means + torch.tensor([[0.1, -2.0, 0.03], [5.0, 0.0, 0.0]], dtype=torch.float64)
@@ -1136,7 +1136,7 @@ def squashed(deviations: Sequence[float]) -> TanhGaussian:
     return distribution
 
 
-def test_a_squashed_gaussian_has_the_density_of_what_the_environment_is_given() -> None:
+def test_a_squashed_gaussian_has_the_density_of_the_executed_action() -> None:
     distribution, means = squashed([0.8, 1.5]), torch.tensor([[0.2, -0.6]], dtype=torch.float64)
     u = torch.tensor(list(product((-2.5, -0.3, 0.0, 1.1, 2.0), repeat=2)), dtype=torch.float64)
     given = distribution.for_environment(u.numpy())
@@ -1153,7 +1153,7 @@ def test_a_squashed_gaussian_has_the_density_of_what_the_environment_is_given() 
 
 
 @pytest.mark.parametrize("u", [30.0, -400.0])
-def test_a_squashed_gaussian_keeps_its_density_where_the_action_is_at_the_bound(u: float) -> None:
+def test_a_squashed_gaussian_keeps_its_density_at_the_bounds(u: float) -> None:
     # 1 - tanh² u = 4 e^(-2|u|) there, while tanh u is ±1 in floating point
     distribution, mean = squashed([1.0, 1.0]), torch.tensor([[u, 0.0]], dtype=torch.float64)
     expected = -math.log(2 * math.pi) - (math.log(4) - 2 * abs(u)) - math.log(2.5) - math.log(0.25)
@@ -1173,7 +1173,7 @@ def test_the_entropy_of_a_squashed_gaussian_is_the_integral_of_its_density(devia
     assert found == pytest.approx(expected, abs=1e-5 if max(deviations) > 1 else 1e-9)
 
 
-def test_exploration_that_depends_on_the_state_is_a_gaussian_of_the_composed_variance() -> None:
+def test_state_dependent_exploration_is_a_gaussian_of_the_composed_variance() -> None:
     settings = config(policy={"hidden_sizes": [3], "distribution": "state_dependent_gaussian"}).policy
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
@@ -1198,7 +1198,7 @@ def test_exploration_that_depends_on_the_state_is_a_gaussian_of_the_composed_var
     np.testing.assert_allclose((steps**2).sum(0), variances[0] - 1e-6, rtol=1e-12)
 
 
-def test_independent_bits_are_those_of_torch_and_sum_to_one() -> None:
+def test_independent_bits_equal_torchs_and_sum_to_one() -> None:
     distribution = Bernoulli(spaces.MultiBinary(3))
     logits = torch.tensor([[0.3, -2.0, 40.0], [0.0, 1.0, -1.0]], dtype=torch.float64)
     every = torch.tensor(list(product((0, 1), repeat=3)))
@@ -1212,7 +1212,7 @@ def test_independent_bits_are_those_of_torch_and_sum_to_one() -> None:
         assert distribution.entropy(outputs).tolist() == pytest.approx([entropy] * 8, abs=1e-13)
 
 
-def test_independent_choices_are_those_of_torch_and_sum_to_one() -> None:
+def test_independent_choices_equal_torchs_and_sum_to_one() -> None:
     sizes, starts = (2, 3, 4), (0, -1, 5)
     distribution = Factorised(spaces.MultiDiscrete(np.array(sizes), start=np.array(starts)))
     outputs = torch.linspace(-1, 2, 9, dtype=torch.float64).square()[None].expand(24, 9)
@@ -1259,7 +1259,7 @@ NEW_CELLS: dict[str, dict[str, Any]] = {
 
 
 def everything_learned(agent: PolicyGradient, batch: Trajectories) -> Tensor:
-    """Give the gradients of the policy and of the value function, as one vector."""
+    """Return the gradients of the policy and of the value function, as one vector."""
     laid_out, _ = flat_batch(agent, batch)
     gradients = list(estimate_gradient(agent, batch)[0])
     if agent.value is not None:
@@ -1287,7 +1287,7 @@ def test_garbage_in_the_padding_changes_nothing(algorithm: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("algorithm", NEW_CELLS.values(), ids=NEW_CELLS)
-def test_the_order_of_columns_changes_nothing_and_of_groups_as_wholes(algorithm: dict[str, Any]) -> None:
+def test_the_order_of_columns_and_of_whole_groups_changes_nothing(algorithm: dict[str, Any]) -> None:
     batch, agent = ragged(), deep_agent(**{"gamma": 0.9} | algorithm)
     expected = everything_learned(agent, batch)
     for order in ([2, 3, 0, 1], [1, 0, 2, 3], [3, 2, 0, 1]):
@@ -1298,7 +1298,7 @@ def test_the_order_of_columns_changes_nothing_and_of_groups_as_wholes(algorithm:
         assert (everything_learned(agent, torn) - expected).abs().max() > 1e-3
 
 
-def test_ratios_are_one_on_masked_rows_whatever_stands_there() -> None:
+def test_ratios_are_one_on_masked_rows() -> None:
     batch = ragged()
     assert batch.behavior_log_probs is not None
     dirty = replace(batch, behavior_log_probs=torch.where(batch.mask, batch.behavior_log_probs, 7.0))

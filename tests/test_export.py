@@ -137,19 +137,19 @@ def held_against_the_policy(space: spaces.Space[Any], policy: Policy) -> None:
 
 
 @pytest.mark.parametrize("kind", ACTIONS)
-def test_every_distribution_is_computed_as_the_policy_does(kind: str) -> None:
+def test_every_distribution_matches_the_policy(kind: str) -> None:
     actions, more = ACTIONS[kind]
     held_against_the_policy(PLAIN, build(PLAIN, actions, more))
 
 
 @pytest.mark.parametrize("kind", OBSERVATIONS)
-def test_every_observation_is_read_as_the_policy_does(kind: str) -> None:
+def test_every_observation_matches_the_policys_encoding(kind: str) -> None:
     space, more = OBSERVATIONS[kind]
     held_against_the_policy(space, build(space, spaces.Discrete(5), more))
 
 
 @pytest.mark.parametrize("kind", ["softmax", "factorised"])
-def test_a_mask_keeps_its_place(kind: str) -> None:
+def test_an_action_mask_is_exported(kind: str) -> None:
     actions, more = ACTIONS[kind]
     policy = build(masked(5 if kind == "softmax" else 11), actions, more)
     assert policy.masked
@@ -162,7 +162,7 @@ def test_a_mask_keeps_its_place(kind: str) -> None:
     np.testing.assert_allclose(found, policy(torch.from_numpy(obs)).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_same_policy_is_the_same_bytes_and_any_number_of_observations_goes_in() -> None:
+def test_exports_are_reproducible_and_accept_any_batch_size() -> None:
     policy = build(PLAIN, spaces.Discrete(3), {})
     content = to_onnx(policy, {"iteration": "4"})
     assert content == to_onnx(policy, {"iteration": "4"})
@@ -173,12 +173,12 @@ def test_the_same_policy_is_the_same_bytes_and_any_number_of_observations_goes_i
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-def test_a_policy_that_sees_nothing_is_refused() -> None:
+def test_a_policy_without_observations_is_rejected() -> None:
     with pytest.raises(UsageError, match="without observations"):
         to_onnx(build(spaces.Box(0, 1, (0,), np.float32), spaces.Discrete(2), {}), {})
 
 
-def test_the_command_line_writes_a_file_that_says_what_it_is_and_acts_as_the_agent(tmp_path: Path) -> None:
+def test_the_exported_file_has_metadata_and_acts_like_the_agent(tmp_path: Path) -> None:
     small = ("training.iterations=2", "training.env_steps=null", "rollout.episodes=4", "evaluation.episodes=2")
     overrides = (*small, "evaluation.stop_at_return=null", "env.num_envs=4", "policy.normalize_obs=true")
     run_experiment(Request(load_config("cartpole", overrides), tmp_path / "run", ["train"]))

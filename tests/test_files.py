@@ -82,7 +82,7 @@ def test_nothing_is_written_through_a_link(
     assert precious.read_bytes() == before
 
 
-def test_a_linked_folder_of_checkpoints_is_refused_and_left_alone(run: Path, tmp_path: Path) -> None:
+def test_a_linked_folder_of_checkpoints_is_rejected_and_unchanged(run: Path, tmp_path: Path) -> None:
     (run / "checkpoints").rename(tmp_path / "elsewhere")
     (run / "checkpoints").symlink_to(tmp_path / "elsewhere")
     before = contents(tmp_path / "elsewhere")
@@ -122,7 +122,7 @@ def test_an_odd_lock_or_checkpoint_is_named(name: str, kind: str, run: Path) -> 
         train(run, "training.iterations=5", resume=True)
 
 
-def test_a_lock_of_another_program_is_refused(tmp_path: Path) -> None:
+def test_a_lock_of_another_program_is_rejected(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text('{"theirs": 1}')
     with pytest.raises(RunDirectoryError, match="pgcli did not write this file"), lock(tmp_path):
         pass
@@ -188,13 +188,13 @@ def test_a_table_that_is_replaced_ends_the_run_at_the_next_checkpoint(tmp_path: 
 
 @pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}], ids=["train", "resume", "overwrite"])
 @pytest.mark.parametrize("name", ["config.yaml", "episodes.csv", "run.json", "status.json", "checkpoints/mine"])
-def test_a_users_files_of_a_runs_names_are_refused_and_left_alone(
+def test_a_users_files_with_a_runs_names_are_rejected_and_unchanged(
     name: str, how: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "work" / name).parent.mkdir(parents=True)
     (tmp_path / "work" / name).write_text('{"mine": 1}')
     before = contents(tmp_path)
-    with pytest.raises(RunDirectoryError, match=f"has {name.partition('/')[0]}, and no run.json of pgcli"):
+    with pytest.raises(RunDirectoryError, match=f"has {name.partition('/')[0]}, which pgcli did not write"):
         train(tmp_path / "work", **how)
     assert contents(tmp_path) == before
 
@@ -240,7 +240,7 @@ def test_no_output_replaces_a_file_of_a_run(name: str, run: Path) -> None:
         check_output(run / name, overwrite=True)
 
 
-def test_an_input_is_no_output_also_by_another_name(run: Path, tmp_path: Path) -> None:
+def test_an_input_file_is_never_overwritten_even_through_a_link(run: Path, tmp_path: Path) -> None:
     policy = next(run.glob("checkpoints/*.safetensors"))
     os.link(policy, tmp_path / "film.gif")
     with pytest.raises(RunDirectoryError, match="is an input of this command"):
@@ -253,7 +253,7 @@ def test_an_input_is_no_output_also_by_another_name(run: Path, tmp_path: Path) -
 def test_a_figure_replaces_one_of_pgcli_and_no_other_file(suffix: str, run: Path, tmp_path: Path) -> None:
     figure = tmp_path / f"figure.{suffix}"
     figure.write_text("drawn by hand")
-    with pytest.raises(RunDirectoryError, match="pgcli did not make it"):
+    with pytest.raises(RunDirectoryError, match="pgcli did not write it"):
         plot([run], *DRAWN, figure)
     assert figure.read_text() == "drawn by hand"
     plot([run], *DRAWN, figure, overwrite=True)
@@ -265,20 +265,20 @@ def test_a_figure_replaces_one_of_pgcli_and_no_other_file(suffix: str, run: Path
 def test_a_film_and_an_export_replace_only_their_own(run: Path, tmp_path: Path) -> None:
     (tmp_path / "film.gif").write_bytes(b"GIF89a by hand")
     film = ["eval", "run", "--episodes", "1", "--horizon", "2", "--video", "film.gif"]
-    assert "pgcli did not make it" in pgcli(*film, cwd=tmp_path, code=4).stderr
+    assert "pgcli did not write it" in pgcli(*film, cwd=tmp_path, code=4).stderr
     assert (tmp_path / "film.gif").read_bytes() == b"GIF89a by hand"
     pgcli(*film, "--overwrite", cwd=tmp_path)
     pgcli(*film, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("target", [os.mkfifo, Path.mkdir], ids=["a FIFO", "a folder"])
-def test_an_output_is_no_special_file(target: Callable[[Path], object], run: Path, tmp_path: Path) -> None:
+def test_an_output_cannot_be_a_special_file(target: Callable[[Path], object], run: Path, tmp_path: Path) -> None:
     target(tmp_path / "figure.png")
     with pytest.raises(RunDirectoryError, match=r"figure\.png: is (a folder|not a regular file)"):
         plot([run], *DRAWN, tmp_path / "figure.png", overwrite=True)
 
 
-def test_a_full_disk_leaves_the_output_of_before(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_previous_output(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figure = plot([run], *DRAWN, tmp_path / "figure.png")
     before = figure.read_bytes()
     noise = (np.random.default_rng(n).integers(0, 255, (90, 90, 3)).astype(np.uint8) for n in range(3))

@@ -104,7 +104,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("suffix", ["gif", "mp4"])
 @pytest.mark.parametrize("kind", REFUSED)
-def test_everything_else_is_refused_with_what_was_given_and_leaves_no_file(
+def test_an_invalid_frame_is_rejected_and_leaves_no_file(
     kind: str, suffix: str, agent_of: Callable[[str], Agent], tmp_path: Path
 ) -> None:
     with pytest.raises(EnvironmentFailure, match=f"Bar-v0 cannot be filmed: .*{REFUSED[kind]}"):
@@ -113,7 +113,7 @@ def test_everything_else_is_refused_with_what_was_given_and_leaves_no_file(
 
 
 @pytest.mark.parametrize("kind", ["", "float", "array", "PIL", "grown", "missing"])
-def test_a_replayed_episode_is_filmed_likewise(kind: str, tmp_path: Path) -> None:
+def test_a_replayed_episode_is_filmed(kind: str, tmp_path: Path) -> None:
     run_experiment(Request(load_config("cartpole", [*SMALL, f"env.kwargs={{kind: {kind!r}}}"]), tmp_path / "run", []))
 
     def filmed() -> dict[str, Any]:
@@ -128,7 +128,7 @@ def test_a_replayed_episode_is_filmed_likewise(kind: str, tmp_path: Path) -> Non
         assert bars(tmp_path / "film.gif") == GROWING
 
 
-def test_a_file_that_the_environment_misses_is_its_fault_and_names_the_line(tmp_path: Path) -> None:
+def test_a_missing_file_of_the_environment_is_reported_with_its_line(tmp_path: Path) -> None:
     source = Path(pictures.__file__).read_text()
     (tmp_path / "world.py").write_text(source)
     line = next(n for n, text in enumerate(source.splitlines(), 1) if "sprites/agent.npy" in text)
@@ -140,16 +140,14 @@ def test_a_file_that_the_environment_misses_is_its_fault_and_names_the_line(tmp_
     assert not [*tmp_path.glob(".writing*"), *tmp_path.glob("film*")]
 
 
-def test_a_film_that_cannot_be_written_is_a_fault_of_its_folder(
-    agent_of: Callable[[str], Agent], tmp_path: Path
-) -> None:
+def test_an_unwritable_film_is_reported_for_its_folder(agent_of: Callable[[str], Agent], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for name in ("film.gif", "film.mp4"):
         with pytest.raises(RunDirectoryError, match="file"):
             film(agent_of(""), tmp_path / "file" / name, "sampled", 0, None)
 
 
-def test_a_film_keeps_the_scale_that_it_began_with() -> None:
+def test_a_film_keeps_one_scale_for_its_frames() -> None:
     reader = FrameReader("X")
     dark = np.full((2, 2), 1e-4)
     assert reader.read(np.zeros((2, 2))).max() == 0
@@ -168,7 +166,7 @@ def test_a_film_keeps_the_scale_that_it_began_with() -> None:
         ({"render_fps": 1e-9}, 0.01),
     ],
 )
-def test_a_film_has_a_rate_whatever_the_environment_declares(metadata: Any, fps: float, tmp_path: Path) -> None:
+def test_a_film_has_a_frame_rate_for_any_declared_value(metadata: Any, fps: float, tmp_path: Path) -> None:
     assert rate(metadata) == fps
     write(iter([np.zeros((2, 2, 3), np.uint8)] * 3), FilmedEpisode(fps), tmp_path / "film.gif")
     assert (tmp_path / "film.gif").stat().st_size > 0

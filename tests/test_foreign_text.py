@@ -31,14 +31,14 @@ SMALL = (
 )
 
 
-def test_what_a_terminal_would_obey_is_shown_as_an_escape_and_the_rest_as_it_is() -> None:
+def test_control_characters_are_escaped_and_other_text_is_unchanged() -> None:
     assert printable(HOSTILE) == r"\x1b]0;X\x07\x9b2J\u202e\ud800\x00"
     assert printable("\udcff\u2066\u200f\ufeff\U000e0041\r") == r"\udcff\u2066\u200f\ufeff\U000e0041\r"
     plain = "é 中 👩\u200d🚀 می\u200cخواهم\tx\ny"
     assert printable(plain) == plain
 
 
-def test_an_error_is_one_line_whatever_is_in_it() -> None:
+def test_an_error_is_always_one_line() -> None:
     assert str(PgcliError("a\nhint: b", "c\nd")).splitlines() == [r"error: a\nhint: b", r"hint: c\nd"]
     assert len(str(Problem("a\nb", "c\nd")).splitlines()) == 1
 
@@ -146,7 +146,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", POISONS)
-def test_no_command_passes_hostile_text_on(kind: str, whole: Path, tmp_path: Path) -> None:
+def test_no_command_prints_hostile_text_unescaped(kind: str, whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "whole")
     for command, *options in COMMANDS:
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
@@ -190,7 +190,7 @@ def test_an_environment_and_its_exception_are_shown_with_escapes(tmp_path: Path)
     assert not RAW.search(json.loads((tmp_path / "run/status.json").read_text())["reason"])
 
 
-def test_a_table_in_colours_keeps_its_own_and_shows_others_as_text() -> None:
+def test_a_coloured_table_keeps_its_own_styles_and_escapes_others() -> None:
     lines = "\n".join(columns([("a", "b"), (f"[red]{TITLE}[/]", "wrong")], {"wrong": "bold red"}))
     assert "\x1b[1;31mwrong\x1b[0m" in lines
     assert "[red]" in lines

@@ -84,7 +84,7 @@ def flat(gradients: Sequence[Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", POLICIES)
-def test_the_gradient_of_a_column_is_that_of_a_batch_of_it_alone(kind: str) -> None:
+def test_the_gradient_of_a_column_equals_that_of_a_batch_with_this_column(kind: str) -> None:
     agent, batch = agent_and_batch(kind, returns="reward_to_go", baseline="none", average="episodes")
     returns = agent.estimate(batch).advantages
     tables = torch.stack([returns, batch.mask.double(), torch.zeros_like(returns)])
@@ -99,7 +99,7 @@ def test_the_gradient_of_a_column_is_that_of_a_batch_of_it_alone(kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", POLICIES)
-def test_what_stands_in_masked_places_does_not_matter(kind: str) -> None:
+def test_masked_entries_have_no_effect(kind: str) -> None:
     agent, batch = agent_and_batch(kind)
     reached = batch.reached
 
@@ -118,7 +118,7 @@ def test_what_stands_in_masked_places_does_not_matter(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["softmax", "gru"])
-def test_columns_in_parts_are_the_columns_together(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_columns_in_parts_equal_the_columns_together(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     agent, batch = agent_and_batch(kind)
     tables = torch.stack([batch.rewards, batch.mask.double()])
     (whole,) = trajectory_gradients(agent.policy, batch, tables)
@@ -196,9 +196,7 @@ def expectation(agent: PolicyGradient, world: World, n: int) -> dict[str, float]
 
 
 @pytest.mark.parametrize(("world", "baseline", "n"), VARIANCE, ids=str)
-def test_of_a_bandit_the_variance_is_the_exact_one_less_what_a_shared_baseline_couples(
-    world: str, baseline: str, n: int
-) -> None:
+def test_the_variance_on_a_bandit_is_exact_except_for_the_shared_baseline(world: str, baseline: str, n: int) -> None:
     agent = softmax_agent(BANDITS[world][0], returns="total", baseline=baseline, average="episodes", gamma=1.0)
     found = expectation(agent, bandit(*BANDITS[world]), n)
     square = GRADIENT_SQUARED[world]
@@ -210,7 +208,7 @@ def test_of_a_bandit_the_variance_is_the_exact_one_less_what_a_shared_baseline_c
 
 
 @pytest.mark.parametrize("returns", ["total", "reward_to_go"])
-def test_of_a_chain_the_variance_is_the_closed_form(returns: str) -> None:
+def test_the_variance_on_a_chain_is_the_closed_form(returns: str) -> None:
     """n² (1 - p)² p^n (1 - p^n) γ^(2n - 2), twice: both logits change equally."""
     n, gamma, p = 5, 0.9, 1 / (1 + math.exp(-0.5))
     world, agent = (
@@ -280,7 +278,7 @@ def test_a_baseline_that_knows_the_value_removes_all_of_the_variance() -> None:
     assert own.cosine == pytest.approx(1)
 
 
-def test_the_share_removed_is_of_the_same_returns_and_without_standardisation() -> None:
+def test_the_removed_share_compares_equal_returns_without_standardization() -> None:
     """Three pulls by hand: contributions R s or (R - b) s, with s = ±(1/2, -1/2), and their variance over three."""
     agent = softmax_agent([0.0, 0.0], returns="total", baseline="mean", average="episodes", standardize="batch")
     shadows = ["total+mean", "total+none", "total+none+batch"]
@@ -309,7 +307,7 @@ def test_the_share_removed_is_of_the_same_returns_and_without_standardisation() 
     assert none.trajectories_for_snr_1 is None
 
 
-def test_leaving_out_and_the_mean_point_the_same_way_and_differ_by_their_scale() -> None:
+def test_leave_one_out_and_mean_differ_by_a_scale_only() -> None:
     agent = softmax_agent([0.3, 0.1], returns="total", baseline="leave_one_out", average="episodes")
     agent.config = override(agent.config, ["diagnostics={every: 1, shadows: [total+mean]}"])
     own, mean = measure(agent, trajectories([(0, 5.0)], [(1, 4.0), (0, 1.0)], [(1, 3.0)], [(0, 3.0)]))
@@ -318,7 +316,7 @@ def test_leaving_out_and_the_mean_point_the_same_way_and_differ_by_their_scale()
     assert own.snr == pytest.approx(mean.snr)
 
 
-def test_numbers_beyond_the_largest_leave_cells_empty() -> None:
+def test_overflowing_numbers_leave_cells_empty() -> None:
     agent = softmax_agent([0.0, 0.0], returns="total", baseline="none", average="episodes")
     (own,) = measure(agent, trajectories([(0, 1e200)], [(1, 1e200)], [(1, -1e200)]))
     assert own.gradient_variance is own.trajectory_variance is own.snr is None
@@ -332,7 +330,7 @@ def test_numbers_beyond_the_largest_leave_cells_empty() -> None:
 SAMPLED = ("total+none", "total+mean", "reward_to_go+none", "reward_to_go+leave_one_out")
 
 
-def test_on_cart_pole_the_variance_is_that_of_many_batches() -> None:
+def test_the_variance_on_cart_pole_matches_many_batches() -> None:
     """The mean v of 120 batches of 8 equals the variance of their gradients within four standard errors."""
     settings = override(
         load_config("cartpole"),
@@ -371,9 +369,7 @@ def test_on_cart_pole_the_variance_is_that_of_many_batches() -> None:
     ],
     ids=str,
 )
-def test_what_a_trajectory_does_to_numbers_of_the_whole_batch_is_part_of_v(
-    algorithm: dict[str, Any], average: str
-) -> None:
+def test_v_includes_the_effect_of_a_trajectory_on_batch_statistics(algorithm: dict[str, Any], average: str) -> None:
     """In 500 copies of a batch, leaving out one copy of a trajectory moves g by its contribution and its influence."""
     agent, batch = agent_and_batch("softmax", returns="reward_to_go", baseline="none", average=average, **algorithm)
     batch = replace(batch, behavior_log_probs=-1 - batch.rewards.cos() / 2)
@@ -475,7 +471,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize("kind", RUNS)
-def test_measuring_changes_nothing_that_is_learned(kind: str, measured: Callable[[str], Path], tmp_path: Path) -> None:
+def test_measuring_does_not_affect_training(kind: str, measured: Callable[[str], Path], tmp_path: Path) -> None:
     with_it = measured(kind)
     without = trained(tmp_path / "run", kind, "diagnostics={every: null, shadows: []}")
     assert not (without / "gradients.csv").exists()
@@ -507,7 +503,7 @@ def test_a_run_has_a_row_for_each_estimator_and_is_verified(kind: str, measured:
     assert result["rows"]["gradients"] == len(table)
 
 
-def test_the_norm_is_the_grad_norm_of_the_metrics_where_one_step_follows_it(measured: Callable[[str], Path]) -> None:
+def test_the_norm_equals_grad_norm_for_a_single_step(measured: Callable[[str], Path]) -> None:
     for kind in ("native episodes", "reuse"):
         path = measured(kind)
         norms = [float(row["grad_norm"]) for row in rows(path / "metrics.csv")]
@@ -550,17 +546,17 @@ def scaled(path: Path) -> None:
         (edited("trajectory_variance", "3.5"), "in iteration 0 contradict"),
         (edited("env_steps", "3", line=6), "the env_steps of iteration 1 are not those"),
         (edited("estimator", "total+mean"), "iteration 0 has other estimators than the config"),
-        (edited("cosine", "0.5", line=2), "iteration 0 has cosine 0.5, and computed again it is"),
-        (edited("iteration", "x"), "unreadable"),
-        (edited("gradient_norm", "many"), "unreadable"),
+        (edited("cosine", "0.5", line=2), "iteration 0 has cosine 0.5, but recomputed it is"),
+        (edited("iteration", "x"), "cannot be read"),
+        (edited("gradient_norm", "many"), "cannot be read"),
         (without_line(3), "iteration 0 has other estimators"),
         (without_line(5, 9), "iteration 1 is missing"),
         (without_line(13, 17), "iteration 3 is missing"),
-        (scaled, "the gradient_norm of iteration 0 is not the grad_norm of metrics.csv"),
+        (scaled, "the gradient_norm of iteration 0 differs from grad_norm in metrics.csv"),
         (lambda path: (path / "gradients.csv").unlink(), "gradients.csv: is missing"),
     ],
 )
-def test_what_is_changed_afterwards_is_found(
+def test_verify_finds_later_changes(
     edit: Callable[[Path], None], told: str, measured: Callable[[str], Path], tmp_path: Path
 ) -> None:
     path = Path(shutil.copytree(measured("native episodes"), tmp_path / "run"))
@@ -572,7 +568,9 @@ def test_what_is_changed_afterwards_is_found(
     assert told in failed[0]
 
 
-def test_a_resumed_run_measures_on_and_can_change_how_often(measured: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_resumed_run_continues_to_measure_and_can_change_the_interval(
+    measured: Callable[[str], Path], tmp_path: Path
+) -> None:
     whole = measured("native episodes")
     path = trained(tmp_path / "run", "native episodes", "training.iterations=2")
     with (path / "gradients.csv").open("a") as file:
@@ -588,7 +586,7 @@ def test_a_resumed_run_measures_on_and_can_change_how_often(measured: Callable[[
     assert verify(path, everything=True)["passed"]
 
 
-def test_a_new_run_does_not_inherit_a_ledger(tmp_path: Path) -> None:
+def test_a_new_run_does_not_inherit_a_gradient_variance_table(tmp_path: Path) -> None:
     path = trained(tmp_path / "run", "native episodes", "training.iterations=1")
     trained(path, "native episodes", "training.iterations=1", "diagnostics={every: null, shadows: []}", overwrite=True)
     assert not (path / "gradients.csv").exists()
@@ -613,14 +611,14 @@ def problems(*overrides: str) -> list[str]:
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (("diagnostics.shadows=[total+none]",), "without `diagnostics.every` nothing is measured | set"),
-        (("diagnostics={every: 1, shadows: [reward_to_go+mean]}",), "the config's own is measured anyway"),
-        (("diagnostics={every: 1, shadows: [total+none, total+none]}",), "it is there twice"),
-        (("diagnostics={every: 1, shadows: [total+value]}",), "learns no value function"),
-        (("diagnostics={every: 1, shadows: [lambda_return+none]}",), "without a value function there are none"),
+        (("diagnostics.shadows=[total+none]",), "`diagnostics.every` is null, so nothing is measured | set"),
+        (("diagnostics={every: 1, shadows: [reward_to_go+mean]}",), "the config's own estimator is always measured"),
+        (("diagnostics={every: 1, shadows: [total+none, total+none]}",), "it is listed twice"),
+        (("diagnostics={every: 1, shadows: [total+value]}",), "the config learns none"),
+        (("diagnostics={every: 1, shadows: [lambda_return+none]}",), "needs a value function"),
         (("diagnostics={every: 1, shadows: [reward_to_go+optimal]}",), "least variance"),
-        (("diagnostics={every: 1, shadows: [total+group]}",), "a group needs a size"),
-        (("diagnostics={every: 1, shadows: [total+mean+group]}",), "it divides by the standard deviation of a group's"),
+        (("diagnostics={every: 1, shadows: [total+group]}",), "needs a group size"),
+        (("diagnostics={every: 1, shadows: [total+mean+group]}",), "divides by the standard deviation of a group's"),
         (("diagnostics={every: 1, shadows: [nonsense]}",), "should be an estimator like total+none, got 'nonsense'"),
         (("diagnostics={every: 1, shadows: [total+nnoe]}",), "did you mean `total+none`?"),
         (("diagnostics.every=1", "rollout.episodes=1", "algorithm.baseline=none"), "one trajectory says nothing"),
@@ -633,29 +631,29 @@ def problems(*overrides: str) -> list[str]:
                 *("rollout={episodes: null, steps: 8}", "algorithm={baseline: value, returns: lambda_return}"),
                 "diagnostics={every: 1, shadows: [total+value]}",
             ),
-            "a segment does not hold the total return",
+            "a segment does not contain the total return",
         ),
     ],
     ids=str,
 )
-def test_what_cannot_be_measured_is_refused(overrides: tuple[str, ...], told: str) -> None:
+def test_unmeasurable_estimators_are_rejected(overrides: tuple[str, ...], told: str) -> None:
     (problem,) = problems(*overrides)
     assert told in problem
 
 
-def test_a_mistake_of_the_run_is_told_once_and_not_for_each_shadow() -> None:
+def test_a_mistake_in_the_config_is_reported_once_not_per_shadow() -> None:
     bad = ("algorithm.update_epochs=3", "diagnostics={every: 1, shadows: [total+none, total+mean]}")
     (problem,) = problems(*bad)
     assert "algorithm.update_epochs" in problem
 
 
-def test_a_shadow_is_refused_at_its_own_line(tmp_path: Path) -> None:
+def test_an_invalid_shadow_is_reported_at_its_line(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("diagnostics:\n  every: 2\n  shadows:\n    - total+none\n    - total+value\n")
     with pytest.raises(ConfigError, match=r"c\.yaml:5:7: `diagnostics\.shadows\[1\]`: `total\+value`: the config"):
         load_config(str(tmp_path / "c.yaml"))
 
 
-def test_a_shadow_keeps_of_the_config_what_it_can_have() -> None:
+def test_a_shadow_inherits_the_compatible_keys_of_the_config() -> None:
     base = override(
         Config(), ["algorithm={discount_weighting: true, standardize: batch, baseline: group, group_size: 4}"]
     )
@@ -707,7 +705,7 @@ def test_variances_are_drawn_over_powers_of_ten(
     assert scales == [scale]
 
 
-def test_a_run_without_a_ledger_has_nothing_to_draw(measured: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_run_without_gradient_variance_cannot_be_drawn(measured: Callable[[str], Path], tmp_path: Path) -> None:
     bare = trained(tmp_path / "bare", "native episodes", "diagnostics={every: null, shadows: []}")
     with pytest.raises(RunDirectoryError, match=r"has no gradients\.csv") as caught:
         drawn(bare, "snr", tmp_path / "a.csv")
@@ -715,11 +713,11 @@ def test_a_run_without_a_ledger_has_nothing_to_draw(measured: Callable[[str], Pa
     with pytest.raises(ConfigError, match="has no column `noise`"):
         drawn(measured("native episodes"), "gradients.noise", tmp_path / "a.csv")
     (bare / "gradients.csv").write_bytes(b"")
-    with pytest.raises(RunDirectoryError, match="is empty or damaged"):
+    with pytest.raises(RunDirectoryError, match="empty or damaged"):
         drawn(bare, "snr", tmp_path / "a.csv")
 
 
-def test_from_the_command_line(tmp_path: Path) -> None:
+def test_the_command_line_measures_gradient_variance(tmp_path: Path) -> None:
     overrides = [*RUNS["native episodes"], *SHORT, "diagnostics.every=3"]
     pgcli("train", *overrides, "--run-dir", "run", "--quiet", cwd=tmp_path)
     assert len(rows(tmp_path / "run/gradients.csv")) == 8

@@ -146,7 +146,7 @@ REFUSED = [cell for cell in GRID if CELLS.get(cell) == "refused"]
 
 
 @pytest.mark.parametrize("cell", REFUSED, ids="-".join)
-def test_a_cell_without_a_meaning_is_refused(cell: tuple[str, str, str]) -> None:
+def test_a_meaningless_cell_is_rejected(cell: tuple[str, str, str]) -> None:
     with pytest.raises(ConfigError) as caught:
         config_from_data({"rollout": {"episodes": 4}, "algorithm": of_cell(*cell)}, "cell")
     for problem in caught.value.problems:
@@ -155,7 +155,7 @@ def test_a_cell_without_a_meaning_is_refused(cell: tuple[str, str, str]) -> None
 
 
 @pytest.mark.parametrize("cell", [cell for cell in GRID if cell not in REFUSED], ids="-".join)
-def test_a_cell_is_exact_or_biased_as_it_is_said_to_be(cell: tuple[str, str, str]) -> None:
+def test_a_cell_is_exact_or_biased_as_documented(cell: tuple[str, str, str]) -> None:
     """On two trajectories, so that own shares are large. V is exact where returns bootstrap."""
     kind, algorithm = CELLS[cell], of_cell(*cell)
     config_from_data({"rollout": {"episodes": 4}, "algorithm": algorithm}, "cell")  # not refused
@@ -184,7 +184,7 @@ def test_a_group_that_leaves_the_own_trajectory_out_is_exact(returns: str, objec
         if b == "value" and r in ("lambda_return", "vtrace") and CELLS.get((r, b, o)) == "exact"
     ],
 )
-def test_a_wrong_value_biases_what_leans_on_it_by_its_errors_at_the_next_states(
+def test_a_wrong_value_function_biases_bootstrapped_estimators_by_its_errors(
     returns: str, objective: str, lam: float
 ) -> None:
     """E[A_t | a_t] is off by (1 - λ) Σ_n λ^(n-1) γ^n E[e_t+n | a_t], with e = V - V_true; by nothing at λ = 1.
@@ -232,54 +232,60 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
     (
         ("algorithm.returns=lambda_return",),
         "returns baseline",
-        "without a value function there are none",
+        "needs a value function",
         "baseline: value",
         ("algorithm.baseline=value",),
     ),
     (
         ("algorithm.returns=vtrace", "algorithm.objective=clip"),
         "returns baseline",
-        "`vtrace` mixes in the values",
+        "`vtrace` needs a value function",
         "reward_to_go",
         ("algorithm.baseline=value",),
     ),
     (
         ("algorithm.returns=vtrace", "algorithm.baseline=value"),
         "returns objective",
-        "has no such data",
+        "policy_gradient is on-policy",
         "importance_sampling",
         ("algorithm.objective=importance_sampling",),
     ),
-    (("algorithm.baseline=optimal",), "baseline returns", "least variance", "total", ("algorithm.returns=total",)),
+    (("algorithm.baseline=optimal",), "baseline returns", "total return R(τ)", "total", ("algorithm.returns=total",)),
     (
         ("algorithm.baseline=optimal", "algorithm.returns=total", "rollout.episodes=1"),
         "baseline rollout.episodes",
-        "no others",
+        "at least two trajectories",
         "baseline: none",
         ("algorithm.baseline=none",),
     ),
     (
         ("algorithm.baseline=leave_one_out", "rollout.episodes=1"),
         "baseline rollout.episodes",
-        "no others",
+        "at least two trajectories",
         "more episodes",
         ("rollout.episodes=2",),
     ),
     (("rollout.episodes=1",), "baseline rollout.episodes", "would be zero", "none", ("algorithm.baseline=none",)),
-    (("algorithm.baseline=group",), "baseline group_size", "needs a size", "group_size", ("algorithm.group_size=8",)),
+    (
+        ("algorithm.baseline=group",),
+        "baseline group_size",
+        "needs a group size",
+        "group_size",
+        ("algorithm.group_size=8",),
+    ),
     (
         ("algorithm={baseline: group, group_size: 5}",),
         "group_size rollout.episodes",
-        "do not divide 64",
+        "64 episodes cannot be divided",
         "multiple",
         ("rollout.episodes=60",),
     ),
     (("algorithm={baseline: group, group_size: 1}",), "group_size", "zero", "larger", ("algorithm.group_size=2",)),
-    (("algorithm.group_size=4",), "group_size baseline", "has groups", "leave", ("algorithm.baseline=group",)),
+    (("algorithm.group_size=4",), "group_size baseline", "has groups", "remove", ("algorithm.baseline=group",)),
     (
         ("algorithm.group_mean=leave_one_out",),
         "group_mean",
-        "no effect under `algorithm.baseline: mean`",
+        "no effect with `algorithm.baseline: mean`",
         "baseline: group",
         ("algorithm.baseline=group", "algorithm.group_size=4"),
     ),
@@ -303,8 +309,8 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
         (
             (f"algorithm.{key}={value}", f"algorithm.objective={objective}"),
             key,
-            f"no effect under `algorithm.objective: {objective}`",
-            "leave it out",
+            f"no effect with `algorithm.objective: {objective}`",
+            "remove it",
             ("algorithm.objective=importance_sampling",),
         )
         for key, value in (("importance_bound", "2"), ("self_normalize", "true"))
@@ -313,36 +319,36 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
     (
         ("algorithm={returns: total, discount_weighting: true}",),
         "discount_weighting returns",
-        "already the exact gradient",
+        "already gives the exact gradient",
         "reward_to_go",
         ("algorithm.discount_weighting=false",),
     ),
     (
         (SEGMENTS,),
         "rollout.steps baseline",
-        "nothing stands for their rest",
+        "bootstrapping the rest needs a value function",
         "baseline: value",
         ("algorithm.baseline=value",),
     ),
     (
         (SEGMENTS, "algorithm={baseline: value, returns: total}"),
         "rollout.steps returns",
-        "does not hold the total",
+        "does not contain the total",
         "lambda_return",
         ("algorithm.returns=lambda_return",),
     ),
     (
         (*OF_SEGMENTS, "algorithm.discount_weighting=true"),
         "rollout.steps discount_weighting",
-        "not the time t",
-        "leave discount_weighting out",
+        "do not know the time t",
+        "remove discount_weighting",
         ("algorithm.discount_weighting=false",),
     ),
     *(
         (
             (*OF_SEGMENTS, f"algorithm.average={average}"),
             "rollout.steps average",
-            "not trajectories",
+            "not whole trajectories",
             "average: steps",
             ("algorithm.average=steps",),
         )
@@ -351,14 +357,14 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
     (
         (*OF_SEGMENTS, "rollout.horizon=5"),
         "rollout.steps rollout.horizon",
-        "their own length",
+        "a segment ends after",
         "max_episode_steps",
         ("rollout.horizon=null", "env.max_episode_steps=5"),
     ),
     (
         (*OF_SEGMENTS, "algorithm.objective=clip", "algorithm.reuse=2"),
         "rollout.steps reuse",
-        "takes whole episodes",
+        "needs whole episodes",
         "reuse: 1",
         ("algorithm.reuse=1",),
     ),
@@ -380,8 +386,8 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
         (
             ("algorithm.baseline=value", "value.shared_trunk=true", f"value.{key}={value}"),
             f"value.shared_trunk value.{key}",
-            "in the same steps",
-            f"leave {key} out",
+            "together with the policy",
+            f"remove {key}",
             (f"value.{key}=null",),
         )
         for key, value in (("learning_rate", "0.1"), ("update_epochs", "3"), ("hidden_sizes", "[8]"))
@@ -392,7 +398,7 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
 @pytest.mark.parametrize(
     ("overrides", "keys", "reason", "hint", "fix"), REASONS, ids=[" ".join(row[0]) for row in REASONS]
 )
-def test_a_bad_combination_is_refused_with_a_reason_and_a_mend_that_mends(
+def test_an_invalid_combination_is_rejected_with_a_hint_that_works(
     overrides: tuple[str, ...], keys: str, reason: str, hint: str, fix: tuple[str, ...]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -405,7 +411,7 @@ def test_a_bad_combination_is_refused_with_a_reason_and_a_mend_that_mends(
     assert override(Config(), [*overrides, *fix]) != Config()
 
 
-def test_several_bad_combinations_are_told_together() -> None:
+def test_several_invalid_combinations_are_reported_together() -> None:
     bad = (
         SEGMENTS,
         "algorithm={baseline: value, returns: total, discount_weighting: true, average: episodes, reuse: 2}",
@@ -427,7 +433,7 @@ def test_several_bad_combinations_are_told_together() -> None:
     ],
     ids=str,
 )
-def test_a_distribution_over_other_actions_is_refused_when_the_agent_is_built(
+def test_an_unsuitable_distribution_is_rejected_when_the_agent_is_built(
     space: spaces.Space[Any], names: tuple[str, ...]
 ) -> None:
     for name in names:

@@ -18,7 +18,7 @@ REPORTING = f"env.id={WORLDS}:Reporting"
 ALL = "logging.info=[is_success, steps, nested.half, text, nothing, infinite, list, absent]"
 
 
-def test_success_is_a_column_without_being_asked_for(tmp_path: Path) -> None:
+def test_success_is_a_column_by_default(tmp_path: Path) -> None:
     train("run", REPORTING, "evaluation.every=1", cwd=tmp_path)
     episodes, metrics = rows(tmp_path / "run/episodes.csv"), rows(tmp_path / "run/metrics.csv")
     assert list(episodes[0])[-2:] == ["ended", "is_success"]
@@ -36,13 +36,13 @@ def test_success_is_a_column_without_being_asked_for(tmp_path: Path) -> None:
     assert "is_success" in pgcli("eval", "run", "--trust", cwd=tmp_path, PYTHONPATH=HERE).stdout
 
 
-def test_an_environment_that_reports_nothing_has_the_columns_of_before(tmp_path: Path) -> None:
+def test_an_environment_without_info_has_the_standard_columns(tmp_path: Path) -> None:
     train("run", cwd=tmp_path)
     assert not {"is_success", "success", "stopped_by"} & set(rows(tmp_path / "run/evaluations.csv")[0])
     assert list(rows(tmp_path / "run/episodes.csv")[0])[-1] == "ended"
 
 
-def test_numbers_asked_for_by_name_are_columns_and_anything_else_is_an_empty_cell(tmp_path: Path) -> None:
+def test_requested_numbers_are_columns_and_other_values_empty_cells(tmp_path: Path) -> None:
     train("run", REPORTING, ALL, cwd=tmp_path)
     for row in rows(tmp_path / "run/episodes.csv"):
         assert (row["steps"], row["nested.half"]) == (f"{row['length']}.0", str(int(row["length"]) / 2))
@@ -76,7 +76,7 @@ def test_a_vector_form_reports_by_column(how: tuple[str, ...], tmp_path: Path) -
     assert found == {("2", "0.0"), ("3", "1.0"), ("4", "2.0"), ("5", "3.0")}
 
 
-def test_an_episode_that_is_cut_reports_what_its_last_step_has(tmp_path: Path) -> None:
+def test_a_cut_episode_reports_the_info_of_its_last_step(tmp_path: Path) -> None:
     train("run", REPORTING, "logging.info=[steps]", "rollout.horizon=2", cwd=tmp_path)
     assert {(row["length"], row["steps"]) for row in rows(tmp_path / "run/episodes.csv")} == {("2", "2.0")}
 
@@ -115,20 +115,20 @@ def test_a_name_with_a_dot_is_an_entry_or_an_entry_of_an_entry() -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("logging.info=[length]", "`length` is a column already"),
-        ("logging.info=[stopped_by]", "`stopped_by` is a column already"),
+        ("logging.info=[length]", "the column `length` already exists"),
+        ("logging.info=[stopped_by]", "the column `stopped_by` already exists"),
         ("logging.info=['a,b']", "logging.info"),
         ("evaluation.stop_at={is_succes: 1}", "did you mean `is_success`?"),
         ("evaluation.stop_at={mode: 1}", "no column `mode`"),
     ],
 )
-def test_a_name_that_can_be_no_column_is_refused(key: str, message: str, tmp_path: Path) -> None:
+def test_an_invalid_column_name_is_rejected(key: str, message: str, tmp_path: Path) -> None:
     error = train("run", REPORTING, key, cwd=tmp_path, code=2)
     assert message in error
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_reported_cannot_change_in_a_resumed_run(tmp_path: Path) -> None:
+def test_a_resumed_run_cannot_change_the_info_columns(tmp_path: Path) -> None:
     train("run", REPORTING, "logging.info=[steps]", cwd=tmp_path)
     done = pgcli("resume", "run", "logging.info=[is_success]", cwd=tmp_path, code=4, PYTHONPATH=HERE)
     assert "logging.info" in done.stderr

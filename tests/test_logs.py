@@ -108,7 +108,7 @@ def test_tensorboard_has_every_number_of_the_tables_and_the_result_is_the_same(p
     assert b"CartPole-v1" in told
 
 
-def test_a_resumed_run_has_each_point_once_and_none_of_what_was_cut_away(plain: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_logs_each_point_once_and_no_discarded_points(plain: Path, tmp_path: Path) -> None:
     def stop(record: Record) -> None:
         if isinstance(record, Iteration) and record.iteration == 2:
             raise MemoryError  # as a kill does: the last checkpoint is that of iteration 2, and rows came after it
@@ -129,7 +129,7 @@ def test_a_resumed_run_has_each_point_once_and_none_of_what_was_cut_away(plain: 
     assert of_the_result(run) == of_the_result(plain)
 
 
-def test_switched_on_at_a_resume_it_has_the_past_as_well(plain: Path, tmp_path: Path) -> None:
+def test_a_log_enabled_at_a_resume_includes_the_past(plain: Path, tmp_path: Path) -> None:
     run = train(tmp_path / "run", "training.iterations=3")
     train(run, "logging.tensorboard=true", resume=True)
     assert scalars(run) == as_float32(tables(run))
@@ -138,7 +138,7 @@ def test_switched_on_at_a_resume_it_has_the_past_as_well(plain: Path, tmp_path: 
         assert (run / name).read_bytes() == (plain / name).read_bytes()
 
 
-def test_a_log_that_fails_is_told_and_the_training_goes_on(
+def test_a_failing_log_is_reported_and_training_continues(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: object, entry: LogEntry) -> None:
@@ -156,7 +156,7 @@ def test_a_log_that_fails_is_told_and_the_training_goes_on(
     assert of_the_result(run) == of_the_result(plain)
 
 
-def test_what_interrupts_a_run_passes_through(tmp_path: Path) -> None:
+def test_an_interrupt_passes_through_a_log(tmp_path: Path) -> None:
     def stop(record: Record) -> None:
         if isinstance(record, Iteration):
             raise Interrupted(15)
@@ -224,7 +224,7 @@ def leveldb_log(content: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_missing_extra_is_told_before_anything_is_written(
+def test_a_missing_extra_is_reported_before_any_file_is_written(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
@@ -236,7 +236,7 @@ def test_a_missing_extra_is_told_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_switched_off_neither_is_imported(tmp_path: Path) -> None:
+def test_disabled_logs_are_not_imported(tmp_path: Path) -> None:
     program = (
         "import sys, pgcli.__main__ as m; sys.argv = ['pgcli', 'train', 'cartpole', *sys.argv[1:]]; code = m._run(); "
         "heavy = {'tensorboard', 'wandb', 'matplotlib'} & set(sys.modules); sys.exit(code or ' '.join(heavy) or 0)"

@@ -107,7 +107,7 @@ def step_by_step(agent: PolicyGradient, batch: Trajectories, cut: int | None = N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_log_probabilities_and_values_are_those_of_going_step_by_step(kind: str) -> None:
+def test_log_probabilities_and_values_equal_those_of_single_steps(kind: str) -> None:
     agent = doubled(agent_for(kind))
     batch = segment(agent)
     log_probs, values = step_by_step(agent, batch)
@@ -118,7 +118,7 @@ def test_log_probabilities_and_values_are_those_of_going_step_by_step(kind: str)
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cut", [1, 2, 3, 4, 7, 100, None])
-def test_the_gradient_goes_back_through_so_many_steps_and_no_more(kind: str, cut: int | None) -> None:
+def test_the_gradient_flows_back_through_exactly_the_configured_steps(kind: str, cut: int | None) -> None:
     agent = doubled(agent_for(kind, cut))
     batch = segment(agent)
     taken, _ = flat_batch(agent, batch)
@@ -132,7 +132,7 @@ def test_the_gradient_goes_back_through_so_many_steps_and_no_more(kind: str, cut
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11, msg=name)
 
 
-def test_a_shorter_way_back_is_another_gradient() -> None:
+def test_a_shorter_truncation_gives_another_gradient() -> None:
     gradients = []
     for cut in (None, 2):
         agent = doubled(agent_for("gru", cut))
@@ -141,7 +141,7 @@ def test_a_shorter_way_back_is_another_gradient() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_update_says_of_an_action_what_was_said_when_it_was_drawn(kind: str) -> None:
+def test_the_update_computes_the_log_probabilities_of_acting(kind: str) -> None:
     """Noise that is inverted: u selects the action by cumulative probability."""
     settings = config(
         env={"id": "tasks:Identity-v0", "num_envs": 16, "kwargs": {"observation": "tuple"}},
@@ -170,7 +170,7 @@ def test_the_update_says_of_an_action_what_was_said_when_it_was_drawn(kind: str)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_numpy_steps_as_torch_does(kind: Literal["gru", "lstm"]) -> None:
+def test_numpy_steps_equal_torchs(kind: Literal["gru", "lstm"]) -> None:
     torch.manual_seed(0)
     memory = RecurrentNetwork(kind, 4, 6)
     x, state = torch.randn(9, 5, 4), torch.randn(5, memory.state_size)
@@ -193,7 +193,7 @@ def test_windows_are_taken_whole() -> None:
     assert ranges(torch.tensor([7, 0]), torch.tensor([2, 3])).tolist() == [7, 8, 0, 1, 2]
 
 
-def test_the_minibatches_of_an_epoch_hold_every_step_once_and_sum_to_the_batch() -> None:
+def test_the_minibatches_of_an_epoch_contain_every_step_once_and_sum_to_the_batch() -> None:
     from pgcli.algorithm.batch import minibatches
 
     agent = doubled(agent_for("lstm", cut=2, algorithm={"average": "steps"}))
@@ -216,7 +216,7 @@ def test_the_minibatches_of_an_epoch_hold_every_step_once_and_sum_to_the_batch()
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("learner", ["episodes", "segments, shared trunk", "segments, own network", "reuse"])
-def test_what_was_shown_long_ago_is_remembered(kind: str, learner: str) -> None:
+def test_a_recurrent_policy_learns_to_remember(kind: str, learner: str) -> None:
     whole = learner in ("episodes", "reuse")
     clip = {"objective": "clip", "update_epochs": 4, "num_minibatches": 2 if whole else 4}
     value = {"returns": "lambda_return", "baseline": "value"}
@@ -235,7 +235,7 @@ def test_what_was_shown_long_ago_is_remembered(kind: str, learner: str) -> None:
     assert after > 0.95
 
 
-def test_without_memory_it_cannot_be() -> None:
+def test_a_policy_without_memory_cannot_remember() -> None:
     _, after = returns(
         env={"id": "tasks:Recall-v0", "num_envs": 32, "kwargs": {"delay": 5}},
         rollout={"episodes": 32},
@@ -249,7 +249,7 @@ def test_without_memory_it_cannot_be() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chunk_size", [None, 2])
-def test_a_restored_sampler_remembers_too(kind: str, chunk_size: int | None) -> None:
+def test_a_restored_sampler_keeps_the_recurrent_state(kind: str, chunk_size: int | None) -> None:
     settings = config(
         env={"id": "tasks:Identity-v0", "num_envs": 3, "chunk_size": chunk_size},
         rollout={"episodes": None, "steps": 5},
@@ -293,7 +293,7 @@ def test_memory_is_empty_at_the_start_of_every_episode() -> None:
         torch.testing.assert_close(seen.setdefault(first, acted[start]), acted[start])
 
 
-def test_padded_episodes_of_different_lengths_are_windows_of_their_own() -> None:
+def test_padded_episodes_of_different_lengths_are_separate_sequences() -> None:
     agent = agent_for("gru")
     batch = trajectories([(0, 1.0)] * 3, [(1, 1.0)], [(2, 1.0)] * 2)
     batch = replace(batch, obs=torch.randn(4, 3, 3))
@@ -307,7 +307,7 @@ def test_padded_episodes_of_different_lengths_are_windows_of_their_own() -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_while_acting_memory_starts_anew_with_every_episode(kind: str) -> None:
+def test_the_recurrent_state_is_reset_at_every_episode_while_acting(kind: str) -> None:
     settings = config(
         env={"id": "tasks:Identity-v0", "num_envs": 2},
         rollout={"episodes": None, "steps": 11},

@@ -41,7 +41,7 @@ SMALL = spaces.Box(-1, 1, (2,))
     ],
     ids=lambda value: " ".join(str(value).split())[:60],
 )
-def test_networks_that_no_memory_holds_are_refused_with_their_size(
+def test_networks_larger_than_memory_are_rejected_with_their_size(
     space: spaces.Space[Any], actions: spaces.Space[Any], policy: dict[str, Any]
 ) -> None:
     with pytest.raises(UsageError, match=r"parameters.* [GT]B, but the machine has .*GB of memory") as refusal:
@@ -58,9 +58,7 @@ def test_networks_that_no_memory_holds_are_refused_with_their_size(
     ],
     ids=str,
 )
-def test_batches_that_no_memory_holds_are_refused_before_they_are_collected(
-    sections: dict[str, Any], hint: str
-) -> None:
+def test_batches_larger_than_memory_are_rejected_before_collection(sections: dict[str, Any], hint: str) -> None:
     settings = config(algorithm={"returns": "lambda_return", "baseline": "value"}, **sections)
     with pytest.raises(UsageError, match="TB, but the machine has") as refusal:
         build_learner(settings, executor_for(settings).environments)
@@ -85,7 +83,7 @@ class Hoard(gym.Env[Array, np.int64]):
 
 
 @pytest.mark.parametrize("at", ["null", "3"])
-def test_an_environment_without_memory_fails_as_an_environment(tmp_path: Path, at: str) -> None:
+def test_an_environment_that_runs_out_of_memory_fails_as_an_environment(tmp_path: Path, at: str) -> None:
     options = ["env.id=test_memory_limits:Hoard", f"env.kwargs.at={at}", "env.max_episode_steps=9"]
     run = pgcli("train", "cartpole", *options, cwd=tmp_path, code=3, PYTHONPATH=PATHS)
     assert "MemoryError: Unable to allocate" in run.stderr
@@ -105,7 +103,7 @@ def test_failed_allocations_of_numpy_and_torch_become_one_sentence() -> None:
     assert memory_error(OSError("out of memory")) is None
 
 
-def test_bytes_are_written_for_people() -> None:
+def test_bytes_are_printed_with_a_unit() -> None:
     assert [in_bytes(n) for n in (5e5, 1.5e6, 25e9, 64e12, 1e16)] == [
         "0.5 MB",
         "1.5 MB",

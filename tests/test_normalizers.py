@@ -21,7 +21,7 @@ ROWS = torch.randn(1000, 3, dtype=torch.float64, generator=torch.Generator().man
 
 
 @pytest.mark.parametrize("pieces", [[1000], [1, 999], [300, 0, 1, 699], [1] * 20 + [980]], ids=str)
-def test_moments_of_pieces_are_those_of_the_whole(pieces: list[int]) -> None:
+def test_moments_of_pieces_equal_those_of_the_whole(pieces: list[int]) -> None:
     moments = RunningMoments(3)
     for end, size in zip(accumulate(pieces), pieces, strict=True):
         moments.add(ROWS[end - size : end])
@@ -55,7 +55,7 @@ def test_a_constant_feature_becomes_zero_and_not_nan() -> None:
     assert normalizer(torch.full((1, 2), 3.0)).tolist() == [[0, 0]]
 
 
-def test_the_scale_of_returns_is_the_deviation_of_the_discounted_sum_so_far() -> None:
+def test_the_scale_of_returns_is_the_standard_deviation_of_the_discounted_sum() -> None:
     rewards = torch.tensor([[1.0, 2.0], [3.0, 5.0], [0.0, 1.0]], dtype=torch.float64)
     mask = torch.tensor([[True, True], [True, True], [False, True]])
     scale = ReturnScale(0)
@@ -68,7 +68,7 @@ def test_the_scale_of_returns_is_the_deviation_of_the_discounted_sum_so_far() ->
     assert again.scale == pytest.approx(np.std(sums)), "whole episodes start from nothing"
 
 
-def test_the_sum_goes_on_across_segments_and_starts_anew_after_a_masked_row() -> None:
+def test_the_discounted_sum_continues_across_segments_and_restarts_after_a_masked_row() -> None:
     rewards = torch.randn(30, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     mask = torch.rand(30, 4, generator=torch.Generator().manual_seed(3)) > 0.2
     rewards = rewards * mask
@@ -118,7 +118,7 @@ def test_the_statistics_are_part_of_the_state() -> None:
     assert agent.update(BATCH) == fresh.update(BATCH)
 
 
-def test_evaluation_leaves_the_statistics_alone() -> None:
+def test_evaluation_does_not_change_the_statistics() -> None:
     settings = config(env={"num_envs": 3}, rollout={"episodes": 4}, policy={"normalize_obs": True, "hidden_sizes": [4]})
     executor = executor_for(settings)
     one = executor.environments.of_width(1)
@@ -128,7 +128,7 @@ def test_evaluation_leaves_the_statistics_alone() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in agent.state_dict().items())
 
 
-def test_scaling_all_rewards_changes_nothing_that_is_learned_from_normalised_returns() -> None:
+def test_scaling_all_rewards_does_not_change_learning_from_normalized_returns() -> None:
     sections: dict[str, Any] = {
         "algorithm": {"baseline": "value", "returns": "lambda_return"},
         "value": {"normalize_returns": True},
@@ -145,7 +145,7 @@ def test_scaling_all_rewards_changes_nothing_that_is_learned_from_normalised_ret
 
 
 @pytest.mark.parametrize("hidden_sizes", [[], [8], [64, 32]], ids=str)
-def test_an_orthogonal_start_has_orthogonal_weights_of_the_right_gains_and_no_biases(hidden_sizes: list[int]) -> None:
+def test_orthogonal_initialization_has_the_right_gains_and_zero_biases(hidden_sizes: list[int]) -> None:
     settings = config(policy={"hidden_sizes": hidden_sizes, "init": "orthogonal"}, algorithm={"baseline": "value"})
     agent = build_agent(spaces.Box(-1, 1, (6,)), spaces.Discrete(3), settings)
     assert agent.value is not None

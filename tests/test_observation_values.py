@@ -91,7 +91,7 @@ def learned(**kwargs: Any) -> float:
 
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("kind", BOXES)
-def test_neither_a_large_offset_nor_bounds_that_tell_nothing_make_a_policy_blind(kind: str, nested: bool) -> None:
+def test_a_policy_sees_signals_on_large_offsets_and_under_uninformative_bounds(kind: str, nested: bool) -> None:
     assert learned(kind=kind, nested=nested) > 8
 
 
@@ -110,7 +110,7 @@ def test_neither_a_large_offset_nor_bounds_that_tell_nothing_make_a_policy_blind
         (200, 201, ()),
     ],
 )
-def test_an_image_is_divided_by_bounds_that_tell_its_scale(low: float, high: float, divisors: Any) -> None:
+def test_an_image_is_divided_by_informative_bounds(low: float, high: float, divisors: Any) -> None:
     policy = policy_for(spaces.Box(low, high, (1, 6, 6)), spaces.Discrete(2))
     assert policy.encoder.images[0].divisors == divisors
     assert policy.has_statistics is (not divisors), "what bounds do not tell, statistics do"
@@ -125,7 +125,7 @@ def test_each_channel_of_an_image_has_its_own_bound(last: bool) -> None:
     assert (seen == 1).all()
 
 
-def test_bounds_that_are_not_numbers_tell_nothing() -> None:
+def test_nan_bounds_are_uninformative() -> None:
     space = spaces.Box(0, 1, (1, 6, 6))
     space.high[0, 3, 3] = np.nan
     assert policy_for(space, spaces.Discrete(2)).has_statistics
@@ -220,7 +220,7 @@ OUTSIDE = {
 
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("space", OUTSIDE)
-def test_a_value_outside_the_type_of_its_space_is_refused_with_value_space_and_step(space: str, nested: bool) -> None:
+def test_a_value_outside_its_type_is_rejected_with_value_space_and_step(space: str, nested: bool) -> None:
     then, dtype, value = OUTSIDE[space]
     kwargs = {"space": space, "then": then, "dtype": dtype, "nested": nested}
     settings = config(env={"id": "test_observation_values:Told", "kwargs": kwargs})
@@ -239,7 +239,7 @@ def test_a_value_outside_the_type_of_its_space_is_refused_with_value_space_and_s
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "uint64", "float64", "float16", "bool"])
 @pytest.mark.parametrize("space", [*OUTSIDE])
-def test_values_of_another_type_that_the_space_represents_are_taken_unchanged(space: str, dtype: str) -> None:
+def test_values_of_another_type_are_accepted_if_representable(space: str, dtype: str) -> None:
     envs = make_environments(
         config(
             env={
@@ -253,14 +253,14 @@ def test_values_of_another_type_that_the_space_represents_are_taken_unchanged(sp
     assert envs.step(np.zeros(1, int), np.ones(1, bool)).obs.dtype == envs.layout.dtype
 
 
-def test_the_command_line_refuses_a_value_with_exit_code_3(tmp_path: Path) -> None:
+def test_the_command_line_rejects_a_value_with_exit_code_3(tmp_path: Path) -> None:
     kwargs = json.dumps({"space": "int8", "then": [0, 160], "dtype": "int64", "at": 6, "nested": True})
     options = ["env.id=test_observation_values:Told", f"env.kwargs={kwargs}", "env.max_episode_steps=9"]
     done = pgcli("train", "cartpole", *options, cwd=tmp_path, code=3, PYTHONPATH=PATHS)
     assert "returned an observation['x'] of 160 in a space of int8 in step 5" in done.stderr
 
 
-def test_rollouts_store_an_image_beside_real_numbers_in_bytes() -> None:
+def test_rollouts_store_images_as_bytes_next_to_real_numbers() -> None:
     space = spaces.Dict({"image": spaces.Box(0, 255, (84, 84, 3), np.uint8), "x": spaces.Box(0, 1, (1,), np.float64)})
     layout = Layout(space)
     assert layout.shape[0] * layout.dtype.itemsize == 84 * 84 * 3 + 8

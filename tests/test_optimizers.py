@@ -36,7 +36,7 @@ def parameters(agent: Learner) -> Tensor:
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-def test_a_rule_is_that_of_torch(rule: Rule, dtype: torch.dtype, tolerance: float) -> None:
+def test_a_rule_equals_torchs(rule: Rule, dtype: torch.dtype, tolerance: float) -> None:
     draw = torch.Generator().manual_seed(0)
     starts = [torch.randn(shape, dtype=dtype, generator=draw) for shape in ((3, 4), (4,), ())]
     ours = [start.clone() for start in starts]
@@ -69,7 +69,7 @@ def test_a_schedule_goes_from_the_value_to_its_end(schedule: Any, start: float, 
     assert [scheduled(3.0, schedule, at) for at in (0, 0.5, 1)] == pytest.approx([start, half, end], abs=1e-15)
 
 
-def test_linear_and_cosine_part_between_the_middle_and_the_ends() -> None:
+def test_linear_and_cosine_agree_at_middle_and_ends_only() -> None:
     assert scheduled(1.0, "linear", 0.25) == 0.75
     assert scheduled(1.0, "cosine", 0.25) == pytest.approx((2 + math.sqrt(2)) / 4)
 
@@ -96,7 +96,7 @@ def test_only_a_gradient_above_the_limit_is_scaled_down(norm: float, moved: floa
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e200])
-def test_a_non_finite_update_leaves_everything_as_it_was(bad: float) -> None:
+def test_a_non_finite_update_changes_nothing(bad: float) -> None:
     agent = agent_with(name="adam")
     agent.update(BATCH)
     before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
@@ -107,7 +107,7 @@ def test_a_non_finite_update_leaves_everything_as_it_was(bad: float) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in agent.state_dict().items())
 
 
-def test_a_finite_gradient_that_throws_the_parameters_off_is_told() -> None:
+def test_a_finite_gradient_that_makes_parameters_non_finite_is_reported() -> None:
     agent = agent_with(name="sgd", learning_rate=1e38)
     louder = replace(BATCH, rewards=1e3 * BATCH.rewards)
     with pytest.raises(Diverged, match=r"policy\.network\.0\.weight is not finite"):
@@ -115,7 +115,7 @@ def test_a_finite_gradient_that_throws_the_parameters_off_is_told() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_restored_agent_goes_on_bit_for_bit(rule: Rule) -> None:
+def test_a_restored_agent_continues_bit_for_bit(rule: Rule) -> None:
     agent, fresh = agent_with(name=rule), agent_with(seed=1, name=rule)
     for _ in range(3):
         agent.update(BATCH)
@@ -159,7 +159,7 @@ print(sorted({"torch._dynamo", "torch.optim", "sympy"} & set(sys.modules)))
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_parameters_that_were_given_other_memory_are_moved_all_the_same(rule: Rule) -> None:
+def test_parameters_with_replaced_memory_are_still_updated(rule: Rule) -> None:
     network = torch.nn.Linear(2, 1)
     optimizer = Optimizer(rule, list(network.parameters()))
     for parameter in network.parameters():  # as Module.to does

@@ -49,7 +49,7 @@ def train(folder: Path, env_id: str, *settings: str) -> Path:
 
 
 @pytest.mark.parametrize("name", STRANGERS)
-def test_a_strangers_environment_is_trained_and_resumed_to_the_byte(name: str, tmp_path: Path) -> None:
+def test_a_third_party_environment_trains_and_resumes_with_the_same_bytes(name: str, tmp_path: Path) -> None:
     env_id, *settings = STRANGERS[name]
     whole = train(tmp_path / "whole", env_id, *settings, *SMALL)
     parts = train(tmp_path / "parts", env_id, *settings, *SMALL, "training.iterations=1")
@@ -60,7 +60,7 @@ def test_a_strangers_environment_is_trained_and_resumed_to_the_byte(name: str, t
     assert json.loads((parts / "run.json").read_text())["exact"] is True
 
 
-def test_a_strangers_module_is_imported_for_an_evaluation_only_if_it_is_trusted(tmp_path: Path) -> None:
+def test_a_third_party_module_needs_trust_for_an_evaluation(tmp_path: Path) -> None:
     run = train(tmp_path / "run", *STRANGERS["a Dict with a text left out"], *SMALL)
     refused = pgcli("eval", run, cwd=tmp_path, code=3)
     assert "minigrid" in refused.stderr
@@ -78,13 +78,13 @@ def atari(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("atari") / "run", *STRANGERS["Atari without naming its package"], *SMALL)
 
 
-def test_atari_is_no_strangers_module(atari: Path) -> None:
+def test_atari_needs_no_trust(atari: Path) -> None:
     assert json.loads(pgcli("eval", atari, "--episodes", "1", "--json", cwd=atari).stdout)["mean_length"] == 10, (
         "of four frames"
     )
 
 
-def test_what_a_text_leaves_to_be_read_is_named(tmp_path: Path) -> None:
+def test_text_parts_are_rejected_with_a_filter_for_the_others(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump({"env": {"id": "minigrid:MiniGrid-Empty-5x5-v0"}}))
     refused = pgcli("train", config, cwd=tmp_path, code=3)
@@ -92,7 +92,7 @@ def test_what_a_text_leaves_to_be_read_is_named(tmp_path: Path) -> None:
     assert "filter_keys: [direction, image]" in refused.stderr
 
 
-def test_a_config_of_a_stranger_says_all_of_it(atari: Path) -> None:
+def test_a_third_party_config_is_complete(atari: Path) -> None:
     stored = yaml.safe_load((atari / "config.yaml").read_text())
     assert stored["env"]["wrappers"][1] == {"name": "ResizeObservation", "kwargs": {"shape": [36, 36]}}
     assert stored.keys() == to_data(Config()).keys()

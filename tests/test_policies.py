@@ -55,7 +55,7 @@ def test_observations_are_encoded_as_gymnasium_flattens_them(space: spaces.Space
     np.testing.assert_array_equal(encoder.in_torch(torch.from_numpy(obs), torch.float32), expected)
 
 
-def test_other_actions_are_refused_by_name() -> None:
+def test_unsupported_action_spaces_are_named() -> None:
     for space in (spaces.Text(3), spaces.Box(0, 9, (2,), np.int64), spaces.Dict({"a": spaces.Discrete(2)})):
         with pytest.raises(
             EnvironmentFailure, match=rf"{type(space).__name__}.* not supported; use Discrete, MultiDiscrete"
@@ -88,7 +88,7 @@ def test_acting_and_learning_see_the_same_logits(
         ("identity", [-2, 0, 0.5]),
     ],
 )
-def test_an_activation_stands_after_the_hidden_layer_alone(
+def test_an_activation_follows_each_hidden_layer_only(
     activation: Literal["tanh", "relu", "elu", "identity"], expected: list[float]
 ) -> None:
     network = mlp([1, 1, 1], activation)
@@ -134,7 +134,7 @@ def test_the_actor_follows_weights_and_biases_changed_in_place() -> None:
             assert sampled(obs, middle).tolist() == greedy(obs, middle).tolist() == [action, action]
 
 
-def test_greedy_actions_are_the_most_probable_ones() -> None:
+def test_greedy_actions_are_the_most_probable() -> None:
     space = spaces.Box(-5, 5, (4,))
     policy = policy_for(space, spaces.Discrete(3, start=-1), hidden_sizes=[8])
     obs = samples(space, 50)
@@ -160,7 +160,7 @@ def test_each_row_is_drawn_from_its_own_distribution() -> None:
     assert Softmax(2).sample(logits, np.array([0.24, 0.76, 0.51])).tolist() == [0, 1, 1]
 
 
-def test_an_action_of_tiny_probability_keeps_its_share() -> None:
+def test_an_action_of_tiny_probability_keeps_its_frequency() -> None:
     logits = np.array([[0, -25, -1e4]] * 2, np.float32)  # e^-25 is lost beside 1 in float32
     assert Softmax(3).sample(logits, np.array([1 - 1e-10, LAST])).tolist() == [0, 1]
 
@@ -211,7 +211,7 @@ def test_entropy_is_in_nats(probabilities: list[float], entropy: float) -> None:
     assert Softmax(4).entropy(logits).tolist() == pytest.approx([entropy], abs=1e-12)
 
 
-def test_the_runs_seed_decides_the_start_and_torchs_own_generator_is_left_alone() -> None:
+def test_the_seed_determines_the_initialization_without_torchs_global_generator() -> None:
     state = torch.get_rng_state()
     a, again, other = (build_agent(SPACES[1], spaces.Discrete(2), config(seed=seed)).policy for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
@@ -224,7 +224,7 @@ def test_the_runs_seed_decides_the_start_and_torchs_own_generator_is_left_alone(
         assert not torch.equal(p, s)
 
 
-def test_the_start_is_uniform_within_one_over_the_root_of_fan_in() -> None:
+def test_the_initialization_is_uniform_within_one_over_the_root_of_fan_in() -> None:
     network = policy_for(spaces.Discrete(16), hidden_sizes=[400]).network
     for linear, bound in zip((network[0], network[2]), (1 / 4, 1 / 20), strict=True):
         assert isinstance(linear, torch.nn.Linear)
@@ -244,7 +244,7 @@ def test_discrete_observations_of_another_integer_type_are_encoded_too() -> None
     np.testing.assert_array_equal(encoder.in_torch(torch.from_numpy(obs), torch.float32), expected)
 
 
-def test_cartpole_gets_the_logits_of_its_own_shape() -> None:
+def test_cartpole_gets_logits_of_the_right_shape() -> None:
     with gym.make("CartPole-v1") as env:
         policy = policy_for(env.observation_space, env.action_space)
         obs, _ = env.reset(seed=0)
@@ -287,7 +287,7 @@ def test_acting_and_learning_share_every_distribution(
     assert all(space.contains(action) for action in greedy.for_environment(best))
 
 
-def test_noise_of_state_dependent_exploration_stays_for_a_block_of_rows() -> None:
+def test_state_dependent_noise_is_constant_for_a_block_of_rows() -> None:
     policy = policy_for(spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (1,)), distribution="state_dependent_gaussian")
     actor = policy.actor("sampled")
     noise = actor.noise(np.random.default_rng(0), 64, 3)
@@ -296,7 +296,7 @@ def test_noise_of_state_dependent_exploration_stays_for_a_block_of_rows() -> Non
     assert len(np.unique(actor.act(obs, noise[0]))) == 3, "each column has its own"
 
 
-def test_an_action_outside_its_bounds_is_clipped_on_its_way_and_counted() -> None:
+def test_an_action_outside_its_bounds_is_clipped_and_counted() -> None:
     from pgcli.policies.distributions import Gaussian
 
     gaussian = Gaussian(spaces.Box(np.array([-1, 0], np.float32), np.array([1, np.inf], np.float32)), 1.0)
@@ -306,7 +306,7 @@ def test_an_action_outside_its_bounds_is_clipped_on_its_way_and_counted() -> Non
 
 
 @pytest.mark.parametrize("distribution", ["gaussian", "bernoulli", "tanh_gaussian", "state_dependent_gaussian"])
-def test_a_distribution_that_does_not_fit_the_actions_is_refused(distribution: str) -> None:
+def test_a_distribution_that_does_not_fit_the_actions_is_rejected(distribution: str) -> None:
     with pytest.raises(UsageError, match=f"{distribution} does not support the action space Discrete") as error:
         policy_for(SPACES[0], spaces.Discrete(2), distribution=distribution)
     assert "`auto`" in error.value.hint

@@ -43,7 +43,7 @@ def train(path: Path, *words: str, world: str = "Sharing") -> str:
 
 
 @pytest.mark.parametrize("what", ["numbers", "process", "descriptors"])
-def test_what_an_environment_changes_when_it_is_built_changes_no_byte(what: str, tmp_path: Path) -> None:
+def test_changes_by_an_environments_constructor_change_no_byte(what: str, tmp_path: Path) -> None:
     train(tmp_path / "plain")
     shown = train(tmp_path / "changed", f"env.kwargs.what={what}")
     assert tables(tmp_path / "changed") == tables(tmp_path / "plain")
@@ -53,7 +53,7 @@ def test_what_an_environment_changes_when_it_is_built_changes_no_byte(what: str,
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_what_an_environment_changes_in_a_step_changes_no_byte_between_processes(tmp_path: Path) -> None:
+def test_changes_by_an_environments_step_change_no_byte(tmp_path: Path) -> None:
     words = ("env.kwargs.what=numbers", "env.kwargs.in_step=true")
     shown = train(tmp_path / "here", *words)
     assert "torch's precision of float32" in shown
@@ -64,7 +64,7 @@ def test_what_an_environment_changes_in_a_step_changes_no_byte_between_processes
     pgcli("verify", "here", "--all", "--trust", cwd=tmp_path, PYTHONPATH=PATHS)
 
 
-def test_every_setting_is_restored_and_told_once_and_found_again_at_the_end() -> None:
+def test_every_setting_is_restored_and_reported_once() -> None:
     torch.set_default_dtype(torch.float64)  # of a notebook
     try:
         with process_state.kept():
@@ -99,7 +99,7 @@ def test_a_notebook_keeps_its_own_defaults_when_it_loads_an_agent(tmp_path: Path
         torch.set_default_dtype(torch.float32)
 
 
-def test_an_environment_finds_the_folder_that_it_chose(tmp_path: Path) -> None:
+def test_an_environment_keeps_its_own_current_folder(tmp_path: Path) -> None:
     here = Path.cwd()
     with process_state.kept():
         with process_state.environments_turn():
@@ -134,7 +134,7 @@ def test_an_environment_with_a_handler_of_its_own_does_not_swallow_ctrl_c(how: s
 
 
 @pytest.mark.parametrize("closed", [">&- 2>&-", "<&- >&- 2>&-"])
-def test_closed_descriptors_are_open_before_any_table_is(closed: str, tmp_path: Path) -> None:
+def test_closed_descriptors_are_opened_before_any_table(closed: str, tmp_path: Path) -> None:
     import subprocess
 
     train(tmp_path / "plain", world="Printing")

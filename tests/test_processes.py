@@ -37,7 +37,7 @@ def faults(word: str) -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-def test_memory_that_was_freed_is_used_again_without_fresh_pages() -> None:
+def test_freed_memory_is_reused_without_new_pages() -> None:
     assert faults("keep") < faults("leave") / 10
 
 
@@ -58,12 +58,12 @@ print(faults[-2] - faults[-7])
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-def test_a_run_learns_in_memory_that_it_has(tmp_path: Path) -> None:
+def test_a_run_reuses_its_memory(tmp_path: Path) -> None:
     shown = subprocess.run([sys.executable, "-c", RUN, str(tmp_path)], capture_output=True, text=True, check=True)
     assert int(shown.stdout) < 100, "pages, in five iterations"
 
 
-def test_a_run_spares_the_collector_what_was_there_before_it_and_gives_it_back(tmp_path: Path) -> None:
+def test_a_run_hides_earlier_objects_from_the_garbage_collector_until_its_end(tmp_path: Path) -> None:
     settings = config(env={"num_envs": 2}, rollout={"episodes": 2}, training={"iterations": 1})
     during: list[int] = []
     request = Request(settings, Path("run"), [], folder=tmp_path)
@@ -90,7 +90,7 @@ with ForkedTask(work) as other:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ps")
 @pytest.mark.parametrize("endless", [True, False], ids=["at work", "with an answer that nobody reads"])
-def test_a_copy_of_a_process_does_not_outlive_it(endless: bool) -> None:
+def test_a_fork_does_not_outlive_its_parent(endless: bool) -> None:
     code = FORKED.format(endless=endless)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

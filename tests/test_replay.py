@@ -76,7 +76,7 @@ def chosen(told: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_training_episode_is_the_same_again_and_filmed_from_its_reset_to_its_end(
+def test_a_training_episode_is_repeated_and_filmed_completely(
     kind: str, runs: Callable[[str], Path], tmp_path: Path
 ) -> None:
     path = runs(kind)
@@ -96,7 +96,7 @@ def test_a_training_episode_is_the_same_again_and_filmed_from_its_reset_to_its_e
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before, "a replay writes nothing into the run"
 
 
-def test_the_nearest_checkpoint_is_taken_and_the_start_where_none_is_kept(runs: Callable[[str], Path]) -> None:
+def test_the_nearest_checkpoint_or_the_start_is_used(runs: Callable[[str], Path]) -> None:
     path, told = runs("wrappers"), rows(runs("wrappers"))
     kept = [checkpoints.iteration_of(file) for file in checkpoints.list_checkpoints(path / "checkpoints")]
     for row in told[::3]:
@@ -128,7 +128,7 @@ def pixels(file: Path) -> list[tuple[int, ...]]:
     return found
 
 
-def test_what_is_filmed_is_the_episode_of_that_column_also_where_it_began_iterations_ago(tmp_path: Path) -> None:
+def test_the_filmed_episode_may_have_begun_iterations_earlier(tmp_path: Path) -> None:
     overrides = ("env.id=Shown-v0", "env.num_envs=2", "env.chunk_size=1", "rollout.steps=3")
     minibatches = "algorithm.num_minibatches=1"
     path = train(tmp_path / "run", "cartpole/ppo", *SETTINGS, *overrides, minibatches)
@@ -153,7 +153,7 @@ def test_what_is_filmed_is_the_episode_of_that_column_also_where_it_began_iterat
         assert pixels(tmp_path / "film.gif") == [(int(k * 255), 20 * t) for t in range(length + 1)]
 
 
-def test_a_native_form_is_drawn_in_the_states_that_its_column_was_in(
+def test_a_vector_form_is_rendered_in_the_states_of_its_column(
     runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
@@ -201,7 +201,7 @@ for name, single in (
     gym.register(name, entry_point=single, vector_entry_point="test_replay:Blind")
 
 
-def test_where_the_native_form_draws_nothing_the_single_form_does_if_it_is_the_same_to_the_bit(tmp_path: Path) -> None:
+def test_the_single_form_is_rendered_if_the_vector_form_cannot_be(tmp_path: Path) -> None:
     small = ("rollout.steps=8", *PPO)
     path = train(tmp_path / "blind", "cartpole/ppo", *SETTINGS, *small, "env.id=Blind-v0")
     row = rows(path)[3]
@@ -230,18 +230,18 @@ def test_an_episode_before_a_change_of_the_config_needs_a_checkpoint_from_before
         again(path, told[0])
 
 
-def test_what_is_no_episode_is_told(runs: Callable[[str], Path], tmp_path: Path) -> None:
+def test_an_unknown_episode_is_reported(runs: Callable[[str], Path], tmp_path: Path) -> None:
     path = runs("native episodes")
     for which, words in (("5", "not ITERATION:EPISODE"), ("1:x", "not ITERATION"), ("2:3", "has no episode 3")):
         with pytest.raises(UsageError, match=words):
             replay(path, which, None, trust=False, tell=lambda text: None)
-    with pytest.raises(UsageError, match="a video is"):
+    with pytest.raises(UsageError, match="unsupported video format"):
         replay(path, "0:0", tmp_path / "film.avi", trust=False, tell=lambda text: None)
-    with pytest.raises(RunDirectoryError, match="no run is there"):
+    with pytest.raises(RunDirectoryError, match="not a run directory"):
         replay(tmp_path, "0:0", None, trust=False, tell=lambda text: None)
 
 
-def test_the_command_line_says_both_where_they_differ(runs: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_command_line_reports_both_values_if_they_differ(runs: Callable[[str], Path], tmp_path: Path) -> None:
     path = runs("native episodes")
 
     again = partial(pgcli, "eval", path, "--replay", "6:32", cwd=tmp_path)
@@ -250,7 +250,7 @@ def test_the_command_line_says_both_where_they_differ(runs: Callable[[str], Path
     assert result["matches"]
     assert result["video"] == str(tmp_path / "film.mp4")
     assert (tmp_path / "film.mp4").stat().st_size > 1000
-    assert "with 0 iterations computed again" in done.stderr
+    assert "0 iterations to recompute" in done.stderr
     assert "contradict" in again("--episodes", 3, code=2).stderr
     text = (path / "episodes.csv").read_text()
     lines = text.splitlines()

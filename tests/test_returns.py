@@ -44,7 +44,7 @@ def test_lambda_one_telescopes_to_rewards_plus_the_last_value() -> None:
     assert returns[:, 0].tolist() == [5, 8, 12]
 
 
-def test_a_mixture_is_between_its_parts() -> None:
+def test_a_lambda_return_is_between_its_n_step_returns() -> None:
     returns = lambda_returns(column(1, 1), column(0.5, 0.5), column(8, 4), column(0.25, 1))
     # G_1 = 1 + 4/2 = 3; G_0 = 1 + (3/4 · 8 + 1/4 · 3) / 2
     assert returns[:, 0].tolist() == [4.375, 3]
@@ -85,7 +85,7 @@ def test_exact_values_leave_no_advantage(lam: float) -> None:
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
-def test_nothing_leaks_across_a_termination(lam: float) -> None:
+def test_values_do_not_leak_across_a_termination(lam: float) -> None:
     lambdas = column(lam, lam, lam)
     returns = lambda_returns(column(1, 2, NAN), column(0.5, 0, 0.5), column(4, NAN, NAN), lambdas)
     assert returns[1].item() == 2
@@ -93,7 +93,7 @@ def test_nothing_leaks_across_a_termination(lam: float) -> None:
     assert returns[2].isnan()
 
 
-def test_a_truncation_bootstraps_and_nothing_of_the_next_episode_leaks() -> None:
+def test_a_truncation_bootstraps_without_the_next_episode() -> None:
     returns = lambda_returns(column(1, 2, NAN), column(0.5, 0.5, 0.5), column(NAN, 10, NAN), column(1, 0, 1))
     assert returns[:2, 0].tolist() == [4.5, 7]
 
@@ -106,7 +106,7 @@ def test_an_infinite_reward_does_not_reach_an_earlier_episode() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_dtype_stays_and_the_arguments_are_left_alone(dtype: torch.dtype) -> None:
+def test_the_dtype_is_kept_and_the_arguments_are_unchanged(dtype: torch.dtype) -> None:
     exact = random_inputs(T=40, N=2)
     arguments = [x.to(dtype) for x in exact]
     copies = [x.clone() for x in arguments]
@@ -123,7 +123,7 @@ def test_no_steps_have_no_returns() -> None:
 
 
 @pytest.mark.parametrize("wrong", range(4))
-def test_shapes_that_differ_are_refused(wrong: int) -> None:
+def test_different_shapes_are_rejected(wrong: int) -> None:
     arguments = [torch.zeros(4, 2) for _ in range(4)]
     arguments[wrong] = torch.zeros(4, 1)  # it would broadcast
     with pytest.raises(ValueError, match=r"differ in shape.*\(4, 1\)"):

@@ -61,13 +61,13 @@ def test_imports_point_down(package: str) -> None:
         assert not upward, f"{path} imports {upward}"
 
 
-def test_every_module_stands_on_a_floor_and_few_stand_alone() -> None:
+def test_every_module_has_a_layer_and_few_are_top_level() -> None:
     names = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert names - {"__init__"} == FLOOR.keys()
     assert len(list(PACKAGE.glob("*.py"))) <= 5
 
 
-def test_estimators_import_nothing_of_pgcli_but_themselves() -> None:
+def test_estimators_import_no_other_part_of_pgcli() -> None:
     for path in (PACKAGE / "estimators").glob("*.py"):
         assert imported_packages(path) <= {"estimators"}
 
@@ -115,7 +115,7 @@ def test_the_estimators_declare_the_averages_of_a_config() -> None:
     assert get_args(objectives.Average) == get_args(choices.Average)
 
 
-def test_importing_pgcli_and_the_choices_is_instant_and_load_is_there() -> None:
+def test_importing_pgcli_is_fast_and_load_is_available() -> None:
     program = (
         "import sys, pgcli, pgcli.config.choices; "
         "assert not {'torch', 'pydantic', 'yaml'} & set(sys.modules); assert callable(pgcli.load)"

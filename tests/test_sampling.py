@@ -85,7 +85,7 @@ def _forget() -> None:
     Counting.instances = 0
 
 
-def test_every_column_is_one_whole_episode_from_a_seed_of_its_own() -> None:
+def test_every_column_is_one_whole_episode_with_its_own_seed() -> None:
     settings = counting(episodes=10)
     batch = collect(settings, iteration=3)
     ended = ended_episodes(batch, 0.5)
@@ -104,7 +104,7 @@ def test_every_column_is_one_whole_episode_from_a_seed_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("horizon", [1, 3, 6])
-def test_the_horizon_cuts_what_has_not_ended_by_itself(horizon: int) -> None:
+def test_the_horizon_cuts_unfinished_episodes(horizon: int) -> None:
     settings = counting(episodes=21, horizon=horizon)
     batch = collect(settings)
     facts = [Counting.facts(seed) for seed in seeds(settings, 0, 21)]
@@ -122,7 +122,7 @@ def test_the_horizon_cuts_what_has_not_ended_by_itself(horizon: int) -> None:
         (10, {"chunk_size": 6}, [6, 4]),
     ],
 )
-def test_chunks_are_as_wide_as_asked_and_the_last_one_narrower(
+def test_chunks_have_the_requested_width_and_the_last_is_smaller(
     episodes: int, env: dict[str, int], widths: list[int]
 ) -> None:
     settings = counting(episodes, **env)
@@ -138,7 +138,7 @@ class BackwardsPool(LocalPool):
 
 
 @pytest.mark.parametrize("env", ["Counting-v0", "CartPole-v1"])
-def test_a_chunk_depends_on_nothing_but_policy_chunk_and_iteration(env: str) -> None:
+def test_a_chunk_depends_on_policy_columns_and_iteration_only(env: str) -> None:
     settings = counting(episodes=10, id=env)
     expected = collect(settings, iteration=2)
     used = executor_for(settings)
@@ -191,7 +191,7 @@ def test_rebuild_gives_every_episode_a_fresh_instance(rebuild: Any) -> None:
     assert same(batches[1], collect(counting(episodes=8), 1))
 
 
-def test_arrays_handed_out_are_not_written_again() -> None:
+def test_returned_arrays_are_not_modified_later() -> None:
     envs = make_environments(counting().env, 3)
     assert isinstance(envs, SingleEnvironments)
     handed_out = [envs.reset([5, 12, 19])]  # lengths 6
@@ -239,7 +239,7 @@ def test_observations_have_the_dtype_of_their_space() -> None:
     assert batch.obs[1, :, 0].tolist() == [Counting.facts(seed)[0] for seed in seeds(counting(), 0, 6)]
 
 
-def test_an_environment_need_not_know_of_rendering() -> None:
+def test_an_environment_needs_no_render_mode() -> None:
     def build(at: int = 1) -> Counting:
         return Counting(at=at)
 
@@ -302,7 +302,7 @@ def test_actions_follow_the_noise_of_their_chunk() -> None:
             assert part.actions[t][row].tolist() == expected[row.numpy()].tolist()
 
 
-def test_cartpole_in_its_vector_form_is_cartpole() -> None:
+def test_the_vector_form_of_cartpole_equals_the_single_form() -> None:
     settings = config(env={"num_envs": 8}, rollout={"episodes": 20}, policy={"hidden_sizes": [4]})
     assert isinstance(make_environments(settings.env, 2), VectorEnvironments)
     batch = collect(settings)
@@ -357,7 +357,7 @@ def test_a_wrapper_that_cannot_be_used_is_named(wrapper: Any) -> None:
         make_environment(counting(wrappers=[wrapper]).env)
 
 
-def test_chunks_side_by_side_are_padded_to_the_longest() -> None:
+def test_chunks_are_padded_to_the_longest() -> None:
     batch = collect(counting(episodes=10))
     singles = [columns(batch, [n]) for n in range(10)]
     short = [without_padding(single) for single in singles]
@@ -367,7 +367,7 @@ def test_chunks_side_by_side_are_padded_to_the_longest() -> None:
     assert (joined.rewards[~joined.mask] == 0).all()
 
 
-def test_a_group_shares_its_start_state_and_nothing_else() -> None:
+def test_a_group_shares_only_its_start_state() -> None:
     algorithm = {"baseline": "group", "group_size": 3}
     settings = config(env={"id": "CartPole-v1", "vectorization": "sync"}, rollout={"episodes": 12}, algorithm=algorithm)
     batch = collect(settings)

@@ -62,7 +62,7 @@ def rliable() -> Any:
 
 
 @pytest.mark.parametrize("kind", SCORES)
-def test_the_interquartile_mean_and_its_interval_are_those_of_rliable(kind: str, rliable: Any) -> None:
+def test_the_interquartile_mean_and_its_interval_match_rliable(kind: str, rliable: Any) -> None:
     library, metrics = rliable
     np.random.seed(0)
     for scores in SCORES[kind]:
@@ -75,7 +75,7 @@ def test_the_interquartile_mean_and_its_interval_are_those_of_rliable(kind: str,
 
 
 @pytest.mark.parametrize("kind", SCORES)
-def test_the_probability_of_improvement_and_its_interval_are_those_of_rliable(kind: str, rliable: Any) -> None:
+def test_the_probability_of_improvement_and_its_interval_match_rliable(kind: str, rliable: Any) -> None:
     library, metrics = rliable
     x, y = SCORES[kind]
     np.random.seed(0)
@@ -89,7 +89,7 @@ def test_the_probability_of_improvement_and_its_interval_are_those_of_rliable(ki
 
 
 @pytest.mark.parametrize("kind", SCORES)
-def test_the_performance_profile_is_that_of_rliable(kind: str, rliable: Any) -> None:
+def test_the_performance_profile_matches_rliable(kind: str, rliable: Any) -> None:
     library, _ = rliable
     scores = SCORES[kind][0]
     thresholds = np.append(np.linspace(scores.min(), scores.max(), 9), scores[0])  # a score itself is not above itself
@@ -105,7 +105,7 @@ def test_the_interval_of_two_runs_follows_from_their_four_resamples() -> None:
     assert np.isnan(bootstrap_interval([*scores[:1].T], interquartile_mean)).all()
 
 
-def test_runs_are_drawn_anew_within_each_task_and_never_across_tasks() -> None:
+def test_runs_are_resampled_within_each_task_only() -> None:
     scores = np.array([[0.0, 100.0], [0.0, 100.0]])
     low, high = bootstrap_interval([*scores.T], interquartile_mean)
     assert low == high == 50
@@ -134,7 +134,7 @@ def test_a_difference_is_shown_when_its_interval_excludes_zero() -> None:
 
 
 @pytest.mark.parametrize(("effect", "seeds"), [(0.2, 199), (0.5, 34), (0.8, 15), (-0.8, 15), (1.0, 10)])
-def test_the_seeds_that_would_show_an_effect_are_those_of_the_tables(effect: float, seeds: int) -> None:
+def test_the_number_of_seeds_for_an_effect_matches_tables(effect: float, seeds: int) -> None:
     """The result of G*Power for a two-sided paired t test at 5 % with 80 % power."""
     assert seeds_needed(effect, 0.05) == seeds
 
@@ -177,27 +177,27 @@ def test_a_range_of_seeds_contains_the_number_that_a_true_effect_needs_in_four_o
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 8, 10, 13])
-def test_the_interval_of_a_mean_is_that_of_scipy_s_t_test(n: int) -> None:
+def test_the_interval_of_a_mean_matches_scipys_t_test(n: int) -> None:
     values = RANDOM.normal(size=n)
     theirs = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert mean_interval(values) == pytest.approx((theirs.low, theirs.high))
 
 
 @pytest.mark.parametrize("n", [5, 6, 7, 9, 10, 11, 13])
-def test_the_interval_of_a_trimmed_mean_is_that_of_scipy(n: int) -> None:
+def test_the_interval_of_a_trimmed_mean_matches_scipy(n: int) -> None:
     values = RANDOM.normal(size=n)
     theirs = stats.mstats.trimmed_mean_ci(values, limits=(0.25, 0.25))
     assert trimmed_mean_interval(values) == pytest.approx(tuple(theirs))
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_a_mean_of_which_nothing_is_trimmed_has_its_own_interval(n: int) -> None:
+def test_an_untrimmed_mean_has_the_interval_of_a_mean(n: int) -> None:
     values = RANDOM.normal(size=n)
     np.testing.assert_allclose(trimmed_mean_interval(values), mean_interval(values))
 
 
 @pytest.mark.parametrize("n", [4, 8, 12])
-def test_where_scipy_s_trimmed_mean_covers_too_rarely_the_interval_is_yuen_s(n: int) -> None:
+def test_the_interval_of_a_trimmed_mean_of_few_values_is_yuens(n: int) -> None:
     values = RANDOM.normal(size=n)
     low, high = trimmed_mean_interval(values)
     theirs = stats.ttest_ind(values, np.zeros(1000) + 1e-9 * RANDOM.normal(size=1000), trim=0.25, equal_var=False)
@@ -274,7 +274,7 @@ def test_the_interval_of_an_improvement_covers_at_few_seeds_too(n: int, shift: f
     assert inside > 0.92 * 400
 
 
-def test_seeds_that_are_all_above_do_not_prove_that_all_ever_will_be() -> None:
+def test_improvement_in_all_seeds_does_not_prove_certain_improvement() -> None:
     above, below = np.arange(10.0) + 20, np.arange(10.0)
     low, high = improvement_interval(above, below)
     assert [low, high] == pytest.approx([0.025**0.1, 1])
@@ -334,7 +334,7 @@ def test_a_look_counts_the_seeds_that_no_earlier_one_has_used() -> None:
     assert fresh_seeds([0, 1], [[0, 1, 2]]) == (1, [])  # nothing fresh
 
 
-def test_a_second_look_at_as_many_seeds_as_the_first_names_keeps_five_percent() -> None:
+def test_a_second_look_keeps_the_error_rate_at_five_percent() -> None:
     """20,000 pairs without a difference: 5 seeds, then the fresh ones that the first look names, at most 100."""
     draw, runs = np.random.default_rng(11), 20_000
     first = draw.normal(size=(runs, 5))

@@ -62,7 +62,7 @@ def same(a: list[Any], b: list[Any]) -> bool:
     )
 
 
-def test_episodes_go_on_across_segments_with_one_masked_row_between_them() -> None:
+def test_episodes_continue_across_segments_with_one_masked_row_between_them() -> None:
     settings = segments()
     rollouts = collect(segment_sampler(settings), policy_for(settings), range(8))
     stream = joined(rollouts)
@@ -84,7 +84,7 @@ def test_episodes_go_on_across_segments_with_one_masked_row_between_them() -> No
             row, episode = row + 1, episode + 1
 
 
-def test_what_goes_on_unseen_is_cut_at_time_limits_and_at_the_end_of_a_segment() -> None:
+def test_trajectories_are_cut_at_time_limits_and_at_the_end_of_a_segment() -> None:
     settings = segments(num_envs=20)
     for rollout in collect(segment_sampler(settings), policy_for(settings), range(4)):
         batch = rollout.trajectories
@@ -95,7 +95,7 @@ def test_what_goes_on_unseen_is_cut_at_time_limits_and_at_the_end_of_a_segment()
         assert torch.equal(batch.cut[-1], runs[-1] | batch.truncated[-1])
 
 
-def test_an_episode_is_told_in_the_segment_where_it_ends_by_row_and_column_with_all_of_its_return() -> None:
+def test_an_episode_is_recorded_in_its_last_segment_with_its_full_return() -> None:
     settings = segments()
     rollouts = collect(segment_sampler(settings), policy_for(settings), range(8))
     told = [ended for rollout in rollouts for ended in rollout.episodes]
@@ -129,7 +129,7 @@ def test_an_episode_is_told_in_the_segment_where_it_ends_by_row_and_column_with_
         ("Hopper-v5", {"normalize_obs": True}),
     ],
 )
-def test_a_restored_sampler_goes_on_bit_for_bit(env_id: str, policy: dict[str, Any], chunk_size: int | None) -> None:
+def test_a_restored_sampler_continues_bit_for_bit(env_id: str, policy: dict[str, Any], chunk_size: int | None) -> None:
     name, _, one_by_one = env_id.partition(" ")
     how = "sync" if one_by_one else "auto"
     settings = segments(name, steps=12, chunk_size=chunk_size, max_episode_steps=40, vectorization=how)
@@ -146,7 +146,7 @@ def test_a_restored_sampler_goes_on_bit_for_bit(env_id: str, policy: dict[str, A
     assert ("sampler.0.prev_done" in saved) == (env_id == "CartPole-v1")
 
 
-def test_a_native_form_goes_on_with_the_true_last_observation_and_one_masked_row() -> None:
+def test_a_vector_form_has_the_true_last_observation_and_one_masked_row() -> None:
     settings = segments("CartPole-v1", num_envs=20, steps=64, max_episode_steps=30, vectorization="native")
     acts, sampler = policy_for(settings), segment_sampler(settings)
     rollouts = collect(sampler, acts, range(3))
@@ -180,7 +180,7 @@ def test_a_native_form_goes_on_with_the_true_last_observation_and_one_masked_row
     assert torch.equal(whole.mask[1:], ~(whole.terminated | whole.truncated)[:-1])
 
 
-def test_the_columns_of_native_segments_start_anew_from_the_iteration() -> None:
+def test_vector_segments_are_seeded_by_the_iteration() -> None:
     """The result depends on (policy, state, iteration) only, not on the number of earlier resets."""
     settings = segments("CartPole-v1", num_envs=4, steps=40)
     acts, sampler = policy_for(settings), segment_sampler(settings)
@@ -225,7 +225,7 @@ gym.register(
 )
 
 
-def test_a_native_form_that_keeps_more_than_arrays_goes_on_one_by_one() -> None:
+def test_a_vector_form_with_hidden_state_is_replaced_by_single_environments() -> None:
     assert isinstance(make_environments(segments("Forgetful-v0").env, 2), VectorEnvironments)
     assert isinstance(make_environments(segments("Forgetful-v0").env, 2, resumable=True), SingleEnvironments)
     assert isinstance(make_environments(segments("CartPole-v1").env, 2, resumable=True), VectorEnvironments)
@@ -234,7 +234,7 @@ def test_a_native_form_that_keeps_more_than_arrays_goes_on_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("name", ["state", "steps", "prev_done"])
-def test_a_native_state_that_does_not_fit_is_refused(name: str) -> None:
+def test_an_unsuitable_vector_state_is_rejected(name: str) -> None:
     settings = segments("CartPole-v1")
     acts, sampler = policy_for(settings), segment_sampler(settings)
     collect(sampler, acts, range(2))
@@ -271,7 +271,7 @@ class Restless(Counting):
 gym.register("Restless-v0", entry_point="test_segments:Restless")
 
 
-def test_an_environment_that_does_not_repeat_itself_is_counted_and_starts_anew() -> None:
+def test_a_non_reproducible_environment_is_counted_and_restarted() -> None:
     settings = segments("Restless-v0")
     acts, sampler = policy_for(settings), segment_sampler(settings)
     collect(sampler, acts, range(4))
@@ -299,7 +299,7 @@ def test_an_environment_that_does_not_repeat_itself_is_counted_and_starts_anew()
     ],
     ids=lambda damage: next(iter(damage)),
 )
-def test_a_state_that_does_not_fit_is_refused(damage: dict[str, torch.Tensor]) -> None:
+def test_an_unsuitable_state_is_rejected(damage: dict[str, torch.Tensor]) -> None:
     settings = segments()
     acts, sampler = policy_for(settings), segment_sampler(settings)
     collect(sampler, acts, range(2))
@@ -335,7 +335,7 @@ def test_an_iteration_that_fails_leaves_the_state_at_its_start_and_can_be_collec
 
 
 @pytest.mark.parametrize("env_id", ["Counting-v0", "CartPole-v1"])
-def test_the_state_of_before_the_last_segment_is_kept_for_an_update_that_fails(env_id: str) -> None:
+def test_the_state_before_the_last_segment_is_kept_for_a_failed_update(env_id: str) -> None:
     settings = segments(env_id)
     acts, sampler = policy_for(settings), segment_sampler(settings)
     sampler.collect(acts, 0, lambda: None)
@@ -379,7 +379,7 @@ gym.register("Poisoned-v0", entry_point="test_segments:Poisoned")
 
 
 @pytest.mark.parametrize("episode", [0, 1, 4])
-def test_a_fault_at_a_later_reset_is_told_as_one(episode: int) -> None:
+def test_a_fault_at_a_later_reset_is_reported_as_such(episode: int) -> None:
     seed = derived_seed(0, Purpose.RESET, 1, episode)
     settings = segments("Poisoned-v0", kwargs={"seed": seed})
     with pytest.raises(EnvironmentFailure, match=f"observation at the reset of the episode with reset seed {seed}$"):
@@ -423,7 +423,7 @@ gym.register("Pairs-v0", entry_point="test_segments:Pairs")
     ids=str,
 )
 @pytest.mark.parametrize("steps", [None, 6])
-def test_every_action_space_gets_actions_of_its_own_and_learns(space: spaces.Space[Any], steps: int | None) -> None:
+def test_every_action_space_gets_valid_actions_and_learns(space: spaces.Space[Any], steps: int | None) -> None:
     from pgcli.sampling.sampler import make_sampler
 
     settings = config(

@@ -172,7 +172,7 @@ CASES: dict[str, tuple[Finding | None, int | None, str, list[Finding | None]]] =
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_finding_is_made_where_it_should_be_and_only_there(name: str) -> None:
+def test_a_finding_appears_exactly_where_it_should(name: str) -> None:
     found, iteration, key, others = CASES[name]
     assert found is not None
     assert found.iteration == iteration
@@ -199,12 +199,12 @@ def test_every_finding_has_a_case() -> None:
     assert functions - {name for name in functions if name.startswith("_")} == CASES.keys()
 
 
-def test_a_clip_that_does_nothing_is_told_with_its_reason() -> None:
+def test_a_clip_without_effect_is_reported_with_its_reason() -> None:
     one, several = (findings.clip_fraction(K, np.full(8, 0.0009), steps) for steps in (1, 8))
     assert one is not None
     assert several is not None
     assert "one optimizer step" in one.text
-    assert "hardly moves" in several.text
+    assert "hardly changes" in several.text
     assert findings.clip_fraction(K, series(0.0011, 0, 0, 0, 0, 0, 0, 0), 8) is None
 
 
@@ -252,13 +252,13 @@ def test_a_run_is_explained_from_its_directory_alone(run: Path) -> None:
     assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in run.rglob("*") if file.is_file()} == before
 
 
-def test_a_run_without_findings_says_so(run: Path) -> None:
+def test_a_run_without_findings_is_reported_as_such(run: Path) -> None:
     result = show(run) | {"findings": []}
-    assert "no finding: " in explanation_text(result)
+    assert "no problems: " in explanation_text(result)
     assert "did not apply" in explanation_text(result)
 
 
-def test_at_the_goal_what_would_be_a_warning_is_a_note(run: Path) -> None:
+def test_warnings_become_notes_once_the_goal_is_reached(run: Path) -> None:
     def levels() -> set[str]:
         return {finding["level"] for finding in show(run)["findings"] if finding["name"] == "small_steps"}
 
@@ -286,7 +286,7 @@ def test_the_signal_to_noise_ratio_is_read_where_it_is_measured(run: Path) -> No
     ],
     ids=lambda value: value.get("status") if isinstance(value, dict) else "",
 )
-def test_a_run_that_did_not_finish_says_what_to_do_next(run: Path, status: dict[str, Any], told: str, key: str) -> None:
+def test_an_unfinished_run_shows_the_next_command(run: Path, status: dict[str, Any], told: str, key: str) -> None:
     (run / "status.json").write_text(json.dumps(status | {"iteration": 8}))
     first = show(run)["findings"][0]
     assert told in first["text"]
@@ -294,7 +294,7 @@ def test_a_run_that_did_not_finish_says_what_to_do_next(run: Path, status: dict[
     assert str(run) in first["key"]
 
 
-def test_a_run_still_running_is_shown_as_far_as_it_is(run: Path) -> None:
+def test_a_running_run_is_shown_so_far(run: Path) -> None:
     (run / "status.json").write_text('{"status": "running"}')
     for name in ("metrics.csv", "timing.csv", "episodes.csv", "evaluations.csv"):
         (run / name).write_bytes((run / name).read_bytes()[:-7])  # half a line
@@ -331,19 +331,21 @@ def misspell(path: Path) -> None:
     [
         ("metrics.csv", Path.unlink, "is missing"),
         ("timing.csv", Path.unlink, "is missing"),
-        ("metrics.csv", cut, "is cut short"),
-        ("metrics.csv", shorten, "has 7 rows, and status.json tells of 8"),
+        ("metrics.csv", cut, "is incomplete"),
+        ("metrics.csv", shorten, "has 7 rows, but status.json reports 8"),
         ("episodes.csv", garble, "line 3 has 5 cells instead of 6"),
         ("metrics.csv", misspell, "line 3 has `zwei"),
-        ("evaluations.csv", lambda path: path.write_text(""), "names of its columns"),
+        ("evaluations.csv", lambda path: path.write_text(""), "no header with the column names"),
         ("status.json", cut, "not JSON"),
         ("run.json", Path.unlink, "No such file"),
-        ("config.yaml", lambda path: path.write_text("unknown: 3"), "no config of this version"),
-        ("config.yaml", Path.unlink, "no run is there"),
-        ("checkpoints/iteration-000008.safetensors", cut, "damaged, or no checkpoint"),
+        ("config.yaml", lambda path: path.write_text("unknown: 3"), "not a valid config"),
+        ("config.yaml", Path.unlink, "not a run directory"),
+        ("checkpoints/iteration-000008.safetensors", cut, "damaged, or not a checkpoint"),
     ],
 )
-def test_what_is_missing_or_damaged_is_told(run: Path, name: str, damage: Callable[[Path], object], told: str) -> None:
+def test_missing_or_damaged_files_are_reported(
+    run: Path, name: str, damage: Callable[[Path], object], told: str
+) -> None:
     damage(run / name)
     with pytest.raises(RunDirectoryError) as error:
         show(run)
@@ -352,10 +354,10 @@ def test_what_is_missing_or_damaged_is_told(run: Path, name: str, damage: Callab
     assert error.value.hint
 
 
-def test_two_runs_are_the_same_to_the_byte_or_part_somewhere(run: Path, tmp_path: Path) -> None:
+def test_two_runs_are_equal_or_their_first_difference_is_shown(run: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(run, tmp_path / "other"))
     assert differ(run, other)["same"]
-    assert "the same to the byte: metrics.csv" in difference_text(differ(run, other))
+    assert "identical: metrics.csv" in difference_text(differ(run, other))
     lines = (other / "metrics.csv").read_text().splitlines()
     cells = lines[4].split(",")
     cells[3] = "9.25"
@@ -373,7 +375,7 @@ def test_two_runs_are_the_same_to_the_byte_or_part_somewhere(run: Path, tmp_path
     assert evaluations["same"]
     assert (episodes["iteration"], episodes["why"]) == (7, f"{other / 'episodes.csv'} ends here")
     text = difference_text(result)
-    assert "the same before iteration 3, where they part in line 5: return_mean" in text
+    assert "identical before iteration 3, where line 5 differs: return_mean" in text
     assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 80
 
 
@@ -437,9 +439,7 @@ def test_a_policy_that_the_first_update_destroyed_is_found_in_row_0() -> None:
         ([], "more rollout.episodes or rollout.steps", None),
     ],
 )
-def test_advice_that_a_run_follows_or_cannot_follow_is_left_out(
-    overrides: list[str], advice: str, left: str | None
-) -> None:
+def test_inapplicable_advice_is_omitted(overrides: list[str], advice: str, left: str | None) -> None:
     found = explain._new_advice(advice, override(Config(), overrides))
     assert found.startswith(advice if left is None else left)
     assert found if left != "" else not found
@@ -466,12 +466,12 @@ def evaluated(run: Path, mean: float, error: float | None, episodes: int = 100) 
     [
         ((200.0, 9.0), "b", "b is better"),
         ((20.0, 1.0), "a", "a is better"),
-        ((101.0, 5.0), None, "no difference is shown"),
+        ((101.0, 5.0), None, "no significant difference"),
         ((110.0, 1.5), "b", "95 %"),
         ((300.0, None), None, "has no interval"),
     ],
 )
-def test_of_two_runs_it_says_which_did_better_and_that_one_seed_does_not_tell(
+def test_the_better_of_two_runs_is_named_with_a_warning_about_one_seed(
     values: tuple[float, float | None], better: str | None, words: str, made: Path, tmp_path: Path
 ) -> None:
     a = evaluated(Path(shutil.copytree(made, tmp_path / "a")), 100.0, 2.0)
@@ -480,7 +480,7 @@ def test_of_two_runs_it_says_which_did_better_and_that_one_seed_does_not_tell(
     assert result["better"]["better"] == better
     text = " ".join(difference_text(result).split())
     assert words in text
-    assert "one seed each does not tell which config is better" in text
+    assert "to compare configs over seeds" in text
     if values == (110.0, 1.5):  # equal spread would give 1.972 · √(2² + 1.5²) = 4.93
         assert result["better"]["low"] == pytest.approx(10 - 4.93, abs=0.01)
     json.dumps(result, allow_nan=False)
@@ -491,6 +491,6 @@ def test_runs_in_other_environments_are_not_compared(made: Path, tmp_path: Path)
     text = (b / "config.yaml").read_text()
     (b / "config.yaml").write_text(text.replace("max_episode_steps: null", "max_episode_steps: 7"))
     assert differ(made, b)["better"]["unlike"] == ["env"]
-    assert "the returns do not compare, for the runs have another env" in " ".join(
+    assert "the returns are not comparable: the runs differ in env" in " ".join(
         difference_text(differ(made, b)).split()
     )

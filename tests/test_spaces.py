@@ -59,18 +59,18 @@ def identity(iterations: int, learning_rate: float, **kwargs: str) -> list[float
 
 
 @pytest.mark.parametrize("observation", OBSERVATIONS)
-def test_what_an_observation_of_any_space_shows_is_learned(observation: str) -> None:
+def test_a_policy_learns_from_observations_of_any_space(observation: str) -> None:
     before, after = identity(30, 0.01, observation=observation)
     assert before < 3 < 5 < after <= EPISODE_STEPS
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_what_an_action_of_any_space_should_be_is_learned(action: str) -> None:
+def test_a_policy_learns_actions_of_any_space(action: str) -> None:
     before, after = identity(60, 0.02, action=action)
     assert before < 3 < 5 < after <= EPISODE_STEPS
 
 
-def test_segments_carry_nested_observations_too() -> None:
+def test_segments_support_nested_observations() -> None:
     before, after = returns(
         env={"id": "tasks:Identity-v0", "num_envs": 8, "kwargs": {"observation": "image in a dict"}},
         rollout={"episodes": None, "steps": 32},
@@ -93,7 +93,7 @@ def test_segments_carry_nested_observations_too() -> None:
 # ------------------------------------------------------------------------------------------------------------- layouts
 
 
-def test_a_nested_observation_is_one_row_that_holds_every_value_exactly() -> None:
+def test_a_nested_observation_is_one_row_with_exact_values() -> None:
     NESTED.seed(0)
     obs, layout = NESTED.sample(), Layout(NESTED)
     row = layout.pack(obs)
@@ -156,12 +156,12 @@ def test_rows_of_earlier_versions_are_converted() -> None:
     ],
     ids=str,
 )
-def test_an_observation_that_is_not_in_its_space_is_told(space: spaces.Space[Any], obs: Any, message: str) -> None:
+def test_an_observation_outside_its_space_is_reported(space: spaces.Space[Any], obs: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Layout(space).pack(obs)
 
 
-def test_values_of_another_type_are_welcome_where_they_are_the_same() -> None:
+def test_values_of_another_type_are_accepted_if_equal() -> None:
     layout = Layout(spaces.Box(-9, 9, (2,), np.int16))
     for obs in ([1, 2], (1.0, 2.0), np.array([1, 2], np.int64), np.array([True, False])):
         packed = layout.pack(obs)
@@ -184,7 +184,7 @@ def test_values_of_another_type_are_welcome_where_they_are_the_same() -> None:
     ],
     ids=str,
 )
-def test_what_no_network_reads_is_refused_by_name_with_a_wrapper(space: Any, kind: str, hint: str) -> None:
+def test_unsupported_spaces_are_rejected_with_a_wrapper_as_hint(space: Any, kind: str, hint: str) -> None:
     with pytest.raises(EnvironmentFailure, match=kind) as refusal:
         Layout(space)
     assert hint in refusal.value.hint
@@ -229,7 +229,7 @@ def test_numbers_are_encoded_as_gymnasium_flattens_them_nested_or_not() -> None:
     ],
     ids=str,
 )
-def test_images_are_told_from_tables_and_their_channels_are_found(
+def test_images_and_their_channels_are_recognized(
     shape: tuple[int, ...], dtype: type, image: tuple[int, ...] | None
 ) -> None:
     encoder = Encoder(spaces.Box(0, 1 if dtype is not np.uint8 else 255, shape, dtype))
@@ -238,7 +238,7 @@ def test_images_are_told_from_tables_and_their_channels_are_found(
 
 
 @pytest.mark.parametrize("last", [True, False])
-def test_pixels_of_every_frame_and_channel_land_in_a_channel_of_their_own(last: bool) -> None:
+def test_every_frame_and_channel_becomes_its_own_channel(last: bool) -> None:
     shape = (2, 6, 8, 3) if last else (2, 3, 6, 8)
     picture = np.zeros(shape, np.uint8)
     picture[(1, 4, 7, 2) if last else (1, 2, 4, 7)] = 255
@@ -262,7 +262,7 @@ def test_bytes_that_are_no_image_are_divided_by_their_bound() -> None:
     assert Encoder(space).in_numpy(obs)[0, 0] == np.float32(0.2)
 
 
-def test_images_are_flattened_if_no_network_should_read_them() -> None:
+def test_images_are_flattened_without_an_image_network() -> None:
     policy = policy_for(spaces.Box(0, 255, (6, 6, 3), np.uint8), spaces.Discrete(2), image_network="none")
     assert policy.encoder.size == 108
     assert not len(policy.images)
@@ -320,7 +320,7 @@ def _beginnings(policy: Policy, count: int) -> Any:
     return Sequences(torch.ones(count, dtype=torch.long), torch.zeros(count, policy.memory.state_size))
 
 
-def test_a_value_function_of_its_own_has_image_networks_of_its_own() -> None:
+def test_a_separate_value_function_has_its_own_image_networks() -> None:
     for shared in (False, True):
         settings = config(algorithm={"baseline": "value"}, value={"shared_trunk": shared}, policy={"hidden_sizes": []})
         agent = build_agent(spaces.Box(0, 255, (6, 6, 3), np.uint8), spaces.Discrete(2), settings)
@@ -349,7 +349,7 @@ def rows(policy: Policy, *masks: list[int]) -> Array:
     return np.stack([policy.encoder.layout.pack({"action_mask": mask, "x": np.zeros(2, np.float32)}) for mask in masks])
 
 
-def test_a_mask_holds_in_sampling_log_probability_and_entropy() -> None:
+def test_a_mask_applies_to_sampling_log_probability_and_entropy() -> None:
     policy, free = masked_policy(spaces.Discrete(4), 4), masked_policy(spaces.Discrete(4), 4, action_mask="none")
     free.load_state_dict(policy.state_dict())
     obs = rows(policy, [1, 0, 1, 0])
@@ -381,13 +381,13 @@ def test_a_forbidden_action_gets_no_gradient() -> None:
     assert gradient[[0, 2]].abs().min() > 0
 
 
-def test_each_factor_of_a_multi_discrete_action_has_its_part_of_the_mask() -> None:
+def test_each_factor_of_a_multi_discrete_action_uses_its_part_of_the_mask() -> None:
     policy = masked_policy(spaces.MultiDiscrete([3, 2]), 5)
     drawn = policy.actor("sampled").act(rows(policy, *[[0, 0, 1, 1, 0]] * 50), np.random.default_rng(0).random((50, 2)))
     assert (drawn == [2, 0]).all()
 
 
-def test_a_mask_is_no_observation_and_can_be_ignored() -> None:
+def test_a_mask_is_not_an_observation_and_can_be_ignored() -> None:
     policy = masked_policy(spaces.Discrete(4), 4)
     assert policy.encoder.size == 2
     assert not masked_policy(spaces.Discrete(4), 4, action_mask="none").masked
@@ -420,7 +420,7 @@ def test_taxi_is_played_within_its_mask() -> None:
         assert set(np.unique(info["action_mask"])) == {0, 1}
 
 
-def test_an_agent_in_a_notebook_is_told_of_what_the_environment_permits() -> None:
+def test_an_agent_in_a_notebook_accepts_an_action_mask() -> None:
     space = spaces.Dict({"observation": spaces.Discrete(5), "action_mask": spaces.MultiBinary(3)})
     settings = config()
     agent = Agent(build_agent(space, spaces.Discrete(3), settings).policy, settings, {}, Path("nowhere"), seed=0)
@@ -429,7 +429,7 @@ def test_an_agent_in_a_notebook_is_told_of_what_the_environment_permits() -> Non
         agent.act(2)
 
 
-def test_an_agent_in_a_notebook_refuses_what_is_no_observation() -> None:
+def test_an_agent_in_a_notebook_rejects_invalid_observations() -> None:
     settings = config(policy={"memory": "gru"})
     policy = build_agent(spaces.Box(-9, 9, (2,)), spaces.Discrete(3), settings).policy
     agent = Agent(policy, settings, {}, Path("nowhere"), seed=0)
@@ -452,7 +452,7 @@ def test_an_agent_in_a_notebook_refuses_what_is_no_observation() -> None:
     ],
     ids=str,
 )
-def test_actions_that_no_policy_draws_are_refused_with_those_that_it_does(actions: spaces.Space[Any]) -> None:
+def test_unsupported_actions_are_rejected_with_the_supported_ones(actions: spaces.Space[Any]) -> None:
     with pytest.raises(
         EnvironmentFailure, match="is not supported; use Discrete, MultiDiscrete, MultiBinary"
     ) as refusal:
@@ -470,7 +470,7 @@ def test_actions_that_no_policy_draws_are_refused_with_those_that_it_does(action
     ],
     ids=str,
 )
-def test_a_policy_that_the_spaces_leave_nothing_to_do_is_refused(
+def test_a_policy_that_does_not_fit_the_spaces_is_rejected(
     space: spaces.Space[Any], actions: spaces.Space[Any], settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
@@ -478,6 +478,6 @@ def test_a_policy_that_the_spaces_leave_nothing_to_do_is_refused(
 
 
 @pytest.mark.parametrize("space", [spaces.Dict({}), spaces.Tuple(())], ids=str)
-def test_an_observation_of_no_parts_is_refused(space: spaces.Space[Any]) -> None:
+def test_an_observation_without_parts_is_rejected(space: spaces.Space[Any]) -> None:
     with pytest.raises(EnvironmentFailure, match="no parts"):
         Layout(space)

@@ -60,7 +60,7 @@ def test_a_rule_counts_evaluations_in_a_row(
     assert {stops_at(means, resumed, **settings) for resumed in range(last + 1)} == {expected}
 
 
-def test_several_columns_are_to_be_reached_at_once() -> None:
+def test_several_goals_must_be_reached_together() -> None:
     settings = config(evaluation={"stop_at_return": 5.0, "stop_at": {"is_success": 0.9, "length_mean": 1.0}}).evaluation
     stopping = Stopping(settings)
     assert [stopping.add(evaluation(0, 5)), stopping.add(evaluation(1, 4, is_success=1.0))] == ["", ""]
@@ -76,7 +76,7 @@ def test_several_columns_are_to_be_reached_at_once() -> None:
         ({"stop_at": {"is_success": 1.0}, "every": None}, "evaluation.stop_at"),
     ],
 )
-def test_a_rule_without_effect_is_refused(settings: dict[str, Any], key: str, tmp_path: Path) -> None:
+def test_a_rule_without_effect_is_rejected(settings: dict[str, Any], key: str, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(json.dumps({"evaluation": settings}))
     with pytest.raises(ConfigError, match=key):
@@ -157,7 +157,7 @@ def test_a_stopped_run_continues_under_other_rules_as_if_it_had_always_had_them(
     assert rows(tmp_path / "never/evaluations.csv")[0]["stopped_by"] == ""
 
 
-def test_a_comparison_leaves_every_rule_out(tmp_path: Path) -> None:
+def test_a_comparison_ignores_stopping_rules(tmp_path: Path) -> None:
     words = (
         "training.iterations=null",
         "training.env_steps=60",

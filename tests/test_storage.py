@@ -106,7 +106,7 @@ def test_a_power_loss_at_any_call_leaves_a_run_that_ends_with_the_same_bytes(
     check_losses(home, lambda: run(home / "a/run"), run, whole, monkeypatch, [], 70)
 
 
-def test_a_power_loss_while_a_run_goes_on_from_an_earlier_checkpoint_loses_nothing(
+def test_a_power_loss_after_resuming_an_earlier_checkpoint_loses_nothing(
     whole: dict[str, str], tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "disk"
@@ -128,7 +128,7 @@ def count_calls(path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     return len(calls)
 
 
-def test_a_disk_that_fails_at_any_call_ends_the_run_with_exit_4_and_loses_nothing(
+def test_a_disk_failure_at_any_call_gives_exit_4_and_loses_nothing(
     whole: dict[str, str], tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codes = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.EINTR)
@@ -164,7 +164,7 @@ def test_a_disk_that_fails_at_any_call_ends_the_run_with_exit_4_and_loses_nothin
     assert told > total / 3
 
 
-def test_a_disk_that_has_room_for_rows_but_not_for_checkpoints_stops_the_run(
+def test_a_disk_too_full_for_checkpoints_stops_the_run(
     whole: dict[str, str], tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Folder.write
@@ -183,9 +183,7 @@ def test_a_disk_that_has_room_for_rows_but_not_for_checkpoints_stops_the_run(
     assert digests(tmp_path / "run") == whole
 
 
-def test_the_first_file_that_finds_no_room_is_the_one_that_is_told(
-    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_file_without_space_is_reported(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill(record: Record) -> None:
         if isinstance(record, Iteration) and record.iteration == 1:
             monkeypatch.setattr(os, "write", full)
@@ -197,7 +195,7 @@ def test_the_first_file_that_finds_no_room_is_the_one_that_is_told(
         run(tmp_path / "run", watch=fill)
 
 
-def test_short_writes_are_written_to_their_end(
+def test_short_writes_are_completed(
     whole: dict[str, str], tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = os.write
@@ -207,7 +205,7 @@ def test_short_writes_are_written_to_their_end(
 
 
 @pytest.mark.parametrize("damage", ["flip", "empty", "zeros", "missing", "fifo", "pointer", "pointer elsewhere"])
-def test_a_damaged_checkpoint_is_named_and_the_command_that_is_offered_works(
+def test_a_damaged_checkpoint_is_named_with_a_working_command(
     damage: str, whole: dict[str, str], tmp_path: Path, quick: None
 ) -> None:
     path = tmp_path / "run"
@@ -234,13 +232,13 @@ def test_a_damaged_checkpoint_is_named_and_the_command_that_is_offered_works(
     with pytest.raises(RunDirectoryError, match=bad.name) as error:
         run(path)
     which = "3" if damage.startswith("pointer") else "2"
-    assert f"`pgcli resume {path} --which {which}` goes on from it" in error.value.hint
+    assert f"`pgcli resume {path} --which {which}`" in error.value.hint
     assert {file: file.stat().st_mtime_ns for file in before} == before, "nothing is touched, and nothing begins anew"
     run(path, which=which)
     assert digests(path) == whole
 
 
-def test_measuring_a_run_writes_nothing_into_it_and_says_the_same_twice(tmp_path: Path, quick: None) -> None:
+def test_measuring_a_run_writes_nothing_and_is_repeatable(tmp_path: Path, quick: None) -> None:
     run(tmp_path / "run")
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     first, second = (assess(load(tmp_path / "run"), 3, "sampled", 1.0, None, 0) for _ in range(2))
@@ -248,13 +246,13 @@ def test_measuring_a_run_writes_nothing_into_it_and_says_the_same_twice(tmp_path
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
 
 
-def test_going_on_from_a_checkpoint_that_is_not_there_does_not_begin_anew(tmp_path: Path, quick: None) -> None:
-    with pytest.raises(RunDirectoryError, match="keeps no checkpoint of iteration 5"):
+def test_resuming_a_missing_checkpoint_does_not_start_a_new_run(tmp_path: Path, quick: None) -> None:
+    with pytest.raises(RunDirectoryError, match="no checkpoint for iteration 5"):
         run(tmp_path / "run", which="5")
     assert not (tmp_path / "run/metrics.csv").exists()
 
 
-def test_a_clock_that_jumps_changes_nothing_that_is_promised(
+def test_a_clock_jump_breaks_no_promise(
     whole: dict[str, str], tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw = random.Random(0)
@@ -286,7 +284,7 @@ def test_a_run_may_have_any_name_and_may_be_moved(
 @pytest.mark.parametrize(
     ("mask", "files", "folders"), [(0o077, 0o600, 0o700), (0, 0o664, 0o775), (0o022, 0o644, 0o755)]
 )
-def test_the_umask_is_kept_and_nobody_else_may_write(
+def test_the_umask_is_respected_and_others_cannot_write(
     mask: int, files: int, folders: int, tmp_path: Path, quick: None
 ) -> None:
     before = os.umask(mask)
@@ -298,7 +296,7 @@ def test_the_umask_is_kept_and_nobody_else_may_write(
         assert stat.S_IMODE(path.stat().st_mode) == (folders if path.is_dir() else files), path
 
 
-def test_a_run_whose_folder_is_deleted_stops_and_is_not_made_again(tmp_path: Path, quick: None) -> None:
+def test_a_run_with_a_deleted_folder_stops_without_recreating_it(tmp_path: Path, quick: None) -> None:
     def delete(record: Record) -> None:
         if isinstance(record, Iteration) and record.iteration == 1:
             shutil.rmtree(tmp_path / "run")
@@ -322,7 +320,7 @@ def test_a_link_to_a_run_is_moved_aside_as_a_link(tmp_path: Path, quick: None) -
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP])
-def test_a_file_system_without_locks_is_told(
+def test_a_file_system_without_locks_is_reported(
     code: int, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fcntl
@@ -337,14 +335,14 @@ def test_a_file_system_without_locks_is_told(
     assert [file.name for file in (tmp_path / "run").iterdir()] == [".lock"]
 
 
-def test_the_lock_of_a_process_that_is_gone_holds_nobody(whole: dict[str, str], tmp_path: Path, quick: None) -> None:
+def test_the_lock_of_a_dead_process_blocks_nobody(whole: dict[str, str], tmp_path: Path, quick: None) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/.lock").write_text('{"pid": 999999, "host": "elsewhere"}')
     run(tmp_path / "run")
     assert digests(tmp_path / "run") == whole
 
 
-def test_what_a_killed_process_was_writing_is_cleared_away(whole: dict[str, str], tmp_path: Path, quick: None) -> None:
+def test_temporary_files_of_a_killed_process_are_removed(whole: dict[str, str], tmp_path: Path, quick: None) -> None:
     run(tmp_path / "run", "training.iterations=2")
     for folder in ("", "checkpoints"):
         (tmp_path / "run" / folder / ".writing-x").write_bytes(b"half")
@@ -353,7 +351,7 @@ def test_what_a_killed_process_was_writing_is_cleared_away(whole: dict[str, str]
     assert digests(tmp_path / "run") == whole
 
 
-def test_checkpoints_of_two_runs_in_one_folder_are_told_apart(tmp_path: Path, quick: None) -> None:
+def test_checkpoints_of_two_runs_in_one_folder_are_distinguished(tmp_path: Path, quick: None) -> None:
     run(tmp_path / "a", "training.iterations=2")
     run(tmp_path / "b", "seed=5")
     shutil.copytree(tmp_path / "b/checkpoints", tmp_path / "a/checkpoints", dirs_exist_ok=True)
@@ -361,12 +359,12 @@ def test_checkpoints_of_two_runs_in_one_folder_are_told_apart(tmp_path: Path, qu
         run(tmp_path / "a")
     file = find_checkpoint(tmp_path / "b")
     renamed = file.rename(file.with_name("iteration-000009.safetensors"))
-    with pytest.raises(RunDirectoryError, match="named after another iteration"):
+    with pytest.raises(RunDirectoryError, match="its name does not match its iteration"):
         checkpoints.load(renamed)
 
 
 @pytest.mark.parametrize("which", ["²", "9" * 5000, "0" * 300 + "1", "", "-1"])
-def test_an_odd_choice_of_a_checkpoint_is_refused(which: str, tmp_path: Path, quick: None) -> None:
+def test_an_invalid_choice_of_checkpoint_is_rejected(which: str, tmp_path: Path, quick: None) -> None:
     run(tmp_path / "run", "training.iterations=2")
     with pytest.raises(RunDirectoryError):
         find_checkpoint(tmp_path / "run", which)

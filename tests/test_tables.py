@@ -72,7 +72,7 @@ def written(folder: Path, *records: Iteration | Evaluation) -> Path:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_columns_are_those_of_earlier_versions(name: str) -> None:
+def test_columns_match_earlier_versions(name: str) -> None:
     assert ",".join(header_of(name)) == HEADERS[name]
 
 
@@ -81,7 +81,7 @@ def test_every_field_of_an_update_is_a_column_in_its_order() -> None:
     assert header_of("metrics")[-len(names) :] == names
 
 
-def test_rows_read_back_as_they_were_written(tmp_path: Path) -> None:
+def test_rows_round_trip(tmp_path: Path) -> None:
     written(
         tmp_path, RECORD, replace(RECORD, iteration=1, returns=None), Evaluation(1, 7, "greedy", RETURNS, 3.5, 0.1, 0.0)
     )
@@ -105,13 +105,13 @@ def test_rows_read_back_as_they_were_written(tmp_path: Path) -> None:
     [
         (b"1,2\n", "line 3 has 2 cells instead of 6", [1.5]),
         (b"1,2,\0,4,5,horizon\n", "line 3 has zeros", [1.5]),
-        (b"1,2,x,4,5,horizon\n", "line 3 has `x` for a number", [1.5, math.nan]),
+        (b"1,2,x,4,5,horizon\n", "line 3 has `x` instead of a number", [1.5, math.nan]),
         (b"1,2,3,4,5,\xff\n", "line 3 is not UTF-8", [1.5, 3.0]),
-        (b"1,2", "line 3 is cut short", [1.5]),
+        (b"1,2", "line 3 is incomplete", [1.5]),
     ],
-    ids=["cells", "zeros", "a word", "bytes", "half a line"],
+    ids=["cells", "zeros", "a word", "bytes", "an incomplete line"],
 )
-def test_a_damaged_line_is_named_or_left_out(line: bytes, what: str, returns: list[float], tmp_path: Path) -> None:
+def test_a_damaged_line_is_named_or_skipped(line: bytes, what: str, returns: list[float], tmp_path: Path) -> None:
     path = tmp_path / "episodes.csv"
     path.write_bytes(f"{HEADERS['episodes']}\n0,0,1.5,1.5,3,horizon\n".encode() + line)
     with pytest.raises(RunDirectoryError, match=what):
@@ -119,7 +119,7 @@ def test_a_damaged_line_is_named_or_left_out(line: bytes, what: str, returns: li
     np.testing.assert_equal(read_table(path, skip_damage=True)["return"], returns)
 
 
-def test_two_tables_part_in_a_line_and_in_cells(tmp_path: Path) -> None:
+def test_two_tables_differ_in_a_line_and_in_cells(tmp_path: Path) -> None:
     for name, steps in (("a", 7), ("b", 8)):
         (tmp_path / name).mkdir()
         written(tmp_path / name, RECORD, replace(RECORD, iteration=1, env_steps=steps))
@@ -128,7 +128,7 @@ def test_two_tables_part_in_a_line_and_in_cells(tmp_path: Path) -> None:
     assert first_difference(tmp_path / "a/episodes.csv", tmp_path / "b/episodes.csv")["same"]
 
 
-def test_a_metric_has_its_words_in_one_place() -> None:
+def test_a_metric_is_described_in_one_place() -> None:
     assert axis("entropy") == "entropy of the policy (nats)"
     assert axis("no_such_column") == "no such column"
     assert brief(RECORD.update, "entropy", "approx_kl", "clip_fraction", "value_loss") == [

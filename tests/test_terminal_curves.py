@@ -55,7 +55,7 @@ def test_a_rising_line_goes_from_the_lower_left_to_the_upper_right(tmp_path: Pat
     assert places[-1] < 10
 
 
-def test_lines_without_colour_are_told_apart_by_their_letter_and_with_it_by_their_colour(tmp_path: Path) -> None:
+def test_lines_are_marked_by_letters_or_by_colours(tmp_path: Path) -> None:
     paths = [run(tmp_path, "first", [0.0, 1.0]), run(tmp_path, "second", [5.0, 6.0])]
     text = drawn(*paths)
     assert "\x1b" not in text
@@ -89,7 +89,7 @@ def test_ticks_are_round_numbers(low: float, high: float, count: int, expected: 
     assert ticks(low, high, count) == pytest.approx(expected)
 
 
-def test_a_mistake_is_told_as_for_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_is_reported_as_for_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = run(tmp_path, "run", [1.0, 2.0])
     with pytest.raises(ConfigError, match="no column"):
         show([path], "env_steps", "evaluation.retrn", "mean", "ci95", 1, width=80, color=False, ascii_only=False)
@@ -99,7 +99,7 @@ def test_a_mistake_is_told_as_for_a_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert install_command("terminal") in caught.value.hint
 
 
-def test_in_a_pipe_there_is_no_escape_no_file_and_no_matplotlib(tmp_path: Path) -> None:
+def test_a_pipe_gets_no_escapes_no_file_and_no_matplotlib(tmp_path: Path) -> None:
     path = run(tmp_path, "run", [1.0, 2.0])
     program = (
         "import sys, pgcli.__main__ as m; sys.argv = ['pgcli', 'plot', sys.argv[1], '--show']; "

@@ -143,7 +143,7 @@ def test_a_terminal_may_change_its_size_while_it_trains(tmp_path: Path) -> None:
     assert shown.cursor_is_shown
 
 
-def test_an_interrupt_that_is_held_down_leaves_at_once_and_whole(tmp_path: Path) -> None:
+def test_repeated_interrupts_exit_immediately_without_damage(tmp_path: Path) -> None:
     with terminal(LONG, tmp_path) as shown:
         shown.read(lambda: trains(tmp_path, 3))
         begin = time.monotonic()
@@ -172,7 +172,7 @@ def test_a_terminal_that_is_closed_ends_the_run_with_its_state_saved(tmp_path: P
     "redirection",
     [">&-", "2>&-", ">&- 2>&-", ">/dev/full 2>/dev/full", "2>&1 | true", "</dev/null >/dev/null 2>&1 &\nwait $!"],
 )
-def test_streams_that_are_closed_full_or_not_read_do_not_stop_it(redirection: str, tmp_path: Path) -> None:
+def test_closed_full_or_unread_streams_do_not_stop_a_run(redirection: str, tmp_path: Path) -> None:
     words = " ".join([sys.executable, "-m", "pgcli", *SHORT])
     script = f"cd {tmp_path}; {words} {redirection}"
     subprocess.run(["bash", "-c", script], env=BARE, capture_output=True, check=False, timeout=90)

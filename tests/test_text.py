@@ -18,7 +18,7 @@ def test_a_table_wraps_its_texts_beside_their_labels() -> None:
     assert (third, fourth) == ("          under it", "  empty")
 
 
-def test_a_table_breaks_lines_where_it_may() -> None:
+def test_a_table_breaks_lines_at_allowed_places() -> None:
     rows = [("at", "x" * 69 + " reward-to-go")]
     assert table(rows, start=3) == ["at " + "x" * 69 + " reward-", "   to-go"]
     assert table(rows, start=3, break_on_hyphens=False) == ["at " + "x" * 69, "   reward-to-go"]
@@ -33,14 +33,14 @@ def test_columns_are_aligned_and_coloured_on_a_terminal_alone() -> None:
     assert "\x1b" not in coloured[2]
 
 
-def test_a_finding_gives_the_fields_that_an_object_has() -> None:
+def test_a_finding_becomes_an_object_with_its_fields() -> None:
     assert list(Finding("note", "slow", key="x=1").select("key", "level").items()) == [
         ("key", "x=1"),
         ("level", "note"),
     ]
 
 
-def test_numbers_are_written_for_people() -> None:
+def test_numbers_are_printed_readably() -> None:
     assert [duration(x) for x in (None, 3.4, 187, 7500)] == ["…", "3 s", "3:07 min", "2:05:00 h"]
     assert [short(x) for x in (1.5, -1.99, 2, 200.04)] == ["1.500", "-1.990", "2.0", "200.0"]
     assert [percent(x) for x in (0, 0.276, 1)] == ["0 %", "28 %", "100 %"]
@@ -56,6 +56,6 @@ def test_seeds_are_numbers_and_ranges(text: str, seeds: list[int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", ",", "a", "1-", "-1", "2-1", "0-10000", "1,0-2", "1.5", "9" * 21])
-def test_what_is_no_list_of_seeds_is_a_usage_error(text: str) -> None:
+def test_an_invalid_list_of_seeds_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError, match="--seeds"):
         parse_seeds(text)

@@ -36,7 +36,7 @@ SCALED: dict[str, Any] = {"name": "evaluation_worlds:Hundred"}
         ({"id": "evaluation_worlds:Curriculum"}, None),
     ],
 )
-def test_a_threshold_holds_without_changes_of_rewards_arguments_and_limits(
+def test_a_threshold_requires_unchanged_rewards_arguments_and_limits(
     env: dict[str, Any], expected: float | None
 ) -> None:
     assert reward_threshold(config(env=env).env) == expected

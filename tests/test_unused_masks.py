@@ -38,7 +38,7 @@ def settings(name: str, kwargs: dict[str, Any], mask: str = "auto") -> Any:
 
 
 @pytest.mark.parametrize(("name", "kwargs", "reason"), UNUSED)
-def test_a_mask_that_cannot_be_used_is_a_notice(name: str, kwargs: dict[str, Any], reason: str) -> None:
+def test_an_unusable_mask_gives_a_notice(name: str, kwargs: dict[str, Any], reason: str) -> None:
     auto = settings(name, kwargs)
     assert collect(auto).lengths.tolist() == [4] * 4
     assert check_environment(auto.env).notices == [f"the action mask of {auto.env.id} is not used: {reason}"]
@@ -59,7 +59,7 @@ def test_a_mask_may_be_a_property() -> None:
 
 
 @pytest.mark.parametrize("kwargs", [{"mask": [1, 0]}, {"mask": [0, 0, 0]}, {"mask": [0.5, 0, 1]}, {"at": 1}], ids=str)
-def test_without_masks_a_faulty_one_is_no_fault(kwargs: dict[str, Any]) -> None:
+def test_a_faulty_mask_is_ignored_without_masks(kwargs: dict[str, Any]) -> None:
     for name in ("Masked", "Shown"):
         if name == "Shown" and "mask" in kwargs:
             continue

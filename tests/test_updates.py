@@ -40,7 +40,7 @@ def state(agent: Learner, prefix: str) -> Tensor:
     return torch.cat([x.flatten() for name, x in agent.state_dict().items() if name.startswith(prefix)]).clone()
 
 
-def test_target_kl_ends_an_update_before_a_step_from_too_far_away() -> None:
+def test_target_kl_ends_an_update_before_a_step_beyond_the_limit() -> None:
     fast = {"learning_rate": 0.1}
     free = agent_with(CLIP | {"update_epochs": 10}, optimizer=fast).update(BATCH)
     bound = agent_with(CLIP | {"update_epochs": 10, "target_kl": 0.02}, optimizer=fast)
@@ -53,20 +53,20 @@ def test_target_kl_ends_an_update_before_a_step_from_too_far_away() -> None:
     assert update.approx_kl <= 0.02 < free.approx_kl
 
 
-def test_target_kl_never_keeps_an_update_from_its_first_step() -> None:
+def test_target_kl_always_permits_the_first_step() -> None:
     agent = agent_with(CLIP | {"target_kl": 1e-12})
     before = state(agent, "policy.")
     assert agent.update(BATCH).update_epochs == 1
     assert not torch.equal(state(agent, "policy."), before)
 
 
-def test_target_kl_leaves_the_value_functions_own_passes_alone() -> None:
+def test_target_kl_does_not_affect_a_separate_value_function() -> None:
     stopped, free = agent_with(CLIP | {"target_kl": 1e-12}), agent_with(CLIP)
     assert stopped.update(BATCH).value_loss == free.update(BATCH).value_loss
     assert torch.equal(state(stopped, "value."), state(free, "value."))
 
 
-def test_a_value_function_with_a_network_of_its_own_learns_beside_the_policy() -> None:
+def test_a_separate_value_function_learns_with_its_own_optimizer() -> None:
     plain, eager = agent_with(CLIP), agent_with(CLIP, value={"learning_rate": 0.02, "update_epochs": 9})
     a, b = plain.update(BATCH), eager.update(BATCH)
     assert torch.equal(state(plain, "policy."), state(eager, "policy.")), "V is fixed while the policy learns"
@@ -76,7 +76,7 @@ def test_a_value_function_with_a_network_of_its_own_learns_beside_the_policy() -
     assert b.value_loss < a.value_loss
 
 
-def test_a_gradient_above_the_limit_is_scaled_down_in_each_network_by_itself() -> None:
+def test_gradients_are_clipped_per_network() -> None:
     sections: dict[str, Any] = {"optimizer": {"name": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.01}}
     agent = agent_with({"baseline": "value"}, **sections)
     before = state(agent, "policy."), state(agent, "value.")
@@ -85,7 +85,7 @@ def test_a_gradient_above_the_limit_is_scaled_down_in_each_network_by_itself() -
         assert (state(agent, prefix) - old).norm().item() == pytest.approx(0.01, rel=1e-4)
 
 
-def test_a_shared_trunk_descends_the_sum_of_both_losses_at_once() -> None:
+def test_a_shared_trunk_minimizes_the_sum_of_both_losses() -> None:
     algorithm = {"baseline": "value", "value_coef": 0.25}
     sgd = {"name": "sgd", "learning_rate": 0.5}
     agent = agent_with(algorithm, optimizer=sgd, value={"shared_trunk": True})
@@ -118,7 +118,7 @@ def test_clip_range_and_entropy_bonus_follow_the_budget(progress: float, share: 
     assert update.entropy_coef == pytest.approx(0.3 * share)
 
 
-def test_the_scheduled_bonus_is_the_one_that_acts() -> None:
+def test_the_scheduled_entropy_bonus_is_used() -> None:
     bonus = {"baseline": "mean", "entropy_coef": 0.5, "entropy_coef_schedule": "linear"}
     half, constant = agent_with(bonus), agent_with({"baseline": "mean", "entropy_coef": 0.25})
     half.update(BATCH, progress=0.5)
@@ -126,7 +126,7 @@ def test_the_scheduled_bonus_is_the_one_that_acts() -> None:
     assert torch.equal(state(half, "policy."), state(constant, "policy."))
 
 
-def test_minibatches_depend_on_the_iteration_and_on_nothing_else() -> None:
+def test_minibatches_depend_on_the_iteration_only() -> None:
     agents = [agent_with(CLIP) for _ in range(3)]
     for agent, iteration in zip(agents, (4, 4, 5), strict=True):
         agent.update(BATCH, iteration)
@@ -135,7 +135,7 @@ def test_minibatches_depend_on_the_iteration_and_on_nothing_else() -> None:
     assert not torch.equal(a, c)
 
 
-def test_what_does_not_apply_is_left_out() -> None:
+def test_metrics_that_do_not_apply_are_omitted() -> None:
     plain = agent_with({"baseline": "mean"}).update(BATCH)
     assert plain.value_loss is plain.approx_kl is plain.clip_fraction is plain.effective_sample_size is None
     assert plain.explained_variance is plain.clip_range is plain.zero_variance_groups is plain.return_scale is None
@@ -146,7 +146,7 @@ def test_what_does_not_apply_is_left_out() -> None:
     assert weighed.clip_fraction is None
 
 
-def test_a_step_that_throws_the_value_function_off_is_told() -> None:
+def test_a_step_that_makes_the_value_function_non_finite_is_reported() -> None:
     agent = agent_with({"baseline": "value"}, optimizer={"name": "sgd"}, value={"learning_rate": 1e38})
     with pytest.raises(Diverged, match=r"value\.network"):
         agent.update(replace(BATCH, rewards=1e6 * BATCH.rewards))
@@ -157,7 +157,7 @@ def whole_state(agent: Learner) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize("after", [0, 3, 15], ids="steps of the optimizers: {}".format)
-def test_an_update_that_is_stopped_amid_its_steps_leaves_the_state_of_before(after: int) -> None:
+def test_a_stopped_update_is_rolled_back(after: int) -> None:
     agent = agent_with(CLIP, policy={"normalize_obs": True}, value={"normalize_returns": True})
     agent.update(BATCH)
     before, calls = whole_state(agent), iter(range(after))
@@ -175,7 +175,7 @@ def test_an_update_that_is_stopped_amid_its_steps_leaves_the_state_of_before(aft
     assert whole_state(agent) == whole_state(whole)
 
 
-def test_an_update_that_diverges_amid_its_steps_leaves_the_state_of_before() -> None:
+def test_a_diverged_update_is_rolled_back() -> None:
     agent = agent_with(CLIP, optimizer={"name": "sgd", "learning_rate": 1e30})
     before = whole_state(agent)
     with pytest.raises(Diverged):
@@ -183,7 +183,7 @@ def test_an_update_that_diverges_amid_its_steps_leaves_the_state_of_before() -> 
     assert whole_state(agent) == before
 
 
-def test_an_update_that_fails_at_its_very_end_remembers_what_it_did_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_that_fails_at_its_end_is_rolled_back_with_its_reuse(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = agent_with({"objective": "importance_sampling", "reuse": 3})
     agent.update(BATCH)
     before, past, trajectories = whole_state(agent), list(agent.past.policies), list(agent.past.trajectories)
@@ -244,7 +244,7 @@ def update_with_a_spare_core(trouble: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 @pytest.mark.parametrize("trouble", ["none", "killed", "stopped", "failed", "two threads"])
-def test_the_value_function_learns_the_same_on_a_spare_core_whatever_happens_there(trouble: str) -> None:
+def test_the_value_function_learns_the_same_in_a_second_process(trouble: str) -> None:
     code = f"import test_updates; test_updates.update_with_a_spare_core({trouble!r})"
     alone = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -255,7 +255,7 @@ def test_the_value_function_learns_the_same_on_a_spare_core_whatever_happens_the
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_what_a_reuse_remembers_can_be_collected_again_to_the_bit(normalize: bool) -> None:
+def test_reused_trajectories_are_collected_again_bit_for_bit(normalize: bool) -> None:
     settings = config(
         env={"id": "CartPole-v1", "num_envs": 4},
         rollout={"episodes": 6},
@@ -285,7 +285,7 @@ def test_what_a_reuse_remembers_can_be_collected_again_to_the_bit(normalize: boo
 
 
 @pytest.mark.parametrize("made", [0, 1])
-def test_early_in_a_run_less_is_remembered(made: int) -> None:
+def test_early_iterations_reuse_fewer_trajectories(made: int) -> None:
     agent = agent_with({"objective": "clip", "reuse": 4})
     asked: list[int] = []
 

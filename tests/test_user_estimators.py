@@ -51,7 +51,7 @@ def test_a_students_function_gets_its_verdict_and_its_reasons(name: str, here: P
 @pytest.mark.parametrize(
     ("name", "along", "across"), [("squared_score_added", 0.0677, 0.306), ("standardized_rewards", -0.298, 0.118)]
 )
-def test_an_unknown_mistake_gets_the_errors_of_each_problem(name: str, along: float, across: float, here: Path) -> None:
+def test_an_unknown_mistake_shows_the_errors_per_problem(name: str, along: float, across: float, here: Path) -> None:
     result = checked(f"student.py:{name}")
     first = result["problems"][0]
     mean, truth = np.array(first["mean"]), np.array(first["gradient"])
@@ -100,7 +100,7 @@ def test_a_formula_is_named_only_if_it_predicts_every_estimate(here: Path, monke
     assert "nor is it a formula known here" in result["reasons"][0]
 
 
-def test_a_result_of_a_wrong_shape_gets_no_reason_that_nothing_shows(here: Path) -> None:
+def test_a_result_of_wrong_shape_gets_no_unfounded_reason(here: Path) -> None:
     (reason,) = checked("student.py:an_integer")["reasons"]
     assert "summed over" not in reason
 
@@ -183,7 +183,7 @@ def test_a_function_of_a_notebook_is_checked_without_running_the_notebook(tmp_pa
         ("reinforc", 2, "did you mean `reinforce`?"),
     ],
 )
-def test_what_a_notebook_lacks_is_named(name: str, code: int, words: str, tmp_path: Path) -> None:
+def test_missing_parts_of_a_notebook_are_named(name: str, code: int, words: str, tmp_path: Path) -> None:
     notebook(tmp_path / "my.ipynb")
     done = pgcli("check", f"my.ipynb:{name}", cwd=tmp_path, code=code)
     assert words in " ".join((done.stdout + done.stderr).split())
@@ -199,14 +199,14 @@ def test_notebooks_of_other_versions_and_broken_ones(tmp_path: Path) -> None:
             needed_code(old, "discounts")
 
 
-def test_training_takes_a_notebooks_function(tmp_path: Path) -> None:
+def test_training_accepts_a_function_of_a_notebook(tmp_path: Path) -> None:
     notebook(tmp_path / "my.ipynb")
     small = ["rollout.episodes=4", "env.num_envs=4", "training.iterations=1", "evaluation.every=null"]
     pgcli("train", "tutorial", *small, "algorithm.estimator=my.ipynb:reinforce", "--run-dir", "run", cwd=tmp_path)
     assert (tmp_path / "run/metrics.csv").exists()
 
 
-def test_a_policy_class_is_said_to_be_checked_only(tmp_path: Path) -> None:
+def test_a_policy_class_can_be_checked_but_not_trained(tmp_path: Path) -> None:
     notebook(tmp_path / "my.ipynb")
     done = pgcli("check", "my.ipynb:Network", cwd=tmp_path, code=7)
     assert "the class is checked only" in done.stdout

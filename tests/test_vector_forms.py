@@ -144,7 +144,7 @@ def _anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("random", [False, True], ids=["known", "random"])
 @pytest.mark.parametrize("how", FAULTS)
-def test_a_form_that_is_another_environment_is_refused_or_replaced_with_its_reason(how: str, random: bool) -> None:
+def test_a_form_of_another_environment_is_rejected_or_replaced_with_a_reason(how: str, random: bool) -> None:
     env = EnvConfig(id=register(how, max_episode_steps=9), kwargs={"random": random})
     fault = FAULTS[how] or ("plays other episodes" if not random else "reports the time limit as a terminal state")
     if how in ("unseeded", "acts in the reset") and not random:
@@ -164,13 +164,13 @@ def test_a_form_that_is_another_environment_is_refused_or_replaced_with_its_reas
 
 @pytest.mark.parametrize("options", [{}, {"max_episode_steps": 3}, {"max_episode_steps": 99}], ids=str)
 @pytest.mark.parametrize("kwargs", [{}, {"random": True}, {"pays": False}], ids=str)
-def test_a_form_that_does_next_step_is_used(options: dict[str, Any], kwargs: dict[str, Any]) -> None:
+def test_a_form_with_next_step_autoreset_is_used(options: dict[str, Any], kwargs: dict[str, Any]) -> None:
     env = EnvConfig(id=register("", **options), kwargs=kwargs)
     assert vector_form_fault(env, resumable=True) == ""
     assert isinstance(make_environments(env, 2, resumable=True), VectorEnvironments)
 
 
-def test_a_form_that_resets_in_the_same_step_is_found_though_it_pays_nothing() -> None:
+def test_a_same_step_reset_is_detected_without_rewards() -> None:
     env = EnvConfig(id=register("really same"), kwargs={"pays": False})
     assert "plays other episodes than the single form" in str(vector_form_fault(env))
     assert "plays other episodes than the single form" in str(vector_form_fault(EnvConfig(id=register("short"))))
@@ -186,7 +186,7 @@ def test_a_form_whose_episodes_never_end_in_the_trial_is_not_used(monkeypatch: p
         make_environments(EnvConfig(id="Acrobot-v1", vectorization="native"), 1)
 
 
-def test_segments_of_a_form_are_those_of_the_single_form() -> None:
+def test_segments_of_a_form_equal_those_of_the_single_form() -> None:
     returns = []
     env_id = register("", max_episode_steps=4)
     for form in ("native", "sync"):

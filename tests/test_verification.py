@@ -73,7 +73,7 @@ def failures(path: Path, **how: bool) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_as_it_was_written_passes_and_is_computed_again(kind: str, runs: Callable[[str], Path]) -> None:
+def test_an_unchanged_run_passes_and_is_recomputed(kind: str, runs: Callable[[str], Path]) -> None:
     path = runs(kind)
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
     result = verify(path)
@@ -135,17 +135,17 @@ TAMPERED: list[tuple[str, Callable[[Path], object], str]] = [
     ("a return in metrics.csv", edited("metrics.csv", 3, 3, "9.5"), "line 4 (iteration 2): return_mean is 9.5, and"),
     ("a count in metrics.csv", edited("metrics.csv", 3, 1, "1"), "line 4 (iteration 2): env_steps is 1, and"),
     ("a loss in metrics.csv", edited("metrics.csv", 7, 10, "0.5"), "iteration 6 has policy_loss 0.5, and computed"),
-    ("a row of metrics.csv", without("metrics.csv", 2), "line 3: iteration is 2, and the row is that of 1"),
-    ("the last row of metrics.csv", without("metrics.csv", 7), "which metrics.csv does not have after 7 iterations"),
+    ("a row of metrics.csv", without("metrics.csv", 2), "line 3: iteration is 2, expected 1"),
+    ("the last row of metrics.csv", without("metrics.csv", 7), "which differs from metrics.csv after 7 iterations"),
     (
         "the last row of timing.csv and half of it",
         edited("timing.csv", 7, 0, "9"),
-        "line 8: iteration is 9, and the row is that of 6",
+        "line 8: iteration is 9, expected 6",
     ),
     ("a row of episodes.csv", without("episodes.csv", 5), "line 6: episode 5 of iteration 0 follows episode 3"),
     ("a return in episodes.csv", edited("episodes.csv", 5, 2, "7.0"), "metrics.csv: line 2 (iteration 0): return_mean"),
     ("an end in episodes.csv", edited("episodes.csv", 42, 5, "horizon"), "episodes.csv: iteration 6 has ended horizon"),
-    ("a number that is none", edited("episodes.csv", 5, 2, "many"), "line 6 has `many` for a number"),
+    ("a number that is none", edited("episodes.csv", 5, 2, "many"), "line 6 has `many` instead of a number"),
     ("columns", edited("metrics.csv", 0, 3, "mean"), "does not begin with the columns"),
     ("a cell more", edited("metrics.csv", 3, 3, "1,2"), "line 4 has 27 cells instead of 26"),
     ("an evaluation", edited("evaluations.csv", 3, 4, "12.5"), "evaluations.csv: iteration 6 has return_mean 12.5"),
@@ -153,8 +153,8 @@ TAMPERED: list[tuple[str, Callable[[Path], object], str]] = [
     ("evaluations out of order", edited("evaluations.csv", 3, 0, "3"), "line 4: iteration 3 follows 3"),
     ("bytes", lambda path: (path / "metrics.csv").write_bytes(b"\xff\xfe"), "does not begin with the columns"),
     ("a table", lambda path: (path / "episodes.csv").unlink(), "episodes.csv: is missing"),
-    ("a bit of a checkpoint", flipped, "damaged: its tensors do not match"),
-    ("the name of a checkpoint", renamed, "is named after another iteration than the one in it, 3"),
+    ("a bit of a checkpoint", flipped, "damaged: the tensors do not match"),
+    ("the name of a checkpoint", renamed, "its name does not match its iteration, 3"),
     (
         "status.json",
         lambda path: (path / "status.json").write_text('{"status": "finished", "iteration": 5}'),
@@ -170,7 +170,7 @@ TAMPERED: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "a weight, signed again",
         lambda path: signed_again(path, "policy.network.0.weight", lambda x: x + 1e-3),
-        "computed again",
+        "recomputed",
     ),
     (
         "a moment of the optimizer, signed again",
@@ -182,7 +182,7 @@ TAMPERED: list[tuple[str, Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("tamper", "words"), [row[1:] for row in TAMPERED], ids=[row[0] for row in TAMPERED])
-def test_a_change_is_found_also_without_digests(tamper: Callable[[Path], object], words: str, older: Path) -> None:
+def test_a_change_is_found_without_digests(tamper: Callable[[Path], object], words: str, older: Path) -> None:
     tamper(older)
     (text,) = failures(older)[:1]
     assert words in text, failures(older)
@@ -191,7 +191,7 @@ def test_a_change_is_found_also_without_digests(tamper: Callable[[Path], object]
 def test_a_run_of_a_version_without_digests_passes_with_a_note(older: Path) -> None:
     result = verify(older)
     assert result["passed"]
-    assert result["findings"][0]["text"] == "status.json has no digests: an earlier version of pgcli wrote it"
+    assert result["findings"][0]["text"] == "status.json has no digests: it was written by an earlier version of pgcli"
 
 
 @pytest.mark.parametrize("name", ["metrics", "timing", "evaluations", "episodes", "gradients"])
@@ -206,12 +206,12 @@ def test_a_changed_number_is_reported_with_its_row_and_column(name: str, measure
         edited(file.name, line, column, cell)(measured)
         assert next(changed_files(measured, read_status(measured)["digests"])) == (
             f"{name}.csv: line {line + 1} (iteration {lines[line][0]}): {title} is {cell or 'empty'}, "
-            "and the run wrote something else"
+            "but the run wrote another value"
         )
         file.write_bytes(before)
     edited(file.name, 1, 1, "-1e5")(measured)
     edited(file.name, 2, 1, "-1e5")(measured)
-    assert f"{name}.csv: several of its numbers" in next(changed_files(measured, read_status(measured)["digests"]))
+    assert f"{name}.csv: several values changed" in next(changed_files(measured, read_status(measured)["digests"]))
     file.write_bytes(before)
 
 
@@ -225,7 +225,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_one_changed_byte_anywhere_is_found(measured: Path) -> None:
+def test_any_changed_byte_is_found(measured: Path) -> None:
     """Every file of the run, ten random bytes each, also of status.json with its digests."""
     draw = random.Random(0)
     files = [measured / name for name in [*own_files(measured), "status.json"]]
@@ -278,10 +278,10 @@ def running_only(real: Callable[..., None]) -> Callable[..., None]:
     return set_status
 
 
-def test_the_last_evaluation_is_computed_again(older: Path) -> None:
+def test_the_last_evaluation_is_recomputed(older: Path) -> None:
     edited("evaluations.csv", 4, 7, "12.5")(older)
     (text,) = failures(older)
-    assert "evaluations.csv: iteration 7 has length_mean 12.5, and computed again it is" in text
+    assert "evaluations.csv: iteration 7 has length_mean 12.5, but recomputed it is" in text
 
 
 def test_verify_writes_nothing_and_follows_no_link(run: Path, tmp_path: Path) -> None:
@@ -295,14 +295,14 @@ def test_verify_writes_nothing_and_follows_no_link(run: Path, tmp_path: Path) ->
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_only_one_iteration_is_computed_again_unless_all_are_wanted(older: Path) -> None:
+def test_one_iteration_is_recomputed_by_default(older: Path) -> None:
     edited("metrics.csv", 2, 10, "0.25")(older)
     assert not failures(older)
     (text,) = failures(older, everything=True)
     assert "iteration 1 has policy_loss 0.25" in text
 
 
-def test_what_a_kill_leaves_is_no_fault(run: Path) -> None:
+def test_leftovers_of_a_killed_run_are_no_fault(run: Path) -> None:
     (run / "status.json").write_text('{"status": "running"}')
     with (run / "metrics.csv").open("a") as file:
         file.write("7,12")
@@ -310,10 +310,10 @@ def test_what_a_kill_leaves_is_no_fault(run: Path) -> None:
     result = verify(run)
     notes = " ".join(finding["text"] for finding in result["findings"] if finding["level"] == "note")
     assert result["passed"]
-    assert all(words in notes for words in ("half a line", "it was killed", "latest.json is missing"))
+    assert all(words in notes for words in ("an incomplete line", "it was killed", "latest.json is missing"))
 
 
-def test_a_run_that_was_resumed_with_changes_is_computed_from_there(run: Path) -> None:
+def test_a_run_resumed_with_changes_is_recomputed_from_that_point(run: Path) -> None:
     config = load_config(str(run / "config.yaml"), ["training.iterations=11", "optimizer.learning_rate=0.01"])
     run_experiment(Request(config, run, ["resume"], resume=True))
     result = verify(run, everything=True)
@@ -322,8 +322,8 @@ def test_a_run_that_was_resumed_with_changes_is_computed_from_there(run: Path) -
     assert any("exact is false" in finding["text"] for finding in result["findings"])
 
 
-def test_what_is_no_run_or_is_being_written_is_no_failed_check(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunDirectoryError, match="no run is there"):
+def test_a_missing_or_locked_run_is_an_error_not_a_failed_check(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="not a run directory"):
         verify(tmp_path / "nothing")
     with lock(run), pytest.raises(RunInUse):
         verify(run)
@@ -336,7 +336,7 @@ def test_foreign_modules_need_trust(run: Path) -> None:
         verify(run)
 
 
-def test_the_command_line_says_all_of_it(run: Path) -> None:
+def test_the_command_line_prints_all_findings(run: Path) -> None:
     good = pgcli("verify", run, cwd=run)
     assert good.stderr == ""
     assert "computed again from iteration-000006.safetensors" in " ".join(good.stdout.split())

@@ -133,7 +133,7 @@ SEGMENTS = ("rollout.episodes=null", "rollout.steps=9", "algorithm.baseline=valu
 
 @pytest.mark.parametrize("rollout", [EPISODES, SEGMENTS], ids=["episodes", "segments"])
 @pytest.mark.parametrize("trouble", ["kill", "stop"])
-def test_a_worker_that_dies_or_hangs_is_replaced_and_nothing_shows(
+def test_a_worker_that_dies_or_hangs_is_replaced_without_effect(
     trouble: str, rollout: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once = tmp_path / "once"
@@ -147,7 +147,7 @@ def test_a_worker_that_dies_or_hangs_is_replaced_and_nothing_shows(
     assert digests(tmp_path / "2") == digests(tmp_path / "0")
 
 
-def test_workers_measure_a_policy_as_this_process_does_though_one_is_killed(tmp_path: Path) -> None:
+def test_workers_measure_a_policy_like_this_process_even_if_one_is_killed(tmp_path: Path) -> None:
     once = tmp_path / "once"
     run(tmp_path / "run", *troubled("kill", str(once), *EPISODES))
     assert not once.exists()
@@ -158,7 +158,7 @@ def test_workers_measure_a_policy_as_this_process_does_though_one_is_killed(tmp_
     assert there == here
 
 
-def test_a_run_whose_environments_do_not_come_back_in_a_new_worker_is_marked(tmp_path: Path) -> None:
+def test_a_run_with_environments_lost_in_a_new_worker_is_marked(tmp_path: Path) -> None:
     once = tmp_path / "once"
     words = troubled("kill", str(once), *SEGMENTS, "sampling.workers=2")
     told = run(tmp_path / "run", *(word.replace("Troubled-v0", "Personal-v0") for word in words))
@@ -167,12 +167,12 @@ def test_a_run_whose_environments_do_not_come_back_in_a_new_worker_is_marked(tmp
     assert json.loads((tmp_path / "run/run.json").read_text())["exact"] is False
 
 
-def test_a_chunk_whose_worker_ends_three_times_stops_the_run(tmp_path: Path) -> None:
+def test_a_chunk_whose_worker_dies_three_times_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFailure, match=r"worker process of chunk \d exited with code 7, 3 times"):
         run(tmp_path / "run", *troubled("exit", "", *EPISODES, "sampling.workers=1"))
 
 
-def test_a_fault_in_a_worker_is_told_as_in_this_process(tmp_path: Path) -> None:
+def test_a_fault_in_a_worker_is_reported_as_in_this_process(tmp_path: Path) -> None:
     faults = []
     for count in (0, 2):
         with pytest.raises(EnvironmentFailure) as caught:
@@ -241,7 +241,7 @@ finally:
     [(1000, "error: no shared memory is left for the parameters of the policy"), (200_000, ""), (2**30, "")],
     ids=["no room for parameters", "no room for results", "room"],
 )
-def test_results_that_shared_memory_cannot_hold_go_through_a_pipe(size: int, error: str) -> None:
+def test_results_too_large_for_shared_memory_use_a_pipe(size: int, error: str) -> None:
     command = [sys.executable, "-c", IN_LITTLE_SHARED_MEMORY, str(size)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     assert done.returncode == bool(error), done.stderr

@@ -16,7 +16,7 @@ __all__ = ["app"]
 
 
 class _NoTypeOfFlags:
-    """Shows no type beside a flag in the help."""
+    """Hides the type of flags in help texts."""
 
     def get_params(self, ctx: Any) -> Any:
         parameters = super().get_params(ctx)  # type: ignore[misc]  # a mixin of click commands
@@ -27,17 +27,17 @@ class _NoTypeOfFlags:
 
 
 class _Group(_NoTypeOfFlags, TyperGroup):
-    """`pgcli` itself."""
+    """The `pgcli` command group."""
 
 
 class _Command(_NoTypeOfFlags, TyperCommand):
-    """One of its commands."""
+    """A command of `pgcli`."""
 
 
 app = typer.Typer(
     cls=_Group,
     name="pgcli",
-    help="A command-line laboratory for policy gradients: YAML in, learning curves out.",
+    help="A command-line laboratory for policy gradients: from a YAML config to learning curves.",
     epilog="Start with `pgcli init --list`, then `pgcli train cartpole`.",
     no_args_is_help=True,
     invoke_without_command=True,
@@ -51,7 +51,10 @@ def _main(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="With --version: the packages that results depend on.")
+        bool,
+        typer.Option(
+            "-v", "--verbose", help="With --version: also print the versions of packages that affect results."
+        ),
     ] = False,
 ) -> None:
     if version:
@@ -67,13 +70,13 @@ def _main(
 
 
 def _check_folder() -> None:
-    """Raise UsageError if the current folder was deleted: every path would fail, each in its own way."""
+    """Raise UsageError if the current folder was deleted, because every path would fail."""
     from pgcli.errors import UsageError
 
     try:
         os.getcwd()
     except FileNotFoundError:
-        raise UsageError("the current folder was deleted", "go to one that exists, with `cd`") from None
+        raise UsageError("the current folder was deleted", "change to an existing folder with `cd`") from None
 
 
 def _add(panel: str, command: Callable[..., None], *examples: str) -> None:

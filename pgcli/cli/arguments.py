@@ -16,7 +16,7 @@ Config = Annotated[
     str,
     typer.Argument(
         metavar="CONFIG",
-        help="A YAML file, or the name of a shipped config (`pgcli init --list`).",
+        help="YAML file, or name of a shipped config (see `pgcli init --list`).",
         autocompletion=completion.configs,
     ),
 ]
@@ -24,31 +24,31 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Config keys to change, like algorithm.gamma=0.9.",
+        help="Config keys to override, such as algorithm.gamma=0.9.",
         autocompletion=completion.overrides,
     ),
 ]
 RunDir = Annotated[
     Path,
-    typer.Argument(metavar="RUN_DIR", help="A run directory.", autocompletion=completion.run_directories),
+    typer.Argument(metavar="RUN_DIR", help="Run directory.", autocompletion=completion.run_directories),
 ]
 CheckpointOrRun = Annotated[
     Path,
     typer.Argument(
-        metavar="CHECKPOINT", help="A checkpoint file or a run directory.", autocompletion=completion.checkpoints
+        metavar="CHECKPOINT", help="Checkpoint file or run directory.", autocompletion=completion.checkpoints
     ),
 ]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace a file that pgcli did not make; its own are replaced anyway.")
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Also replace a file that pgcli did not write.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as a JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Allow imports of modules named in the config: environments, wrappers.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Import modules that Gymnasium does not ship.")]
-Which = Annotated[str, typer.Option(help="Of a run directory: latest, best, or an iteration's number.")]
+Which = Annotated[str, typer.Option(help="Checkpoint of the run directory: latest, best, or an iteration number.")]
 
 
 def check_environment(env: EnvConfig) -> None:
-    """Raise EnvironmentFailure for an environment that is not registered, before torch is imported."""
+    """Raise EnvironmentFailure if the environment is not registered, before importing torch."""
     from pgcli.environments.registry import spec
     from pgcli.system.streams import results_only
 

@@ -17,26 +17,30 @@ def check(
         str | None,
         typer.Argument(
             metavar="CONFIG | FILE:NAME",
-            help="A config, or a function or policy class of your own, in a .py or .ipynb file.",
+            help="Config, or your own function or policy class in a .py or .ipynb file.",
         ),
     ] = None,
     overrides: Overrides = None,
-    everything: Annotated[bool, typer.Option("--all", help="All cells of returns × baseline × objective.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="For your own code: exit 7 for a known bias, too.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Check all combinations of returns, baseline and objective.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="For your own code: exit with 7 for known biases, too.")
+    ] = False,
     time_limit: Annotated[
-        float, typer.Option("--time-limit", min=0.1, help="Seconds that one call of your own code may take.")
+        float, typer.Option("--time-limit", min=0.1, help="Time limit for one call of your own code, in seconds.")
     ] = 10.0,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a gradient estimator with known gradients; exit 7 if it is wrong."""
+    """Compare a gradient estimator with exact gradients. Exits with 7 if it is wrong."""
     from pgcli.errors import UsageError
     from pgcli.inspection.gradient_check.targets import check_target, is_user_code
 
     own = is_user_code(target)
     if own and (everything or overrides):
-        raise UsageError("--all and KEY=VALUE are for configs", "leave them out")
+        raise UsageError("--all and KEY=VALUE apply to configs only", "remove them to check your own code")
     if strict and not own:
-        raise UsageError("--strict is for your own code", "name it: `pgcli check my.py:reinforce --strict`")
+        raise UsageError("--strict applies to your own code only", "for example `pgcli check my.py:reinforce --strict`")
     result = check_target(target, overrides or [], everything, time_limit)
 
     from pgcli.inspection.gradient_check.tables import check_text

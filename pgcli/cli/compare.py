@@ -18,22 +18,31 @@ def compare(
         list[str],
         typer.Argument(
             metavar="KEY=A,B",
-            help="Keys with the values to compare, and KEY=VALUE for what all arms have.",
+            help="Config keys with the values to compare; KEY=VALUE sets a key for all variants.",
         ),
     ],
-    seeds: Annotated[str, typer.Option(help="The same for every arm: 0-9 or 0,3,7.")] = "0-4",
-    jobs: Annotated[int, typer.Option(min=1, help="How many runs to train at a time.")] = 1,
+    seeds: Annotated[str, typer.Option(help="Seeds of every variant: 0-9 or 0,3,7.")] = "0-4",
+    jobs: Annotated[int, typer.Option(min=1, help="Number of runs to train in parallel.")] = 1,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Folder of runs and report; runs/NAME-compare-KEYS if left out."),
+        typer.Option(
+            "-o",
+            "--output",
+            help="Folder for the runs and the report.",
+            show_default="runs/NAME-compare-KEYS",
+        ),
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Return whose first reaching is timed; the environment's if left out.")
+        float | None,
+        typer.Option(
+            help="Target return; the report has the steps to reach it.",
+            show_default="the environment's reward threshold",
+        ),
     ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train arms side by side over the same seeds, and report what differs; what is there already is reused."""
+    """Train variants of a config with the same seeds, and report their differences. Existing runs are reused."""
     from pgcli.config.seeds import parse_seeds
     from pgcli.studies.variants import parse_comparison, run_comparison
     from pgcli.system.streams import print_message
@@ -44,11 +53,11 @@ def compare(
 
     from pgcli.runs.files import make_folder, storage
     from pgcli.runs.lock import lock
-    from pgcli.studies.page import comparison_text  # imports numpy: errors of the config come before
+    from pgcli.studies.page import comparison_text  # imports numpy, after the config is checked
 
     with storage(comparison.folder):
         make_folder(comparison.folder)
-    with lock(comparison.folder):  # two that share it would take runs from each other, and both fail
+    with lock(comparison.folder):  # two comparisons in one folder would disturb each other
         result, failures = run_comparison(comparison, jobs, quiet, threshold, sys.argv[1:])
     for failure in failures:
         print_message(failure.text)

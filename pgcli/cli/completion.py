@@ -1,6 +1,6 @@
-"""Shell completion: shipped configs, keys and their values, run directories. Imports no torch, no gymnasium.
+"""Shell completion of shipped configs, keys, values and run directories. Imports no torch and no gymnasium.
 
-File names come from strangers, and shells evaluate what a completion prints. So every word is quoted for its shell.
+File names are untrusted, and shells evaluate completions. So every word is quoted for its shell.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import typer
 if TYPE_CHECKING:
     from typer._click.shell_completion import ShellComplete
 
-Offer = tuple[str, str]  # a word and its meaning
+Offer = tuple[str, str]  # a word and its description
 _PLAIN = frozenset(string.ascii_letters + string.digits + "._/=-")  # zsh does not interpret these
 
 
 def answer(app: typer.Typer, request: str) -> bool:
-    """Print what a shell asks for, as `complete_bash`; return False for another request.
+    """Answer a completion request such as `complete_bash`; return False for other requests.
 
-    The shells' scripts are typer's: bash splits what it gets into lines and inserts them as they are, zsh evaluates
-    it, fish and PowerShell take lines. `tests/test_completion.py` pins the private names.
+    The shell scripts are typer's: bash splits the answer into lines and inserts them unchanged, zsh evaluates
+    it, fish and PowerShell read lines. `tests/test_completion.py` pins the private names.
     """
     from typer._completion_classes import BashComplete, FishComplete, PowerShellComplete, ZshComplete
 
@@ -43,15 +43,15 @@ def answer(app: typer.Typer, request: str) -> bool:
     shell = kind(typer.main.get_command(app), {}, "pgcli", "_PGCLI_COMPLETE")
     found = [(str(item.value), item.help or "") for item in shell.get_completions(*shell.get_completion_args())]
     if os.environ.get("_TYPER_COMPLETE_FISH_ACTION") == "is-args":
-        raise SystemExit(not found)  # fish offers files where there is nothing else
-    typer.echo(written([offer for offer in found if offer[0].isprintable()]))  # a line break would end a word
+        raise SystemExit(not found)  # fish offers files if there are no other words
+    typer.echo(written([offer for offer in found if offer[0].isprintable()]))  # a line break would split a word
     return True
 
 
 def for_bash(offers: list[Offer]) -> str:
-    """Write one word a line, with a backslash before each character that bash would interpret.
+    """Write one word per line, with a backslash before each character that bash would interpret.
 
-    Files with a wildcard in their names are left out: bash 5.0 expands them in spite of the backslash.
+    Files with a wildcard in their names are skipped: bash 5.0 expands them despite the backslash.
     """
     wild = re.compile(r"[*?[\]]")
     plain = (word for word, _ in offers if not (wild.search(word) and os.path.lexists(os.path.expanduser(word))))
@@ -59,9 +59,9 @@ def for_bash(offers: list[Offer]) -> str:
 
 
 def for_zsh(offers: list[Offer]) -> str:
-    """Write a command that zsh evaluates: all words as `$'…'`, of plain characters and hexadecimal bytes alone.
+    """Write a command for zsh to evaluate: words as `$'…'` of plain characters and hexadecimal bytes.
 
-    `_describe` splits a word and its meaning at the first colon without a backslash, and zsh itself quotes the word.
+    `_describe` splits word and description at the first colon without a backslash; zsh itself quotes the word.
     """
     if not offers:
         return "_files"
@@ -75,12 +75,12 @@ def for_zsh(offers: list[Offer]) -> str:
 
 
 def for_fish(offers: list[Offer]) -> str:
-    """Write one word a line and its meaning after a tab; fish itself quotes the word."""
+    """Write one word per line, with its description after a tab; fish itself quotes the word."""
     return "\n".join(f"{word}\t{about}" if about else word for word, about in offers)
 
 
 def for_powershell(offers: list[Offer]) -> str:
-    """Write one word a line and its meaning after `:::`; in single quotes if PowerShell would interpret it."""
+    """Write one word per line, with its description after `:::`, quoted where PowerShell needs it."""
 
     def quoted(word: str) -> str:
         return word if re.fullmatch(r"[\w+=:./\\~-]*", word) else "'" + re.sub("(['‘’‚‛])", r"\1\1", word) + "'"
@@ -101,7 +101,7 @@ def shipped_names(incomplete: str) -> list[Offer]:
 
 
 def run_directories(incomplete: str) -> list[Offer]:
-    """Offer run directories, and other folders."""
+    """Offer run directories and other folders."""
     return _paths(incomplete, lambda path: False)
 
 
@@ -111,9 +111,9 @@ def checkpoints(incomplete: str) -> list[Offer]:
 
 
 def overrides(context: typer.Context, incomplete: str) -> list[Offer]:
-    """Offer `KEY=`, or if one key is left, its values: the choices, or the default.
+    """Offer `KEY=`, or the values of the key if only one matches: the choices, or the default.
 
-    bash splits `KEY=VALUE` into three words and completes the last of them alone.
+    bash splits `KEY=VALUE` into three words and completes only the last.
     """
     before = list(context.params.get("overrides") or [])
     if not incomplete and before and (values := _values(before[-1])):  # the word at the cursor is the `=` of a key
@@ -130,7 +130,7 @@ def overrides(context: typer.Context, incomplete: str) -> list[Offer]:
 
 
 def _keys() -> Iterator[tuple[str, str, Any]]:
-    """Yield every key of a config: its dotted name, its description, its field."""
+    """Yield every config key: dotted name, description, field."""
     from pydantic import BaseModel
 
     from pgcli.config.schema import Config
@@ -146,7 +146,7 @@ def _keys() -> Iterator[tuple[str, str, Any]]:
 
 
 def _values(key: str) -> list[str]:
-    """Return the values of a key, the default first."""
+    """Return the values of a key, starting with the default."""
     field = next((field for name, _, field in _keys() if name == key), None)
     if field is None:
         return []
@@ -168,7 +168,7 @@ def _choices(annotation: Any) -> Iterator[str]:
 
 
 def _paths(incomplete: str, wanted: Callable[[Path], bool]) -> list[Offer]:
-    """Offer the folders (marked if they are run directories) and wanted files that complete a path."""
+    """Offer the folders and wanted files that complete a path; mark run directories."""
     head, start = os.path.split(incomplete)
     folder = Path(os.path.expanduser(head)) if head else Path()
     try:

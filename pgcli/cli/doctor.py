@@ -7,7 +7,7 @@ from pgcli.cli.output import print_report
 
 
 def doctor(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Examine a config and its environment before a long run; writes nothing."""
+    """Test a config and its environment before a long run, and estimate its time. Writes no files."""
     from pgcli.config import load_config
     from pgcli.system.streams import results_only
 

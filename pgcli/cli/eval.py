@@ -19,39 +19,47 @@ def eval(
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
-            help="Changes of the environment: env.kwargs.NAME, env.wrappers or env.max_episode_steps.",
+            help="Environment keys to override: env.kwargs.NAME, env.wrappers, env.max_episode_steps.",
         ),
     ] = None,
     which: Which = "latest",
-    episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 100,
-    mode: Annotated[Mode, typer.Option(help="Draw actions from the policy, or take the most probable one.")] = (
+    episodes: Annotated[int, typer.Option(min=1, help="Number of episodes.")] = 100,
+    mode: Annotated[Mode, typer.Option(help="Sample actions from the policy, or take the most probable action.")] = (
         "sampled"
     ),
-    gamma: Annotated[float, typer.Option(min=0, max=1, help="Discount per step; 1 counts rewards as they are.")] = 1.0,
+    gamma: Annotated[float, typer.Option(min=0, max=1, help="Discount factor of the returns; 1: undiscounted.")] = 1.0,
     horizon: Annotated[
-        int | None, typer.Option(min=1, help="Cut episodes here; the environment's own limit if left out.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Cut episodes after this many steps.",
+            show_default="the environment's time limit",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which episodes; never those of training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes; they are never those of training.")] = 0,
     workers: Annotated[
-        int, typer.Option(min=0, max=1024, help="How many processes play, for the same result; 0: this one.")
+        int,
+        typer.Option(min=0, max=1024, help="Number of worker processes; does not affect the result. 0: no workers."),
     ] = 0,
     replay: Annotated[
         str | None,
         typer.Option(
             metavar="ITERATION:EPISODE",
-            help="Instead: simulate a training episode again, as numbered in episodes.csv, and film it.",
+            help="Instead of evaluating, replay a training episode, numbered as in episodes.csv.",
             show_default=False,
         ),
     ] = None,
-    video: Annotated[Path | None, typer.Option(help="Film one more episode: FILE.gif or FILE.mp4.")] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="Film one episode: FILE.gif or FILE.mp4.", show_default=False)
+    ] = None,
     overwrite: Overwrite = False,
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a trained policy on fresh episodes, and film it; or replay an episode of its training."""
+    """Evaluate a trained policy on new episodes, film it, or replay a training episode."""
     from pgcli.system.streams import print_message, results_only
 
-    film_path = video and video.absolute()  # an environment may leave this folder
+    film_path = video and video.absolute()  # the environment may change the current folder
     if video is not None:
         from pgcli.runs.outputs import check_output
 
@@ -79,17 +87,16 @@ def eval(
 
 
 def _check_replay(context: typer.Context, overrides: list[str]) -> None:
-    """Raise UsageError for an option or an override that a replay does not have."""
+    """Raise UsageError for an option or override that --replay does not support."""
     from pgcli.errors import UsageError
 
     if overrides:
         raise UsageError(
-            f"{overrides[0]} and --replay contradict each other", "a replayed episode is the one of the training"
+            f"{overrides[0]} cannot be used with --replay", "a replay repeats the training episode unchanged"
         )
     for name in ("which", "episodes", "mode", "gamma", "horizon", "seed", "workers"):
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
             raise UsageError(
-                f"--{name} and --replay contradict each other",
-                "a replayed episode is the one of the training, as it was",
+                f"--{name} cannot be used with --replay", "a replay repeats the training episode unchanged"
             )

@@ -13,19 +13,19 @@ from pgcli.cli.output import print_result
 
 def export(
     checkpoint: CheckpointOrRun,
-    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="Where to write.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="File to write.")],
     which: Which = "latest",
     trust: Trust = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a policy, with its normaliser, as an ONNX file."""
+    """Export a policy and its observation normalization to ONNX."""
     from pgcli.experiment.export import check_extra
     from pgcli.experiment.export import export as write
     from pgcli.experiment.load import load
     from pgcli.system.streams import results_only
 
     check_extra()
-    target = file.absolute()  # an environment may leave this folder
+    target = file.absolute()  # the environment may change the current folder
     with results_only():
         write(load(checkpoint, which, trust=trust), target, overwrite=overwrite)
     print_result(file)

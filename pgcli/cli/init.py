@@ -15,14 +15,20 @@ from pgcli.cli.output import print_result
 def init(
     name: Annotated[
         str | None,
-        typer.Argument(help="A shipped config; with --keys, a section.", autocompletion=completion.shipped_names),
+        typer.Argument(
+            metavar="NAME",
+            help="Shipped config to copy; with --keys, a section.",
+            autocompletion=completion.shipped_names,
+        ),
     ] = None,
-    dest: Annotated[Path | None, typer.Argument(help="Copy it here; ./NAME.yaml if left out.")] = None,
+    dest: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="File to write.", show_default="./NAME.yaml")
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the shipped configs.")] = False,
-    keys: Annotated[bool, typer.Option("--keys", help="Explain the keys of a config, or of one section.")] = False,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a config.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="Explain all config keys, or those of one section.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of configs.")] = False,
 ) -> None:
-    """List and copy the shipped configs, and explain their keys."""
+    """Copy or list the shipped configs, or explain the config keys."""
     from pgcli.config import Config, reference, shipped
     from pgcli.errors import typed
     from pgcli.report.text import table

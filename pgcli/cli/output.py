@@ -1,4 +1,4 @@
-"""What a command prints: its result on stdout, everything else on stderr."""
+"""The output of commands: results on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pgcli.system.streams import printable
 
 
 def print_result(result: object, if_closed: int = 128 + 13, *, styled: bool = False) -> None:
-    """Print a result to stdout. If nobody reads it, leave with `if_closed`, by default the exit code of SIGPIPE.
+    """Print a result to stdout. Exit with `if_closed`, by default SIGPIPE's code, if the pipe is closed.
 
-    Args: styled: it has pgcli's own colours, and its texts are printable already.
+    Args: styled: the result contains pgcli's own colour codes and is already printable.
     """
     try:
         typer.echo(result if styled else printable(str(result)))
@@ -26,14 +26,14 @@ def print_result(result: object, if_closed: int = 128 + 13, *, styled: bool = Fa
 def print_report(
     result: dict[str, Any], as_json: bool, text: Callable[[dict[str, Any]], str], *, styled: bool = False
 ) -> None:
-    """Print a result as one JSON object, with null for numbers that are not finite, or as `text` for people."""
+    """Print a result as a JSON object, with null for non-finite numbers, or as `text`."""
     from pgcli.report.text import finite
 
     print_result(json.dumps(finite(result), allow_nan=False) if as_json else text(result), styled=styled)
 
 
 def terminal() -> tuple[int, bool, bool]:
-    """Return the columns of the terminal at stdout, whether it shows colours, and whether it shows Unicode."""
+    """Return the width of the terminal, and whether it shows colours and Unicode."""
     import codecs
     import os
     import shutil

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -13,8 +13,9 @@ from pgcli.cli.output import print_result, terminal
 from pgcli.config.choices import Band, Stat, XAxis
 
 _BAND = (
-    "Around it. ci95: Student's t for a mean, the trimmed-mean interval for an IQM, order statistics for a median. "
-    "bootstrap: percentiles of resampled runs, too narrow for few runs."
+    "Band around the line. ci95: 95 % interval (Student's t for a mean, trimmed mean for an IQM, order "
+    "statistics for a median); bootstrap: percentile bootstrap over runs, too narrow for few runs; standard_error: ± 1 "
+    "standard error; none."
 )
 
 
@@ -23,25 +24,32 @@ def plot(
         list[Path],
         typer.Argument(
             metavar="RUN_DIR",
-            help="Run directories, or folders of them.",
+            help="Run directories, or folders that contain them.",
             autocompletion=completion.run_directories,
         ),
     ],
-    x: Annotated[XAxis, typer.Option("-x", help="What to count.")] = "env_steps",
+    x: Annotated[
+        XAxis, typer.Option("-x", metavar="UNIT", help=f"Unit of the x-axis: {', '.join(get_args(XAxis))}.")
+    ] = "env_steps",
     y: Annotated[
-        str, typer.Option("-y", help="A column of metrics.csv, or evaluation.COLUMN, or gradients.COLUMN.")
+        str, typer.Option("-y", help="Column to draw: of metrics.csv, or evaluation.COLUMN or gradients.COLUMN.")
     ] = "evaluation.return_mean",
-    stat: Annotated[Stat, typer.Option(help="Of the runs that differ only in their seed.")] = "mean",
-    band: Annotated[Band, typer.Option(help=_BAND)] = "ci95",
-    smooth: Annotated[int, typer.Option(min=1, help="Moving average over so many points; 1: none.")] = 1,
+    stat: Annotated[Stat, typer.Option(help="Statistic over seeds.")] = "mean",
+    band: Annotated[Band, typer.Option(metavar="BAND", help=_BAND)] = "ci95",
+    smooth: Annotated[int, typer.Option(min=1, help="Moving average over this many points; 1: none.")] = 1,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="FILE.png, .svg, .pdf or .csv; a default place if left out."),
+        typer.Option(
+            "-o",
+            "--output",
+            help="File to write: .png, .svg, .pdf or .csv.",
+            show_default="plots/COLUMN.png",
+        ),
     ] = None,
-    show: Annotated[bool, typer.Option("--show", help="Draw in the terminal; a file too only with -o.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Draw in the terminal; write a file only with -o.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw learning curves with confidence intervals. A run that ended early keeps its last value."""
+    """Plot learning curves with confidence intervals. Runs that ended early keep their last value."""
     if show:
         from pgcli.report.terminal_plots import show as draw_here
 

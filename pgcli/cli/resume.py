@@ -15,11 +15,12 @@ def resume(
     run_dir: RunDir,
     overrides: Overrides = None,
     which: Annotated[
-        str, typer.Option(help="Continue from: latest, best, or an iteration's number; what came after it is deleted.")
+        str,
+        typer.Option(help="Checkpoint to continue from: latest, best, or an iteration number. Deletes later results."),
     ] = "latest",
     quiet: Quiet = False,
 ) -> None:
-    """Continue an interrupted run, or extend a finished one by a larger budget: the one that ended it."""
+    """Resume an interrupted run, or extend a finished one with a larger budget."""
     from pgcli.config import override
     from pgcli.experiment.resume import stored_config
     from pgcli.experiment.run import Request

@@ -12,13 +12,13 @@ from pgcli.cli.output import print_report
 
 
 def show(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.")],
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run directory.")],
     other: Annotated[
-        Path | None, typer.Argument(metavar="OTHER", help="Another, to be told apart from it.", show_default=False)
+        Path | None, typer.Argument(metavar="OTHER", help="Second run to compare with.", show_default=False)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Explain a run from its directory alone: what it reached, what went wrong, which key to change."""
+    """Summarize a run: results, problems, and which keys to change. With OTHER, compare two runs."""
     from pgcli.inspection import explain
 
     if other is None:

@@ -20,14 +20,16 @@ def train(
     config: Config,
     overrides: Overrides = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="Where to write; runs/NAME/seed-SEED if left out.", show_default=False)
+        Path | None, typer.Option(help="Directory to write to.", show_default="runs/NAME/seed-SEED")
     ] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Several runs, one per seed: 0-4 or 0,3,7.", show_default=False)
-    ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="How many seeds to train at a time.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run if there is one, else start.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Move an existing run aside and start anew.")] = False,
+    seeds: Annotated[str | None, typer.Option(help="Train one run per seed: 0-4 or 0,3,7.", show_default=False)] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of runs to train in parallel.")] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an existing run; start a new one if there is none.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Move an existing run to NAME~1, and start a new one.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a policy and write a run directory."""
@@ -36,10 +38,10 @@ def train(
     from pgcli.errors import UsageError
 
     if resume and overwrite:
-        raise UsageError("--resume and --overwrite contradict each other")
+        raise UsageError("--resume and --overwrite cannot be combined")
     base = load_config(config, overrides or [])
     if seeds is not None and any(text.startswith("seed=") for text in overrides or []):
-        raise UsageError("--seeds and seed=… contradict each other")
+        raise UsageError("--seeds and seed=… cannot be combined")
     configs = [base] if seeds is None else [override(base, [f"seed={seed}"]) for seed in parse_seeds(seeds)]
     check_environment(base.env)
 
@@ -52,12 +54,12 @@ def train(
 
     requests = [Request(one, path_of(one.seed), sys.argv[1:], resume, overwrite) for one in configs]
     for request in requests:
-        check_request(request)  # all of them before the first one starts
+        check_request(request)  # all requests, before the first run starts
     train_all(requests, jobs, quiet)
 
 
 def train_all(requests: Sequence[Request], jobs: int, quiet: bool) -> None:
-    """Train, `jobs` runs at a time, and print the run directories; leave with the exit code of the first failure."""
+    """Train `jobs` runs at a time, print their directories, and exit with the code of the first failure."""
     from contextlib import closing
 
     from pgcli.errors import typed
@@ -80,7 +82,7 @@ def train_all(requests: Sequence[Request], jobs: int, quiet: bool) -> None:
         path, agent = typed(done[0] if len(done) == 1 else done[0].parent), typed(done[0])
         print_message(f"next:\n  pgcli plot {path}\n  pgcli eval {agent} --video agent.gif")
     for one in done:
-        print_result(one, if_closed=0)  # the training is done, and safe
+        print_result(one, if_closed=0)  # the runs are complete and saved
     failures = [result for result in results if isinstance(result, Failure)]
     if failures:
         raise typer.Exit(failures[0].exit_code)

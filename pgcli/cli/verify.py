@@ -13,12 +13,12 @@ from pgcli.cli.output import print_report
 def verify(
     run_dir: RunDir,
     everything: Annotated[
-        bool, typer.Option("--all", help="Compute every iteration since the oldest kept checkpoint again, not one.")
+        bool, typer.Option("--all", help="Recompute all iterations since the oldest checkpoint, not only one.")
     ] = False,
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Hold the files of a run against each other, and compute an iteration again."""
+    """Check a run's files for consistency, and recompute one iteration byte for byte."""
     from pgcli.inspection.verify import verification_text
     from pgcli.inspection.verify import verify as verify_run
     from pgcli.system.streams import results_only

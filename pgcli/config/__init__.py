@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to a validated Config. Imports neither torch nor gymnasium."""
+"""Read YAML files and overrides into a validated Config. Imports neither torch nor gymnasium."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every choice between names: for a key of a config, an option of a command, a parameter of a function."""
+"""The allowed values of config keys, command options and function parameters."""
 
 from typing import Literal
 
@@ -19,7 +19,7 @@ ActionMask = Literal["auto", "none"]
 Returns = Literal["total", "reward_to_go", "lambda_return", "vtrace"]
 Baseline = Literal["none", "mean", "leave_one_out", "optimal", "group", "value"]
 Objective = Literal["policy_gradient", "importance_sampling", "clip"]
-Average = Literal["steps", "episodes", "episode_means"]  # also in estimators, which import nothing of pgcli
+Average = Literal["steps", "episodes", "episode_means"]  # repeated in estimators, which import nothing from pgcli
 Standardize = Literal["none", "batch", "group"]
 GroupMean = Literal["whole", "leave_one_out"]
 Schedule = Literal["constant", "linear", "cosine"]

@@ -19,7 +19,7 @@ from pgcli.config.schema import Config
 from pgcli.config.yaml import MAX_DEPTH, Source, dump, parse, read_bytes
 from pgcli.errors import ConfigError, Problem, closest
 
-# No file that a user writes has all of these, and every config.yaml of a run has them, whatever version wrote it.
+# Every config.yaml of a run has these keys, in all versions; a user's file never has all of them.
 _OF_EVERY_RUN = {
     *("seed", "env.chunk_size", "env.rebuild", "rollout.horizon", "policy.activation", "algorithm.gae_lambda"),
     *("algorithm.value_coef", "optimizer.max_grad_norm", "sampling.backend", "training.threads", "checkpoint.keep"),
@@ -27,7 +27,7 @@ _OF_EVERY_RUN = {
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Return the configs that come with pgcli: `{name: file}`, sorted by name."""
+    """Return the shipped configs as `{name: file}`, sorted by name."""
     package = Path(__file__).parent.parent
     for folder in (package / "configs", package.parent / "configs"):  # in a wheel; in a checkout
         if folder.is_dir():
@@ -40,7 +40,7 @@ def load_config(location: str, overrides: Sequence[str] = (), ignored: Collectio
     """Read a config by path or shipped name, apply `KEY=VALUE` overrides, and validate it.
 
     Args: ignored: keys that may be set where they have no effect.
-    Raises: ConfigError: with every problem, each with `file:line:column`.
+    Raises: ConfigError with all problems, each with `file:line:column`.
     """
     path, content = _read(location)
     source = parse(content, printable(str(path)))
@@ -55,17 +55,17 @@ def override(config: Config, overrides: Sequence[str], ignored: Collection[str] 
 
 
 def config_from_data(data: Any, name: str) -> Config:
-    """Validate plain data, for example those of a checkpoint called `name`."""
+    """Validate plain data, for example from a checkpoint; `name` appears in messages."""
     return _validate(Source(printable(name), data, lines=False), ())
 
 
 def to_data(config: Config) -> dict[str, Any]:
-    """Return the whole config as plain data, defaults included."""
+    """Return the whole config as plain data, including defaults."""
     return config.model_dump(mode="json")
 
 
 def flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Return plain data by dotted keys: `{env: {id: a}}` as `{"env.id": "a"}`. An empty mapping is a value."""
+    """Flatten plain data: `{env: {id: a}}` becomes `{"env.id": "a"}`. An empty mapping is a value."""
     if not isinstance(data, dict) or not data:
         return {prefix: data}
     inner = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in data.items()]
@@ -73,41 +73,45 @@ def flat(data: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """Return the whole config as YAML, defaults included, so that training on it repeats the run."""
+    """Return the whole config as YAML, including defaults. Training on it repeats the run."""
     return dump(to_data(config))
 
 
 def _read(location: str) -> tuple[Path, bytes]:
     shipped = shipped_configs()
     path = Path(location)
-    if location in shipped and not path.is_file():  # a folder `cartpole` does not hide it
+    if location in shipped and not path.is_file():  # a folder `cartpole` does not hide the config
         path = shipped[location]
     try:
         return path, read_bytes(path)
-    except (FileNotFoundError, ValueError):  # ValueError: a name that no file can have
+    except (FileNotFoundError, ValueError):  # ValueError: not a possible file name
         close = _similar_names(location, shipped)
-        names = f", or the name of a shipped config: {', '.join(shipped)}" if shipped else ""
-        hint = f"did you mean {either(close)}?" if close else f"give the path of a YAML file{names}"
-        message = "no such file, and no shipped config of that name"
+        fix = "name a YAML file or a shipped config; `pgcli init --list` shows them"
+        more = f" (`pgcli init --list` shows {len(close) - 3} more)" if len(close) > 3 else ""
+        hint = f"did you mean {either(close[:3])}?{more}" if close else fix
+        message = "no such file or shipped config"
         raise ConfigError([Problem(printable(location), message, hint)]) from None
 
 
 def _similar_names(location: str, shipped: Collection[str]) -> list[str]:
-    """Return the shipped config that is spelled alike, or all of the environment or the algorithm that it names."""
+    """Return the most similar shipped config, or all configs of the named environment or algorithm."""
     parts = {part for name in shipped for part in name.split("/")}
     named = location if "/" in location or "-" in location else closest(location, parts)
     if named not in shipped and (found := [name for name in shipped if named in name.split("/")]):
-        return found
+        return sorted(found, key=lambda name: not name.startswith("cartpole/"))
+    path = Path(location)
+    if path.suffix and path.parent != Path() and path.parent.is_dir():
+        shipped = [str(file) for file in path.parent.glob("*.y*ml")]
     close = closest(location, shipped)
     return [close] if close else []
 
 
 def _validate(source: Source, overrides: Sequence[str], ignored: Collection[str] = ()) -> Config:
-    """Apply the overrides and build the Config; raise the problems of all stages together."""
+    """Apply the overrides and build the Config; raise all problems together."""
     if not isinstance(source.data, dict):
         empty = source.data is None and source.lines
         message = "empty config" if empty else f"expected a mapping of keys to values, got {shown(source.data)}"
-        raise source.error(source.place(()), message, "a whole config can be as short as `env: {id: CartPole-v1}`")
+        raise source.error(source.place(()), message, "a minimal config is `env: {id: CartPole-v1}`")
     problems = Problems(source)
     idle = _idle_in_file(source)
     for text in overrides:
@@ -131,9 +135,9 @@ def _validate(source: Source, overrides: Sequence[str], ignored: Collection[str]
 
 
 def _idle_in_file(source: Source) -> set[str]:
-    """Return the keys that a user's file sets in vain. What only an override makes ineffective is not in vain.
+    """Return the keys that a user's file sets without effect, before overrides.
 
-    The resolved config of a run has every key, also those that earlier versions let a user set in vain.
+    The config of a run is skipped: it has all keys, and earlier versions allowed keys without effect.
     """
     if not source.lines or flat(source.data).keys() >= _OF_EVERY_RUN:
         return set()
@@ -141,7 +145,7 @@ def _idle_in_file(source: Source) -> set[str]:
 
 
 def _build_valid(data: dict[str, Any]) -> Config:
-    """Build the Config with the default of each key that is invalid."""
+    """Build the Config with defaults instead of invalid values."""
     config, errors = _build(data)
     while config is None:
         for path in errors:
@@ -169,11 +173,11 @@ def _apply(text: str, data: dict[str, Any], problems: Problems) -> None:
         problems.add_to_override(problem for _, problem in parsed.problems)
     if whole := _set(data, path, parsed.data):
         name = dotted(whole)
-        problems.add(path, f"`{name}` has no keys of its own", f"give it whole: `{name}=…`")
+        problems.add(path, f"`{name}` has no keys", f"set the whole value: `{name}=…`")
 
 
 def _set(data: Any, path: tuple[str, ...], value: Any) -> Path_:
-    """Write `value` at `path`, or return the part of `path` that is not a mapping, in the data or by default."""
+    """Write `value` at `path`; return the part of `path` that is not a mapping, if any."""
     default: Any = to_data(Config())
     for depth, part in enumerate(path[:-1], 1):
         default = default.get(part, {}) if isinstance(default, dict) else {}
@@ -185,11 +189,11 @@ def _set(data: Any, path: tuple[str, ...], value: Any) -> Path_:
 
 
 def _plain(value: Any, path: Path_, problems: Problems) -> Any:
-    """Copy the data without the values that a checkpoint's JSON cannot contain; each of those is a problem."""
+    """Copy the data; report and drop values that JSON in a checkpoint cannot contain."""
     match value:
         case dict() | list() if len(path) >= MAX_DEPTH:
             message = f"`{dotted(path[:3])}` is nested deeper than {MAX_DEPTH} levels"
-            problems.add(path[:3], message, "write it flatter")
+            problems.add(path[:3], message, "use fewer levels")
         case dict():
             for key in value:
                 if not _is_text(key):
@@ -207,7 +211,7 @@ def _plain(value: Any, path: Path_, problems: Problems) -> Any:
         case _:
             rules = {int: "a number below 1.8e308", float: "a finite number", str: "Unicode text"}
             rule = rules.get(type(value), "text, a number, true, false, null, a list or a mapping")
-            hint = about(path) or "leave it out; in the place of infinity, 1e308 will do"
+            hint = about(path) or "remove it; instead of infinity, use 1e308"
             problems.add(path, f"`{dotted(path)}` should be {rule}, got {shown(value)}", hint)
     return None
 
@@ -228,7 +232,7 @@ def _build(data: dict[str, Any]) -> tuple[Config | None, dict[Path_, list[ErrorD
 
 
 def _path_in(data: Any, error: ErrorDetails) -> Path_:
-    """Return an error's location without what pydantic appends: the branch of a union, the key that is missing."""
+    """Return the location of an error, without the union branch or missing key that pydantic appends."""
     path: Path_ = ()
     for part in error["loc"]:
         if not (part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)):
@@ -239,7 +243,7 @@ def _path_in(data: Any, error: ErrorDetails) -> Path_:
 
 
 def _delete(data: Any, path: Path_) -> None:
-    """Remove the entry at `path`, so that its default applies; from a list, remove the whole list."""
+    """Remove the entry at `path`, or the whole list that contains it, so that the default applies."""
     *sections, key = itertools.takewhile(lambda part: isinstance(part, str), path)
     for part in sections:
         data = data.get(part, {})

@@ -1,4 +1,4 @@
-"""The words of a config problem: the key, the rule and the value as YAML writes them, and a hint with the fix."""
+"""Messages of config problems: key, rule and value in YAML notation, and a hint with the fix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pgcli.errors import closest
 
 Path_ = tuple[str | int, ...]
 
-# Other libraries' names, which no comparison of spelling would find.
+# Names of other libraries that are spelled differently.
 _SYNONYMS = {
     "alpha": "learning_rate",
     "batch_size": "episodes",
@@ -38,7 +38,7 @@ _SYNONYMS = {
     "vf_coef": "value_coef",
 }
 
-# Likewise for values: other libraries' names for a choice.
+# The same for values.
 _CHOICE_SYNONYMS = {
     "adamw": "adam",
     "argmax": "greedy",
@@ -60,7 +60,7 @@ _CHOICE_SYNONYMS = {
     "critic": "value",
 }
 
-# pydantic's error type: the kind of value that is expected. A union has several; null may be one of them.
+# pydantic's error type → the expected kind of value. A union has several; null may be one of them.
 _KINDS = {
     "bool_type": "true or false",
     "dict_type": "a mapping",
@@ -69,7 +69,7 @@ _KINDS = {
     "int_type": "a whole number",
     "list_type": "a list",
     "literal_error": "{expected}",
-    "model_type": "a section with keys of its own",
+    "model_type": "a section with keys",
     "string_type": "text",
 }
 _LIMITS = {
@@ -77,26 +77,26 @@ _LIMITS = {
     "greater_than_equal": "at least {ge}",
     "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",
-    "string_pattern_mismatch": "usable as the name of a folder",
+    "string_pattern_mismatch": "a valid folder name",
     "string_too_long": "at most {max_length} characters long",
     "string_too_short": "at least {min_length} character long",
     "too_long": "a list of at most {max_length} entries",
 }
 _EXAMPLES = {
     "bool_type": "write true or false",
-    "float_type": "numbers are written like 0.99, 1e-3 or 200, without quotes or underscores",
-    "int_type": "whole numbers are written like 200 or 1e6, without quotes or underscores",
+    "float_type": "write a number like 0.99, 1e-3 or 200, without quotes or underscores",
+    "int_type": "write a whole number like 200 or 1e6, without quotes or underscores",
 }
 _ESTIMATOR_PARTS = (get_args(Returns), get_args(Baseline), ("batch", "group"))
 
 
 def path_of(key: str) -> Path_:
-    """Return the path of a dotted key, in which a number is an index: `("a", 0)` of `a.0`."""
+    """Return the path of a dotted key; a number is an index: `a.0` gives `("a", 0)`."""
     return tuple(int(part) if part.isdigit() else part for part in key.split("."))
 
 
 def dotted(path: Path_) -> str:
-    """Return a path as users write it: `policy.hidden_sizes[1]`; quote a key that is not a plain word."""
+    """Write a path as `policy.hidden_sizes[1]`; quote keys that are not plain words."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -107,13 +107,13 @@ def dotted(path: Path_) -> str:
 
 
 def either(names: Sequence[str]) -> str:
-    """Return names as alternatives: "`a`, `b` or `c`"."""
+    """Join names as alternatives: "`a`, `b` or `c`"."""
     *most, last = [f"`{name}`" for name in names]
     return f"{', '.join(most)} or {last}" if most else last
 
 
 def shown(value: Any, depth: int = 4) -> str:
-    """Return a value as YAML writes it, on one line of at most 60 characters."""
+    """Write a value as YAML on one line of at most 60 characters."""
     match value:
         case None:
             text = "null"
@@ -122,7 +122,7 @@ def shown(value: Any, depth: int = 4) -> str:
         case float():
             text = repr(value).replace("inf", ".inf").replace("nan", ".nan")
         case int() if value.bit_length() > 1024:
-            text = "one of hundreds of digits"
+            text = "a number with hundreds of digits"
         case dict() | list() if value and not depth:
             text = "..."
         case dict():
@@ -139,7 +139,7 @@ def shown(value: Any, depth: int = 4) -> str:
 
 
 def shortened(text: str) -> str:
-    """Return at most 60 characters of a text."""
+    """Shorten a text to 60 characters."""
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -149,18 +149,18 @@ def printable(text: str) -> str:
 
 
 def explain(errors: Sequence[ErrorDetails], path: Path_) -> tuple[str, str]:
-    """Return message and hint for pydantic's errors about one value, one for each branch of a union."""
+    """Return message and hint for pydantic's errors about one value, one error per branch of a union."""
     error = errors[0]
     if error["type"] == "extra_forbidden":
         return f"unknown key `{dotted(path)}`", _did_you_mean(path)
     if error["type"] == "missing":
         name = str(error["loc"][-1])
-        return f"`{dotted(path)}` lacks `{name}`", f"add `{name}: …`. {about((*path, name))}"
+        return f"`{dotted(path)}` needs the key `{name}`", f"add `{name}: …`. {about((*path, name))}"
     return f"`{dotted(path)}` should be {_rule(errors, path)}, got {shown(error['input'])}", _hint(error, path)
 
 
 def _rule(errors: Sequence[ErrorDetails], path: Path_) -> str:
-    error = next((error for error in errors if error["type"] in _LIMITS), errors[0])  # the branch whose kind fits
+    error = next((error for error in errors if error["type"] in _LIMITS), errors[0])  # the branch with the right type
     if path[:2] == ("diagnostics", "shadows") and error["type"] == "string_pattern_mismatch":
         return "an estimator like total+none"
     if error["type"] in _LIMITS:
@@ -168,7 +168,7 @@ def _rule(errors: Sequence[ErrorDetails], path: Path_) -> str:
             **{name: f"{limit}".removesuffix(".0") for name, limit in error["ctx"].items()}
         )
     if error["type"] not in _KINDS:
-        return error["msg"].removeprefix("Input should be ")  # a rule without words of its own
+        return error["msg"].removeprefix("Input should be ")  # a rule without its own text
     if error["type"] == "model_type" and error["ctx"]["class_name"] == WrapperConfig.__name__:
         return "the name of a wrapper or a mapping of its name and kwargs"
     rules = [_KINDS[error["type"]].format(**error.get("ctx", {})) for error in errors]
@@ -199,19 +199,19 @@ def _hint(error: ErrorDetails, path: Path_) -> str:
         case "list_type", bool() | int() | float() | str():
             return f"did you mean `[{shown(value)}]`?"
         case "dict_type", _:
-            return "a mapping is written like {key: value}"
+            return "write a mapping like {key: value}"
         case "model_type", _ if path == ("env",) and isinstance(value, str):
             return f"did you mean `env: {{id: {shown(value)}}}`?"
         case "model_type", None if isinstance(path[-1], str):
-            return f"leave it out, or give it a key; {about(path)}"
+            return f"remove it, or add a key; {about(path)}"
     return about(path)
 
 
 def about(path: Path_) -> str:
-    """Return a key's description and default, or a section's keys."""
+    """Return the description and default of a key, or the keys of a section."""
     keys = [key[-1] for key in _fields() if key[:-1] == _names(path)]
     if keys and isinstance(path[-1], str):
-        return f"its keys are {', '.join(keys)}"
+        return f"the keys are {', '.join(keys)}"
     field = _field(path)
     if field is None:
         return ""
@@ -220,13 +220,13 @@ def about(path: Path_) -> str:
 
 
 def _did_you_mean(path: Path_) -> str:
-    """Return a hint for an unknown key: a similar key of its own section, else of the other sections."""
+    """Suggest a similar key of the same section, or else of another section."""
     *section, name = _names(path)
-    keys = [key for key in _fields() if len(key) <= 2]  # those of a wrapper belong to wrappers only
+    keys = [key for key in _fields() if len(key) <= 2]  # without the keys of wrappers
     if tuple(name.split(".")) in keys and "." in name:
-        return f"write `{name.replace('.', ': {')}: …}}`; dotted keys are for the command line"
+        return f"write `{name.replace('.', ': {')}: …}}`; dotted keys work only on the command line"
     if ":" in name:
-        return "a space follows the colon of a key"
+        return "add a space after the colon"
     words = [_SYNONYMS[name], name] if name in _SYNONYMS else [name]
     if (*section, name) == ("env", "name"):
         words = ["id"]
@@ -250,7 +250,7 @@ def _field(path: Path_) -> FieldInfo | None:
 
 @functools.cache
 def _fields() -> dict[tuple[str, ...], FieldInfo]:
-    """Return every field by its keys, with those of a list's entries."""
+    """Return all fields by their keys, including those of list entries."""
     return dict(_walk(Config, ()))
 
 

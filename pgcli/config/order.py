@@ -1,6 +1,6 @@
-"""The order of the keys in `kwargs`, from which environments and wrappers are built, and comparisons that see it.
+"""The order of the keys in `kwargs` of environments and wrappers, and comparisons that respect it.
 
-Equal arguments in another order can build another environment: `**kwargs` and nested mappings keep their order.
+Equal arguments in another order can build a different environment: `**kwargs` and nested mappings keep the order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Orders = list[list[Any]]  # [path, keys in their order] of each mapping
 
 
 def mappings(data: Any, path: Path_ = ()) -> Iterator[tuple[Path_, dict[str, Any]]]:
-    """Yield the path and content of every mapping in `kwargs` that has an order: at least two keys."""
+    """Yield path and content of every mapping in `kwargs` with at least two keys."""
     items: Any = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     if isinstance(data, dict) and len(data) > 1 and "kwargs" in path:
         yield path, data
@@ -25,20 +25,20 @@ def mappings(data: Any, path: Path_ = ()) -> Iterator[tuple[Path_, dict[str, Any
 
 
 def orders_of(data: Any) -> Orders | None:
-    """Return the orders of the mappings in `kwargs` that are not sorted; None if no mapping has an order."""
+    """Return the key order of each unsorted mapping in `kwargs`; None if `kwargs` has no mapping."""
     found = list(mappings(data))
     return [[list(path), list(entry)] for path, entry in found if list(entry) != sorted(entry)] if found else None
 
 
 def arranged(data: dict[str, Any], orders: Sequence[Any]) -> dict[str, Any]:
-    """Return a copy of plain data whose mappings have the given orders; the other mappings are sorted.
+    """Return a copy of plain data with mappings in the given orders; sort the other mappings.
 
     Raises: ValueError: if an order does not fit the data.
     """
     wanted = {tuple(path): list(keys) for path, keys in orders}
     copy: dict[str, Any] = _arranged(data, (), wanted)
     if wanted:
-        raise ValueError(f"there is no mapping {dotted(next(iter(wanted)))} to put in order")
+        raise ValueError(f"{dotted(next(iter(wanted)))} has a key order but is not a mapping")
     return copy
 
 
@@ -49,12 +49,12 @@ def _arranged(data: Any, path: Path_, wanted: dict[Path_, list[str]]) -> Any:
         return data
     keys = wanted.pop(path, None) or sorted(data)
     if sorted(keys) != sorted(data):
-        raise ValueError(f"the order of {dotted(path)} does not have its keys")
+        raise ValueError(f"the key order of {dotted(path)} does not match its keys")
     return {key: _arranged(data[key], (*path, key), wanted) for key in keys}
 
 
 def arranged_like(data: dict[str, Any], other: Any) -> tuple[dict[str, Any], list[str]]:
-    """Return a copy of plain data in the order of `other`, and the keys of the mappings that `other` does not have."""
+    """Return a copy of plain data in the order of `other`, and the names of mappings missing there."""
     known = dict(mappings(other))
     found = list(mappings(data))
     orders = [[path, list(known[path])] for path, entry in found if known.get(path) == entry]
@@ -62,9 +62,9 @@ def arranged_like(data: dict[str, Any], other: Any) -> tuple[dict[str, Any], lis
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the keys in which two configs, as plain data, differ, with both values.
+    """Return the keys that differ between two configs, with both values.
 
-    A mapping in `kwargs` with equal entries in another order differs as a whole. 1 and true differ, too.
+    A mapping in `kwargs` with equal entries in another order differs as a whole. 1 and true differ.
     """
     before, after = flat(one), flat(other)
     found = {

@@ -1,4 +1,4 @@
-"""The reference of all config keys, for `pgcli init --keys` and docs/config.md."""
+"""Reference of all config keys, for `pgcli init --keys` and docs/config.md."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NO_BOUND = 10**9  # larger bounds only keep numbers within 64 bits
 
 
 class Key(NamedTuple):
-    """A config key: its default, its rule, its description, and a value from a shipped config."""
+    """A config key: default, allowed values, description, and an example from a shipped config."""
 
     name: str
     default: str
@@ -52,16 +52,16 @@ def markdown() -> str:
     lines = [
         "# Config keys",
         "",
-        "Every key of a config, with its default, its rule and a value that a shipped config sets.",
-        "`pgcli init SECTION --keys` prints the same in the terminal.",
-        "`make schema` writes this page and the JSON Schema for editors, configs/schema.json.",
+        "All config keys, with default, allowed values and an example from a shipped config.",
+        "`pgcli init SECTION --keys` prints the keys of a section in the terminal.",
+        "`make schema` generates this page and configs/schema.json, the JSON Schema for editors.",
     ]
     of_section: dict[str, list[Key]] = {}
     for key in keys(None):
         section, dot, _ = key.name.partition(".")  # evaluation.env.kwargs is in the section evaluation
         of_section.setdefault(section if dot else "", []).append(key)
     for section, found in of_section.items():
-        title, about = ("The run", "Keys outside any section.")
+        title, about = ("Top level", "Keys outside of sections.")
         if section:
             part = schema
             for name in section.split("."):
@@ -73,7 +73,7 @@ def markdown() -> str:
             "",
             about,
             "",
-            "| key | default | rule | meaning | example |",
+            "| key | default | values | description | example |",
             "|---|---|---|---|---|",
         ]
         for key in found:
@@ -97,29 +97,29 @@ def _fields(schema: dict[str, Any], part: dict[str, Any], prefix: str) -> Iterat
 
 
 def _rule(schema: dict[str, Any], field: dict[str, Any]) -> str:
-    """Return what values a field of the JSON Schema takes."""
+    """Describe the values that a field of the JSON Schema allows."""
     if "anyOf" in field:
         return " or ".join(_rule(schema, one) for one in field["anyOf"])
     if "$ref" in field:
-        return "a mapping"
+        return "mapping"
     if "const" in field:
         return f"`{_text(field['const'])}`"
     if "enum" in field:
         return ", ".join(f"`{one}`" for one in field["enum"])
     match field.get("type"):
         case "array":
-            return f"a list of ({_rule(schema, field['items'])})" if "items" in field else "a list"
+            return f"list of ({_rule(schema, field['items'])})" if "items" in field else "list"
         case "object":
-            return "a mapping"
+            return "mapping"
         case "null":
             return "null"
         case "boolean":
             return "true or false"
         case "integer":
-            return "a whole number" + _bounds(field)
+            return "integer" + _bounds(field)
         case "number":
-            return "a number" + _bounds(field)
-    return "a text"
+            return "number" + _bounds(field)
+    return "text"
 
 
 def _bounds(field: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Rules between keys: combinations without a meaning, and keys without an effect, each with a reason and a fix."""
+"""Rules between keys: invalid combinations and keys without effect, with reasons and fixes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Condition = Callable[[Config], bool]
 
 
 class Not(NamedTuple):
-    """Every value but this one."""
+    """Any value except this one."""
 
     value: Value
 
 
 class Rule(NamedTuple):
-    """A forbidden combination: every key of `when` has the value, or meets the condition, that `when` maps it to."""
+    """An invalid combination: every key of `when` has the given value or meets the condition."""
 
     when: dict[str, Value | Not | Condition]
     reason: str | Callable[[Config], str]
@@ -36,22 +36,22 @@ class Violation(NamedTuple):
 
     @property
     def message(self) -> str:
-        """The reason, after the names of the keys."""
+        """The names of the keys, then the reason."""
         return f"{' and '.join(f'`{dotted(path_of(key))}`' for key in self.keys)}: {self.reason}"
 
 
 class Effect(NamedTuple):
-    """Keys that have an effect only where `condition` is true, which depends on the keys of `under`."""
+    """Keys that have an effect only if `condition` is true, which depends on the keys in `under`."""
 
     keys: tuple[str, ...]
     condition: Condition
     under: tuple[str, ...]
-    fix: str  # a setting that gives them an effect
-    refused: bool = True  # False: only these values of numbers take the effect away, and a notice reports it
+    fix: str  # a setting under which they have an effect
+    refused: bool = True  # False: it depends on numeric values, and is only a notice
 
 
 class Ineffective(NamedTuple):
-    """A key that is not at its default and has no effect under other keys."""
+    """A key with a non-default value that has no effect, because of other keys."""
 
     key: str
     under: tuple[str, ...]
@@ -61,7 +61,7 @@ class Ineffective(NamedTuple):
 
 
 def without_effect(config: Config) -> list[Ineffective]:
-    """Return every key that is not at its default and that, under the config's other keys, changes nothing."""
+    """Return every key with a non-default value and no effect."""
     default, found = Config(), dict[str, Ineffective]()
     for keys, condition, under, fix, refused in EFFECTS:
         for key in keys:
@@ -69,15 +69,15 @@ def without_effect(config: Config) -> list[Ineffective]:
                 continue
             *most, last = [f"`{other}: {_written(config, other)}`" for other in under]
             values = f"{', '.join(most)} and {last}" if most else last
-            message = f"`{key}` has no effect under {values}"
-            found[key] = Ineffective(key, under, message, f"leave it out, or set {fix}", refused)
+            message = f"`{key}` has no effect with {values}"
+            found[key] = Ineffective(key, under, message, f"remove it, or set {fix}", refused)
     return list(found.values())
 
 
 def effective(config: Config) -> Config:
-    """Return the config with its defaults for keys without effect, and written out where null stands for another key.
+    """Return the config with defaults for keys without effect, and with null replaced where it refers to another key.
 
-    Configs that train the same run in different words become equal.
+    Different configs that train the same run become equal.
     """
     default = Config()
     values: dict[str, Any] = {one.key: attrgetter(one.key)(default) for one in without_effect(config)}
@@ -119,17 +119,19 @@ def _holds(config: Config, key: str, wanted: Value | Not | Condition) -> bool:
 
 
 def _of_shadows(config: Config, own: set[str]) -> Iterator[Violation]:
-    """Yield the first rule that a run of each shadow would break, without the reasons in `own`."""
+    """Yield the first rule that each shadow estimator would break, without the reasons in `own`."""
     seen = {config.estimator}
     for number, name in enumerate(config.diagnostics.shadows):
         shadow = config.with_estimator(name)
         reasons = [violation.reason for violation in violations(shadow) if violation.reason not in own]
         if name in seen:
-            reasons = ["the config's own is measured anyway" if name == config.estimator else "it is there twice"]
+            reasons = [
+                "the config's own estimator is always measured" if name == config.estimator else "it is listed twice"
+            ]
         elif shadow.has_value and not config.has_value:
-            reasons = ["the config learns no value function that could be its baseline"]
+            reasons = ["it needs a value function, and the config learns none"]
         if reasons:
-            yield Violation((f"diagnostics.shadows.{number}",), f"`{name}`: {reasons[0]}", "leave it out")
+            yield Violation((f"diagnostics.shadows.{number}",), f"`{name}`: {reasons[0]}", "remove it")
         seen.add(name)
 
 
@@ -144,7 +146,7 @@ def _no_location(c: Config) -> bool:
     )
 
 
-_ENVIRONMENTS = ("env", "evaluation.env")  # the sections that describe one
+_ENVIRONMENTS = ("env", "evaluation.env")  # sections that describe an environment
 
 
 def _has_wrapper(section: str, name: str) -> Condition:
@@ -160,54 +162,58 @@ def _has_argument(section: str, name: str) -> Condition:
     return lambda c: name in (attrgetter(f"{section}.kwargs")(c) or ())
 
 
-_MEAN_OF_ONE = "the mean over one trajectory is that trajectory: every advantage would be zero"
-_LATER_STEPS = "after its first step the policy is no longer the one that acted"
-_OTHER_POLICIES = "the data of earlier iterations are those of other policies"
+_MEAN_OF_ONE = "the mean over one trajectory is its own return: every advantage would be zero"
+_LATER_STEPS = "after the first optimizer step, the data are off-policy"
+_OTHER_POLICIES = "data of earlier iterations are off-policy"
 _WHOLE_EPISODES = "collect whole episodes: `rollout: {episodes: 64}`"
-_ON_POLICY = "it gives the gradient of one step on data of the policy's own"
-_OWN_BASELINE = "leave baseline out, and subtract one of your own"
-_GYMNASIUM = "pgcli gives this argument to Gymnasium itself"
-_NOT_SAVED = "its running statistics are in no checkpoint, and"
+_ON_POLICY = "your estimator computes one on-policy gradient step"
+_OWN_BASELINE = "remove baseline, and subtract a baseline in your function"
+_GYMNASIUM = "pgcli sets this argument itself"
+_NOT_SAVED = "checkpoints do not contain its running statistics, and"
 _NORMALIZE_RETURNS = "use `value.normalize_returns: true`"
-_FILM = "leave it out, and film with `pgcli eval RUN_DIR --video FILE.gif`"
-_FUNCTION = ("it wants a function, and YAML holds none", "write a wrapper of your own, and name it as `module:Class`")
+_FILM = "remove it, and film with `pgcli eval RUN_DIR --video FILE.gif`"
+_FUNCTION = ("it needs a function, which YAML cannot express", "write your own wrapper, and name it as `module:Class`")
 
 RULES: tuple[Rule, ...] = (
-    Rule({"rollout.episodes": None, "rollout.steps": None}, "nothing is collected", "set `rollout.episodes`"),
+    Rule(
+        {"rollout.episodes": None, "rollout.steps": None},
+        "an iteration would collect no data",
+        "set `rollout.episodes`",
+    ),
     Rule(
         {"rollout.steps": Not(None), "rollout.episodes": Not(None)},
         "an iteration collects either segments or whole episodes",
-        "set `episodes: null` for segments, or leave steps out",
+        "set `episodes: null` for segments, or remove steps",
     ),
     # Segments are not trajectories from a start state
     Rule(
         {"rollout.steps": _segments, "algorithm.baseline": Not("value")},
-        "a segment ends amid its episodes, and without a value function nothing stands for their rest",
+        "segments cut episodes, and bootstrapping the rest needs a value function",
         f"use `baseline: value`, or {_WHOLE_EPISODES}",
     ),
     Rule(
         {"rollout.steps": _segments, "algorithm.returns": "total"},
-        "a segment does not hold the total return of its episodes",
+        "a segment does not contain the total return of its episodes",
         "use `returns: lambda_return`",
     ),
     Rule(
         {"rollout.steps": _segments, "algorithm.discount_weighting": True},
-        "the row of a segment is not the time t since the start of its episode",
-        "leave discount_weighting out, or collect whole episodes",
+        "segments do not know the time t since the start of an episode",
+        "remove discount_weighting, or collect whole episodes",
     ),
     Rule(
         {"rollout.steps": _segments, "algorithm.average": Not("steps")},
-        "the columns of a segment are not trajectories, so there is no mean over them",
+        "segments are not whole trajectories, so there is no mean over trajectories",
         "use `average: steps`",
     ),
     Rule(
         {"rollout.steps": _segments, "rollout.horizon": Not(None)},
-        "segments are cut by their own length",
-        "leave horizon out, or set `env.max_episode_steps`",
+        "a segment ends after `rollout.steps`",
+        "remove horizon, or set `env.max_episode_steps`",
     ),
     Rule(
         {"rollout.steps": _segments, "algorithm.reuse": Not(1)},
-        "on resume the data of earlier iterations are collected again, which takes whole episodes",
+        "resuming collects the data of earlier iterations again, which needs whole episodes",
         "set `reuse: 1`, or collect whole episodes",
     ),
     Rule(
@@ -217,8 +223,8 @@ RULES: tuple[Rule, ...] = (
             ),
             "rollout.steps": _segments,
         },
-        lambda c: f"there are more minibatches than the {(c.rollout.steps or 0) * c.env.num_envs} steps of the batch",
-        "use fewer",
+        lambda c: f"more minibatches than the {(c.rollout.steps or 0) * c.env.num_envs} steps of the batch",
+        "use fewer minibatches",
     ),
     # Returns and baselines
     Rule(
@@ -226,7 +232,7 @@ RULES: tuple[Rule, ...] = (
             "algorithm.returns": lambda c: c.algorithm.returns in ("lambda_return", "vtrace"),
             "algorithm.baseline": Not("value"),
         },
-        lambda c: f"`{c.algorithm.returns}` mixes in the values of states, and without a value function there are none",
+        lambda c: f"`{c.algorithm.returns}` needs a value function",
         "use `baseline: value`, or `returns: reward_to_go`",
     ),
     Rule(
@@ -239,29 +245,29 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         {"algorithm.baseline": lambda c: c.algorithm.baseline in ("leave_one_out", "optimal"), "rollout.episodes": 1},
-        "with one trajectory there are no others to compare it with",
+        "this baseline needs at least two trajectories",
         "collect more episodes, or use `baseline: none`",
     ),
     Rule(
         {"algorithm.baseline": "optimal", "algorithm.returns": Not("total")},
-        "the constant of least variance is that of R(τ) times the score of the whole trajectory",
+        "the optimal baseline is defined for the total return R(τ) only",
         "use `returns: total`, or `baseline: leave_one_out`",
     ),
     Rule(
         {"algorithm.returns": "vtrace", "algorithm.objective": "policy_gradient"},
-        "it corrects the returns for data of another policy, and objective policy_gradient has no such data",
+        "V-trace corrects off-policy returns, and objective policy_gradient is on-policy",
         "use `objective: importance_sampling`, or `returns: lambda_return`",
     ),
     Rule(
         {"algorithm.discount_weighting": True, "algorithm.returns": "total"},
-        "`returns: total` is already the exact gradient of the discounted return; weighing it by γ^t is wrong",
-        "leave discount_weighting out, or use `returns: reward_to_go`",
+        "`returns: total` already gives the exact gradient of the discounted return; another γ^t is wrong",
+        "remove discount_weighting, or use `returns: reward_to_go`",
     ),
-    # Data of another policy need an objective that corrects for it
+    # Off-policy data need an objective that corrects for it
     *(
         Rule(
             {f"algorithm.{key}": Not(1), "algorithm.objective": "policy_gradient"},
-            f"{reason}, and objective policy_gradient does not correct for that",
+            f"{reason}, and objective policy_gradient does not correct for it",
             f"set `{key}: 1`, or use `objective: clip` or `importance_sampling`",
         )
         for key, reason in (
@@ -273,50 +279,55 @@ RULES: tuple[Rule, ...] = (
     *(
         Rule(
             {f"algorithm.{key}": condition, "algorithm.objective": "policy_gradient"},
-            "objective policy_gradient takes one step from the policy that acted, where KL and its gradient are 0",
-            f"leave {key} out, or use `objective: clip` or `importance_sampling`",
+            "objective policy_gradient takes one on-policy step, where the KL and its gradient are 0",
+            f"remove {key}, or use `objective: clip` or `importance_sampling`",
         )
         for key, condition in (
             ("kl_coef", Not(0)),
             ("target_kl", lambda c: c.algorithm.target_kl is not None and c.algorithm.kl_coef == 0),
         )
     ),
-    # An estimator of the user's own: from whole episodes to a gradient
+    # The user's own estimator: from whole episodes to a gradient
     Rule(
         {"algorithm.estimator": _no_location},
         lambda c: f"expected FILE.py:NAME or FILE.ipynb:NAME, got {c.algorithm.estimator!r}",
-        "write it like `my.py:reinforce`",
+        "for example `my.py:reinforce`",
     ),
     *(
         Rule({"algorithm.estimator": Not(None), key: wanted}, reason, fix)
         for key, wanted, reason, fix in (
-            ("rollout.steps", Not(None), "it is given whole episodes, not segments", _WHOLE_EPISODES),
+            ("rollout.steps", Not(None), "your estimator needs whole episodes, not segments", _WHOLE_EPISODES),
             ("algorithm.objective", Not("policy_gradient"), _ON_POLICY, "use `objective: policy_gradient`"),
-            ("algorithm.baseline", "value", "it is given no value function", _OWN_BASELINE),
-            ("algorithm.baseline", "group", "it is not told of groups", _OWN_BASELINE),
-            ("algorithm.entropy_coef", Not(0), "it gives the whole gradient", "leave entropy_coef out"),
-            ("policy.memory", Not("none"), "a policy with memory has no score of one step alone", "use `memory: none`"),
+            ("algorithm.baseline", "value", "your estimator receives no value function", _OWN_BASELINE),
+            ("algorithm.baseline", "group", "your estimator receives no groups", _OWN_BASELINE),
+            ("algorithm.entropy_coef", Not(0), "your estimator computes the whole gradient", "remove entropy_coef"),
+            (
+                "policy.memory",
+                Not("none"),
+                "your estimator needs the score of each step, which a recurrent policy does not have",
+                "use `memory: none`",
+            ),
         )
     ),
-    # A value function that is one more output of the policy network
+    # A value function that is another output of the policy network
     *(
         Rule(
             {"value.shared_trunk": lambda c: c.has_value and c.value.shared_trunk, f"value.{key}": Not(None)},
-            "the value function that shares the policy's trunk learns with it, in the same steps",
-            f"leave {key} out, or shared_trunk",
+            "a value function with a shared trunk is trained together with the policy",
+            f"remove {key} or shared_trunk",
         )
         for key in ("hidden_sizes", "learning_rate", "update_epochs")
     ),
     # Groups
     Rule(
         {"algorithm.baseline": "group", "algorithm.group_size": None},
-        "a group needs a size",
-        "set `group_size` to how many columns share a start state",
+        "`baseline: group` needs a group size",
+        "set `group_size`, the number of trajectories with the same start state",
     ),
-    Rule(  # not only without effect: columns would share their reset seeds
+    Rule(  # it would also make columns share their reset seeds
         {"algorithm.group_size": Not(None), "algorithm.baseline": Not("group")},
         "only `baseline: group` has groups",
-        "leave group_size out, or use `baseline: group`",
+        "remove group_size, or use `baseline: group`",
     ),
     Rule(
         {"algorithm.group_size": lambda c: c.algorithm.baseline == "group" and c.algorithm.group_size == 1},
@@ -328,12 +339,12 @@ RULES: tuple[Rule, ...] = (
             "algorithm.group_size": lambda c: c.algorithm.baseline == "group",
             "rollout.episodes": lambda c: (c.rollout.episodes or 0) % c.group_size > 0,
         },
-        lambda c: f"groups of {c.group_size} do not divide {c.rollout.episodes} episodes",
+        lambda c: f"{c.rollout.episodes} episodes cannot be divided into groups of {c.group_size}",
         "make `rollout.episodes` a multiple of `group_size`",
     ),
     Rule(
         {"env.vectorization": "native", "algorithm.baseline": "group"},
-        "the columns of a native vector environment cannot share a reset seed",
+        "native vector environments cannot share a reset seed",
         "use `vectorization: sync` or `auto`",
     ),
     Rule(
@@ -342,7 +353,7 @@ RULES: tuple[Rule, ...] = (
             "algorithm.baseline": lambda c: (c.algorithm.baseline, c.algorithm.returns) != ("group", "total"),
             "algorithm.returns": lambda c: True,
         },
-        "it divides by the standard deviation of a group's total returns",
+        "standardize group divides by the standard deviation of a group's total returns",
         "use `baseline: group` with `returns: total`, or `standardize: batch`",
     ),
     # Environment
@@ -351,7 +362,7 @@ RULES: tuple[Rule, ...] = (
         for section in _ENVIRONMENTS
         for name, fix in (
             ("max_episode_steps", f"set `{section}.max_episode_steps`"),
-            ("render_mode", "leave it out"),
+            ("render_mode", "remove it"),
         )
     ),
     *(
@@ -364,11 +375,11 @@ RULES: tuple[Rule, ...] = (
                 f"{_NOT_SAVED} returns would no longer be those of the environment",
                 _NORMALIZE_RETURNS,
             ),
-            ("Autoreset", "it hides where an episode ends, and resets without a seed", "leave it out"),
-            ("RecordEpisodeStatistics", "every return and length is in episodes.csv already", "leave it out"),
-            ("RecordVideo", "training takes no pictures", _FILM),
-            ("HumanRendering", "training shows no pictures", _FILM),
-            ("RenderCollection", "it keeps every picture in memory", "leave it out"),
+            ("Autoreset", "it hides the end of episodes, and resets without a seed", "remove it"),
+            ("RecordEpisodeStatistics", "episodes.csv already has every return and length", "remove it"),
+            ("RecordVideo", "training renders no frames", _FILM),
+            ("HumanRendering", "training opens no window", _FILM),
+            ("RenderCollection", "it keeps every frame in memory", "remove it"),
             ("TransformAction", *_FUNCTION),
             ("TransformObservation", *_FUNCTION),
             ("TransformReward", *_FUNCTION),
@@ -377,45 +388,45 @@ RULES: tuple[Rule, ...] = (
     *(
         Rule(
             {"env.vectorization": "native", f"{section}.wrappers": _has_wrappers(section)},
-            "a native vector environment takes no wrappers",
-            "use `vectorization: sync`, or leave the wrappers out",
+            "native vector environments do not support wrappers",
+            "use `vectorization: sync`, or remove the wrappers",
         )
         for section in _ENVIRONMENTS
     ),
     Rule(
         {"env.vectorization": "native", "env.rebuild": True},
-        "the episodes of a native vector environment share one instance",
-        "use `vectorization: sync`, or leave rebuild out",
+        "episodes of a native vector environment share one instance",
+        "use `vectorization: sync`, or remove rebuild",
     ),
     # Recurrent policies
     Rule(
         {"training.compile": True, "policy.memory": Not("none")},
-        "torch.compile does not go into recurrent networks",
-        "leave compile out",
+        "torch.compile does not support recurrent networks",
+        "remove compile",
     ),
     # Evaluation and diagnostics
     *(
         Rule(
             {f"evaluation.{key}": Not(default), "evaluation.every": None},
-            "without `evaluation.every` nothing is evaluated before the end",
+            "stopping rules need evaluations during training",
             "set `evaluation.every`",
         )
         for key, default in (("stop_at_return", None), ("stop_at", {}), ("patience", None))
     ),
     Rule(
         {"evaluation.stop_evaluations": lambda c: c.evaluation.stop_evaluations > 1 and not c.evaluation.goals},
-        "there is no value that evaluations have to reach",
-        "set `evaluation.stop_at_return`, or leave stop_evaluations out",
+        "it needs a value to reach",
+        "set `evaluation.stop_at_return`, or remove stop_evaluations",
     ),
     Rule(
         {"diagnostics.shadows": lambda c: bool(c.diagnostics.shadows), "diagnostics.every": None},
-        "without `diagnostics.every` nothing is measured",
-        "set `diagnostics.every`, or leave shadows out",
+        "`diagnostics.every` is null, so nothing is measured",
+        "set `diagnostics.every`, or remove shadows",
     ),
     *(
         Rule(
             {"diagnostics.every": Not(None), key: one},
-            lambda c: f"one {'trajectory' if c.group_size == 1 else 'group'} says nothing of a variance",
+            lambda c: f"a variance needs more than one {'trajectory' if c.group_size == 1 else 'group'}",
             f"use a larger `{key}`",
         )
         for key, one in (
@@ -427,23 +438,23 @@ RULES: tuple[Rule, ...] = (
 
 
 def _estimators(c: Config) -> list[str]:
-    """Return the gradient estimators that a run computes: its own and those that it only measures."""
+    """Return the gradient estimators that a run computes: its own and its shadows."""
     shadows = c.diagnostics.shadows if c.diagnostics.every is not None else []
     return [c.estimator, *shadows]
 
 
 def _needs_own_estimate(c: Config) -> bool:
-    """Return whether a run computes pgcli's estimate: to learn from it, or to measure its variance."""
+    """Return whether a run computes pgcli's own estimator, to learn or to measure its variance."""
     return c.algorithm.estimator is None or c.diagnostics.every is not None
 
 
 def _steps(c: Config) -> int:
-    """Return the optimizer steps of the policy on one batch."""
+    """Return the number of optimizer steps of the policy per batch."""
     return c.algorithm.update_epochs * c.algorithm.num_minibatches
 
 
 def _value_steps(c: Config) -> int:
-    """Return the optimizer steps of the value function on one batch."""
+    """Return the number of optimizer steps of the value function per batch."""
     return (c.value.update_epochs or c.algorithm.update_epochs) * c.algorithm.num_minibatches
 
 
@@ -452,7 +463,7 @@ def _has_hidden_layers(c: Config) -> bool:
     return bool(c.policy.hidden_sizes or (own_network and c.value.hidden_sizes))
 
 
-_DERIVED = {  # where null, it stands for the value of the other key
+_DERIVED = {  # null means the value of the other key
     "value.hidden_sizes": "policy.hidden_sizes",
     "value.learning_rate": "optimizer.learning_rate",
     "value.update_epochs": "algorithm.update_epochs",
@@ -462,8 +473,8 @@ _ONE_PASS = (*_ONE_STEP, "algorithm.reuse")
 _SEVERAL_STEPS = "`algorithm.update_epochs: 4`"
 _MEMORY = "`policy.memory: gru`"
 
-# For each key without a row here, and in no rule above that refuses it where it has no effect, the effect is its own.
-# An image, a mask or continuous actions are of the environment: what needs them is not in this table.
+# Keys without a row here, and without a rule above, always have an effect. Keys that depend on the environment
+# (images, masks, continuous actions) are not in this table.
 EFFECTS: tuple[Effect, ...] = (
     Effect(
         ("env.num_envs",),
@@ -541,7 +552,7 @@ EFFECTS: tuple[Effect, ...] = (
         ("algorithm.objective",),
         "`algorithm.objective: importance_sampling`",
     ),
-    Effect(  # one step from the policy that acted: all ratios are 1, and the gradient of the KL is 0
+    Effect(  # one on-policy step: all ratios are 1, and the gradient of the KL is 0
         (
             *("algorithm.clip_range", "algorithm.clip_range_schedule", "algorithm.self_normalize"),
             "algorithm.kl_coef",

@@ -8,40 +8,40 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from pgcli.config import choices
 
-DEFAULT_ITERATIONS = 100  # of a run with no budget
+DEFAULT_ITERATIONS = 100  # if the config sets no budget
 
 
 class Section(BaseModel):
-    """A mapping of the config: strict types, no unknown keys, immutable once read."""
+    """A section of the config: strict types, no unknown keys, immutable."""
 
     # defer_build: the validators are built when the first config is read, not on import
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 def _integral(value: Any) -> Any:
-    """Return a float such as `1e6` as the whole number that it equals."""
+    """Convert a float such as `1e6` to the equal integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-_WHOLE = BeforeValidator(_integral)  # comes last: bounds after it would be missing from the JSON Schema
+_WHOLE = BeforeValidator(_integral)  # must come last: the JSON Schema would lack bounds placed after it
 Count = Annotated[int, Field(ge=1, le=10**12), _WHOLE]
 Json = Any  # any YAML value: passed to the environment unchanged
 
 
 class WrapperConfig(Section):
-    """A Gymnasium wrapper and its arguments."""
+    """A Gymnasium wrapper and its keyword arguments."""
 
-    name: Annotated[str, Field(min_length=1)] = Field(description="Gymnasium's by name, others as `module:Class`.")
+    name: Annotated[str, Field(min_length=1)] = Field(description="Name of a Gymnasium wrapper, or `module:Class`.")
     kwargs: dict[str, Json] = Field({}, description="Keyword arguments of the wrapper.")
 
 
 def _by_name(value: Any) -> Any:
-    """Return a wrapper without arguments for a name alone."""
+    """Expand the name of a wrapper to a wrapper without arguments."""
     return {"name": value} if isinstance(value, str) else value
 
 
 def _or_name(schema: dict[str, Any]) -> None:
-    """Add to the JSON Schema that a wrapper may be a name alone."""
+    """Allow the name of a wrapper alone in the JSON Schema."""
     array = schema.get("anyOf", [schema])[0]
     array["items"] = {"anyOf": [{"type": "string"}, array["items"]]}
 
@@ -50,68 +50,78 @@ Wrappers = list[Annotated[WrapperConfig, BeforeValidator(_by_name)]]
 
 
 class EnvConfig(Section):
-    """Which environment, how many side by side, and how they are built."""
+    """The environment, the number of copies, and how they are built."""
 
     id: Annotated[str, Field(min_length=1)] = Field(
-        "CartPole-v1", description="Any Gymnasium id; `module:Id-v0` imports the module that registers it."
+        "CartPole-v1", description="Gymnasium id. `module:Id-v0` first imports the module that registers it."
     )
     num_envs: Annotated[int, Field(ge=1, le=65536), _WHOLE] = Field(
-        64, description="Environments stepped side by side."
+        64, description="Number of environments stepped in parallel."
     )
     chunk_size: Count | None = Field(
-        None, description="Columns that share one forward pass; null: num_envs. Part of the result."
+        None, description="Environments per forward pass of the policy; null: num_envs. Changes the results."
     )
-    kwargs: dict[str, Json] = Field({}, description="Keyword arguments of the environment.")
+    kwargs: dict[str, Json] = Field({}, description="Keyword arguments for building the environment.")
     wrappers: Wrappers = Field(
         [],
         json_schema_extra=_or_name,
-        description="Gymnasium's by name, others as `module:Class`, or `{name: …, kwargs: …}`; innermost first.",
+        description="Wrappers, innermost first: names of Gymnasium wrappers, `module:Class`, or "
+        "`{name: …, kwargs: …}`.",
     )
-    max_episode_steps: Count | None = Field(None, description="Time limit in steps; null: the registered one.")
+    max_episode_steps: Count | None = Field(
+        None, description="Time limit of an episode, in steps; null: the registered limit."
+    )
     vectorization: choices.Vectorization = Field(
         "auto",
-        description="native: the environment's own vector form; sync: one by one; auto: native where there is one.",
+        description="native: the environment's own vectorized form; sync: one copy after the other; auto: native if "
+        "the environment has it, else sync.",
     )
     rebuild: Literal["auto"] | bool = Field(
         "auto",
-        description="A fresh instance per episode; auto: for environments known to remember past episodes.",
+        description="true: build a new instance for each episode; auto: only for environments known to carry state "
+        "over from past episodes.",
     )
     _reads_mask: bool = PrivateAttr(True)
 
     @property
     def reads_mask(self) -> bool:
-        """Whether an action mask is read; `policy.action_mask: none` ignores it, whatever it is."""
+        """Whether action masks are read; `policy.action_mask: none` ignores them."""
         return self._reads_mask
 
 
 class EvaluationEnvConfig(Section):
-    """How the environment of evaluations differs from that of training; null: not at all."""
+    """Settings of the evaluation environment that differ from training; null: same as training."""
 
     wrappers: Wrappers | None = Field(
         None,
         json_schema_extra=_or_name,
-        description="All wrappers of the evaluation environment, `[]` for none; null: those of training.",
+        description="Wrappers of the evaluation environment, instead of those of training; `[]`: none; null: the same.",
     )
     kwargs: dict[str, Json] | None = Field(
-        None, description="All keyword arguments of the evaluation environment; null: those of training."
+        None,
+        description="Keyword arguments of the evaluation environment, instead of those of training; null: the same.",
     )
     max_episode_steps: Count | None = Field(
-        None, description="Time limit of evaluation episodes in steps; null: that of training."
+        None, description="Time limit of an evaluation episode, in steps; null: the same as in training."
     )
 
     def applied_to(self, env: EnvConfig) -> EnvConfig:
-        """Return `env` as evaluations have it."""
+        """Return the environment settings of evaluations."""
         return env.model_copy(update={name: value for name, value in self if value is not None})
 
 
 class RolloutConfig(Section):
-    """What is collected in one iteration."""
+    """The data that one iteration collects."""
 
-    episodes: Count | None = Field(64, description="Whole episodes per iteration; any number.")
-    steps: Count | None = Field(
-        None, description="With `episodes: null`: segments of so many rows of num_envs environments that go on."
+    episodes: Count | None = Field(
+        64, description="Whole episodes per iteration; null: collect segments of `steps` instead."
     )
-    horizon: Count | None = Field(None, description="Cut episodes after so many steps; null: never.")
+    steps: Count | None = Field(
+        None,
+        description="Segment length: steps of each environment per iteration. Needs `episodes: null`; episodes "
+        "continue in the next segment.",
+    )
+    horizon: Count | None = Field(None, description="Cut episodes after this many steps; null: never.")
 
 
 Sizes = Annotated[list[Annotated[int, Field(ge=1, le=65536), _WHOLE]], Field(max_length=32)]
@@ -120,241 +130,257 @@ Sizes = Annotated[list[Annotated[int, Field(ge=1, le=65536), _WHOLE]], Field(max
 class PolicyConfig(Section):
     """The policy network and the distribution whose parameters it computes."""
 
-    hidden_sizes: Sizes = Field([64, 64], description="Units of each hidden layer; [] is a linear policy.")
+    hidden_sizes: Sizes = Field([64, 64], description="Units of each hidden layer; []: a linear policy.")
     activation: choices.ActivationName = Field("tanh", description="Nonlinearity after each hidden layer.")
     init: choices.Initialization = Field(
         "uniform",
-        description="Weights at the start; uniform: in ±1/√fan_in, torch's; orthogonal: with gain √2, 0.01 for the "
-        "policy's last layer and 1 for the value's, and no biases.",
+        description="Initial weights. uniform: in ±1/√fan_in, PyTorch's default. orthogonal: gain √2 in hidden layers, "
+        "0.01 in the policy's last layer, 1 in the value function's; zero biases.",
     )
     distribution: choices.DistributionName = Field(
         "auto",
-        description="Over actions; auto: softmax for Discrete and MultiDiscrete, gaussian for Box, bernoulli for "
-        "MultiBinary; tanh_gaussian: squashed into the bounds of a Box; state_dependent_gaussian: noise that is a "
-        "function of the state for noise_steps steps (gSDE).",
+        description="Distribution over actions. auto: softmax for Discrete and MultiDiscrete, gaussian for Box, "
+        "bernoulli for MultiBinary. tanh_gaussian: a gaussian squashed into the bounds of a Box. "
+        "state_dependent_gaussian: gSDE, exploration noise that depends on the state.",
     )
     initial_standard_deviation: float = Field(
-        1.0, gt=0, le=1e6, description="σ of a gaussian at the start; it is learned."
+        1.0, gt=0, le=1e6, description="Initial standard deviation σ of a gaussian policy; σ is learned."
     )
     noise_steps: Count = Field(
         64,
-        description="Steps for which a state_dependent_gaussian keeps its noise; 1: it draws noise anew in each step, "
-        "so that its score is exact.",
+        description="state_dependent_gaussian draws its noise again after this many steps; with 1, the score is exact.",
     )
     normalize_obs: bool = Field(
         False,
-        description="Observations minus their running mean, over their standard deviation, clipped to ±10; images by "
-        "channel. Images whose bounds do not tell their scale are always normalised.",
+        description="Normalize observations by their running mean and standard deviation, and clip them to ±10; images "
+        "per channel. Images with unknown bounds are always normalized.",
     )
     image_network: choices.ImageNetworkName = Field(
         "auto",
-        description="What reads the images of an observation, before the hidden layers; nature: three convolutions, "
-        "for sides of 36 pixels or more; small: two, at a third of the cost; auto: nature where it fits; "
-        "none: images are flattened.",
+        description="Convolutional network for images. nature: three layers, for images of 36×36 pixels or more; "
+        "small: two layers, a third of the cost; auto: nature if the image is large enough, else small; "
+        "none: flatten images.",
     )
     memory: choices.MemoryName = Field(
-        "none", description="A recurrent layer before the hidden ones, which remembers the episode so far."
+        "none", description="Recurrent layer before the hidden layers; it remembers the current episode."
     )
     memory_size: Annotated[int, Field(ge=1, le=65536), _WHOLE] = Field(64, description="Units of the recurrent layer.")
     backpropagation_steps: Count | None = Field(
-        None, description="Gradients go so many steps back through the memory; null: to the start of the trajectory."
+        None,
+        description="Truncated backpropagation through time: steps that gradients go back through the recurrent layer; "
+        "null: to the start of the trajectory.",
     )
     action_mask: choices.ActionMask = Field(
         "auto",
-        description="auto: actions that info or a Dict observation forbid by an `action_mask` have probability 0; "
-        "none: the mask is ignored.",
+        description="auto: actions forbidden by an `action_mask` in info or in a Dict observation get probability 0; "
+        "none: ignore the mask.",
     )
 
 
 class AlgorithmConfig(Section):
-    """How trajectories become a gradient; the defaults are reward-to-go REINFORCE with a mean baseline."""
+    """The gradient estimator. The defaults are REINFORCE with reward-to-go and a mean baseline."""
 
     returns: choices.Returns = Field(
         "reward_to_go",
-        description="total: R(τ) for every step; reward_to_go: G_t, the rewards from t on; lambda_return: G_t mixed "
-        "with the values on its way (GAE, once V is subtracted); vtrace: that, corrected for data of another policy.",
+        description="Return of step t. total: R(τ), all rewards of the trajectory; reward_to_go: G_t, the rewards from "
+        "t on; lambda_return: TD(λ) return, which gives GAE with baseline value; vtrace: lambda_return with "
+        "off-policy correction.",
     )
     baseline: choices.Baseline = Field(
         "mean",
-        description="Subtracted from the returns; mean: over the trajectories that run at t; leave_one_out: over the "
-        "others of them; optimal: the constant of least variance, from the others; group: over the group_size columns "
-        "that share a start state; value: V(s), learned.",
+        description="Subtracted from the returns. mean: mean over the trajectories that still run at t; leave_one_out: "
+        "the same without the own trajectory; optimal: the constant of least variance, from the other trajectories; "
+        "group: mean over the group_size trajectories with the same start state; value: a learned V(s).",
     )
     objective: choices.Objective = Field(
         "policy_gradient",
-        description="policy_gradient: log π times the advantage; importance_sampling: weighed by ρ = π/μ for data of "
-        "another policy μ; clip: the smaller of ρA and its value with ρ clipped (PPO).",
+        description="policy_gradient: log π times the advantage A; importance_sampling: ρA with ρ = π/μ, for data of "
+        "another policy μ; clip: min(ρA, clip(ρ)A), as in PPO.",
     )
-    gamma: float = Field(0.99, ge=0, le=1, description="Discount γ per environment step.")
-    gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of lambda_return; has no effect on other returns.")
+    gamma: float = Field(0.99, ge=0, le=1, description="Discount factor γ per environment step.")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of lambda_return and vtrace; other returns ignore it.")
     discount_weighting: bool = Field(
         False,
-        description="Weigh step t by γ^t: with reward_to_go the exact gradient of the discounted return.",
+        description="Weight step t by γ^t, which makes reward_to_go the exact gradient of the discounted return.",
     )
     average: choices.Average = Field(
         "steps",
-        description="steps: mean over steps; episodes: sum over steps, mean over trajectories (the gradient of the "
-        "return); episode_means: mean within, then over trajectories.",
+        description="steps: mean over all steps; episodes: sum over steps, then mean over trajectories (the gradient "
+        "of the return); episode_means: mean over steps, then over trajectories.",
     )
     standardize: choices.Standardize = Field(
         "none",
-        description="batch: advantages of the batch to mean 0 and (population) standard deviation 1; group: those "
-        "of each group divided by the standard deviation of its returns (GRPO).",
+        description="batch: scale the advantages of a batch to mean 0 and standard deviation 1; group: divide them by "
+        "the standard deviation of the group's returns (GRPO).",
     )
     group_size: Count | None = Field(
-        None, description="Columns that share a reset seed, and so a start state; for baseline group."
+        None, description="Trajectories with the same reset seed, and so the same start state; for baseline group."
     )
     group_mean: choices.GroupMean = Field(
-        "whole", description="Of baseline group; whole: the own column included (GRPO); leave_one_out: the others."
+        "whole",
+        description="Mean of baseline group. whole: over all its trajectories (GRPO); leave_one_out: over the others.",
     )
     estimator: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        description="`FILE.py:NAME` or `FILE.ipynb:NAME`: your own function from (rollouts, policy, gamma) to a flat "
-        "gradient. It replaces returns, baseline, average, standardize and discount_weighting; null: pgcli's.",
+        description="Your own gradient estimator, `FILE.py:NAME` or `FILE.ipynb:NAME`: a function of (rollouts, "
+        "policy, gamma) that returns a flat gradient. It replaces returns, baseline, average, standardize and "
+        "discount_weighting; null: pgcli's estimator.",
     )
     reuse: Annotated[int, Field(ge=1, le=1000), _WHOLE] = Field(
-        1, description="Learn from the data of so many last iterations; needs importance_sampling or clip."
+        1,
+        description="Learn from the data of the last n iterations; n > 1 needs objective importance_sampling or clip.",
     )
-    update_epochs: Count = Field(1, description="Passes over the batch per update.")
-    num_minibatches: Count = Field(1, description="Parts of the batch, one optimizer step each, per epoch.")
-    clip_range: float = Field(0.2, gt=0, description="ε of objective clip; has no effect on other objectives.")
+    update_epochs: Count = Field(1, description="Passes over the batch in each update.")
+    num_minibatches: Count = Field(1, description="Minibatches per epoch; each one is an optimizer step.")
+    clip_range: float = Field(
+        0.2, gt=0, description="ε of objective clip: ρ is clipped to 1 ± ε. Other objectives ignore it."
+    )
     clip_range_schedule: choices.Schedule = Field(
-        "constant", description="How ε goes on with the share of the budget that is used; linear, cosine: to 0."
+        "constant", description="Schedule of clip_range over the training budget; linear, cosine: down to 0."
     )
     importance_bound: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Truncate the weights ρ of importance_sampling here; null: never."
+        None, description="Upper bound of the importance weights ρ; null: none."
     )
-    self_normalize: bool = Field(
-        False, description="Divide the weights ρ of importance_sampling by their mean over the batch."
-    )
+    self_normalize: bool = Field(False, description="Divide the importance weights ρ by their mean over the batch.")
     entropy_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
     entropy_coef_schedule: choices.Schedule = Field(
-        "constant", description="How entropy_coef goes on with the budget that is used; linear, cosine: to 0."
+        "constant", description="Schedule of entropy_coef over the training budget; linear, cosine: down to 0."
     )
-    kl_coef: float = Field(0.0, ge=0, description="Weight of a penalty on KL(μ‖π), μ the policy that acted.")
-    value_coef: float = Field(0.5, ge=0, description="Weight of the value loss; has no effect without one.")
+    kl_coef: float = Field(
+        0.0, ge=0, description="Weight of a penalty on KL(μ‖π), where μ is the policy that collected the data."
+    )
+    value_coef: float = Field(0.5, ge=0, description="Weight of the value loss; only for baseline value.")
     target_kl: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Stop an update's passes once KL(μ‖π) is above this; has no effect on one step."
+        None, description="End an update early once KL(μ‖π) exceeds this, in nats; null: never."
     )
 
 
 class OptimizerConfig(Section):
-    """The step from a gradient to new parameters."""
+    """The optimizer of the policy."""
 
-    name: choices.OptimizerName = Field("adam", description="The rule; sgd is plain ascent θ + α g.")
-    learning_rate: float = Field(0.001, gt=0, description="Step size α at the start.")
+    name: choices.OptimizerName = Field("adam", description="Optimizer; sgd is plain gradient ascent, θ + α g.")
+    learning_rate: float = Field(0.001, gt=0, description="Initial step size α.")
     schedule: choices.Schedule = Field(
         "constant",
-        description="How α goes on with the share of the budget that is used; linear, cosine: to 0.",
+        description="Schedule of learning_rate over the training budget; linear, cosine: down to 0.",
     )
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Scale a network's gradient of a larger Euclidean norm down to it; null: never."
+        None, description="Clip the gradient of each network to this Euclidean norm; null: no clipping."
     )
 
 
 class ValueConfig(Section):
-    """The value function V, for baseline value; without it, none of these has an effect."""
+    """The value function V(s). Only for baseline value."""
 
-    hidden_sizes: Sizes | None = Field(None, description="Units of each hidden layer; null: those of the policy.")
-    shared_trunk: bool = Field(False, description="V is one more output of the policy network, not one of its own.")
+    hidden_sizes: Sizes | None = Field(None, description="Units of each hidden layer; null: as in the policy.")
+    shared_trunk: bool = Field(
+        False, description="true: V is another output of the policy network; false: V has its own network."
+    )
     learning_rate: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Step size of V's network at the start; null: that of the optimizer."
+        None, description="Initial step size of V; null: optimizer.learning_rate."
     )
     update_epochs: Count | None = Field(
-        None, description="Passes over the batch per update of V's network; null: as many as of the policy."
+        None, description="Passes over the batch in each update of V; null: algorithm.update_epochs."
     )
     clip_range: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Keep V within this of what it was before the update, in the loss; null: no clipping."
+        None, description="In the loss, clip the change of V in an update to ± this; null: no clipping."
     )
     normalize_returns: bool = Field(
-        False, description="Rewards over the running standard deviation of the discounted return."
+        False, description="Divide rewards by the running standard deviation of the discounted return."
     )
 
 
 class SamplingConfig(Section):
-    """Who collects the chunks of a rollout; no effect on the result."""
+    """Parallel rollout collection. Does not affect results."""
 
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=1024), _WHOLE] = Field(
         0,
-        description="0: in this process; n: so many worker processes, or actors; auto: one for each chunk, but no more "
-        "than the cores that this process may use (shared by --jobs), or the cluster has; 0 if that is one, or, on "
-        "this machine, the environment has its vector form.",
+        description="0: collect in the main process; n: n worker processes, or Ray actors; auto: one per chunk, at "
+        "most the number of available cores (shared by --jobs), and 0 with one core or, locally, with a native "
+        "vectorized environment.",
     )
     backend: choices.Backend = Field(
         "local",
-        description="local: processes of this machine; ray: actors on the cluster at RAY_ADDRESS, or of a Ray started "
-        "here; --jobs then places whole runs.",
+        description="local: worker processes on this machine; ray: actors on the Ray cluster at RAY_ADDRESS, or on a "
+        "local Ray. With ray, --jobs distributes whole runs.",
     )
 
 
 class TrainingConfig(Section):
-    """The budget, of which the first one reached ends the run; with none, 100 iterations."""
+    """Budget and device. The first limit reached ends the run; without limits, 100 iterations."""
 
     iterations: Annotated[int, Field(ge=1, le=10**9), _WHOLE] | None = Field(
-        None, description="Iterations, each one collect and one update; null: no limit."
+        None, description="Maximum number of iterations (collect, then update); null: no limit."
     )
-    env_steps: Count | None = Field(None, description="Environment steps, the last iteration whole; null: no limit.")
+    env_steps: Count | None = Field(
+        None, description="Maximum number of environment steps; the last iteration is completed. null: no limit."
+    )
     seconds: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Seconds of training; outside the promise of equal bytes; null: no limit."
+        None, description="Maximum training time, in seconds; makes a run not reproducible. null: no limit."
     )
     device: choices.Device = Field(
         "cpu",
-        description="Where the update runs. cuda: a GPU, for images; equal bytes only on the same model of it.",
+        description="Device of the update. cuda: a GPU, useful for images; results are identical only on the same GPU "
+        "model.",
     )
     threads: Annotated[int, Field(ge=1, le=1024), _WHOLE] = Field(
-        1, description="torch's threads. Part of the result: sums are ordered by it."
+        1, description="PyTorch threads. Changes the last digits of results, because sums are ordered differently."
     )
     compile: bool = Field(
         False,
-        description="Compile what learns from images, or on a GPU, with torch.compile: a minute at the start, and a "
-        "compiler for C++. Plain networks on the CPU have gradients in closed form, which are faster.",
+        description="Use torch.compile for image networks and on a GPU. Takes about a minute at the start and needs a "
+        "C++ compiler. Plain networks on the CPU have closed-form gradients, which are faster.",
     )
 
 
 class EvaluationConfig(Section):
-    """Episodes that only measure; they cannot change what is learned."""
+    """Evaluation during training. It does not change what is learned."""
 
     every: Count | None = Field(
-        10, description="Evaluate after every so many updates, and at 0 and the end; null: only there."
+        10, description="Evaluate every n updates, before the first and after the last; null: only before and after."
     )
     episodes: Count = Field(100, description="Episodes per evaluation.")
-    mode: choices.Mode = Field("sampled", description="sampled: actions drawn from π; greedy: the most probable one.")
+    mode: choices.Mode = Field(
+        "sampled", description="sampled: draw actions from the policy; greedy: take the most probable action."
+    )
     env: EvaluationEnvConfig = Field(
         default_factory=EvaluationEnvConfig,
-        description="What differs in the environment, for `pgcli eval` and films, too; so that clipped rewards, lost "
-        "lives and shaping stay in training.",
+        description="Differences from the training environment, also for `pgcli eval` and videos, so that reward "
+        "clipping and shaping stay in training.",
     )
-    stop_at_return: float | None = Field(None, description="End the run when an evaluation's mean return reaches this.")
+    stop_at_return: float | None = Field(
+        None, description="Stop the run when the mean return of an evaluation reaches this."
+    )
     stop_at: dict[str, float] = Field(
         {},
-        description="End the run when an evaluation reaches these values of columns of evaluations.csv, such as "
-        "`{is_success: 0.95}`, all of them, and stop_at_return, at once.",
+        description="Stop the run when one evaluation reaches all these values of columns of evaluations.csv, such as "
+        "`{is_success: 0.95}`, and stop_at_return.",
     )
     stop_evaluations: Count = Field(
-        1, description="End the run once so many evaluations in a row reach stop_at_return and stop_at."
+        1, description="Number of consecutive evaluations that must reach stop_at_return and stop_at to stop the run."
     )
     patience: Count | None = Field(
-        None, description="End the run once so many evaluations in a row have no better mean return than the best."
+        None, description="Stop the run after n consecutive evaluations without a new best mean return; null: never."
     )
 
     @property
     def goals(self) -> dict[str, float]:
-        """What an evaluation has to reach to end the run, by column of evaluations.csv; {}: nothing ends it."""
+        """The values that stop the run, by column of evaluations.csv; {} if none does."""
         return ({} if self.stop_at_return is None else {"return_mean": self.stop_at_return}) | self.stop_at
 
     @property
     def stops(self) -> bool:
-        """Whether a rule may end the run before its budget."""
+        """Whether a stopping rule may end the run before its budget."""
         return bool(self.goals) or self.patience is not None
 
 
 class CheckpointConfig(Section):
-    """Which states of the run stay on disk."""
+    """When checkpoints are saved, and how many are kept."""
 
     every: Count | None = Field(
-        10, description="Save after every so many updates, and at 0 and the end; null: only there."
+        10, description="Save every n updates, before the first and after the last; null: only before and after."
     )
-    keep: Count = Field(3, description="How many of the newest are kept; the best one is kept besides.")
+    keep: Count = Field(3, description="Number of newest checkpoints to keep; the best one is always kept, too.")
 
 
 # A name of a column: no commas, quotes or control characters, and no space at its ends.
@@ -363,20 +389,18 @@ DEFAULT_INFO = ("is_success", "success")
 
 
 class LoggingConfig(Section):
-    """What is written of a run besides its results: no effect on what is learned."""
+    """Additional logs. They do not change what is learned."""
 
-    tensorboard: bool = Field(
-        False, description="Event files in the run's folder tensorboard/, for `tensorboard --logdir`."
-    )
+    tensorboard: bool = Field(False, description="Write TensorBoard event files to tensorboard/ in the run directory.")
     wandb: bool = Field(
         False,
-        description="An offline run of Weights & Biases in the run's folder wandb/; only `wandb sync` sends it.",
+        description="Write an offline Weights & Biases run to wandb/ in the run directory; `wandb sync` uploads it.",
     )
     info: list[Annotated[str, Field(pattern=INFO_NAME, max_length=100)]] | None = Field(
         None,
-        description="Numbers and booleans that the environment reports in the info of an episode's last step, as "
-        "columns of episodes.csv, and their means in metrics.csv and evaluations.csv; `a.b` is b of the mapping a; "
-        "null: is_success and success, if the episodes of the first evaluation report them.",
+        description="Keys of the info of an episode's last step, with numbers or booleans: columns of episodes.csv, "
+        "and their means in metrics.csv and evaluations.csv. `a.b` is key b of the mapping a. null: is_success and "
+        "success, if the first evaluation reports them.",
     )
 
 
@@ -385,52 +409,50 @@ ESTIMATOR = rf"^({_RETURNS})\+({_BASELINES})(\+(batch|group))?$"
 
 
 class DiagnosticsConfig(Section):
-    """The variance ledger, gradients.csv: how far the gradient stands out of its noise; no effect on the result."""
+    """Gradient variance measurements in gradients.csv. They do not affect results."""
 
-    every: Count | None = Field(None, description="Measure in every so many iterations, from 0 on; null: never.")
+    every: Count | None = Field(None, description="Measure every n iterations, from iteration 0 on; null: never.")
     shadows: list[Annotated[str, Field(pattern=ESTIMATOR)]] = Field(
         [],
-        description="Other estimators to measure on the same trajectories: RETURNS+BASELINE, not standardised, or "
-        "RETURNS+BASELINE+STANDARDIZE.",
+        description="Other estimators to measure on the same trajectories: RETURNS+BASELINE, or "
+        "RETURNS+BASELINE+STANDARDIZE for standardized advantages.",
     )
 
 
-# No separators, wildcards, quotes or control characters; no `-`, `.`, `~` or space first, no dot or space last.
+# No separators, wildcards, quotes or control characters; not `-`, `.`, `~` or space first; no dot or space last.
 _NEVER = r"\x00-\x1f\x7f-\x9f\u2028\u2029/\\:*?\"<>|"
 FOLDER_NAME = rf"^[^{_NEVER}~.\- ]([^{_NEVER}]*[^{_NEVER}. ])?$"
 
 
 class Config(Section):
-    """A pgcli experiment: with its seed, one run."""
+    """A pgcli experiment. One config with one seed is one run."""
 
     name: str = Field(
         "experiment",
         pattern=FOLDER_NAME,
         max_length=60,  # 240 bytes at most: file systems allow 255
-        description="Names the folder of the run; if a file leaves it out, the name of the file.",
+        description="Experiment name, used for the run directory; defaults to the name of the file.",
     )
     seed: Annotated[int, Field(ge=0, le=2**63 - 1), _WHOLE] = Field(
-        0, description="Everything random is derived from it."
+        0, description="Seed of all random numbers of the run."
     )
     env: EnvConfig = Field(default_factory=EnvConfig, description="The environment.")
-    rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="What one iteration collects.")
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="The data that one iteration collects.")
     policy: PolicyConfig = Field(default_factory=PolicyConfig, description="The policy network.")
-    algorithm: AlgorithmConfig = Field(
-        default_factory=AlgorithmConfig, description="How trajectories become a gradient."
-    )
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="How a gradient becomes a step.")
-    value: ValueConfig = Field(default_factory=ValueConfig, description="The value function, if one is learned.")
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="Who collects.")
-    training: TrainingConfig = Field(default_factory=TrainingConfig, description="How long.")
-    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="How the policy is measured.")
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What is saved.")
-    logging: LoggingConfig = Field(default_factory=LoggingConfig, description="What other tools are given.")
+    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig, description="The gradient estimator.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="The optimizer of the policy.")
+    value: ValueConfig = Field(default_factory=ValueConfig, description="The value function, for baseline value.")
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="Parallel rollout collection.")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="Budget and device.")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Evaluation during training.")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="Checkpoints.")
+    logging: LoggingConfig = Field(default_factory=LoggingConfig, description="Additional logs.")
     diagnostics: DiagnosticsConfig = Field(
-        default_factory=DiagnosticsConfig, description="What is measured of the gradient."
+        default_factory=DiagnosticsConfig, description="Gradient variance measurements."
     )
 
     def model_post_init(self, context: Any, /) -> None:
-        """Pass `policy.action_mask` to the environment, which has the mask."""
+        """Pass `policy.action_mask` on to the environment, which provides the mask."""
         self.env._reads_mask = self.policy.action_mask == "auto"
 
     @property
@@ -440,12 +462,12 @@ class Config(Section):
 
     @property
     def group_size(self) -> int:
-        """Columns that share a reset seed: 1 where there are no groups."""
+        """The number of columns that share a reset seed; 1 without groups."""
         return self.algorithm.group_size or 1
 
     @property
     def info_names(self) -> tuple[str, ...]:
-        """What is read of the info of an episode's last step."""
+        """The keys read from the info of an episode's last step."""
         return DEFAULT_INFO if self.logging.info is None else tuple(dict.fromkeys(self.logging.info))
 
     @property
@@ -455,19 +477,19 @@ class Config(Section):
 
     @property
     def estimator(self) -> str:
-        """The name of its gradient estimator: RETURNS+BASELINE, and +STANDARDIZE where not none."""
+        """The name of the gradient estimator: RETURNS+BASELINE, and +STANDARDIZE unless none."""
         algorithm = self.algorithm
         standardize = () if algorithm.standardize == "none" else (algorithm.standardize,)
         return "+".join((algorithm.returns, algorithm.baseline, *standardize))
 
     def without_stopping(self) -> Config:
-        """Return the config without the rules that end a run before its budget."""
+        """Return the config without stopping rules."""
         names = ("stop_at_return", "stop_at", "stop_evaluations", "patience")
         never: dict[str, Any] = {name: EvaluationConfig.model_fields[name].default for name in names}
         return self.model_copy(update={"evaluation": self.evaluation.model_copy(update=never)})
 
     def with_estimator(self, name: str) -> Config:
-        """Return the config with another estimator, without diagnostics and without keys that only its own allows."""
+        """Return the config with another estimator, without diagnostics and incompatible keys."""
         returns, baseline, standardize, *_ = (*name.split("+"), "none")
         changes: dict[str, Any] = {"returns": returns, "baseline": baseline, "standardize": standardize}
         if returns == "total":

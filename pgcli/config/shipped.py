@@ -1,4 +1,4 @@
-"""The configs that pgcli ships, for `pgcli init`."""
+"""The shipped configs, for `pgcli init`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pgcli.errors import RunDirectoryError, UsageError, closest, typed
 from pgcli.system.packages import install_command
 
 LIST = "`pgcli init --list` shows the shipped configs"
-_EXTRAS = {  # what an id begins with → the extra of pgcli that has the environment
+_EXTRAS = {  # beginning of an id → the extra of pgcli with the environment
     "ALE/": "atari",
     "BipedalWalker": "box2d",
     "HalfCheetah": "mujoco",
@@ -26,7 +26,7 @@ _EXTRAS = {  # what an id begins with → the extra of pgcli that has the enviro
 
 
 class Group(NamedTuple):
-    """The shipped configs of an environment: names and summaries, and the command that installs the environment."""
+    """The shipped configs of an environment, with summaries and an installation command."""
 
     env_id: str
     install: str
@@ -34,7 +34,7 @@ class Group(NamedTuple):
 
 
 def groups() -> list[Group]:
-    """Return the shipped configs by environment, each with the second comment line of its file as its summary."""
+    """Return the shipped configs by environment. The second comment line of a file is its summary."""
     found: dict[str, list[tuple[str, str]]] = {}
     for name, path in shipped_configs().items():
         env_id = parse(path.read_bytes(), path.name).data["env"]["id"]
@@ -44,7 +44,7 @@ def groups() -> list[Group]:
 
 
 def _install(env_id: str) -> str:
-    """Return the command that installs an environment; "" where it comes with pgcli."""
+    """Return the command that installs an environment, or "" if pgcli includes it."""
     extra = next((extra for start, extra in _EXTRAS.items() if env_id.startswith(start)), "")
     module = env_id.rpartition(":")[0]
     return install_command(extra) if extra else f"pip install {module}" if module else ""
@@ -53,14 +53,14 @@ def _install(env_id: str) -> str:
 def copy(name: str, destination: Path | None) -> Path:
     """Copy a shipped config to `destination`: a file, a folder, or None for `./NAME.yaml`.
 
-    The copy names itself in its first line, and pgcli's JSON Schema by a full path, so that an editor finds it.
+    The first line names the copy itself; the path of the JSON Schema is absolute, so that editors find it.
 
     Raises: UsageError for an unknown name; RunDirectoryError if the file exists or cannot be written.
     """
     configs = shipped_configs()
     if name not in configs:
         guess = closest(name, configs)
-        raise UsageError(f"no shipped config is called `{name}`", f"did you mean `{guess}`?" if guess else LIST)
+        raise UsageError(f"no shipped config has the name `{name}`", f"did you mean `{guess}`?" if guess else LIST)
     source = configs[name]
     target = destination or Path(source.name)
     if target.is_dir():
@@ -73,14 +73,14 @@ def copy(name: str, destination: Path | None) -> Path:
             (Path(folder) / target.name).write_text(_as_copy(source, target), encoding="utf-8", newline="\n")
             (Path(folder) / target.name).rename(target)
     except FileExistsError:
-        raise RunDirectoryError(f"{target}: already there", "name another destination") from None
+        raise RunDirectoryError(f"{target}: already exists", "choose another file name") from None
     except OSError as error:
         raise RunDirectoryError(f"{target}: cannot be written: {error.strerror}") from None
     return target
 
 
 def _as_copy(source: Path, target: Path) -> str:
-    """Return the text of a config that names `target` in its command, and its schema by a URI."""
+    """Return the text of a config, with `target` in its command and a URI of the schema."""
     text = source.read_text(encoding="utf-8")
     text = re.sub(r"\A# pgcli train \S+", lambda _: f"# pgcli train {typed(target)}", text)
     return re.sub(

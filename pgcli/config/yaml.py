@@ -1,8 +1,8 @@
-"""Read YAML as plain data with the position of each key and value, and write it.
+"""Read YAML as plain data with the position of each key and value; write YAML.
 
-A config is a page of plain mappings, so tags, anchors, aliases, merge keys and several documents are rejected,
-and size and depth are limited before the text is parsed. Scalars follow YAML 1.2: `1e-3` is a number; `yes`,
-`017`, `0o17`, `1_000` and `1:30` are text. Keys are text.
+Configs are plain mappings: tags, anchors, aliases, merge keys and multiple documents are rejected. Size and depth
+are limited before parsing. Scalars follow YAML 1.2: `1e-3` is a number; `yes`, `017`, `0o17`, `1_000` and `1:30` are
+text. Keys are text.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ _LONGEST_INT = 309  # digits of the largest float; a longer number is infinite, 
 
 _NOT_YAML = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
-_INDENTATION = "indent the keys of one section alike, and close each quote and bracket"
+_INDENTATION = "indent all keys of a section equally, and close quotes and brackets"
 
-# Part of libyaml's message; the message and the hint shown for it.
+# Part of libyaml's message → our message and hint.
 _SYNTAX_ERRORS = (
-    ("another document", "a second document begins; one file is one config", "keep one of them"),
+    ("another document", "a second document begins here", "a config file has one document; remove the others"),
     (
         "mapping values are not allowed",
-        "this `:` cannot stand here",
-        "put text that holds `: ` in quotes, see that the line above is `key: value`, and indent the keys of "
-        "one section alike",
+        "unexpected `:`",
+        "put text with `: ` in quotes, check that the line above is `key: value`, and indent all keys of a section "
+        "equally",
     ),
-    ("expected ':'", "this line is not `key: value`", "write a colon and a space after the key"),
+    ("expected ':'", "expected `key: value`", "add a colon and a space after the key"),
     *(
         (part, "expected `key: value`, indented like the keys above", _INDENTATION)
         for part in ("<document start>", "expected key", "expected <block end>")
     ),
-    ("unexpected end of stream", "this quote is not closed", "close it on the same line"),
-    ("node content", "a value is missing", "write one, or close the bracket that was opened"),
+    ("unexpected end of stream", "unclosed quote", "close it on the same line"),
+    ("node content", "a value is missing", "add a value, or close the open bracket"),
 )
 
 Place = tuple[int, int]  # line and column, from 1
@@ -77,7 +77,7 @@ class Source:
     lines: bool = True  # False: one value of the command line, or data without a text
 
     def place(self, path: Path_) -> Place:
-        """Return line and column of `path`, or of the closest section around it that the text contains."""
+        """Return line and column of `path`, or of the closest enclosing section in the text."""
         while path and path not in self.positions:
             path = path[:-1]
         return self.positions.get(path, (1, 1))
@@ -87,7 +87,7 @@ class Source:
         return Problem(f"{self.name}:{place[0]}:{place[1]}" if self.lines else self.name, message, hint)
 
     def error(self, place: Place, message: str, hint: str) -> ConfigError:
-        """Return the error for a problem that prevents reading the rest."""
+        """Return an error with one problem, which prevents reading the rest."""
         return ConfigError([self.problem(place, message, hint)])
 
 
@@ -101,7 +101,7 @@ def read_bytes(path: Path) -> bytes:
 
     Raises: FileNotFoundError; ConfigError for everything else.
     """
-    where, hint = printable(str(path)), "a config is a YAML file of a page or so"
+    where, hint = printable(str(path)), "a config is a YAML file of about one page"
     try:
         # O_NONBLOCK: opening a FIFO must not wait for its writer
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
@@ -113,7 +113,7 @@ def read_bytes(path: Path) -> bytes:
     except IsADirectoryError:
         raise ConfigError([Problem(where, "is a directory", hint)]) from None
     except OSError as error:
-        fix = "see that it is a file and that you may read it"
+        fix = "check that it is a file and that you have permission to read it"
         raise ConfigError([Problem(where, f"cannot be read: {error.strerror}", fix)]) from None
     if len(content) > MAX_BYTES:
         raise ConfigError([Problem(where, f"is larger than {MAX_BYTES // 1024} KiB", hint)])
@@ -166,7 +166,7 @@ def _check_tokens(text: str, source: Source) -> None:
                 problems.setdefault(message, source.problem(_place(token), message, hint))
             case yaml.AnchorToken() | yaml.AliasToken():
                 message = "YAML anchors and aliases (`&…`, `*…`) are not allowed"
-                hint = "write the value out where it is used; if it is text, in quotes"
+                hint = "repeat the value where it is used; if it is text, put it in quotes"
                 problems.setdefault(message, source.problem(_place(token), message, hint))
             case (
                 yaml.BlockMappingStartToken()
@@ -176,7 +176,7 @@ def _check_tokens(text: str, source: Source) -> None:
             ):
                 depth += 1
                 if depth > MAX_DEPTH:
-                    raise source.error(_place(token), f"nested deeper than {MAX_DEPTH} levels", "write it flatter")
+                    raise source.error(_place(token), f"nested deeper than {MAX_DEPTH} levels", "use fewer levels")
             case yaml.BlockEndToken() | yaml.FlowMappingEndToken() | yaml.FlowSequenceEndToken():
                 depth -= 1
     if problems:
@@ -184,7 +184,7 @@ def _check_tokens(text: str, source: Source) -> None:
 
 
 def _explain(error: yaml.MarkedYAMLError, text: str, source: Source) -> tuple[Place, str, str]:
-    """Return place, message and hint for a syntax error, for somebody who does not know libyaml's terms."""
+    """Return place, message and hint of a syntax error, in plain words."""
     at = error.problem_mark
     assert at is not None, error  # every error of the scanner and the parser has a mark
     begun = error.context_mark or at
@@ -192,13 +192,13 @@ def _explain(error: yaml.MarkedYAMLError, text: str, source: Source) -> tuple[Pl
     place, start = (at.line + 1, at.column + 1), (begun.line + 1, begun.column + 1)
     character = text[at.index : at.index + 1]
     if character == "\t":
-        return place, "a tab cannot indent", "indent with spaces"
+        return place, "indentation with a tab", "indent with spaces"
     if "cannot start any token" in problem:
         return place, f"a value cannot begin with {character!r}", "put it in quotes"
     for kind, bracket, end in (("flow mapping", "{", "}"), ("flow sequence", "[", "]")):
         if kind in context:
             before = f" before line {place[0]}, column {place[1]}" if source.lines else ""
-            return start, f"this `{bracket}` is not closed: expected `,` or `{end}`{before}", f"close it with `{end}`"
+            return start, f"unclosed `{bracket}`: expected `,` or `{end}`{before}", f"close it with `{end}`"
     if "simple key" in context or ("quoted scalar" in context and "end of stream" in problem):
         place = start
     for part, message, hint in _SYNTAX_ERRORS:
@@ -242,9 +242,9 @@ def _key_problem(node: yaml.Node) -> tuple[str, str] | None:
         case "str":
             return None
         case "merge":
-            return "YAML merge keys (`<<`) are not allowed", "write the keys out"
+            return "YAML merge keys (`<<`) are not allowed", "repeat the keys"
     got = node.value or "nothing"
-    return f"a key must be text, got {got}", f"if text is meant, put it in quotes: '{node.value}'"
+    return f"a key must be text, got {got}", f"put it in quotes: '{node.value}'"
 
 
 def _scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
@@ -266,7 +266,7 @@ def _place(node: yaml.Node | yaml.Token) -> Place:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that `parse` or a reader of YAML 1.1 would take for something else."""
+    """Quotes text that `parse` or a YAML 1.1 reader would not read as text."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -289,6 +289,6 @@ _Dumper.add_representer(
 
 
 def dump(data: dict[str, Any]) -> str:
-    """Return plain data as YAML that `parse` reads back to the same data."""
+    """Return plain data as YAML; `parse` reads the same data back."""
     text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     return text

@@ -87,7 +87,9 @@ class Recorder:
     def outcome(self) -> Outcome:
         """Mark the run as finished and return how it ended."""
         counters, rule = self._run.counters, self._last.stopped_by if self._last is not None else ""
-        reason = stop_reason(self._run.config.evaluation, rule) if rule else "used up its budget"
+        used = counters.used_up(self._run.config.training)
+        budget = " and ".join(f"training.{name}={limit}" for name, limit in used.items()) + " reached"
+        reason = stop_reason(self._run.config.evaluation, rule) if rule else budget
         self._directory.set_status("finished", iteration=counters.iteration, reason=reason)
         seconds = counters.seconds - self._started
         return Outcome(self._directory.path, reason, self._last, self._directory.best, seconds)

@@ -10,6 +10,7 @@ from pgcli.config.order import differences
 from pgcli.errors import RunDirectoryError
 from pgcli.runs.directory import is_run
 from pgcli.runs.files import storage
+from pgcli.runs.information import find_run_hint
 
 # Keys that a resumed run may change. HARMLESS: with the same bytes as one long run.
 CHANGEABLE = ("training.", "optimizer.", "evaluation.", "checkpoint.", "sampling.", "diagnostics.")
@@ -23,8 +24,8 @@ def stored_config(path: Path) -> Config:
     with storage(path):
         exists = (path / "config.yaml").is_file()
     if not exists:
-        what = "has no config.yaml" if is_run(path) else "contains no run"
-        raise RunDirectoryError(f"{path}: {what}", "give a run directory that `pgcli train` created")
+        what = "has no config.yaml" if is_run(path) else "not a run directory"
+        raise RunDirectoryError(f"{path}: {what}", find_run_hint(path))
     return load_config(str(path / "config.yaml"))
 
 

@@ -1,1 +1,1 @@
-"""Explain, check and verify runs, environments and estimators."""
+"""Inspect runs, environments and gradient estimators."""

@@ -1,4 +1,4 @@
-"""`pgcli doctor`: a config and its environment, measured before a long run."""
+"""`pgcli doctor`: test a config and its environment before a long run."""
 
 from __future__ import annotations
 
@@ -35,43 +35,43 @@ from pgcli.sampling.sampler import make_sampler
 from pgcli.system.process_state import require
 
 Array = NDArray[Any]
-LONGEST_EPISODE = 200  # steps of an episode that is played several times
+LONGEST_EPISODE = 200  # steps of episodes in the repeatability test
 TRIALS = 8  # half of them suffice to find that BipedalWalker remembers
-REPEATING_SECONDS, SPEED_SECONDS, COLLECTING_SECONDS = 3.0, 0.5, 4.0  # limits of the measurements
-LARGE = 10.0  # observations beyond it saturate a tanh
+REPEATING_SECONDS, SPEED_SECONDS, COLLECTING_SECONDS = 3.0, 0.5, 4.0  # time limits of the measurements
+LARGE = 10.0  # larger observations saturate tanh
 LARGE_REWARD = 100.0
 BYTES_PER_ITERATION, BYTES_PER_EPISODE, BYTES_PER_EVALUATION = 500, 70, 250  # rows of the tables, measured
 
 
 class PlayedEpisode(NamedTuple):
-    """An episode of a single column: the packed first observation, [1, …], the actions, and their results."""
+    """An episode of a single column: packed first observation [1, …], actions, results."""
 
     start: Array
     actions: list[Array]
     steps: list[Step]
 
     def outputs(self) -> list[bytes]:
-        """Return everything that the environment returned, to compare two episodes bit for bit."""
+        """Return all outputs of the environment, to compare episodes bit for bit."""
         return [self.start.tobytes(), *(x.tobytes() for step in self.steps for x in step)]
 
 
 @dataclass(frozen=True)
 class Repeatability:
-    """What the same episodes, played again, showed about an environment."""
+    """Results of playing the same episodes again."""
 
     deterministic: bool  # in fresh instances
     remembers: bool  # a used instance differs from a fresh one
     starts_differ: bool  # between seeds
     episodes_differ: bool  # between seeds, with the same actions
     largest_obs: float
-    vanishes: bool  # an observation varies so little around a large offset that float32 does not show it
+    vanishes: bool  # an observation varies too little around a large offset for float32
     largest_reward: float
     length_mean: float  # of random episodes of at most LONGEST_EPISODE steps
 
 
 @dataclass(frozen=True)
 class IterationCost:
-    """The measured cost of one iteration, or of the part that could be collected in time."""
+    """The measured cost of one iteration, or of the part collected within the time limit."""
 
     steps: int  # collected
     episodes: int  # ended
@@ -114,7 +114,7 @@ def diagnose(config: Config) -> dict[str, Any]:
         *_cost_findings(config, estimate),
     ]
     if reuses_buffer:
-        findings.append(Finding("ok", "it gives every observation in one buffer, which pgcli copies"))
+        findings.append(Finding("ok", "the environment reuses its observation buffer; pgcli copies each observation"))
     return {
         "env": config.env.id,
         "observation": [_describe_space(leaf.name, leaf.space) for leaf in layout.leaves],
@@ -140,7 +140,7 @@ def diagnose(config: Config) -> dict[str, Any]:
 
 
 def _measure_repeatability(config: EnvConfig) -> Repeatability:
-    """Play the same episodes in fresh instances, and in one instance that played others before."""
+    """Play the same episodes in new instances and in a used instance."""
     once = config.model_copy(update={"rebuild": False, "vectorization": "sync"})
     deterministic, remembers, episodes = True, False, list[PlayedEpisode]()
     stop = time.perf_counter() + REPEATING_SECONDS
@@ -182,7 +182,7 @@ def _vanishes_in_float32(numbers: Array) -> bool:
 
 
 def _play(envs: SingleEnvironments, seed: int, actions: list[Array] | None = None) -> PlayedEpisode:
-    """Play an episode of the only column with the given actions, or with random ones."""
+    """Play an episode with the given actions, or with random actions."""
     random, masks = np.random.default_rng(seed), MaskColumns(envs.layout, envs.action_space)
     obs = envs.reset([seed])
     episode = PlayedEpisode(obs, [], [])
@@ -202,7 +202,7 @@ def _play(envs: SingleEnvironments, seed: int, actions: list[Array] | None = Non
 
 
 def _measure_speed(config: EnvConfig) -> tuple[float, bool]:
-    """Return the steps per second of one environment with random actions, and whether it reuses its observations."""
+    """Return steps per second with random actions, and whether observations share a buffer."""
     random, steps, seconds, reuses_buffer = np.random.default_rng(0), 0, 0.0, False
     try:
         with closing(make_environment(config)) as env:
@@ -231,7 +231,7 @@ def _measure_speed(config: EnvConfig) -> tuple[float, bool]:
 
 
 def _measure_iteration(config: Config, executor: ChunkExecutor, learner: Learner) -> IterationCost:
-    """Collect and update once, as a run does; with fewer steps of each environment if that takes too long."""
+    """Collect and update once; use fewer steps if collecting takes too long."""
     begin, rows = time.perf_counter(), 0
 
     def check() -> None:
@@ -265,7 +265,7 @@ def _collect_and_update(
 
 
 def _estimate_run(config: Config, learner: Learner, cost: IterationCost, random_length: float) -> dict[str, Any]:
-    """Estimate from one iteration how long the run takes and how much it writes."""
+    """Estimate the time and disk space of the run from one iteration."""
     rollout, algorithm, budget = config.rollout, config.algorithm, config.training
     length = cost.steps / cost.episodes if cost.episodes and cost.whole and not rollout.steps else random_length
     planned = rollout.steps * config.env.num_envs if rollout.steps else (rollout.episodes or 1) * length
@@ -310,18 +310,18 @@ def _form_findings(config: Config) -> Iterator[Finding]:
 
 def _time_limit_findings(limit: int | None) -> Iterator[Finding]:
     if limit is None:
-        text = f"no time limit: an episode that does not end by itself stops the run at {MAX_EPISODE_STEPS:,} steps"
+        text = f"no time limit: the run fails if an episode lasts {MAX_EPISODE_STEPS:,} steps"
         yield Finding("warning", text, key="env.max_episode_steps=1000")
     else:
-        yield Finding("ok", f"an episode ends after {limit:,} steps at the latest")
+        yield Finding("ok", f"episodes last at most {limit:,} steps")
 
 
 def _evaluation_findings(config: Config, evaluated: StartCheck) -> Iterator[Finding]:
-    """Report what differs in the environment of evaluations, which has passed the same start check."""
+    """Report the differences of the evaluation environment, which passed the same start check."""
     keys = [f"evaluation.env.{name}" for name, value in config.evaluation.env if value is not None]
     if keys:
         limit = "no time limit" if evaluated.time_limit is None else f"a time limit of {evaluated.time_limit:,} steps"
-        yield Finding("ok", f"evaluation has an environment of its own ({', '.join(keys)}), with {limit}")
+        yield Finding("ok", f"the evaluation environment differs ({', '.join(keys)}) and has {limit}")
         yield from (Finding("note", f"evaluation: {warning}") for warning in evaluated.warnings)
 
 
@@ -329,40 +329,38 @@ def _repeatability_findings(config: EnvConfig, repeats: Repeatability) -> Iterat
     if not repeats.deterministic:
         yield Finding(
             "warning",
-            "the same seed and actions do not give the same episode, even on fresh instances: no run repeats itself, "
-            "and a resumed one is not exact",
+            "not deterministic: the same seed and actions give different episodes in new instances; runs are not "
+            "reproducible, and resuming is not exact",
         )
     elif not repeats.remembers:
-        yield Finding("ok", "the same seed and actions give the same episode to the bit, fresh instance or used")
+        yield Finding("ok", "deterministic: the same seed and actions give the same episode, in new and used instances")
     elif uses_fresh_instances(config):
-        yield Finding("ok", "a used instance remembers past episodes, so each episode is given a fresh one")
+        yield Finding("ok", "instances carry state over from past episodes, so pgcli builds a new one for each episode")
     else:
-        text = "a used instance remembers past episodes: a resumed run would not be exact"
+        text = "instances carry state over from past episodes: resuming would not be exact"
         yield Finding("warning", text, key="env.rebuild=true")
     if repeats.starts_differ:
-        yield Finding("ok", "seeds differ in where episodes start")
+        yield Finding("ok", "start states differ between seeds")
     elif repeats.episodes_differ:
-        yield Finding("ok", "every episode starts alike; seeds differ in what follows")
+        yield Finding("ok", "all episodes start in the same state; transitions differ between seeds")
     else:
-        yield Finding(
-            "note", "the seed changes nothing: every episode starts alike and answers alike to the same actions"
-        )
+        yield Finding("note", "the seed has no effect: the same actions always give the same episode")
 
 
 def _scale_findings(
     config: Config, learner: Learner, layout: Layout, action_space: spaces.Space[Any], repeats: Repeatability
 ) -> Iterator[Finding]:
     if repeats.largest_obs > LARGE and not config.policy.normalize_obs:
-        text = f"observations reach {repeats.largest_obs:.4g}, and a network learns best from numbers around 1"
+        text = f"observations reach {repeats.largest_obs:.4g}; networks learn best from inputs around 1"
         yield Finding("note", text, key="policy.normalize_obs=true")
     if repeats.vanishes and not config.policy.normalize_obs:
-        text = "an observation varies too little around a large offset for the precision of a network, float32"
+        text = "an observation varies too little around a large offset for float32 precision"
         yield Finding("warning", text, key="policy.normalize_obs=true")
     if any(map(ImagePart.of, layout.leaves)) and not len(learner.policy.images):
-        text = "an image is read number by number: the policy has no convolutions"
+        text = "the policy has no convolutions and flattens images"
         yield Finding("warning", text, key="policy.image_network=auto")
     if config.has_value and repeats.largest_reward > LARGE_REWARD and not config.value.normalize_returns:
-        text = f"rewards reach {repeats.largest_reward:.4g}, and so do the errors of the value function"
+        text = f"rewards reach {repeats.largest_reward:.4g}, which makes the value loss large"
         yield Finding("note", text, key="value.normalize_returns=true")
     if isinstance(action_space, spaces.Box) and config.policy.distribution != "tanh_gaussian":
         yield from _action_findings(action_space, config.policy.initial_standard_deviation)
@@ -376,15 +374,15 @@ def _action_findings(space: spaces.Box, deviation: float) -> Iterator[Finding]:
     if far.any():
         yield Finding(
             "warning",
-            f"actions between {low[far][0]:g} and {high[far][0]:g}, and the gaussian starts at 0 with a standard "
-            f"deviation of {deviation:g}: most of what it draws is cut off, or all of it is alike",
+            f"actions range from {low[far][0]:g} to {high[far][0]:g}, but the gaussian starts with mean 0 and standard "
+            f"deviation {deviation:g}: most samples are clipped, or nearly equal",
             key="env.wrappers=[{name: RescaleAction, kwargs: {min_action: -1, max_action: 1}}]",
         )
 
 
 def _cost_findings(config: Config, estimate: dict[str, Any]) -> Iterator[Finding]:
     if not estimate["measured_whole"]:
-        text = f"an iteration collects for longer than {COLLECTING_SECONDS:g} s: reckoned from a part of one"
+        text = f"an iteration takes longer than {COLLECTING_SECONDS:g} s to collect: times are extrapolated"
         yield Finding("note", text)
     share = estimate["evaluate_seconds"] / max(estimate["run_seconds"], 1e-9)
     if share > 0.5 and config.evaluation.every:
@@ -392,11 +390,11 @@ def _cost_findings(config: Config, estimate: dict[str, Any]) -> Iterator[Finding
         yield Finding("note", f"evaluation takes {percent(share)} of the time", key=key)
 
 
-# -------------------------------------------------------------------------------------------------------- for readers
+# --------------------------------------------------------------------------------------------------------------- text
 
 
 def _describe_space(name: str, space: spaces.Space[Any]) -> dict[str, Any]:
-    """Return the kind, shape and type of a space, with its extreme bounds; None where it is not bounded."""
+    """Return kind, shape, type and extreme bounds of a space; None for infinite bounds."""
     known: dict[str, Any] = {"name": name, "kind": type(space).__name__, "shape": list(space.shape or ())}
     match space:
         case spaces.Box():
@@ -411,7 +409,7 @@ def _describe_space(name: str, space: spaces.Space[Any]) -> dict[str, Any]:
 
 
 def diagnosis_text(result: dict[str, Any]) -> str:
-    """Write a diagnosis for people, in 80 columns."""
+    """Return a diagnosis as text in 80 columns."""
     value, threshold, limit = result["value_parameters"], result["reward_threshold"], result["time_limit"]
     parts = " · ".join(f"{name} {size:,}" for name, size in result["policy_parts"].items())
     steps, optimizer, minibatch = (
@@ -423,7 +421,7 @@ def diagnosis_text(result: dict[str, Any]) -> str:
     batch += f" of {result['episodes_per_iteration']:,} episodes" if result["episodes_per_iteration"] else ""
     updates = f"{optimizer:,} optimizer step{'s' if optimizer > 1 else ''}"
     updates += "" if minibatch is None else f" of {minibatch:,}"
-    how = "in their own vector form" if result["vectorization"] == "native" else "one by one"
+    how = "vectorized" if result["vectorization"] == "native" else "in sequence"
     evaluating, written = _seconds(result["evaluate_seconds"]), _bytes(result["run_bytes"])
     rows = [
         *(("observes", _line(leaf)) for leaf in result["observation"]),
@@ -435,8 +433,8 @@ def diagnosis_text(result: dict[str, Any]) -> str:
         ("value", "none" if value is None else f"{value:,} parameters"),
         ("iteration", f"{batch}; {updates}"),
         ("", f"collect {_seconds(result['collect_seconds'])} · update {_seconds(result['update_seconds'])}"),
-        ("run", f"{result['iterations']:,} iterations: about {_seconds(result['run_seconds'])} at this one's pace,"),
-        ("", f"{evaluating} of it evaluation; about {written} on disk"),
+        ("run", f"{result['iterations']:,} iterations: about {_seconds(result['run_seconds'])} at this speed,"),
+        ("", f"including {evaluating} of evaluation; about {written} on disk"),
     ]
     lines = [result["env"], *table(rows, 13, indent=2)]
     for finding in result["findings"]:
@@ -451,13 +449,11 @@ def _threshold(threshold: float | None, registered: float | None) -> str:
         return f"a return of {threshold:g}"
     if registered is None:
         return "not registered"
-    return (
-        f"no threshold: the registered {registered:g} is for other wrappers, kwargs or time limit than evaluation has"
-    )
+    return f"no threshold: the registered {registered:g} does not apply to these wrappers, kwargs or time limit"
 
 
 def _line(space: dict[str, Any]) -> str:
-    """Write a space in one line."""
+    """Describe a space in one line."""
     name, bounds = space["name"].removeprefix("observation"), ""
     if "low" in space:
         low, high = space["low"], space["high"]

@@ -1,4 +1,4 @@
-"""What `pgcli eval` reports."""
+"""Evaluate an agent, for `pgcli eval`."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ CHANGEABLE = ("env.wrappers", "env.kwargs", "env.max_episode_steps")
 
 
 def with_environment(config: Config, overrides: Sequence[str]) -> Config:
-    """Return a copy of the config whose evaluations have another environment.
+    """Return a copy of the config with another evaluation environment.
 
-    Args: overrides: `KEY=VALUE` of the keys CHANGEABLE, in the environment of evaluations.
+    Args: overrides: `KEY=VALUE` for the keys in CHANGEABLE.
     Raises: UsageError for another key; ConfigError.
     """
     for text in overrides:
         key = text.partition("=")[0]
         if not (key in CHANGEABLE or key.startswith("env.kwargs.")):
             raise UsageError(
-                f"{text}: an evaluation changes the environment alone, by {', '.join(CHANGEABLE)}",
-                "options change the rest: see `pgcli eval --help`",
+                f"{text}: `pgcli eval` can override only {', '.join(CHANGEABLE)}",
+                "for other settings, see the options in `pgcli eval --help`",
             )
     evaluation = config.evaluation.model_copy(update={"env": EvaluationEnvConfig()})
     copy = config.model_copy(update={"env": config.evaluation_env, "evaluation": evaluation})
@@ -53,10 +53,10 @@ def assess(
     video: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Measure an agent on fresh episodes, and film one more: the object that `pgcli eval --json` prints.
+    """Evaluate an agent on new episodes, film another one, and return the object of `pgcli eval --json`.
 
     Returns are discounted by `gamma`, in reward units; the spread of one episode is None. The number of worker
-    processes has no effect on the result; with 0, this process plays. `overrides` change the environment.
+    processes does not affect the result; with 0, the main process plays. `overrides` change the environment.
     Raises: UsageError, EnvironmentFailure.
     """
     changed, training = dict[str, Any](), agent.config.env
@@ -102,14 +102,14 @@ def assess(
 
 
 def evaluation_text(result: dict[str, Any]) -> str:
-    """Write an evaluation for people."""
+    """Return an evaluation as text."""
     spread = "" if result["standard_error"] is None else f" ± {result['standard_error']:.2f}"
     deviation = result["standard_deviation"]
     discount = "undiscounted" if result["gamma"] == 1 else f"discounted by {result['gamma']:g}"
-    limit = "own time limit" if result["horizon"] is None else f"cut at {result['horizon']} steps"
+    limit = "default time limit" if result["horizon"] is None else f"cut at {result['horizon']} steps"
     rows = [
         ("return", f"{result['mean_return']:.2f}{spread}  (mean{' ± standard error' if spread else ''})"),
-        ("spread", "one episode has none" if deviation is None else f"standard deviation {deviation:.2f}"),
+        ("spread", "none: one episode" if deviation is None else f"standard deviation {deviation:.2f}"),
         ("median", f"{result['median']:.2f}, from {result['min']:.2f} to {result['max']:.2f}"),
         ("length", f"{result['mean_length']:.1f} steps"),
         ("episodes", f"{result['episodes']}, {result['mode']}, {discount}, {limit}, seed {result['seed']}"),
@@ -122,8 +122,8 @@ def evaluation_text(result: dict[str, Any]) -> str:
         changed = ", ".join(
             f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in result["changed"].items()
         )
-        rows.insert(0, ("changed", f"{changed}: not the environment of the config"))
+        rows.insert(0, ("changed", f"{changed} (differs from the config)"))
     if "video" in result:
         shown = f"return {result['video_return']:.2f} in {result['video_length']} steps"
-        rows.append(("video", f"{result['video']}: one more, {shown}"))
+        rows.append(("video", f"{result['video']}: another episode, {shown}"))
     return "\n".join([result["env"], *table(rows, 12, indent=2, width=None)])

@@ -1,6 +1,6 @@
-"""What `pgcli show` reports: a run explained from its directory alone, or how two runs differ. Nothing is imported.
+"""Summarize a run, or compare two runs, from their files, for `pgcli show`.
 
-No environment is built and no torch is needed: of the checkpoints, safetensors reads the numbers.
+Builds no environment, imports no user code and no torch; safetensors reads the checkpoints.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from pgcli.inspection import findings
 from pgcli.inspection.findings import Array
 from pgcli.report.text import Finding, duration, percent, short, table
 from pgcli.runs.files import open_file
-from pgcli.runs.information import read_information, read_status
+from pgcli.runs.information import find_run_hint, read_information, read_status
 from pgcli.runs.lock import is_held
 from pgcli.runs.tables import Table, first_difference, read_table
 
 TEXT_COLUMN = 13
 FIELDS = ("name", "level", "text", "iteration", "key")  # of a finding
-TABLES = ("metrics.csv", "evaluations.csv", "episodes.csv")  # which equal runs have in equal bytes
+TABLES = ("metrics.csv", "evaluations.csv", "episodes.csv")  # identical in identical runs
 _CHECKPOINT = re.compile(r"iteration-([0-9]{6,18})\.safetensors")
-_STATISTICS = (".count", ".mean", ".variance")  # of what was seen, not learned
-_MOST_KEYS = 12  # of two configs that differ, shown in a terminal
+_STATISTICS = (".count", ".mean", ".variance")  # running statistics, not learned
+_MOST_KEYS = 12  # differing keys shown in a terminal
 
 
 def show(path: Path) -> dict[str, Any]:
-    """Explain the run in `path`: the object that `pgcli show --json` prints. Writes nothing.
+    """Summarize the run in `path`; return the object that `pgcli show --json` prints. Writes nothing.
 
-    Raises: RunDirectoryError if no run is there, or if a file of it is missing, cut short or damaged.
+    Raises: RunDirectoryError if there is no run, or a file is missing, truncated or damaged.
     """
     config, status, state = _open(path)
     ended = state not in ("running", "killed")
@@ -48,8 +48,8 @@ def show(path: Path) -> dict[str, Any]:
     episodes = read_table(path / "episodes.csv", ("ended",), whole=ended)
     if ended and (told := status.get("iteration")) != metrics.rows:
         raise RunDirectoryError(
-            f"{path}/metrics.csv: has {metrics.rows:,} rows, and status.json tells of {told} iterations",
-            f"`pgcli verify {typed(path)}` says what else is wrong with the run",
+            f"{path}/metrics.csv: has {metrics.rows:,} rows, but status.json reports {told} iterations",
+            f"`pgcli verify {typed(path)}` checks the other files of the run",
         )
     information = read_information(path)
     checks = list(_checks(path, ended, config, metrics, timing, evaluations, episodes))
@@ -59,7 +59,7 @@ def show(path: Path) -> dict[str, Any]:
     found = [
         replace(finding, name=name, key=_new_advice(finding.key, config)) for name, finding in looked.items() if finding
     ]
-    if _is_solved(reached, threshold):  # at its goal, what would otherwise be a warning is worth knowing
+    if _is_solved(reached, threshold):  # warnings become notes once the environment is solved
         found = [replace(finding, level="note") for finding in found]
     return {
         "run": str(path),
@@ -90,26 +90,24 @@ def show(path: Path) -> dict[str, Any]:
 
 
 def _open(path: Path) -> tuple[Config, dict[str, Any], str]:
-    """Read config and status, and say how the run stands: as status.json says, or killed."""
+    """Read config and status; return them with the state: that of status.json, or killed."""
     if not path.is_dir():
-        what = "is a file, not a run directory" if path.exists() else "no such run directory"
-        raise RunDirectoryError(f"{path}: {what}", "`pgcli train` prints the run directory that it writes")
+        what = "a file, not a run directory" if path.exists() else "no such run directory"
+        raise RunDirectoryError(f"{path}: {what}", find_run_hint(path))
     if not (path / "config.yaml").is_file():
-        runs = sorted(file.parent for file in path.glob("*/config.yaml"))
-        hint = f"name one of its runs: {typed(runs[0])}" if runs else "name a run directory that `pgcli train` made"
-        raise RunDirectoryError(f"{path}: no run is there", hint)
+        raise RunDirectoryError(f"{path}: not a run directory", find_run_hint(path))
     try:
         config = load_config(str(path / "config.yaml"))
     except ConfigError as error:
-        hint = "a run of another version of pgcli, or a file that was edited"
-        raise RunDirectoryError(f"{path}/config.yaml: is no config of this version: {error.message}", hint) from None
+        hint = "another version of pgcli wrote it, or it was edited"
+        raise RunDirectoryError(f"{path}/config.yaml: not a valid config: {error.message}", hint) from None
     status = read_status(path)
     state = status["status"]
     return config, status, "killed" if state == "running" and is_held(path) is False else state
 
 
 def _changed(config: Config) -> dict[str, Any]:
-    """List the keys that are not at their default."""
+    """Return the keys with non-default values."""
     default = flat(to_data(Config()))
     leave = ("name", "seed", "env.id")
     return {
@@ -124,7 +122,7 @@ def _shares(timing: Table) -> dict[str, float]:
 
 
 def _reached(evaluations: Table, threshold: Any) -> dict[str, Any]:
-    """Give the last, the best and the first evaluation, and the first that reaches the threshold."""
+    """Return the last, best and first evaluations, and the first that reaches the threshold."""
     returns = evaluations["return_mean"]
     names = ("iteration", "env_steps", "return_mean", "return_standard_error", "evaluation_episodes")
 
@@ -148,16 +146,16 @@ def _reached(evaluations: Table, threshold: Any) -> dict[str, Any]:
 
 
 def _count(table: Table, column: str, row: int) -> int:
-    """Return a cell that is a whole number. Raises: RunDirectoryError."""
+    """Return an integer cell. Raises: RunDirectoryError."""
     value = float(table[column][row])
     if not (math.isfinite(value) and value >= 0):
         line = 2 + row % table.rows
-        raise RunDirectoryError(f"{table.path}: damaged: line {line} has `{value}` for `{column}`")
+        raise RunDirectoryError(f"{table.path}: damaged: line {line} has the value `{value}` in column `{column}`")
     return int(value)
 
 
 def _is_solved(reached: dict[str, Any], threshold: Any) -> bool:
-    """Say whether the last evaluation reaches the environment's threshold."""
+    """Return whether the last evaluation reaches the environment's threshold."""
     last = reached["evaluation"]
     return isinstance(threshold, int | float) and last is not None and last["return_mean"] >= threshold
 
@@ -167,32 +165,32 @@ def _is_solved(reached: dict[str, Any], threshold: Any) -> bool:
 
 def _of_status(path: Path, state: str, status: dict[str, Any], information: dict[str, Any]) -> Iterator[Finding]:
     at, again = status.get("iteration"), f"pgcli resume {typed(path)}"
-    reason = status.get("reason") or "no reason told"
+    reason = status.get("reason") or "no reason recorded"
     if state == "diverged":
         again += " optimizer.learning_rate=… (a lower one)"
         yield Finding("warning", f"diverged: {reason}", at, again, "status")
     elif state == "failed":
-        yield Finding("warning", f"failed: {reason}", at, f"{again} (once it is mended)", "status")
+        yield Finding("warning", f"failed: {reason}", at, f"{again} (after fixing the cause)", "status")
     elif state == "interrupted":
         yield Finding("note", f"interrupted: {reason}", at, again, "status")
     elif state == "killed":
-        yield Finding("note", "killed while it was running: what was saved stands", None, again, "status")
+        yield Finding("note", "the process was killed; the saved state is intact", None, again, "status")
     if not information.get("exact", True):
-        text = "resumed with changes, or not to where it was: not the run that its config alone would make"
+        text = "resumed with changes, or its environments could not be restored: its config alone does not reproduce it"
         yield Finding("note", text, name="exact")
 
 
 def _of_user_code(config: Config) -> Iterator[Finding]:
-    """Name the command that checks a gradient estimator of the user's own."""
+    """Suggest `pgcli check` for the user's own estimator."""
     if (location := config.algorithm.estimator) is not None:
-        text = f"the gradient is that of {location}; a learning curve does not show whether it is right"
+        text = f"gradients come from {location}; a learning curve does not prove them right"
         yield Finding("note", text, None, f"pgcli check {typed(Path(location))}", "estimator")
 
 
 def _new_advice(advice: str, config: Config) -> str:
-    """Return the part of an advice that the run does not follow already, and that its other keys allow.
+    """Drop the parts of an advice that the run already follows or that its config forbids.
 
-    `KEY=VALUE` becomes "a larger KEY" or "a lower KEY" where the run has gone as far as VALUE.
+    `KEY=VALUE` becomes "a larger KEY" or "a lower KEY" if the run already has VALUE or beyond.
     """
     kept = []
     for part in advice.split(", or "):
@@ -202,7 +200,7 @@ def _new_advice(advice: str, config: Config) -> str:
             continue
         try:
             own, new = (attrgetter(key)(one) for one in (config, override(config, [part])))
-        except ConfigError:  # it would be refused beside the run's other keys
+        except ConfigError:  # invalid with the other keys of the run
             continue
         if isinstance(own, int | float) and isinstance(new, int | float):
             lower = key == "algorithm.target_kl"
@@ -222,7 +220,7 @@ def _checks(
     evaluations: Table,
     episodes: Table,
 ) -> Iterator[tuple[str, bool, Callable[[], Finding | None]]]:
-    """Give every check: its name, whether the run has what it looks at, and what looks."""
+    """Yield every check: its name, whether its data exist, and its function."""
     algorithm, k = config.algorithm, metrics["iteration"]
     continuous = _there(metrics["action_standard_deviation"])
     steps = algorithm.update_epochs * algorithm.num_minibatches
@@ -293,7 +291,7 @@ def _gradients(path: Path, ended: bool) -> tuple[Array, Array, Array] | None:
 
 
 def _greedy_gap(metrics: Table, evaluations: Table) -> Finding | None:
-    """Hold each greedy evaluation against the rollout of the same policy: row k is by the policy after k updates."""
+    """Compare each greedy evaluation with the rollout of the same policy, after k updates."""
     rows = evaluations["iteration"].astype(np.int64)
     both = rows < metrics.rows
     pick = rows[both]
@@ -312,11 +310,11 @@ def _kept(path: Path) -> list[tuple[int, Path]]:
 
 
 def _small_steps(kept: Sequence[tuple[int, Path]], metrics: Table, minibatches: int) -> Finding | None:
-    """Hold the policy of the oldest kept checkpoint against that of the newest."""
+    """Compare the policies of the oldest and the newest checkpoint."""
     (first, old), (last, new) = kept[0], kept[-1]
     rates = metrics["learning_rate"]
     if last > metrics.rows or np.nanmean(rates[first:last]) < rates[0] / 10:
-        return None  # a schedule has brought it down, as it should
+        return None  # a schedule lowered the learning rate
     before, after = _policy(old), _policy(new)
     if before.keys() != after.keys():
         return None
@@ -327,7 +325,7 @@ def _small_steps(kept: Sequence[tuple[int, Path]], metrics: Table, minibatches: 
 
 
 def _policy(file: Path) -> dict[str, Array]:
-    """Read the policy's parameters out of a checkpoint; safetensors holds numbers, and nothing is ever executed."""
+    """Read the policy's parameters from a checkpoint, without executing anything."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -337,12 +335,12 @@ def _policy(file: Path) -> dict[str, Array]:
                 name: tensors.get_tensor(name).astype(np.float64) for name in names if not name.endswith(_STATISTICS)
             }
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        hint = f"`pgcli verify {typed(file.parent.parent)}` says what else is wrong with the run"
-        raise RunDirectoryError(f"{file}: damaged, or no checkpoint: {error}", hint) from None
+        hint = f"`pgcli verify {typed(file.parent.parent)}` checks the other files of the run"
+        raise RunDirectoryError(f"{file}: damaged, or not a checkpoint: {error}", hint) from None
 
 
 def explanation_text(result: dict[str, Any]) -> str:
-    """Write the explanation of a run for people, in 80 columns."""
+    """Return the summary of a run as text in 80 columns."""
     steps = f"{result['iterations']:,} iterations, {result['env_steps']:,} env steps, {result['episodes']:,} episodes"
     seconds = "" if result["seconds"] is None else f", {duration(result['seconds'])}"
     changed = ", ".join(f"{key}={_value(value)}" for key, value in result["changed"].items())
@@ -353,7 +351,7 @@ def explanation_text(result: dict[str, Any]) -> str:
         ("trained", f"{result['name']} on {result['env']}, seed {result['seed']}: {steps}{seconds}"),
         ("config", changed or "all defaults"),
         *_reached_rows(result),
-        ("time", shares or "nothing yet"),
+        ("time", shares or "none yet"),
     ]
     for finding in result["findings"]:
         where = "" if finding["iteration"] is None else f"iteration {finding['iteration']}: "
@@ -361,9 +359,9 @@ def explanation_text(result: dict[str, Any]) -> str:
         if finding["key"]:
             rows.append(("", f"→ {finding['key']}"))
     checked, absent = len(result["checked"]), len(result["not_applicable"])
-    none = "no finding: " if not result["findings"] else ""
-    rest = f", and {absent} did not apply: {', '.join(result['not_applicable'])}" if absent else ""
-    rows.append(("checked", f"{none}{checked} checks were made{rest}"))
+    none = "no problems: " if not result["findings"] else ""
+    rest = f"; {absent} do not apply: {', '.join(result['not_applicable'])}" if absent else ""
+    rows.append(("checked", f"{none}{checked} checks{rest}"))
     return "\n".join([result["run"], *table(rows, TEXT_COLUMN, break_on_hyphens=False)])
 
 
@@ -393,7 +391,7 @@ def _value(value: Any) -> str:
 
 
 def differ(a: Path, b: Path) -> dict[str, Any]:
-    """Tell two runs apart: the object that `pgcli show A B --json` prints. Writes nothing.
+    """Compare two runs; return the object that `pgcli show A B --json` prints. Writes nothing.
 
     Raises: RunDirectoryError if one of them cannot be read.
     """
@@ -405,7 +403,7 @@ def differ(a: Path, b: Path) -> dict[str, Any]:
     try:
         tables = {name: first_difference(a / name, b / name) for name in TABLES}
     except OSError as error:
-        hint = "name two run directories that are whole"
+        hint = "both runs need metrics.csv, evaluations.csv and episodes.csv"
         raise RunDirectoryError(f"{error.filename or a}: {error.strerror}", hint) from None
     return {
         "a": str(a),
@@ -426,7 +424,8 @@ def differ(a: Path, b: Path) -> dict[str, Any]:
 def _better(a: Path, b: Path, one: Config, other: Config) -> dict[str, Any]:
     """Compare the last evaluations of two runs: the difference b - a with a 95 % interval (Welch's t).
 
-    The interval is over evaluation episodes, of these two policies. `unlike` names why returns do not compare.
+    The interval is over evaluation episodes of these two policies. `unlike` names the keys that make returns
+    incomparable.
     """
     before, after = (_reached(read_table(path / "evaluations.csv"), None)["evaluation"] for path in (a, b))
     differing = [name for name in ("env", "evaluation.mode") if _compared(one, name) != _compared(other, name)]
@@ -453,7 +452,7 @@ def _better(a: Path, b: Path, one: Config, other: Config) -> dict[str, Any]:
 
 
 def _compared(config: Config, name: str) -> Any:
-    """Return the part of a config that must be equal for two returns to be on one scale."""
+    """Return the part of a config that must be equal for returns to be comparable."""
     if name == "env":
         env = config.evaluation_env
         return [env.id, env.kwargs, env.wrappers, env.max_episode_steps]
@@ -461,49 +460,47 @@ def _compared(config: Config, name: str) -> Any:
 
 
 def _better_text(part: dict[str, Any]) -> str:
-    """Write which of two runs did better, and what that does not tell."""
+    """Describe which of two runs is better, and the limits of the comparison."""
     if part["unlike"]:
         if part["unlike"] == ["evaluations"]:
-            return "not known: a run has no evaluation"
-        return f"not known: the returns do not compare, for the runs have another {' and '.join(part['unlike'])}"
+            return "unknown: a run has no evaluation"
+        return f"unknown: the returns are not comparable: the runs differ in {' and '.join(part['unlike'])}"
     returns, difference = part["returns"], part["difference"]
     text = f"a {short(returns['a'])}, b {short(returns['b'])} in the last evaluations: "
     if part["low"] is None:
-        text += "one episode each has no interval"
+        text += "single episodes have no interval"
     elif part["better"] is None:
-        text += f"no difference is shown, b minus a is {short(part['low'])} to {short(part['high'])} (95 %)"
+        text += f"no significant difference, b minus a is {short(part['low'])} to {short(part['high'])} (95 %)"
     else:
         interval = f"{short(part['low'])} to {short(part['high'])} (95 %)"
         text += f"{part['better']} is better, b minus a is {short(difference)}, {interval}"
-    return (
-        f"{text}. This is about these two policies; one seed each does not tell which config is better: pgcli compare"
-    )
+    return f"{text}. This compares two policies; to compare configs over seeds, use `pgcli compare`"
 
 
 def difference_text(result: dict[str, Any]) -> str:
-    """Write the difference of two runs for people, in 80 columns."""
+    """Return the difference of two runs as text in 80 columns."""
     heads = [f"{run}  {result[run]}  ({status})" for run, status in zip("ab", result["status"], strict=True)]
     config = list(result["config"].items())
     count = "1 key differs:" if len(config) == 1 else f"{len(config)} keys differ:"
     rows = [("config", count if config else "the same")]
     rows += (("", f"{key}: {_value(x)} → {_value(y)}") for key, (x, y) in config[:_MOST_KEYS])
     if len(config) > _MOST_KEYS:
-        rows.append(("", f"… and {len(config) - _MOST_KEYS} more; --json has all of them"))
+        rows.append(("", f"… and {len(config) - _MOST_KEYS} more; see --json"))
     versions = ", ".join(f"{key} {x} → {y}" for key, (x, y) in result["versions"].items())
     rows.append(("versions", versions or "the same"))
     rows += ((name.removesuffix(".csv"), _difference(part)) for name, part in result["tables"].items())
     if not result["same"]:
         rows.append(("better", _better_text(result["better"])))
     if result["same"]:
-        rows.append(("result", "the same to the byte: metrics.csv, evaluations.csv and episodes.csv"))
+        rows.append(("result", "identical: metrics.csv, evaluations.csv and episodes.csv are equal byte for byte"))
     return "\n".join([*heads, *table(rows, TEXT_COLUMN, break_on_hyphens=False)])
 
 
 def _difference(part: dict[str, Any]) -> str:
     if part["same"]:
-        return "the same to the byte"
+        return "identical"
     at = part["iteration"]
-    where = f"the same before iteration {at}, where " if at else ""
+    where = f"identical before iteration {at}, where " if at else ""
     cells = list(part["columns"].items())
     columns = ", ".join(f"{name} {x or 'empty'} → {y or 'empty'}" for name, (x, y) in cells[:3])
     more = f" and {len(cells) - 3} more" if len(cells) > 3 else ""

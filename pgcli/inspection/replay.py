@@ -1,7 +1,7 @@
 """`pgcli eval --replay`: simulate a training episode again, compare it with its row in episodes.csv, and film it.
 
-Training stores no frames. An episode is a function of derived seeds and of the policy at the start of its iteration,
-which a checkpoint has, or which is computed again from an earlier checkpoint.
+Training stores no frames. An episode is a function of derived seeds and the policy at the start of its iteration.
+A checkpoint has that policy, or it is recomputed from an earlier checkpoint.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from pgcli.report.text import table
 from pgcli.report.video import FilmedEpisode, check_name, drawing, played, write
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import is_run
+from pgcli.runs.information import find_run_hint
 from pgcli.runs.tables import read_table
 from pgcli.sampling.chunks import chunk_ranges
 from pgcli.sampling.episodes import episode_seed
@@ -60,7 +61,7 @@ class RecordedEpisode:
 
 
 class CollectedIteration(NamedTuple):
-    """What an iteration collected, and the sampler's state at its start."""
+    """The data of an iteration, and the sampler's state at its start."""
 
     state: dict[str, Tensor]
     rollout: Rollout
@@ -68,7 +69,7 @@ class CollectedIteration(NamedTuple):
 
 @dataclass
 class RecordingSampler:
-    """A sampler that keeps what it collects, from the iteration `first` on."""
+    """A sampler that keeps the collected data from iteration `first` on."""
 
     sampler: Sampler
     first: int
@@ -76,7 +77,7 @@ class RecordingSampler:
     failed_restores: int = 0
 
     def collect(self, policy: Policy, iteration: int, check: Check) -> Rollout:
-        """Collect for one iteration, and keep it."""
+        """Collect one iteration and keep the data."""
         state = self.sampler.state_dict(iteration) if iteration >= self.first else {}
         rollout = self.sampler.collect(policy, iteration, check)
         if iteration >= self.first:
@@ -93,16 +94,16 @@ class RecordingSampler:
 
 
 def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Simulate the training episode `which`, ITERATION:EPISODE, of the run in `path` again, and film it.
+    """Replay the training episode `which`, ITERATION:EPISODE, of the run in `path`, and film it.
 
-    Returns: the object that `pgcli eval --replay --json` prints. `matches` is whether the episode is the recorded one;
-    only then is it filmed. `tell` receives a message with the number of iterations that are computed again first.
+    Returns: the object that `pgcli eval --replay --json` prints. `matches` states whether the episode equals the
+    recorded one; only then is it filmed. `tell` receives a message with the number of recomputed iterations.
     Raises: UsageError, RunDirectoryError, EnvironmentFailure.
     """
     if video is not None:
         check_name(video)
     if not is_run(path):
-        raise RunDirectoryError(f"{path}: no run is there", "--replay takes a run directory that `pgcli train` made")
+        raise RunDirectoryError(f"{path}: not a run directory", find_run_hint(path))
     config = stored_config(path)
     if not trust:
         refuse_foreign_modules(config, path)
@@ -115,10 +116,10 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
         origin = file.name if file else "the start of the run"
         if lost:
             raise EnvironmentFailure(
-                f"{lost} environments do not come back to where {origin} left them: nothing can be replayed from it"
+                f"{lost} environments did not return to their state in {origin}: the episode cannot be replayed"
             )
         repeated_iterations = iteration - run.counters.iteration
-        tell(f"iteration {iteration} from {origin}, with {repeated_iterations} iterations computed again before")
+        tell(f"replaying iteration {iteration} from {origin}: {repeated_iterations} iterations to recompute first")
         collected = _repeat(run, first, iteration)
     episodes = collected[iteration].rollout.episodes
     again = episodes[recorded.index] if recorded.index < len(episodes) else None
@@ -148,13 +149,13 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
 
 
 def replay_text(result: dict[str, Any]) -> str:
-    """Write a replay for people."""
+    """Return a replay as text."""
 
     def described(prefix: str) -> str:
         returns = f"return {result[f'{prefix}return']!r}, {result[f'{prefix}discounted_return']!r} discounted"
         return f"{returns}, {result[f'{prefix}length']} steps, {result[f'{prefix}ended']}"
 
-    verdict = "the same to the last digit" if result["matches"] else "they differ: this is not the episode of the run"
+    verdict = "identical to the recorded episode" if result["matches"] else "differs from the recorded episode"
     rows = [
         ("replayed", "no such episode" if result["return"] is None else described("")),
         ("recorded", described("recorded_")),
@@ -174,7 +175,7 @@ def _find(path: Path, which: str) -> RecordedEpisode:
     iteration, colon, episode = which.partition(":")
     if not (colon and iteration.isdecimal() and episode.isdecimal() and len(which) < 40):
         raise UsageError(
-            f"--replay {which}: not ITERATION:EPISODE", "write it like 12:345, both as numbered in episodes.csv"
+            f"--replay {which}: not ITERATION:EPISODE", "for example --replay 12:345, with the numbers of episodes.csv"
         )
     file = path / "episodes.csv"
     table = read_table(file)
@@ -191,12 +192,12 @@ def _find(path: Path, which: str) -> RecordedEpisode:
     for row in rows:
         if row.episode == int(episode):
             return row
-    hint = f"there it has {rows[0].episode} to {rows[-1].episode}" if rows else "no episode ended in that iteration"
+    hint = f"it has episodes {rows[0].episode} to {rows[-1].episode}" if rows else "no episode ended in this iteration"
     raise UsageError(f"{file}: iteration {int(iteration)} has no episode {int(episode)}", hint)
 
 
 def _uses_vector_form(config: Config) -> bool:
-    """Return whether training uses the environment's vector form, which is known once one chunk's is built."""
+    """Return whether training uses the environment's vector form, by building that of one chunk."""
     width = min(config.env.chunk_size or config.env.num_envs, config.rollout.episodes or config.env.num_envs)
     resumable = config.rollout.steps is not None
     with closing(make_environments(environments_of(config), width, resumable=resumable)) as envs:
@@ -204,9 +205,9 @@ def _uses_vector_form(config: Config) -> bool:
 
 
 def _choose_start(path: Path, config: Config, first: int, iteration: int) -> tuple[Path | None, Config]:
-    """Choose the newest checkpoint from which the iterations from `first` on can be computed, and its config.
+    """Choose the newest checkpoint from which iteration `first` and later ones can be recomputed, and its config.
 
-    A checkpoint has the config of the iterations before it; config.yaml is that of those after the last change.
+    A checkpoint has the config of the iterations before it; config.yaml has the config after the last change.
     """
     changes = changed_iterations(path, config)
     last = max(changes, default=0)
@@ -221,9 +222,8 @@ def _choose_start(path: Path, config: Config, first: int, iteration: int) -> tup
         return None, _without_measurements(config, 0, iteration)
     kept = ", ".join(str(checkpoints.iteration_of(file)) for file in files)
     raise RunDirectoryError(
-        f"{path}: was resumed with another config at iteration {last}, and no checkpoint between that and the episode"
-        " is kept",
-        f"kept: {kept}; a larger checkpoint.keep keeps more" if kept else "",
+        f"{path}: was resumed with another config at iteration {last}, and no later checkpoint fits",
+        f"existing checkpoints: {kept}; a larger checkpoint.keep keeps more" if kept else "",
     )
 
 
@@ -234,14 +234,14 @@ def _without_measurements(config: Config, at: int, iteration: int) -> Config:
         quiet += ["training.seconds=null", "training.env_steps=null", f"training.iterations={iteration + 1}"]
     elif follows_the_clock(config):
         raise RunDirectoryError(
-            "its schedules follow the clock, so its iterations cannot be computed again",
-            "of iterations that a kept checkpoint begins, episodes can be replayed",
+            "its schedules depend on elapsed time, so iterations cannot be recomputed",
+            "only episodes of an iteration that starts at a checkpoint can be replayed",
         )
     return override(config.without_stopping(), quiet)
 
 
 def _repeat(run: Training, first: int, iteration: int) -> dict[int, CollectedIteration]:
-    """Continue the run to `iteration` and collect it; return what was collected from `first` on."""
+    """Continue the run to `iteration` and collect it; return the data from `first` on."""
     run.sampler = sampler = RecordingSampler(run.sampler, first)
     if run.counters.iteration < iteration:
         for _ in train(run):
@@ -256,7 +256,7 @@ def _repeat(run: Training, first: int, iteration: int) -> dict[int, CollectedIte
 
 
 class VectorState(NamedTuple):
-    """One column of a vector form before a step: the observation, the simulator's arrays, the action."""
+    """One column of a vector form before a step: observation, simulator state, action."""
 
     obs: Array
     arrays: dict[str, Array]
@@ -276,7 +276,7 @@ class ReplayFrames:
         self.film = FilmedEpisode()
 
     def of_single_form(self) -> Iterator[Frame]:
-        """Play the episode's actions in a fresh instance of its environment, and check that it is the same episode."""
+        """Play the episode's actions in a new environment, and check that it is the same episode."""
         drawn, seed = self._actions_since_reset()
         actions = self._policy.actor("sampled").for_environment(drawn)
         seen = self._rollout.trajectories.obs[:, self._column].numpy()
@@ -314,7 +314,7 @@ class ReplayFrames:
         return drawn, segment_seed(config, column, episode)
 
     def of_vector_form(self) -> Iterator[Frame]:
-        """Draw each state in a vector form of one column, or in the single form if the vector form draws nothing."""
+        """Render each state in a vector form of one column, or in the single form if it cannot render."""
         env, states, reader = self._env, list(self._vector_states()), FrameReader(self._env.id)
         with drawing(env):
             try:
@@ -322,7 +322,7 @@ class ReplayFrames:
                 alone.reset([0])
                 alone.restore(states[0].arrays)
                 FrameReader(env.id).read(alone.render()[0])
-            except Exception:  # if the single form fails too, its error is raised
+            except Exception:  # if the single form also fails, its error is raised
                 yield from self._redrawn_in_single_form(states)
                 return
             with closing(alone):
@@ -332,9 +332,9 @@ class ReplayFrames:
                     yield reader.read(alone.render()[0])
 
     def _vector_states(self) -> Iterator[VectorState]:
-        """Step the chunk of the episode's column through all of its actions again; yield the episode's states.
+        """Repeat all actions of the chunk that contains the episode; yield the states of the episode.
 
-        Raises: EnvironmentFailure: if an observation differs from the one that the policy saw.
+        Raises: EnvironmentFailure if an observation differs from the recorded one.
         """
         config, env, iteration = self._config, self._env, self._recorded.iteration
         steps, width = config.rollout.steps or 0, env.chunk_size or env.num_envs
@@ -360,7 +360,7 @@ class ReplayFrames:
             yield VectorState(obs[stop], select_column(envs.arrays(), shapes, column), None)
 
     def _start_chunk(self, envs: VectorEnvironments, iteration: int, columns: range) -> None:
-        """Bring a vector form to the state in which its columns began an iteration."""
+        """Restore the state of a vector form at the start of an iteration."""
         config = self._config
         if config.rollout.steps is None:
             envs.reset([episode_seed(config, iteration, one) for one in columns])
@@ -372,7 +372,7 @@ class ReplayFrames:
         envs.seed(native_seed(config, iteration, columns.start))
 
     def _redrawn_in_single_form(self, states: list[VectorState]) -> Iterator[Frame]:
-        """Set the first state in the single form and step it through the actions; its observations must be equal."""
+        """Set the first state in the single form and repeat the actions; observations must be equal."""
         env_id, reader = self._config.env.id, FrameReader(self._config.env.id)
         with closing(SingleEnvironments(self._env, 1)) as known:
             layout = known.layout
@@ -388,16 +388,15 @@ class ReplayFrames:
                 obs, _, _, _, _ = env.step(state.action)
                 if layout.pack(obs).tobytes() != after.obs.tobytes():
                     raise EnvironmentFailure(
-                        f"the vector form of {env_id} draws no pictures, and its single form does not come to the same "
-                        "observations: this episode cannot be filmed",
-                        "env.vectorization=sync trains on episodes that can be",
+                        f"{env_id}: this episode cannot be filmed: the vector form renders no frames, and the single "
+                        "form gives other observations",
+                        "episodes of a run with env.vectorization=sync can be filmed",
                     )
                 yield reader.read(env.render())
 
     def _not_reproducible(self) -> EnvironmentFailure:
-        what = f"{self._config.env.id} does not repeat itself: what it shows is another episode"
-        hint = "env.rebuild=true gives each episode a fresh instance"
-        return EnvironmentFailure(f"{what} than the one that was trained on", hint)
+        what = f"{self._config.env.id} is not reproducible: the replayed episode differs from the training episode"
+        return EnvironmentFailure(what, "env.rebuild=true builds a new instance for each episode")
 
 
 def _position(config: Config, rollout: Rollout, index: int) -> tuple[int, int]:

@@ -1,1 +1,1 @@
-"""What people look at: learning curves, and how they are drawn over several runs."""
+"""Learning curves, statistics over runs, displays, logs and videos."""

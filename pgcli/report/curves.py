@@ -1,4 +1,4 @@
-"""Learning curves of run directories: from folders to runs, and from runs to the lines of a plot."""
+"""Learning curves: find runs in folders, read them, and group them into lines of a plot."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pgcli.report.statistics import (
     gradient_ratio,
     smoothed,
 )
-from pgcli.runs.information import read_status
+from pgcli.runs.information import find_run_hint, read_status
 from pgcli.runs.tables import Table, read_table
 from pgcli.system.streams import printable
 
@@ -39,14 +39,14 @@ _STATISTICS = {"mean": "mean", "iqm": "interquartile mean", "median": "median"}
 _METHODS = {"mean": "Student's t", "iqm": "Tukey-McLaughlin, of a trimmed mean", "median": "order statistics"}
 _UNITS = {"env_steps": "steps", "iteration": "iterations", "episodes": "episodes", "seconds": "s"}
 _MOMENTS = ("snr", "gradient_variance", "trajectory_variance")
-_FEW_RUNS = 5  # below which a caption reports how little they show
-_RARE = 0.2  # the share of failing runs that a caption takes as its example
+_FEW_RUNS = 5  # with fewer runs, the caption has a warning
+_RARE = 0.2  # share of failing runs in the example of the caption
 _TABLES = {"evaluation.": "evaluations.csv", "gradients.": "gradients.csv", "": "metrics.csv"}  # by the prefix of y
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What is drawn against what, and how."""
+    """The axes, statistic, band and smoothing of a plot."""
 
     x: XAxis
     y: str
@@ -66,12 +66,12 @@ class Drawing:
 
     @property
     def of_evaluations(self) -> bool:
-        """Whether y is of evaluations.csv."""
+        """Whether y is in evaluations.csv."""
         return self.prefix == "evaluation."
 
     @property
     def of_gradients(self) -> bool:
-        """Whether y is of gradients.csv, which has a row for each estimator."""
+        """Whether y is in gradients.csv, which has a row for each estimator."""
         return self.prefix == "gradients."
 
 
@@ -79,8 +79,8 @@ class Drawing:
 class RunCurve:
     """The curve of one run.
 
-    `settings` is its config as `{dotted key: text}`, `episodes` the number behind an evaluation, `ending` its status,
-    or "stopped" where it ended before its budget was used.
+    `settings` is the config as `{dotted key: text}`, `episodes` the number of evaluation episodes, `ending` the status,
+    or "stopped" if a stopping rule ended the run.
     """
 
     path: Path
@@ -91,13 +91,13 @@ class RunCurve:
 
     @property
     def experiment(self) -> frozenset[tuple[str, str]]:
-        """The config without the seed: runs that share it are one line."""
+        """The config without the seed. Runs with the same experiment form one line."""
         return _experiment(self.settings)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the plot, the runs behind it, and how many others of its experiment have no number to draw."""
+    """One line of the plot, its runs, and the number of other runs without a number to draw."""
 
     label: str
     runs: list[RunCurve]
@@ -106,12 +106,12 @@ class Line:
 
     @property
     def label_and_runs(self) -> str:
-        """The label and the number of runs, for a plot whose lines have different numbers of them."""
+        """The label with the number of runs, if lines have different numbers of runs."""
         return f"{self.label} ({len(self.runs)} run{'s' if len(self.runs) > 1 else ''})"
 
 
 def legend(lines: Sequence[Line]) -> list[str]:
-    """Label the lines, with their numbers of runs where these differ."""
+    """Label the lines, with their numbers of runs if these differ."""
     equal = len({len(line.runs) for line in lines}) == 1
     return [line.label if equal else line.label_and_runs for line in lines]
 
@@ -135,15 +135,15 @@ def _checked(x: str, y: str, stat: str, band: str, smooth: int, output: Path | N
     ):
         if value not in choices:
             problems.append(
-                Problem(option, f"`{value}` is none of {', '.join(choices)}", _did_you_mean(value, choices))
+                Problem(option, f"unsupported value `{value}`; use {', '.join(choices)}", _did_you_mean(value, choices))
             )
     if smooth < 1:
-        problems.append(Problem("--smooth", f"a window of {smooth} points", "1 is no smoothing"))
+        problems.append(Problem("--smooth", f"a window of {smooth} points", "use 1 or more; 1 is no smoothing"))
     if band == "standard_error" and stat in ("iqm", "median"):
-        reason = f"standard_error is that of a mean, and the line would be the {_STATISTICS[stat]}"
+        reason = f"standard_error is defined for a mean, not for the {_STATISTICS[stat]}"
         problems.append(Problem("--band", reason, "use --band ci95 or --stat mean"))
     if y.removeprefix("gradients.") in GRADIENT_RATIOS and stat in ("iqm", "median"):
-        reason = f"`{y}` is a ratio, and only the ratio of means is right over iterations or runs"
+        reason = f"`{y}` is a ratio, which must be averaged as a ratio of means"
         problems.append(Problem("--stat", reason, "use --stat mean"))
     if problems:
         raise ConfigError(problems)
@@ -154,24 +154,24 @@ def _checked(x: str, y: str, stat: str, band: str, smooth: int, output: Path | N
 
 def _did_you_mean(value: str, choices: Collection[str]) -> str:
     close = closest(value, choices)
-    return f"did you mean `{close}`?" if close else f"there are {', '.join(choices)}"
+    return f"did you mean `{close}`?" if close else f"use one of {', '.join(choices)}"
 
 
 # From folders to runs
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """Find run directories: those given, and all below other folders, without those moved aside (`NAME~1`)."""
+    """Find all run directories in folders, except those moved aside (`NAME~1`)."""
     found: dict[str, Path] = {}
     for folder in folders:
         if not folder.is_dir():
-            what = "is a file, not a run directory" if folder.exists() else "no such directory"
-            raise RunDirectoryError(f"{folder}: {what}", "`pgcli train` prints the run directory that it writes")
+            what = "a file, not a run directory" if folder.exists() else "no such directory"
+            raise RunDirectoryError(f"{folder}: {what}", find_run_hint(folder))
         below = _runs_below(folder, set())
         if not below:
             missing = [name for name in ("config.yaml", "metrics.csv") if not (folder / name).is_file()]
             raise RunDirectoryError(
-                f"{folder}: no run in it" if len(missing) == 2 else f"{folder}: has no {missing[0]}",
+                f"{folder}: contains no run" if len(missing) == 2 else f"{folder}: has no {missing[0]}",
                 "a run directory has config.yaml and metrics.csv",
             )
         found |= {os.path.realpath(run): run for run in below}
@@ -196,11 +196,11 @@ def _runs_below(folder: Path, seen: set[str]) -> list[Path]:
 
 
 class _NothingToDraw(RunDirectoryError):
-    """A run has no number in the column asked for."""
+    """A run has no number in the requested column."""
 
 
 def _drawable(paths: Sequence[Path], drawing: Drawing) -> tuple[list[RunCurve], list[dict[str, str]]]:
-    """Read the curves of all runs, and the configs of those without a number, with a warning for each.
+    """Read the curves of all runs; warn about runs without a number, and return their configs.
 
     Raises: RunDirectoryError if no run has a number.
     """
@@ -223,25 +223,25 @@ def _drawable(paths: Sequence[Path], drawing: Drawing) -> tuple[list[RunCurve], 
     if not runs:
         raise empty[0]
     for nothing in empty:
-        warnings.warn(f"left out: {nothing.message}", stacklevel=2)
+        warnings.warn(f"skipped: {nothing.message}", stacklevel=2)
     return runs, without
 
 
 def _without_copies(runs: Sequence[RunCurve], drawing: Drawing) -> list[RunCurve]:
-    """Leave out, with a warning, each run whose config, seed and table another one has: it is no further seed.
+    """Skip copies of a run, with a warning: the same config, seed and table.
 
-    A table that is the beginning of another is of an unfinished copy. Equal seeds with other numbers all count.
+    A table that is the beginning of another one belongs to an unfinished copy. Runs with different numbers count.
     """
     content = {run.path: (run.path / _TABLES[drawing.prefix]).read_bytes() for run in runs}
     kept: dict[frozenset[tuple[str, str]], list[RunCurve]] = {}
-    for run in sorted(runs, key=lambda run: -len(content[run.path])):  # of equal ones the first is kept
+    for run in sorted(runs, key=lambda run: -len(content[run.path])):  # the first of equal runs is kept
         same = kept.setdefault(frozenset(run.settings.items()), [])
         original = next((one for one in same if content[one.path].startswith(content[run.path])), None)
         if original is not None:
-            warnings.warn(f"left out: {run.path} is a copy of {original.path}, with its config and seed", stacklevel=2)
+            warnings.warn(f"skipped: {run.path} is a copy of {original.path}", stacklevel=2)
             continue
         if same:
-            text = f"{run.path} has the config and the seed of {same[0].path} and other numbers: both count as runs"
+            text = f"{run.path} and {same[0].path} have the same config and seed but different numbers: both count"
             warnings.warn(text, stacklevel=2)
         same.append(run)
     chosen = [id(run) for group in kept.values() for run in group]
@@ -249,16 +249,18 @@ def _without_copies(runs: Sequence[RunCurve], drawing: Drawing) -> list[RunCurve
 
 
 def _read(path: Path, drawing: Drawing) -> Table:
-    """Read the table of y, which may still be written, or damaged by a crash of the machine."""
+    """Read the table of y, which may be incomplete or damaged by a crash."""
     file = path / _TABLES[drawing.prefix]
     if drawing.of_gradients and not file.is_file():
-        raise _NothingToDraw(f"{path}: has no gradients.csv", "a run with `diagnostics.every` writes it")
+        raise _NothingToDraw(
+            f"{path}: has no gradients.csv", "set diagnostics.every to measure gradients during training"
+        )
     columns = {drawing.column, "env_steps", "episodes", "return_standard_error", "evaluation_episodes"}
     if drawing.of_gradients:
         columns |= {"estimator", *_MOMENTS}
     table = read_table(file, columns, skip_damage=True)
     if "iteration" not in table.header:
-        raise _NothingToDraw(f"{file}: is empty or damaged: it has no column `iteration`")
+        raise _NothingToDraw(f"{file}: empty or damaged: no column `iteration`")
     if drawing.column not in table.header:
         names = [drawing.prefix + name for name in table.header]
         hint = _did_you_mean(drawing.y, names)
@@ -267,7 +269,7 @@ def _read(path: Path, drawing: Drawing) -> Table:
 
 
 def _run_curve(path: Path, table: Table, drawing: Drawing, estimator: str | None) -> RunCurve:
-    """Take the curve of one run, or of one estimator in it, from its table."""
+    """Extract the curve of one run, or of one of its estimators, from its table."""
     settings = _settings(path / "config.yaml")
     if estimator is not None:
         settings["estimator"] = estimator
@@ -278,7 +280,7 @@ def _run_curve(path: Path, table: Table, drawing: Drawing, estimator: str | None
         y, weights = gradient_ratio(drawing.column, *(table[name] for name in _MOMENTS))
     drawn = np.isfinite(y) & np.isfinite(weights) & np.isfinite(x)
     if not drawn.any():
-        raise _NothingToDraw(f"{table.path}: has no number in column `{drawing.column}`")
+        raise _NothingToDraw(f"{table.path}: no number in column `{drawing.column}`")
     error = table["return_standard_error"][drawn] if drawing.column == "return_mean" else None
     curve = Curve(x[drawn], y[drawn], error, weights[drawn] if is_ratio else None)
     count = table["evaluation_episodes"][drawn][-1]
@@ -287,16 +289,16 @@ def _run_curve(path: Path, table: Table, drawing: Drawing, estimator: str | None
 
 
 def _last_of_each_iteration(table: Table) -> Table:
-    """Sort rows by iteration; of those with the same one, the last counts.
+    """Sort rows by iteration; keep the last row of each iteration.
 
-    So the evaluation of fresh episodes after a stopping rule replaces the one that was selected by the rule.
+    After a stop, the evaluation on new episodes replaces the one that triggered the stop.
     """
     rows = np.flatnonzero(np.isfinite(table["iteration"]))[::-1]
     return table.pick(rows[np.unique(table["iteration"][rows], return_index=True)[1]])
 
 
 def _x_values(path: Path, table: Table, drawing: Drawing) -> Array:
-    """Return x of each row; for an evaluation that of the iteration before it, 0 before the first."""
+    """Return x of each row; an evaluation has x of the previous iteration, and 0 before the first."""
     if drawing.x in table.numbers:
         return table[drawing.x]
     file, column = ("timing.csv", "elapsed_seconds") if drawing.x == "seconds" else ("metrics.csv", "episodes")
@@ -326,12 +328,12 @@ def _experiment(settings: dict[str, str]) -> frozenset[tuple[str, str]]:
 
 
 def _ending(path: Path) -> str:
-    """Return the status of the run in `path`; "stopped" for one that finished by its stopping rule."""
+    """Return the status of the run in `path`; "stopped" if a stopping rule ended it."""
     if not (path / "status.json").exists():
         return "unknown"
     status = read_status(path)
     reason = status.get("reason") or ""
-    by_rule = reason.startswith(("stopped early", "reached a return"))  # the latter: before
+    by_rule = reason.startswith(("stopped early", "reached a return"))  # the latter in earlier versions
     return "stopped" if by_rule and status["status"] == "finished" else str(status["status"])
 
 
@@ -339,7 +341,7 @@ def _ending(path: Path) -> str:
 
 
 def draw_lines(runs: Sequence[RunCurve], without: Sequence[dict[str, str]], drawing: Drawing) -> list[Line]:
-    """Group the runs that differ only in their seed, in their order; `without` are configs of runs without a number."""
+    """Group runs that differ only in their seed; `without` are the configs of runs without a number."""
     groups: dict[frozenset[tuple[str, str]], list[RunCurve]] = {}
     for run in runs:
         groups.setdefault(run.experiment, []).append(run)
@@ -351,12 +353,12 @@ def draw_lines(runs: Sequence[RunCurve], without: Sequence[dict[str, str]], draw
     ]
     drawn = [line for line in lines if len(line.curve.x)]
     if not drawn:
-        raise _NothingToDraw(f"`{drawing.y}`: the noise exceeds the signal everywhere", "use --smooth or more seeds")
+        raise _NothingToDraw(f"`{drawing.y}`: the noise exceeds the signal everywhere", "use --smooth, or more seeds")
     return drawn
 
 
 def _labels(settings: Sequence[dict[str, str]]) -> list[str]:
-    """Label experiments by their names, and where those are equal also by the keys that differ."""
+    """Label experiments by name; if names are equal, add the keys that differ."""
     labels = []
     for one in settings:
         twins = [other for other in settings if other.get("name") == one.get("name")]
@@ -367,7 +369,7 @@ def _labels(settings: Sequence[dict[str, str]]) -> list[str]:
             if not key.startswith(("training.", "evaluation.", "checkpoint.", "sampling.", "diagnostics."))
         ]
         if len({tuple(twin.get(key) for key in method) for twin in twins}) == len(twins):
-            keys = method  # enough to tell them apart
+            keys = method  # these distinguish them
         name = one.get("name", "run")
         values = ", ".join(f"{key.rpartition('.')[2]} {one[key]}" for key in keys)
         labels.append(shortened(printable(f"{name}: {values}" if values else name), 70))
@@ -375,15 +377,15 @@ def _labels(settings: Sequence[dict[str, str]]) -> list[str]:
 
 
 def caption(lines: Sequence[Line], drawing: Drawing) -> str:
-    """Describe each line and its band: the method, how many runs or episodes, and which runs ended early."""
+    """Describe lines and bands: method, number of runs or episodes, and runs that ended early."""
     several, single = ([line for line in lines if (len(line.runs) > 1) == more] for more in (True, False))
     sentences = [*_of_several(several, drawing), *_of_single(single, drawing, bool(several))]
     for line in lines:
         sentences += _endings(line, drawing, f"{shortened(line.label, 40)}: " if len(lines) > 1 else "")
     if any(run.curve.x[-1] < line.curve.x[-1] for line in lines for run in line.runs):
-        sentences.append("A run that ended keeps its last value.")
+        sentences.append("Runs that ended early keep their last value.")
     if any(_is_interpolated(run.curve, line.curve) for line in lines for run in line.runs):
-        sentences.append("Runs are straight lines between points, which narrows the band of noisy ones.")
+        sentences.append("Runs are interpolated linearly, which narrows the band of noisy runs.")
     if drawing.smooth > 1:
         sentences.append(f"Each run smoothed over {drawing.smooth} points.")
     return printable(" ".join(sentences))
@@ -408,19 +410,19 @@ def _of_several(lines: Sequence[Line], drawing: Drawing) -> Iterator[str]:
         yield f"Lines: {statistic} over {sizes[0]} runs each."
     else:
         each = ", ".join(f"{size} ({shortened(line.label, 40)})" for size, line in zip(sizes, lines, strict=True))
-        yield f"Lines: {statistic} over so many runs: {each}."
+        yield f"Lines: {statistic} over n runs, n = {each}."
     match drawing.band:
         case "ci95":
-            yield f"Band: its 95 % interval ({method})."
+            yield f"Band: 95 % interval ({method})."
             if drawing.stat == "median" and min(sizes) < 6:
-                yield "The median of fewer than 6 runs has none."
+                yield "The median of fewer than 6 runs has no interval."
         case "bootstrap":
-            yield f"Band: its 95 % bootstrap interval ({RESAMPLES:,} resamples of runs), too narrow for few runs."
+            yield f"Band: 95 % bootstrap interval ({RESAMPLES:,} resamples of runs), too narrow for few runs."
         case "standard_error":
-            yield "Band: ± one standard error of it over runs."
+            yield "Band: ± one standard error over runs."
     for size in sorted({size for size in sizes if size < _FEW_RUNS}):
         missed = f"{100 * (1 - _RARE) ** size:.0f} %"
-        yield f"{size} runs show little: with probability {missed}, none of them shows a failure of 1 run in 5."
+        yield f"{size} runs are few: with probability {missed}, they miss a failure that occurs in 1 of 5 runs."
 
 
 def _of_single(lines: Sequence[Line], drawing: Drawing, others: bool) -> Iterator[str]:
@@ -433,12 +435,12 @@ def _of_single(lines: Sequence[Line], drawing: Drawing, others: bool) -> Iterato
     number = f"{episodes.pop()}" if len(episodes) == 1 and None not in episodes else "its"
     of = f"{number} evaluation episodes" if drawing.of_evaluations else "an iteration's episodes"
     known = drawing.column == "return_mean"
-    band = f"band: ± one standard error over {of}." if known else "no band: one run shows no spread."
-    yield f"Where there is one run, {band}" if others else f"One run. {band[0].upper() + band[1:]}"
+    band = f"band: ± one standard error over {of}." if known else "no band: one run has no spread."
+    yield f"Single runs: {band}" if others else f"One run. {band[0].upper() + band[1:]}"
 
 
 def _endings(line: Line, drawing: Drawing, label: str) -> Iterator[str]:
-    """Count the runs of a line that did not use their budget, and where they ended."""
+    """Count the runs of a line that ended before their budget, and where."""
     count = len(line.runs)
     for ending in dict.fromkeys(run.ending for run in line.runs if run.ending != "finished"):
         ends = sorted(float(run.curve.x[-1]) for run in line.runs if run.ending == ending)
@@ -448,11 +450,11 @@ def _endings(line: Line, drawing: Drawing, label: str) -> Iterator[str]:
         verb = verbs.get(ending, ending)
         yield f"{label}{len(ends)} of {count} {verb} at {where} {_UNITS[drawing.x]}."
     if line.left_out:
-        yield f"{label}{line.left_out} of {count + line.left_out} without a number: left out."
+        yield f"{label}{line.left_out} of {count + line.left_out} without a number: skipped."
 
 
 def _rounded(x: float) -> str:
-    """Write a number in three digits: 12 k, 1.25 M."""
+    """Format a number with three digits: 12 k, 1.25 M."""
     text = thousands(float(f"{x:.3g}"))
     return f"{text[:-1]} {text[-1]}" if text[-1].isalpha() else text
 
@@ -473,7 +475,7 @@ def y_label(lines: Sequence[Line], drawing: Drawing) -> str:
 
 
 def thousands(value: float) -> str:
-    """Write a number of an axis: 25k, 1.5M."""
+    """Format a number of an axis: 25k, 1.5M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
@@ -481,5 +483,5 @@ def thousands(value: float) -> str:
 
 
 def shortened(text: str, width: int) -> str:
-    """Cut a text to a width."""
+    """Shorten a text to a width."""
     return text if len(text) <= width else text[: width - 1] + "…"

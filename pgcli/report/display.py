@@ -1,4 +1,4 @@
-"""What a user sees during training: a live panel in a terminal, plain lines elsewhere. It only consumes records."""
+"""Progress displays: a live panel in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PLAIN_INTERVAL = 1.0  # seconds between plain lines
-LIVE_INTERVAL = 0.1  # seconds between refreshes, at least
+LIVE_INTERVAL = 0.1  # minimum seconds between refreshes
 LABEL_WIDTH = len("evaluation")
 OF_POLICY = ("entropy", "grad_norm", "approx_kl", "clip_fraction")
 OF_VALUE = ("explained_variance", "value_loss")
-LIVE_SHARE = 0.01  # of the run time that refreshing may take, at most
+LIVE_SHARE = 0.01  # maximum share of the run time for refreshing
 BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", " .:-=+*#"  # from low to high
 
 
-# ------------------------------------------------------------------------------------------------- when something shows
+# ------------------------------------------------------------------------------------------------------------- displays
 
 
 class View(Protocol):
-    """What a display shows of its runs."""
+    """The content of a display."""
 
     @property
     def last_line(self) -> str:
-        """The line that ends a plain display; empty for that of the last record."""
+        """The last line of a plain display; empty for the line of the last record."""
 
     @property
     def last_notices(self) -> Sequence[str]:
-        """What a live display prints below its last drawing."""
+        """Notices that a live display prints at its end."""
 
     def add(self, record: Record, run: int) -> str:
-        """Take note of a record; return its line for a plain display, or nothing if there is none."""
+        """Add a record; return its line for a plain display, or an empty string."""
 
     def draw(self, width: int, bars: str, closed: bool) -> Iterator[Table]:
-        """Draw the current state for a live display, the last one if it is `closed`."""
+        """Draw the current state for a live display; `closed` for the last time."""
 
 
 def make_display(view: View, quiet: bool) -> Display:
@@ -61,17 +61,17 @@ def make_display(view: View, quiet: bool) -> Display:
 
 
 class Display:
-    """Takes the records of one run, or of several by their numbers, and shows nothing of them."""
+    """Receives the records of numbered runs, and shows nothing."""
 
     def show(self, record: Record, run: int = 0) -> None:
-        """Take note of a record of run number `run`, and show it if it is time."""
+        """Add a record of run number `run`, and show it if it is time."""
 
     def close(self) -> None:
-        """Show the last state and leave the terminal as it was."""
+        """Show the last state and restore the terminal."""
 
 
 class PlainDisplay(Display):
-    """Prints a line to stderr, at most one a second; notices are printed at once."""
+    """Prints at most one line per second to stderr; prints notices at once."""
 
     def __init__(self, view: View) -> None:
         self._view, self._pending, self._printed = view, "", float("-inf")
@@ -82,14 +82,14 @@ class PlainDisplay(Display):
         if not line:
             return
         if isinstance(record, Notice):
-            self._print()  # what came first
+            self._print()  # the pending line
             self._printed = float("-inf")
         self._pending = line
         if time.perf_counter() - self._printed >= PLAIN_INTERVAL:
             self._print()
 
     def close(self) -> None:
-        """Print the last line, unless it is printed already."""
+        """Print the last line if it is not printed yet."""
         self._pending = self._view.last_line or self._pending
         self._print()
 
@@ -100,7 +100,7 @@ class PlainDisplay(Display):
 
 
 class LiveDisplay(Display):
-    """Draws on stderr as often as a hundredth of the run time allows; a closed terminal ends the drawing alone."""
+    """Draws on stderr, in at most 1 % of the run time. A closed terminal does not stop the run."""
 
     def __init__(self, view: View) -> None:
         from rich.console import Console
@@ -112,7 +112,7 @@ class LiveDisplay(Display):
         self._draw(partial(self._live.start, refresh=True))
 
     def show(self, record: Record, run: int = 0) -> None:
-        """Take note, and draw if it is time."""
+        """Add a record, and draw if it is time."""
         self._view.add(record, run)
         now = time.perf_counter()
         if now >= self._next:
@@ -121,7 +121,7 @@ class LiveDisplay(Display):
             self._next = now + max(LIVE_INTERVAL, cost / LIVE_SHARE)
 
     def close(self) -> None:
-        """Draw the last state and give the cursor back."""
+        """Draw the last state and show the cursor."""
         self._closed = True
         self._draw(self._live.refresh)
         self._draw(self._live.stop)
@@ -147,7 +147,7 @@ class LiveDisplay(Display):
 
 @dataclass
 class RunProgress:
-    """The state of one run so far."""
+    """The progress of one run."""
 
     config: Config
     started: float = field(default_factory=time.perf_counter)
@@ -162,7 +162,7 @@ class RunProgress:
     seconds: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # collect, update, evaluate
 
     def add(self, record: Record) -> None:
-        """Take note of a record."""
+        """Add a record."""
         if isinstance(record, Notice):
             self.notices.append(record.text)
             return
@@ -184,12 +184,12 @@ class RunProgress:
 
     @property
     def progress(self) -> float:
-        """Share of the budget that is used."""
+        """Share of the used budget."""
         return min(self.iteration.progress, 1.0) if self.iteration else 0.0
 
     @property
     def remaining(self) -> float | None:
-        """Seconds left, at the pace of this session."""
+        """Estimated seconds left, from the speed of this session."""
         done = self.progress - (self.first_progress or 0.0)
         return (time.perf_counter() - self.started) * (1 - self.progress) / done if done > 0 else None
 
@@ -200,14 +200,14 @@ class RunProgress:
 
     @property
     def split(self) -> str:
-        """Shares of the time so far."""
+        """Shares of the elapsed time."""
         total = max(sum(self.seconds), 1e-9)
         shares = zip(("collect", "update", "evaluate"), self.seconds, strict=True)
         return " · ".join(f"{name} {percent(part / total)}" for name, part in shares)
 
     @property
     def count(self) -> str:
-        """Iterations made, of how many if the budget limits them."""
+        """Number of iterations, and their limit if the budget has one."""
         made = self.iteration.iteration + 1 if self.iteration else 0
         budget = self.config.training
         unlimited = budget.iterations is budget.env_steps is budget.seconds is None
@@ -217,11 +217,11 @@ class RunProgress:
     @property
     def returns_text(self) -> str:
         """The returns of the last iteration in which episodes ended."""
-        return mean_and_error(self.returns) if self.returns else "no episode has ended yet"
+        return mean_and_error(self.returns) if self.returns else "no finished episode yet"
 
 
 class TrainingView:
-    """The runs of one config: a panel for one, a row for each of several."""
+    """The runs of one config: a panel for one run, a row each for several runs."""
 
     last_line = ""
     last_notices = ()
@@ -230,14 +230,14 @@ class TrainingView:
         self.runs = [RunProgress(config) for config in configs]
 
     def add(self, record: Record, run: int) -> str:
-        """Take note of a record; return its line for a plain display."""
+        """Add a record; return its line for a plain display."""
         progress = self.runs[run]
         progress.add(record)
         seed = f"seed {progress.config.seed}  " if len(self.runs) > 1 else ""
         return seed + _line(record, progress)
 
     def draw(self, width: int, bars: str, closed: bool) -> Iterator[Table]:
-        """Draw the panel and the notices of the only run, or the rows of several."""
+        """Draw the panel and notices of one run, or the rows of several runs."""
         if len(self.runs) > 1:
             yield _rows(self.runs, width, bars)
             return
@@ -247,7 +247,7 @@ class TrainingView:
 
 
 def sparkline(values: Sequence[float], width: int, bars: str = BARS) -> str:
-    """Draw `values` in at most `width` characters, from their lowest to their highest; each the mean of its share."""
+    """Draw `values`, averaged to at most `width` bars, scaled from their minimum to their maximum."""
     if not values or width < 1:
         return ""
     width = min(width, len(values))
@@ -316,7 +316,7 @@ def _panel(run: RunProgress, width: int, bars: str, closed: bool) -> Table:
 
 
 def _notices(notices: Sequence[str]) -> Table:
-    """Draw notices, each with as many lines as it needs."""
+    """Draw notices with wrapped lines."""
     from rich.table import Table
     from rich.text import Text
 
@@ -350,7 +350,7 @@ def _rows(runs: Sequence[RunProgress], width: int, bars: str) -> Table:
 
 
 class ComparisonView:
-    """The variants of a comparison, a row for each: `labels` has that of every run, `reused` counts finished ones."""
+    """The variants of a comparison, a row each. `labels`: variant of each run; `reused`: existing runs."""
 
     def __init__(self, labels: Sequence[str], reused: int) -> None:
         self.labels, self.reused = list(labels), reused
@@ -359,9 +359,9 @@ class ComparisonView:
         self.last_notices: list[str] = []
 
     def add(self, record: Record, run: int) -> str:
-        """Take note of a record; return the line of its variant, or a notice that no run had before."""
+        """Add a record; return the line of its variant, or a new notice."""
         if isinstance(record, Notice):
-            if record.text in self.last_notices:  # every run of an environment has the same notices
+            if record.text in self.last_notices:  # all runs have the same notices
                 return ""
             self.last_notices.append(record.text)
             return f"note: {record.text}"
@@ -374,13 +374,13 @@ class ComparisonView:
 
     @property
     def last_line(self) -> str:
-        """How many runs are finished, and the share of all work that is done."""
+        """Number of finished runs, and share of the work done."""
         done, total = sum(share >= 1 for share in self.progress), len(self.labels)
-        reused = f", {self.reused} there already" if self.reused else ""
+        reused = f", {self.reused} reused" if self.reused else ""
         return f"{done} of {total} runs, {percent(fmean(self.progress))}{reused}"
 
     def draw(self, width: int, bars: str, closed: bool) -> Iterator[Table]:
-        """Draw for each variant the share that is done and the mean of its latest evaluations."""
+        """Draw the progress and the mean of the latest evaluations of each variant."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text

@@ -1,4 +1,4 @@
-"""Frames of a film: what an environment renders, converted to arrays of bytes of one size."""
+"""Convert rendered frames to byte arrays of one size, for videos."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from PIL import Image
 from pgcli.errors import EnvironmentFailure
 
 Frame = NDArray[np.uint8]  # [height, width, 3], never written again
-DEFAULT_FPS = 30.0  # for environments without a rate of their own
+DEFAULT_FPS = 30.0  # for environments without a frame rate
 SLOWEST_FPS = 0.01  # GIF counts up to 655 seconds a frame
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGB and opacity
-_ROUNDING = 1e-3  # by which blended floats may leave [0, 1]
+_ROUNDING = 1e-3  # blended floats may leave [0, 1] by this
 _HINT = "return a uint8 array [height, width, 3] from render() where render_mode is `rgb_array`"
 
 
 class FrameReader:
-    """Reads the pictures of one environment, whose numbers are in [0, 1] or in [0, 255]: decided once for a film."""
+    """Reads the frames of one environment, with values in [0, 1] or [0, 255]; decided once per film."""
 
     def __init__(self, env_id: str) -> None:
         self._env_id, self._is_unit = env_id, True
 
     def read(self, rendered: Any) -> Frame:
-        """Return a copy of a picture: an array or image, grey, RGB or RGBA, with the channels last or first.
+        """Return a copy of a frame: an array or image, grey, RGB or RGBA, channels last or first.
 
-        Opacity is dropped. Raises: EnvironmentFailure for everything else.
+        Drops opacity. Raises: EnvironmentFailure for other types and shapes.
         """
         if isinstance(rendered, Image.Image):
             rendered = rendered.convert("RGB")
         try:
             pixels = np.asarray(rendered)
-        except Exception:  # arrays of several shapes, or no array at all
+        except Exception:  # arrays of several shapes, or not an array
             raise self._refused(f"a {type(rendered).__name__}") from None
         if pixels.dtype.kind not in "biuf":
             raise self._refused("nothing" if rendered is None else f"a {type(rendered).__name__}")
         while pixels.ndim > 3 and len(pixels) == 1:
-            pixels = pixels[0]  # a list of one picture
+            pixels = pixels[0]  # a list of one frame
         if pixels.ndim == 2:
             pixels = pixels[:, :, None]
         elif pixels.ndim == 3 and pixels.shape[2] not in _CHANNELS and pixels.shape[0] in _CHANNELS:
@@ -68,7 +68,7 @@ class FrameReader:
 
 
 def rate(metadata: Any) -> float:
-    """Return the frames per second that an environment's metadata declare, or the default."""
+    """Return the frames per second in an environment's metadata, or the default."""
     try:
         fps = float(metadata.get("render_fps") or DEFAULT_FPS)
     except (AttributeError, TypeError, ValueError):
@@ -77,7 +77,7 @@ def rate(metadata: Any) -> float:
 
 
 def of_one_size(frames: Iterable[Frame]) -> Iterator[Frame]:
-    """Yield the frames; those of another size than the first are scaled to fit into it, on black."""
+    """Yield the frames; scale frames of other sizes to fit the first one, on black."""
     size: tuple[int, int] | None = None  # width, height
     for frame in frames:
         height, width = frame.shape[:2]

@@ -1,8 +1,7 @@
-"""The logs of other tools: TensorBoard and Weights & Biases get the rows of metrics, timing and evaluations.
+"""Logs for TensorBoard and Weights & Biases: the rows of metrics, timing and evaluations.
 
-The step of a point is the number of env steps, as in other libraries. A session writes its files anew: first the rows
-of the tables, then each record. So a resumed run has each point once, none that it has cut away, and none is missing
-after a kill.
+The step of a point is the number of env steps, as in other libraries. Each session rewrites its files: first the rows
+of the tables, then each new record. So a resumed run has each point exactly once, also after a kill.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pgcli.records import Evaluation, Iteration, Notice, Record, more_columns
 from pgcli.runs.tables import header_of, read_table, rows_of
 from pgcli.system.leaving import remove_folder, temporary_folder
 
-FILMED_STEPS = 500  # of an episode of the last policy, at most
+FILMED_STEPS = 500  # maximum length of the filmed episode
 _PREFIXES = {"metrics": "metrics", "timing": "timing", "evaluations": "evaluation"}  # by table
 
 
@@ -37,13 +36,13 @@ class LogEntry:
 
 
 class Log(Protocol):
-    """The files of one tool. Its constructor gets the config and the run directory."""
+    """The files of one tool. The constructor takes the config and the run directory."""
 
     def add(self, entry: LogEntry) -> None:
         """Write the numbers of a record."""
 
     def picture(self, name: str, file: Path, env_steps: int) -> None:
-        """Write a .png, or an animated .gif."""
+        """Write a .png or an animated .gif."""
 
     def close(self) -> None:
         """Complete the files."""
@@ -54,9 +53,9 @@ LogKind = Callable[[Config, Path], Log]
 
 @contextmanager
 def logged(request: Request, watch: Callable[[Record], None]) -> Iterator[Callable[[Record], None]]:
-    """Yield a `watch` that also passes each record to the tools that `logging` names.
+    """Yield a `watch` that also passes each record to the tools enabled in `logging`.
 
-    A tool that fails ends its own log, with a notice, and never the training.
+    If a tool fails, its log ends with a notice, and training continues.
     """
     kinds: dict[str, LogKind] = {}
     if request.config.logging.tensorboard:
@@ -89,7 +88,7 @@ class _Logs:
 
     def __init__(self, config: Config, path: Path, kinds: dict[str, LogKind], notify: Callable[[str], None]) -> None:
         self._config, self._path, self._notify = config, path, notify
-        self._waiting = kinds  # for the first record, which shows where the run continues
+        self._waiting = kinds  # until the first record, which shows where the run continues
         self._logs: dict[str, Log] = {}
         self._env_steps = 0  # of the last record
 
@@ -128,7 +127,7 @@ class _Logs:
         with suppress(PgcliError):  # nothing to draw yet
             column = "evaluation.return_mean"
             yield plot([self._path], "env_steps", column, "mean", "ci95", 1, folder / "learning_curve.png")
-        with suppress(PgcliError):  # an environment without pictures
+        with suppress(PgcliError):  # an environment that renders no frames
             agent = load(self._path, trust=True)
             film(agent, folder / "film.gif", self._config.evaluation.mode, self._config.seed, FILMED_STEPS)
             yield folder / "film.gif"
@@ -139,11 +138,11 @@ class _Logs:
             yield
         except Exception as error:
             self._logs.pop(name, None)
-            self._notify(f"{name} failed, and the training continues without it: {type(error).__name__}: {error}")
+            self._notify(f"{name} failed; training continues without it: {type(error).__name__}: {error}")
 
 
 def past_entries(path: Path, iteration: int) -> Iterator[LogEntry]:
-    """Yield the rows of the tables before `iteration`; an evaluation comes before the iteration of its number."""
+    """Yield the table rows before `iteration`; an evaluation precedes the iteration of its number."""
     entries: dict[tuple[int, bool], dict[str, float]] = {}  # by iteration, and whether they are of its end
     steps: dict[tuple[int, bool], int] = {}
     for name, prefix in _PREFIXES.items():

@@ -1,4 +1,4 @@
-"""Learning curves as files: a figure by matplotlib, or the numbers in it as CSV."""
+"""Learning curves as files: a matplotlib figure, or its numbers as CSV."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _RETURNS = {"return_mean", "return_median", "return_min", "return_max"}  # in the unit of a reward threshold
-# Okabe & Ito (2008), told apart with every common kind of colour vision; without yellow, which fades on white.
+# Okabe & Ito (2008), distinct for common kinds of colour blindness; without yellow, which is faint on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINE_STYLES = ("-", "--", ":", "-.")
 STYLE: dict[Any, Any] = {
@@ -42,8 +42,8 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
-    "pdf.fonttype": 42,  # TrueType: publishers refuse Type 3
-    "svg.hashsalt": "pgcli",  # the same ids every time
+    "pdf.fonttype": 42,  # TrueType: publishers reject Type 3
+    "svg.hashsalt": "pgcli",  # reproducible ids
 }
 
 
@@ -61,8 +61,8 @@ def plot(
     """Draw the learning curves of run directories, or of folders of them, and return the file.
 
     Runs that differ only in their seed are one line. The suffix of `output` selects the format: .png, .svg, .pdf, or
-    .csv for the numbers. Without `output`: `plots/<y>.png` in the one folder given, or here. A figure of pgcli is
-    replaced; a file that pgcli did not make, only with `overwrite`.
+    .csv for the numbers. The default `output` is `plots/<y>.png` in the only folder given, or in the current folder.
+    Figures of pgcli are replaced; other files only with `overwrite`.
 
     Raises: ConfigError for a bad option or column; RunDirectoryError if a file cannot be read or written, or no run has
         a number to draw.
@@ -71,9 +71,9 @@ def plot(
     if output is None:
         folder = (run_dirs[0] if len(run_dirs) == 1 else Path()) / "plots"
         if folder.is_symlink():
-            raise RunDirectoryError(f"{folder}: is a link, not a folder", "name a file with -o")
+            raise RunDirectoryError(f"{folder}: is a link, not a folder", "choose a file with -o")
         output = folder / f"{y}.png"
-        overwrite = overwrite or (len(run_dirs) == 1 and not output.is_symlink())  # pgcli's own place
+        overwrite = overwrite or (len(run_dirs) == 1 and not output.is_symlink())  # a folder of pgcli
     check_output(output, overwrite=overwrite)
     if output.suffix.lower() == ".csv":
         content = _as_csv(lines).encode()
@@ -125,7 +125,7 @@ def _as_figure(lines: Sequence[Line], drawing: Drawing, suffix: str) -> bytes:
             plain(textwrap.fill(caption(lines, drawing), 130)), fontsize=6.5, color="0.35", x=0.01, ha="left"
         )
         stream = io.BytesIO()
-        metadata: dict[str, Any] = {  # by which `check_output` knows its own
+        metadata: dict[str, Any] = {  # the marks that `check_output` looks for
             "png": {"Software": "pgcli"},
             "svg": {"Date": None, "Creator": "pgcli"},
             "pdf": {"CreationDate": None, "Creator": "pgcli"},
@@ -142,7 +142,7 @@ def _positive(lines: Sequence[Line]) -> bool:
 
 
 def _draw_threshold(axes: Axes, threshold: float) -> None:
-    """Draw the reward threshold where it is near enough not to flatten the curves."""
+    """Draw the reward threshold, unless it is so far away that it would flatten the curves."""
     low, high = axes.get_ylim()
     if low - (high - low) <= threshold <= high + 2 * (high - low):
         axes.axhline(threshold, color="0.4", linestyle="--", linewidth=1, zorder=1)
@@ -160,7 +160,7 @@ def _draw_threshold(axes: Axes, threshold: float) -> None:
 
 
 def _threshold(lines: Sequence[Line]) -> float | None:
-    """Return the reward threshold that all runs share."""
+    """Return the reward threshold, if it is the same for all runs."""
     found = {_threshold_of(run.path) for line in lines for run in line.runs}
     return found.pop() if len(found) == 1 else None
 
@@ -173,5 +173,5 @@ def _threshold_of(path: Path) -> float | None:
 
 
 def plain(text: str) -> str:
-    """Escape what is not printable, and the dollar sign, which begins a formula in matplotlib."""
+    """Escape unprintable characters, and the dollar sign, which starts a formula in matplotlib."""
     return printable(text).replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Comparing the scores of two variants: differences, probabilities of improvement, profiles, and repeated looks.
+"""Compare the scores of two variants: differences, probabilities of improvement, profiles, repeated looks.
 
 A score is the final return of one run; scores of one task are [n], one for each of n runs.
 Source of the aggregates: Agarwal et al. (2021), Deep Reinforcement Learning at the Edge of the Statistical Precipice.
@@ -17,9 +17,9 @@ from pgcli.report.statistics import CONFIDENCE, Array, mean_interval
 
 POWER = 0.8  # Cohen (1988): the usual probability of detecting an existing effect
 MOST_SEEDS = 10_000
-FEW_SEEDS = 5  # below which scores support no interval of P(x > y)
-SPENT = 0.8  # of the false positives that are left, by each look
-UNLIKE = 0.05  # significance from which two standard deviations differ
+FEW_SEEDS = 5  # minimum for an interval of P(x > y)
+SPENT = 0.8  # share of the remaining false positives that each look spends
+UNLIKE = 0.05  # significance level at which two standard deviations differ
 LIKELY = 0.8  # confidence of the range of seeds that would show a difference
 
 
@@ -101,9 +101,9 @@ def look_alpha(look: int, alpha: float = 1 - CONFIDENCE) -> float:
 
 
 def fresh_seeds(seeds: Sequence[int], earlier: Sequence[Sequence[int]]) -> tuple[int, list[int]]:
-    """Return the number of a look at these seeds after earlier ones, and the seeds that no look before it has used.
+    """Return the number of a look at these seeds, and the seeds that no earlier look has used.
 
-    A look at the same seeds as an earlier one is that look again. A look without a fresh seed is no new one.
+    Looking at the same seeds again is the same look. A look without a fresh seed is not a new look.
     """
     used = set[int]()
     for number, one in enumerate(earlier, 1):
@@ -139,12 +139,12 @@ class Difference:
 
     @property
     def claim(self) -> str:
-        """What `shown` is about: the `mean` difference, or the `probability` where the deviations differ."""
+        """The claim of `shown`: about the `mean`, or about the `probability` if the deviations differ."""
         return "mean" if self.alike else "probability"
 
     @property
     def shown(self) -> bool:
-        """Whether the interval of the claim excludes equality; never where the differences have no spread."""
+        """Whether the interval of the claim excludes equality; False if the differences have no spread."""
         if not self.deviation > 0:
             return False
         if self.alike:
@@ -155,7 +155,7 @@ class Difference:
 def paired_difference(
     x: Array, y: Array, comparisons: int = 1, confidence: float = CONFIDENCE, next_confidence: float | None = None
 ) -> Difference:
-    """Compute the mean of d_i = x_i - y_i over seeds, with Student's interval, and how many seeds would show it.
+    """Compute the mean of d_i = x_i - y_i with Student's interval, and the seeds needed to show it.
 
         d̄ ± t(1 - α / 2, n - 1) s / √n,   α = (1 - confidence) / comparisons
 
@@ -168,7 +168,7 @@ def paired_difference(
     Source: Student (1908); Colas et al. (2018), How Many Random Seeds?, sections 3 and 5.
     """
     if x.shape != y.shape or x.ndim != 1 or not len(x):
-        raise ValueError("a paired difference needs one score of each variant for every seed")
+        raise ValueError("paired differences need one score of each variant per seed")
     d, n, level = x - y, len(x), 1 - (1 - confidence) / comparisons
     needed: int | None = None
     likely: tuple[int | None, int | None] = (None, None)
@@ -204,7 +204,7 @@ def paired_difference(
 
 
 def _alike(first: float, second: float, n: int) -> bool:
-    """Return whether the standard deviations of two samples of n do not differ by a two-sided F test."""
+    """Return whether a two-sided F test finds no difference of two standard deviations."""
     from scipy import stats
 
     small, large = sorted((first, second))

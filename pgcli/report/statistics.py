@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from pgcli.config.choices import Band, Stat
 
 Array = NDArray[np.float64]
-Interval = tuple[Array, Array]  # low and high; nan where there is none
+Interval = tuple[Array, Array]  # low and high; nan without an interval
 Statistic = Callable[..., Any]  # of samples [..., n_i], over the last axis (`axis=-1`): to [...]
 
-MAX_POINTS = 1000  # of a curve; a figure has no more pixels
+MAX_POINTS = 1000  # of a curve, about the pixels of a figure
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 TRIMMED = 0.25  # of the values, on each side of an interquartile mean
@@ -209,7 +209,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Several curves as one, all [P]: `n` curves count at x; low and high are nan where there is no interval."""
+    """An aggregate of several curves, all [P]; `n` is the number of curves at x; no interval is nan."""
 
     x: Array
     n: NDArray[np.int64]
@@ -219,16 +219,16 @@ class Aggregate:
 
 
 def value_at(x: Array, y: Array, at: Array | float) -> Array:
-    """Return a run's values at other x: a straight line between its points, and its last value beyond them.
+    """Interpolate a run's values linearly at other x; beyond its points, repeat the last value.
 
-    A run that diverged, was interrupted, or stopped keeps its last value, as one that finished does: no mean is over
-    the survivors alone. Curves and the scores of comparisons follow this rule. Returns: nan before the first point.
+    All runs keep their last value, also if they diverged, stopped or were interrupted. So a mean is never over
+    survivors only. Curves and scores follow this rule. Returns: nan before the first point.
     """
     return np.asarray(np.interp(at, x, y, left=np.nan))
 
 
 def smoothed(curve: Curve, window: int) -> Curve:
-    """Average each value with the `window` - 1 before it, the first ones with as many as there are.
+    """Average each value with the `window` - 1 values before it, or as many as exist.
 
     Points average different episodes, so the squares of their standard errors add up.
     """
@@ -250,12 +250,12 @@ def smoothed(curve: Curve, window: int) -> Curve:
 
 
 def aggregate(curves: Sequence[Curve], stat: Stat, band: Band) -> Aggregate:
-    """Compute one curve from several, on the union of their x, from where all of them have begun (see `value_at`).
+    """Aggregate curves on the union of their x, from where all have begun (see `value_at`).
 
     A single curve's band is its own standard error for every `band` but none.
     """
     grid = np.unique(np.concatenate([curve.x for curve in curves]))
-    grid = grid[grid >= max(curve.x[0] for curve in curves)]  # a mean over fewer would jump as others join
+    grid = grid[grid >= max(curve.x[0] for curve in curves)]  # a mean over fewer curves would jump
     if len(grid) > MAX_POINTS:
         grid = grid[np.linspace(0, len(grid) - 1, MAX_POINTS).round().astype(np.int64)]
     values = np.stack([value_at(curve.x, curve.y, grid) for curve in curves], axis=1)  # [P, curves]
@@ -265,7 +265,7 @@ def aggregate(curves: Sequence[Curve], stat: Stat, band: Band) -> Aggregate:
         known = np.isfinite(center)
         grid, values, weights, center = grid[known], values[known], weights[known], center[known]
         low, high = _ratio_band(values, weights, band)
-    else:  # one run loads no scipy
+    else:  # a single run does not import scipy
         center = STATISTICS[stat](values, axis=-1) if len(curves) > 1 else values[:, 0]
         low, high = _band(values, stat, band)
     if len(curves) == 1 and band != "none" and curves[0].standard_error is not None:

@@ -1,4 +1,4 @@
-"""TensorBoard: scalars with the number of env steps as their step, hyperparameters, the learning curve, a film."""
+"""TensorBoard: scalars over env steps, hyperparameters, the learning curve and a film."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pgcli.report.logs import LogEntry
 
 
 class TensorBoard:
-    """Event files in the folder `tensorboard` of a run; they replace those of earlier sessions."""
+    """Event files in the folder `tensorboard` of a run. They replace those of earlier sessions."""
 
     def __init__(self, config: Config, path: Path) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -22,7 +22,7 @@ class TensorBoard:
         for file in folder.glob("events.out.tfevents.*"):
             file.unlink()
         self._summary, self._opened = Summary, time.time()
-        # purge_step: a TensorBoard that is open on the folder drops all points of earlier sessions
+        # purge_step: an open TensorBoard drops all points of earlier sessions
         self._writer: Any = SummaryWriter(str(folder), purge_step=0, max_queue=1000, flush_secs=5)
         values = {key: str(x) if isinstance(x, list) else x for key, x in flat(to_data(config)).items()}
         settings = {key: x for key, x in values.items() if isinstance(x, bool | int | float | str)}
@@ -32,13 +32,13 @@ class TensorBoard:
         self._add(summary_v2.hparams_pb(settings, trial_id=f"{path.parent.name}/{path.name}"), 0)
 
     def add(self, entry: LogEntry) -> None:
-        """Write the numbers of a record, at the time at which it was made."""
+        """Write the numbers of a record, with its time."""
         made = self._opened + entry.elapsed if entry.elapsed else time.time()
         values = [self._summary.Value(tag=name, simple_value=number) for name, number in entry.values.items()]
-        self._add(self._summary(value=values), entry.env_steps, made)  # add_scalar takes as long for one number
+        self._add(self._summary(value=values), entry.env_steps, made)  # add_scalar takes as long for a single number
 
     def picture(self, name: str, file: Path, env_steps: int) -> None:
-        """Write a .png, or an animated .gif. `add_image` and `add_video` would encode it again."""
+        """Write a .png or an animated .gif; `add_image` and `add_video` would encode it again."""
         from PIL import Image
 
         with Image.open(file) as shown:

@@ -1,4 +1,4 @@
-"""Learning curves in the terminal, by plotext: no window, no file, no matplotlib."""
+"""Learning curves in the terminal, drawn by plotext without matplotlib."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pgcli.report.curves import Drawing, Line, caption, legend, read_lines, shor
 from pgcli.system.packages import require
 
 NARROWEST, WIDEST = 40, 200  # columns
-_COLORS = (4, 1, 2, 5, 6, 3)  # of a terminal's own palette: blue, red, green, magenta, cyan, yellow
-_LETTERS = "*x+o#%@&"  # markers of the lines without colour
+_COLORS = (4, 1, 2, 5, 6, 3)  # terminal palette: blue, red, green, magenta, cyan, yellow
+_LETTERS = "*x+o#%@&"  # markers of lines without colour
 
 
 def show(
@@ -29,7 +29,7 @@ def show(
     color: bool,
     ascii_only: bool,
 ) -> str:
-    """Draw the learning curves of run directories in `width` columns, at least 40 and at most 200.
+    """Draw the learning curves of run directories in `width` columns, limited to 40 to 200.
 
     Raises: UsageError without the extra; ConfigError for a bad option or column; RunDirectoryError.
     """
@@ -59,9 +59,9 @@ def _drawn(lines: Sequence[Line], drawing: Drawing, width: int, color: bool, asc
 
     terminal.limit(False, False)  # the width is given
     figure.clear()
-    figure.theme("colorless")  # the background and the axes are the terminal's own
+    figure.theme("colorless")  # background and axes have the terminal's colours
     figure.plot_size(width, min(max(width // 4, 12), 30))
-    labels, below = legend(lines), list[str]()  # below the picture, where the legend hides nothing
+    labels, below = legend(lines), list[str]()  # the legend, below the picture
     letters = ascii_only or (len(lines) > 1 and not color)
     for number, line in enumerate(lines):
         curve, paint = line.curve, _COLORS[number % len(_COLORS)] if color else None
@@ -100,7 +100,7 @@ def _marker(symbol: str, color: int | None) -> object:
 
 
 def _in_ascii(letter: str) -> str:
-    """Replace a letter that a terminal without Unicode cannot show."""
+    """Replace a character that a terminal without Unicode cannot show."""
     if letter.isascii():
         return letter
     return {"─": "-", "│": "|", "…": "~", "±": "+-"}.get(letter, "+" if "\u2500" <= letter <= "\u257f" else "?")

@@ -1,4 +1,4 @@
-"""Results as text for a terminal: numbers, tables of labels or columns, findings."""
+"""Results as text for a terminal: numbers, tables, findings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WIDTH = 80  # columns
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that an inspection found: the evidence, the iteration it belongs to, and the key that changes it."""
+    """A result of an inspection: the evidence, its iteration, and the key that changes it."""
 
     level: Literal["ok", "note", "warning", "failed"]
     text: str
@@ -28,7 +28,7 @@ class Finding:
     name: str = ""
 
     def select(self, *names: str) -> dict[str, Any]:
-        """Return some of the fields, in the order of their names here."""
+        """Return the named fields, in this order."""
         return {name: getattr(self, name) for name in names}
 
 
@@ -40,9 +40,9 @@ def table(
     width: int | None = WIDTH,
     break_on_hyphens: bool = True,
 ) -> list[str]:
-    """Write rows of a label and a text: labels begin in column `indent`, texts in column `start`.
+    """Format rows of a label and a text. Labels begin in column `indent`, texts in column `start`.
 
-    Texts are wrapped to `width` columns; with None, each stays on one line.
+    Texts are wrapped to `width` columns; with None, they are not wrapped.
     """
     lines = []
     for label, text in rows:
@@ -57,9 +57,9 @@ def table(
 
 
 def columns(rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None) -> list[str]:
-    """Write rows, the first of them the head, as left-aligned columns, two spaces apart.
+    """Format rows as left-aligned columns, two spaces apart. The first row is the header.
 
-    With `styles` the head is bold, and a last cell with one of their words has that style of Rich.
+    With `styles`, the header is bold, and a last cell that is a key of `styles` has that Rich style.
     """
     if styles is None:
         widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
@@ -81,7 +81,7 @@ def columns(rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = No
 
 
 def finite(value: Any) -> Any:
-    """Return a result with None in place of numbers that JSON does not have: infinities and nan."""
+    """Replace infinities and nan, which JSON lacks, by None."""
     if isinstance(value, dict):
         return {key: finite(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -90,7 +90,7 @@ def finite(value: Any) -> Any:
 
 
 def mean_and_error(sample: Sample) -> str:
-    """Write `mean ± standard error`, or the mean alone where one value has no error; small ones with three decimals."""
+    """Format `mean ± standard error`, or the mean of a single value; small values with three decimals."""
     small = abs(sample.mean) < 10 and sample.standard_error is not None and sample.standard_error < 0.1
     digits = 3 if small else 1
     error = "" if sample.standard_error is None else f" ± {sample.standard_error:.{digits}f}"
@@ -98,17 +98,17 @@ def mean_and_error(sample: Sample) -> str:
 
 
 def short(value: float) -> str:
-    """Write a return alone."""
+    """Format a return."""
     return f"{value:.3f}" if abs(value) < 2 else f"{value:.1f}"
 
 
 def percent(share: float) -> str:
-    """Write a share as a whole percentage: `28 %`."""
+    """Format a share as a whole percentage: `28 %`."""
     return f"{share:.0%}".replace("%", " %")
 
 
 def duration(seconds: float | None) -> str:
-    """Write a time for people: `42 s`, `3:07 min`, `2:05:00 h`; `…` where it is unknown."""
+    """Format a duration: `42 s`, `3:07 min`, `2:05:00 h`; `…` if unknown."""
     if seconds is None:
         return "…"
     whole = round(seconds)
@@ -120,7 +120,7 @@ def duration(seconds: float | None) -> str:
 
 
 def outcome_text(outcome: Outcome) -> str:
-    """Describe how a run ended, in the lines that `pgcli train` prints."""
+    """Describe the end of a run, as `pgcli train` prints it."""
     last = outcome.last
     if last is None:
         return f"{outcome.path}: {outcome.reason}"

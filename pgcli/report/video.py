@@ -1,4 +1,4 @@
-"""A film of one episode, written frame by frame at the environment's own rate."""
+"""Film one episode, frame by frame, at the environment's frame rate."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from pgcli.runs.files import TEMPORARY, make_folder, naming, storage
 from pgcli.seeding import Purpose, derived_seed, generator
 from pgcli.system.packages import install_command
 
-GIF_TICK = 100  # per second: GIF counts in hundredths
-GIF_SHORTEST = 2  # ticks; browsers slow anything faster down to ten frames a second
+GIF_TICK = 100  # GIF counts in hundredths of a second
+GIF_SHORTEST = 2  # ticks; browsers show faster films at ten frames per second
 
 
 @dataclass
 class FilmedEpisode:
-    """The filmed episode; its return and length are known after its last frame."""
+    """The filmed episode; return and length are known after the last frame."""
 
     fps: float = DEFAULT_FPS
     episode_return: float = 0.0
@@ -44,10 +44,10 @@ class FilmedEpisode:
 
 
 def film(agent: Agent, path: Path, mode: Mode, seed: int, horizon: int | None) -> FilmedEpisode:
-    """Play one episode, from a seed that neither training nor evaluation uses, into a .gif or .mp4.
+    """Film one episode as .gif or .mp4, with a seed that neither training nor evaluation uses.
 
-    Raises: UsageError for another suffix, PgcliError without ffmpeg, EnvironmentFailure for an environment that renders
-        no pictures.
+    Raises: UsageError for another suffix, PgcliError without ffmpeg, EnvironmentFailure if the environment renders
+        no frames.
     """
     actor, layout = agent.policy.actor(mode), agent.policy.encoder.layout
     acting = ActingState(actor, generator(seed, Purpose.VIDEO), 1)
@@ -63,13 +63,13 @@ def film(agent: Agent, path: Path, mode: Mode, seed: int, horizon: int | None) -
 
 
 def check_name(path: Path) -> None:
-    """Raise UsageError unless `path` names a video."""
+    """Raise UsageError unless `path` has the suffix of a video."""
     if path.suffix.lower() not in (".gif", ".mp4"):
-        raise UsageError(f"{path}: a video is a .gif or an .mp4")
+        raise UsageError(f"{path}: unsupported video format", "use .gif or .mp4")
 
 
 def write(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> None:
-    """Write frames as a .gif or .mp4, whole or not at all. The first frame sets `episode.fps`.
+    """Write frames as .gif or .mp4, atomically. The first frame sets `episode.fps`.
 
     Raises: UsageError for another suffix, PgcliError without ffmpeg, and the errors of `frames`.
     """
@@ -89,7 +89,7 @@ def write(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> None:
 def played(
     config: EnvConfig, seed: int, choose: Callable[[Any], Any], horizon: int | None, episode: FilmedEpisode
 ) -> Iterator[Frame]:
-    """Play the episode of a derived reset seed and yield its frames, from the one after the reset.
+    """Play the episode of a derived reset seed and yield its frames, starting after the reset.
 
     Args: choose: returns an action for an observation. Raises: EnvironmentFailure.
     """
@@ -109,9 +109,9 @@ def played(
 
 @contextmanager
 def drawing(config: EnvConfig) -> Iterator[None]:
-    """Turn an exception of an environment that is drawn into EnvironmentFailure; pygame needs no screen.
+    """Convert exceptions while rendering to EnvironmentFailure; run pygame without a screen.
 
-    Errors of the file that the frames are written to are raised outside of it.
+    Errors of the output file are raised outside.
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     try:
@@ -119,14 +119,14 @@ def drawing(config: EnvConfig) -> Iterator[None]:
     except BaseException as error:
         if not is_user_error(error):
             raise
-        what = f"it gave {error}" if isinstance(error, InvalidOutput) else describe(error)
+        what = f"it returned {error}" if isinstance(error, InvalidOutput) else describe(error)
         raise EnvironmentFailure(f"{config.id} cannot be filmed: {what}") from error
 
 
 def _write_gif(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> None:
-    """Write of each frame the box that changed, with its own palette.
+    """Write the changed box of each frame, with its own palette.
 
-    Only one frame is in memory; `Image.save(save_all=True)` would keep all of them.
+    Keeps only one frame in memory; `Image.save(save_all=True)` would keep all of them.
     """
     with path.open("wb") as file:
         previous: Image.Image | None = None
@@ -146,7 +146,7 @@ def _write_gif(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> N
 
 
 def _timed(frames: Iterator[Frame], episode: FilmedEpisode) -> Iterator[tuple[int, Frame]]:
-    """Yield each frame with its duration in ticks, without those that are too short to be shown."""
+    """Yield each frame with its duration in ticks; skip frames that are too short to show."""
     shown: tuple[int, Frame] | None = None
     for number, frame in enumerate(frames):
         start = round(number * GIF_TICK / episode.fps)
@@ -156,7 +156,7 @@ def _timed(frames: Iterator[Frame], episode: FilmedEpisode) -> Iterator[tuple[in
             yield start - shown[0], shown[1]
             shown = (start, frame)
     if shown is not None:
-        yield GIF_TICK, shown[1]  # the last picture stays for a second
+        yield GIF_TICK, shown[1]  # the last frame stays for a second
 
 
 def _write_mp4(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> None:
@@ -180,7 +180,7 @@ def _write_mp4(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> N
         for frame in chain((first,), frames):
             try:
                 writer.send(np.ascontiguousarray(frame))
-            except OSError:  # its text is all that ffmpeg printed
+            except OSError:  # its text is the whole output of ffmpeg
                 break
-    if not path.exists() or b"moov" not in path.read_bytes()[-(2**22) :]:  # the index, which ffmpeg writes last
-        raise OSError(errno.EIO, "ffmpeg could not complete the film")
+    if not path.exists() or b"moov" not in path.read_bytes()[-(2**22) :]:  # ffmpeg writes this index last
+        raise OSError(errno.EIO, "ffmpeg failed to complete the video")

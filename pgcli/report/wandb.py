@@ -1,4 +1,4 @@
-"""Weights & Biases: an offline run with the number of env steps as its step, the learning curve, a film."""
+"""Weights & Biases: an offline run over env steps, with the learning curve and a film."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pgcli.report.logs import LogEntry
 
 
 class WandB:
-    """An offline run in the folder `wandb` of a run; nothing is sent or asked."""
+    """An offline run in the folder `wandb` of a run. Sends nothing and asks nothing."""
 
     def __init__(self, config: Config, path: Path) -> None:
         import wandb
@@ -34,7 +34,7 @@ class WandB:
         self._run.log({"env_steps": entry.env_steps, "iteration": entry.iteration} | entry.values)
 
     def picture(self, name: str, file: Path, env_steps: int) -> None:
-        """Write a .png, or an animated .gif."""
+        """Write a .png or an animated .gif."""
         moves = file.suffix == ".gif"
         shown = self._wandb.Video(str(file), format="gif") if moves else self._wandb.Image(str(file))
         self._run.log({"env_steps": env_steps, name: shown})

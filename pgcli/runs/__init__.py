@@ -1,1 +1,1 @@
-"""The run directory: what a run leaves on disk, written so that a kill at any instant loses nothing."""
+"""The run directory: the files of a run, written so that a kill at any time loses nothing."""

@@ -1,8 +1,8 @@
-"""Checkpoints: one safetensors file each, data only, that digests inside it prove to be whole.
+"""Checkpoints: safetensors files without code, verified by checksums inside them.
 
-The metadata has one key, `pgcli`: canonical JSON of the format version, the config, the counters, and two sha256:
-of the tensors (their names, types, shapes and bytes) and of the rest of that JSON. Canonical JSON sorts keys; `order`
-beside the config lists the mappings in `kwargs` that are not sorted, each as [path, keys].
+The metadata has one key, `pgcli`: canonical JSON with the format version, the config, the counters and two sha256
+checksums: of the tensors (names, types, shapes, bytes) and of the rest of this JSON. Canonical JSON sorts keys; `order`
+lists the mappings in `kwargs` that are not sorted, each as [path, keys].
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_BYTES = 4 * 2**30
 MAX_HEADER_BYTES = 2**24
 COUNTERS = {"iteration", "env_steps", "episodes"}
 _NAME = re.compile(r"iteration-([0-9]{6}|[1-9][0-9]{6,17})\.safetensors")
-_BAD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # raised when JSON has another shape
+_BAD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # raised for JSON with an unexpected structure
 _BYTES = {"BOOL": 1, "F16": 2, "F32": 4, "F64": 8} | {f"{sign}{8 * n}": n for sign in "IU" for n in (1, 2, 4, 8)}
 
 
@@ -48,11 +48,11 @@ class Checkpoint:
     unordered: tuple[str, ...] = ()  # the mappings in `kwargs` whose order an earlier version did not store
 
     def read_config(self, name: str) -> Config:
-        """Validate the config; keys that an earlier version did not have get their defaults."""
+        """Validate the config; keys missing in earlier versions get their defaults."""
         try:
             return config_from_data(self.config, name)
         except ConfigError as error:
-            raise CheckpointError(f"{name}: its config is not one of this version: {error.message}") from None
+            raise CheckpointError(f"{name}: its config is not valid in this version: {error.message}") from None
 
     @property
     def agent(self) -> dict[str, Tensor]:
@@ -92,10 +92,10 @@ def save(folder: Path | Folder, checkpoint: Checkpoint) -> Path:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read and verify a checkpoint, without executing anything in it.
+    """Read and verify a checkpoint without executing code.
 
-    The order of `kwargs` that a checkpoint of an earlier version does not have is read from the run's config.yaml.
-    Raises: CheckpointError, which names the file and the failed check, and offers another checkpoint of the run.
+    Checkpoints of earlier versions lack the order of `kwargs`; it is read from the run's config.yaml.
+    Raises: CheckpointError with the file, the failed check, and another checkpoint of the run as a hint.
     """
     try:
         checkpoint = _load(path)
@@ -106,7 +106,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def decode(content: bytes, name: str) -> Checkpoint:
-    """Verify the bytes of a checkpoint called `name`, and return their content."""
+    """Verify the bytes of a checkpoint and return its content; `name` appears in messages."""
     return _decode(io.BytesIO(content), len(content), name)
 
 
@@ -129,7 +129,7 @@ def _load(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     iteration = checkpoint.counters["iteration"]
     if _NAME.fullmatch(path.name) and iteration_of(path) != iteration:
-        raise CheckpointError(f"{path}: is named after another iteration than the one in it, {iteration}")
+        raise CheckpointError(f"{path}: its name does not match its iteration, {iteration}")
     return checkpoint
 
 
@@ -145,9 +145,9 @@ def _decode(file: BinaryIO, size: int, name: str) -> Checkpoint:
     except _BAD:
         raise CheckpointError(f"{name}: not a pgcli checkpoint{_looks_like(file, size)}") from None
     if found_format != FORMAT:
-        raise CheckpointError(f"{name}: has format {found_format}, and this version of pgcli reads {FORMAT}")
+        raise CheckpointError(f"{name}: has format {found_format}, but this version of pgcli reads format {FORMAT}")
     if damaged:
-        raise CheckpointError(f"{name}: damaged: its metadata do not match their sha256")
+        raise CheckpointError(f"{name}: damaged: the metadata do not match their checksum")
     try:
         config, counters, tensors_digest = metadata["config"], metadata["counters"], metadata["tensors_sha256"]
         _check_counters(counters)
@@ -161,7 +161,7 @@ def _decode(file: BinaryIO, size: int, name: str) -> Checkpoint:
     file.seek(0)
     content = file.read(size)
     if _tensor_digest(header, memoryview(content)[start:]) != tensors_digest:
-        raise CheckpointError(f"{name}: damaged: its tensors do not match their sha256")
+        raise CheckpointError(f"{name}: damaged: the tensors do not match their checksum")
     try:
         tensors = safetensors.torch.load(content)
     except (safetensors.SafetensorError, RuntimeError) as error:
@@ -171,32 +171,32 @@ def _decode(file: BinaryIO, size: int, name: str) -> Checkpoint:
 
 def _check_counters(counters: dict[str, Any]) -> None:
     if counters.keys() != COUNTERS:
-        raise ValueError(f"its counters are not {', '.join(sorted(COUNTERS))}")
+        raise ValueError(f"the counters are not {', '.join(sorted(COUNTERS))}")
     if not all(type(count) is int and 0 <= count < 2**63 for count in counters.values()):
-        raise ValueError("its counters are not all counts")
+        raise ValueError("a counter is not a non-negative integer")
 
 
 def _check_layout(header: dict[str, Any], size: int) -> None:
-    """Raise an error unless the tensors of a header fill the rest of its file, one after the other."""
+    """Raise an error unless the tensors of a header exactly fill the rest of the file."""
     end = 0
     for entry in sorted(header.values(), key=lambda entry: entry["data_offsets"]):
         begin, stop = entry["data_offsets"]
         shape, width = entry["shape"], _BYTES.get(entry["dtype"])
         if entry.keys() != {"dtype", "shape", "data_offsets"} or width is None:
-            raise ValueError(f"a tensor of the unknown type {entry['dtype']}")
+            raise ValueError(f"a tensor has the unknown type {entry['dtype']}")
         if any(type(number) is not int or not 0 <= number <= MAX_BYTES for number in (begin, stop, *shape)):
-            raise ValueError("a tensor with an impossible size")
+            raise ValueError("a tensor has an impossible size")
         if len(shape) > 16 or math.prod(max(n, 1) for n in shape) > MAX_BYTES:
-            raise ValueError("a tensor with an impossible size")
+            raise ValueError("a tensor has an impossible size")
         if begin != end or stop - begin != math.prod(shape) * width:
-            raise ValueError("its tensors overlap, or leave gaps, or are not as large as they say")
+            raise ValueError("tensors overlap, leave gaps, or have wrong sizes")
         end = stop
     if end != size:
-        raise ValueError(f"its tensors have {end:,} bytes, and the file {'only ' * (size < end)}{size:,} for them")
+        raise ValueError(f"the tensors need {end:,} bytes, but the file has {size:,} for them")
 
 
 def _looks_like(file: BinaryIO, size: int) -> str:
-    """Describe a file that is no checkpoint. Only that: a checkpoint may begin with any byte."""
+    """Describe a file that is not a checkpoint."""
     file.seek(0)
     begin = file.read(512)
     if not size:
@@ -206,29 +206,29 @@ def _looks_like(file: BinaryIO, size: int) -> str:
     if begin.startswith(b"\x80"):
         return "; it looks like a pickle"
     if begin[8:9] == b"{":
-        return "; it looks like a safetensors file, but not whole or not one of pgcli"
+        return "; it looks like a safetensors file, but truncated or not written by pgcli"
     if min(begin) >= ord("\t"):
-        return "; it looks like text, such as a pointer of Git LFS, whose file `git lfs pull` fetches"
-    return ", or cut short"
+        return "; it looks like text, such as a Git LFS pointer; `git lfs pull` downloads the file"
+    return ", or truncated"
 
 
 def point(folder: Path | Folder, pointer: str, target: Path, sha256: str) -> None:
-    """Write into a pointer file (`latest.json`, `best.json`) which checkpoint of its folder it names."""
+    """Write a pointer file (`latest.json`, `best.json`) to a checkpoint in the same folder."""
     data = {"file": target.name, "iteration": iteration_of(target), "sha256": sha256}
     with opened(folder) as there:
         there.write_json(pointer, data)
 
 
 def follow(pointer: Path) -> Path:
-    """Return the checkpoint that a pointer file names, after comparing its bytes with the pointer's sha256.
+    """Return the checkpoint that a pointer file names, after verifying its sha256.
 
-    Raises: RunDirectoryError, which offers another checkpoint of the run.
+    Raises: RunDirectoryError, with another checkpoint of the run as a hint.
     """
     bad = pointer
     try:
         data = read_json(pointer)
         if not _NAME.fullmatch(str(data.get("file"))):
-            raise CheckpointError(f"{pointer}: names no checkpoint of its folder")
+            raise CheckpointError(f"{pointer}: does not name a checkpoint")
         bad = pointer.parent / str(data["file"])
         if digest_of(bad) != data.get("sha256"):
             raise CheckpointError(f"{bad}: damaged: does not match the sha256 in {pointer.name}")
@@ -239,16 +239,16 @@ def follow(pointer: Path) -> Path:
 
 
 def _offer(bad: Path) -> str:
-    """Name the newest whole checkpoint in the folder of a bad one or a bad pointer, and the commands that use it."""
+    """Return a hint with the newest valid checkpoint beside a damaged one, and commands to use it."""
     for path in reversed(list_checkpoints(bad.parent)):
         try:
             _load(path)
         except CheckpointError:
             continue
         if bad.parent.name != "checkpoints":
-            return f"iteration {iteration_of(path)} is whole: `pgcli eval {typed(path)}` measures it"
+            return f"the checkpoint of iteration {iteration_of(path)} is valid: `pgcli eval {typed(path)}`"
         words = f"{typed(bad.parent.parent)} --which {iteration_of(path)}"
-        return f"another is whole: `pgcli resume {words}` goes on from it, `pgcli eval {words}` measures it"
+        return f"another checkpoint is valid: `pgcli resume {words}` or `pgcli eval {words}`"
     return ""
 
 
@@ -262,7 +262,7 @@ def iteration_of(path: Path) -> int:
     """Return the iteration in a checkpoint's file name."""
     match = _NAME.fullmatch(path.name)
     if not match:
-        raise CheckpointError(f"{path}: not named like a checkpoint")
+        raise CheckpointError(f"{path}: the file name is not that of a checkpoint")
     return int(match[1])
 
 
@@ -271,30 +271,30 @@ def digest_of(path: Path) -> str:
     try:
         with open_file(path) as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
-                raise CheckpointError(f"{path}: is larger than any checkpoint")
+                raise CheckpointError(f"{path}: too large for a checkpoint")
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
 
 
 def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], name: str) -> None:
-    """Raise CheckpointError unless a checkpoint's tensors have the `expected` names, shapes and types, and are numbers.
+    """Raise CheckpointError unless tensors have the `expected` names, shapes and types, and are finite.
 
-    Of an optimizer, the mean of a square may have overflowed to infinity.
+    The second moments of an optimizer may be infinite, after an overflow.
     """
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or extra:
         raise CheckpointError(
-            f"{name}: does not fit its config: lacks {missing or 'nothing'}, adds {extra or 'nothing'}"
+            f"{name}: does not match its config: missing {missing or 'nothing'}, unexpected {extra or 'nothing'}"
         )
     for key, tensor in expected.items():
         if found[key].shape != tensor.shape or found[key].dtype != tensor.dtype:
             raise CheckpointError(
                 f"{name}: {key} is {found[key].dtype} {list(found[key].shape)}, "
-                f"and its config makes it {tensor.dtype} {list(tensor.shape)}"
+                f"but its config needs {tensor.dtype} {list(tensor.shape)}"
             )
         if (found[key].isnan() if "optimizer." in key else ~found[key].isfinite()).any():
-            raise CheckpointError(f"{name}: {key} holds a number that is not finite")
+            raise CheckpointError(f"{name}: {key} has a value that is not finite")
 
 
 def _split(content: bytes) -> tuple[dict[str, Any], memoryview]:
@@ -305,10 +305,10 @@ def _split(content: bytes) -> tuple[dict[str, Any], memoryview]:
 
 
 def _read_header(file: BinaryIO, size: int) -> dict[str, Any]:
-    """Read the header of a safetensors file, and no further."""
+    """Read only the header of a safetensors file."""
     length = int.from_bytes(file.read(8), "little")
     if length > min(size - 8, MAX_HEADER_BYTES) or size > MAX_BYTES:
-        raise ValueError("cut short, or larger than any checkpoint")
+        raise ValueError("truncated, or too large for a checkpoint")
     header = _parse(file.read(length).decode())
     if not isinstance(header, dict):
         raise ValueError("no header")
@@ -316,11 +316,11 @@ def _read_header(file: BinaryIO, size: int) -> dict[str, Any]:
 
 
 def _parse(text: str) -> Any:
-    """Parse JSON; refuse a key that occurs twice, which two readers may read differently."""
+    """Parse JSON; reject duplicate keys, which parsers treat differently."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(data := dict(pairs)) < len(pairs):
-            raise ValueError("a key twice")
+            raise ValueError("duplicate key")
         return data
 
     return json.loads(text, object_pairs_hook=unique)

@@ -1,9 +1,8 @@
-"""Digests of a run's own files: written into status.json when the run ends, compared by `pgcli verify`.
+"""Digests of a run's files: written to status.json at the end of the run, checked by `pgcli verify`.
 
-Each file has its sha256 and its size. A table has four more numbers: how many rows it has, and three sums over its
-cells, from which one changed cell is located. With h(c) a hash of cell number c, counted row by row, they are
-Σ h, Σ c h and Σ c² h, mod 2^64. One change adds d, c d and c² d: their ratio is c, and the third sum shows whether it
-is one change or several.
+A digest has sha256 and size. For a table it also has the number of rows and three sums over the cells, which locate
+a single changed cell. With h(c) a hash of cell number c, counted row by row, they are Σ h, Σ c h and Σ c² h, mod 2^64.
+One change adds d, c d and c² d: their ratio is c, and the third sum distinguishes one change from several.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse; 2^64 divided by 
 
 
 def own_files(path: Path) -> list[str]:
-    """Return the names of the files that a run in `path` has written, without status.json and logs of other tools."""
+    """Return the names of the files written by a run, except status.json and logs of other tools."""
     names = ["config.yaml", "run.json", *(f"{name}.csv" for name in TABLES)]
     patterns = ("checkpoints/*.json", "checkpoints/iteration-*.safetensors", "crash/*.py")
     found = [path / name for name in names] + [file for pattern in patterns for file in sorted(path.glob(pattern))]
@@ -41,24 +40,24 @@ def digests_of(path: Path) -> dict[str, str]:
 
 
 def sealed(status: dict[str, Any]) -> bytes:
-    """Return the content of status.json with a digest of its own."""
+    """Return the content of status.json with its own digest."""
     return json_bytes({**status, ITSELF: hashlib.sha256(json_bytes(status)).hexdigest()})
 
 
 def is_sealed(content: bytes, status: dict[str, Any]) -> bool:
-    """Return whether `content` is what was written for `status`, which was read from it."""
+    """Return whether `content` matches the digest in `status`, which was read from it."""
     return content == sealed({key: value for key, value in status.items() if key != ITSELF})
 
 
 def changed_files(path: Path, digests: dict[str, str]) -> Iterator[str]:
-    """Yield a sentence for each file that is not what the run wrote."""
+    """Yield a sentence for each file that changed since the run wrote it."""
     for name, digest in digests.items():
         file = path / name
         if ".." in file.parts or not file.is_relative_to(path):
-            yield f"status.json: has a digest of {name}, which is not in the run directory"
+            yield f"status.json: has a digest of {name}, which is outside the run directory"
             continue
         if name.startswith("checkpoints/") and not file.exists():
-            continue  # deleted to free space: those that are left prove themselves
+            continue  # may be deleted to free space
         try:
             if _sha256(file, digest.split()[1:2]) != digest.partition(" ")[0]:
                 yield _what_changed(file, name, digest)
@@ -67,20 +66,20 @@ def changed_files(path: Path, digests: dict[str, str]) -> Iterator[str]:
 
 
 def _what_changed(file: Path, name: str, digest: str) -> str:
-    """Describe how a file differs from what its digest was made of: of a table, by row and column if it is one cell."""
+    """Describe how a file changed; for a single changed cell of a table, with row and column."""
     if not name.endswith(".csv"):
-        return f"{name}: its bytes are not those that the run wrote"
+        return f"{name}: changed since the run wrote it"
     try:
         rows, *sums = (int(word, 16) for word in digest.split()[2:])
         with table_file(file) as table:
             found = sum(lines.count(b"\n") + 1 for lines in table.blocks())
         if found != rows:
-            return f"{name}: has {found:,} rows, and the run wrote {rows:,}"
+            return f"{name}: has {found:,} rows, but the run wrote {rows:,}"
         now = _sums(file)[1]
     except (RunDirectoryError, ValueError) as error:
-        return getattr(error, "message", f"{name}: its bytes are not those that the run wrote")
+        return getattr(error, "message", f"{name}: changed since the run wrote it")
     if sums == now:
-        return f"{name}: its header or its line ends are not those that the run wrote"
+        return f"{name}: its header or line ends changed since the run wrote it"
     return _located(file, name, sums, now)
 
 
@@ -96,13 +95,13 @@ def _located(file: Path, name: str, sums: list[int], now: list[int]) -> str:
                     cells = rows[row - table.line + 1].decode(errors="replace").split(",")
                     return (
                         f"{name}: line {row + 2} (iteration {cells[0]}): {table.header[column]} is "
-                        f"{cells[column] or 'empty'}, and the run wrote something else"
+                        f"{cells[column] or 'empty'}, but the run wrote another value"
                     )
-    return f"{name}: several of its numbers are not those that the run wrote"
+    return f"{name}: several values changed since the run wrote it"
 
 
 def _single_change(d: int, first: int, second: int) -> int | None:
-    """Solve first = c d and second = c² d mod 2^64 for the number c of a cell; None if there is no such c."""
+    """Solve first = c d and second = c² d mod 2^64 for the cell number c; None without a solution."""
     if d == 0:
         return None
     shift = (d & -d).bit_length() - 1
@@ -120,7 +119,7 @@ def _digest(file: Path) -> str:
 
 
 def _sha256(file: Path, size: Sequence[str] = ()) -> str:
-    """Return the sha256 of a file; nothing if it has not the `size`, in hexadecimal digits, without reading it."""
+    """Return the sha256 of a file, or "" without reading it if its size is not `size` (hexadecimal)."""
     with open_file(file) as content:
         if size and f"{os.fstat(content.fileno()).st_size:x}" != size[0]:
             return ""

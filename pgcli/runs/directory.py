@@ -1,4 +1,4 @@
-"""One run on disk: config.yaml, tables, run.json, status.json, checkpoints."""
+"""The run directory: config.yaml, tables, run.json, status.json, checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pgcli.records import TABLES, Evaluation, Iteration, more_columns
 from pgcli.runs import checkpoints
 from pgcli.runs.digests import DIGESTS, digests_of, sealed
 from pgcli.runs.files import Folder, opened, read_json, storage
-from pgcli.runs.information import read_information, read_status
+from pgcli.runs.information import find_run_hint, read_information, read_status
 from pgcli.runs.tables import (
     TableWriter,
     has_rows,
@@ -39,47 +39,47 @@ _FOLDERS = ("checkpoints", "crash", "tensorboard", "wandb")  # that a run writes
 
 
 class RunDirectory:
-    """Writes the records of a run into its folder, which the caller has locked.
+    """Writes the records of a run to its folder, which the caller has locked.
 
-    Everything is written relative to the open folder, and only while the path still names that folder.
+    All writes are relative to the open folder, and fail if the path no longer names it.
     """
 
     def __init__(self, folder: Folder) -> None:
         self.path = folder.path
         self.best: tuple[float, int] | None = None  # the best evaluation so far: mean return, iteration
-        self.iterations = 0  # that metrics.csv has
+        self.iterations = 0  # rows of metrics.csv
         self._folder = folder
         self._checkpoints: Folder | None = None
         self._tables: dict[str, TableWriter] = {}
         self._more: dict[str, list[str]] = {}  # by table, the columns after its own
-        self._results = set[int]()  # iterations of the checkpoints with which the run had finished before
+        self._results = set[int]()  # iterations at which the run had finished before it was extended
 
     @property
     def status(self) -> dict[str, Any]:
-        """The content of status.json; empty before a run writes it."""
+        """The content of status.json; empty if it does not exist."""
         return read_status(self.path) if (self.path / "status.json").exists() else {}
 
     @property
     def is_new(self) -> bool:
-        """Whether there is no iteration and no checkpoint yet."""
+        """Whether the run has no iteration and no checkpoint."""
         return not (has_rows(self.path / "metrics.csv") or checkpoints.list_checkpoints(self.path / "checkpoints"))
 
     @property
     def checkpoint_folder(self) -> Folder:
-        """The folder of the checkpoints, which is made when it is first asked for."""
+        """The folder of the checkpoints, created on first use."""
         if self._checkpoints is None:
             self._checkpoints = self._folder.subfolder("checkpoints")
         return self._checkpoints
 
     def start(self, config: Config, command: list[str], reward_threshold: float | None) -> None:
-        """Write the files that a new run begins with; run.json is the first, for it marks the folder as pgcli's."""
+        """Write the initial files of a run. run.json is first, because it marks the folder as pgcli's."""
         check_owner(self.path)
         self._folder.check()
         self._folder.write_json("run.json", _circumstances(config, command, reward_threshold))
         self._folder.write("config.yaml", _config_text(config, self.path))
         self._remove_temporary()
         for name in TABLES:
-            self._folder.delete(f"{name}.csv")  # half a header, or another version's
+            self._folder.delete(f"{name}.csv")  # may be incomplete, or of another version
         self.set_status("running")
         self._open_tables(config, config.logging.info or ())
 
@@ -92,7 +92,7 @@ class RunDirectory:
         counters: dict[str, int],
         reward_threshold: float | None,
     ) -> None:
-        """Return the run to its state after `counters["iteration"]` updates, and open it for appending.
+        """Reset the run to its state after `counters["iteration"]` updates, and open it for appending.
 
         Raises: RunDirectoryError if the tables have other columns, or lack rows that led to that state.
         """
@@ -100,10 +100,10 @@ class RunDirectory:
         self.iterations = iteration = counters["iteration"]
         lengths = lengths_before(self.path, iteration, counters["episodes"])
         run, was_finished = read_information(self.path), self.status.get("status") == "finished"
-        self.set_status("running")  # first: the digests in it are those of files that change now
+        self.set_status("running")  # first, because it has digests of files that change now
         here = self.checkpoint_folder.path / checkpoints.file_name(iteration)
         checkpoints.point(self.checkpoint_folder, "latest.json", here, checkpoints.digest_of(here))
-        for path in checkpoints.list_checkpoints(self.checkpoint_folder.path):  # no pointer names these any more
+        for path in checkpoints.list_checkpoints(self.checkpoint_folder.path):  # no pointer names these
             if checkpoints.iteration_of(path) > iteration:
                 self.checkpoint_folder.delete(path.name)
         self.checkpoint_folder.sync()
@@ -112,10 +112,10 @@ class RunDirectory:
             if path.exists():
                 self._folder.truncate(path.name, length)
         run["exact"] = bool(run.get("exact", True)) and exact
-        run["reward_threshold"] = reward_threshold  # of the environment of evaluations, which may be another
+        run["reward_threshold"] = reward_threshold  # of the evaluation environment, which may change
         resume: dict[str, Any] = {"iteration": iteration, "command": command, "overrides": overrides}
         if was_finished:
-            resume["extends"] = True  # the checkpoint of its former end is kept
+            resume["extends"] = True  # keeps the checkpoint of the former end
         run.setdefault("resumes", []).append(resume)
         self._results = _results(run)
         self._folder.write_json("run.json", run)
@@ -145,8 +145,8 @@ class RunDirectory:
     def add_evaluation(self, record: Evaluation) -> bool:
         """Append an evaluation to evaluations.csv, and return whether it is the best so far.
 
-        The first one shows which of the default names of `logging.info` the environment reports. The best is chosen
-        among those of the schedule: one of fresh episodes after the stop is not.
+        The first one shows which of the default names of `logging.info` the environment reports. An evaluation on new
+        episodes after a stop is never the best.
         """
         self._folder.check()
         if record.iteration == 0 and record.info and self._config.logging.info is None:
@@ -159,7 +159,7 @@ class RunDirectory:
         return is_best
 
     def save(self, checkpoint: checkpoints.Checkpoint, *, best: bool, keep: int, every: int | None) -> None:
-        """Write a checkpoint once the rows that lead to it are safe, then delete those no longer kept."""
+        """Write a checkpoint after syncing the tables, then delete old checkpoints."""
         self._folder.check()
         self._sync_tables()
         folder = self.checkpoint_folder
@@ -177,19 +177,19 @@ class RunDirectory:
                 folder.delete(old.name)
 
     def add_reproduction(self, name: str, program: str) -> Path:
-        """Write a program in which a fault of the environment happens again, and return its path."""
+        """Write a program that reproduces a fault of the environment, and return its path."""
         self._folder.check()
         with closing(self._folder.subfolder("crash")) as folder:
             folder.write(f"{name}.py", program.encode())
         return self.path / "crash" / f"{name}.py"
 
     def mark_inexact(self) -> None:
-        """Note in run.json that the run is not what it would have been without an interruption."""
+        """Record in run.json that the run differs from an uninterrupted run."""
         self._folder.check()
         self._folder.write_json("run.json", read_information(self.path) | {"exact": False})
 
     def set_status(self, status: str, **more: object) -> None:
-        """Write status.json; of a run that has ended, with the digests of its files."""
+        """Write status.json; after the end of the run, include the digests of its files."""
         found: dict[str, Any] = {"status": status, **more}
         if status == "running":
             self._folder.check()
@@ -199,7 +199,7 @@ class RunDirectory:
             self._sync_tables()
             self._folder.check()
             found[DIGESTS] = digests_of(self.path)
-        except (OSError, RunDirectoryError):  # as when the run has failed because its folder was moved
+        except (OSError, RunDirectoryError):  # for example, the folder was moved
             if status == "finished":
                 raise
         self._folder.write("status.json", sealed(found))
@@ -220,7 +220,7 @@ class RunDirectory:
             table.sync()
 
     def _point_to_best(self) -> None:
-        """Point best.json to the best checkpoint, if it exists: resumed from an earlier state, a run may lose it."""
+        """Point best.json to the best checkpoint, if it exists; resuming from an earlier state may delete it."""
         best = self.checkpoint_folder.path / "best.json"
         path = best.with_name(checkpoints.file_name(self.best[1])) if self.best else None
         if path is None or not path.exists():
@@ -237,9 +237,9 @@ class RunDirectory:
 
 
 def check_owner(path: Path) -> None:
-    """Raise RunDirectoryError if a folder has files of the names that a run writes, and pgcli did not make them.
+    """Raise RunDirectoryError if a folder has files with the names of run files that pgcli did not write.
 
-    pgcli made them if run.json, which a run writes first, names its version, or if there is a checkpoint.
+    pgcli wrote them if run.json, which is written first, names its version, or if there is a checkpoint.
     """
     if checkpoints.list_checkpoints(path / "checkpoints"):
         return
@@ -249,8 +249,8 @@ def check_owner(path: Path) -> None:
     names = ("config.yaml", "run.json", "status.json", *(f"{name}.csv" for name in TABLES), *_FOLDERS)
     if found := [name for name in names if os.path.lexists(path / name)]:
         raise RunDirectoryError(
-            f"{path}: has {', '.join(found)}, and no run.json of pgcli: these are not files of a run",
-            "train into another --run-dir; nothing was changed",
+            f"{path}: contains {', '.join(found)}, which pgcli did not write",
+            "choose another --run-dir; nothing was changed",
         )
 
 
@@ -260,31 +260,31 @@ def _results(run: dict[str, Any]) -> set[int]:
 
 
 def _best_evaluation(file: Path) -> tuple[float, int] | None:
-    """Return the mean return and the iteration of the best evaluation, the first of equal ones."""
+    """Return the mean return and the iteration of the first best evaluation."""
     table = read_table(file, ("return_mean",))
     returns = table["return_mean"]
     if np.isnan(returns).any():
-        raise RunDirectoryError(f"{file}: damaged: `return_mean` of some row is no number")
+        raise RunDirectoryError(f"{file}: damaged: a `return_mean` is not a number")
     at = int(returns.argmax()) if table.rows else 0
     return (float(returns[at]), int(table["iteration"][at])) if table.rows else None
 
 
 def _to_delete(files: Sequence[Path], newest: Path, best: str, keep: int, every: int | None) -> list[Path]:
-    """Return all checkpoints but the newest, the best, and the last `keep` of iterations that `every` divides."""
+    """Return all checkpoints except the newest, the best, and the last `keep` regular ones."""
     regular = [path for path in files if path == newest or checkpoints.iteration_of(path) % (every or sys.maxsize) == 0]
     kept = {newest, *regular[-keep:]}
     return [path for path in files if path not in kept and path.name != best]
 
 
 def elapsed_seconds(path: Path, iteration: int) -> float:
-    """Read from timing.csv how many seconds the first `iteration` iterations took; 0 without a row."""
+    """Return the seconds of the first `iteration` iterations, from timing.csv; 0 without rows."""
     timing = read_table(path / "timing.csv", ("elapsed_seconds",))
     before = timing["elapsed_seconds"][timing["iteration"] < iteration]
     return float(np.nanmax(before, initial=0.0))
 
 
 def earlier_evaluations(path: Path, iteration: int) -> list[dict[str, float]]:
-    """Read the numbers of the evaluations before `iteration`, by column."""
+    """Return the numbers of the evaluations before `iteration`, by column."""
     table = read_table(path / "evaluations.csv", None)
     table = table.pick(table["iteration"] < iteration)
     rows = zip(*(column.tolist() for column in table.numbers.values()), strict=True)
@@ -292,9 +292,9 @@ def earlier_evaluations(path: Path, iteration: int) -> list[dict[str, float]]:
 
 
 def move_aside(path: Path) -> Path:
-    """Rename a run directory to `NAME~1` (`~2`, …); nothing is deleted. Of a link, the link is renamed."""
+    """Rename a run directory to `NAME~1` (`~2`, …). Deletes nothing; renames a link itself."""
     if Path.cwd().is_relative_to(path.resolve()):
-        raise RunDirectoryError(f"{path}: is the folder that you are in", "move it aside from outside")
+        raise RunDirectoryError(f"{path}: is the current folder", "run the command from another folder")
     path = path if path.is_symlink() else path.resolve()
     number = 1
     while os.path.lexists(aside := path.with_name(f"{path.name}~{number}")):
@@ -306,12 +306,12 @@ def move_aside(path: Path) -> Path:
 
 
 def is_run(path: Path) -> bool:
-    """Return whether a folder holds a run."""
+    """Return whether a folder contains a run."""
     return any((path / name).exists() for name in ("config.yaml", "metrics.csv", "checkpoints"))
 
 
 def find_checkpoint(path: Path, which: str = "latest") -> Path:
-    """Find the checkpoint that a user means: a file, or the latest, best or N-th one of a run directory.
+    """Find a checkpoint: a file, or the latest, best or N-th checkpoint of a run directory.
 
     Raises: CheckpointError if there is none, or if it is damaged.
     """
@@ -320,9 +320,9 @@ def find_checkpoint(path: Path, which: str = "latest") -> Path:
             return _find_in(path, which)
         if not path.is_file():
             what = "neither a file nor a folder" if path.exists() else "no such file or run directory"
-            raise CheckpointError(f"{path}: {what}")
+            raise CheckpointError(f"{path}: {what}", find_run_hint(path))
     if which != "latest":
-        raise UsageError(f"{path}: is one checkpoint; --which chooses among those of a run directory")
+        raise UsageError(f"{path}: --which needs a run directory, not a checkpoint file", "remove --which")
     return path
 
 
@@ -332,24 +332,22 @@ def _find_in(path: Path, which: str) -> Path:
     if which.isdigit():
         kept = {str(checkpoints.iteration_of(file)): file for file in files}
         if (found := kept.get(which.lstrip("0") or "0")) is None:
-            hint = f"kept: {', '.join(kept)}" if kept else ""
-            raise CheckpointError(f"{path}: keeps no checkpoint of iteration {which}", hint)
+            hint = f"existing checkpoints: {', '.join(kept)}" if kept else ""
+            raise CheckpointError(f"{path}: no checkpoint for iteration {which}", hint)
         return found
     if which not in ("latest", "best"):
-        raise CheckpointError(f"`{which}` is no checkpoint", "use latest, best, or the number of an iteration")
+        raise CheckpointError(f"unknown checkpoint `{which}`", "use latest, best, or an iteration number")
     if (folder / f"{which}.json").exists():
         return checkpoints.follow(folder / f"{which}.json")
     if not files:
-        runs = sorted(run for run in path.iterdir() if is_run(run))
-        hint = f"name one of its runs: {runs[0]}" if runs else "name a run directory that `pgcli train` made"
-        raise CheckpointError(f"{path}: has no checkpoint", hint)
+        raise CheckpointError(f"{path}: has no checkpoint", find_run_hint(path))
     if which == "best":
-        raise CheckpointError(f"{path}: has no best checkpoint", "--which latest is there")
-    return files[-1]  # the pointer is a help, and each checkpoint proves itself
+        raise CheckpointError(f"{path}: has no best checkpoint", "use --which latest")
+    return files[-1]  # the pointer is optional: each checkpoint has its own checksum
 
 
 def _config_text(config: Config, path: Path) -> bytes:
-    name = f"{path.name}/config.yaml" if path.name.isprintable() else "config.yaml"  # a comment ends with its line
+    name = f"{path.name}/config.yaml" if path.name.isprintable() else "config.yaml"  # a comment must stay on one line
     return f"# pgcli train {name} repeats this run\n{to_yaml(config)}".encode()
 
 
@@ -372,7 +370,7 @@ def _circumstances(config: Config, command: list[str], reward_threshold: float |
 
 
 def versions() -> dict[str, str]:
-    """Name the versions that the bytes of a run depend on."""
+    """Return the versions of packages that affect results."""
     import gymnasium
     import numpy
     import torch
@@ -386,7 +384,7 @@ def versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """Name the commit of the folder that training was started in, if it is under git."""
+    """Return the git commit of the current folder, if it has one."""
     git = shutil.which("git")
     if git is None:
         return None

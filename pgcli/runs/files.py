@@ -1,7 +1,7 @@
-"""Files of a run directory: opened in one place, whole or absent after any crash, and named in every error.
+"""Files of a run directory: written atomically, safe after any crash, and named in every error.
 
-`Folder` opens files for writing: relative to a descriptor of the folder, never through a link, regular files with one
-name only. `open_file` opens files for reading: regular files only.
+`Folder` opens files for writing: relative to a descriptor of the folder, never through links, only regular files
+with a single name. `open_file` opens regular files for reading.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from pgcli.errors import RunDirectoryError
 from pgcli.system.limits import limit_of
 
 TEMPORARY = ".writing-"
-FILE_MODE, FOLDER_MODE = 0o664, 0o775  # at most, under any umask: nobody else writes into a run
+FILE_MODE, FOLDER_MODE = 0o664, 0o775  # limits under any umask: other users cannot write to a run
 MAX_JSON_BYTES = 2**24
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_UNABLE = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP)  # to open or to sync a folder
+_UNABLE = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP)  # to open or sync a folder
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFLNK: "a link",
@@ -41,7 +41,7 @@ _OWN = _BINARY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # 
 
 
 class NotRegular(OSError):
-    """A name of a run directory is a link, a folder, a FIFO or a device, or another name of the same file exists."""
+    """A file of a run directory is a link, folder, FIFO, device, or hard link."""
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(errno.EINVAL, what, str(path))
@@ -49,7 +49,7 @@ class NotRegular(OSError):
 
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Turn an OSError (disk full, read-only, file vanished) into a RunDirectoryError that names the file."""
+    """Convert an OSError (disk full, read-only, file deleted) to a RunDirectoryError with the file."""
     try:
         yield
     except OSError as error:
@@ -57,16 +57,16 @@ def storage(path: Path) -> Iterator[None]:
             raise RunDirectoryError(*limit) from error
         hint = ""
         if isinstance(error, NotRegular):
-            hint = "replace it by a file of its own, or delete it"
+            hint = "replace it by a regular file, or delete it"
         elif error.errno in _FULL:
             home = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
-            hint = f"{shutil.disk_usage(home).free:,} bytes are free there; what was saved before stands"
+            hint = f"{shutil.disk_usage(home).free:,} bytes are free; earlier saved data are intact"
         raise RunDirectoryError(f"{error.filename or path}: {error.strerror or error}", hint) from error
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name `path` in an OSError: a descriptor has no name, and a temporary name means nothing to a user."""
+    """Put `path` into an OSError, instead of a descriptor or a temporary name."""
     try:
         yield
     except OSError as error:
@@ -75,7 +75,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def open_file(path: Path) -> io.BufferedReader:
-    """Open a file for reading. Raises: OSError, without waiting, for one that is not regular, such as a FIFO."""
+    """Open a regular file for reading. Raises: OSError at once for others, such as a FIFO."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
@@ -85,10 +85,10 @@ def open_file(path: Path) -> io.BufferedReader:
 
 
 class Folder:
-    """An open folder. Files are created, written, renamed and deleted in it, also after its path names another one."""
+    """An open folder, to create, write, rename and delete files in it, even if its path changes."""
 
     def __init__(self, path: Path, *, above: Folder | None = None) -> None:
-        """Open `path`, following links; of a subfolder of `above`, `path` is the name, and links are refused."""
+        """Open `path`, following links; with `above`, `path` is the name of a subfolder and not a link."""
         self.path: Path = above.path / path if above else path
         self._descriptor: int | None = None
         if _RELATIVE:
@@ -118,12 +118,12 @@ class Folder:
             same = False
         if not same:
             raise RunDirectoryError(
-                f"{self.path}: was deleted, moved or replaced while the run was writing it",
-                "`pgcli resume` continues the run in the folder to which it was moved",
+                f"{self.path}: was deleted, moved or replaced during the run",
+                "if it was moved, continue with `pgcli resume` in its new place",
             )
 
     def subfolder(self, name: str) -> Folder:
-        """Open a subfolder, which is made if it is missing."""
+        """Open a subfolder; create it if it is missing."""
         with suppress(FileExistsError), naming(self.path / name):
             os.mkdir(self._name(name), FOLDER_MODE, dir_fd=self._descriptor)
             self.sync()
@@ -150,7 +150,7 @@ class Folder:
         return descriptor
 
     def holds(self, name: str, descriptor: int) -> bool:
-        """Return whether `name` is still the file that is open as `descriptor`."""
+        """Return whether `name` is still the file open as `descriptor`."""
         try:
             found = os.stat(self._name(name), dir_fd=self._descriptor, follow_symlinks=False)
         except FileNotFoundError:
@@ -158,7 +158,7 @@ class Folder:
         return _identity(found) == _identity(os.fstat(descriptor))
 
     def write(self, name: str, content: bytes, *, replace: bool = True) -> None:
-        """Write a file. After any crash, it has either all of `content` or what it had before.
+        """Write a file atomically: after a crash it has either all of `content` or its old content.
 
         The temporary name begins with a dot: no reader matches it.
         Raises: OSError; FileExistsError if the file exists, with `replace=False`.
@@ -173,7 +173,7 @@ class Folder:
                     write_all(descriptor, content)
                     os.fsync(descriptor)
                     if not _holds_bytes(descriptor, content):
-                        raise OSError(errno.EIO, "the file does not hold what was written")
+                        raise OSError(errno.EIO, "the file content differs from the written data")
                 finally:
                     os.close(descriptor)
                 self.rename(temporary, name)
@@ -183,22 +183,22 @@ class Folder:
                 raise
 
     def write_json(self, name: str, data: dict[str, Any]) -> None:
-        """Write `data` as indented JSON, whole or not at all."""
+        """Write `data` as indented JSON, atomically."""
         self.write(name, json_bytes(data))
 
     def rename(self, old: str, new: str) -> None:
-        """Rename a file, so that this survives a power loss; a file of the new name is replaced."""
+        """Rename a file durably; replace an existing file of the new name."""
         there = self._descriptor
         os.replace(self._name(old), self._name(new), src_dir_fd=there, dst_dir_fd=there)
         self.sync()
 
     def delete(self, name: str) -> None:
-        """Delete a file, if it exists; of a link, the link."""
+        """Delete a file, if it exists; delete a link itself."""
         with suppress(FileNotFoundError), naming(self.path / name):
             os.unlink(self._name(name), dir_fd=self._descriptor)
 
     def truncate(self, name: str, size: int) -> None:
-        """Cut a file to `size` bytes, so that this survives a power loss."""
+        """Truncate a file to `size` bytes, durably."""
         descriptor = self.open(name, os.O_WRONLY)
         try:
             with naming(self.path / name):
@@ -217,11 +217,11 @@ class Folder:
             if name.startswith(TEMPORARY):
                 try:
                     self.delete(name)
-                except (IsADirectoryError, PermissionError):  # a film's
+                except (IsADirectoryError, PermissionError):  # the folder of a film
                     shutil.rmtree(self.path / name, ignore_errors=True)
 
     def sync(self) -> None:
-        """Make creations, renames and deletions in the folder survive a power loss, where the system can."""
+        """Make changes in the folder survive a power loss, if the system supports it."""
         if self._descriptor is None:
             return
         try:
@@ -237,7 +237,7 @@ class Folder:
 
 @contextmanager
 def opened(folder: Path | Folder) -> Iterator[Folder]:
-    """Open a folder, unless it is open already."""
+    """Open a folder, unless it is already open."""
     if isinstance(folder, Folder):
         yield folder
         return
@@ -249,7 +249,7 @@ def opened(folder: Path | Folder) -> Iterator[Folder]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents, so that they survive a power loss."""
+    """Create a folder and its parents, durably."""
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(FOLDER_MODE, exist_ok=True)
@@ -258,7 +258,7 @@ def make_folder(path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes, *, replace: bool = True) -> None:
-    """Write `content` to `path`, whole or not at all. Raises: OSError, FileExistsError without `replace`."""
+    """Write `content` to `path` atomically. Raises: OSError; FileExistsError without `replace`."""
     with opened(path.parent) as folder:
         folder.write(path.name, content, replace=replace)
 
@@ -266,11 +266,11 @@ def write_whole(path: Path, content: bytes, *, replace: bool = True) -> None:
 def json_bytes(data: dict[str, Any]) -> bytes:
     """Return `data` as the indented JSON of a file."""
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
-    return f"{text}\n".encode(errors="backslashreplace")  # JSON's own escape for a name that is not UTF-8
+    return f"{text}\n".encode(errors="backslashreplace")  # a JSON escape, for names that are not UTF-8
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises: RunDirectoryError if the file is missing, too large or holds something else."""
+    """Read a JSON object. Raises: RunDirectoryError if the file is missing, too large or not an object."""
     try:
         with open_file(path) as file:
             content = file.read(MAX_JSON_BYTES + 1)
@@ -287,14 +287,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_all(descriptor: int, content: bytes) -> None:
-    """Write all of `content`, however little the system takes at once."""
+    """Write all of `content`, in several writes if necessary."""
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 
 
 def _holds_bytes(descriptor: int, content: bytes) -> bool:
-    """Return whether the file that is open as `descriptor` has exactly these bytes."""
+    """Return whether the file open as `descriptor` has exactly these bytes."""
     os.lseek(descriptor, 0, os.SEEK_SET)
     with open(descriptor, "rb", closefd=False) as file:
         return file.read() == content

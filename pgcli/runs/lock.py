@@ -1,4 +1,4 @@
-"""One writer per run directory: a lock of the operating system on the file `.lock`, which names its holder."""
+"""One writer per run directory: an operating-system lock on `.lock`, which names its process."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _BEGIN = b'{"pid"'
 
 @contextmanager
 def lock(path: Path) -> Iterator[Folder]:
-    """Lock the folder `path` for this process, and yield it, opened; its lock names this process until the end.
+    """Lock the folder `path` for this process, and yield the open folder.
 
     The system unlocks the folder when the process ends, also when it is killed.
-    Raises: RunInUse, which names the holder; RunDirectoryError for a `.lock` that pgcli did not make, and on a file
-    system without locks, as some clusters have.
+    Raises: RunInUse with the locking process; RunDirectoryError for a `.lock` that pgcli did not write, or a file
+    system without locks, as on some clusters.
     """
     with storage(path), opened(path) as folder:
         descriptor = folder.open(".lock", os.O_RDWR | os.O_CREAT)
@@ -40,7 +40,7 @@ def lock(path: Path) -> Iterator[Folder]:
 
 @contextmanager
 def lock_to_read(path: Path) -> Iterator[None]:
-    """Keep other processes from writing the run in `path`, without writing anything.
+    """Prevent other processes from writing the run in `path`, without writing anything.
 
     Raises: RunInUse, RunDirectoryError.
     """
@@ -49,7 +49,7 @@ def lock_to_read(path: Path) -> Iterator[None]:
             raise NotRegular(path / ".lock", "is a link, not a regular file")
         try:
             file = open_file(path / ".lock")
-        except FileNotFoundError:  # nothing has written the run since it was copied here
+        except FileNotFoundError:  # the run was copied here
             yield
             return
         with file:
@@ -58,7 +58,7 @@ def lock_to_read(path: Path) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool | None:
-    """Return whether a process writes the run in `folder`, without writing anything; None where that is unknown."""
+    """Return whether a process is writing the run in `folder`; None if unknown. Writes nothing."""
     from filelock import lock_descriptor
 
     try:
@@ -71,16 +71,16 @@ def is_held(folder: Path) -> bool | None:
 
 
 def _take(descriptor: int, path: Path) -> None:
-    """Lock an open file, or raise RunInUse with the process that it names."""
+    """Lock an open file, or raise RunInUse with the process named in it."""
     from filelock import lock_descriptor  # `show` needs it only for a run that may be running
 
     try:
         is_mine = lock_descriptor(descriptor, blocking=False)
     except OSError as error:
         what = f"{path}: cannot be locked: {error.strerror}"
-        raise RunDirectoryError(what, "its file system has no locks; --run-dir names a folder on another") from None
+        raise RunDirectoryError(what, "its file system does not support locks; choose a --run-dir on another") from None
     if not is_mine:
-        raise RunInUse(f"{path} is in use by {_holder(_content(descriptor, 1))}", "wait for it, or stop it")
+        raise RunInUse(f"{path} is in use by {_holder(_content(descriptor, 1))}", "wait until it ends, or stop it")
 
 
 def _content(descriptor: int, start: int = 0) -> bytes:
@@ -89,14 +89,16 @@ def _content(descriptor: int, start: int = 0) -> bytes:
 
 
 def _check_own(content: bytes, path: Path) -> None:
-    """Raise RunDirectoryError for a lock file of another program; a power loss leaves ours cut short, with zeros."""
+    """Raise RunDirectoryError for a lock file of another program; a power loss may truncate ours."""
     text = content.strip(b" \0\n")
     if not (text.startswith(_BEGIN) or _BEGIN.startswith(text)):
-        raise RunDirectoryError(f"{path}/.lock: pgcli did not write this file", "delete it, or name another --run-dir")
+        raise RunDirectoryError(
+            f"{path}/.lock: pgcli did not write this file", "delete it, or choose another --run-dir"
+        )
 
 
 def _holder(content: bytes) -> str:
-    """Name the process in a lock file, unless it has ended: a process that only reads does not enter its name."""
+    """Return the process named in a lock file, if it still runs; readers do not write their names."""
     try:
         holder = json.loads(content)
         pid, host = int(holder["pid"]), str(holder["host"])

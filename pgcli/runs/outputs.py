@@ -1,4 +1,4 @@
-"""Files that a user asks for: written whole or not at all, and never over an input, a run or another program's file."""
+"""Output files: written atomically, and never over inputs, runs or files of other programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pgcli.records import TABLES
 from pgcli.runs.files import make_folder, open_file, storage, write_whole
 
 CURVE_COLUMNS = ("label", "x", "n", "center", "low", "high")
-# What files of pgcli have near their begin or end, by suffix.
+# Marks near the beginning or end of files written by pgcli, by suffix.
 _MARKS = {
     ".png": b"Software\0pgcli",
     ".svg": b"<dc:title>pgcli</dc:title>",
@@ -28,19 +28,19 @@ _OF_A_RUN = {"config.yaml", "run.json", "status.json", ".lock", *(f"{name}.csv" 
 
 
 def write_output(path: Path, content: bytes, *, inputs: Iterable[Path] = (), overwrite: bool = False) -> None:
-    """Write a file that a user asked for, and the folders above it. Raises: RunDirectoryError."""
+    """Write an output file and its parent folders. Raises: RunDirectoryError."""
     check_output(path, inputs=inputs, overwrite=overwrite)
     try:
         make_folder(path.parent)
         write_whole(path, content)
     except OSError as error:
-        raise RunDirectoryError(f"{path}: cannot be written: {error.strerror}", "name another file") from None
+        raise RunDirectoryError(f"{path}: cannot be written: {error.strerror}", "choose another file") from None
 
 
 def check_output(path: Path, *, inputs: Iterable[Path] = (), overwrite: bool = False) -> None:
-    """Raise RunDirectoryError if writing to `path` would destroy something that pgcli cannot write again.
+    """Raise RunDirectoryError if writing to `path` would destroy data.
 
-    That is an input of the command, a file of a run, or, without `overwrite`, a file that pgcli did not make.
+    These are inputs of the command, files of a run, and, without `overwrite`, files that pgcli did not write.
     """
     with storage(path):
         if not os.path.lexists(path):
@@ -48,19 +48,19 @@ def check_output(path: Path, *, inputs: Iterable[Path] = (), overwrite: bool = F
             return
         mode = path.lstat().st_mode
         if any(one.exists() and path.exists() and path.samefile(one) for one in inputs):
-            raise RunDirectoryError(f"{path}: is an input of this command", "name another file")
+            raise RunDirectoryError(f"{path}: is an input of this command", "choose another file")
         _check_run(path)
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
             what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-            raise RunDirectoryError(f"{path}: is {what}", "name another file")
+            raise RunDirectoryError(f"{path}: is {what}", "choose another file")
         if not (overwrite or is_ours(path)):
             raise RunDirectoryError(
-                f"{path}: is there already, and pgcli did not make it", "name another file, or add --overwrite"
+                f"{path}: already exists, and pgcli did not write it", "choose another file, or add --overwrite"
             )
 
 
 def is_ours(path: Path) -> bool:
-    """Return whether pgcli made a regular file, by a mark in it."""
+    """Return whether pgcli wrote a regular file, by a mark in it."""
     mark = _MARKS.get(path.suffix.lower())
     if mark is None or path.is_symlink():
         return False
@@ -71,8 +71,8 @@ def is_ours(path: Path) -> bool:
 
 
 def _check_run(path: Path) -> None:
-    """Raise RunDirectoryError for a name that a run has in its folder."""
+    """Raise RunDirectoryError for the name of a run's own file."""
     folder = path.parent
     run = folder.parent if folder.name in ("checkpoints", "crash") else folder
     if (path.name in _OF_A_RUN or run != folder) and (run / "run.json").exists():
-        raise RunDirectoryError(f"{path}: is a file of the run {typed(run)}", "name a file outside the run")
+        raise RunDirectoryError(f"{path}: is a file of the run {typed(run)}", "choose a file outside the run")

@@ -1,8 +1,8 @@
-"""The tables of a run: the one writer and the one reader of its CSV files.
+"""Write and read the tables of a run, its CSV files.
 
-A table has a header and one row per record, in the order of the iterations. records.py declares the columns. Rows are
-appended, so a crash may leave half a line, or zeros, at the end; a resumed run truncates the file there.
-Tables are read in blocks of lines: memory is needed for the columns that are asked for, and not for the file.
+A table has a header and one row per record, ordered by iteration. records.py declares the columns. Rows are appended,
+so a crash may leave an incomplete line, or zeros, at the end; resuming truncates the file there. Tables are read in
+blocks of lines: only the requested columns need memory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BLOCK = 2**19  # bytes read at once
 _MAX_HEADER = 2**16  # bytes of the names of the columns
 _MAX_LINE = 2**22  # bytes of a line
 _MAX_SKIPPED = 2**28  # bytes of a damaged line
-_MAX_DIGITS = 15  # of a whole number that a float64 holds exactly
+_MAX_DIGITS = 15  # of an integer that float64 represents exactly
 
 
 def tables_of(config: Config) -> list[str]:
@@ -48,7 +48,7 @@ def header_of(name: str, more: Sequence[str] = ()) -> list[str]:
 
 
 def more_of(name: str, header: Sequence[str]) -> list[str] | None:
-    """Return the columns of a header beyond the table's own; None if it is no header of this table."""
+    """Return the additional columns of a header; None if it is not a header of this table."""
     own = header_of(name)
     return list(header[len(own) :]) if list(header[: len(own)]) == own else None
 
@@ -58,12 +58,12 @@ def check_info_names(config: Config) -> None:
     known = {name: header_of(name, [STOPPED_BY.name]) for name in ("metrics", "evaluations", "episodes")}
     for name in config.logging.info or ():
         if any(name in header for header in known.values()):
-            raise UsageError(f"logging.info: `{name}` is a column already", "leave it out")
+            raise UsageError(f"logging.info: the column `{name}` already exists", "remove it")
     numbers = [name for name in known["evaluations"] if not COLUMNS[name].metric.text]
     for name in config.evaluation.stop_at:
         if name not in (*numbers, *config.info_names):
             close = closest(name, (*numbers, *config.info_names))
-            hint = f"did you mean `{close}`?" if close else f"`logging.info: [{name}]` makes a column of what info has"
+            hint = f"did you mean `{close}`?" if close else f"`logging.info: [{name}]` adds a column from info"
             raise UsageError(f"evaluation.stop_at: evaluations.csv has no column `{name}`", hint)
 
 
@@ -73,7 +73,7 @@ def check_info_names(config: Config) -> None:
 def rows_of(
     record: Iteration | Evaluation, more: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, list[list[Cell]]]:
-    """Return the rows that a record adds to each table; the row of metrics.csv, which completes it, is the last.
+    """Return the rows that a record adds to each table; metrics.csv is last, to complete the record.
 
     Args: more: by table, the columns after its own.
     """
@@ -89,14 +89,14 @@ def rows_of(
 
 
 def as_csv(rows: Iterable[Sequence[Cell]]) -> str:
-    """Write rows as lines of CSV: floats by `repr`, which reads back exactly, and None as an empty cell."""
+    """Format rows as CSV: floats by `repr`, which is exact, and None as an empty cell."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
 class TableWriter:
-    """Appends rows to a CSV file, which gets a header if it is new."""
+    """Appends rows to a CSV file; writes the header of a new file."""
 
     def __init__(self, folder: Folder, name: str, header: Sequence[str]) -> None:
         self._folder, self._name, self.path = folder, name, folder.path / name
@@ -106,22 +106,22 @@ class TableWriter:
             self.append([header])
 
     def append(self, rows: Iterable[Sequence[Cell]]) -> None:
-        """Add rows. The operating system has them when this returns, so that they survive the end of the process."""
+        """Add rows and pass them to the operating system, so that they survive a kill."""
         self._synced = False
         try:
             write_all(self._descriptor, as_csv(rows).encode())
             if not os.fstat(self._descriptor).st_nlink:
-                raise FileNotFoundError(errno.ENOENT, "was deleted while the run was writing it")
+                raise FileNotFoundError(errno.ENOENT, "was deleted during the run")
         except OSError as error:
             error.filename = str(self.path)
             raise
 
     def sync(self) -> None:
-        """Make the rows survive a power loss. Raises: OSError if the name is that of another file."""
+        """Make the rows survive a power loss. Raises: OSError if the file was replaced."""
         if not self._synced:
             with naming(self.path):
                 if not self._folder.holds(self._name, self._descriptor):
-                    raise FileNotFoundError(errno.ENOENT, "was deleted or replaced while the run was writing it")
+                    raise FileNotFoundError(errno.ENOENT, "was deleted or replaced during the run")
                 os.fsync(self._descriptor)
             self._synced = True
 
@@ -143,10 +143,10 @@ class Table:
     rows: int = 0
     numbers: dict[str, Array] = field(default_factory=dict)
     words: dict[str, Words] = field(default_factory=dict)
-    cut: bool = False  # the last line has no end, and was left out
+    cut: bool = False  # the last line is incomplete, and was skipped
 
     def __getitem__(self, name: str) -> Array:
-        """Return a column of numbers, all nan if the file lacks it."""
+        """Return a column of numbers; all nan if the file lacks it."""
         return self.numbers.get(name, np.full(self.rows, np.nan))
 
     def pick(self, rows: NDArray[Any]) -> Table:
@@ -164,7 +164,7 @@ class _Damage(Exception):
 
 
 class TableFile:
-    """A table that is read once, in blocks of whole lines.
+    """A table, read once in blocks of whole lines.
 
     Attributes: header, the names of the columns, empty if the first line has no end; line, the number of whole lines
     before the block; cut, whether the last line has no end.
@@ -210,8 +210,8 @@ class TableFile:
 
 @contextmanager
 def table_file(path: Path) -> Iterator[TableFile]:
-    """Open a table. Errors name the file, and the line that is damaged. Raises: RunDirectoryError."""
-    hint = f"`pgcli verify {typed(path.parent)}` reports what else is wrong with the run"
+    """Open a table. Errors name the file and the damaged line. Raises: RunDirectoryError."""
+    hint = f"`pgcli verify {typed(path.parent)}` checks the other files of the run"
     found = None
     try:
         with open_file(path) as file:
@@ -229,13 +229,13 @@ def table_file(path: Path) -> Iterator[TableFile]:
 def read_table(
     path: Path, names: Collection[str] | None = COLUMNS.keys(), *, whole: bool = False, skip_damage: bool = False
 ) -> Table:
-    """Read columns of a table. A last line without its end is still being written, and left out.
+    """Read columns of a table. Skip an incomplete last line, which may still be written.
 
     Args:
         path: the CSV file.
-        names: the columns to read besides `iteration`, as far as the file has them; None: all.
-        whole: the run has ended, so half a line is damage, too.
-        skip_damage: leave out damaged lines, and read a word instead of a number as an empty cell.
+        names: the columns to read in addition to `iteration`, if the file has them; None: all.
+        whole: the run has ended, so an incomplete line is damage.
+        skip_damage: skip damaged lines, and read a word instead of a number as an empty cell.
     Raises: RunDirectoryError if the file is missing or has no header, or, without `skip_damage`, if a line has zeros,
         another number of cells than the header, or a word instead of a number; it names the line.
     """
@@ -243,15 +243,15 @@ def read_table(
         if "iteration" not in file.header:
             if skip_damage or not (whole or file.head):
                 return Table(path, file.header if file.head else [])
-            hint = f"`pgcli verify {typed(path.parent)}` reports what else is wrong with the run"
-            raise RunDirectoryError(f"{path}: does not begin with the names of its columns", hint)
+            hint = f"`pgcli verify {typed(path.parent)}` checks the other files of the run"
+            raise RunDirectoryError(f"{path}: has no header with the column names", hint)
         texts = file.columns(file.header if names is None else names)
         parts: dict[str, list[NDArray[Any]]] = {name: [] for name in texts}
         for block in file.read(texts, skip_damage=skip_damage):
             for name, part in block.items():
                 parts[name].append(part)
         if file.cut and whole:
-            raise _Damage(0, "is cut short")
+            raise _Damage(0, "is incomplete")
     found = {name: _joined(parts.pop(name), object if text else np.float64) for name, text in texts.items()}
     return Table(
         path,
@@ -264,7 +264,7 @@ def read_table(
 
 
 def _joined(parts: list[NDArray[Any]], kind: Any) -> NDArray[Any]:
-    """Concatenate parts, and free each one once it is copied: memory for one column and one part is needed."""
+    """Concatenate parts, and free each part after copying it, to save memory."""
     whole, end = np.empty(sum(map(len, parts)), kind), 0
     for number, part in enumerate(parts):
         whole[end : end + len(part)] = part
@@ -291,12 +291,12 @@ def _columns_of(
         if name in texts and header.index(name) == place:
             column = block.words(place) if texts[name] else block.numbers(place, skip_damage)
             if name == "iteration" and not skip_damage and not (fine := (column >= 0) & (column % 1 == 0)).all():
-                raise _Damage(int(np.argmin(fine)), f"has `{column[np.argmin(fine)]}` for an iteration")
+                raise _Damage(int(np.argmin(fine)), f"has `{column[np.argmin(fine)]}` instead of an iteration")
             yield name, column
 
 
 class Cells:
-    """The cells of whole lines: `ends` [rows, columns] are the places of the commas and line ends after them."""
+    """The cells of whole lines; `ends` [rows, columns] are the positions after each cell."""
 
     def __init__(self, lines: bytes, width: int, *, skip_damage: bool = False) -> None:
         """Find the cells. Raises: _Damage unless each line has `width` cells, no zeros, and is UTF-8."""
@@ -319,7 +319,7 @@ class Cells:
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
-        """The places of the first bytes of the cells, [rows, columns]."""
+        """The positions of the first bytes of the cells, [rows, columns]."""
         return np.concatenate(([0], self.ends.reshape(-1)[:-1] + 1)).reshape(self.ends.shape)
 
     def _column(self, place: int) -> bytes:
@@ -356,11 +356,11 @@ class Cells:
             except ValueError:
                 if not skip_damage:
                     what = cell[:20].decode(errors="replace")
-                    raise _Damage(number, f"has `{what}` for a number") from None
+                    raise _Damage(number, f"has `{what}` instead of a number") from None
         return values
 
     def _counts(self, place: int) -> Array | None:
-        """Return a column of whole numbers, or of empty cells; None if it is neither."""
+        """Return a column of integers or empty cells; None for other columns."""
         starts, ends = self.starts[:, place], self.ends[:, place]
         if (
             (ends - starts > 2).all()
@@ -389,7 +389,7 @@ class Cells:
 
 
 def first_difference(a: Path, b: Path) -> dict[str, Any]:
-    """Find the first line in which two tables differ: its iteration, and the cells of the columns that differ in it.
+    """Find the first different line of two tables: its iteration, and the different cells.
 
     Raises: OSError.
     """
@@ -397,7 +397,7 @@ def first_difference(a: Path, b: Path) -> dict[str, Any]:
     with open_file(a) as one, open_file(b) as other:
         header = one.readline(_MAX_LINE)
         if header != other.readline(_MAX_LINE):
-            return none | {"why": "they have other columns"}
+            return none | {"why": "the columns differ"}
         for number, (x, y) in enumerate(itertools.zip_longest(_lines(one), _lines(other)), 2):
             if x == y:
                 continue
@@ -406,7 +406,7 @@ def first_difference(a: Path, b: Path) -> dict[str, Any]:
             if x is None or y is None:
                 return none | {"why": f"{a if x is None else b} ends here", "iteration": iteration}
             columns = {name: [left, right] for name, left, right in zip(*cells, strict=False) if left != right}
-            return none | {"why": f"they part in line {number}", "iteration": iteration, "columns": columns}
+            return none | {"why": f"line {number} differs", "iteration": iteration, "columns": columns}
     return none | {"same": True}
 
 
@@ -422,7 +422,7 @@ def has_rows(path: Path) -> bool:
 
 
 def lengths_before(folder: Path, iteration: int, episodes: int) -> dict[Path, int]:
-    """Return how many bytes of each table of a run led to the state after `iteration` updates and `episodes` episodes.
+    """Return the size in bytes of each table at the state after `iteration` updates.
 
     Raises: RunDirectoryError if a table has other columns, is damaged, or lacks rows.
     """
@@ -433,14 +433,14 @@ def lengths_before(folder: Path, iteration: int, episodes: int) -> dict[Path, in
         expected = {"metrics": iteration, "episodes": episodes}.get(name, rows)
         if rows != expected or (name == "evaluations" and not rows and iteration):
             raise RunDirectoryError(
-                f"{path}: has {rows} whole rows, and the checkpoint needs {expected or 1}",
-                "without them the run cannot go on; --overwrite moves it aside and starts anew",
+                f"{path}: has {rows} complete rows, but the checkpoint needs {expected or 1}",
+                "the run cannot be resumed; --overwrite moves it aside and starts a new one",
             )
     return lengths
 
 
 def read_header(path: Path) -> list[str]:
-    """Return the names of a table's columns; none if it is missing or has no whole header."""
+    """Return the names of a table's columns; [] if it is missing or has no complete header."""
     if not path.exists():
         return []
     with open_file(path) as file:
@@ -449,17 +449,17 @@ def read_header(path: Path) -> list[str]:
 
 
 def set_columns(folder: Folder, name: str, header: Sequence[str]) -> None:
-    """Rewrite a table with other columns: new ones are empty."""
+    """Rewrite a table with other columns; new columns are empty."""
     with open_file(folder.path / name) as file:
         rows = list(csv.DictReader(file.read().decode().splitlines()))
     folder.write(name, as_csv([header, *([row.get(one, "") for one in header] for row in rows)]).encode())
 
 
 def length_before(path: Path, header: Sequence[str], iteration: int) -> tuple[int, int]:
-    """Return how many whole rows before `iteration` a table begins with, and how many bytes that is.
+    """Return the number of complete rows before `iteration`, and their size in bytes.
 
-    Raises: RunDirectoryError if it does not begin with the columns of `header`, or has more such rows after damaged
-        ones, which no crash leaves.
+    Raises: RunDirectoryError if the table does not begin with the columns of `header`, or has complete rows after
+        damaged ones, which a crash does not cause.
     """
     if not path.exists():
         return 0, 0
@@ -468,8 +468,8 @@ def length_before(path: Path, header: Sequence[str], iteration: int) -> tuple[in
         whole = head.endswith(b"\n")
         if whole and head.decode(errors="replace").rstrip("\n").split(",")[: len(header)] != list(header):
             raise RunDirectoryError(
-                f"{path}: has other columns than this version of pgcli writes",
-                "go on with the version that began the run, or train into another --run-dir",
+                f"{path}: its columns differ from those of this version of pgcli",
+                "continue with the version that started the run, or train in another --run-dir",
             )
         rows, end = 0, len(head) if whole else 0
         for number, line in enumerate(_lines(file), 2):
@@ -484,7 +484,7 @@ def length_before(path: Path, header: Sequence[str], iteration: int) -> tuple[in
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines of a file, up to one that is too long for a row."""
+    """Yield the lines of a file, until one is too long for a row."""
     while line := file.readline(_MAX_LINE):
         yield line
         if len(line) == _MAX_LINE:

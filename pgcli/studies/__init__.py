@@ -1,1 +1,1 @@
-"""Many runs with one question: variants, comparison, figures."""
+"""Comparisons of config variants over several seeds."""

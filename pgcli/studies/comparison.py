@@ -1,6 +1,6 @@
-"""The report of `pgcli compare`: results of each variant and each pair with intervals, and conclusions.
+"""The report of `pgcli compare`: results of variants and pairs with intervals, and conclusions.
 
-In the tables, whose columns users' scripts read, a variant is called an arm.
+The CSV tables and JSON keep the column name `arm` for a variant, because scripts read them.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ from pgcli.system.streams import printable
 
 FIGURES = ("returns", "differences", "curves")
 PROFILE_POINTS = 101
-UNEQUAL = 0.05  # relative difference in env steps from which a note reports it
-MOSTLY_EVALUATION = 0.5  # share of the variance over seeds from which a note asks for more evaluation episodes
-SHARE_OF_GAIN = 0.9  # of the improvement over the untrained policies; the threshold if the environment has none
+UNEQUAL = 0.05  # relative difference in env steps that a note reports
+MOSTLY_EVALUATION = 0.5  # share of the variance over seeds for a note about evaluation episodes
+SHARE_OF_GAIN = 0.9  # of the improvement over untrained policies; default threshold if the environment has none
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The results of one run; `env_steps` and `returns` [E] are its evaluations, `error` the last one's."""
+    """The results of one run; `env_steps` and `returns` [E] are its evaluations."""
 
     seed: int
     path: Path
@@ -66,7 +66,7 @@ class RunSummary:
     reason: str
     env_steps: Array
     returns: Array
-    error: float  # standard error over the episodes
+    error: float  # standard error of the last evaluation
     steps: int  # trained
     iterations: int
     seconds: float
@@ -77,7 +77,7 @@ class RunSummary:
 
     @property
     def finished(self) -> bool:
-        """Whether the run used its whole budget."""
+        """Whether the run completed its budget."""
         return self.status == "finished"
 
 
@@ -90,9 +90,9 @@ def write_report(
 ) -> dict[str, Any]:
     """Compare runs by their final evaluations, and write report.md, figures and tables into `folder`.
 
-    The score of a run is the mean return of its last evaluation, also if it diverged or failed: the value that it
-    keeps in a learning curve. Without any evaluation it is the lowest one of the comparison. No run is left out.
-    looks.csv lists the looks that the folder's reports have taken at each pair, and the seeds of each.
+    The score of a run is the mean return of its last evaluation, also if it diverged or failed, as in a learning
+    curve. Without an evaluation, it is the lowest evaluation of the comparison. No run is skipped. looks.csv lists the
+    looks at each pair in this folder's reports, with their seeds.
     Args: config, of any variant, for the shared settings; paths, the run directories by variant and seed, with the same
     seeds for each variant.
     Raises: RunDirectoryError if a run is unreadable or no run has an evaluation.
@@ -112,7 +112,7 @@ def write_report(
     check_folder(folder)
     with storage(folder):
         make_folder(folder)
-        # first: it marks the files beside it as pgcli's
+        # first, because it marks the other files as pgcli's
         write_whole(folder / "report.md", printable(markdown(result)).encode())
         for name in TABLES:
             path = folder / f"{name}.csv"
@@ -125,13 +125,13 @@ def write_report(
 
 
 def check_folder(folder: Path) -> None:
-    """Raise RunDirectoryError for a folder that has files of a report's names and was not written by `compare`."""
+    """Raise RunDirectoryError if a folder has files with the names of a report that pgcli did not write."""
     names = ["report.md", *(f"{name}.csv" for name in TABLES), *(f"{name}.png" for name in FIGURES)]
     found = [name for name in names if os.path.lexists(folder / name)]
     with storage(folder):
         if found and not ("report.md" in found and is_ours(folder / "report.md")):
             raise RunDirectoryError(
-                f"{folder}: has {', '.join(found)}, and pgcli did not make them", "name another folder with -o"
+                f"{folder}: contains {', '.join(found)}, which pgcli did not write", "choose another folder with -o"
             )
 
 
@@ -141,8 +141,8 @@ def check_folder(folder: Path) -> None:
 def read_run(path: Path, seed: int) -> RunSummary:
     """Read the results of a run in any state."""
     status = read_status(path) if (path / "status.json").exists() else {}
-    told = str(status.get("status", "not started"))
-    ended = told == "finished"
+    state = str(status.get("status", "not started"))
+    ended = state == "finished"
     evaluations = _read(path / "evaluations.csv", ("env_steps", "return_mean", "return_standard_error"), ended)
     metrics = _read(path / "metrics.csv", ("env_steps",), ended)
     timing = _read(path / "timing.csv", ("elapsed_seconds", "collect_seconds", "update_seconds"), ended)
@@ -154,7 +154,7 @@ def read_run(path: Path, seed: int) -> RunSummary:
     return RunSummary(
         seed,
         path,
-        told,
+        state,
         str(status.get("reason", "")),
         evaluations["env_steps"],
         evaluations["return_mean"],
@@ -170,7 +170,7 @@ def read_run(path: Path, seed: int) -> RunSummary:
 
 
 def _read(path: Path, columns: Sequence[str], ended: bool) -> Table:
-    """Read a table; of a run that did not finish it may be missing."""
+    """Read a table; an unfinished run may lack it."""
     return read_table(path, columns, whole=ended) if ended or path.exists() else Table(path)
 
 
@@ -189,10 +189,10 @@ def _gradients(path: Path, ended: bool) -> dict[str, tuple[float, float]]:
 
 
 def read_looks(path: Path) -> list[dict[str, Any]]:
-    """Read the looks that earlier reports have taken: rows of the digests of a and b, number, and seeds."""
+    """Read the looks of earlier reports: digests of a and b, number, seeds."""
     if not path.exists():
         return []
-    hint = "without it, earlier looks are unknown: compare fresh seeds in another folder (-o)"
+    hint = "it lists earlier looks; without it, compare fresh seeds in another folder (-o)"
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -210,7 +210,7 @@ def read_looks(path: Path) -> list[dict[str, Any]]:
 def analyze(
     runs: dict[str, list[RunSummary]], threshold: float | None = None, earlier: Sequence[dict[str, Any]] = ()
 ) -> dict[str, Any]:
-    """Compute all tables of a comparison from its runs by variant, each in the order of the same seeds.
+    """Compute all tables of a comparison from its runs by variant, in the same order of seeds.
 
     A pair is tested on the seeds that no earlier look at it has used.
     Args: earlier, the rows of looks.csv.
@@ -219,7 +219,7 @@ def analyze(
     lowest = min((float(run.returns.min()) for run in every if len(run.returns)), default=math.nan)
     if math.isnan(lowest):
         raise RunDirectoryError(
-            f"{every[0].path.parent}: not one run has an evaluation", every[0].reason or "see what the runs told"
+            f"{every[0].path.parent}: no run has an evaluation", every[0].reason or "see the messages of the runs"
         )
     scores = {label: np.array([_score(run, lowest) for run in one]) for label, one in runs.items()}
     goal, rule = _threshold(runs, scores, threshold)
@@ -242,16 +242,16 @@ def analyze(
 
 
 def _score(run: RunSummary, lowest: float) -> float:
-    """Return the value that a run keeps at the end of the budget."""
+    """Return the value of a run at the end of the budget."""
     return float(value_at(run.env_steps, run.returns, math.inf)) if len(run.returns) else lowest
 
 
 def _threshold(
     runs: dict[str, list[RunSummary]], scores: dict[str, Array], wanted: float | None
 ) -> tuple[float | None, str]:
-    """Return the return that counts as reached, None without one, and the rule that chose it."""
+    """Return the threshold, or None, and the rule that chose it."""
     if wanted is not None:
-        return wanted, "as asked for by --threshold"
+        return wanted, "set by --threshold"
     evaluated = [run for one in runs.values() for run in one if len(run.returns)]
     registered = {run.threshold for run in evaluated}
     if len(registered) == 1 and (known := registered.pop()) is not None:
@@ -259,10 +259,10 @@ def _threshold(
     start = float(np.mean([run.returns[0] for run in evaluated]))
     best = max(float(interquartile_mean(one)) for one in scores.values())
     if best <= start:
-        return None, "none: the environment has no reward threshold, and no arm ends above the untrained policies"
+        return None, "the environment has none, and no variant ends above the untrained policies"
     goal = start + SHARE_OF_GAIN * (best - start)
-    way = f"from the untrained policies' mean {short(start)} to the best arm's {short(best)}"
-    rule = f"{100 * SHARE_OF_GAIN:.0f} % of the way {way}, for the environment has no reward threshold"
+    way = f"from the mean of untrained policies, {short(start)}, to the best variant's IQM, {short(best)}"
+    rule = f"{100 * SHARE_OF_GAIN:.0f} % of the way {way}, because the environment has no reward threshold"
     return goal, rule
 
 
@@ -291,7 +291,7 @@ def _variant_row(label: str, runs: list[RunSummary], scores: Array, goal: float 
         **_columns("iqm", interquartile_mean(scores), trimmed_mean_interval(scores)),
         **_columns("mean", scores.mean(), mean_interval(scores)),
         "standard_error": float(scores.std(ddof=1) / math.sqrt(len(scores))) if len(scores) > 1 else math.nan,
-        "evaluation_standard_error": float(np.sqrt(np.square(errors).sum()) / len(runs)),  # a part of the former
+        "evaluation_standard_error": float(np.sqrt(np.square(errors).sum()) / len(runs)),  # part of standard_error
         "min": float(scores.min()),
         "max": float(scores.max()),
         "reached": int(np.isfinite(times).sum()),
@@ -306,7 +306,7 @@ def _variant_row(label: str, runs: list[RunSummary], scores: Array, goal: float 
 def _pairs(
     runs: dict[str, list[RunSummary]], scores: dict[str, Array], looks: list[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Test each pair of variants, and return the rows of the pairs and of all looks, with those of this report."""
+    """Test each pair of variants; return the rows of pairs and of all looks, including new ones."""
     rows, couples = [], list(combinations(runs, 2))
     seeds = [run.seed for run in next(iter(runs.values()))]
     for a, b in couples:
@@ -320,13 +320,13 @@ def _pairs(
 
 
 def _pair_row(a: str, b: str, x: Array, y: Array, fresh: list[int], look: int, pairs: int) -> dict[str, Any]:
-    tested = fresh or list(range(len(x)))  # without a fresh seed the numbers describe all, and show nothing
+    tested = fresh or list(range(len(x)))  # without fresh seeds, the numbers describe all seeds and test nothing
     confidence, later = 1 - look_alpha(look), 1 - look_alpha(look + 1)
     difference = paired_difference(x[tested], y[tested], pairs, confidence, later)
     varied = len(x) > 1 and x.std() > 0 and y.std() > 0
     sentence = conclusion(a, b, difference, look)
     if not fresh:
-        sentence = f"`{a}` and `{b}`: earlier looks have used all of these seeds, and only fresh ones are tested."
+        sentence = f"`{a}` and `{b}`: earlier looks used all these seeds; only fresh seeds are tested."
     return {
         "a": a,
         "b": b,
@@ -351,15 +351,15 @@ def _pair_row(a: str, b: str, x: Array, y: Array, fresh: list[int], look: int, p
 
 
 def conclusion(a: str, b: str, difference: Difference, look: int = 1) -> str:
-    """Write what a pair's difference shows, or how many fresh seeds would show it."""
+    """Describe what a pair's difference shows, or how many fresh seeds would show it."""
     d, n = difference, difference.n
     seeds = f"{n} paired seeds" if look == 1 else f"{n} fresh paired seeds, look {look}"
     higher, lower = (a, b) if d.mean >= 0 else (b, a)
     if n == 1:
-        return f"`{a}` and `{b}`: one seed shows no spread, so nothing is shown."
+        return f"`{a}` and `{b}`: one seed has no spread, so nothing is shown."
     if d.deviation == 0:
         same = "the same return" if d.mean == 0 else f"`{higher}` above by the same {short(abs(d.mean))}"
-        return f"`{a}` and `{b}`: {same} on each of {n} seeds. Without a spread, nothing is shown."
+        return f"`{a}` and `{b}`: {same} on each of {n} seeds. Without spread, nothing is shown."
     if not d.alike:
         return _probability_claim(a, b, d, seeds)
     low, high = (d.low, d.high) if d.mean >= 0 else (-d.high, -d.low)
@@ -369,18 +369,18 @@ def conclusion(a: str, b: str, difference: Difference, look: int = 1) -> str:
         return f"The mean of `{higher}` is above that of `{lower}` by {size} ({interval}; {seeds}): shown."
     return (
         f"The mean of `{higher}` is above that of `{lower}` by {size} ({interval}): not shown with {seeds}. "
-        f"About {seed_range(d.seeds_needed, *d.seeds_range)} fresh seeds would show it; only they count in another "
-        "look, so that all looks have at most 5 % false positives."
+        f"About {seed_range(d.seeds_needed, *d.seeds_range)} fresh seeds would show it. Another look "
+        "counts only fresh seeds, so that all looks together have at most 5 % false positives."
     )
 
 
 def _probability_claim(a: str, b: str, d: Difference, seeds: str) -> str:
-    """Write what P(a > b) shows where standard deviations differ, and a mean could hide rare failures."""
+    """Describe P(a > b) if standard deviations differ, because a mean could hide rare failures."""
     size, *spreads = same_decimals(abs(d.mean), *d.deviations)
     unlike = f"their standard deviations differ ({spreads[0]} and {spreads[1]})"
     if math.isnan(d.improvement_low):
         higher, lower = (a, b) if d.mean >= 0 else (b, a)
-        few = f"not shown with {seeds}, for {unlike} and a rare failure may be missing"
+        few = f"not shown with {seeds}, because {unlike} and a rare failure may be missing"
         more = f"At least {d.seeds_range[0]} fresh seeds could show that one ends above the other"
         return f"The mean of `{higher}` is above that of `{lower}` by {size}: {few}. {more}."
     ahead = d.improvement >= 0.5
@@ -396,7 +396,7 @@ def _probability_claim(a: str, b: str, d: Difference, seeds: str) -> str:
 
 
 def seed_range(needed: int | None, low: int | None, high: int | None) -> str:
-    """Write a number of seeds with its range: `8 (5 to 41)`, `8 (5 or more)`."""
+    """Format a number of seeds with its range: `8 (5 to 41)`, `8 (5 or more)`."""
     most = f"more than {MOST_SEEDS:,}"
     first = most if low is None else f"{low:,}"
     return f"{most if needed is None else f'{needed:,}'} ({first} {'or more' if high is None else f'to {high:,}'})"
@@ -440,38 +440,38 @@ def _gradient_rows(runs: dict[str, list[RunSummary]]) -> Iterator[dict[str, Any]
 
 
 def _notes(runs: dict[str, list[RunSummary]], scores: dict[str, Array]) -> Iterator[str]:
-    """Write what limits the conclusions: unfinished runs, unequal budgets or versions, few seeds or episodes."""
+    """Yield the limits of the conclusions: unfinished runs, unequal budgets, few seeds or episodes."""
     for label, one in runs.items():
         for run, score in zip(one, scores[label].tolist(), strict=True):
             if not run.finished:
                 why = f": {run.reason}" if run.reason else ""
                 ended = f"`{label}`, seed {run.seed}: {run.status} at iteration {run.iterations}{why}"
                 rule = "its last evaluation" if len(run.returns) else "the lowest of all evaluations"
-                yield f"{ended}. It counts with {short(score)}, {rule}."
+                yield f"{ended}. Its score is {short(score)}, {rule}."
     trained = [[run.steps for run in one if run.finished] for one in runs.values()]
     used = [float(np.mean(steps)) for steps in trained if steps]
     if used and max(used) > (1 + UNEQUAL) * min(used):
         steps = f"{min(used):,.0f} to {max(used):,.0f} env steps"
         yield (
-            f"A run ends with a whole iteration: on average the arms used {steps}. A larger budget, or fewer episodes "
-            "in an iteration, makes that matter less."
+            f"The variants used {steps} on average, because runs end with a whole iteration. A larger budget or fewer "
+            "episodes per iteration reduce the difference."
         )
     versions = {run.versions for one in runs.values() for run in one if run.versions}
     if len(versions) > 1:
         yield f"The runs were made with different versions: {'; '.join(sorted(versions))}."
     seeds = len(next(iter(runs.values())))
     if seeds == 1:
-        yield "One seed shows no spread: there are no intervals."
+        yield "One seed has no spread: there are no intervals."
         return
     if seeds < FEW_SEEDS:
         yield (
-            f"{seeds} seeds show little: with probability {100 * 0.8**seeds:.0f} %, none of them shows a failure of 1 "
-            "seed in 5. Their intervals assume returns that are about normal."
+            f"{seeds} seeds are few: with probability {100 * 0.8**seeds:.0f} %, they miss a failure in 1 of "
+            "5 seeds. Their intervals assume approximately normal returns."
         )
     for label, one in runs.items():
         noise = float(np.mean([run.error**2 for run in one]))
         if noise > MOSTLY_EVALUATION * scores[label].var(ddof=1) > 0:
             yield (
-                f"`{label}`: the evaluation episodes make most of its spread over seeds. A larger "
-                "evaluation.episodes makes its intervals narrower."
+                f"`{label}`: most of its spread over seeds comes from the evaluation episodes. A larger "
+                "evaluation.episodes gives narrower intervals."
             )

@@ -16,7 +16,7 @@ from pgcli.report.curves import shortened
 from pgcli.report.plots import COLORS, STYLE, plain, plot
 from pgcli.runs.files import write_whole
 
-MOST_PAIRS = 40  # more than a page shows
+MOST_PAIRS = 40  # as many as fit on a page
 
 
 def draw(folder: Path, result: dict[str, Any], runs: Sequence[Path]) -> None:
@@ -29,7 +29,7 @@ def draw(folder: Path, result: dict[str, Any], runs: Sequence[Path]) -> None:
 
 
 def _returns(result: dict[str, Any]) -> Figure:
-    """Draw each variant's final returns and IQM with its interval; on the right its performance profile."""
+    """Draw final returns and IQM of each variant with its interval, and performance profiles."""
     variants = result["arms"]
     figure = Figure(figsize=(9.6, max(2.6, 1.2 + 0.42 * len(variants))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -61,7 +61,7 @@ def _returns(result: dict[str, Any]) -> Figure:
 
 
 def _differences(result: dict[str, Any]) -> Figure:
-    """Draw the mean paired difference of each pair with its interval; a hollow mark is not shown to differ."""
+    """Draw the mean paired difference of each pair with its interval; filled if it is shown."""
     pairs = result["pairs"][:MOST_PAIRS]
     figure = Figure(figsize=(8.0, max(1.9, 1.0 + 0.44 * len(pairs))), layout="constrained")
     axes = figure.add_subplot()
@@ -81,7 +81,7 @@ def _differences(result: dict[str, Any]) -> Figure:
     seeds = sorted({pair["seeds"] for pair in pairs})
     caption = (
         f"Mean over {' or '.join(map(str, seeds))} seeds, with its interval (Student's t, {' or '.join(levels)}); "
-        f"filled: the pair is shown to differ.{more}"
+        f"filled: the difference is shown.{more}"
     )
     figure.supxlabel(caption, fontsize=6.5, color="0.35", x=0.01, ha="left")
     return figure

@@ -1,4 +1,4 @@
-"""The results of a comparison as a Markdown page, as CSV, as JSON, and as a table for a terminal."""
+"""The results of a comparison as Markdown, CSV and terminal text."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ Result = dict[str, Any]  # of `pgcli.studies.comparison.write_report`, or one ro
 _METHOD = """\
 - **IQM**: the mean of the middle half of the seeds (Agarwal et al. 2021, Deep Reinforcement Learning at the Edge of the
   Statistical Precipice). Its interval is that of a trimmed mean (Tukey & McLaughlin 1963). That of a mean is Student's.
-- **Differences** are paired: the same seed, and so the same start states, in either arm. The interval is the mean ±
-  Student's t quantile times s / √n, with α divided by {pairs} (Bonferroni). *Shown*: the interval excludes 0.
-- **Unlike spreads**: where the standard deviations of a and b differ (F test at 5 %), rare failures can make equal
-  means look different. The claim is then about P(a > b), and needs 5 seeds or more: with fewer than the number in the
-  table, not even a variant whose every run is above every run of the other is shown.
-- **Looks**: the first look at a pair may have 4 % false positives, each later one a fifth of the one before. It tests
-  only seeds that no earlier look in this folder has used. So all looks together have at most 5 %.
-- **Fresh seeds to show it**: the fewest with which the next look's t test has {power:.0f} % power, if the observed
-  difference and its spread are the true ones (Colas et al. 2018, How Many Random Seeds?); in parentheses, the same at
-  the ends of an {likely:.0f} % interval of the effect.
+- **Differences** are paired by seed: both variants have the same start states. The interval is the mean ± Student's t
+  quantile times s / √n, with α divided by {pairs} (Bonferroni). *Shown*: the interval excludes 0.
+- **Unequal spreads**: if the standard deviations of a and b differ (F test at 5 %), rare failures can make equal means
+  look different. The claim is then about P(a > b). It needs at least the number of seeds in the table, even if every
+  run of a is above every run of b.
+- **Looks**: the first look at a pair has at most 4 % false positives, each later one a fifth of the one before. A look
+  tests only seeds that no earlier look in this folder has used. So all looks together have at most 5 %.
+- **Fresh seeds to show it**: the smallest number for which the next look's t test has {power:.0f} % power, if the
+  observed difference and spread are the true ones (Colas et al. 2018, How Many Random Seeds?). In parentheses: the same
+  at the ends of an {likely:.0f} % interval of the effect.
 - **P(a > b)**: the probability that a run of a ends above one of b, a tie counting half: Mann & Whitney's U / n². Its
   interval is Brunner & Munzel's on the logit scale, from 5 seeds on.
 - **Episodes**: the part of the standard error that comes from the evaluation's episodes. More seeds and more
   `evaluation.episodes` make it smaller.
 - **Performance profile**: the share of seeds that end above each return, with its pointwise 95 % Clopper-Pearson band.
-- Every run counts with its last evaluation, also one that diverged or failed. None is left out.
+- Every run counts with its last evaluation, also if it diverged or failed. No run is skipped.
 """
 
 
 def as_csv(rows: Sequence[Result]) -> str:
-    """Write rows as CSV; values that are not finite are empty cells."""
+    """Format rows as CSV; non-finite values are empty cells."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(rows[0])
@@ -55,13 +55,15 @@ def _cell(value: Any) -> Any:
 
 
 def comparison_text(result: Result) -> str:
-    """Write the report's folder and its main numbers for people, in 80 columns where the arms' names allow."""
+    """Return the report's folder and main numbers as text, in 80 columns unless variant names are longer."""
     goal, pairs = result["threshold"], result["pairs"]
-    head = ("arm", "final return: IQM [95 %]", "mean")
-    rows = [(*head, *(() if goal is None else (f"reached {goal:g}", "steps to it")))]
-    for arm in result["arms"]:
-        reached = (f"{arm['reached']} of {arm['seeds']}", _steps(arm["steps_median"]))
-        rows.append((arm["arm"], _estimate(arm, "iqm"), short(arm["mean"]), *(() if goal is None else reached)))
+    head = ("variant", "final return: IQM [95 %]", "mean")
+    rows = [(*head, *(() if goal is None else (f"reached {goal:g}", "median steps")))]
+    for variant in result["arms"]:
+        reached = (
+            () if goal is None else (f"{variant['reached']} of {variant['seeds']}", _steps(variant["steps_median"]))
+        )
+        rows.append((variant["arm"], _estimate(variant, "iqm"), short(variant["mean"]), *reached))
     lines = columns(rows) if max(map(len, columns(rows))) <= WIDTH else _below_labels(rows)
     for text in (*result["notes"], *(pair["sentence"] for pair in pairs)):
         lines += textwrap.wrap(text.replace("`", ""), WIDTH, subsequent_indent="  ", break_on_hyphens=False)
@@ -69,7 +71,7 @@ def comparison_text(result: Result) -> str:
 
 
 def _below_labels(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Give each label a line of its own, where it leaves no room for the numbers."""
+    """Put each label on its own line, if there is no room for the numbers beside it."""
     numbers = columns([row[1:] for row in rows])
     labels = [row[0] for row in rows]
     return [
@@ -79,7 +81,7 @@ def _below_labels(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def markdown(result: Result) -> str:
-    """Write the report: first the conclusions, then their numbers, last the method."""
+    """Return the report: conclusions, their numbers, the method."""
     sections = (_head, _conclusions, _final_returns, _differences, _sample_efficiency, _gradients, _wall_time, _method)
     texts = ["\n".join(section(result)) for section in sections]
     return "\n\n".join(text for text in texts if text) + "\n"
@@ -92,7 +94,7 @@ def _head(result: Result) -> Iterator[str]:
     if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1)):
         listed = f"{seeds[0]} to {seeds[-1]}"
     paired = f"seed {listed}" if len(seeds) == 1 else f"{len(seeds)} paired seeds ({listed})"
-    yield f"# {result['name']}: {' · '.join(labels) if len(labels) < 4 else f'{len(labels)} arms'}"
+    yield f"# {result['name']}: {' · '.join(labels) if len(labels) < 4 else f'{len(labels)} variants'}"
     yield ""
     yield (
         f"{result['env']}, {paired}, {result['env_steps']:,} env steps for every run. "
@@ -113,7 +115,7 @@ def _conclusions(result: Result) -> Iterator[str]:
 
 def _final_returns(result: Result) -> Iterator[str]:
     yield from ("## Final return", "")
-    yield from _header("arm", "runs", "IQM [95 %]", "mean [95 %]", "standard error (episodes)", "over seeds")
+    yield from _header("variant", "runs", "IQM [95 %]", "mean [95 %]", "standard error (episodes)", "over seeds")
     for variant in result["arms"]:
         bad = ", ".join(f"{variant[how]} {how}" for how in ("diverged", "failed") if variant[how])
         yield _row(
@@ -152,8 +154,8 @@ def _sample_efficiency(result: Result) -> Iterator[str]:
         yield f"No threshold: {rule}."
     else:
         yield f"Env steps to the first evaluation with a return of {goal:g}: {rule}."
-        yield from ("A run that does not reach it counts as later than all that do.", "")
-        yield from _header("arm", "reached", "median env steps [95 %]")
+        yield from ("A run that does not reach it counts as later than all others.", "")
+        yield from _header("variant", "reached", "median env steps [95 %]")
         for variant in result["arms"]:
             steps, low, high = (variant[f"steps_{x}"] for x in ("median", "low", "high"))
             edges = "" if math.isnan(low) or low == high else f" [{_steps(low)}, {_steps(high)}]"
@@ -166,8 +168,8 @@ def _gradients(result: Result) -> Iterator[str]:
         return
     yield from ("## Gradients", "")
     yield "Over measurements and seeds: the mean variance, and the ratio of means Σ(|g|² - v) / Σv, with 95 % intervals"
-    yield from ("over seeds. Every arm measures at the parameters that it has learned itself.", "")
-    yield from _header("arm", "estimator", "seeds", "gradient variance", "signal-to-noise ratio")
+    yield from ("over seeds. Each variant measures at its own parameters.", "")
+    yield from _header("variant", "estimator", "seeds", "gradient variance", "signal-to-noise ratio")
     for row in result["gradients"]:
         cells = []
         for x in ("gradient_variance", "snr"):
@@ -178,9 +180,9 @@ def _gradients(result: Result) -> Iterator[str]:
 
 
 def _wall_time(result: Result) -> Iterator[str]:
-    yield from ("## Wall time", "", "On the machine that trained them, with whatever else it did.", "")
+    yield from ("## Wall time", "", "Measured on the machine that trained the runs, including its other load.", "")
     rate_head = "steps per second of collecting and updating (median)"
-    yield from _header("arm", "env steps (mean)", "time of a run (median)", rate_head)
+    yield from _header("variant", "env steps (mean)", "time of a run (median)", rate_head)
     for variant in result["arms"]:
         seconds, rate = variant["seconds_median"], variant["steps_per_second_median"]
         yield _row(
@@ -226,7 +228,7 @@ def _errors(error: float, of_episodes: float) -> str:
 
 
 def _seeds(needed: int | None, low: int | None, high: int | None) -> str:
-    """Write a number of seeds with its range in parentheses; only its lower end where it is unknown."""
+    """Format a number of seeds with its range in parentheses, or its lower end if it is unknown."""
     if needed is None:
         return "" if low is None else f"{low:,} or more"
     first = f"> {MOST_SEEDS:,}" if low is None else f"{low:,}"
@@ -238,6 +240,6 @@ def _steps(value: float) -> str:
 
 
 def same_decimals(*values: float) -> list[str]:
-    """Write returns that are read together, all with one decimal, or with three if all are small."""
+    """Format returns that belong together, with one decimal, or three if all are small."""
     digits = 3 if max(map(abs, values)) < 2 else 1
     return [f"{value:.{digits}f}" for value in values]

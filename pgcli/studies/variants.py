@@ -1,8 +1,7 @@
-"""The variants of a comparison: their configs and runs, which runs are complete, and training the others.
+"""The variants of a comparison: their configs and runs; find complete runs and train the others.
 
-A variant is a config: one choice of each key that has several values. Variants × seeds are the runs. The name of a
-variant's folder has a digest of its config, so comparisons in one folder share the runs of equal variants. Messages and
-tables call a variant an arm.
+A variant is a config with one value for each compared key. The runs are variants × seeds. The name of a variant's
+folder has a digest of its config, so comparisons in one folder share the runs of equal variants.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from pgcli.runs.information import read_status
 if TYPE_CHECKING:
     from pgcli.experiment.jobs import Failure
 
-# The same for all variants: how long, how measured and where, not what is learned.
+# Equal for all variants: budget, evaluation and files.
 _SHARED = ("name", "seed", "training.", "evaluation.", "checkpoint.", "sampling.", "logging.", "diagnostics.")
 _TASK = ("env.id", "env.kwargs", "env.max_episode_steps")
 _LONGEST = 60  # characters of a folder's name before its digest
@@ -58,7 +57,7 @@ class Comparison:
 
     @property
     def runs(self) -> list[tuple[Config, Path]]:
-        """Every run, seed by seed, so that an interrupted comparison has equally many runs of each variant."""
+        """All runs, ordered by seed, so that an interrupted comparison has equal numbers of each variant."""
         return [
             (override(variant.config, [f"seed={seed}"]), variant.run_path(seed))
             for seed in self.seeds
@@ -67,10 +66,10 @@ class Comparison:
 
 
 def parse_comparison(location: str, overrides: Sequence[str], seeds: list[int], folder: Path | None) -> Comparison:
-    """Read a config with `KEY=A,B` for each key in which the variants differ, and `KEY=VALUE` for others.
+    """Read a config with `KEY=A,B` for each compared key, and `KEY=VALUE` for others.
 
-    Every run has the same budget of env steps. If the config has none, it follows for segments from the number of
-    iterations. Whole episodes differ in length, so they need a budget.
+    Every run has the same budget of env steps. For segments, it may follow from the number of iterations. Whole
+    episodes differ in length, so they need training.env_steps.
     Raises: ConfigError, UsageError.
     """
     fixed, axes = [], []
@@ -103,7 +102,7 @@ def parse_comparison(location: str, overrides: Sequence[str], seeds: list[int], 
 
 
 def _load(location: str, overrides: Sequence[Sequence[str]]) -> list[Config]:
-    """Load the config of each variant. A key must have an effect in one of them at least. Raises: ConfigError."""
+    """Load the config of each variant. A key must have an effect in at least one. Raises: ConfigError."""
     idle = [{one.key for one in without_effect(load_config(location, words, CONDITIONAL))} for words in overrides]
     used = CONDITIONAL.difference(set[str].intersection(*idle))
     return [load_config(location, words, used) for words in overrides]
@@ -120,12 +119,12 @@ def _check_different(labels: Sequence[str], configs: Sequence[Config]) -> None:
         raise UsageError(
             f"`{labels[first]}` and `{labels[number]}` train the same run"
             + "".join(f": {one.message}" for one in idle[:1]),
-            idle[0].fix if idle else "leave one of the values out",
+            idle[0].fix if idle else "remove one of the values",
         )
 
 
 def _check_deviations(variants: Sequence[Variant]) -> None:
-    """Raise UsageError if two variants differ only in the initial deviation of actions that are not continuous."""
+    """Raise UsageError if variants differ only in the initial deviation of discrete actions."""
     from gymnasium.spaces import Box
 
     from pgcli.environments.checks import check_environment
@@ -141,12 +140,12 @@ def _check_deviations(variants: Sequence[Variant]) -> None:
         try:
             _check_different([variant.label for variant in variants], same)
         except UsageError as error:
-            error.message += f": `{key}` has no effect on the actions {space}"
+            error.message += f": `{key}` has no effect with action space {space}"
             raise
 
 
 def split_values(text: str) -> list[str]:
-    """Split `A,B` at its commas, but not at those within brackets, braces or quotes.
+    """Split `A,B` at commas outside brackets, braces and quotes.
 
     Raises: UsageError for an empty value.
     """
@@ -154,7 +153,7 @@ def split_values(text: str) -> list[str]:
     for char in text:
         if quote:
             quote = "" if char == quote else quote
-        elif char in "\"'" and not values[-1].strip():  # within a plain word, an apostrophe is one
+        elif char in "\"'" and not values[-1].strip():  # an apostrophe within a word is not a quote
             quote = char
         elif char in "[{":
             depth += 1
@@ -166,26 +165,26 @@ def split_values(text: str) -> list[str]:
         values[-1] += char
     values = [value.strip() for value in values]
     if len(values) > 1 and "" in values:
-        raise UsageError(f"{text}: an empty value between commas", "write null for none, and quotes around a comma")
+        raise UsageError(f"{text}: empty value", "write null for no value, and put text with commas in quotes")
     return values
 
 
 def digest(config: Config) -> str:
-    """Return eight hexadecimal digits of a config without its seed and sampling, which changes no result."""
+    """Return a digest of a config without seed and sampling: eight hexadecimal digits."""
     data = {key: value for key, value in to_data(config).items() if key not in ("seed", "sampling")}
     text = json.dumps(data, sort_keys=True) + (json.dumps(orders) if (orders := orders_of(data)) else "")
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def is_complete(config: Config, path: Path) -> bool:
-    """Return whether `path` has a run of `config` that finished or diverged, as it would again."""
+    """Return whether `path` has a run of `config` that finished or diverged."""
     try:
         if read_status(path)["status"] not in ("finished", "diverged"):
             return False
         found = load_config(str(path / "config.yaml"))
     except PgcliError:
         return False
-    found = found.model_copy(update={"sampling": config.sampling})  # sampling changes no result
+    found = found.model_copy(update={"sampling": config.sampling})  # sampling does not affect results
     return not differences(to_data(found), to_data(config))
 
 
@@ -194,9 +193,9 @@ def run_comparison(
 ) -> tuple[dict[str, Any] | None, list[Failure]]:
     """Train the incomplete runs and write the report.
 
-    Returns: the object of `pgcli compare --json`, and the runs that failed, which count in it (see `write_report`).
-    There is no report, but None, if a run directory is unusable or another process trains in it.
-    Raises: Interrupted, once the unfinished runs are saved.
+    Returns: the object of `pgcli compare --json`, and the failed runs, which count in it (see `write_report`). None
+    instead of the object if a run directory is unusable or in use.
+    Raises: Interrupted, after saving the unfinished runs.
     """
     from pgcli.studies.comparison import check_folder, write_report  # imports numpy
 
@@ -208,7 +207,9 @@ def run_comparison(
     variants = comparison.variants
     paths = {variant.label: {seed: variant.run_path(seed) for seed in comparison.seeds} for variant in variants}
     result = write_report(comparison.folder, variants[0].config, paths, threshold, command)
-    return result, [failure for failure in failures if failure.exit_code != Diverged.exit_code]  # that is a result
+    return result, [
+        failure for failure in failures if failure.exit_code != Diverged.exit_code
+    ]  # a diverged run is a result
 
 
 def _train(comparison: Comparison, missing: list[tuple[Config, Path]], jobs: int, quiet: bool) -> list[Failure]:
@@ -234,7 +235,7 @@ def _train(comparison: Comparison, missing: list[tuple[Config, Path]], jobs: int
             with closing(make_display(view, quiet)) as display:
                 results = run_all(requests, jobs, display.show, logged)
         except Interrupted as interruption:
-            interruption.hint = "the same command again goes on"
+            interruption.hint = "run the same command again to continue"
             raise
     return [result for result in results if isinstance(result, Failure)]
 
@@ -242,24 +243,24 @@ def _train(comparison: Comparison, missing: list[tuple[Config, Path]], jobs: int
 def _check_axes(axes: list[tuple[str, list[str]]], fixed: list[str]) -> None:
     keys = [key for key, _ in axes]
     if not keys:
-        raise UsageError("nothing to compare", "give a key several values: algorithm.baseline=none,mean")
+        raise UsageError("nothing to compare", "give a key several values, for example algorithm.baseline=none,mean")
     if len(set(keys)) < len(keys):
-        raise UsageError("a key is given several values twice", "one KEY=A,B for each key")
+        raise UsageError("a key has several values twice", "use one KEY=A,B per key")
     if "seed" in [word.partition("=")[0] for word in fixed]:
-        raise UsageError("seed=… has no place in a comparison", "--seeds 0-9 says which")
+        raise UsageError("a comparison does not use seed=…", "set the seeds with --seeds 0-9")
     for key in keys:
         if key.startswith(_SHARED):
-            hint = "--seeds 0-9 says which" if key == "seed" else f"give `{key}` one value"
-            raise UsageError(f"`{key}` is the same for all arms: they share budget and measure", hint)
+            hint = "set the seeds with --seeds 0-9" if key == "seed" else f"give `{key}` one value"
+            raise UsageError(f"`{key}` cannot differ between variants: they share budget and evaluation", hint)
         if key.startswith(_TASK):
             raise UsageError(
-                f"`{key}` makes another task of it, whose returns are on another scale",
-                "compare on each task by itself",
+                f"`{key}` changes the task, and returns of different tasks are not comparable",
+                "run one comparison per task",
             )
 
 
 def _notices(configs: list[Config], keys: list[str], steps: int) -> list[str]:
-    """Name the settings that a comparison replaces, and those that may put returns on different scales."""
+    """Return notices about replaced settings, and settings that may make returns incomparable."""
     notices = []
     left_out = {
         key: None
@@ -269,11 +270,11 @@ def _notices(configs: list[Config], keys: list[str], steps: int) -> list[str]:
     }
     if left_out:
         names = ", ".join(f"evaluation.{key}" for key in left_out)
-        notices.append(f"{names} {'is' if len(left_out) == 1 else 'are'} left out: every run uses the whole budget")
+        notices.append(f"{names} {'is' if len(left_out) == 1 else 'are'} ignored: every run uses its whole budget")
     if any(key.startswith("env.wrappers") for key in keys):
-        notices.append("the arms have other wrappers: if one changes rewards, their returns are on different scales")
+        notices.append("the variants have different wrappers: if a wrapper changes rewards, returns are not comparable")
     if any(config.training.env_steps is None for config in configs):
-        notices.append(f"every run has {steps:,} env steps, those of its segments over all iterations")
+        notices.append(f"every run has {steps:,} env steps: iterations times steps per iteration")
     return notices
 
 
@@ -284,27 +285,32 @@ def _equal_budget(configs: list[Config]) -> int:
         training, rollout = config.training, config.rollout
         if training.seconds is not None:
             raise UsageError(
-                "training.seconds gives the arms unequal numbers of env steps",
-                "training.seconds=null training.env_steps=100000",
+                "with training.seconds, variants have unequal numbers of env steps",
+                "add training.seconds=null training.env_steps=100000",
             )
         if training.env_steps is not None:
             if training.iterations is not None:
-                raise UsageError("training.iterations may end an arm before its env steps", "training.iterations=null")
+                raise UsageError(
+                    "training.iterations may end a variant before its env steps", "add training.iterations=null"
+                )
             budgets.add(training.env_steps)
         elif rollout.steps:
             budgets.add((training.iterations or DEFAULT_ITERATIONS) * rollout.steps * config.env.num_envs)
         else:
             also = "" if training.iterations is None else " training.iterations=null"
             raise UsageError(
-                "iterations of whole episodes have unequal numbers of env steps, and a comparison needs equal ones",
-                f"add training.env_steps=100000{also}; `pgcli doctor` says how many an iteration begins with",
+                "iterations of whole episodes have unequal numbers of env steps, and variants need the same number",
+                f"add training.env_steps=100000{also}; `pgcli doctor` estimates the steps per iteration",
             )
     if len(budgets) > 1:
         most = max(budgets)
-        raise UsageError("the arms' iterations have unequal numbers of env steps", f"training.env_steps={most}")
+        raise UsageError("the variants have unequal numbers of env steps", f"add training.env_steps={most}")
     return int(budgets.pop())
 
 
 def _folder_name(text: str) -> str:
-    """Turn a label into the name of a folder."""
-    return re.sub(r"[^\w.=,-]+", "_", re.sub(r"[\[\]{}'\"]", "", text), flags=re.ASCII).strip("_-.")[:_LONGEST] or "arm"
+    """Convert a label to a folder name."""
+    return (
+        re.sub(r"[^\w.=,-]+", "_", re.sub(r"[\[\]{}'\"]", "", text), flags=re.ASCII).strip("_-.")[:_LONGEST]
+        or "variant"
+    )

@@ -13,12 +13,12 @@ def limit_of(error: OSError) -> tuple[str, str] | None:
     """Return message and hint if a limit of the process or system caused an error."""
     match error.errno:
         case errno.EMFILE:
-            message = f"too many open files: this process may open only {_soft('RLIMIT_NOFILE')} at a time"
+            message = f"too many open files in this process (limit: {_soft('RLIMIT_NOFILE')})"
             return message, "`ulimit -n 1024` raises the limit"
         case errno.ENFILE:
             return "the system cannot open more files", "close other programs: they have too many files open"
         case errno.EAGAIN:
-            message = f"cannot start a process: the limit is {_soft('RLIMIT_NPROC')} processes and threads"
+            message = f"cannot start a process: too many processes and threads (limit: {_soft('RLIMIT_NPROC')})"
             return message, "use fewer workers and jobs; `ulimit -u` shows the limit"
         case errno.ENOMEM:
             return "the system is out of memory", "use fewer workers and jobs"
@@ -27,6 +27,6 @@ def limit_of(error: OSError) -> tuple[str, str] | None:
 
 def _soft(name: str) -> str:
     if sys.platform == "win32":
-        return "so many"
+        return "unknown"
     limit = resource.getrlimit(getattr(resource, name))[0]
-    return "so many" if limit == resource.RLIM_INFINITY else str(limit)
+    return "none" if limit == resource.RLIM_INFINITY else str(limit)

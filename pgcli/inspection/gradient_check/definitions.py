@@ -111,7 +111,7 @@ def baseline_of(
 
 
 def gradient(batch: Sequence[ScoredTrajectory], columns: int, algorithm: AlgorithmConfig) -> Array:
-    """Compute the estimate of ∇J, [dim], by `algorithm` from the trajectories of so many columns.
+    """Compute the estimate of ∇J, [dim], by `algorithm` from the trajectories of a number of columns.
 
     ĝ = Σ_nt w_nt ρ_nt A_nt ∇log π(a_nt|s_nt), plus the gradients of the entropy bonus and the KL penalty.
     """

@@ -183,7 +183,7 @@ def _named_factors(
 
 
 def _scales(formula: Hypothesis, problems: Sequence[Estimates]) -> Iterator[tuple[list[str], list[Any]]]:
-    """Yield what a batch may be divided by besides a count, [B] for each problem, with the text that says so."""
+    """Yield what a batch may be divided by other than a count, [B] for each problem, with the text that says so."""
     yield [], [1.0] * len(problems)
     for of_one in zip(*(deviations_of(formula, each.batches) for each in problems), strict=True):
         what = of_one[0][0]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 EPSILON = 1e-8  # a smaller standard deviation counts as 0
-DEVIATIONS = 2  # components that differ from a right estimator, at most, besides a missing γ^t
+DEVIATIONS = 2  # components that differ from a right estimator, at most, not counting a missing γ^t
 
 
 @dataclass(frozen=True)

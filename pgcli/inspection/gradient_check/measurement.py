@@ -377,7 +377,7 @@ def gradient_of_return(problem: CheckProblem, policy: Policy, gamma: float) -> A
 def batches_of(
     data: ProblemData, columns: int, exchangeable: bool = False
 ) -> tuple[list[tuple[int, ...]], Array | None]:
-    """Return all batches of so many columns with their probabilities, or divide a sample into batches.
+    """Return all batches of a number of columns with their probabilities, or divide a sample into batches.
 
     If columns are `exchangeable`, one batch represents all orders of its columns.
     """

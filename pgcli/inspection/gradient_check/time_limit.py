@@ -99,4 +99,4 @@ def _check(connection: Connection, location: str, seconds: float) -> None:
         connection.send(("error", RuntimeError("".join(getattr(result[1], "__notes__", ())))))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # whatever threads the user's code has left
+    os._exit(0)  # also if the user's code has left threads
