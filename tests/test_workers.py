@@ -91,7 +91,14 @@ def digests(path: Path) -> dict[str, Any]:
     return found | {name: (str(x.dtype), x.numpy().tobytes()) for name, x in state.tensors.items()}
 
 
-THREE = ("env.num_envs=6", "env.chunk_size=2", "training.iterations=3")  # chunks
+THREE = ("env.chunk_size=2", "training.iterations=3")
+
+
+def three_chunks(*words: str) -> list[str]:
+    """Add three chunks to overrides. Of whole episodes, `env.num_envs` would have no effect."""
+    others = [word for word in words if not word.startswith("env.num_envs=")]
+    segments = any(word.startswith("rollout.steps=") and word != "rollout.steps=null" for word in words)
+    return [*others, *THREE, *(["env.num_envs=6"] if segments else [])]
 
 
 @pytest.mark.parametrize(
@@ -99,9 +106,9 @@ THREE = ("env.num_envs=6", "env.chunk_size=2", "training.iterations=3")  # chunk
 )
 def test_two_workers_give_the_bytes_of_this_process(case: str, tmp_path: Path) -> None:
     name, *overrides = CASES[case]
-    more = (*THREE, "algorithm.num_minibatches=1") if "segments" in case else THREE
-    run(tmp_path / "0", name, *overrides, *more)
-    run(tmp_path / "2", name, *overrides, *more, "sampling.workers=2")
+    words = three_chunks(*overrides, *(["algorithm.num_minibatches=1"] if "segments" in case else []))
+    run(tmp_path / "0", name, *words)
+    run(tmp_path / "2", name, *words, "sampling.workers=2")
     assert digests(tmp_path / "2") == digests(tmp_path / "0")
 
 
@@ -117,7 +124,7 @@ def test_groups_in_one_worker_and_one_chunk_for_three_with_a_notice(tmp_path: Pa
 
 def troubled(trouble: str, once: str, *more: str) -> tuple[str, ...]:
     kwargs = f"env.kwargs={{trouble: {trouble}, once: '{once}', after: {70 if SEGMENTS[1] in more else 20}}}"
-    return ("cartpole", "env.id=test_workers:Troubled-v0", kwargs, *SHORT, *THREE, *more)
+    return ("cartpole", "env.id=test_workers:Troubled-v0", kwargs, *three_chunks(*SHORT, *more))
 
 
 EPISODES = ("rollout.episodes=6",)
@@ -171,7 +178,12 @@ def test_a_fault_in_a_worker_is_reported_as_in_this_process(tmp_path: Path) -> N
         with pytest.raises(EnvironmentFailure) as caught:
             run(
                 tmp_path / str(count),
-                *("cartpole", "env.id=helpers:Counting-v0", "env.kwargs={fault: inf reward, at: 3}", *SHORT, *THREE),
+                *(
+                    "cartpole",
+                    "env.id=helpers:Counting-v0",
+                    "env.kwargs={fault: inf reward, at: 3}",
+                    *three_chunks(*SHORT),
+                ),
                 *("rollout.episodes=6", f"sampling.workers={count}"),
             )
         fault = caught.value
@@ -183,7 +195,7 @@ def test_a_fault_in_a_worker_is_reported_as_in_this_process(tmp_path: Path) -> N
 
 def test_a_run_is_resumed_with_another_number_of_workers(tmp_path: Path) -> None:
     name, *overrides = CASES["Box2D"]
-    settings = [*overrides, *THREE, "algorithm.num_minibatches=1"]
+    settings = three_chunks(*overrides, "algorithm.num_minibatches=1")
     run(tmp_path / "whole", name, *settings)
 
     def stop() -> None:
