@@ -112,7 +112,7 @@ def test_a_budget_of_iterations_of_segments_is_one_of_env_steps() -> None:
         (["algorithm.gamma=0.9,1.0", "training.seconds=9"], "training.seconds=null"),
         (["algorithm.gamma=0.9,1.0", "training.env_steps=9", "training.iterations=9"], "training.iterations=null"),
         (["algorithm.gamma=0.9,0.90", "training.env_steps=9"], "the same run"),
-        (["algorithm.gamma=0.9,,1.0", "training.env_steps=9"], "an empty value"),
+        (["algorithm.gamma=0.9,,1.0", "training.env_steps=9"], "empty value"),
         (["algorithm.gamma=0.9,1.0", "algorithm.gamma=0.5,0.6"], "twice"),
         (["algorithm.gamma=0.9,1.0", "seed=1"], "--seeds"),
         (["seed=1,2"], "--seeds"),
@@ -190,7 +190,7 @@ def test_sentences_state_the_evidence_and_the_seeds_still_needed() -> None:
     open_ = conclusion("a", "b", paired_difference(x, x - np.array([5, -4, 5, -4, 0])))
     assert open_.startswith("The mean of `a` is above that of `b` by 0.4 (-")
     assert "not shown with 5 paired seeds. About 998 (" in open_
-    assert "or more) fresh seeds would show it; only they count in another look" in open_
+    assert "or more) fresh seeds would show it. Another look counts only fresh seeds" in open_
     assert "at most 5 % false positives" in open_
     assert "nothing is shown" in conclusion("a", "b", paired_difference(x[:1], x[1:2]))
     assert "the same return on each of 5 seeds" in conclusion("a", "b", paired_difference(x, x))
@@ -202,7 +202,7 @@ def test_a_sentence_claims_no_mean_where_the_spreads_differ() -> None:
     assert found.startswith("A run of `ceiling` ends above one of `steady` with P = 1.00 (0.63 to 1.00; 8 paired")
     assert found.endswith("shown. No claim about means: their standard deviations differ (4.1 and 0.0).")
     few = conclusion("a", "b", paired_difference(ceiling[:3], steady[:3]))
-    assert "not shown with 3 paired seeds, for their standard deviations differ (0.0 and 3.6)" in few
+    assert "not shown with 3 paired seeds, because their standard deviations differ" in few
     assert few.endswith("At least 6 fresh seeds could show that one ends above the other.")
 
 

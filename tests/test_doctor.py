@@ -42,7 +42,7 @@ def test_a_config_is_examined_and_nothing_is_written(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0] == "CartPole-v1"
     assert max(map(len, lines)) <= 80
-    for words in ("Box (4,) float32", "Discrete 2", "at most 500 steps", "a return of 475", "vector form", "58 param"):
+    for words in ("Box (4,) float32", "Discrete 2", "at most 500 steps", "a return of 475", "vectorized", "58 param"):
         assert words in done.stdout
     assert not [line for line in lines if line.startswith(("note", "warning"))]
 
@@ -90,7 +90,7 @@ def test_doctor_detects_the_memory_of_bipedal_walker() -> None:
     assert covered["rebuild"]
     assert any("builds a new one" in text for text, _ in findings(covered, "ok"))
     bare = diagnose(settings("BipedalWalker-v3", env={"rebuild": False}))
-    assert [key for text, key in findings(bare, "warning") if "remembers" in text] == ["env.rebuild=true"]
+    assert [key for text, key in findings(bare, "warning") if "state" in text or "remember" in text] == ["env.rebuild=true"]
 
 
 FINDINGS: list[tuple[Config, str, str]] = [

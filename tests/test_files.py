@@ -194,7 +194,7 @@ def test_a_users_files_with_a_runs_names_are_rejected_and_unchanged(
     (tmp_path / "work" / name).parent.mkdir(parents=True)
     (tmp_path / "work" / name).write_text('{"mine": 1}')
     before = contents(tmp_path)
-    with pytest.raises(RunDirectoryError, match=f"has {name.partition('/')[0]}, which pgcli did not write"):
+    with pytest.raises(RunDirectoryError, match=f"contains {name.partition('/')[0]}, which pgcli did not write"):
         train(tmp_path / "work", **how)
     assert contents(tmp_path) == before
 

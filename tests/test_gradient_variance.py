@@ -544,7 +544,7 @@ def scaled(path: Path) -> None:
     [
         (edited("snr", "3.5"), "the columns of total+none in iteration 0 contradict"),
         (edited("trajectory_variance", "3.5"), "in iteration 0 contradict"),
-        (edited("env_steps", "3", line=6), "the env_steps of iteration 1 are not those"),
+        (edited("env_steps", "3", line=6), "the env_steps of iteration 1 differ from metrics.csv"),
         (edited("estimator", "total+mean"), "iteration 0 has other estimators than the config"),
         (edited("cosine", "0.5", line=2), "iteration 0 has cosine 0.5, but recomputed it is"),
         (edited("iteration", "x"), "cannot be read"),
@@ -616,15 +616,15 @@ def problems(*overrides: str) -> list[str]:
         (("diagnostics={every: 1, shadows: [total+none, total+none]}",), "it is listed twice"),
         (("diagnostics={every: 1, shadows: [total+value]}",), "the config learns none"),
         (("diagnostics={every: 1, shadows: [lambda_return+none]}",), "needs a value function"),
-        (("diagnostics={every: 1, shadows: [reward_to_go+optimal]}",), "least variance"),
+        (("diagnostics={every: 1, shadows: [reward_to_go+optimal]}",), "is defined for the total return"),
         (("diagnostics={every: 1, shadows: [total+group]}",), "needs a group size"),
         (("diagnostics={every: 1, shadows: [total+mean+group]}",), "divides by the standard deviation of a group's"),
         (("diagnostics={every: 1, shadows: [nonsense]}",), "should be an estimator like total+none, got 'nonsense'"),
         (("diagnostics={every: 1, shadows: [total+nnoe]}",), "did you mean `total+none`?"),
-        (("diagnostics.every=1", "rollout.episodes=1", "algorithm.baseline=none"), "one trajectory says nothing"),
+        (("diagnostics.every=1", "rollout.episodes=1", "algorithm.baseline=none"), "a variance needs more than one trajectory"),
         (
             ("diagnostics.every=1", "rollout.episodes=8", "algorithm={baseline: group, group_size: 8}"),
-            "one group says nothing",
+            "a variance needs more than one group",
         ),
         (
             (
@@ -649,7 +649,7 @@ def test_a_mistake_in_the_config_is_reported_once_not_per_shadow() -> None:
 
 def test_an_invalid_shadow_is_reported_at_its_line(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("diagnostics:\n  every: 2\n  shadows:\n    - total+none\n    - total+value\n")
-    with pytest.raises(ConfigError, match=r"c\.yaml:5:7: `diagnostics\.shadows\[1\]`: `total\+value`: the config"):
+    with pytest.raises(ConfigError, match=r"c\.yaml:5:7: `diagnostics\.shadows\[1\]`: `total\+value`: it needs a value function"):
         load_config(str(tmp_path / "c.yaml"))
 
 

@@ -251,7 +251,7 @@ def test_the_command_line_reports_both_values_if_they_differ(runs: Callable[[str
     assert result["video"] == str(tmp_path / "film.mp4")
     assert (tmp_path / "film.mp4").stat().st_size > 1000
     assert "0 iterations to recompute" in done.stderr
-    assert "contradict" in again("--episodes", 3, code=2).stderr
+    assert "cannot be used with --replay" in again("--episodes", 3, code=2).stderr
     text = (path / "episodes.csv").read_text()
     lines = text.splitlines()
     iteration, episode, _, discounted, *rest = lines[33].split(",")
@@ -264,4 +264,4 @@ def test_the_command_line_reports_both_values_if_they_differ(runs: Callable[[str
     assert "1234.5" in done.stdout
     assert repr(result["return"]) in done.stdout
     assert not (tmp_path / "other.mp4").exists()
-    assert "they differ" in replay_text(result | {"matches": False})
+    assert "differs from the recorded episode" in replay_text(result | {"matches": False})

@@ -51,6 +51,7 @@ def rliable() -> Any:
     assert spec is not None
     package = ModuleType("arch")
     package.__path__ = list(spec.submodule_search_locations or [])
+    package.__spec__ = spec  # a second set-up in this process finds it again
     before = sys.modules.get("arch")
     sys.modules["arch"] = package
     try:
@@ -129,7 +130,7 @@ def test_a_difference_is_shown_when_its_interval_excludes_zero() -> None:
     assert not paired_difference(x, x + np.array([2, -1, 1, -1, 1.5])).shown
     assert not paired_difference(x, x - 1).shown  # no spread, so no interval
     assert not paired_difference(x[:1], x[1:2]).shown
-    with pytest.raises(ValueError, match="every seed"):
+    with pytest.raises(ValueError, match="per seed"):
         paired_difference(x, x[1:])
 
 

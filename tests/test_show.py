@@ -255,7 +255,7 @@ def test_a_run_is_explained_from_its_directory_alone(run: Path) -> None:
 def test_a_run_without_findings_is_reported_as_such(run: Path) -> None:
     result = show(run) | {"findings": []}
     assert "no problems: " in explanation_text(result)
-    assert "did not apply" in explanation_text(result)
+    assert "do not apply" in explanation_text(result)
 
 
 def test_warnings_become_notes_once_the_goal_is_reached(run: Path) -> None:
@@ -468,7 +468,7 @@ def evaluated(run: Path, mean: float, error: float | None, episodes: int = 100) 
         ((20.0, 1.0), "a", "a is better"),
         ((101.0, 5.0), None, "no significant difference"),
         ((110.0, 1.5), "b", "95 %"),
-        ((300.0, None), None, "has no interval"),
+        ((300.0, None), None, "have no interval"),
     ],
 )
 def test_the_better_of_two_runs_is_named_with_a_warning_about_one_seed(

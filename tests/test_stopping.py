@@ -168,6 +168,6 @@ def test_a_comparison_ignores_stopping_rules(tmp_path: Path) -> None:
         "study",
     )
     done = pgcli("compare", "cartpole", *SMALL, *words, "algorithm.gamma=0.9,1", cwd=tmp_path)
-    assert "evaluation.patience is left out" in done.stderr
+    assert "evaluation.patience is ignored" in done.stderr
     for file in (tmp_path / "study").rglob("evaluations.csv"):
         assert "stopped_by" not in rows(file)[0]

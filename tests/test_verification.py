@@ -132,9 +132,9 @@ def renamed(path: Path) -> None:
 
 
 TAMPERED: list[tuple[str, Callable[[Path], object], str]] = [
-    ("a return in metrics.csv", edited("metrics.csv", 3, 3, "9.5"), "line 4 (iteration 2): return_mean is 9.5, and"),
-    ("a count in metrics.csv", edited("metrics.csv", 3, 1, "1"), "line 4 (iteration 2): env_steps is 1, and"),
-    ("a loss in metrics.csv", edited("metrics.csv", 7, 10, "0.5"), "iteration 6 has policy_loss 0.5, and computed"),
+    ("a return in metrics.csv", edited("metrics.csv", 3, 3, "9.5"), "line 4 (iteration 2): return_mean is 9.5, but"),
+    ("a count in metrics.csv", edited("metrics.csv", 3, 1, "1"), "line 4 (iteration 2): env_steps is 1, but"),
+    ("a loss in metrics.csv", edited("metrics.csv", 7, 10, "0.5"), "iteration 6 has policy_loss 0.5, but recomputed"),
     ("a row of metrics.csv", without("metrics.csv", 2), "line 3: iteration is 2, expected 1"),
     ("the last row of metrics.csv", without("metrics.csv", 7), "which differs from metrics.csv after 7 iterations"),
     (
@@ -146,12 +146,12 @@ TAMPERED: list[tuple[str, Callable[[Path], object], str]] = [
     ("a return in episodes.csv", edited("episodes.csv", 5, 2, "7.0"), "metrics.csv: line 2 (iteration 0): return_mean"),
     ("an end in episodes.csv", edited("episodes.csv", 42, 5, "horizon"), "episodes.csv: iteration 6 has ended horizon"),
     ("a number that is none", edited("episodes.csv", 5, 2, "many"), "line 6 has `many` instead of a number"),
-    ("columns", edited("metrics.csv", 0, 3, "mean"), "does not begin with the columns"),
+    ("columns", edited("metrics.csv", 0, 3, "mean"), "the first columns are not those"),
     ("a cell more", edited("metrics.csv", 3, 3, "1,2"), "line 4 has 27 cells instead of 26"),
     ("an evaluation", edited("evaluations.csv", 3, 4, "12.5"), "evaluations.csv: iteration 6 has return_mean 12.5"),
     ("the place of an evaluation", edited("evaluations.csv", 2, 1, "7"), "line 3: env_steps is 7"),
     ("evaluations out of order", edited("evaluations.csv", 3, 0, "3"), "line 4: iteration 3 follows 3"),
-    ("bytes", lambda path: (path / "metrics.csv").write_bytes(b"\xff\xfe"), "does not begin with the columns"),
+    ("bytes", lambda path: (path / "metrics.csv").write_bytes(b"\xff\xfe"), "the first columns are not those"),
     ("a table", lambda path: (path / "episodes.csv").unlink(), "episodes.csv: is missing"),
     ("a bit of a checkpoint", flipped, "damaged: the tensors do not match"),
     ("the name of a checkpoint", renamed, "its name does not match its iteration, 3"),
@@ -177,7 +177,7 @@ TAMPERED: list[tuple[str, Callable[[Path], object], str]] = [
         lambda path: signed_again(path, "optimizer.network.0.weight.exp_avg_sq", lambda x: x * 2),
         "iteration-000007.safetensors",
     ),
-    ("every checkpoint", lambda path: shutil.rmtree(path / "checkpoints"), "has no checkpoint"),
+    ("every checkpoint", lambda path: shutil.rmtree(path / "checkpoints"), "has no readable checkpoint"),
 ]
 
 
@@ -310,7 +310,7 @@ def test_leftovers_of_a_killed_run_are_no_fault(run: Path) -> None:
     result = verify(run)
     notes = " ".join(finding["text"] for finding in result["findings"] if finding["level"] == "note")
     assert result["passed"]
-    assert all(words in notes for words in ("an incomplete line", "it was killed", "latest.json is missing"))
+    assert all(words in notes for words in ("an incomplete line", "the run was killed", "latest.json is missing"))
 
 
 def test_a_run_resumed_with_changes_is_recomputed_from_that_point(run: Path) -> None:
@@ -339,7 +339,7 @@ def test_foreign_modules_need_trust(run: Path) -> None:
 def test_the_command_line_prints_all_findings(run: Path) -> None:
     good = pgcli("verify", run, cwd=run)
     assert good.stderr == ""
-    assert "computed again from iteration-000006.safetensors" in " ".join(good.stdout.split())
+    assert "iteration-000006.safetensors: identical" in " ".join(good.stdout.split())
     assert max(map(len, good.stdout.splitlines()[1:])) <= 80
     edited("metrics.csv", 3, 3, "9.5")(run)
     bad = pgcli("verify", run, "--json", cwd=run, code=7)
