@@ -90,7 +90,7 @@ def test_doctor_detects_the_memory_of_bipedal_walker() -> None:
     assert covered["rebuild"]
     assert any("builds a new one" in text for text, _ in findings(covered, "ok"))
     bare = diagnose(settings("BipedalWalker-v3", env={"rebuild": False}))
-    assert [key for text, key in findings(bare, "warning") if "state" in text or "remember" in text] == ["env.rebuild=true"]
+    assert [key for text, key in findings(bare, "warning") if "carry state" in text] == ["env.rebuild=true"]
 
 
 FINDINGS: list[tuple[Config, str, str]] = [
