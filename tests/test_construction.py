@@ -27,7 +27,7 @@ from pgcli.environments import modules, registry
 from pgcli.environments.checks import check_environment
 from pgcli.environments.registry import spec
 from pgcli.environments.single import make_environment
-from pgcli.errors import EnvironmentFailure
+from pgcli.errors import EnvironmentFailure, UsageError
 from pgcli.experiment.load import refuse_foreign_modules
 from pgcli.runs import checkpoints
 from pgcli.studies.variants import digest
@@ -312,3 +312,10 @@ def test_a_near_miss_suggests_the_newest_version(wanted: str, hint: str, monkeyp
     with pytest.raises(EnvironmentFailure) as caught:
         spec(EnvConfig(id=wanted))
     assert caught.value.hint == f"did you mean `{hint}`?"
+
+
+def test_a_fifo_as_an_argument_is_rejected_before_it_is_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.xml")
+    with pytest.raises(UsageError, match=r"env\.kwargs\.xml_file: .*model\.xml is a FIFO") as caught:
+        make_environment(EnvConfig(id="HalfCheetah-v5", kwargs={"xml_file": str(tmp_path / "model.xml")}))
+    assert caught.value.hint == "name a regular file"

@@ -16,12 +16,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
+from pgcli.config import flat
 from pgcli.config.schema import EnvConfig, WrapperConfig
 from pgcli.environments.dependencies import missing_dependency
 from pgcli.environments.failures import describe, is_user_error, mentions, message_of
@@ -72,10 +74,18 @@ def build_vector(
     return envs
 
 
+def _refuse_fifos(where: str, arguments: dict[str, Any]) -> None:
+    """Raise UsageError for an argument that names a FIFO: an environment that opens it would wait forever."""
+    for key, value in flat(arguments).items():
+        if isinstance(value, str) and "\0" not in value and Path(value).is_fifo():
+            raise UsageError(f"{where}.{key}: {value} is a FIFO, not a regular file", "name a regular file")
+
+
 def _constructed(
     config: EnvConfig, constructor: Any, make: Callable[..., Any], render_mode: str | None
 ) -> tuple[Any, dict[str, Any]]:
     """Return the environment that `make` builds from `env.kwargs`, and the accepted arguments."""
+    _refuse_fifos("env.kwargs", config.kwargs)
     first: BaseException | None = None
     try:
         if isinstance(constructor, str):
@@ -201,6 +211,7 @@ def _accepted_arguments(name: str, constructor: Any) -> str:
 
 def _wrap(env: gym.Env[Any, Any], wrapper: WrapperConfig) -> tuple[gym.Env[Any, Any], dict[str, Any]]:
     """Wrap `env`; return the wrapped environment and the arguments that the wrapper accepted."""
+    _refuse_fifos(f"env.wrappers: {wrapper.name}", wrapper.kwargs)
     constructor, first = find_wrapper(wrapper.name), list[Exception]()
     for arguments in _forms(wrapper.kwargs, constructor):
         try:
