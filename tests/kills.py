@@ -203,10 +203,11 @@ def kill_at_call(case: str, path: Path, number: int, after: bool) -> bool:
                 count += 1
                 if count == number and not after:
                     os.kill(os.getpid(), signal.SIGKILL)
-                result = call(*arguments, **keywords)
-                if count == number and after:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return result
+                try:
+                    return call(*arguments, **keywords)
+                finally:  # also if it fails, as unlink does without a file
+                    if count == number and after:
+                        os.kill(os.getpid(), signal.SIGKILL)
 
             return wrapper
 

@@ -109,7 +109,7 @@ def in_child(work: Callable[[Path], None], path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- one machine
 
 SAME: dict[str, tuple[str, ...]] = {
-    "native episodes": (*CASES["native episodes"], *THREE),
+    "native episodes": (*(word for word in CASES["native episodes"] if "num_envs" not in word), *THREE),
     "LunarLander, whole episodes": (
         *("lunar-lander/baseline", *SHORT, *THREE, "rollout.episodes=6", "env.max_episode_steps=60"),
     ),
