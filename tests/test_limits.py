@@ -39,10 +39,12 @@ def shell(script: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
 def test_jobs_leave_no_folder_and_need_no_short_tmpdir(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 150)
     long.mkdir()
-    before = set(Path("/tmp").glob("pgcli-*"))
-    pgcli("train", "cartpole", *TINY, "--seeds", "0,1", "--jobs", "2", cwd=tmp_path, TMPDIR=str(long))
+    words = ("train", "cartpole", *TINY, "--seeds", "0,1", "--jobs", "2")
+    command = Command(*words, cwd=tmp_path, TMPDIR=str(long))
+    done = command.finished()
+    assert done.returncode == 0, done.stderr
     assert not list(long.iterdir())
-    assert not [folder for folder in set(Path("/tmp").glob("pgcli-*")) - before if folder.stat().st_uid == os.getuid()]
+    assert not list(Path("/tmp").glob(f"pgcli-{command.pid}-*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

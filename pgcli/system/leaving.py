@@ -56,12 +56,13 @@ def temporary_folder(room: int = 0) -> str:
     import shutil  # noqa: F401 - imported here, not in a signal handler
     import tempfile
 
-    longest = 103 - room - len("/pgcli-12345678")
+    prefix = f"pgcli-{os.getpid()}-"
+    longest = 103 - room - len(f"/{prefix}12345678")
     places = [tempfile.gettempdir(), "/tmp", "/var/tmp"]
     fitting = [place for place in places if not room or len(os.fsencode(place)) <= longest]
     for place in fitting:
         try:
-            folder = tempfile.mkdtemp(prefix="pgcli-", dir=place)
+            folder = tempfile.mkdtemp(prefix=prefix, dir=place)
         except OSError:
             if place == fitting[-1]:
                 raise
