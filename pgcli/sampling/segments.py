@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pgcli.config.schema import Config, EnvConfig
 from pgcli.environments.make import make_environments
-from pgcli.environments.vector import VectorEnvironments
+from pgcli.environments.vector.native import VectorEnvironments
 from pgcli.errors import CheckpointError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.observations import Layout
@@ -34,7 +34,7 @@ from pgcli.sampling.rollout import (
     named,
     to_trajectories,
 )
-from pgcli.seeding import Purpose, Seeds, derived_seed, generator
+from pgcli.seeding import DerivedSeeds, Purpose, derived_seed, generator
 from pgcli.system.process_state import restore_modes
 from pgcli.system.processes import Check
 
@@ -67,6 +67,11 @@ class Segment(NamedTuple):
 def segment_seed(config: Config, column: int, episode: int) -> int:
     """Derive the reset seed of a column's `episode`-th episode in segments."""
     return derived_seed(config.seed, Purpose.RESET, column, episode)
+
+
+def segment_seeds(config: Config, chunk: range, columns: Array, episode: Array) -> DerivedSeeds:
+    """Derive the reset seeds of episodes in some columns of a chunk, from the number of each column's episode."""
+    return DerivedSeeds(config.seed, Purpose.RESET, columns + chunk.start, episode[columns])
 
 
 def native_seed(config: Config, iteration: int, first: int) -> int:
@@ -261,9 +266,6 @@ class _LiveColumns:
         episode, obs, running = state.episode.copy(), state.obs, ~state.over
         rows, waiting, names, infos = [], bool(state.over.any()), config.info_names, dict[int, Array]()
 
-        def seed_of(column: int) -> int:
-            return segment_seed(config, chunk[column], int(episode[column]))
-
         for t in range(config.rollout.steps or 0):
             check()
             actions = acting.act(obs)
@@ -273,8 +275,8 @@ class _LiveColumns:
                 over &= running
                 episode += ~running
                 acting.memory = np.where(running[:, None], acting.memory, 0)
-                fresh = np.flatnonzero(~running).tolist()
-                next_obs = envs.restart(fresh, Seeds(fresh, seed_of))
+                fresh = np.flatnonzero(~running)
+                next_obs = envs.restart(fresh.tolist(), segment_seeds(config, chunk, fresh, episode))
             restore_modes()
             rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))
             obs, running, waiting = next_obs, ~over, bool(over.any())
