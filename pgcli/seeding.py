@@ -77,6 +77,28 @@ class DerivedSeeds(Sequence[int]):
         return seeds
 
 
+class EpisodeSeeds(Sequence[int]):
+    """The derived seeds of the next episodes of some columns; `ahead` returns those of later episodes too."""
+
+    def __init__(self, seed: int, purpose: Purpose, first: int, episode: Array, columns: Array) -> None:
+        """Args: first: the index of column 0; episode: the number of each column's episode, [N]."""
+        self.family, self.episode, self._columns = (seed, purpose, first), episode, columns
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __getitem__(self, index: Any) -> Any:
+        (seed, purpose, first), column = self.family, int(self._columns[index])
+        return derived_seed(seed, purpose, first + column, int(self.episode[column]))
+
+    def ahead(self, count: int) -> Array:
+        """Return the seeds of `count` episodes of all columns, from `episode` on, uint64 [N count]."""
+        seed, purpose, first = self.family
+        columns = np.arange(first, first + len(self.episode))[:, None]
+        episodes = self.episode[:, None] + np.arange(count)
+        return DerivedSeeds(seed, purpose, *map(np.ravel, np.broadcast_arrays(columns, episodes))).array()
+
+
 def sequence_words(entropy: Sequence[int | Array], count: int) -> Array:
     """Return the first words of N seed sequences, uint32 [count, N], computed together.
 

@@ -34,7 +34,7 @@ from pgcli.sampling.rollout import (
     named,
     to_trajectories,
 )
-from pgcli.seeding import DerivedSeeds, Purpose, derived_seed, generator
+from pgcli.seeding import EpisodeSeeds, Purpose, derived_seed, generator
 from pgcli.system.process_state import restore_modes
 from pgcli.system.processes import Check
 
@@ -67,11 +67,6 @@ class Segment(NamedTuple):
 def segment_seed(config: Config, column: int, episode: int) -> int:
     """Derive the reset seed of a column's `episode`-th episode in segments."""
     return derived_seed(config.seed, Purpose.RESET, column, episode)
-
-
-def segment_seeds(config: Config, chunk: range, columns: Array, episode: Array) -> DerivedSeeds:
-    """Derive the reset seeds of episodes in some columns of a chunk, from the number of each column's episode."""
-    return DerivedSeeds(config.seed, Purpose.RESET, columns + chunk.start, episode[columns])
 
 
 def native_seed(config: Config, iteration: int, first: int) -> int:
@@ -276,7 +271,8 @@ class _LiveColumns:
                 episode += ~running
                 acting.memory = np.where(running[:, None], acting.memory, 0)
                 fresh = np.flatnonzero(~running)
-                next_obs = envs.restart(fresh.tolist(), segment_seeds(config, chunk, fresh, episode))
+                seeds = EpisodeSeeds(config.seed, Purpose.RESET, chunk.start, episode.copy(), fresh)
+                next_obs = envs.restart(fresh.tolist(), seeds)
             restore_modes()
             rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))
             obs, running, waiting = next_obs, ~over, bool(over.any())
