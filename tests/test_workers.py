@@ -246,7 +246,7 @@ def test_a_worker_that_stops_while_it_sends_blocks_no_other_process(
     with closing(workers.ProcessPool(settings.env, settings.policy, len(moments))) as pool:
         tasks = {n: Leaving(number, *moment, tmp_path / str(n)) for n, moment in enumerate(moments)}
         for _ in range(2):
-            results = pool.map(build_policy(settings.env, settings.policy), tasks, int)
+            results = pool.map(build_policy(settings.env, settings.policy), tasks, lambda: None)
             assert all((results[n] == np.arange(100_000)).all() for n in tasks)
     assert len(list(tmp_path.iterdir())) == len(moments)
 
