@@ -32,6 +32,7 @@ from pgcli.config import load_config, override
 from pgcli.experiment.jobs import run_all
 from pgcli.experiment.run import Request, run_experiment
 from pgcli.report.logs import logged
+from pgcli.runs.lock import is_held
 
 SMALL = ("evaluation.episodes=3", "evaluation.every=3", "evaluation.stop_at_return=null", "checkpoint.every=2")
 SEGMENTS = ("training.env_steps=null", "training.iterations=8", "rollout.steps=24", "env.num_envs=3")
@@ -93,6 +94,7 @@ def start(case: str, path: Path) -> None:
     """Run the work that is killed."""
     one = request(case, path)
     if case == "jobs":
+        await_ends(path)
         run_all(pair(one), 2, lambda record, number: None, logged)
     elif case == "resume --which":
         run_experiment(replace(one, which="2"))
@@ -100,6 +102,12 @@ def start(case: str, path: Path) -> None:
         run_experiment(replace(one, resume=False, overwrite=True))
     else:
         run_experiment(one)
+
+
+def await_ends(path: Path) -> None:
+    """Wait until the processes of jobs whose parent was killed have saved their runs."""
+    while any(is_held(run) for run in path.glob("seed-*")):
+        time.sleep(0.01)
 
 
 def pair(one: Request) -> list[Request]:
@@ -111,6 +119,7 @@ def finish(case: str, path: Path) -> None:
     """Run or resume to the end."""
 
     def work() -> None:
+        await_ends(path)
         one = request(case, path)
         for each in pair(one) if case == "jobs" else [one]:
             run_experiment(each)
