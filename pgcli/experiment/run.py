@@ -26,7 +26,7 @@ from pgcli.environments.vector.native_trial import vector_form_notice
 from pgcli.errors import PgcliError, RunDirectoryError, UsageError, typed
 from pgcli.experiment.build import build_learner, columns_of, environments_of, released, restore, worker_pool
 from pgcli.experiment.recorder import Context, Outcome, Recorder
-from pgcli.experiment.resume import changes_of, is_exact, stored_config
+from pgcli.experiment.resume import changes_of, is_exact
 from pgcli.records import Notice
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import (
@@ -38,7 +38,7 @@ from pgcli.runs.directory import (
     move_aside,
 )
 from pgcli.runs.files import make_folder, storage
-from pgcli.runs.information import read_status
+from pgcli.runs.information import config_of_run, read_status
 from pgcli.runs.lock import lock
 from pgcli.runs.tables import check_info_names
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
@@ -175,7 +175,7 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
     config = request.config
     if directory.is_new and request.which == "latest":
         if is_run(path):
-            changes_of(config, stored_config(path), path)
+            changes_of(config, config_of_run(path), path)
         directory.start(config, request.command, reward_threshold(config.evaluation_env))
         return True
     file = find_checkpoint(path, request.which)

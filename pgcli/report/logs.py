@@ -127,7 +127,10 @@ class _Logs:
             yield
         except Exception as error:
             self._logs.pop(name, None)
-            self._notify(f"{name} failed; training continues without it: {type(error).__name__}: {error}")
+            what = f"{type(error).__name__}: {error}"
+            if isinstance(error, OSError) and error.filename:
+                what = f"{error.filename}: {error.strerror}"
+            self._notify(f"{name} failed; training continues without it: {what}")
 
 
 def past_entries(path: Path, iteration: int) -> Iterator[LogEntry]:

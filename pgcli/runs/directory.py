@@ -35,6 +35,7 @@ from pgcli.runs.tables import (
     set_columns,
     tables_of,
 )
+from pgcli.system.packages import versions
 
 _FOLDERS = ("checkpoints", "crash", "tensorboard", "wandb")  # that a run writes
 
@@ -368,20 +369,6 @@ def _circumstances(config: Config, command: list[str], reward_threshold: float |
             "processor": platform.machine(),
             "cores": os.cpu_count(),
         },
-    }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of packages that affect results."""
-    import gymnasium
-    import numpy
-    import torch
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "gymnasium": gymnasium.__version__,
-        "numpy": numpy.__version__,
     }
 
 
