@@ -109,7 +109,7 @@ _add(
     _LOOK,
     plot.plot,
     "pgcli plot runs/cartpole -o curve.png",
-    "pgcli plot runs/a runs/b -x seconds --stat iqm -o curves.pdf",
+    "pgcli plot runs/a runs/b --label PPO --label RLOO --size 3.3x2.5 -o figure.pdf",
     "pgcli plot runs/cartpole -y entropy --show",
 )
 _add(_LOOK, show.show, "pgcli show runs/cartpole/seed-0", "pgcli show runs/a/seed-0 runs/b/seed-0")
