@@ -268,6 +268,7 @@ def _draw_threshold(axes: Axes, threshold: float) -> None:
         va="top",
         fontsize=7,
         color="0.35",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
     )
 
 
