@@ -116,7 +116,11 @@ def test_a_logarithmic_axis_counts_the_points_that_it_cannot_show(tmp_path: Path
     assert "a: 3 of 20 points at or below 0: not drawn." in words
     assert "A band that reaches 0 ends at the edge of the figure." in words
     assert "b: " not in words
-    assert picture.count('<g clip-path="') >= 1, "the point between two others that are not drawn has a marker"
+    line = re.findall(r'<path d="([^"]+)" clip-path="[^"]+" style="[^"]*stroke-width: 1\.5', picture)[0]
+    assert line.count("M ") > 1, "a gap where points are missing"
+    markers = re.findall(r'<g clip-path="[^"]+">(.*?)</g>', picture, re.DOTALL)
+    markers = [one for one in markers if "fill-opacity" not in one]  # without bands
+    assert [one.count("<use") for one in markers] == [1], "the point without a neighbour"
     negative = write_run(tmp_path / "negative", [-3.0, -2.0], name="negative")
     done = pgcli("plot", negative, "--log", "-o", "b.svg", cwd=tmp_path, code=2)
     assert "has no value above 0" in done.stderr

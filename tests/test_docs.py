@@ -35,11 +35,12 @@ SHORTER = (
         (" --jobs 2", ""),
         ("--seeds 0-4", "--seeds 0-1"),
         ("--seeds 1-4", "--seeds 1-2"),
-        ("--seeds 0-2", "--seeds 0-1"),
+        ("--seeds 0-9", "--seeds 0-1"),
         ("--seeds 0-19", "--seeds 0-1"),
     ),
     ("training.env_steps=20000", "training.env_steps=300"),
     ("training.env_steps=50000", "training.env_steps=300"),
+    ("training.env_steps=100000", ""),
 )
 OF_THE_README = [command for command in commands(PAGES[0]) if not command.startswith(("make ", "git ", "cd ", "pip "))]
 OF_THE_DOCS = [(page, command) for page in PAGES[1:] for command in commands(page)]

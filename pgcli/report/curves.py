@@ -491,15 +491,16 @@ def _of_several(lines: Sequence[Line], drawing: Drawing) -> Iterator[str]:
 def _of_single(lines: Sequence[Line], drawing: Drawing, others: bool) -> Iterator[str]:
     if not lines or (drawing.band == "none" and others):
         return
+    one = "One run" if len(lines) == 1 else "One run each"
     if drawing.band == "none":
-        yield "One run."
+        yield f"{one}."
         return
     episodes = {line.runs[0].episodes for line in lines}
     number = f"{episodes.pop()}" if len(episodes) == 1 and None not in episodes else "its"
     of = f"{number} evaluation episodes" if drawing.of_evaluations else "an iteration's episodes"
     known = drawing.column == "return_mean"
     band = f"band: ± one standard error over {of}." if known else "no band: one run has no spread."
-    yield f"Single runs: {band}" if others else f"One run. {band[0].upper() + band[1:]}"
+    yield f"Single runs: {band}" if others else f"{one}. {band[0].upper() + band[1:]}"
 
 
 def _endings(line: Line, drawing: Drawing, label: str) -> Iterator[str]:
