@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from pgcli.records import Sample
 
 WIDTH = 80  # columns
+LEAST_TEXT = 20  # columns of a text beside its label
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,10 @@ def table(
 ) -> list[str]:
     """Format rows of a label and a text. Labels begin in column `indent`, texts in column `start`.
 
-    Texts are wrapped to `width` columns; with None, they are not wrapped.
+    Texts are wrapped to `width` columns, or to those of a narrower terminal; with None, they are not wrapped.
     """
     lines = []
+    width = width and max(_fitting(width), start + LEAST_TEXT)
     for label, text in rows:
         first = f"{' ' * indent}{label:<{start - indent}}"
         if width is None:
@@ -54,6 +58,12 @@ def table(
             text, width, initial_indent=first, subsequent_indent=" " * start, break_on_hyphens=break_on_hyphens
         ) or [first.rstrip()]
     return lines
+
+
+def _fitting(width: int) -> int:
+    """Return the width, or that of stdout's terminal if it is narrower."""
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return min(width, shutil.get_terminal_size((width, 24)).columns) if is_terminal else width
 
 
 def columns(rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None) -> list[str]:
@@ -74,7 +84,7 @@ def columns(rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = No
         cells = [Text(printable(cell)) for cell in row]  # without Rich's markup
         cells[-1].style = styles.get(row[-1], "")
         drawn.add_row(*cells)
-    console = Console(width=WIDTH + 20, force_terminal=True)
+    console = Console(width=_fitting(WIDTH + 20), force_terminal=True)
     with console.capture() as captured:
         console.print(drawn)
     return captured.get().rstrip("\n").splitlines()
