@@ -36,14 +36,17 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write_run(path: Path, returns: Sequence[float], status: str = "finished", **more: Any) -> Path:
+def write_run(path: Path, returns: Sequence[float | str], status: str = "finished", **more: Any) -> Path:
     """Write a run directory with an evaluation after every iteration of 100 env steps."""
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(f"name: {json.dumps(path.parent.name)}\n")
     (path / "status.json").write_text(json.dumps({"status": status, "reason": more.get("reason", "")}))
     (path / "run.json").write_text(json.dumps({"reward_threshold": more.get("threshold"), "pgcli": "1"}))
     tables = {
-        "evaluations": ["iteration,env_steps,return_mean", *(f"{k},{100 * k},{x}" for k, x in enumerate(returns))],
+        "evaluations": [
+            f"iteration,env_steps,{more.get('column', 'return_mean')}",
+            *(f"{k},{100 * k},{x}" for k, x in enumerate(returns)),
+        ],
         "metrics": ["iteration,env_steps", *(f"{k},{100 * k + 100}" for k in range(len(returns) - 1))],
         "timing": [
             "iteration,elapsed_seconds,collect_seconds,update_seconds",
@@ -55,13 +58,14 @@ def write_run(path: Path, returns: Sequence[float], status: str = "finished", **
     return path
 
 
-def compared(tmp_path: Path, variants: Mapping[str, Sequence[Sequence[float]]], **more: Any) -> dict[str, Any]:
+def compared(tmp_path: Path, variants: Mapping[str, Sequence[Sequence[float | str]]], **more: Any) -> dict[str, Any]:
     """Analyze runs with these evaluations, by variant and seed."""
+    column = more.get("column", "return_mean")
     runs = {
-        label: [read_run(write_run(tmp_path / label / f"{k}", x, **more), k) for k, x in enumerate(seeds)]
+        label: [read_run(write_run(tmp_path / label / f"{k}", x, **more), k, column) for k, x in enumerate(seeds)]
         for label, seeds in variants.items()
     }
-    return analyze(runs)
+    return analyze(runs, column=column)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +166,34 @@ def test_the_threshold_is_the_environment_s_or_nine_tenths_of_the_way(tmp_path: 
     assert "no variant ends above" in nothing["threshold_rule"]
 
 
+def test_another_column_is_compared_like_the_return(tmp_path: Path) -> None:
+    """Also where evaluations lack the number, as of an environment that reports it only sometimes."""
+    variants: dict[str, list[list[float | str]]] = {
+        "a": [[0, 0.25, ""], [0, 0.5], [""]],
+        "b": [[0, 0.75], [0.25, 1], [0, 1]],
+    }
+    found = compared(tmp_path, variants, threshold=475, column="is_success")
+    assert found["column"] == "is_success"
+    assert [run["final_is_success"] for run in found["runs"]] == [0.25, 0.5, 0, 0.75, 1, 1]
+    assert found["pairs"][0]["sentence"].startswith("The mean `is_success` of `b` is above that of `a` by 0.667 (")
+    assert "Higher values of `is_success` are assumed to be better." in found["notes"]
+    assert any("`a`, seed 2: no evaluation has a number in `is_success`" in note for note in found["notes"])
+    assert found["threshold"] == pytest.approx(0.05 + 0.9 * (11 / 12 - 0.05))  # not the threshold of the return
+    assert "nan" not in str(found["arms"][0]["standard_error"])
+    assert found["looks"][0]["column"] == "is_success"
+    with pytest.raises(RunDirectoryError, match="no run has a number in column `is_success`"):
+        compared(tmp_path / "none", {"a": [[""]], "b": [[""]]}, column="is_success")
+
+
+def test_looks_at_another_column_are_of_their_own(tmp_path: Path) -> None:
+    variants = {"a": [[0, 1], [0, 2], [0, 4]], "b": [[0, 5], [0, 7], [0, 6]]}
+    looks = compared(tmp_path / "1", variants)["looks"]
+    runs = {label: [read_run(tmp_path / "1" / label / f"{k}", k) for k in range(3)] for label in "ab"}
+    other = analyze(runs, earlier=looks, column="is_success")
+    assert (other["pairs"][0]["look"], other["pairs"][0]["seeds"]) == (1, 3)
+    assert [look["column"] for look in other["looks"]] == ["return_mean", "is_success"]
+
+
 def test_gradients_are_the_mean_variance_and_the_ratio_of_means_by_estimator(tmp_path: Path) -> None:
     """Of seed s: v of (1, 2, 9)(s + 1) with snr (1, 2, 9), so Σ snr v / Σ v = 86 / 12 on each seed."""
     runs: dict[str, list[RunSummary]] = {}
@@ -220,7 +252,7 @@ def test_a_later_look_tests_fresh_seeds_only_and_is_repeatable(tmp_path: Path) -
     first = analyze(runs(range(5)))
     assert (first["pairs"][0]["look"], first["pairs"][0]["seeds"]) == (1, 5)
     assert first["pairs"][0]["confidence"] == pytest.approx(0.96)
-    assert first["looks"] == [{"a": "a", "b": "b", "look": 1, "seeds": [0, 1, 2, 3, 4]}]
+    assert first["looks"] == [{"column": "return_mean", "a": "a", "b": "b", "look": 1, "seeds": [0, 1, 2, 3, 4]}]
     again = analyze(runs(range(5)), earlier=first["looks"])
     assert again["pairs"] == first["pairs"]
     assert again["looks"] == first["looks"]
@@ -300,6 +332,30 @@ def test_a_comparison_leaves_a_report_figures_tables_and_runs(home: Path) -> Non
     for name in ("arms", "pairs", "runs", "profile"):
         assert all(None not in row and "nan" not in row.values() for row in rows(out / f"{name}.csv"))
     assert len(rows(out / "pairs.csv")) == 1
+
+
+def test_a_column_of_the_evaluations_can_be_compared(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "out", tmp_path / "out")
+    words = [*TINY, "--seeds", "0,1", "-o", "out"]
+    found = json.loads(pgcli("compare", *words, "-y", "return_median", "--json", cwd=tmp_path).stdout)
+    last = [rows(tmp_path / run["run"] / "evaluations.csv")[-1] for run in found["runs"]]
+    assert [run["final_return_median"] for run in found["runs"]] == [float(row["return_median"]) for row in last]
+    shown = pgcli("compare", *words, "-y", "evaluation.length_mean", cwd=tmp_path)
+    assert "final length: IQM" in shown.stdout
+    assert "Higher values of length_mean are assumed to be better." in shown.stdout
+    assert {row["final_length"] for row in rows(tmp_path / "out/runs.csv")} == {row["length_mean"] for row in last}
+    assert [row["column"] for row in rows(tmp_path / "out/looks.csv")] == [
+        "return_mean",
+        "return_median",
+        "length_mean",
+    ]
+    assert "the same length on each" in shown.stdout or "The mean length of" in shown.stdout
+    wrong = pgcli("compare", *words, "-y", "lenght_mean", cwd=tmp_path, code=2)
+    assert "did you mean `length_mean`?" in wrong.stderr
+    text = pgcli("compare", *words, "-y", "mode", cwd=tmp_path, code=2)
+    assert "evaluations.csv has no column of numbers `mode`" in text.stderr
+    absent = pgcli("compare", *words, "-y", "is_success", cwd=tmp_path, code=4)
+    assert "no run has a number in column `is_success`" in absent.stderr
 
 
 def test_existing_runs_are_reused_and_only_missing_ones_are_trained(home: Path) -> None:

@@ -22,6 +22,9 @@ def compare(
         ),
     ],
     seeds: Annotated[str, typer.Option(help="Seeds of every variant: 0-9 or 0,3,7.")] = "0-4",
+    y: Annotated[
+        str, typer.Option("-y", help="Column of evaluations.csv to compare; higher values are assumed to be better.")
+    ] = "evaluation.return_mean",
     jobs: Annotated[int, typer.Option(min=1, help="Number of runs to train in parallel.")] = 1,
     output: Annotated[
         Path | None,
@@ -35,8 +38,8 @@ def compare(
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Target return; the report has the steps to reach it.",
-            show_default="the environment's reward threshold",
+            help="Target value; the report has the steps to reach it.",
+            show_default="the environment's reward threshold, for returns",
         ),
     ] = None,
     quiet: Quiet = False,
@@ -58,7 +61,7 @@ def compare(
     with storage(comparison.folder):
         make_folder(comparison.folder)
     with lock(comparison.folder):  # two comparisons in one folder would disturb each other
-        result, failures = run_comparison(comparison, jobs, quiet, threshold, sys.argv[1:])
+        result, failures = run_comparison(comparison, jobs, quiet, threshold, sys.argv[1:], y)
     for failure in failures:
         print_message(failure.text)
     if result is not None:

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pgcli.report.scores import LIKELY, MOST_SEEDS, POWER
-from pgcli.report.text import WIDTH, columns, duration, short
+from pgcli.report.text import WIDTH, columns, duration, same_decimals, short
 
 TABLES = ("arms", "pairs", "runs", "profile", "gradients", "looks")
+RETURN = "return_mean"  # the column of evaluations.csv that is compared by default
 Result = dict[str, Any]  # of `pgcli.studies.comparison.write_report`, or one row of its tables
 
 _METHOD = """\
@@ -32,9 +33,15 @@ _METHOD = """\
   interval is Brunner & Munzel's on the logit scale, from 5 seeds on.
 - **Episodes**: the part of the standard error that comes from the evaluation's episodes. More seeds and more
   `evaluation.episodes` make it smaller.
-- **Performance profile**: the share of seeds that end above each return, with its pointwise 95 % Clopper-Pearson band.
-- Every run counts with its last evaluation, also if it diverged or failed. No run is skipped.
+- **Performance profile**: the share of seeds that end above each value, with its pointwise 95 % Clopper-Pearson band.
+- Every run counts with its last evaluation, also if it diverged or failed. No run is skipped. Without an evaluation it
+  counts with the lowest one, because higher values are assumed to be better.
 """
+
+
+def quantity(column: str) -> str:
+    """Return the name of the compared number: `return` for return_mean, `is_success` for is_success."""
+    return column.removesuffix("_mean")
 
 
 def as_csv(rows: Sequence[Result]) -> str:
@@ -57,7 +64,7 @@ def _cell(value: Any) -> Any:
 def comparison_text(result: Result) -> str:
     """Return the report's folder and main numbers as text, in 80 columns unless variant names are longer."""
     goal, pairs = result["threshold"], result["pairs"]
-    head = ("variant", "final return: IQM [95 %]", "mean")
+    head = ("variant", f"final {quantity(result['column'])}: IQM [95 %]", "mean")
     rows = [(*head, *(() if goal is None else (f"reached {goal:g}", "median steps")))]
     for variant in result["arms"]:
         reached = (
@@ -98,9 +105,9 @@ def _head(result: Result) -> Iterator[str]:
     yield ""
     yield (
         f"{result['env']}, {paired}, {result['env_steps']:,} env steps for every run. "
-        "Returns are those of each run's **final** evaluation"
+        f"Compared is `{result['column']}` of each run's **final** evaluation"
     )
-    yield f"({result['evaluation']}, undiscounted): no best checkpoint, no best seed."
+    yield f"({result['evaluation']}): no best checkpoint, no best seed."
     yield from ("", "```", result["command"], "```")
 
 
@@ -114,7 +121,7 @@ def _conclusions(result: Result) -> Iterator[str]:
 
 
 def _final_returns(result: Result) -> Iterator[str]:
-    yield from ("## Final return", "")
+    yield from (f"## Final {quantity(result['column'])}", "")
     yield from _header("variant", "runs", "IQM [95 %]", "mean [95 %]", "standard error (episodes)", "over seeds")
     for variant in result["arms"]:
         bad = ", ".join(f"{variant[how]} {how}" for how in ("diverged", "failed") if variant[how])
@@ -126,7 +133,7 @@ def _final_returns(result: Result) -> Iterator[str]:
             _errors(variant["standard_error"], variant["evaluation_standard_error"]),
             " to ".join(same_decimals(variant["min"], variant["max"])),
         )
-    yield from ("", "![Final returns: every seed, interquartile means, performance profiles](returns.png)")
+    yield from ("", "![Final values: every seed, interquartile means, performance profiles](returns.png)")
 
 
 def _differences(result: Result) -> Iterator[str]:
@@ -153,7 +160,7 @@ def _sample_efficiency(result: Result) -> Iterator[str]:
     if goal is None:
         yield f"No threshold: {rule}."
     else:
-        yield f"Env steps to the first evaluation with a return of {goal:g}: {rule}."
+        yield f"Env steps to the first evaluation with `{result['column']}` of at least {goal:g}: {rule}."
         yield from ("A run that does not reach it counts as later than all others.", "")
         yield from _header("variant", "reached", "median env steps [95 %]")
         for variant in result["arms"]:
@@ -237,9 +244,3 @@ def _seeds(needed: int | None, low: int | None, high: int | None) -> str:
 
 def _steps(value: float) -> str:
     return f"{value:,.0f}" if math.isfinite(value) else "not reached"
-
-
-def same_decimals(*values: float) -> list[str]:
-    """Format returns that belong together, with one decimal, or three if all are small."""
-    digits = 3 if max(map(abs, values)) < 2 else 1
-    return [f"{value:.{digits}f}" for value in values]

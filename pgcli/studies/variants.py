@@ -21,7 +21,18 @@ from pgcli.config import Config, load_config, override, to_data
 from pgcli.config.order import differences, orders_of
 from pgcli.config.rules import CONDITIONAL, effective, without_effect
 from pgcli.config.schema import DEFAULT_ITERATIONS, PolicyConfig
-from pgcli.errors import Diverged, Interrupted, PgcliError, RunDirectoryError, RunInUse, UsageError
+from pgcli.errors import (
+    ConfigError,
+    Diverged,
+    Interrupted,
+    PgcliError,
+    Problem,
+    RunDirectoryError,
+    RunInUse,
+    UsageError,
+    closest,
+)
+from pgcli.records import EVALUATIONS
 from pgcli.runs.information import read_status
 
 if TYPE_CHECKING:
@@ -189,7 +200,7 @@ def is_complete(config: Config, path: Path) -> bool:
 
 
 def run_comparison(
-    comparison: Comparison, jobs: int, quiet: bool, threshold: float | None, command: list[str]
+    comparison: Comparison, jobs: int, quiet: bool, threshold: float | None, command: list[str], y: str
 ) -> tuple[dict[str, Any] | None, list[Failure]]:
     """Train the incomplete runs and write the report.
 
@@ -199,6 +210,7 @@ def run_comparison(
     """
     from pgcli.studies.comparison import check_folder, write_report  # imports numpy
 
+    column = compared_column(y, [variant.config for variant in comparison.variants])
     check_folder(comparison.folder)
     missing = [(config, path) for config, path in comparison.runs if not is_complete(config, path)]
     failures = _train(comparison, missing, jobs, quiet) if missing else []
@@ -206,10 +218,22 @@ def run_comparison(
         return None, failures
     variants = comparison.variants
     paths = {variant.label: {seed: variant.run_path(seed) for seed in comparison.seeds} for variant in variants}
-    result = write_report(comparison.folder, variants[0].config, paths, threshold, command)
+    result = write_report(comparison.folder, variants[0].config, paths, threshold, command, column)
     return result, [
         failure for failure in failures if failure.exit_code != Diverged.exit_code
     ]  # a diverged run is a result
+
+
+def compared_column(y: str, configs: Sequence[Config]) -> str:
+    """Return the column of evaluations.csv that `-y` names. Raises: ConfigError for an unknown or text column."""
+    column = y.removeprefix("evaluation.")
+    own = [one.name for one in EVALUATIONS if not one.metric.text]
+    known = [*own, *dict.fromkeys(name for config in configs for name in config.info_names)]
+    if column not in known:
+        close = closest(column, known)
+        hint = f"did you mean `{close}`?" if close else f"`logging.info=[{column}]` adds a column from info"
+        raise ConfigError([Problem("-y", f"evaluations.csv has no column of numbers `{column}`", hint)])
+    return column
 
 
 def _train(comparison: Comparison, missing: list[tuple[Config, Path]], jobs: int, quiet: bool) -> list[Failure]:
