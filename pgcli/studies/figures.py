@@ -63,7 +63,7 @@ def _returns(result: dict[str, Any]) -> Figure:
 
 
 def _differences(result: dict[str, Any]) -> Figure:
-    """Draw the mean paired difference of each pair with its interval; filled if it is shown."""
+    """Draw the mean difference of each pair with its interval; filled if it is shown."""
     pairs = result["pairs"][:MOST_PAIRS]
     figure = Figure(figsize=(8.0, max(1.9, 1.0 + 0.44 * len(pairs))), layout="constrained")
     axes = figure.add_subplot()
@@ -77,12 +77,14 @@ def _differences(result: dict[str, Any]) -> Figure:
     labels = [f"{_label(pair['a'])}\n− {_label(pair['b'])}" for pair in pairs]
     axes.set_yticks(range(len(pairs)), labels, fontsize=7.5)
     axes.set_ylim(len(pairs) - 0.5, -0.5)
-    axes.set_xlabel(f"paired difference of the final {plain(quantity(result['column']))}")
+    axes.set_xlabel(f"difference of the final {plain(quantity(result['column']))}")
     more = f" The first {MOST_PAIRS} of {len(result['pairs'])} pairs." if len(result["pairs"]) > MOST_PAIRS else ""
     levels = sorted({f"{100 * pair['confidence']:.4g} %" for pair in pairs})
     seeds = sorted({pair["seeds"] for pair in pairs})
+    kinds = dict.fromkeys("unpaired: Welch's t" if pair["unpaired"] else "paired: Student's t" for pair in pairs)
+    method = " or ".join(kinds)
     caption = (
-        f"Mean over {' or '.join(map(str, seeds))} seeds, with its interval (Student's t, {' or '.join(levels)}); "
+        f"Mean over {' or '.join(map(str, seeds))} seeds, with its interval ({method}, {' or '.join(levels)}); "
         f"filled: the difference is shown.{more}"
     )
     figure.supxlabel(caption, fontsize=6.5, color="0.35", x=0.01, ha="left")
