@@ -254,14 +254,14 @@ def test_a_key_without_effect_changes_no_byte(sections: dict[str, Any], key: str
 )
 def test_a_comparison_of_identical_variants_is_refused(name: str, words: list[str], told: str) -> None:
     with pytest.raises((UsageError, ConfigError)) as error:
-        parse_comparison(name, [*words, "training.env_steps=100"], [0], None)
+        parse_comparison([name], [*words, "training.env_steps=100"], [0], None)
     assert told in str(error.value)
     assert "set `algorithm.returns: lambda_return`" in str(error.value) or "gae_lambda" not in words[0]
 
 
 def test_a_comparison_may_set_a_key_that_has_an_effect_in_one_variant() -> None:
     words = ["algorithm.objective=clip,importance_sampling", "algorithm.clip_range=0.1", "training.env_steps=100"]
-    assert len(parse_comparison("cartpole/ppo", words, [0], None).variants) == 2
+    assert len(parse_comparison(["cartpole/ppo"], words, [0], None).variants) == 2
 
 
 def test_a_comparison_of_the_deviation_of_discrete_actions_is_refused(tmp_path: Path) -> None:

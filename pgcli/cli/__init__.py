@@ -127,7 +127,8 @@ _add(
     _COMPARE,
     compare.compare,
     "pgcli compare cartpole optimizer.learning_rate=0.03,0.12 training.env_steps=20000 --seeds 0-9",
-    "pgcli compare cartpole/ppo algorithm.clip_range=0.1,0.2,0.3 --seeds 0-9 --jobs 2",
+    "pgcli compare cartpole/ppo cartpole/rloo training.env_steps=100000 --seeds 0-9 --jobs 2",
+    "pgcli compare runs/a runs/b -y is_success",
 )
 _add(
     _CHECK,

@@ -107,9 +107,16 @@ def mean_and_error(sample: Sample) -> str:
     return f"{sample.mean:.{digits}f}{error}"
 
 
+def same_decimals(*values: float) -> list[str]:
+    """Format values that belong together with one decimal, three below 2, or more if all are tiny."""
+    largest = max(map(abs, values))
+    digits = 1 if largest >= 2 else max(3, 1 - math.floor(math.log10(largest))) if largest > 0 else 3
+    return [f"{value:.{digits}f}" for value in values]
+
+
 def short(value: float) -> str:
-    """Format a return."""
-    return f"{value:.3f}" if abs(value) < 2 else f"{value:.1f}"
+    """Format a return, or another number of an evaluation."""
+    return same_decimals(value)[0]
 
 
 def percent(share: float) -> str:
