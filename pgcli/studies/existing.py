@@ -10,8 +10,8 @@ import numpy as np
 from pgcli.config import Config
 from pgcli.config.schema import DEFAULT_ITERATIONS
 from pgcli.errors import UsageError, typed
-from pgcli.experiment.resume import stored_config
 from pgcli.report.curves import find_runs
+from pgcli.runs.information import stored_config
 from pgcli.runs.tables import read_header
 from pgcli.studies.summaries import RunSummary
 from pgcli.studies.variants import (
