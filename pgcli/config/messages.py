@@ -84,6 +84,7 @@ _LIMITS = {
     "string_too_long": "at most {max_length} characters long",
     "string_too_short": "at least {min_length} character long",
     "too_long": "a list of at most {max_length} entries",
+    "too_short": "a list of at least {min_length} entries",
 }
 _EXAMPLES = {
     "bool_type": "write true or false",
@@ -212,10 +213,10 @@ def _hint(error: ErrorDetails, path: Path_) -> str:
 
 def about(path: Path_) -> str:
     """Return the description and default of a key, or the keys of a section."""
-    keys = [key[-1] for key in _fields() if key[:-1] == _names(path)]
-    if keys and isinstance(path[-1], str):
+    keys, field = [key[-1] for key in _fields() if key[:-1] == _names(path)], _field(path)
+    is_number = field is not None and isinstance(field.default, float)  # a mapping is an alternative
+    if keys and isinstance(path[-1], str) and not is_number:
         return f"the keys are {', '.join(keys)}"
-    field = _field(path)
     if field is None:
         return ""
     default = "" if field.is_required() else f" The default is {shown(field.get_default())}."

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgcli.config import Config, load_config, override, to_data
+from pgcli.config.messages import shown
 from pgcli.config.order import differences, orders_of
 from pgcli.config.rules import CONDITIONAL, effective, without_effect
 from pgcli.config.schema import DEFAULT_ITERATIONS, PolicyConfig
@@ -124,23 +125,26 @@ def _check_different(labels: Sequence[str], configs: Sequence[Config]) -> None:
 
 
 def _check_deviations(variants: Sequence[Variant]) -> None:
-    """Raise UsageError if variants differ only in the initial deviation of discrete actions."""
+    """Raise UsageError if variants differ only in the deviation of discrete actions."""
     from gymnasium.spaces import Box
 
     from pgcli.environments.checks import check_environment
 
-    key = "policy.initial_standard_deviation"
-    if len({variant.config.policy.initial_standard_deviation for variant in variants}) == 1:
+    default, policies = PolicyConfig(), [variant.config.policy for variant in variants]
+    keys = ("initial_standard_deviation", "log_std_bounds")
+    differing = [key for key in keys if any(getattr(one, key) != getattr(policies[0], key) for one in policies)]
+    if not differing:
         return
     space = check_environment(variants[0].config.env).action_space
     if not isinstance(space, Box):
         same = [
-            override(variant.config, [f"{key}={PolicyConfig().initial_standard_deviation}"]) for variant in variants
+            override(variant.config, [f"policy.{key}={shown(getattr(default, key))}" for key in differing])
+            for variant in variants
         ]
         try:
             _check_different([variant.label for variant in variants], same)
         except UsageError as error:
-            error.message += f": `{key}` has no effect with action space {space}"
+            error.message += f": `policy.{differing[0]}` has no effect with action space {space}"
             raise
 
 
