@@ -264,7 +264,8 @@ def test_a_comparison_may_set_a_key_that_has_an_effect_in_one_variant() -> None:
     assert len(parse_comparison(["cartpole/ppo"], words, [0], None).variants) == 2
 
 
-def test_a_comparison_of_the_deviation_of_discrete_actions_is_refused(tmp_path: Path) -> None:
-    words = ["policy.initial_standard_deviation=0.5,1", "training.env_steps=100"]
+@pytest.mark.parametrize("word", ["initial_standard_deviation=0.5,1", "log_std_bounds=null,[-2, 1]"])
+def test_a_comparison_of_the_deviation_of_discrete_actions_is_refused(word: str, tmp_path: Path) -> None:
+    words = [f"policy.{word}", "training.env_steps=100"]
     done = pgcli("compare", "cartpole", *words, cwd=tmp_path, code=2)
-    assert "`policy.initial_standard_deviation` has no effect with action space Discrete(2)" in done.stderr
+    assert f"`policy.{word.partition('=')[0]}` has no effect with action space Discrete(2)" in done.stderr

@@ -226,19 +226,29 @@ def _build(data: dict[str, Any]) -> tuple[Config | None, dict[Path_, list[ErrorD
         return Config.model_validate(data), {}
     except ValidationError as error:
         errors: dict[Path_, list[ErrorDetails]] = {}
-        for detail in error.errors(include_url=False):
-            errors.setdefault(_path_in(data, detail), []).append(detail)
+        details = error.errors(include_url=False)
+        inside = [_path_in(data, detail) for detail in details if not _is_other_kind(data, detail)]
+        for detail in details:
+            path = _path_in(data, detail)
+            if not (_is_other_kind(data, detail) and any(one[: len(path)] == path for one in inside)):
+                errors.setdefault(path, []).append(detail)
         return None, errors
 
 
+def _is_other_kind(data: Any, error: ErrorDetails) -> bool:
+    """Return whether a branch of a union rejects a value only because it is of another kind."""
+    path, loc = _path_in(data, error), error["loc"]
+    kinds = error["type"].endswith("_type") or error["type"] == "literal_error"
+    return kinds and len(loc) > len(path) and loc[-1] != path[-1]
+
+
 def _path_in(data: Any, error: ErrorDetails) -> Path_:
-    """Return the location of an error, without the union branch or missing key that pydantic appends."""
+    """Return the location of an error, without the union branches and the missing key that pydantic adds."""
     path: Path_ = ()
     for part in error["loc"]:
-        if not (part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)):
-            break
-        data = data[part]
-        path = (*path, part)
+        if part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int):
+            data = data[part]
+            path = (*path, part)
     return path
 
 
