@@ -68,10 +68,16 @@ def make_environments(
             "does not report the action mask" if checked.adds_mask else vector_form_fault(config, resumable=resumable)
         )
         if fault is None:
-            raise UsageError(f"env.vectorization: {config.id} has no vector form of its own", _USE_OTHERS)
+            raise UsageError(f"env.vectorization: {config.id} has no vector form", _USE_OTHERS)
         if fault:
             raise UsageError(f"env.vectorization: the vector form of {config.id} {fault}", _USE_OTHERS)
         return VectorEnvironments(config, num_envs)
+    if config.vectorization == "numpy":
+        if form := numpy_form(config):
+            return ArrayEnvironments(config, num_envs, form)
+        raise UsageError(
+            f"env.vectorization: {config.id} has no form in numpy, or not for these arguments", _USE_OTHERS
+        )
     if config.vectorization == "auto":
         own = not checked.adds_mask and not config.shares_seeds
         if own and vector_form_fault(config, resumable=resumable) == "":

@@ -21,7 +21,7 @@ from pgcli.errors import PgcliError
 
 _CONTROL, _TOYS = "gymnasium.envs.classic_control", "gymnasium.envs.toy_text"
 _LARGEST = 1e6  # of an argument: nothing overflows
-_COLUMNS, _STEPS = 4, 40  # of the trial
+_COLUMNS, _STEPS = 2, 80  # of the trial
 
 
 class _Entry(NamedTuple):
