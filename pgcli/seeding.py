@@ -56,47 +56,43 @@ _WORD = 2**32 - 1
 class DerivedSeeds(Sequence[int]):
     """The derived seeds of N columns: one on access, or all of them together in `array`."""
 
-    def __init__(self, seed: int, purpose: Purpose, *indices: int | Array) -> None:
-        """Args: indices: those of `derived_seed`, each one number or one per column, [N]."""
+    def __init__(self, seed: int | Array, purpose: Purpose, *indices: int | Array) -> None:
+        """Args: seed: one, or one per column, objects [N]. indices: of `derived_seed`, each one or one per column."""
         self._seed, self._purpose, self._indices = seed, purpose, np.broadcast_arrays(*indices)
 
     def __len__(self) -> int:
         return len(self._indices[0])
 
     def __getitem__(self, column: Any) -> Any:
-        return derived_seed(self._seed, self._purpose, *(int(one[column]) for one in self._indices))
+        seed = self._seed if isinstance(self._seed, int) else self._seed[column]
+        return derived_seed(seed, self._purpose, *(int(one[column]) for one in self._indices))
 
     def array(self) -> Array:
         """Return all seeds, uint64 [N]."""
         indices = np.array(self._indices)
-        if self._seed >= 2**128 or indices.max(initial=0) >= 2**32:  # numpy takes more words for such a number
+        if np.any(self._seed >= 2**128) or indices.max(initial=0) >= 2**32:  # numpy takes more words for such a number
             return np.array(list(self), np.uint64)
         own = [self._seed >> shift & _WORD for shift in (0, 32, 64, 96)]
         low, high = sequence_words([*own, int(self._purpose), *indices], 2).astype(np.uint64)
         seeds: Array = (low | high << np.uint64(32)) >> np.uint64(1)
         return seeds
 
-
-class EpisodeSeeds(Sequence[int]):
-    """The derived seeds of the next episodes of some columns; `ahead` returns those of later episodes too."""
-
-    def __init__(self, seed: int, purpose: Purpose, first: int, episode: Array, columns: Array) -> None:
-        """Args: first: the index of column 0; episode: the number of each column's episode, [N]."""
-        self.family, self.episode, self._columns = (seed, purpose, first), episode, columns
-
-    def __len__(self) -> int:
-        return len(self._columns)
-
-    def __getitem__(self, index: Any) -> Any:
-        (seed, purpose, first), column = self.family, int(self._columns[index])
-        return derived_seed(seed, purpose, first + column, int(self.episode[column]))
+    @property
+    def last(self) -> Array:
+        """The last index of each column, [N]."""
+        return self._indices[-1]
 
     def ahead(self, count: int) -> Array:
-        """Return the seeds of `count` episodes of all columns, from `episode` on, uint64 [N count]."""
-        seed, purpose, first = self.family
-        columns = np.arange(first, first + len(self.episode))[:, None]
-        episodes = self.episode[:, None] + np.arange(count)
-        return DerivedSeeds(seed, purpose, *map(np.ravel, np.broadcast_arrays(columns, episodes))).array()
+        """Return the seeds of the next `count` last indices of each column, uint64 [N count]."""
+        seed = np.repeat(self._seed, count) if isinstance(self._seed, np.ndarray) else self._seed
+        others = [np.repeat(one, count) for one in self._indices[:-1]]
+        return DerivedSeeds(seed, self._purpose, *others, np.add.outer(self.last, np.arange(count)).ravel()).array()
+
+    def equals_but_for_last(self, other: DerivedSeeds) -> bool:
+        """Return whether all arguments equal those of `other`, except the last index."""
+        same = self._seed is other._seed or np.array_equal(self._seed, other._seed)
+        pairs = zip(self._indices[:-1], other._indices[:-1], strict=True)
+        return same and self._purpose == other._purpose and all(np.array_equal(*pair) for pair in pairs)
 
 
 def sequence_words(entropy: Sequence[int | Array], count: int) -> Array:

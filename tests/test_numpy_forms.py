@@ -93,7 +93,7 @@ def assert_equal_steps(config: EnvConfig, steps: int) -> None:
         running = running & ~over
         if number % 3 == 0 and not running.all():  # in other rows, columns that have ended are not stepped
             columns = (~running).nonzero()[0].tolist()
-            seeds = seeds_of(number, len(columns))
+            seeds = seeds_of(number, COLUMNS)
             obs, same, running = ours.restart(columns, seeds), original.restart(columns, seeds), np.ones(COLUMNS, bool)
 
 
@@ -217,3 +217,21 @@ def test_a_run_has_the_bytes_of_single_environments(words: list[str], tmp_path: 
         pgcli("train", *words, *budget, f"env.vectorization={form}", "--run-dir", form, cwd=tmp_path)
     for name in ("metrics.csv", "episodes.csv", "evaluations.csv"):
         assert (tmp_path / "numpy" / name).read_bytes() == (tmp_path / "sync" / name).read_bytes()
+
+
+def test_prepared_starts_are_those_of_each_episode() -> None:
+    """Starts are prepared ahead; another order, another first episode or other columns must not mix them up."""
+    config, columns = EnvConfig(id="FrozenLake-v1"), np.arange(3)
+    ours, original = numpy_environments(config, 3), SingleEnvironments(config, 3)
+    episode, running = np.zeros(3, np.int64), np.ones(3, bool)
+    for envs in (ours, original):
+        envs.reset(DerivedSeeds(1, Purpose.RESET, columns, episode))
+    for number in range(120):
+        first = 10 if number > 60 else 0
+        chosen = [[0], [0, 2], [1], [2, 1]][number % 4]
+        episode[chosen] += 40 if number == 30 else -20 if number == 90 else 1
+        seeds = DerivedSeeds(1, Purpose.RESET, columns + first, episode.copy())
+        rows = [envs.restart(chosen, seeds)[chosen] for envs in (ours, original)]
+        rows += [envs.step(np.full(3, number % 4), running).obs[chosen] for envs in (ours, original)]
+        assert rows[0].tobytes() == rows[1].tobytes()
+        assert rows[2].tobytes() == rows[3].tobytes()

@@ -42,7 +42,10 @@ class Environments(Protocol):
         """Execute the actions, [N, …], in the columns that are running, bool [N]."""
 
     def restart(self, columns: Sequence[int], seeds: Sequence[int]) -> Array:
-        """Start an episode in columns that are not running; return all observations [N, …]."""
+        """Start an episode in columns that are not running; return all observations [N, …].
+
+        Args: seeds: of the next episode of each column, [N]; those of other columns are not used.
+        """
 
     def reported(self, names: Sequence[str], columns: Array) -> Array | None:
         """Return the numbers and booleans under `names` in the last infos of `columns`, bool [N].

@@ -34,7 +34,7 @@ from pgcli.sampling.rollout import (
     named,
     to_trajectories,
 )
-from pgcli.seeding import EpisodeSeeds, Purpose, derived_seed, generator
+from pgcli.seeding import DerivedSeeds, Purpose, derived_seed, generator
 from pgcli.system.process_state import restore_modes
 from pgcli.system.processes import Check
 
@@ -271,7 +271,7 @@ class _LiveColumns:
                 episode += ~running
                 acting.memory = np.where(running[:, None], acting.memory, 0)
                 fresh = np.flatnonzero(~running)
-                seeds = EpisodeSeeds(config.seed, Purpose.RESET, chunk.start, episode.copy(), fresh)
+                seeds = DerivedSeeds(config.seed, Purpose.RESET, np.array(chunk), episode.copy())
                 next_obs = envs.restart(fresh.tolist(), seeds)
             restore_modes()
             rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))

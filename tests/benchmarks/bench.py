@@ -406,16 +406,16 @@ def rates_of_form(name: str, columns: int = 64, rows: int = 200) -> list[tuple[f
     from pgcli.config.schema import EnvConfig
     from pgcli.environments.vector.arrays import ArrayEnvironments
     from pgcli.environments.vector.forms import numpy_form
-    from pgcli.seeding import DerivedSeeds, EpisodeSeeds, Purpose
+    from pgcli.seeding import DerivedSeeds, Purpose
 
     config = EnvConfig(id=name)
     form = numpy_form(config)
     assert form is not None
     envs, single, running = ArrayEnvironments(config, columns, form), gym.make(name), np.ones(columns, bool)
     single.reset(seed=0)
-    envs.reset(DerivedSeeds(0, Purpose.RESET, np.arange(columns), 0))
+    everyone, episode = np.arange(columns), np.zeros(columns, np.int64)
+    envs.reset(DerivedSeeds(0, Purpose.RESET, everyone, 0))
     actions = [np.array([envs.action_space.sample() for _ in range(columns)]) for _ in range(rows)]
-    episode = np.zeros(columns, np.int64)
 
     def ours() -> float:
         begin = time.perf_counter()
@@ -423,7 +423,7 @@ def rates_of_form(name: str, columns: int = 64, rows: int = 200) -> list[tuple[f
             step = envs.step(chosen, running)
             if len(over := (step.terminated | step.truncated).nonzero()[0]):
                 episode[over] += 1
-                envs.restart(over.tolist(), EpisodeSeeds(0, Purpose.RESET, 0, episode.copy(), over))
+                envs.restart(over.tolist(), DerivedSeeds(0, Purpose.RESET, everyone, episode.copy()))
         return rows * columns / (time.perf_counter() - begin)
 
     def theirs() -> float:
@@ -526,7 +526,7 @@ def parts_side(name: str) -> None:
                 running = mask[t]
             elif not running.all():
                 fresh = np.flatnonzero(~running).tolist()
-                envs.restart(fresh, [t] * len(fresh))
+                envs.restart(fresh, [t] * n)
             step = envs.step(given[t], running)
             running = ~(step.terminated | step.truncated) | ~running
 

@@ -107,5 +107,5 @@ def _played(envs: SingleEnvironments | ArrayEnvironments) -> list[bytes]:
         results.append(step.obs)
         over = (step.terminated | step.truncated).nonzero()[0].tolist()
         if over:
-            results.append(envs.restart(over, [2**62 + number * _COLUMNS + column for column in over]))
+            results.append(envs.restart(over, [2**62 + number * _COLUMNS + column for column in range(_COLUMNS)]))
     return [x.tobytes() for x in results]
