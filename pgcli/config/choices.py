@@ -3,8 +3,8 @@
 from typing import Literal
 
 # env
-Vectorization = Literal["auto", "native", "sync"]
-VectorForm = Literal["numpy", "native", "sync"]  # what simulates the columns
+Vectorization = Literal["auto", "native", "numpy", "sync"]
+VectorForm = Literal["native", "numpy", "sync"]
 
 # policy
 ActivationName = Literal["tanh", "relu", "elu", "identity"]

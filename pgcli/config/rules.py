@@ -158,6 +158,10 @@ def _has_wrappers(section: str) -> Condition:
     return lambda c: bool(attrgetter(f"{section}.wrappers")(c))
 
 
+def _needs_vector_form(c: Config) -> bool:
+    return c.env.vectorization in ("native", "numpy")
+
+
 def _has_argument(section: str, name: str) -> Condition:
     return lambda c: name in (attrgetter(f"{section}.kwargs")(c) or ())
 
@@ -444,15 +448,15 @@ RULES: tuple[Rule, ...] = (
     ),
     *(
         Rule(
-            {"env.vectorization": "native", f"{section}.wrappers": _has_wrappers(section)},
-            "native vector environments do not support wrappers",
+            {"env.vectorization": _needs_vector_form, f"{section}.wrappers": _has_wrappers(section)},
+            lambda c: f"{c.env.vectorization} vector environments do not support wrappers",
             "use `vectorization: sync`, or remove the wrappers",
         )
         for section in _ENVIRONMENTS
     ),
     Rule(
-        {"env.vectorization": "native", "env.rebuild": True},
-        "episodes of a native vector environment share one instance",
+        {"env.vectorization": _needs_vector_form, "env.rebuild": True},
+        lambda c: f"episodes of a {c.env.vectorization} vector environment share one instance",
         "use `vectorization: sync`, or remove rebuild",
     ),
     # Recurrent policies
@@ -551,7 +555,7 @@ EFFECTS: tuple[Effect, ...] = (
     ),
     Effect(
         ("env.rebuild",),
-        lambda c: c.env.vectorization != "native",
+        lambda c: not _needs_vector_form(c),
         ("env.vectorization",),
         "`env.vectorization: sync`",
     ),

@@ -76,8 +76,8 @@ class EnvConfig(Section):
     )
     vectorization: choices.Vectorization = Field(
         "auto",
-        description="native: the environment's own vectorized form; sync: one copy after the other; auto: native if "
-        "the environment has it, else sync.",
+        description="native: the environment's own vectorized form; numpy: pgcli's, with the results of sync; sync: "
+        "one copy after the other; auto: the first of these that the environment has.",
     )
     rebuild: Literal["auto"] | bool = Field(
         "auto",

@@ -376,6 +376,68 @@ def raw() -> None:
     )
 
 
+FORMS = {
+    "Acrobot-v1": 15,
+    "Pendulum-v1": 40,
+    "MountainCar-v0": 30,
+    "MountainCarContinuous-v0": 15,
+    "CartPole-v1": 10,
+    "Taxi-v4": 40,
+    "CliffWalking-v1": 40,
+    "FrozenLake-v1": 40,
+    "Blackjack-v1": 20,
+}
+
+
+def forms() -> None:
+    """Compare pgcli's vector forms in numpy with `gym.make`, with random actions and restarts."""
+    for name, goal in FORMS.items():
+        pairs = rates_of_form(name)
+        rates = [statistics.median(pair[n] for pair in pairs) for n in (0, 1)]
+        ratio = statistics.median(one / other for one, other in pairs)
+        row(f"{name}, 64 columns ÷ `gym.make`", ratio, f"≥ {goal}", f"{rates[0]:,.0f} and {rates[1]:,.0f} env steps/s")
+
+
+def rates_of_form(name: str, columns: int = 64, rows: int = 200) -> list[tuple[float, float]]:
+    """Return pairs of rates by CPU time in this process: the form's and `gym.make`'s."""
+    import gymnasium as gym
+    import numpy as np
+
+    from pgcli.config.schema import EnvConfig
+    from pgcli.environments.vector.arrays import ArrayEnvironments
+    from pgcli.environments.vector.forms import numpy_form
+    from pgcli.seeding import DerivedSeeds, Purpose
+
+    config = EnvConfig(id=name)
+    form = numpy_form(config)
+    assert form is not None
+    envs, single, running = ArrayEnvironments(config, columns, form), gym.make(name), np.ones(columns, bool)
+    single.reset(seed=0)
+    everyone, episode = np.arange(columns), np.zeros(columns, np.int64)
+    envs.reset(DerivedSeeds(0, Purpose.RESET, everyone, 0))
+    actions = [np.array([envs.action_space.sample() for _ in range(columns)]) for _ in range(rows)]
+
+    def ours() -> float:
+        begin = time.process_time()
+        for chosen in actions:
+            step = envs.step(chosen, running)
+            if len(over := (step.terminated | step.truncated).nonzero()[0]):
+                episode[over] += 1
+                envs.restart(over.tolist(), DerivedSeeds(0, Purpose.RESET, everyone, episode.copy()))
+        return rows * columns / (time.process_time() - begin)
+
+    def theirs() -> float:
+        begin = time.process_time()
+        for chosen in actions:
+            for action in chosen[:4]:  # takes as long as the other side
+                _, _, terminated, truncated, _ = single.step(action)
+                if terminated or truncated:
+                    single.reset()
+        return 4 * rows / (time.process_time() - begin)
+
+    return list(in_turn(ours, theirs, repetitions=10 * REPETITIONS))
+
+
 def workers() -> None:
     """Compare two workers with one: rollout + update, and what two processes of the raw environment gain here."""
     for env_id in ("LunarLander-v3", "Acrobot-v1", "HalfCheetah-v5"):
@@ -465,7 +527,7 @@ def parts_side(name: str) -> None:
                 running = mask[t]
             elif not running.all():
                 fresh = np.flatnonzero(~running).tolist()
-                envs.restart(fresh, [t] * len(fresh))
+                envs.restart(fresh, [t] * n)
             step = envs.step(given[t], running)
             running = ~(step.terminated | step.truncated) | ~running
 
@@ -679,6 +741,7 @@ SECTIONS = {
     "parts": parts,
     "peers": peers,
     "raw": raw,
+    "forms": forms,
     "workers": workers,
     "growth": growth,
 }
