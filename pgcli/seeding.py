@@ -1,4 +1,6 @@
-"""Random streams, derived from (seed, purpose, indices). No generator state is ever saved.
+"""Random streams, derived from (seed, purpose, indices).
+
+No generator state is ever saved.
 
     SeedSequence(seed, spawn_key=(purpose, iteration, …))
 
@@ -16,7 +18,10 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """The use of a random stream. Results depend on the numbers: add new ones, never change one."""
+    """The use of a random stream.
+
+    Results depend on the numbers: add new ones, never change one.
+    """
 
     INIT = 0
     RESET = 1

@@ -1,4 +1,4 @@
-"""The appearance of plots: labels, title, size, caption, threshold, logarithmic axes, dashes and markers."""
+"""The appearance of plots: labels, title, size, caption, threshold, axes, dashes and markers."""
 
 from __future__ import annotations
 

@@ -15,9 +15,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 MODULES = sorted((ROOT / "pgcli").rglob("*.py"))
+TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__))
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 LONGEST_LINE = 100  # of prose
 LONGEST_PARAGRAPH = 5  # lines
+LONGEST_SUMMARY = 100  # characters of a docstring's first line; write 80
 
 # A turn that sounds translated → what to write instead.
 BANNED = {
@@ -89,6 +91,30 @@ def test_messages_docstrings_and_comments_use_plain_words() -> None:
         for problem in banned(text)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_tests_and_benchmarks_use_plain_words() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {problem}"
+        for path in TESTS
+        for line, text in texts(path)
+        for problem in banned(text)
+    ]
+    names = [(path.name, name) for path in TESTS for name in re.findall(r"def (\w+)", path.read_text())]
+    wrong += [f"{path}: {name}: {problem}" for path, name in names for problem in banned(name.replace("_", " "))]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_first_line_of_a_docstring_is_short() -> None:
+    long = [
+        f"{module.relative_to(ROOT)}:{node.body[0].lineno}: {summary}"
+        for module in MODULES
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and not (module.parent.name == "cli" and isinstance(node, ast.FunctionDef))  # the text of --help
+        and len(summary := (ast.get_docstring(node) or "").partition("\n")[0]) > LONGEST_SUMMARY
+    ]
+    assert not long, "\n".join(long)
 
 
 def test_shipped_configs_use_plain_words() -> None:

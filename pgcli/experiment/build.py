@@ -29,7 +29,10 @@ ROW_BYTES = 40  # of a step without its observation: action, reward, flags and w
 
 
 def environments_of(config: Config) -> EnvConfig:
-    """Return the config of a run's environments; `sync` for groups, which must share a reset seed."""
+    """Return the config of a run's environments.
+
+    `sync` for groups, which must share a reset seed.
+    """
     return config.env.model_copy(update={"vectorization": "sync"}) if config.group_size > 1 else config.env
 
 
@@ -119,7 +122,10 @@ T = TypeVar("T", bound=Closeable)
 
 @contextmanager
 def released(resource: T) -> Iterator[T]:
-    """Close `resource` at the end; an error in it does not hide the exception that ended the run."""
+    """Close `resource` at the end.
+
+    An error in it does not hide the exception that ended the run.
+    """
     try:
         yield resource
     except BaseException:

@@ -27,7 +27,10 @@ _PREFIXES = {"metrics": "metrics", "timing": "timing", "evaluations": "evaluatio
 
 @dataclass(frozen=True)
 class LogEntry:
-    """The numbers of one record, by `table/column`; `elapsed` is relative to the start of the session, in seconds."""
+    """The numbers of one record, by `table/column`.
+
+    `elapsed` is relative to the start of the session, in seconds.
+    """
 
     iteration: int
     env_steps: int
@@ -142,7 +145,10 @@ class _Logs:
 
 
 def past_entries(path: Path, iteration: int) -> Iterator[LogEntry]:
-    """Yield the table rows before `iteration`; an evaluation precedes the iteration of its number."""
+    """Yield the table rows before `iteration`.
+
+    An evaluation precedes the iteration of its number.
+    """
     entries: dict[tuple[int, bool], dict[str, float]] = {}  # by iteration, and whether they are of its end
     steps: dict[tuple[int, bool], int] = {}
     for name, prefix in _PREFIXES.items():

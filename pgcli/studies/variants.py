@@ -279,7 +279,10 @@ def _notices(configs: list[Config], keys: list[str], steps: int) -> list[str]:
 
 
 def _equal_budget(configs: list[Config]) -> int:
-    """Return the env steps of every run. Raises: UsageError if the variants' budgets differ or are unknown."""
+    """Return the env steps of every run.
+
+    Raises: UsageError if the variants' budgets differ or are unknown.
+    """
     budgets = set()
     for config in configs:
         training, rollout = config.training, config.rollout
