@@ -79,7 +79,8 @@ def banned(text: str) -> Iterator[str]:
 
 
 def test_pages_use_plain_words() -> None:
-    wrong = [f"{page.name}: {problem}" for page in PAGES for part in prose(page) for problem in banned(part)]
+    texts = {page.name: re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL) for page in PAGES}  # with tables
+    wrong = [f"{name}: {problem}" for name, text in texts.items() for problem in banned(text)]
     assert not wrong, "\n".join(wrong)
 
 
