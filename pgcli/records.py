@@ -190,7 +190,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class LogEntry:
-    """The numbers of one record, by `table/column`; `elapsed` is relative to the start of the session, in seconds."""
+    """The numbers of one record, by `table/column`.
+
+    `elapsed` is relative to the start of the session, in seconds.
+    """
 
     iteration: int
     env_steps: int
