@@ -10,7 +10,7 @@ from pathlib import Path
 from pgcli.errors import ConfigError, Problem
 
 SMALLEST, LARGEST = 2.0, 40.0  # inches
-_SIZE = re.compile(r"(\d+\.?\d*|\.\d+)[x×](\d+\.?\d*|\.\d+)")
+_SIZE = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*[x×]\s*(\d+\.?\d*|\.\d+)\s*", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Appearance:
 
 def parse_size(text: str) -> tuple[float, float]:
     """Parse WIDTHxHEIGHT in inches. Raises: ConfigError."""
-    match = _SIZE.fullmatch(text.strip().lower())
+    match = _SIZE.fullmatch(text)
     size = (float(match[1]), float(match[2])) if match else (0.0, 0.0)
     if not all(SMALLEST <= side <= LARGEST for side in size):
         rule = f"`{text}` is not WIDTHxHEIGHT in inches, each from {SMALLEST:g} to {LARGEST:g}"

@@ -254,7 +254,8 @@ def _draw_axes(axes: Axes, lines: Sequence[Line], drawing: Drawing, appearance: 
         axes.yaxis.set_major_formatter(plain_numbers)
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.01)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10], integer=drawing.x != "seconds"))
+    ticks = max(2, min(6, int(1.6 * (appearance.size or (_WIDTH,))[0])))  # their labels must not overlap
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, steps=[1, 2, 2.5, 5, 10], integer=drawing.x != "seconds"))
     axes.xaxis.set_major_formatter(plain_numbers)
 
 
