@@ -133,3 +133,4 @@ def test_a_page_has_short_sentences_lines_and_paragraphs(page: Path) -> None:
     long = [line for part in paragraphs for line in part.splitlines() if len(line) > LONGEST_LINE]
     assert not long, "\n".join(long)
     assert not [part for part in paragraphs if len(part.splitlines()) > LONGEST_PARAGRAPH]
+    assert not [part for part in paragraphs if re.search(r"\s>$", part, re.MULTILINE)], "a quote that is wrapped badly"
