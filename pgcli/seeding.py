@@ -1,4 +1,6 @@
-"""Random streams, derived from (seed, purpose, indices). No generator state is ever saved.
+"""Random streams, derived from (seed, purpose, indices).
+
+No generator state is ever saved.
 
     SeedSequence(seed, spawn_key=(purpose, iteration, …))
 
@@ -20,7 +22,10 @@ Array = NDArray[Any]
 
 
 class Purpose(IntEnum):
-    """The use of a random stream. Results depend on the numbers: add new ones, never change one."""
+    """The use of a random stream.
+
+    Results depend on the numbers: add new ones, never change one.
+    """
 
     INIT = 0
     RESET = 1

@@ -1,4 +1,7 @@
-"""The command line: one module per command. Heavy imports live inside the commands."""
+"""The command line: one module per command.
+
+Heavy imports live inside the commands.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ _VALUES = {"int": "N", "float": "X", "str": "TEXT", "Path": "PATH"}  # by type
 
 
 class _Help:
-    """Names the values of options in help texts as a user types them: N, TEXT, PATH; flags and arguments have none."""
+    """Names the values of options in help texts as a user types them: N, TEXT, PATH.
+
+    Flags and arguments have none.
+    """
 
     def get_params(self, ctx: Any) -> Any:
         parameters = super().get_params(ctx)  # type: ignore[misc]  # a mixin of click commands

@@ -1,4 +1,7 @@
-"""Read a YAML file and overrides into a Config, or raise every problem at once. Imports no torch, no gymnasium."""
+"""Read a YAML file and overrides into a Config, or raise every problem at once.
+
+Imports no torch, no gymnasium.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,10 @@ def load_config(location: str, overrides: Sequence[str] = (), ignored: Collectio
 
 
 def override(config: Config, overrides: Sequence[str], ignored: Collection[str] = ()) -> Config:
-    """Return `config` with `KEY=VALUE` overrides applied; `ignored` keys may be set where they have no effect."""
+    """Return `config` with `KEY=VALUE` overrides applied.
+
+    `ignored` keys may be set where they have no effect.
+    """
     return _validate(Source("config.yaml", to_data(config), lines=False), overrides, ignored)
 
 
@@ -65,7 +71,10 @@ def to_data(config: Config) -> dict[str, Any]:
 
 
 def flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten plain data: `{env: {id: a}}` becomes `{"env.id": "a"}`. An empty mapping is a value."""
+    """Flatten plain data: `{env: {id: a}}` becomes `{"env.id": "a"}`.
+
+    An empty mapping is a value.
+    """
     if not isinstance(data, dict) or not data:
         return {prefix: data}
     inner = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in data.items()]
@@ -73,7 +82,10 @@ def flat(data: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """Return the whole config as YAML, including defaults. Training on it repeats the run."""
+    """Return the whole config as YAML, including defaults.
+
+    Training on it repeats the run.
+    """
     return dump(to_data(config))
 
 
@@ -177,7 +189,10 @@ def _apply(text: str, data: dict[str, Any], problems: Problems) -> None:
 
 
 def _set(data: Any, path: tuple[str, ...], value: Any) -> Path_:
-    """Write `value` at `path`; return the part of `path` that is not a mapping, if any."""
+    """Write `value` at `path`.
+
+    Return the part of `path` that is not a mapping, if any.
+    """
     default: Any = to_data(Config())
     for depth, part in enumerate(path[:-1], 1):
         default = default.get(part, {}) if isinstance(default, dict) else {}

@@ -75,7 +75,9 @@ def without_effect(config: Config) -> list[Ineffective]:
 
 
 def effective(config: Config) -> Config:
-    """Return the config with defaults for keys without effect, and with null replaced where it refers to another key.
+    """Return the config with defaults for keys without effect.
+
+    Null is replaced where it refers to another key.
 
     Different configs that train the same run become equal.
     """

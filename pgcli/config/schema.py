@@ -1,4 +1,4 @@
-"""Every key of a config: its default, its rule and its description, which is also the editor's tooltip."""
+"""Every key of a config: its default, its rule and its description, the editor's tooltip."""
 
 from __future__ import annotations
 

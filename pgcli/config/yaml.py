@@ -121,7 +121,9 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parse(content: bytes | str, name: str, within: Path_ = ()) -> Source:
-    """Parse YAML into a Source; `within` is the KEY whose VALUE this is on the command line.
+    """Parse YAML into a Source.
+
+    `within` is the KEY whose VALUE this is on the command line.
 
     Raises: ConfigError: if the text cannot be parsed. Duplicate keys and keys that are not text are problems of
         the Source instead, to be reported together with the others.
@@ -156,7 +158,10 @@ def _place_of(index: int, text: str) -> Place:
 
 
 def _check_tokens(text: str, source: Source) -> None:
-    """Raise ConfigError for tags, anchors, aliases and deep nesting, before anything is built from the text."""
+    """Raise ConfigError for tags, anchors, aliases and deep nesting.
+
+    Nothing is built from the text before.
+    """
     depth = 0
     problems: dict[str, Problem] = {}  # the first of each kind
     for token in yaml.scan(text, Loader=Loader):

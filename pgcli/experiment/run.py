@@ -65,7 +65,10 @@ Result = Outcome | Failure
 
 @dataclass(frozen=True)
 class Request:
-    """A requested run. `folder` is the current folder at that time; environments may change it."""
+    """A requested run.
+
+    `folder` is the current folder at that time; environments may change it.
+    """
 
     config: Config
     path: Path
@@ -86,7 +89,9 @@ def failure_of(error: Exception) -> Failure:
 
 
 def run_experiment(request: Request, context: Context = Context()) -> Outcome:  # noqa: B008 - immutable
-    """Train into the run directory `request.path`; with `resume`, continue an existing run.
+    """Train into the run directory `request.path`.
+
+    With `resume`, continue an existing run.
 
     Raises: RunDirectoryError, RunInUse, EnvironmentFailure, Diverged, Interrupted.
     """

@@ -1,7 +1,7 @@
-"""Speed as ratios, both sides measured in turn in one run: `make bench`, or `bench.py startup solved work parts …`.
+"""Speed as ratios, measured alternately in one run: `make bench`, or `bench.py startup work …`.
 
 Every side of a comparison is a process of its own with one thread for torch; sides alternate, so that a slow minute of
-the machine slows both, and what is told is the median of the ratios. `CLEANRL` and `CLEANRL_PYTHON` name a checkout of
+the machine slows both, and the result is the median of the ratios. `CLEANRL` and `CLEANRL_PYTHON` name a checkout of
 CleanRL and a Python that it runs in (gymnasium 0.29.1, as it pins); without them, its rows are left out.
 """
 
@@ -35,7 +35,7 @@ PPO: dict[str, Any] = {"returns": "lambda_return", "baseline": "value", "objecti
 
 
 def work(env: str, columns: int, steps: int | None, **sections: Any) -> dict[str, Any]:
-    """Give a config as plain data: segments of `steps` rows, or one episode in each column."""
+    """Return a config as plain data: segments of `steps` rows, or one episode in each column."""
     rollout = {"episodes": columns} if steps is None else {"episodes": None, "steps": steps}
     return {"env": {"id": env, "num_envs": columns}, "rollout": rollout} | sections
 
@@ -88,7 +88,10 @@ REINFORCE, WIDE, ZOO, LANDER, CHEETAH, BASELINE = WORKS
 def learner(
     number: int, workers: int, chunk_size: int | None = None, env_id: str | None = None
 ) -> tuple[Callable[[int], tuple[int, float, float]], Callable[[], None]]:
-    """Build what does iteration i, and gives its env steps and the seconds of rollout and of update; and its end."""
+    """Build a function of iteration i, and a function that closes it.
+
+    The first returns the env steps and the seconds of rollout and update.
+    """
     import torch
 
     from pgcli.algorithm.learner import Learner, build_agent
@@ -124,7 +127,7 @@ def learner(
 
 
 def as_a_run_does() -> None:
-    """Settle memory as `pgcli train` does before the first iteration."""
+    """Collect garbage, as `pgcli train` does before the first iteration."""
     from pgcli.system.processes import keep_freed_memory
 
     gc.freeze()
@@ -132,7 +135,7 @@ def as_a_run_does() -> None:
 
 
 def pgcli_side(number: int, workers: int, chunk_size: int | None = None) -> None:
-    """Train from scratch; print env steps per second of rollout and update, and the peak of resident memory."""
+    """Train; print env steps per second of rollout and update, and the peak of resident memory."""
     iterate, close = learner(number, workers, chunk_size)
     iterate(0)  # warms up
     steps, spent = 0, 0.0
@@ -146,7 +149,7 @@ def pgcli_side(number: int, workers: int, chunk_size: int | None = None) -> None
 
 
 def workers_side(env_id: str) -> None:
-    """Train the same twice, with one worker and with two, iteration by iteration in turn; print seconds of each."""
+    """Train alternately with one worker and with two; print the seconds of each iteration."""
     sides = [learner(SHORT[BASELINE], workers, 8, env_id) for workers in (1, 2)]
     steps, spent = 0, [[0.0, 0.0], [0.0, 0.0]]
     for iteration in itertools.count():
@@ -163,7 +166,7 @@ def workers_side(env_id: str) -> None:
 
 
 def sb3_side(number: int) -> None:
-    """Do the same with Stable-Baselines3: A2C for REINFORCE, PPO at the settings of the work for PPO."""
+    """Train with Stable-Baselines3: A2C for REINFORCE, PPO at the settings of the work for PPO."""
     import torch
     from stable_baselines3 import A2C, PPO
     from stable_baselines3.common.env_util import make_vec_env
@@ -221,7 +224,7 @@ def raw_side(env_id: str, columns: int) -> None:
 
 
 def tell(rate: float) -> None:
-    """Print what a side measured. The peak is that of this process, its workers apart."""
+    """Print the measurements of a side. The peak is that of this process, without workers."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     megabytes = peak / (1024 if sys.platform != "darwin" else 1024**2)
     print(json.dumps({"rate": rate, "megabytes": megabytes}))
@@ -231,7 +234,7 @@ SIDES: dict[str, Callable[..., None]] = {"pgcli": pgcli_side, "workers": workers
 
 
 def side(kind: str, *arguments: object) -> Callable[[], dict[str, Any]]:
-    """Make a side that is measured in its own process."""
+    """Return a side that runs in its own process."""
 
     def measure() -> dict[str, Any]:
         words = [PYTHON, __file__, "--side", kind, *map(json.dumps, arguments)]
@@ -243,7 +246,7 @@ def side(kind: str, *arguments: object) -> Callable[[], dict[str, Any]]:
 
 
 def cleanrl(script: str, *words: str) -> Callable[[], dict[str, float]] | None:
-    """Make a side of CleanRL's script, whose last line of SPS is taken: steps per second since its start."""
+    """Return a side that runs CleanRL's script and reads its last steps per second."""
     if "CLEANRL" not in os.environ:
         return None
     program = [os.environ.get("CLEANRL_PYTHON", PYTHON), str(Path(os.environ["CLEANRL"]) / "cleanrl" / script)]
@@ -273,12 +276,12 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def command(*words: str) -> Callable[[], object]:
-    """Make a process of a command line, whatever its exit code."""
+    """Return a side that runs a command and ignores its exit code."""
     return lambda: subprocess.run(words, capture_output=True, check=False)
 
 
 def in_turn(*actions: Callable[[], Any], repetitions: int = REPETITIONS) -> Iterator[tuple[Any, ...]]:
-    """Do the actions one after the other, several times."""
+    """Run the actions in turn, several times."""
     for _ in range(repetitions):
         yield tuple(action() for action in actions)
 
@@ -330,7 +333,7 @@ def startup() -> None:
 
 
 def solved(seeds: Sequence[int] = range(10)) -> None:
-    """Time `pgcli train cartpole` from process start to the end, and hold each result against fresh episodes."""
+    """Time `pgcli train cartpole` from process start to end; evaluate each policy on fresh episodes."""
     torch_times, times, returns = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
@@ -439,7 +442,7 @@ def rates_of_form(name: str, columns: int = 64, rows: int = 200) -> list[tuple[f
 
 
 def workers() -> None:
-    """Compare two workers with one: rollout + update, and what two processes of the raw environment gain here."""
+    """Compare two workers with one: rollout + update, and two processes of the raw environment."""
     for env_id in ("LunarLander-v3", "Acrobot-v1", "HalfCheetah-v5"):
         found = []
         for both, alone in in_turn(side("workers", env_id), side("raw", env_id, 8)):
@@ -468,7 +471,7 @@ def workers() -> None:
 
 
 def parts() -> None:
-    """Compare one iteration with the sum of its parts measured alone: environment, policy, estimate, update."""
+    """Compare one iteration with the sum of its parts: environment, policy, estimate, update."""
     for name in WORKS:
         shown = subprocess.run(
             [PYTHON, __file__, "--side", "parts", json.dumps(name)],
@@ -546,7 +549,7 @@ def parts_side(name: str) -> None:
         agent.load_state_dict(state)
         agent.update(trajectories, 1)
 
-    count = itertools.count(2)  # segments go on; episodes are the same every time
+    count = itertools.count(2)  # segments continue; episodes repeat
 
     def iteration() -> None:
         agent.load_state_dict(state)
@@ -570,7 +573,7 @@ SIDES["parts"] = parts_side
 
 
 def growth() -> None:
-    """Say how memory, time and disk grow: with iterations, episodes, parameters, rows, checkpoints."""
+    """Report how memory, time and disk grow: with iterations, episodes, parameters, rows, checkpoints."""
     with tempfile.TemporaryDirectory() as folder:
         memory_of_a_long_run(Path(folder))
         many_rows(Path(folder))
@@ -619,7 +622,7 @@ def memory_of_a_long_run(folder: Path, iterations: int = 10_000) -> None:
 
 
 def many_rows(folder: Path, rows: int = 1_000_000) -> None:
-    """Give the run of before 10^6 rows, its own over and over, and a checkpoint to match; plot it and go on."""
+    """Repeat the rows of a run up to 10^6, with a matching checkpoint; plot and resume it."""
     from dataclasses import replace
 
     from pgcli.runs import checkpoints
@@ -662,7 +665,7 @@ def many_rows(folder: Path, rows: int = 1_000_000) -> None:
 
 
 def share_of_checkpoints(folder: Path) -> None:
-    """Say what share of the time of training `cartpole` goes into saving: all of it, and the default cadence alone."""
+    """Report the share of training time that saving takes: in total, and at the default cadence."""
     from pgcli.config.schema import Config
 
     code = """

@@ -203,7 +203,7 @@ def number(value: float) -> str:
 
 
 def interval(values: list[float], errors: list[float]) -> str:
-    """Format the interquartile mean with its 95 % interval over seeds and over the episodes that they share.
+    """Format the interquartile mean with its 95 % interval over seeds and episodes.
 
     Args: returns and their standard errors over episodes. All seeds share the episodes, so their errors have about the
     same sign, and the mean of the errors is the error of the interquartile mean.

@@ -1,4 +1,6 @@
-"""Estimators written from their definitions: loops over the steps of a trajectory, sums over all later steps.
+"""Estimators written from their definitions.
+
+They loop over the steps of a trajectory and sum over all later steps.
 
 Nothing here is shared with pgcli's own estimators: λ-returns and V-trace are the sums that define them, not
 recursions, and gradients are sums of scores, not derivatives of a loss.
@@ -50,7 +52,10 @@ def reward_to_go(trajectory: ScoredTrajectory, t: int, gamma: float) -> float:
 
 
 def lambda_return(trajectory: ScoredTrajectory, t: int, gamma: float, lam: float) -> float:
-    """Compute (1 - λ) Σ_n λ^(n-1) G^(n) + λ^(m-1) G^(m), with G^(n) = r_t + … + γ^n V(s_t+n) and m steps to the end."""
+    """Compute (1 - λ) Σ_n λ^(n-1) G^(n) + λ^(m-1) G^(m).
+
+    G^(n) = r_t + … + γ^n V(s_t+n), with m steps to the end.
+    """
     ahead = len(trajectory) - t
     total = lam ** (ahead - 1) * reward_to_go(trajectory, t, gamma)
     for n in range(1, ahead):
@@ -60,7 +65,10 @@ def lambda_return(trajectory: ScoredTrajectory, t: int, gamma: float, lam: float
 
 
 def vtrace_return(trajectory: ScoredTrajectory, t: int, gamma: float, lam: float) -> float:
-    """Compute q_t = r_t + γ v_t+1, with v_s = V_s + Σ_k γ^(k-s) (Π_{i<k} c_i) ρ_k δ_k (Espeholt et al. 2018, eq. 1)."""
+    """Compute q_t = r_t + γ v_t+1 of V-trace.
+
+    v_s = V_s + Σ_k γ^(k-s) (Π_{i<k} c_i) ρ_k δ_k (Espeholt et al. 2018, eq. 1).
+    """
     rewards, values, bounded = trajectory.rewards, trajectory.values, [min(ratio, 1.0) for ratio in trajectory.ratios]
     v = values[t + 1]
     for k in range(t + 1, len(trajectory)):
@@ -111,7 +119,9 @@ def baseline_of(
 
 
 def gradient(batch: Sequence[ScoredTrajectory], columns: int, algorithm: AlgorithmConfig) -> Array:
-    """Compute the estimate of ∇J, [dim], by `algorithm` from the trajectories of a number of columns.
+    """Compute the estimate of ∇J, [dim], by `algorithm`.
+
+    It is that of the trajectories of a number of columns.
 
     ĝ = Σ_nt w_nt ρ_nt A_nt ∇log π(a_nt|s_nt), plus the gradients of the entropy bonus and the KL penalty.
     """

@@ -124,7 +124,10 @@ class NaturalMeasurement:
 
 
 def check_config(config: Config, kind: type, sampled: bool = True) -> dict[str, Any]:
-    """Measure the estimator of a config on every problem that fits: the result of `pgcli check CONFIG --json`."""
+    """Measure the estimator of a config on every problem that fits.
+
+    Return the object that `pgcli check CONFIG --json` prints.
+    """
     torch.set_num_threads(1)
     problems, left_out = problems_for(config, kind, sampled)
     found = [measure(config, problem) for problem in problems]
@@ -250,7 +253,10 @@ def bias_reasons(config: Config, problem: CheckProblem) -> Iterator[Reason]:
 
 
 def known_factor(reasons: Sequence[Reason]) -> float | None:
-    """Return the factor by which ∇J is scaled, 1 without a reason; None if it is not only scaled."""
+    """Return the factor by which ∇J is scaled, 1 without a reason.
+
+    None if it is not only scaled.
+    """
     factors = [reason.factor for reason in reasons if reason.factor is not None]
     return math.prod(factors) if len(factors) == len(reasons) else None
 
@@ -259,7 +265,10 @@ def known_factor(reasons: Sequence[Reason]) -> float | None:
 
 
 def problems_for(config: Config, kind: type, sampled: bool = True) -> tuple[list[CheckProblem], list[str]]:
-    """Return problems that fit a config and the kind of its actions, and notes on those that are left out."""
+    """Return the problems that fit a config and the kind of its actions.
+
+    Also return notes on the other problems.
+    """
     distribution, memory = config.policy.distribution, config.policy.memory != "none"
     found, left_out = list[CheckProblem](), list[str]()
     if kind is spaces.Box:
@@ -298,7 +307,10 @@ def problems_for(config: Config, kind: type, sampled: bool = True) -> tuple[list
 
 
 def _reduced(config: Config, problem: CheckProblem) -> Config:
-    """Return the estimator of `config` for `problem`, with the smallest policy and defaults for everything else."""
+    """Return the estimator of `config` for `problem`.
+
+    It has the smallest policy, and defaults for everything else.
+    """
     algorithm = config.algorithm
     if algorithm.group_size is not None:
         algorithm = algorithm.model_copy(update={"group_size": GROUP})
@@ -320,7 +332,10 @@ def _reduced(config: Config, problem: CheckProblem) -> Config:
 
 
 def measure(config: Config, problem: CheckProblem) -> Measurement:
-    """Measure the estimator of `config` on `problem`; a sampled one with enough columns to find an error of 3 %."""
+    """Measure the estimator of `config` on `problem`.
+
+    A sampled problem gets enough columns to find an error of 3 %.
+    """
     found = _measure(config, problem)
     if found.smallest_error is None or found.smallest_error <= TARGET_ERROR:
         return found
@@ -414,7 +429,10 @@ def measure_natural(config: Config, problem: FiniteProblem) -> NaturalMeasuremen
 
 
 def exact_factor(scores: Array, whole: Trajectories, gamma: float, truth: Array) -> float:
-    """Compute E[g]·∇J/|∇J|² of reward-to-go with γ^t and a mean baseline: 1 if the scores are those of the episodes."""
+    """Compute E[g]·∇J/|∇J|² of reward-to-go with γ^t and a mean baseline.
+
+    It is 1 if the scores are those of the episodes.
+    """
     discounted = whole.rewards.numpy() * gamma ** np.arange(len(whole.rewards))[:, None]
     to_go = discounted[::-1].cumsum(0)[::-1]
     advantages = to_go - to_go.mean(1, keepdims=True)
@@ -433,7 +451,9 @@ def gradient_of_return(problem: CheckProblem, policy: Policy, gamma: float) -> A
 def batches_of(
     data: ProblemData, columns: int, exchangeable: bool = False
 ) -> tuple[list[tuple[int, ...]], Array | None]:
-    """Return all batches of a number of columns with their probabilities, or divide a sample into batches.
+    """Return all batches of a number of columns with their probabilities.
+
+    A sample is divided into batches.
 
     If columns are `exchangeable`, one batch represents all orders of its columns.
     """
@@ -456,7 +476,9 @@ def _compare(
     expected: Array,
     probabilities: Array | None,
 ) -> Measurement:
-    """Compare estimates [B, dim] with ∇J and with their expectation by definition, [dim], or of each, [B, dim].
+    """Compare estimates [B, dim] with ∇J and with their expectation.
+
+    The expectation by definition is [dim], or [B, dim] for each estimate.
 
     `probabilities` [B] are those of all batches; None for a sample.
     """
@@ -517,7 +539,10 @@ def summarize(
 
 
 def hotelling(differences: Array, negligible: float) -> float:
-    """Compute Hotelling's p-value for rows [B, dim] of mean 0; 0 if a coordinate that does not vary is not 0."""
+    """Compute Hotelling's p-value for rows [B, dim] of mean 0.
+
+    It is 0 if a coordinate that does not vary is not 0.
+    """
     from scipy.stats import f  # only a sample needs it
 
     count, mean = len(differences), differences.mean(0)
@@ -533,7 +558,9 @@ def hotelling(differences: Array, negligible: float) -> float:
 
 
 def detectable_error(differences: Array, wanted: Array, negligible: float) -> float:
-    """Compute the smallest relative error of `wanted` [dim] that Hotelling's test finds with probability POWER.
+    """Compute the smallest relative error of `wanted` [dim] that is found.
+
+    Hotelling's test finds it with probability POWER.
 
     With an error δ of the length, T² has the noncentral distribution F(k, B - k, λ), λ = B δ² m S⁺ m.
     """
@@ -553,7 +580,10 @@ def detectable_error(differences: Array, wanted: Array, negligible: float) -> fl
 
 
 def _principal_axes(differences: Array, negligible: float) -> tuple[Array, Array, Array, float]:
-    """Return the variances of rows [B, dim] along their principal axes, which vary, and the bound for the others."""
+    """Return the variances of rows [B, dim] along their principal axes.
+
+    Also return the axes, which of them vary, and the bound for the others.
+    """
     dim = differences.shape[1]
     variances, axes = np.linalg.eigh(np.cov(differences.T).reshape(dim, dim))
     largest = float(variances.max())

@@ -1,4 +1,7 @@
-"""What `pgcli check` checks: a config, or the user's own code. Errors in naming it need no torch."""
+"""What `pgcli check` checks: a config, or the user's own code.
+
+Errors in naming it need no torch.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ def is_user_code(target: str | None) -> TypeGuard[str]:
 def check_target(
     target: str | None, overrides: Sequence[str], everything: bool, time_limit: float = 10.0
 ) -> dict[str, Any]:
-    """Check an estimator or policy class FILE:NAME, or a config: the object that `pgcli check --json` prints.
+    """Check an estimator or policy class FILE:NAME, or a config.
+
+    Return the object that `pgcli check --json` prints.
 
     Without a target, the defaults are checked with a softmax policy; with `everything`, all cells of the grid, by
     default those of the exact gradient. A config that names the user's estimator has that one checked.
