@@ -38,7 +38,7 @@ from pgcli.runs.directory import (
     move_aside,
 )
 from pgcli.runs.files import make_folder, storage
-from pgcli.runs.information import config_of_run, read_status
+from pgcli.runs.information import Labels, config_of_run, read_status
 from pgcli.runs.lock import lock
 from pgcli.runs.tables import check_info_names
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
@@ -77,6 +77,7 @@ class Request:
     overwrite: bool = False
     which: str = "latest"  # the checkpoint that a resumed run starts from
     folder: Path = field(default_factory=Path.cwd)
+    labels: Labels | None = None
     share: int = 1  # runs that share the cores of this machine or of the cluster
 
 
@@ -181,7 +182,7 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
     if directory.is_new and request.which == "latest":
         if is_run(path):
             changes_of(config, config_of_run(path), path)
-        directory.start(config, request.command, reward_threshold(config.evaluation_env))
+        directory.start(config, request.command, reward_threshold(config.evaluation_env), request.labels)
         return True
     file = find_checkpoint(path, request.which)
     checkpoint = checkpoints.load(file)
@@ -202,7 +203,7 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
         )
     exact = is_exact(config, changes) and not lost
     threshold = reward_threshold(config.evaluation_env)
-    directory.restart(config, request.command, changes, exact, checkpoint.counters, threshold)
+    directory.restart(config, request.command, changes, exact, checkpoint.counters, threshold, request.labels)
     return True
 
 
