@@ -210,6 +210,16 @@ OTHERS = [
     ("algorithm={baseline: group, group_size: 2, group_mean: leave_one_out, objective: clip}", spaces.MultiBinary),
     ("algorithm={entropy_coef: 0.1, objective: importance_sampling, importance_bound: 1.1}", spaces.Discrete),
     ("algorithm={objective: importance_sampling, self_normalize: true, kl_coef: 0.2}", spaces.Discrete),
+    ("algorithm={objective: clip, ratios: sequence, returns: total, baseline: leave_one_out}", spaces.Discrete),
+    *(
+        (f"algorithm={{objective: importance_sampling, ratios: {ratios}, {more}}}", spaces.Discrete)
+        for ratios in ("per_decision", "trajectory", "sequence")
+        for more in (
+            "importance_bound: 1.1, self_normalize: true",
+            "returns: lambda_return, baseline: value, gae_lambda: 0.7",
+            "returns: total, baseline: group, group_size: 2, average: episode_means",
+        )
+    ),
     ("algorithm={baseline: value, returns: vtrace, objective: clip, gae_lambda: 0.7}", spaces.Discrete),
     ("policy.memory=gru", spaces.Discrete),
     ("algorithm={baseline: value, returns: lambda_return, gae_lambda: 0.7, entropy_coef: 0.1}", spaces.Box),
@@ -218,7 +228,7 @@ OTHERS = [
 
 @pytest.mark.parametrize(("overrides", "kind"), OTHERS, ids=str)
 def test_other_estimators_have_the_bias_of_their_definition(overrides: str, kind: type) -> None:
-    result = check_config(given(overrides), kind, sampled=False)
+    result = check_config(given(overrides), kind, everything=False)
     assert result["verdict"] == "biased by design"
     assert "wrong" not in [one["verdict"] for one in result["problems"]]
     assert result["reasons"]
@@ -414,7 +424,7 @@ def test_hotellings_test_is_students_in_one_dimension_and_keeps_its_rate_in_seve
 
 
 def test_the_table_is_plain_in_a_pipe_and_has_colours_on_a_terminal() -> None:
-    result = check_config(given("algorithm.baseline=mean"), spaces.Discrete, sampled=False)
+    result = check_config(given("algorithm.baseline=mean"), spaces.Discrete, everything=False)
     assert result["estimator"] == "reward_to_go × mean × policy_gradient"
     plain, coloured = check_text(result, terminal=False), check_text(result, terminal=True)
     assert "\x1b" not in plain

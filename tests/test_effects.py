@@ -54,6 +54,7 @@ IDLE: dict[str, tuple[list[str], Any]] = {
     "policy.noise_steps": ([], 8),
     "policy.memory_size": ([], 32),
     "policy.backpropagation_steps": ([], 8),
+    "algorithm.ratios": ([], "trajectory"),
     "algorithm.returns": (["algorithm.estimator=my.py:f"], "total"),
     "algorithm.baseline": (["algorithm.estimator=my.py:f"], "none"),
     "algorithm.average": (["algorithm.estimator=my.py:f"], "episodes"),

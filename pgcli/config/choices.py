@@ -19,6 +19,7 @@ ActionMask = Literal["auto", "none"]
 Returns = Literal["total", "reward_to_go", "lambda_return", "vtrace"]
 Baseline = Literal["none", "mean", "leave_one_out", "optimal", "group", "value"]
 Objective = Literal["policy_gradient", "importance_sampling", "clip"]
+Ratios = Literal["step", "per_decision", "trajectory", "sequence"]  # repeated in estimators
 Average = Literal["steps", "episodes", "episode_means"]  # repeated in estimators, which import nothing from pgcli
 Standardize = Literal["none", "batch", "group"]
 GroupMean = Literal["whole", "leave_one_out"]

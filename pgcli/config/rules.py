@@ -139,6 +139,14 @@ def _segments(c: Config) -> bool:
     return c.rollout.steps is not None and c.rollout.episodes is None
 
 
+def _of_products(c: Config) -> bool:
+    return c.algorithm.ratios in ("per_decision", "trajectory")
+
+
+def _of_trajectories(c: Config) -> bool:
+    return c.algorithm.ratios != "step" and c.algorithm.objective != "policy_gradient"
+
+
 def _no_location(c: Config) -> bool:
     file, colon, name = (c.algorithm.estimator or "").rpartition(":")
     return c.algorithm.estimator is not None and not (
@@ -286,6 +294,49 @@ RULES: tuple[Rule, ...] = (
             ("kl_coef", Not(0)),
             ("target_kl", lambda c: c.algorithm.target_kl is not None and c.algorithm.kl_coef == 0),
         )
+    ),
+    # Importance weights of whole trajectories
+    Rule(
+        {"algorithm.ratios": _of_products, "algorithm.objective": "clip"},
+        "`clip` bounds the ratio of a step or of a sequence, not a product of ratios, which its range would cut off",
+        "use `ratios: sequence`, or `objective: importance_sampling` with `importance_bound`",
+    ),
+    *(
+        Rule({"algorithm.ratios": _of_trajectories, key: wanted}, reason, fix)
+        for key, wanted, reason, fix in (
+            (
+                "rollout.steps",
+                _segments,
+                "a segment does not contain the whole trajectory, so the product of its ratios is unknown",
+                f"use `ratios: step`, or {_WHOLE_EPISODES}",
+            ),
+            (
+                "algorithm.returns",
+                "vtrace",
+                "V-trace weights rewards itself, and each score by the ratio of its own step",
+                "use `ratios: step`, or `returns: lambda_return`",
+            ),
+            (
+                "policy.backpropagation_steps",
+                lambda c: c.policy.backpropagation_steps is not None and c.algorithm.num_minibatches > 1,
+                "minibatches of windows do not contain whole trajectories",
+                "set `num_minibatches: 1`, or remove backpropagation_steps",
+            ),
+        )
+    ),
+    Rule(
+        {"algorithm.ratios": "per_decision", "algorithm.standardize": Not("none")},
+        "advantages have no fixed mean and deviation, because each reward has a weight that changes with the policy",
+        "use `standardize: none`, or `ratios: trajectory`",
+    ),
+    Rule(
+        {
+            "algorithm.ratios": "per_decision",
+            "algorithm.self_normalize": True,
+            "diagnostics.every": Not(None),
+        },
+        "each time step has a normalizer of its own, for which the gradient variance has no formula",
+        "remove self_normalize or diagnostics.every",
     ),
     # The user's own estimator: from whole episodes to a gradient
     Rule(
@@ -552,10 +603,16 @@ EFFECTS: tuple[Effect, ...] = (
         ("algorithm.objective",),
         "`algorithm.objective: importance_sampling`",
     ),
+    Effect(
+        ("algorithm.ratios",),
+        lambda c: c.algorithm.objective != "policy_gradient",
+        ("algorithm.objective",),
+        "`algorithm.objective: importance_sampling`",
+    ),
     Effect(  # one on-policy step: all ratios are 1, and the gradient of the KL is 0
         (
             *("algorithm.clip_range", "algorithm.clip_range_schedule", "algorithm.self_normalize"),
-            "algorithm.kl_coef",
+            *("algorithm.kl_coef", "algorithm.ratios"),
         ),
         lambda c: _steps(c) > 1 or c.algorithm.reuse > 1,
         _ONE_PASS,

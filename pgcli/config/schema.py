@@ -197,6 +197,12 @@ class AlgorithmConfig(Section):
         description="policy_gradient: log π times the advantage A; importance_sampling: ρA with ρ = π/μ, for data of "
         "another policy μ; clip: min(ρA, clip(ρ)A), as in PPO.",
     )
+    ratios: choices.Ratios = Field(
+        "step",
+        description="Importance weight of step t, from the ratios ρ = π/μ. step: ρ_t; per_decision: the product up to "
+        "t, and for each reward the product up to it; trajectory: the product over the trajectory; sequence: its "
+        "geometric mean (GSPO), biased by design. Objective clip: step or sequence.",
+    )
     gamma: float = Field(0.99, ge=0, le=1, description="Discount factor γ per environment step.")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of lambda_return and vtrace; other returns ignore it.")
     discount_weighting: bool = Field(
@@ -239,9 +245,9 @@ class AlgorithmConfig(Section):
         "constant", description="Schedule of clip_range over the training budget; linear, cosine: down to 0."
     )
     importance_bound: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Upper bound of the importance weights ρ; null: none."
+        None, description="Upper bound of the importance weights; null: none."
     )
-    self_normalize: bool = Field(False, description="Divide the importance weights ρ by their mean over the batch.")
+    self_normalize: bool = Field(False, description="Divide the importance weights by their mean over the batch.")
     entropy_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
     entropy_coef_schedule: choices.Schedule = Field(
         "constant", description="Schedule of entropy_coef over the training budget; linear, cosine: down to 0."

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pgcli.algorithm.learner import build_agent
 from pgcli.algorithm.policy_gradient import PolicyGradient, estimate_gradient
-from pgcli.config.rules import violations
+from pgcli.config.rules import violations, without_effect
 from pgcli.config.schema import AlgorithmConfig, Config, EnvConfig, PolicyConfig, ValueConfig
 from pgcli.environments.single import make_environment
 from pgcli.estimators.trajectories import Trajectories
@@ -47,13 +47,14 @@ from pgcli.inspection.gradient_check.problems import (
     corridor_mdp,
     grid_mdp,
     kept_steps,
+    lake_mdp,
 )
 from pgcli.policies.policy import Policy
 from pgcli.policies.trajectory_outputs import trajectory_ratios, trajectory_values
 
 Array = NDArray[Any]
 Verdict = Literal["wrong", "biased by design", "unbiased"]  # the worst first
-CELL = ("returns", "baseline", "objective")
+CELL = ("returns", "baseline", "objective", "ratios")
 SIGNIFICANCE = 1e-6  # p-values below it mean `wrong`
 ESTIMATES = 256  # of a sampled problem
 TARGET_ERROR = 0.03  # relative error of E[g] that a sampled problem finds
@@ -108,10 +109,10 @@ class Measurement:
 # ------------------------------------------------------------------------------------------------------ whole configs
 
 
-def check_config(config: Config, kind: type, sampled: bool = True) -> dict[str, Any]:
+def check_config(config: Config, kind: type, everything: bool = True) -> dict[str, Any]:
     """Measure the estimator of a config on every problem that fits: the result of `pgcli check CONFIG --json`."""
     torch.set_num_threads(1)
-    problems, left_out = problems_for(config, kind, sampled)
+    problems, left_out = problems_for(config, kind, everything)
     found = [measure(config, problem) for problem in problems]
     algorithm = config.algorithm
     reasons = list(dict.fromkeys(reason for one in found for reason in one.reasons))
@@ -119,7 +120,7 @@ def check_config(config: Config, kind: type, sampled: bool = True) -> dict[str, 
     reasons = [reason for reason in reasons if KEPT not in reason]
     reasons += [f"{kept[0][0]}{KEPT}{','.join(factor for *_, factor in kept)}"] if kept else []
     return {
-        "estimator": f"{algorithm.returns} × {algorithm.baseline} × {algorithm.objective}",
+        "estimator": " × ".join(getattr(algorithm, key) for key in CELL[: 3 if algorithm.ratios == "step" else 4]),
         "verdict": min((one.verdict for one in found), key=get_args(Verdict).index, default="unbiased"),
         "reasons": reasons,
         "problems": [asdict(one) for one in found],
@@ -130,15 +131,17 @@ def check_config(config: Config, kind: type, sampled: bool = True) -> dict[str, 
 def check_grid(config: Config, kind: type) -> dict[str, Any]:
     """Check every cell of the grid that the rules accept with the other keys of `config`.
 
-    Sampled problems are left out, except for continuous actions, which have no others.
+    Problems that take more than a second are left out, except for continuous actions, which have no others.
     """
     cells, refused = [], 0
     for cell in product(*(get_args(AlgorithmConfig.model_fields[key].annotation) for key in CELL)):
         variant = in_cell(config, *cell)
-        if any(violations(variant)):
+        if any(violations(variant)) or any(
+            one.key == "algorithm.ratios" for one in without_effect(variant) if one.refused
+        ):
             refused += 1
         else:
-            cells.append(dict(zip(CELL, cell, strict=True)) | check_config(variant, kind, sampled=False))
+            cells.append(dict(zip(CELL, cell, strict=True)) | check_config(variant, kind, everything=False))
     return {
         "verdict": min((cell["verdict"] for cell in cells), key=get_args(Verdict).index, default="unbiased"),
         "cells": cells,
@@ -146,15 +149,16 @@ def check_grid(config: Config, kind: type) -> dict[str, Any]:
     }
 
 
-def in_cell(config: Config, returns: str, baseline: str, objective: str) -> Config:
+def in_cell(config: Config, returns: str, baseline: str, objective: str, ratios: str = "step") -> Config:
     """Return `config` in another cell of the grid, without the keys that have no effect there."""
     algorithm = config.algorithm
-    keys: dict[str, Any] = {"returns": returns, "baseline": baseline, "objective": objective}
+    keys: dict[str, Any] = {"returns": returns, "baseline": baseline, "objective": objective, "ratios": ratios}
     if baseline == "group":
         keys["group_size"] = algorithm.group_size or config.rollout.episodes
     else:
         keys |= {"group_size": None, "group_mean": "whole"}
-    if algorithm.standardize == "group" and not (baseline == "group" and returns == "total"):
+    own_group = baseline == "group" and returns == "total"
+    if ratios == "per_decision" or (algorithm.standardize == "group" and not own_group):
         keys["standardize"] = "none"
     if returns == "total":
         keys["discount_weighting"] = False
@@ -185,6 +189,8 @@ def bias_reasons(config: Config, problem: CheckProblem) -> Iterator[Reason]:
     """Yield the reasons for which the estimator of `config` is biased on `problem` by design."""
     algorithm, several, n = config.algorithm, problem.horizon > 1, config.rollout.episodes
     whole = algorithm.returns == "total" or not problem.lengths_vary
+    if problem.off_policy and algorithm.ratios == "per_decision":
+        whole = not several  # rewards after t have other weights than the own part of the baseline
     if algorithm.baseline == "mean":
         own = "baseline: mean has each trajectory's own part in it, which leaves 1 - 1/N of the gradient"
         yours = "" if n is None else f": {1 - 1 / n:.3g} with your {n:,} episodes"
@@ -212,6 +218,10 @@ def bias_reasons(config: Config, problem: CheckProblem) -> Iterator[Reason]:
     if algorithm.entropy_coef > 0:
         yield Reason("entropy_coef adds the gradient of the entropy")
     if problem.off_policy:
+        if several and algorithm.ratios == "step":
+            yield Reason("ratios: step corrects the action of each step, not the states and rewards that μ leads to")
+        if several and algorithm.ratios == "sequence":
+            yield Reason("ratios: sequence is the geometric mean of a trajectory's ratios, not their product")
         if algorithm.objective == "clip":
             yield Reason("objective: clip stops at ratios beyond 1 ± ε, once the policy has moved")
         if algorithm.importance_bound is not None:
@@ -231,8 +241,11 @@ def known_factor(reasons: Sequence[Reason]) -> float | None:
 # ------------------------------------------------------------------------------------------------ choice of problems
 
 
-def problems_for(config: Config, kind: type, sampled: bool = True) -> tuple[list[CheckProblem], list[str]]:
-    """Return problems that fit a config and the kind of its actions, and notes on those that are left out."""
+def problems_for(config: Config, kind: type, everything: bool = True) -> tuple[list[CheckProblem], list[str]]:
+    """Return problems that fit a config and the kind of its actions, and notes on those that are left out.
+
+    Without `everything`, finite problems that take more than a second are left out.
+    """
     distribution, memory = config.policy.distribution, config.policy.memory != "none"
     found, left_out = list[CheckProblem](), list[str]()
     if kind is spaces.Box:
@@ -260,11 +273,17 @@ def problems_for(config: Config, kind: type, sampled: bool = True) -> tuple[list
     chain = chain_mdp(3, 0.0, 1.0)
     found.append(FiniteProblem("chain", "3 steps, paid at the end", chain, kind, 4 if grouped else 3, [0.0, 0.5]))
     found.append(FiniteProblem("corridor", "4 places, cut after 3 steps", corridor_mdp(3), kind, 2))
+    if config.algorithm.objective != "policy_gradient":
+        about = "the chain, once the policy has moved"
+        found.append(FiniteProblem("moved chain", about, chain, kind, 2, [0.0, 0.5], off_policy=True))
+        if everything:
+            about = "FrozenLake of 2 × 2, cut after 2 steps, once the policy has moved"
+            found.append(FiniteProblem("moved lake", about, lake_mdp("SFHG", 2), kind, 2, off_policy=True))
     if config.rollout.steps:
         found.append(FiniteProblem("segments", "the chain in segments of 4 rows", chain, kind, 2, [0.0, 0.5], rows=4))
     if memory:
         left_out.append("grid is solved for policies without memory")
-    elif sampled:
+    elif everything:
         grid = grid_mdp(3, 0.2, 8)
         found.append(FiniteProblem("grid", "3 × 3, slippery, cut after 8 steps", grid, kind, 16, sampled=True))
     return found, left_out
