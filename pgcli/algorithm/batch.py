@@ -18,6 +18,8 @@ from pgcli.policies.recurrent import Sequences
 from pgcli.policies.trajectory_outputs import valid_steps
 from pgcli.records import Update
 
+ROUNDING = 1e-6  # relative error of an advantage in float32, with a margin
+
 
 @dataclass(frozen=True)
 class Decisions:
@@ -62,6 +64,7 @@ class Batch:
     share: float = 1.0
     rows: Tensor | None = None  # t N + n of each step, for importance weights of whole trajectories
     estimate: Estimate | None = None  # with them
+    standardize: bool = False  # minibatches standardize their advantages
 
     def __len__(self) -> int:
         return self.advantages.shape[0]
@@ -100,9 +103,11 @@ class Batch:
     def _tensors(self) -> dict[str, Tensor]:
         return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
 
-    def _part(self, parts: int, sequences: Sequences | None, tensors: dict[str, Tensor]) -> Batch:
+    def _part(self, parts: int, sequences: Sequences | None, tensors: dict[str, Any]) -> Batch:
         tensors["weights"] = tensors["weights"] * (self.parts / parts)
         share = tensors["weights"].shape[0] / self.advantages.shape[0] * self.share
+        if self.standardize:
+            tensors["advantages"] = standardized(tensors["advantages"], ROUNDING * float(self.advantages.abs().max()))
         return Batch(
             **tensors,
             on_policy=self.on_policy,
@@ -137,7 +142,7 @@ def flatten(
         return x.flatten(0, 1)[rows]
 
     advantages = taken(advantages)
-    if algorithm.standardize == "batch":
+    if algorithm.standardize in ("batch", "minibatch"):  # a minibatch standardizes them again: it undoes this
         advantages = standardized(advantages, floor)
     weights = taken(step_weights(mask, algorithm.average))
     if algorithm.discount_weighting:
@@ -159,6 +164,7 @@ def flatten(
         trajectories=trajectories,
         rows=None if algorithm.ratios == "step" else rows,
         estimate=None if algorithm.ratios == "step" else estimate,
+        standardize=algorithm.standardize == "minibatch",
     )
     spread, clipped = policy.distribution.action_statistics(actions)
     return batch.to(policy.device), Update(

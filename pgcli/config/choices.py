@@ -21,12 +21,13 @@ Baseline = Literal["none", "mean", "leave_one_out", "optimal", "group", "value"]
 Objective = Literal["policy_gradient", "importance_sampling", "clip"]
 Ratios = Literal["step", "per_decision", "trajectory", "sequence"]  # repeated in estimators
 Average = Literal["steps", "episodes", "episode_means"]  # repeated in estimators, which import nothing from pgcli
-Standardize = Literal["none", "batch", "group"]
+Standardize = Literal["none", "batch", "minibatch", "group"]
 GroupMean = Literal["whole", "leave_one_out"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 # optimizer, sampling, training, evaluation
-OptimizerName = Literal["adam", "sgd", "rmsprop"]
+OptimizerName = Literal["adam", "sgd", "rmsprop", "natural"]
+ClipGradients = Literal["per_network", "together"]
 Backend = Literal["local", "ray"]
 Device = Literal["cpu", "cuda"]
 Mode = Literal["sampled", "greedy"]

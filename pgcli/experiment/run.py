@@ -144,9 +144,10 @@ def _ignored(config: Config, learner: Learner) -> Iterator[str]:
     """Describe the keys without effect in this run that are valid in its config."""
     for one in without_effect(config):
         yield f"{one.message} and is ignored"
-    policy, deviation = learner.policy, config.policy.initial_standard_deviation
-    if policy.distribution.is_discrete and deviation != PolicyConfig().initial_standard_deviation:
-        yield "`policy.initial_standard_deviation` has no effect: the actions are not continuous"
+    policy, default = config.policy, PolicyConfig()
+    for key in ("initial_standard_deviation", "log_std_bounds"):
+        if learner.policy.distribution.is_discrete and getattr(policy, key) != getattr(default, key):
+            yield f"`policy.{key}` has no effect: the actions are not continuous"
     if config.training.compile and isinstance(learner.agent.gradient, ClosedForm):
         yield "`training.compile` has no effect: these networks have closed-form gradients"
 

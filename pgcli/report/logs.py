@@ -17,7 +17,7 @@ import numpy as np
 from pgcli.config import Config
 from pgcli.errors import PgcliError
 from pgcli.experiment.run import Request
-from pgcli.records import Evaluation, Iteration, Notice, Record, more_columns
+from pgcli.records import OPTIONAL, Evaluation, Iteration, Notice, Record, more_columns
 from pgcli.runs.tables import header_of, read_table, rows_of
 from pgcli.system.leaving import remove_folder, temporary_folder
 
@@ -163,7 +163,7 @@ def past_entries(path: Path, iteration: int) -> Iterator[LogEntry]:
 
 
 def _entry_of(record: Iteration | Evaluation) -> LogEntry:
-    more = more_columns(list(record.info), stops=False)
+    more = more_columns(list(record.info), stops=False, metrics=list(OPTIONAL))
     values = {
         f"{_PREFIXES[name]}/{column}": float(cell)
         for name, rows in rows_of(record, more).items()

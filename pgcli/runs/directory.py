@@ -28,6 +28,7 @@ from pgcli.runs.tables import (
     header_of,
     lengths_before,
     more_of,
+    optional_metrics,
     read_header,
     read_table,
     rows_of,
@@ -126,7 +127,8 @@ class RunDirectory:
 
     def _open_tables(self, config: Config, info: Sequence[str]) -> None:
         """Open the tables for appending, with a column for each name in `info`."""
-        self._config, self._more = config, more_columns(info, stops=config.evaluation.stops)
+        metrics = optional_metrics(config)
+        self._config, self._more = config, more_columns(info, stops=config.evaluation.stops, metrics=metrics)
         for name in tables_of(config):
             file, header = f"{name}.csv", header_of(name, self._more.get(name, ()))
             if read_header(self.path / file) not in ([], header):

@@ -38,7 +38,7 @@ class ClosedForm:
     """
 
     def __init__(self, policy: Policy, value: ValueFunction | None, losses: Losses) -> None:
-        self._policy, self._losses = policy, losses
+        self._policy, self._losses, self._is_shared = policy, losses, value is not None and value.shared
         first, second = list(policy.parameters()), [] if value is None else list(value.parameters())
         parameters: list[Tensor] = [*first, *second]
         self._gradient = torch.zeros_like(flattened(parameters), requires_grad=False)
@@ -67,6 +67,10 @@ class ClosedForm:
                 outputs = self._value_network.forward(batch.inputs)
                 self._value_network.backward(outputs, self._value_slope(batch, outputs[-1]))
                 return self._of_value, lambda: self._losses.value_terms(outputs[-1][:, 0], batch)
+            case "joint" if not self._is_shared:
+                _, of_policy = self(batch, "policy", progress)
+                _, of_value = self(batch, "value", progress)
+                return self._gradient, lambda: joint_terms(of_policy(), of_value())
             case "joint":
                 outputs = self._trunk.forward(batch.inputs)
                 actions, values = self._head.forward(outputs[-1]), self._value_network.forward(outputs[-1])
