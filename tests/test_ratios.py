@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import gymnasium as gym
 import pytest
 import torch
+from command_line import pgcli
 from gymnasium import spaces
 from helpers import Array, autograd, config, random_batch, softmax_agent, trajectories
 from test_exactness import (
@@ -27,15 +29,20 @@ from pgcli.algorithm.gradient_variance import measure
 from pgcli.algorithm.importance import TrajectoryRatios
 from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.algorithm.policy_gradient import PolicyGradient, estimate_gradient
-from pgcli.config import choices
+from pgcli.config import Config, choices, override
 from pgcli.errors import Diverged
 from pgcli.estimators.ratios import log_weights, trajectory_weights
 from pgcli.estimators.trajectories import Trajectories
+from pgcli.inspection.gradient_check.age import over_age
 from pgcli.seeding import Purpose, generator
 
 EXACT = 1e-10
 PRODUCTS = ("per_decision", "trajectory")
 KINDS = ("per_decision", "trajectory", "sequence")
+AGED = [
+    *("algorithm.objective=importance_sampling", "algorithm.average=episodes", "algorithm.gamma=1"),
+    *("algorithm.baseline=none", "algorithm.reuse=2", "optimizer.learning_rate=0.05"),
+]
 OFF: dict[str, Any] = {"objective": "importance_sampling", "baseline": "none", "average": "episodes"}
 
 
@@ -298,3 +305,34 @@ def test_the_geometric_mean_does_not_overflow() -> None:
     loss = uniform_agent(ratios="sequence").update(extreme(), 0, 0.0, lambda: None).policy_loss
     assert loss is not None
     assert math.isfinite(loss)
+
+
+# ------------------------------------------------------------------------------------------------- the age of the data
+
+
+def test_old_data_bias_steps_and_sequences_and_make_products_vary() -> None:
+    rows = over_age(override(Config(), AGED), 3)
+    assert len(rows) == 16
+    for row in rows:
+        fresh = row.age == 0
+        unbiased = fresh or row.ratios in PRODUCTS
+        assert (row.bias < EXACT) == unbiased, row
+        at_start = next(other.standard_deviation for other in rows if other.age == 0)
+        assert fresh or (row.standard_deviation > at_start) == (row.ratios in PRODUCTS), row
+    deviations = {row.ratios: row.standard_deviation for row in rows if row.age == 3}
+    assert deviations["per_decision"] < deviations["trajectory"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--age", "3"], "--age and -o"),
+        (["-o", "a.png"], "--age and -o"),
+        (["--age", "3", "-o", "a.txt"], "not a .png"),
+        (["algorithm.baseline=value", "--age", "3", "-o", "a.png"], "whole episodes without a value function"),
+    ],
+)
+def test_a_figure_over_age_needs_a_file_and_whole_episodes(arguments: list[str], words: str, tmp_path: Path) -> None:
+    done = pgcli("check", *arguments, cwd=tmp_path, code=2)
+    assert words in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -290,7 +290,7 @@ def problems_for(config: Config, kind: type, everything: bool = True) -> tuple[l
     return found, left_out
 
 
-def _reduced(config: Config, problem: CheckProblem) -> Config:
+def reduced(config: Config, problem: CheckProblem) -> Config:
     """Return the estimator of `config` for `problem`, with the smallest policy and defaults for everything else."""
     algorithm = config.algorithm
     if algorithm.group_size is not None:
@@ -327,7 +327,7 @@ def _measure(config: Config, problem: CheckProblem) -> Measurement:
     reasons, distribution, config = (
         list(bias_reasons(config, problem)),
         config.policy.distribution,
-        _reduced(config, problem),
+        reduced(config, problem),
     )
     algorithm = config.algorithm
     agent = build_agent(problem.observation_space, problem.action_space, config)
@@ -346,12 +346,12 @@ def _measure(config: Config, problem: CheckProblem) -> Measurement:
         firsts = range(0, ESTIMATES, max(AT_ONCE // problem.columns, 1))
         counts = [min(ESTIMATES - first, firsts.step) for first in firsts]
         sampled = (problem.data(policy, count, random) for count in counts)
-        found = [_estimates(agent, data.trajectories, batches_of(data, problem.columns)[0]) for data in sampled]
+        found = [estimates_of(agent, data.trajectories, batches_of(data, problem.columns)[0]) for data in sampled]
         return _compare(problem, reasons, truth, np.concatenate(found), factor * truth, None)
     data = problem.data(policy, ESTIMATES, random)
     whole = data.trajectories
     batches, probabilities = batches_of(data, problem.columns, exchangeable=config.group_size == 1)
-    estimates = _estimates(agent, whole, batches)
+    estimates = estimates_of(agent, whole, batches)
     if factor is not None:
         return _compare(problem, reasons, truth, estimates, factor * truth, probabilities)
     scores = step_scores(policy, whole)
@@ -368,7 +368,7 @@ def _measure(config: Config, problem: CheckProblem) -> Measurement:
     return _compare(problem, reasons, truth, estimates, by_definition, probabilities)
 
 
-def _estimates(agent: PolicyGradient, whole: Trajectories, batches: Sequence[tuple[int, ...]]) -> Array:
+def estimates_of(agent: PolicyGradient, whole: Trajectories, batches: Sequence[tuple[int, ...]]) -> Array:
     """Compute the agent's estimates of ∇J, [B, dim], from batches of columns."""
     if agent.config.algorithm.objective == "policy_gradient":
         whole = replace(whole, behavior_log_probs=None)
