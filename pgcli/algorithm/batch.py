@@ -107,7 +107,9 @@ class Batch:
         tensors["weights"] = tensors["weights"] * (self.parts / parts)
         share = tensors["weights"].shape[0] / self.advantages.shape[0] * self.share
         if self.standardize:
-            tensors["advantages"] = standardized(tensors["advantages"], ROUNDING * float(self.advantages.abs().max()))
+            tensors["advantages"] = standardized(
+                tensors["advantages"], ROUNDING * float(self.advantages.abs().max()), 1
+            )
         return Batch(
             **tensors,
             on_policy=self.on_policy,
@@ -143,7 +145,7 @@ def flatten(
 
     advantages = taken(advantages)
     if algorithm.standardize in ("batch", "minibatch"):  # a minibatch standardizes them again: it undoes this
-        advantages = standardized(advantages, floor)
+        advantages = standardized(advantages, floor, correction=int(algorithm.standardize == "minibatch"))
     weights = taken(step_weights(mask, algorithm.average))
     if algorithm.discount_weighting:
         weights = weights * algorithm.gamma ** (rows // mask.shape[1]).to(weights.dtype)

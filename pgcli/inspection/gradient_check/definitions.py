@@ -176,7 +176,9 @@ def gradient(batch: Sequence[ScoredTrajectory], columns: int, algorithm: Algorit
                 if first <= n < first + size:
                     advantages[n, t] = advantages[n, t] / deviation if deviation > negligible else 0.0
     if algorithm.standardize in ("batch", "minibatch"):  # the batch is one minibatch here
-        mean, deviation = float(np.mean(list(advantages.values()))), float(np.std(list(advantages.values())))
+        values = list(advantages.values())
+        sample = algorithm.standardize == "minibatch" and len(values) > 1
+        mean, deviation = float(np.mean(values)), float(np.std(values, ddof=int(sample)))
         advantages = {at: (a - mean) / deviation if deviation > negligible else 0.0 for at, a in advantages.items()}
     weights = {}
     for n, t in steps:
