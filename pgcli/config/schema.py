@@ -498,8 +498,18 @@ _NEVER = r"\x00-\x1f\x7f-\x9f\u2028\u2029/\\:*?\"<>|"
 FOLDER_NAME = rf"^[^{_NEVER}~.\- ]([^{_NEVER}]*[^{_NEVER}. ])?$"
 
 
+def _with_base(schema: dict[str, Any]) -> None:
+    """Add the key `base` of files to the JSON Schema; it is resolved before a config is built."""
+    schema["properties"]["base"] = {
+        "type": "string",
+        "description": "Shipped config or YAML file whose keys apply where this file has none.",
+    }
+
+
 class Config(Section):
     """A pgcli experiment. One config with one seed is one run."""
+
+    model_config = ConfigDict(json_schema_extra=_with_base)
 
     name: str = Field(
         "experiment",
