@@ -6,7 +6,7 @@ from typing import Literal
 Vectorization = Literal["auto", "native", "sync"]
 
 # policy
-ActivationName = Literal["tanh", "relu", "elu", "identity"]
+ActivationName = Literal["tanh", "relu", "elu", "silu", "gelu", "identity"]
 Initialization = Literal["uniform", "orthogonal"]
 DistributionName = Literal["auto", "softmax", "gaussian", "tanh_gaussian", "state_dependent_gaussian", "bernoulli"]
 ConvolutionsName = Literal["auto", "nature", "small"]

@@ -147,11 +147,9 @@ def _of_trajectories(c: Config) -> bool:
     return c.algorithm.ratios != "step" and c.algorithm.objective != "policy_gradient"
 
 
-def _no_location(c: Config) -> bool:
-    file, colon, name = (c.algorithm.estimator or "").rpartition(":")
-    return c.algorithm.estimator is not None and not (
-        colon and file.endswith((".py", ".ipynb")) and name.isidentifier()
-    )
+def _no_location(location: str | None, *suffixes: str) -> bool:
+    file, colon, name = (location or "").rpartition(":")
+    return location is not None and not (colon and file.endswith(suffixes) and name.isidentifier())
 
 
 _ENVIRONMENTS = ("env", "evaluation.env")  # sections that describe an environment
@@ -341,7 +339,7 @@ RULES: tuple[Rule, ...] = (
     ),
     # The user's own estimator: from whole episodes to a gradient
     Rule(
-        {"algorithm.estimator": _no_location},
+        {"algorithm.estimator": lambda c: _no_location(c.algorithm.estimator, ".py", ".ipynb")},
         lambda c: f"expected FILE.py:NAME or FILE.ipynb:NAME, got {c.algorithm.estimator!r}",
         "for example `my.py:reinforce`",
     ),
@@ -506,6 +504,17 @@ RULES: tuple[Rule, ...] = (
         "episodes of a native vector environment share one instance",
         "use `vectorization: sync`, or remove rebuild",
     ),
+    # The user's own network
+    Rule(
+        {"policy.network": lambda c: _no_location(c.policy.network, ".py")},
+        lambda c: f"expected FILE.py:NAME, got {c.policy.network!r}",
+        "for example `my.py:Network`",
+    ),
+    Rule(
+        {"policy.network": Not(None), "algorithm.estimator": Not(None)},
+        "your estimator needs the tutorial's policy, which has plain layers",
+        "remove policy.network or algorithm.estimator",
+    ),
     # Recurrent policies
     Rule(
         {"training.compile": True, "policy.memory": Not("none")},
@@ -576,9 +585,12 @@ def _has_fixed_kl(c: Config) -> bool:
     return c.optimizer.name == "natural" and c.optimizer.max_kl is not None
 
 
+def _value_has_layers(c: Config) -> bool:
+    return c.has_value and not c.value.shared_trunk and bool(c.value.hidden_sizes)
+
+
 def _has_hidden_layers(c: Config) -> bool:
-    own_network = c.has_value and not c.value.shared_trunk
-    return bool(c.policy.hidden_sizes or (own_network and c.value.hidden_sizes))
+    return bool(c.policy.hidden_sizes or _value_has_layers(c))
 
 
 _DERIVED = {  # null means the value of the other key
@@ -607,10 +619,28 @@ EFFECTS: tuple[Effect, ...] = (
         "`env.vectorization: sync`",
     ),
     Effect(
-        ("policy.activation",),
+        ("policy.hidden_sizes",),
+        lambda c: c.policy.network is None,
+        ("policy.network",),
+        "`policy.network: null`",
+    ),
+    Effect(
+        ("policy.activation", "policy.layer_norm", "policy.residual"),
+        lambda c: c.policy.network is None or _value_has_layers(c),
+        ("policy.network",),
+        "`policy.network: null`",
+    ),
+    Effect(
+        ("policy.activation", "policy.layer_norm", "policy.residual"),
         _has_hidden_layers,
         ("policy.hidden_sizes",),
         "`policy.hidden_sizes: [64, 64]`",
+    ),
+    Effect(
+        ("policy.network_kwargs",),
+        lambda c: c.policy.network is not None,
+        ("policy.network",),
+        "`policy.network: my.py:Network`",
     ),
     Effect(
         ("policy.initial_standard_deviation",),

@@ -136,6 +136,16 @@ class PolicyConfig(Section):
 
     hidden_sizes: Sizes = Field([64, 64], description="Units of each hidden layer; []: a linear policy.")
     activation: choices.ActivationName = Field("tanh", description="Nonlinearity after each hidden layer.")
+    layer_norm: bool = Field(False, description="Normalize each hidden layer before its activation (LayerNorm).")
+    residual: bool = Field(
+        False, description="Add the input of a hidden layer to its output, where both have the same number of units."
+    )
+    network: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Your own network, `FILE.py:NAME`: a torch module, built as NAME(features, **network_kwargs), that "
+        "maps features [N, features] to features. It replaces the hidden layers; null: hidden_sizes.",
+    )
+    network_kwargs: dict[str, Json] = Field({}, description="Keyword arguments of `network`.")
     init: choices.Initialization = Field(
         "uniform",
         description="Initial weights. uniform: in ±1/√fan_in, PyTorch's default. orthogonal: gain √2 in hidden layers, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pgcli.errors import RunDirectoryError
 from pgcli.runs.directory import is_run
 from pgcli.runs.files import storage
 from pgcli.runs.information import find_run_hint
+from pgcli.system.locations import SUFFIXES
 
 # Keys that a resumed run may change. HARMLESS: with the same bytes as one long run.
 CHANGEABLE = ("training.", "optimizer.", "evaluation.", "checkpoint.", "sampling.", "diagnostics.")
@@ -42,6 +44,17 @@ def changes_of(config: Config, stored: Config, path: Path) -> list[str]:
             "a run cannot change these; use another --run-dir, or --overwrite this one",
         )
     return [f"{key}={after}" for key, (_, after) in sorted(changes.items())]
+
+
+def user_code(config: Config) -> dict[str, str]:
+    """Return the files that a config names with the SHA-256 of their content: estimator, network, environments."""
+    wrappers = [wrapper.name for env in (config.env, config.evaluation_env) for wrapper in env.wrappers]
+    found = {}
+    for location in (config.algorithm.estimator, config.policy.network, config.env.id, *wrappers):
+        file, colon, _ = (location or "").rpartition(":")
+        if colon and file.endswith(SUFFIXES) and Path(file).is_file():
+            found[file] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return found
 
 
 def is_exact(config: Config, changes: list[str]) -> bool:

@@ -33,6 +33,7 @@ class _Information(_Json):
     versions: dict[str, str | None] = {}
     resumes: list[_Resume] = []
     git_commit: str | None = None
+    user_code: dict[str, str] = {}
 
 
 class _Status(_Json):

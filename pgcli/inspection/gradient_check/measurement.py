@@ -69,6 +69,7 @@ KEPT = (
 NETWORK = (  # keys of the policy that the check does not cover
     *("activation", "init", "initial_standard_deviation", "normalize_obs"),
     *("image_network", "backpropagation_steps", "action_mask"),
+    *("layer_norm", "residual", "network", "network_kwargs"),
 )
 GROUP = 2  # columns of a group
 ROUNDING = 1e-9  # relative to the largest number
