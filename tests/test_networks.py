@@ -175,7 +175,7 @@ def test_a_users_network_replaces_the_hidden_layers_of_policy_and_value(here: Pa
         ("Flat", {}, "returned shape [3] of torch.float32", "[N, features]"),
         ("Broken", {}, "with 3 features raised AttributeError", "forward"),
         ("Net", {"depth": 3}, "raised TypeError", "__init__(self, features, **kwargs)"),
-        ("number", {}, "returned a int, not a module", "nn.Module"),
+        ("number", {}, "returned an object of type int, not a module", "nn.Module"),
         ("Nett", {}, "has no callable `Nett`", "did you mean `Net`?"),
     ],
 )

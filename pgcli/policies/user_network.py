@@ -36,7 +36,10 @@ def user_network(location: str, features: int, kwargs: dict[str, Any]) -> tuple[
     try:
         module = made(features, **kwargs)
         if not isinstance(module, nn.Module):
-            raise UsageError(f"policy.network: {location} returned a {type(module).__name__}, not a module", SIGNATURE)
+            raise UsageError(
+                f"policy.network: {location} returned an object of type {type(module).__name__}, not a module",
+                SIGNATURE,
+            )
         x = torch.linspace(-1, 1, ROWS * features).view(ROWS, features)
         with torch.no_grad():
             y = module(x)
