@@ -54,7 +54,7 @@ from pgcli.inspection.gradient_check.problems import (
     initialize_linear,
 )
 from pgcli.inspection.gradient_check.tables import check_text
-from pgcli.policies.distributions import Gaussian, Softmax, StateDependentGaussian
+from pgcli.policies.distributions import Distribution, Gaussian, Softmax, StateDependentGaussian
 from pgcli.policies.policy import Policy
 from pgcli.runs import checkpoints
 
@@ -199,8 +199,40 @@ def test_a_cell_has_the_bias_of_the_grid(cell: tuple[str, str, str]) -> None:
     assert bool(one.reasons) == (one.verdict != "unbiased")
 
 
+@pytest.mark.parametrize("kind", [spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary])
+@pytest.mark.parametrize("damping", [0, 0.1])
+def test_the_natural_gradient_is_measured(damping: float, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    natural = f"optimizer={{name: natural, damping: {damping}, cg_iterations: 30}}"
+    result = check_config(given(*IN_FULL, "algorithm.baseline=none", natural), kind, sampled=False)
+    assert result["verdict"] == "unbiased"
+    assert [one["problem"] for one in result["natural_gradient"]] == ["bandit", "chain", "corridor"]
+    assert max(one["error"] for one in result["natural_gradient"]) < 1e-8
+    assert "natural gradient: (F + λ I)⁻¹ ∇J has a relative error of" in check_text(result, terminal=False)
+    kl = Distribution.kl
+    monkeypatch.setattr(
+        Distribution, "kl", lambda self, p, q: 2 * kl(self, p, q) if damping else kl(self, p, q).sin() ** 2
+    )
+    broken = check_config(given(*IN_FULL, "algorithm.baseline=none", natural), kind, sampled=False)
+    assert broken["verdict"] == "wrong"
+    assert "F⁻¹ ∇J is wrong on chain" in broken["reasons"]
+
+
+def test_too_few_iterations_of_conjugate_gradients_are_measured() -> None:
+    errors = []
+    for count in (1, 3, 20):
+        result = check_config(
+            given(f"optimizer={{name: natural, cg_iterations: {count}}}"), spaces.Discrete, sampled=False
+        )
+        assert result["verdict"] != "wrong"
+        errors.append(result["natural_gradient"][2]["error"])
+    assert errors[0] > 1e-3
+    assert errors[0] > errors[1] > errors[2]
+
+
 SEGMENTS = "rollout={episodes: null, steps: 8}"
 OTHERS = [
+    ("algorithm={standardize: minibatch, objective: clip, clip_range: [0.1, 0.5]}", spaces.Discrete),
+    ("algorithm={objective: clip, clip_range: [0.1, 0.2], kl_coef: {target: 0.01}}", spaces.MultiBinary),
     ("algorithm.standardize=batch", spaces.Discrete),
     ("algorithm.average=episode_means", spaces.MultiDiscrete),
     (
@@ -228,7 +260,7 @@ OTHERS = [
 
 @pytest.mark.parametrize(("overrides", "kind"), OTHERS, ids=str)
 def test_other_estimators_have_the_bias_of_their_definition(overrides: str, kind: type) -> None:
-    result = check_config(given(overrides), kind, everything=False)
+    result = check_config(given(overrides), kind, sampled=False)
     assert result["verdict"] == "biased by design"
     assert "wrong" not in [one["verdict"] for one in result["problems"]]
     assert result["reasons"]
@@ -424,7 +456,7 @@ def test_hotellings_test_is_students_in_one_dimension_and_keeps_its_rate_in_seve
 
 
 def test_the_table_is_plain_in_a_pipe_and_has_colours_on_a_terminal() -> None:
-    result = check_config(given("algorithm.baseline=mean"), spaces.Discrete, everything=False)
+    result = check_config(given("algorithm.baseline=mean"), spaces.Discrete, sampled=False)
     assert result["estimator"] == "reward_to_go × mean × policy_gradient"
     plain, coloured = check_text(result, terminal=False), check_text(result, terminal=True)
     assert "\x1b" not in plain

@@ -49,7 +49,7 @@ class NaturalGradient(Optimizer):
         evaluate = self._evaluation(batch, progress)
         if size == 0:
             return Update(learning_rate=0.0 if settings.max_kl else learning_rate, step_kl=0.0, rejected_steps=0)
-        product = self._fisher(batch, weights / weights.sum())
+        product = self.fisher(batch, weights / weights.sum())
         direction = conjugate_gradient(
             product, g / norm, settings.cg_iterations, settings.damping, precision_of(vector)
         )
@@ -72,8 +72,8 @@ class NaturalGradient(Optimizer):
         vector.copy_(before)
         return Update(learning_rate=0.0, step_kl=0.0, backtracks=TRIALS, rejected_steps=1)
 
-    def _fisher(self, batch: Batch, weights: Tensor) -> Product:
-        """Return v → F v: the Hessian of the mean KL(π_old‖π_θ) at θ_old, by differentiating twice."""
+    def fisher(self, batch: Batch, weights: Tensor) -> Product:
+        """Return v → F v, with F the Hessian of Σ w KL(π_old‖π_θ) at θ_old for weights w [M]; differentiates twice."""
         distribution, parameters = self._policy.distribution, self.parameters
         with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):  # its RNNs have no second derivative
             now = distribution.state_parameters(self._policy(batch.obs, batch.sequences).double())

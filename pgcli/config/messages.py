@@ -25,6 +25,7 @@ _SYNONYMS = {
     "ent_coef": "entropy_coef",
     "env_id": "id",
     "epochs": "update_epochs",
+    "eps": "epsilon",
     "gae": "gae_lambda",
     "K": "iterations",
     "lr": "learning_rate",
@@ -48,6 +49,7 @@ _CHOICE_SYNONYMS = {
     "gae": "lambda_return",
     "gpu": "cuda",
     "normal": "gaussian",
+    "npg": "natural",
     "gsde": "state_dependent_gaussian",
     "ppo": "clip",
     "reinforce": "policy_gradient",
@@ -56,6 +58,7 @@ _CHOICE_SYNONYMS = {
     "sde": "state_dependent_gaussian",
     "squashed_gaussian": "tanh_gaussian",
     "stochastic": "sampled",
+    "trpo": "natural",
     "grpo": "group",
     "critic": "value",
 }

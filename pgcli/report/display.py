@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PLAIN_INTERVAL = 1.0  # seconds between plain lines
 LIVE_INTERVAL = 0.1  # minimum seconds between refreshes
 LABEL_WIDTH = len("evaluation")
-OF_POLICY = ("entropy", "grad_norm", "approx_kl", "clip_fraction")
+OF_POLICY = ("entropy", "grad_norm", "approx_kl", "step_kl", "clip_fraction")
 OF_VALUE = ("explained_variance", "value_loss")
 LIVE_SHARE = 0.01  # maximum share of the run time for refreshing
 BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", " .:-=+*#"  # from low to high

@@ -24,6 +24,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from pgcli.algorithm.learner import build_agent
+from pgcli.algorithm.natural_gradient import NaturalGradient, conjugate_gradient
 from pgcli.algorithm.policy_gradient import PolicyGradient, estimate_gradient
 from pgcli.config.rules import violations, without_effect
 from pgcli.config.schema import AlgorithmConfig, Config, EnvConfig, PolicyConfig, ValueConfig
@@ -50,7 +51,7 @@ from pgcli.inspection.gradient_check.problems import (
     lake_mdp,
 )
 from pgcli.policies.policy import Policy
-from pgcli.policies.trajectory_outputs import trajectory_ratios, trajectory_values
+from pgcli.policies.trajectory_outputs import trajectory_ratios, trajectory_values, valid_steps
 
 Array = NDArray[Any]
 Verdict = Literal["wrong", "biased by design", "unbiased"]  # the worst first
@@ -107,24 +108,49 @@ class Measurement:
     expected: list[float]  # E[g] by definition
 
 
+@dataclass(frozen=True)
+class NaturalMeasurement:
+    """The relative error of (F + λ I)⁻¹ ∇J on one problem."""
+
+    problem: str
+    error: float  # with the iterations of the config
+    converged_error: float  # with enough of them
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether more iterations do not find it."""
+        return not self.converged_error < 1e-6
+
+
 # ------------------------------------------------------------------------------------------------------ whole configs
 
 
-def check_config(config: Config, kind: type, everything: bool = True) -> dict[str, Any]:
+def check_config(config: Config, kind: type, sampled: bool = True) -> dict[str, Any]:
     """Measure the estimator of a config on every problem that fits: the result of `pgcli check CONFIG --json`."""
     torch.set_num_threads(1)
-    problems, left_out = problems_for(config, kind, everything)
+    problems, left_out = problems_for(config, kind, sampled)
     found = [measure(config, problem) for problem in problems]
     algorithm = config.algorithm
     reasons = list(dict.fromkeys(reason for one in found for reason in one.reasons))
     kept = [reason.partition(KEPT) for reason in reasons if KEPT in reason]
     reasons = [reason for reason in reasons if KEPT not in reason]
     reasons += [f"{kept[0][0]}{KEPT}{','.join(factor for *_, factor in kept)}"] if kept else []
+    natural = []
+    if config.optimizer.name == "natural":
+        natural = [
+            measure_natural(config, one) for one in problems if isinstance(one, FiniteProblem) and not one.sampled
+        ]
+        if not natural:
+            left_out = [*left_out, "F⁻¹ ∇J is compared on enumerated problems, which have discrete actions"]
+    verdicts = [one.verdict for one in found]
+    wrong = [one.problem for one in natural if one.is_wrong]
+    verdicts += ["wrong"] if wrong else []
     return {
         "estimator": " × ".join(getattr(algorithm, key) for key in CELL[: 3 if algorithm.ratios == "step" else 4]),
-        "verdict": min((one.verdict for one in found), key=get_args(Verdict).index, default="unbiased"),
-        "reasons": reasons,
+        "verdict": min(verdicts, key=get_args(Verdict).index, default="unbiased"),
+        "reasons": [*reasons, *(f"F⁻¹ ∇J is wrong on {name}" for name in wrong)],
         "problems": [asdict(one) for one in found],
+        "natural_gradient": [asdict(one) for one in natural],
         "left_out": left_out,
     }
 
@@ -142,7 +168,7 @@ def check_grid(config: Config, kind: type) -> dict[str, Any]:
         ):
             refused += 1
         else:
-            cells.append(dict(zip(CELL, cell, strict=True)) | check_config(variant, kind, everything=False))
+            cells.append(dict(zip(CELL, cell, strict=True)) | check_config(variant, kind, sampled=False))
     return {
         "verdict": min((cell["verdict"] for cell in cells), key=get_args(Verdict).index, default="unbiased"),
         "cells": cells,
@@ -243,10 +269,10 @@ def known_factor(reasons: Sequence[Reason]) -> float | None:
 # ------------------------------------------------------------------------------------------------ choice of problems
 
 
-def problems_for(config: Config, kind: type, everything: bool = True) -> tuple[list[CheckProblem], list[str]]:
+def problems_for(config: Config, kind: type, sampled: bool = True) -> tuple[list[CheckProblem], list[str]]:
     """Return problems that fit a config and the kind of its actions, and notes on those that are left out.
 
-    Without `everything`, finite problems that take more than a second are left out.
+    Without `sampled`, the sampled problems and the lake, which takes more than a second, are left out.
     """
     distribution, memory = config.policy.distribution, config.policy.memory != "none"
     found, left_out = list[CheckProblem](), list[str]()
@@ -278,14 +304,14 @@ def problems_for(config: Config, kind: type, everything: bool = True) -> tuple[l
     if config.algorithm.objective != "policy_gradient":
         about = "the chain, once the policy has moved"
         found.append(FiniteProblem("moved chain", about, chain, kind, 2, [0.0, 0.5], off_policy=True))
-        if everything:
+        if sampled:
             about = "FrozenLake of 2 × 2, cut after 2 steps, once the policy has moved"
             found.append(FiniteProblem("moved lake", about, lake_mdp("SFHG", 2), kind, 2, off_policy=True))
     if config.rollout.steps:
         found.append(FiniteProblem("segments", "the chain in segments of 4 rows", chain, kind, 2, [0.0, 0.5], rows=4))
     if memory:
         left_out.append("grid is solved for policies without memory")
-    elif everything:
+    elif sampled:
         grid = grid_mdp(3, 0.2, 8)
         found.append(FiniteProblem("grid", "3 × 3, slippery, cut after 8 steps", grid, kind, 16, sampled=True))
     return found, left_out
@@ -376,6 +402,35 @@ def estimates_of(agent: PolicyGradient, whole: Trajectories, batches: Sequence[t
     parameters = list(agent.policy.parameters())
     each = (estimate_gradient(agent, select_columns(whole, batch))[0] for batch in batches)
     return np.stack([-flat(one, parameters).numpy() for one in each])
+
+
+def measure_natural(config: Config, problem: FiniteProblem) -> NaturalMeasurement:
+    """Compare conjugate gradients on pgcli's F with the inverse of F = E[Σ_t ∇log π ∇log πᵀ] / E[T], enumerated."""
+    settings = config.optimizer
+    agent = build_agent(problem.observation_space, problem.action_space, reduced(config, problem))
+    policy, optimizer = agent.policy.double(), agent.parts[0].optimizer
+    assert isinstance(optimizer, NaturalGradient)
+    problem.initialize(policy)
+    data = problem.data(policy, ESTIMATES, np.random.default_rng(3))
+    assert data.probabilities is not None
+    scores, whole, truth = (
+        step_scores(policy, data.trajectories),
+        data.trajectories,
+        gradient_of_return(problem, policy, 1),
+    )
+    weights = data.probabilities * whole.mask.numpy()
+    weights /= weights.sum()
+    damped = np.einsum("tn,tni,tnj->ij", weights, scores, scores) + settings.damping * np.eye(len(truth))
+    expected = np.linalg.pinv(damped, rcond=1e-10, hermitian=True) @ truth
+    batch, _ = agent.batch(replace(whole, behavior_log_probs=None))
+    rows, _ = valid_steps(policy, whole)
+    product, g = optimizer.fisher(batch, torch.from_numpy(weights.ravel())[rows]), torch.from_numpy(truth)
+
+    def error(iterations: int) -> float:
+        found = conjugate_gradient(product, g, iterations, settings.damping, 1e-14).numpy()
+        return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+    return NaturalMeasurement(problem.name, error(settings.cg_iterations), error(10 * len(truth)))
 
 
 def exact_factor(scores: Array, whole: Trajectories, gamma: float, truth: Array) -> float:
