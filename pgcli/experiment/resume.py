@@ -46,14 +46,14 @@ def changes_of(config: Config, stored: Config, path: Path) -> list[str]:
     return [f"{key}={after}" for key, (_, after) in sorted(changes.items())]
 
 
-def user_code(config: Config) -> dict[str, str]:
-    """Return the files that a config names with the SHA-256 of their content: estimator, network, environments."""
+def user_code(config: Config, folder: Path) -> dict[str, str]:
+    """Return the files that a config names, relative to `folder`, with the SHA-256 of their content."""
     wrappers = [wrapper.name for env in (config.env, config.evaluation_env) for wrapper in env.wrappers]
     found = {}
     for location in (config.algorithm.estimator, config.policy.network, config.env.id, *wrappers):
         file, colon, _ = (location or "").rpartition(":")
-        if colon and file.endswith(SUFFIXES) and Path(file).is_file():
-            found[file] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        if colon and file.endswith(SUFFIXES) and (folder / file).is_file():
+            found[file] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
     return found
 
 

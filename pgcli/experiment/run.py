@@ -177,7 +177,7 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
         if is_run(path):
             changes_of(config, stored_config(path), path)
         directory.start(config, request.command, reward_threshold(config.evaluation_env))
-        directory.record_user_code(user_code(config))
+        directory.record_user_code(user_code(config, request.folder))
         return True
     file = find_checkpoint(path, request.which)
     checkpoint = checkpoints.load(file)
@@ -199,7 +199,7 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
     exact = is_exact(config, changes) and not lost
     threshold = reward_threshold(config.evaluation_env)
     directory.restart(config, request.command, changes, exact, checkpoint.counters, threshold)
-    for changed in directory.record_user_code(user_code(config)):
+    for changed in directory.record_user_code(user_code(config, request.folder)):
         context.watch(Notice(f"{changed} has changed since the run last started, so its results may differ"))
         directory.mark_inexact()
     return True
