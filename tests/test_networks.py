@@ -190,7 +190,7 @@ def test_an_unsuitable_network_is_rejected(
 
 def test_a_network_trains_in_workers_resumes_exactly_and_needs_trust(here: Path) -> None:
     keys = [
-        *("policy.network=my.py:Net", "env.num_envs=4", "env.chunk_size=2", "rollout={episodes: 4, horizon: 20}"),
+        *("policy.network=my.py:Net", "env.chunk_size=2", "rollout={episodes: 4, horizon: 20}"),
         *("evaluation={episodes: 2, every: null}", "checkpoint.every=1", "training.env_steps=null"),
     ]
     long = ("--run-dir", "long", "training.iterations=3", "sampling.workers=2")
