@@ -122,7 +122,9 @@ class Update:
     entropy: Annotated[Number, Metric("mean over steps", "entropy of the policy", "nats", "entropy {:.3f}")] = None
     approx_kl: Annotated[Number, Metric("KL(μ‖π), by k3", "approximate KL divergence", "nats", "KL {:.2g}")] = None
     clip_fraction: Annotated[Number, Metric("of the steps", brief="clipped {:.0%}")] = None
-    effective_sample_size: Annotated[Number, Metric("(Σ ρ)² / Σ ρ², in steps")] = None
+    effective_sample_size: Annotated[Number, Metric("(Σ ρ)² / Σ ρ², in steps or trajectories (algorithm.ratios)")] = (
+        None
+    )
     explained_variance: Annotated[
         Number, Metric("1 - Var[G - V] / Var[G], before the update", brief="explained variance {:.2f}")
     ] = None

@@ -9,6 +9,7 @@ import itertools
 import re
 import sys
 from collections.abc import Collection, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,47 @@ def load_config(location: str, overrides: Sequence[str] = (), ignored: Collectio
     """
     path, content = _read(location)
     source = parse(content, printable(str(path)))
+    base: dict[str, Any] = {}
     if isinstance(source.data, dict):
+        if "base" in source.data:
+            base = _base(source, path.parent)
         source.data.setdefault("name", path.stem)
-    return _validate(source, overrides, ignored)
+    return _validate(source, overrides, ignored, base)
+
+
+def _base(source: Source, folder: Path) -> dict[str, Any]:
+    """Remove the key `base` from a config, and return the keys of the config that it names, without its name.
+
+    A base is a valid config without a base. Raises: ConfigError.
+    """
+    location, place = source.data.pop("base"), source.place(("base",))
+    if not isinstance(location, str) or not location:
+        message = f"`base` should be a shipped config or a YAML file, got {shown(location)}"
+        raise source.error(place, message, "for example `base: cartpole/ppo`")
+    beside = str(folder / location)
+    try:
+        path, content = _read(beside if Path(beside).is_file() else location)
+    except ConfigError as error:
+        problem = error.problems[0]
+        raise source.error(place, f"`base: {printable(location)}`: {problem.message}", problem.hint) from None
+    found = parse(content, printable(str(path)))
+    if isinstance(found.data, dict) and "base" in found.data:
+        message = f"`base: {printable(location)}` has a base itself"
+        raise source.error(
+            place, message, f"use `base: {printable(str(found.data['base']))}`, and repeat the keys that differ"
+        )
+    data = deepcopy(found.data)
+    _validate(found, ())
+    return {key: value for key, value in data.items() if key != "name"}
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of `base`, replaced by `own` ones; sections are merged key by key."""
+    merged = base | own
+    for key in base.keys() & own.keys():
+        if sections.get(key) and all(isinstance(one[key], dict) for one in (base, own, sections)):
+            merged[key] = _merged(base[key], own[key], sections[key])
+    return merged
 
 
 def override(config: Config, overrides: Sequence[str], ignored: Collection[str] = ()) -> Config:
@@ -118,14 +157,22 @@ def _similar_names(location: str, shipped: Collection[str]) -> list[str]:
     return [close] if close else []
 
 
-def _validate(source: Source, overrides: Sequence[str], ignored: Collection[str] = ()) -> Config:
-    """Apply the overrides and build the Config; raise all problems together."""
+def _validate(
+    source: Source,
+    overrides: Sequence[str],
+    ignored: Collection[str] = (),
+    base: dict[str, Any] | None = None,
+) -> Config:
+    """Apply the config to its base and the overrides to both, and build the Config; raise all problems together."""
     if not isinstance(source.data, dict):
         empty = source.data is None and source.lines
         message = "empty config" if empty else f"expected a mapping of keys to values, got {shown(source.data)}"
         raise source.error(source.place(()), message, "a minimal config is `env: {id: CartPole-v1}`")
     problems = Problems(source)
-    idle = _idle_in_file(source)
+    written = flat(source.data).keys()
+    if base:
+        source.data = _merged(base, source.data, to_data(Config()))
+    idle = _idle_in_file(source) & written if base else _idle_in_file(source)
     for text in overrides:
         _apply(text, source.data, problems)
     data = _plain(source.data, (), problems)

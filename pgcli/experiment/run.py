@@ -26,7 +26,7 @@ from pgcli.environments.vector.native_trial import vector_form_notice
 from pgcli.errors import PgcliError, RunDirectoryError, UsageError, typed
 from pgcli.experiment.build import build_learner, columns_of, environments_of, released, restore, worker_pool
 from pgcli.experiment.recorder import Context, Outcome, Recorder
-from pgcli.experiment.resume import changes_of, is_exact
+from pgcli.experiment.resume import changes_of, is_exact, user_code
 from pgcli.records import Notice
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import (
@@ -183,6 +183,7 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
         if is_run(path):
             changes_of(config, config_of_run(path), path)
         directory.start(config, request.command, reward_threshold(config.evaluation_env), request.labels)
+        directory.record_user_code(user_code(config, request.folder))
         return True
     file = find_checkpoint(path, request.which)
     checkpoint = checkpoints.load(file)
@@ -204,6 +205,9 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
     exact = is_exact(config, changes) and not lost
     threshold = reward_threshold(config.evaluation_env)
     directory.restart(config, request.command, changes, exact, checkpoint.counters, threshold, request.labels)
+    for changed in directory.record_user_code(user_code(config, request.folder)):
+        context.watch(Notice(f"{changed} has changed since the run last started, so its results may differ"))
+        directory.mark_inexact()
     return True
 
 

@@ -247,9 +247,12 @@ def _checks(
         *("zero_variance_groups", config.group_size > 1 and _there(metrics["zero_variance_groups"])),
         lambda: findings.zero_variance_groups(k, metrics["zero_variance_groups"], groups),
     )
+    weighted = (
+        batch if algorithm.ratios == "step" else np.minimum(k + 1, algorithm.reuse) * (config.rollout.episodes or 0)
+    )
     yield (
         *("low_effective_sample_size", _there(metrics["effective_sample_size"]) and steps * algorithm.reuse > 1),
-        lambda: findings.low_effective_sample_size(k, metrics["effective_sample_size"], batch),
+        lambda: findings.low_effective_sample_size(k, metrics["effective_sample_size"], weighted),
     )
     greedy = config.evaluation.mode == "greedy" and config.rollout.horizon is None
     yield "greedy_gap", greedy and metrics.rows > 0, lambda: _greedy_gap(metrics, evaluations)

@@ -127,12 +127,12 @@ def zero_variance_groups(iteration: Array, zero: Array, groups: float) -> Findin
 def low_effective_sample_size(iteration: Array, size: Array, batch: Array) -> Finding | None:
     """Find that the late effective sample size (Σρ)² / Σρ² is below half of the batch.
 
-    Source: Kong (1992) for the size, Doucet & Johansen (2009) for one half. Args: batch, its steps.
+    Source: Kong (1992) for the size, Doucet & Johansen (2009) for one half. Args: batch, its steps or trajectories.
     """
     late = _late(size / batch)
     if late is None or (share := float(np.median((size / batch)[late]))) >= LOW_ESS:
         return None
-    text = f"the effective sample size is {percent(share)} of the batch: a few steps dominate the estimate"
+    text = f"the effective sample size is {percent(share)} of the batch: a few of its weights dominate the estimate"
     return Finding(
         "warning",
         text,

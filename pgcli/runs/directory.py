@@ -190,6 +190,16 @@ class RunDirectory:
             folder.write(f"{name}.py", program.encode())
         return self.path / "crash" / f"{name}.py"
 
+    def record_user_code(self, digests: dict[str, str]) -> list[str]:
+        """Record the digests of the user's files in run.json; return the files that changed since the last start."""
+        run = read_information(self.path)
+        before = run.get("user_code") or {}
+        if before == digests:
+            return []
+        self._folder.check()
+        self._folder.write_json("run.json", run | {"user_code": digests})
+        return [file for file, digest in digests.items() if before.get(file, digest) != digest]
+
     def mark_inexact(self) -> None:
         """Record in run.json that the run differs from an uninterrupted run."""
         self._folder.check()

@@ -40,6 +40,7 @@ class _Information(_Json):
     git_commit: str | None = None
     tags: list[str] = []
     note: str = ""
+    user_code: dict[str, str] = {}
 
 
 class _Status(_Json):

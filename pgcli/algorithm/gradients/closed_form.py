@@ -18,7 +18,7 @@ from pgcli.algorithm.losses import Losses, Step, Terms, joint_terms
 from pgcli.algorithm.optimizers import flattened, unflattened
 from pgcli.algorithm.parts import PartName
 from pgcli.policies.distributions import Scored
-from pgcli.policies.networks import Chain
+from pgcli.policies.networks import Chain, has_chain
 from pgcli.policies.policy import FORBIDDEN, Policy
 from pgcli.policies.value_function import ValueFunction
 
@@ -28,7 +28,9 @@ Array = NDArray[Any]
 def has_closed_form(policy: Policy, value: ValueFunction | None) -> bool:
     """Return whether all networks and the distribution have a closed form."""
     images = len(policy.images) or (value is not None and len(value.images))
-    return policy.device.type == "cpu" and policy.memory is None and not images and policy.distribution.has_closed_form
+    networks = [policy.network, *([] if value is None else [value.network])]
+    plain = policy.memory is None and not images and all(map(has_chain, networks))
+    return policy.device.type == "cpu" and plain and policy.distribution.has_closed_form
 
 
 class ClosedForm:

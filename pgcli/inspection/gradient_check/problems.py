@@ -458,3 +458,24 @@ def grid_mdp(side: int, slip: float, limit: int) -> FiniteMDP:
 
     moves = [[[outcome(s, a, taken) for taken in possible[a]] for a in range(4)] for s in range(side * side)]
     return FiniteMDP(moves, np.eye(side * side), limit)
+
+
+def lake_mdp(tiles: str, limit: int) -> FiniteMDP:
+    """A slippery FrozenLake: a square of tiles S, F, H and G; an action goes in its direction or to a side, 1/3 each.
+
+    The goal pays 1 and ends it, as a hole does; a step costs 0.1.
+    """
+    side = math.isqrt(len(tiles))
+    directions = ((0, -1), (1, 0), (0, 1), (-1, 0))  # left, down, right, up: their neighbours are the sides
+    moves: list[list[list[Outcome]]] = []
+    for state in range(len(tiles)):
+        row: list[list[Outcome]] = []
+        for action in range(4):
+            shares: dict[int, float] = {}
+            for taken in (action - 1, action, (action + 1) % 4):
+                moved = zip(divmod(state, side), directions[taken], strict=True)
+                x, y = (min(max(at + step, 0), side - 1) for at, step in moved)
+                shares[x * side + y] = shares.get(x * side + y, 0.0) + 1 / 3
+            row.append([(p, s, float(tiles[s] == "G") - 0.1, tiles[s] in "GH") for s, p in shares.items()])
+        moves.append(row)
+    return FiniteMDP(moves, np.eye(len(tiles)), limit)

@@ -6,6 +6,7 @@ Errors in naming it need no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from pgcli.config import Config, load_config, override
@@ -51,3 +52,15 @@ def check_target(
 
         kind = action_kind(config)
         return check_grid(config, kind) if everything else check_config(config, kind)
+
+
+def check_age(target: str | None, overrides: Sequence[str], oldest: int, output: Path) -> Path:
+    """Draw bias and variance of the importance weights of a config over the age of the data, and return the file.
+
+    Raises: ConfigError, UsageError, RunDirectoryError.
+    """
+    config = override(Config(), overrides) if target is None else load_config(target, overrides)
+    with results_only():
+        from pgcli.inspection.gradient_check.age import draw_age
+
+        return draw_age(config, oldest, output)
