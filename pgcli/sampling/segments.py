@@ -272,8 +272,7 @@ class _LiveColumns:
             if waiting:
                 over &= running
                 episode += ~running
-                if actor.state_size:
-                    acting.memory = np.where(running[:, None], acting.memory, 0)
+                acting.memory = np.where(running[:, None], acting.memory, 0)
                 fresh = np.flatnonzero(~running).tolist()
                 next_obs = envs.restart(fresh, Seeds(fresh, seed_of))
             restore_modes()
