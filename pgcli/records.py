@@ -178,6 +178,16 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class LogEntry:
+    """The numbers of one record, by `table/column`; `elapsed` is relative to the start of the session, in seconds."""
+
+    iteration: int
+    env_steps: int
+    values: dict[str, float]
+    elapsed: float = 0.0
+
+
+@dataclass(frozen=True)
 class Notice:
     """A message for the user."""
 

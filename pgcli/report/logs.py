@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -17,22 +16,12 @@ import numpy as np
 from pgcli.config import Config
 from pgcli.errors import PgcliError
 from pgcli.experiment.run import Request
-from pgcli.records import Evaluation, Iteration, Notice, Record, more_columns
+from pgcli.records import Evaluation, Iteration, LogEntry, Notice, Record, more_columns
 from pgcli.runs.tables import header_of, read_table, rows_of
 from pgcli.system.leaving import remove_folder, temporary_folder
 
 FILMED_STEPS = 500  # maximum length of the filmed episode
 _PREFIXES = {"metrics": "metrics", "timing": "timing", "evaluations": "evaluation"}  # by table
-
-
-@dataclass(frozen=True)
-class LogEntry:
-    """The numbers of one record, by `table/column`; `elapsed` is relative to the start of the session, in seconds."""
-
-    iteration: int
-    env_steps: int
-    values: dict[str, float]
-    elapsed: float = 0.0
 
 
 class Log(Protocol):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pgcli.config import Config, flat, to_data
-from pgcli.report.logs import LogEntry
+from pgcli.records import LogEntry
 
 
 class TensorBoard:

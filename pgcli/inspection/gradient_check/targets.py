@@ -38,7 +38,7 @@ def check_target(
         location = config.algorithm.estimator
     with results_only():
         if location is not None:
-            from pgcli.inspection.gradient_check.time_limit import check_user_code
+            from pgcli.inspection.gradient_check.user_estimators import check_user_code
 
             return check_user_code(location, time_limit)
 

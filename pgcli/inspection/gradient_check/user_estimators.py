@@ -25,7 +25,7 @@ from pgcli.inspection.gradient_check.diagnosis import Estimates, diagnose
 from pgcli.inspection.gradient_check.hypotheses import BASELINES, HYPOTHESES, Batches
 from pgcli.inspection.gradient_check.measurement import batches_of, gradient_of_return, summarize
 from pgcli.inspection.gradient_check.problems import FiniteProblem, chain_mdp, corridor_mdp, initialize_linear
-from pgcli.inspection.gradient_check.time_limit import LOADING_SECONDS, Report
+from pgcli.inspection.gradient_check.time_limit import LOADING_SECONDS, Report, within_time
 from pgcli.inspection.gradient_check.user_policies import CheckFailed, attempt, check_class
 from pgcli.policies.activations import ACTIVATIONS
 from pgcli.policies.policy import Policy
@@ -118,8 +118,17 @@ def _relu_scores(policy: Policy, states: Array, actions: Array) -> Array:
 # ----------------------------------------------------------------------------------------------------------- the check
 
 
+def check_user_code(location: str, seconds: float = 10.0) -> dict[str, Any]:
+    """Check a user's function or policy class: the object that `pgcli check FILE:NAME --json` prints.
+
+    Args: seconds: how long one call of the user's code may take.
+    Raises: UsageError: if the file cannot be run or has no such name.
+    """
+    return within_time(check_loaded, location, seconds)
+
+
 def check_loaded(location: str, report: Report, seconds: float) -> dict[str, Any]:
-    """Load a user's function or policy class and check it: the object that `pgcli check FILE:NAME --json` prints.
+    """Load and check a user's code in this process.
 
     Args: report: is called before each call of the user's code; seconds: how long one may take.
     Raises: UsageError: if the file cannot be run or has no such name.
