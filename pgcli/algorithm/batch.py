@@ -141,7 +141,7 @@ def flatten(
     rows, sequences = valid_steps(policy, trajectories, max_length=config.policy.backpropagation_steps)
 
     def taken(x: Tensor) -> Tensor:
-        return x.flatten(0, 1)[rows]
+        return x.flatten(0, 1).index_select(0, rows)
 
     advantages = taken(advantages)
     if algorithm.standardize in ("batch", "minibatch"):  # a minibatch standardizes them again: it undoes this

@@ -31,6 +31,46 @@ class Activation:
     is_monotone: bool = True  # else dy/dz does not follow from y, and learning uses autograd
 
 
+class _NumpyTanh(torch.autograd.Function):
+    """y = tanh z by numpy, for all kinds of derivatives: dy/dz = 1 - y²."""
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return torch.from_numpy(np.tanh(z.detach().numpy()))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        y: Tensor = ctx.saved_tensors[0]
+        return slope * (1 - y * y)
+
+    jvp = backward
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None], z: Tensor) -> tuple[Tensor, int | None]:
+        return _NumpyTanh.apply(z), in_dims[0]  # type: ignore[no-untyped-call]
+
+
+class Tanh(nn.Tanh):
+    """tanh with numpy's bits on the CPU, the same in acting and learning. It takes a tenth of torch's time."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return tanh z."""
+        if not z.is_cpu or torch.compiler.is_compiling():
+            return super().forward(z)
+        y: Tensor = _NumpyTanh.apply(z)  # type: ignore[no-untyped-call]
+        return y
+
+
+def _tanh_(z: Tensor) -> Tensor:
+    np.tanh(z.numpy(), out=z.numpy())
+    return z
+
+
 def _elu(z: Array, out: Array | None = None) -> Array:
     return np.where(z > 0, z, np.expm1(np.minimum(z, 0)))
 
@@ -59,11 +99,11 @@ def _gelu_derivative(z: Tensor) -> Tensor:
 
 ACTIVATIONS: dict[ActivationName, Activation] = {
     "tanh": Activation(
-        module=nn.Tanh,
+        module=Tanh,
         operator="Tanh",
         value=np.tanh,
         derivative=lambda z: 1 - np.tanh(z) ** 2,
-        value_=torch.tanh_,
+        value_=_tanh_,
         backward_=lambda slope, y: torch.ops.aten.tanh_backward.grad_input(slope, y, grad_input=slope),
     ),
     "relu": Activation(

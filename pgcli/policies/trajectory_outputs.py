@@ -69,7 +69,7 @@ def trajectory_values(policy: Policy, value: ValueFunction | None, trajectories:
     if value is None:
         return torch.zeros(shape, dtype=dtype)
     rows, sequences = valid_steps(policy, trajectories, values=True)
-    values = value(policy, trajectories.obs.flatten(0, 1)[rows].to(policy.device), sequences)
+    values = value(policy, trajectories.obs.flatten(0, 1).index_select(0, rows).to(policy.device), sequences)
     return from_steps(values.to(trajectories.rewards), rows, shape)
 
 
@@ -81,7 +81,8 @@ def trajectory_log_probs(policy: Policy, trajectories: Trajectories) -> Tensor:
 
 def _log_probs(policy: Policy, trajectories: Trajectories, max_length: int | None = None) -> tuple[Tensor, Tensor]:
     rows, sequences = valid_steps(policy, trajectories, max_length=max_length)
-    obs, actions = (x.flatten(0, 1)[rows].to(policy.device) for x in (trajectories.obs, trajectories.actions))
+    steps = (x.flatten(0, 1).index_select(0, rows) for x in (trajectories.obs, trajectories.actions))
+    obs, actions = (x.to(policy.device) for x in steps)
     return policy.distribution.log_probs(policy(obs, sequences), actions).to(rows.device), rows
 
 

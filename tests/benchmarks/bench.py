@@ -2,7 +2,8 @@
 
 Every side of a comparison is a process of its own with one thread for torch; sides alternate, so that a slow minute of
 the machine slows both, and the result is the median of the ratios. `CLEANRL` and `CLEANRL_PYTHON` name a checkout of
-CleanRL and a Python that it runs in (gymnasium 0.29.1, as it pins); without them, its rows are left out.
+CleanRL and a Python that it runs in (gymnasium 0.29.1, as it pins); without them, its rows are left out. rejax is installed into
+`build/rejax`, outside pgcli's environment; where that fails, its rows are left out.
 """
 
 from __future__ import annotations
@@ -260,6 +261,70 @@ def cleanrl(script: str, *words: str) -> Callable[[], dict[str, float]] | None:
     return measure
 
 
+REJAX = ("jax==0.10.2", "rejax==0.1.3", "gymnax==0.0.9")
+TRAIN_REJAX = """
+import json, os, sys, time
+
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+if hasattr(os, "sched_setaffinity"):  # compiling uses all cores otherwise
+    os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])
+import jax
+from rejax import PPO
+
+settings, repetitions = json.loads(sys.argv[1]), int(sys.argv[2])
+settings |= {"skip_initial_evaluation": True, "eval_freq": settings["total_timesteps"]}
+algo = PPO.create(**settings).replace(eval_callback=lambda *_: 0)
+train = jax.jit(algo.train).lower(jax.random.PRNGKey(0)).compile()
+steps, begin = 0, time.perf_counter()
+for seed in range(repetitions):
+    steps += int(jax.block_until_ready(train(jax.random.PRNGKey(seed)))[0].global_step)
+print(json.dumps({"rate": steps / (time.perf_counter() - begin)}))
+"""
+
+
+def rejax_python() -> str | None:
+    """Return a Python that has rejax; install it if necessary. None, with a sentence, if that is impossible."""
+    folder = Path(__file__).parents[2] / "build" / "rejax"
+    python, installed = folder / "bin" / "python", folder / ".installed"
+    try:
+        if not installed.exists():
+            subprocess.run([PYTHON, "-m", "venv", "--clear", folder], check=True, capture_output=True)
+            subprocess.run([python, "-m", "pip", "install", "-q", *REJAX], check=True, capture_output=True)
+            installed.touch()
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"rejax is left out, because it could not be installed: {error}", file=sys.stderr)
+        return None
+    return str(python)
+
+
+def rejax(number: int, steps: int, repetitions: int) -> Callable[[], dict[str, float]] | None:
+    """Make a side of rejax's PPO at the settings of a work: compiled, with as many environment steps."""
+    if (python := rejax_python()) is None:
+        return None
+    data = list(WORKS.values())[number]
+    settings = {
+        "env": "CartPole-v1",
+        "total_timesteps": steps,
+        "num_envs": data["env"]["num_envs"],
+        "num_steps": data["rollout"]["steps"],
+        "num_epochs": data["algorithm"]["update_epochs"],
+        "num_minibatches": data["algorithm"]["num_minibatches"],
+        "ent_coef": data["algorithm"]["entropy_coef"],
+        "clip_eps": data["value"]["clip_range"],
+        "learning_rate": data["optimizer"]["learning_rate"],
+        "max_grad_norm": data["optimizer"]["max_grad_norm"],
+        "agent_kwargs": {"activation": "tanh", "hidden_layer_sizes": [64, 64]},
+    }
+    words = [python, "-c", TRAIN_REJAX, json.dumps(settings), str(repetitions)]
+
+    def measure() -> dict[str, float]:
+        shown = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+        found: dict[str, float] = json.loads(shown.stdout.splitlines()[-1])
+        return found
+
+    return measure
+
+
 # ------------------------------------------------------------------------------------------------------ the comparisons
 
 
@@ -292,7 +357,7 @@ def compare(
     """Print the median of the ratios of the rates, and of the peaks of memory where both are known."""
     wanted = "" if goal is None else f"≥ {goal:g}"
     if theirs is None:
-        print(f"| {what} | | {wanted} | left out: CLEANRL is not set |", flush=True)
+        print(f"| {what} | | {wanted} | left out: the peer is not installed |", flush=True)
         return
     pairs = list(in_turn(ours, theirs))
     ratio = statistics.median(one["rate"] / other["rate"] for one, other in pairs)
@@ -359,10 +424,10 @@ def peers() -> None:
     """Compare rollout + update with the peers at the same settings."""
     number = SHORT
     wide = ("--num-envs", "64", "--num-steps", "128", "--total-timesteps", "200000")
-    compare(f"{REINFORCE} ÷ SB3's A2C, 8 environments", side("pgcli", number[REINFORCE], 0), side("sb3", 0), 30)
-    compare(f"{WIDE} ÷ CleanRL's ppo.py", side("pgcli", number[WIDE], 0), cleanrl("ppo.py", *wide), 5)
+    compare(f"{REINFORCE} ÷ SB3's A2C, 8 environments", side("pgcli", number[REINFORCE], 0), side("sb3", 0), 60)
+    compare(f"{WIDE} ÷ CleanRL's ppo.py", side("pgcli", number[WIDE], 0), cleanrl("ppo.py", *wide), 12)
     compare(f"{WIDE} ÷ SB3's PPO", side("pgcli", number[WIDE], 0), side("sb3", number[WIDE]), None)
-    compare(f"{ZOO} ÷ SB3's PPO", side("pgcli", number[ZOO], 0), side("sb3", number[ZOO]), 4)
+    compare(f"{ZOO} ÷ SB3's PPO", side("pgcli", number[ZOO], 0), side("sb3", number[ZOO]), 6)
     lander = number[LANDER]
     compare(f"{LANDER} ÷ SB3's PPO", side("pgcli", lander, 0), side("sb3", lander), 3)
     compare(f"{LANDER}, 2 workers ÷ SB3's PPO", side("pgcli", lander, 2, 8), side("sb3", lander), 5)
@@ -370,6 +435,65 @@ def peers() -> None:
     theirs = cleanrl("ppo_continuous_action.py", *short)
     compare(f"{CHEETAH} ÷ CleanRL's ppo_continuous_action.py", side("pgcli", cheetah, 0), theirs, 2)
     compare(f"{CHEETAH} ÷ SB3's PPO", side("pgcli", cheetah, 0), side("sb3", cheetah), None)
+
+
+def compiled(steps: int = 500_000) -> None:
+    """Compare with rejax, a compiled peer: training alone, and from the start of the process."""
+    training, whole = rejax(SHORT[WIDE], 24 * 8192, 5), rejax(SHORT[WIDE], steps, 1)
+    compare(f"{WIDE} ÷ rejax after compiling", side("pgcli", SHORT[WIDE], 0), training, 1)
+    if whole is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "config.yaml"
+        budget = {"training": {"env_steps": steps}, "evaluation": {"every": None}}
+        config.write_text(json.dumps(WORKS[WIDE] | budget))
+        train = command(PYTHON, "-m", "pgcli", "train", str(config), "--run-dir", f"{folder}/run", "--overwrite", "-q")
+        pairs = list(in_turn(partial(seconds, whole), partial(seconds, train), repetitions=3))
+    ratio = statistics.median(theirs / ours for theirs, ours in pairs)
+    theirs, ours = (statistics.median(pair[n] for pair in pairs) for n in (0, 1))
+    what = f"{WIDE}, process start to {steps:,} steps: rejax ÷ `pgcli train`"
+    row(what, ratio, "≥ 3", f"{theirs:.1f} and {ours:.1f} s")
+
+
+def arithmetic() -> None:
+    """Compare a gradient in closed form with its products and tanh alone, at their fastest."""
+    import torch
+
+    torch.set_num_threads(1)
+    as_a_run_does()
+    for rows in (2048, 256):
+        with torch.no_grad():
+            both = (partial(seconds, one) for one in gradient_and_products(rows))
+            times = list(in_turn(*both, repetitions=500))
+        ours, products = map(min, zip(*times, strict=True))
+        what = f"a gradient of a 4-64-64-2 network, {rows:,} rows ÷ its products and tanh"
+        row(what, ours / products, "≤ 1.15", f"{1e6 * ours:.0f} and {1e6 * products:.0f} µs")
+
+
+def gradient_and_products(rows: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return a gradient of a tanh network, and the same products and tanh of other numbers."""
+    import numpy as np
+    import torch
+
+    from pgcli.policies.networks import Chain, mlp
+
+    network = mlp([4, 64, 64, 2], "tanh")
+    chain = Chain(network, {one: torch.zeros_like(one, requires_grad=False) for one in network.parameters()})
+    x, h, slope = torch.randn(rows, 4), torch.randn(rows, 64), torch.randn(rows, 2)
+    first, second, last = (layer.weight.detach() for layer in network if isinstance(layer, torch.nn.Linear))
+    forward = ((x, first.t()), (h, second.t()), (h, last.t()))
+    backward = ((slope.t(), h), (slope, last), (h.t(), h), (h, second), (x.t(), h))
+
+    def gradient() -> None:
+        chain.backward(chain.forward(x)[0], slope)
+
+    def products() -> None:
+        for factors in (*forward, *backward):
+            torch.mm(*factors)
+        for _ in range(2):
+            np.tanh(h.numpy())
+
+    return gradient, products
 
 
 def raw() -> None:
@@ -743,6 +867,8 @@ SECTIONS = {
     "solved": solved,
     "parts": parts,
     "peers": peers,
+    "compiled": compiled,
+    "arithmetic": arithmetic,
     "raw": raw,
     "forms": forms,
     "workers": workers,
