@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgcli.config import Config, load_config, override, to_data
-from pgcli.config.order import differences
 from pgcli.config.messages import shown
+from pgcli.config.order import differences
 from pgcli.config.schema import PolicyConfig
 from pgcli.errors import (
     ConfigError,

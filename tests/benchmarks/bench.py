@@ -2,8 +2,8 @@
 
 Every side of a comparison is a process of its own with one thread for torch; sides alternate, so that a slow minute of
 the machine slows both, and the result is the median of the ratios. `CLEANRL` and `CLEANRL_PYTHON` name a checkout of
-CleanRL and a Python that it runs in (gymnasium 0.29.1, as it pins); without them, its rows are left out. rejax is installed into
-`build/rejax`, outside pgcli's environment; where that fails, its rows are left out.
+CleanRL and a Python that it runs in (gymnasium 0.29.1, as it pins); without them, its rows are left out.
+rejax is installed into `build/rejax`, outside pgcli's environment; where that fails, its rows are left out.
 """
 
 from __future__ import annotations

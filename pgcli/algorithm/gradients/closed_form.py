@@ -70,9 +70,9 @@ class ClosedForm:
                 self._value_network.backward(inputs, self._value_slope(batch, values))
                 return self._of_value, lambda: self._losses.value_terms(values[:, 0], batch)
             case "joint" if not self._is_shared:
-                _, of_policy = self(batch, "policy", progress)
-                _, of_value = self(batch, "value", progress)
-                return self._gradient, lambda: joint_terms(of_policy(), of_value())
+                _, policy_terms = self(batch, "policy", progress)
+                _, value_terms = self(batch, "value", progress)
+                return self._gradient, lambda: joint_terms(policy_terms(), value_terms())
             case "joint":
                 inputs, features = self._trunk.forward(batch.inputs)
                 (of_head, outputs), (of_value, values) = (
