@@ -723,8 +723,9 @@ def test_other_libraries_names_for_a_choice_get_a_suggestion(text: str, hint: st
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("reinforce", ["blackjack/reinforce", "cartpole/reinforce", "shows 4 more"]),
-        ("reinforec", ["blackjack/reinforce", "cartpole/reinforce", "shows 4 more"]),
+        ("baseline", ["cartpole/baseline", "acrobot/baseline", "shows 1 more"]),
+        ("baselnie", ["cartpole/baseline", "acrobot/baseline", "shows 1 more"]),
+        ("reinforec", ["did you mean `reinforce`?"]),
         ("hopper", ["`hopper/ppo` or `hopper/reinforce`?"]),
         ("pendulum-ppo", ["did you mean `pendulum/ppo`?"]),
         ("cartpole/pp0", ["did you mean `cartpole/ppo`?"]),
