@@ -60,7 +60,7 @@ _SYNTAX_ERRORS = (
         (part, "expected `key: value`, indented like the keys above", _INDENTATION)
         for part in ("<document start>", "expected key", "expected <block end>")
     ),
-    ("duplicate anchor", "this anchor (`&…`) exists already", "choose another name"),
+    ("second occurrence", "this anchor (`&…`) exists already", "choose another name"),
     (
         "undefined alias",
         "this alias (`*…`) has no anchor (`&…`) above it",
