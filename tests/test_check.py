@@ -242,6 +242,16 @@ OTHERS = [
     ("algorithm={baseline: group, group_size: 2, group_mean: leave_one_out, objective: clip}", spaces.MultiBinary),
     ("algorithm={entropy_coef: 0.1, objective: importance_sampling, importance_bound: 1.1}", spaces.Discrete),
     ("algorithm={objective: importance_sampling, self_normalize: true, kl_coef: 0.2}", spaces.Discrete),
+    ("algorithm={objective: clip, ratios: sequence, returns: total, baseline: leave_one_out}", spaces.Discrete),
+    *(
+        (f"algorithm={{objective: importance_sampling, ratios: {ratios}, {more}}}", spaces.Discrete)
+        for ratios in ("per_decision", "trajectory", "sequence")
+        for more in (
+            "importance_bound: 1.1, self_normalize: true",
+            "returns: lambda_return, baseline: value, gae_lambda: 0.7",
+            "returns: total, baseline: group, group_size: 2, average: episode_means",
+        )
+    ),
     ("algorithm={baseline: value, returns: vtrace, objective: clip, gae_lambda: 0.7}", spaces.Discrete),
     ("policy.memory=gru", spaces.Discrete),
     ("algorithm={baseline: value, returns: lambda_return, gae_lambda: 0.7, entropy_coef: 0.1}", spaces.Box),

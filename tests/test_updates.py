@@ -147,7 +147,7 @@ def test_each_minibatch_has_standardized_advantages(count: int) -> None:
     chosen = [rows for order in orders for rows in (np.array_split(order, count) if count > 1 else [np.arange(13)])]
     for (_, part), rows in zip(parts, chosen, strict=True):
         a = raw.advantages.numpy()[rows]
-        np.testing.assert_allclose(part.advantages, (a - a.mean()) / a.std(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(part.advantages, (a - a.mean()) / a.std(ddof=1), rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(part.returns, raw.returns.numpy()[rows])
 
 

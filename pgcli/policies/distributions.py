@@ -111,8 +111,9 @@ class Softmax(Distribution):
 
         In float64, u < 1 implies u Σ exp(h) < Σ exp(h), so an action of probability 0 is never drawn.
         """
-        cumulative = np.exp(outputs - outputs.max(1, keepdims=True)).cumsum(1, dtype=np.float64)
-        chosen: Array = (cumulative <= noise[:, None] * cumulative[:, -1:]).sum(1)
+        logits = outputs.T.copy()  # [size, N]: fewer and longer loops
+        cumulative = np.exp(logits - logits.max(0)).cumsum(0, dtype=np.float64)
+        chosen: Array = (cumulative[:-1] <= noise * cumulative[-1]).sum(0)
         return chosen + self.start
 
     def mode(self, outputs: Array) -> Array:
@@ -135,9 +136,9 @@ class Softmax(Distribution):
 
     def scored(self, outputs: Array, actions: Array) -> Scored:
         """Compute both with ∂log π(a)/∂h = 1_a - π and ∂H/∂h = -π (log π + H)."""
-        chosen = (actions - self.start, np.arange(len(actions)))
-        logs = np.ascontiguousarray(outputs.T)  # [size, M]: a sum over few actions is faster along the first axis
-        logs = logs - logs.max(0)
+        logs = outputs.T.copy()  # [size, M]: a sum over few actions is faster along the first axis
+        chosen = (actions - self.start) * len(actions) + np.arange(len(actions))  # in the flat [size M]
+        logs -= logs.max(0)
         p = np.exp(logs)
         total = p.sum(0)
         p /= total
@@ -149,12 +150,12 @@ class Softmax(Distribution):
 
         def backward(slope: Array, entropy_slope: float) -> tuple[Array, list[Array]]:
             onward = p * -slope
-            onward[chosen] += slope
+            onward.reshape(-1)[chosen] += slope
             if entropy_slope:
                 onward -= entropy_slope * p * (logs + entropy())
             return onward.T, []
 
-        return Scored(logs[chosen], entropy, backward)
+        return Scored(logs.take(chosen), entropy, backward)
 
 
 class Factorised(Distribution):

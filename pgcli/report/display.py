@@ -100,7 +100,10 @@ class PlainDisplay(Display):
 
 
 class LiveDisplay(Display):
-    """Draws on stderr, in at most 1 % of the run time. A closed terminal does not stop the run."""
+    """Draws on stderr, in at most 1 % of the run time.
+
+    A closed terminal does not stop the run.
+    """
 
     def __init__(self, view: View) -> None:
         from rich.console import Console
@@ -280,7 +283,7 @@ def _panel(run: RunProgress, width: int, bars: str, closed: bool) -> Table:
     algorithm = config.algorithm
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True, min_width=LABEL_WIDTH)
-    grid.add_column(no_wrap=True, overflow="ellipsis")
+    grid.add_column(overflow="fold")  # a narrow terminal shows all, on more lines
     title = Text(config.name, style="bold")
     parts = [config.env.id, algorithm.returns, f"baseline {algorithm.baseline}"]
     if algorithm.objective != "policy_gradient":
@@ -350,7 +353,10 @@ def _rows(runs: Sequence[RunProgress], width: int, bars: str) -> Table:
 
 
 class ComparisonView:
-    """The variants of a comparison, a row each. `labels`: variant of each run; `reused`: existing runs."""
+    """The variants of a comparison, a row each.
+
+    `labels`: variant of each run; `reused`: existing runs.
+    """
 
     def __init__(self, labels: Sequence[str], reused: int) -> None:
         self.labels, self.reused = list(labels), reused

@@ -127,11 +127,17 @@ class _Logs:
             yield
         except Exception as error:
             self._logs.pop(name, None)
-            self._notify(f"{name} failed; training continues without it: {type(error).__name__}: {error}")
+            what = f"{type(error).__name__}: {error}"
+            if isinstance(error, OSError) and error.filename:
+                what = f"{error.filename}: {error.strerror}"
+            self._notify(f"{name} failed; training continues without it: {what}")
 
 
 def past_entries(path: Path, iteration: int) -> Iterator[LogEntry]:
-    """Yield the table rows before `iteration`; an evaluation precedes the iteration of its number."""
+    """Yield the table rows before `iteration`.
+
+    An evaluation precedes the iteration of its number.
+    """
     entries: dict[tuple[int, bool], dict[str, float]] = {}  # by iteration, and whether they are of its end
     steps: dict[tuple[int, bool], int] = {}
     for name, prefix in _PREFIXES.items():

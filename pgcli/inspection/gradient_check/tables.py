@@ -18,9 +18,9 @@ def check_text(result: dict[str, Any], terminal: bool) -> str:
     """Write a check for people: with colours on a terminal, plain in a pipe."""
     styles = COLOURS if terminal else None
     if "cells" in result:
-        cells = [("returns", "baseline", "objective", "bias", "cosine", "verdict")]
+        cells = [("returns", "baseline", "objective", "ratios", "bias", "cosine", "verdict")]
         cells += (
-            (cell["returns"], cell["baseline"], cell["objective"], *_range(cell["problems"]), cell["verdict"])
+            (*(cell[key] for key in cells[0][:4]), *_range(cell["problems"]), cell["verdict"])
             for cell in result["cells"]
         )
         refused = f"{result['refused']} more cells are rejected by the rules of a config."
