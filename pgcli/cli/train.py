@@ -70,7 +70,10 @@ def train(
 
 
 def train_all(requests: Sequence[Request], jobs: int, quiet: bool) -> None:
-    """Train `jobs` runs at a time, print their directories, and exit with the code of the first failure."""
+    """Train `jobs` runs at a time and print their directories.
+
+    Exit with the code of the first failure.
+    """
     from contextlib import closing
 
     from pgcli.errors import typed

@@ -28,12 +28,14 @@ from pgcli.runs.tables import (
     header_of,
     lengths_before,
     more_of,
+    optional_metrics,
     read_header,
     read_table,
     rows_of,
     set_columns,
     tables_of,
 )
+from pgcli.system.packages import versions
 
 _FOLDERS = ("checkpoints", "crash", "tensorboard", "wandb")  # that a run writes
 
@@ -130,7 +132,8 @@ class RunDirectory:
 
     def _open_tables(self, config: Config, info: Sequence[str]) -> None:
         """Open the tables for appending, with a column for each name in `info`."""
-        self._config, self._more = config, more_columns(info, stops=config.evaluation.stops)
+        metrics = optional_metrics(config)
+        self._config, self._more = config, more_columns(info, stops=config.evaluation.stops, metrics=metrics)
         for name in tables_of(config):
             file, header = f"{name}.csv", header_of(name, self._more.get(name, ()))
             if read_header(self.path / file) not in ([], header):
@@ -186,6 +189,16 @@ class RunDirectory:
         with closing(self._folder.subfolder("crash")) as folder:
             folder.write(f"{name}.py", program.encode())
         return self.path / "crash" / f"{name}.py"
+
+    def record_user_code(self, digests: dict[str, str]) -> list[str]:
+        """Record the digests of the user's files in run.json; return the files that changed since the last start."""
+        run = read_information(self.path)
+        before = run.get("user_code") or {}
+        if before == digests:
+            return []
+        self._folder.check()
+        self._folder.write_json("run.json", run | {"user_code": digests})
+        return [file for file, digest in digests.items() if before.get(file, digest) != digest]
 
     def mark_inexact(self) -> None:
         """Record in run.json that the run differs from an uninterrupted run."""
@@ -370,20 +383,6 @@ def _circumstances(config: Config, command: list[str], reward_threshold: float |
             "processor": platform.machine(),
             "cores": os.cpu_count(),
         },
-    }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of packages that affect results."""
-    import gymnasium
-    import numpy
-    import torch
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "gymnasium": gymnasium.__version__,
-        "numpy": numpy.__version__,
     }
 
 

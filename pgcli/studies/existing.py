@@ -11,8 +11,8 @@ from pgcli.config import Config
 from pgcli.config.names import as_text
 from pgcli.config.schema import DEFAULT_ITERATIONS
 from pgcli.errors import UsageError, typed
-from pgcli.experiment.resume import stored_config
 from pgcli.report.curves import find_runs
+from pgcli.runs.information import stored_config
 from pgcli.runs.tables import read_header
 from pgcli.studies.summaries import RunSummary
 from pgcli.studies.variants import (
