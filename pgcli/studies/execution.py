@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from pgcli.errors import (
 )
 from pgcli.records import COLUMNS, EVALUATIONS
 from pgcli.runs.information import read_status
+from pgcli.studies.suite import Suite
 from pgcli.studies.variants import Comparison, check_different
 
 if TYPE_CHECKING:
@@ -54,6 +55,22 @@ def run_comparison(
         return None, failures
     result = write_report(comparison, threshold, command, column)
     return result, [one for one in failures if one.exit_code != Diverged.exit_code]  # a diverged run is a result
+
+
+def run_suite(
+    suite: Suite, plans: Mapping[str, Comparison], folder: Path, jobs: int, quiet: bool, command: list[str], y: str
+) -> tuple[dict[str, Any] | None, list[Failure]]:
+    """Run the comparison of each environment and write the report of the suite; returns as `run_comparison`."""
+    results, failures = {}, []
+    for name, comparison in plans.items():
+        result, failed = run_comparison(comparison, jobs, quiet, None, command, y)
+        failures += failed
+        if result is None:
+            return None, failures
+        results[name] = result
+    from pgcli.studies.suite_report import write_suite  # imports numpy
+
+    return write_suite(folder, suite.name, results, suite.scores, command), failures
 
 
 def compared_column(y: str, configs: Sequence[Config], names: Collection[str]) -> str:
