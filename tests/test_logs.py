@@ -22,8 +22,8 @@ from pgcli.config import load_config
 from pgcli.errors import Interrupted, UsageError
 from pgcli.experiment.recorder import Context
 from pgcli.experiment.run import Request, check_request, run_experiment
-from pgcli.records import Iteration, Notice, Record
-from pgcli.report.logs import LogEntry, logged
+from pgcli.records import Iteration, LogEntry, Notice, Record
+from pgcli.report.logs import logged
 from pgcli.report.tensorboard import TensorBoard
 from pgcli.system.packages import install_command
 

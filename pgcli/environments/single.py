@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from pgcli.config.choices import VectorForm
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.checks import check_environment
 from pgcli.environments.construction import build
@@ -57,6 +58,8 @@ def uses_fresh_instances(config: EnvConfig) -> bool:
 class SingleEnvironments:
     """Single environments, stepped one after another. Columns whose episodes ended are not stepped."""
 
+    form: VectorForm = "sync"
+
     def __init__(self, config: EnvConfig, num_envs: int) -> None:
         self._config = config
         self._checked, self._fresh = check_environment(config), uses_fresh_instances(config)
@@ -91,11 +94,11 @@ class SingleEnvironments:
     def restart(self, columns: Sequence[int], seeds: Sequence[int]) -> Array:
         """Start an episode in some columns, each with its own seed; return all observations, [N, …]."""
         obs, self._seeds = self._obs.copy(), list(self._seeds)
-        for column, seed in zip(columns, seeds, strict=True):
+        for column in columns:
             if self._fresh:
                 self._close(column)
                 self._envs[column] = make_environment(self._config)
-            self._seeds[column], self._starts[column] = self._checked.seed(seed), len(self._history)
+            self._seeds[column], self._starts[column] = self._checked.seed(seeds[column]), len(self._history)
             self._start(column, obs)
         self._check_observations("reset", obs, np.isin(np.arange(len(obs)), columns))
         self._obs = obs

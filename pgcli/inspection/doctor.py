@@ -22,8 +22,7 @@ from pgcli.environments.masks import MaskColumns, draw
 from pgcli.environments.outputs import Step
 from pgcli.environments.registry import reward_threshold, spec
 from pgcli.environments.single import SingleEnvironments, make_environment, uses_fresh_instances
-from pgcli.environments.vector import VectorEnvironments
-from pgcli.environments.vector_trial import vector_form_notice
+from pgcli.environments.vector.native_trial import vector_form_notice
 from pgcli.errors import EnvironmentFailure
 from pgcli.experiment.build import build_learner, columns_of, environments_of
 from pgcli.policies.observations import ImagePart, Layout
@@ -86,7 +85,9 @@ class _CollectionTimeout(Exception):
 
 
 def diagnose(config: Config) -> dict[str, Any]:
-    """Measure a config and its environment; return the object that `pgcli doctor --json` prints. Writes nothing.
+    """Measure a config and its environment.
+
+    Return the object that `pgcli doctor --json` prints. Writes nothing.
 
     Raises: EnvironmentFailure, UsageError.
     """
@@ -98,7 +99,7 @@ def diagnose(config: Config) -> dict[str, Any]:
     with closing(ChunkExecutor(EnvironmentCache(environments_of(config)))) as executor:
         learner = build_learner(config, executor.environments)
         widest = len(chunk_ranges(config.env, columns_of(config))[0])
-        native = isinstance(executor.environments.of_width(widest), VectorEnvironments)
+        form = executor.environments.of_width(widest).form
         repeats = _measure_repeatability(config.env)
         steps_per_second, reuses_buffer = _measure_speed(config.env)
         cost = _measure_iteration(config, executor, learner)
@@ -123,7 +124,7 @@ def diagnose(config: Config) -> dict[str, Any]:
         "time_limit": checked.time_limit,
         "reward_threshold": reward_threshold(config.evaluation_env),
         "registered_threshold": spec(config.env).reward_threshold,
-        "vectorization": "native" if native else "sync",
+        "vectorization": form,
         "num_envs": config.env.num_envs,
         "rebuild": uses_fresh_instances(config.env),
         "policy_parameters": sum(sizes.values()),
@@ -176,7 +177,10 @@ def _measure_repeatability(config: EnvConfig) -> Repeatability:
 
 
 def _vanishes_in_float32(numbers: Array) -> bool:
-    """Return whether float32 changes a column of [N, size] by more than a tenth of its standard deviation."""
+    """Return whether float32 changes a column of [N, size] noticeably.
+
+    That is by more than a tenth of its standard deviation.
+    """
     spread, error = numbers.std(0), np.abs(numbers.astype(np.float32) - numbers).max(0)
     return bool(((spread > 0) & (error > spread / 10)).any())
 
@@ -394,7 +398,10 @@ def _cost_findings(config: Config, estimate: dict[str, Any]) -> Iterator[Finding
 
 
 def _describe_space(name: str, space: spaces.Space[Any]) -> dict[str, Any]:
-    """Return kind, shape, type and extreme bounds of a space; None for infinite bounds."""
+    """Return kind, shape, type and extreme bounds of a space.
+
+    None for infinite bounds.
+    """
     known: dict[str, Any] = {"name": name, "kind": type(space).__name__, "shape": list(space.shape or ())}
     match space:
         case spaces.Box():
@@ -421,7 +428,7 @@ def diagnosis_text(result: dict[str, Any]) -> str:
     batch += f" of {result['episodes_per_iteration']:,} episodes" if result["episodes_per_iteration"] else ""
     updates = f"{optimizer:,} optimizer step{'s' if optimizer > 1 else ''}"
     updates += "" if minibatch is None else f" of {minibatch:,}"
-    how = "vectorized" if result["vectorization"] == "native" else "in sequence"
+    how = "in sequence" if result["vectorization"] == "sync" else "vectorized"
     evaluating, written = _seconds(result["evaluate_seconds"]), _bytes(result["run_bytes"])
     rows = [
         *(("observes", _line(leaf)) for leaf in result["observation"]),

@@ -1,4 +1,4 @@
-"""Verify a run for `pgcli verify`: check its files for consistency, and recompute iterations byte for byte."""
+"""`pgcli verify`: check a run's files for consistency, and recompute iterations byte for byte."""
 
 from __future__ import annotations
 
@@ -347,7 +347,8 @@ def _agree(gradients: Table) -> NDArray[np.bool_]:
 
 def _is_plain(config: Config) -> bool:
     """Return whether an update is one step along the gradient of the policy objective."""
-    algorithm, shared = config.algorithm, config.has_value and config.value.shared_trunk
+    algorithm = config.algorithm
+    shared = config.has_value and (config.value.shared_trunk or config.optimizer.clip_gradients == "together")
     one_step = algorithm.update_epochs == algorithm.num_minibatches == 1
     return one_step and algorithm.entropy_coef == algorithm.kl_coef == 0 and not shared
 

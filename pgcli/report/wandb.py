@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from pgcli.config import Config, to_data
-from pgcli.report.logs import LogEntry
+from pgcli.records import LogEntry
 from pgcli.runs.files import own_folder
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pgcli.config.schema import Config, EnvConfig
 from pgcli.environments.make import make_environments
-from pgcli.environments.vector import VectorEnvironments
+from pgcli.environments.vector.native import VectorEnvironments
 from pgcli.errors import CheckpointError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.observations import Layout
@@ -34,7 +34,7 @@ from pgcli.sampling.rollout import (
     named,
     to_trajectories,
 )
-from pgcli.seeding import Purpose, Seeds, derived_seed, generator
+from pgcli.seeding import DerivedSeeds, Purpose, derived_seed, generator
 from pgcli.system.process_state import restore_modes
 from pgcli.system.processes import Check
 
@@ -258,11 +258,8 @@ class _LiveColumns:
         if isinstance(envs, VectorEnvironments):
             envs.seed(native_seed(config, iteration, chunk.start))
         acting = ActingState(actor, random, len(chunk), memory=state.memory)
-        episode, obs, running = state.episode.copy(), state.obs, ~state.over
+        columns, episode, obs, running = np.array(chunk), state.episode.copy(), state.obs, ~state.over
         rows, waiting, names, infos = [], bool(state.over.any()), config.info_names, dict[int, Array]()
-
-        def seed_of(column: int) -> int:
-            return segment_seed(config, chunk[column], int(episode[column]))
 
         for t in range(config.rollout.steps or 0):
             check()
@@ -273,8 +270,9 @@ class _LiveColumns:
                 over &= running
                 episode += ~running
                 acting.memory = np.where(running[:, None], acting.memory, 0)
-                fresh = np.flatnonzero(~running).tolist()
-                next_obs = envs.restart(fresh, Seeds(fresh, seed_of))
+                fresh = np.flatnonzero(~running)
+                seeds = DerivedSeeds(config.seed, Purpose.RESET, columns, episode.copy())
+                next_obs = envs.restart(fresh.tolist(), seeds)
             restore_modes()
             rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))
             obs, running, waiting = next_obs, ~over, bool(over.any())
