@@ -20,7 +20,7 @@ from pgcli.experiment.recorder import Context, Outcome
 from pgcli.experiment.run import Failure, Request, Result, failure_of, run_experiment
 from pgcli.records import Record
 from pgcli.system.leaving import leave
-from pgcli.system.processes import ignore_interrupts, process_context, start_process
+from pgcli.system.processes import ignore_interrupts, interruptible, process_context, start_process
 from pgcli.system.signals import StopOnSignal
 
 __all__ = ["Failure", "Outcome", "run_all"]
@@ -63,7 +63,8 @@ def _numbered(watch: Watch, number: int, record: Record) -> None:
 def _run_in_processes(
     requests: Sequence[Request], jobs: int, watch: Watch, logs: Logs, stop: StopOnSignal
 ) -> list[Result]:
-    context = process_context()
+    with interruptible():
+        context = process_context()
     waiting = list(enumerate(requests))
     running: dict[Connection, tuple[int, BaseProcess]] = {}
     results: dict[int, Result] = {}
@@ -72,7 +73,11 @@ def _run_in_processes(
         while waiting and len(running) < jobs and interruption is None:
             number, request = waiting.pop(0)
             here, there = context.Pipe(duplex=False)
-            process = start_process(context, _child, (request, there, logs))
+            try:
+                with interruptible():
+                    process = start_process(context, _child, (request, there, logs))
+            except Interrupted:  # `stop.check` raises it again
+                break
             there.close()
             running[here] = (number, process)
         for connection in wait(list(running), POLL_SECONDS):
