@@ -215,7 +215,10 @@ def _views(shared: Tensor, like: list[NDArray[Any]]) -> list[NDArray[Any]]:
 
 
 def _send(connection: Connection, value: object) -> None:
-    """Send an object without waiting for its receiver. Raises: ConnectionError; EnvironmentFailure without memory."""
+    """Send an object without waiting for its receiver.
+
+    Raises: ConnectionError; EnvironmentFailure without memory.
+    """
     if not hasattr(os, "memfd_create"):  # not on Linux: a large object waits for its receiver
         file = io.BytesIO()
         Pickler(file, 5).dump(value)
