@@ -1,4 +1,7 @@
-"""N environments stepped together: in numpy, in the environment's own vector form, or one after the other."""
+"""N environments stepped together.
+
+They are stepped in numpy, in the environment's own vector form, or one after the other.
+"""
 
 from __future__ import annotations
 

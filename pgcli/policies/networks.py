@@ -61,7 +61,10 @@ def mlp(
 
 
 def is_plain(network: nn.Sequential) -> bool:
-    """Return whether a network consists of Linear layers and activations, as the adapters of users and ONNX need."""
+    """Return whether a network consists of Linear layers and activations.
+
+    The adapters of users and ONNX need that.
+    """
     return all(isinstance(module, nn.Linear) or type(module) in ACTIVATION_OF for module in network)
 
 

@@ -249,7 +249,10 @@ def opened(folder: Path | Folder) -> Iterator[Folder]:
 
 
 def own_folder(path: Path, name: str) -> Path:
-    """Return a subfolder of a run for other libraries to write in; create it if missing. Raises: NotRegular."""
+    """Return a subfolder of a run for other libraries to write in; create it if missing.
+
+    Raises: NotRegular.
+    """
     with opened(path) as run:
         run.subfolder(name).close()
     return path / name

@@ -33,7 +33,10 @@ def install_command(extra: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed packages that affect results. Imports none of them."""
+    """Return the versions of Python and of the installed packages that affect results.
+
+    Imports none of them.
+    """
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):
