@@ -24,6 +24,7 @@ class Metric:
         label, unit: for the axis of a plot; the label defaults to the name.
         brief: the format in a display.
         text: the values are words.
+        optional: the column is only in the tables of runs whose config gives it a value.
         logarithmic: the values span powers of ten.
     """
 
@@ -32,6 +33,7 @@ class Metric:
     unit: str = ""
     brief: str = ""
     text: bool = False
+    optional: bool = False
     logarithmic: bool = False
 
 
@@ -116,12 +118,20 @@ class Update:
     grad_norm: Annotated[Number, Metric("before clipping", "gradient norm", brief="gradient norm {:.3g}")] = None
     learning_rate: Annotated[Number, Metric("of the policy")] = None
     update_epochs: Annotated[int | None, Metric("target_kl may cut the last one short")] = None
-    clip_range: Annotated[Number, Metric("ε of the clipped objective")] = None
+    clip_range: Annotated[Number, Metric("ε of the clipped objective; the lower one of two")] = None
     entropy_coef: Annotated[Number, Metric("weight of the entropy bonus")] = None
     zero_variance_groups: Annotated[int | None, Metric("groups whose returns are all equal")] = None
     return_scale: Annotated[Number, Metric("divisor of the rewards")] = None
     action_standard_deviation: Annotated[Number, Metric("σ, mean over the entries of an action")] = None
     action_clip_fraction: Annotated[Number, Metric("of the entries of the actions")] = None
+    kl_coef: Annotated[Number, Metric("weight of the KL penalty, where it adapts", optional=True)] = None
+    step_kl: Annotated[
+        Number, Metric("KL(π_old‖π) of a natural gradient step", "KL of the step", "nats", "KL {:.2g}", optional=True)
+    ] = None
+    backtracks: Annotated[int | None, Metric("times that the line search made the step shorter", optional=True)] = None
+    rejected_steps: Annotated[
+        int | None, Metric("steps not taken: the line search failed, or F is singular", optional=True)
+    ] = None
     gradients: Sequence[GradientEstimate] = ()  # the config's own first; empty unless they were measured
 
     def __or__(self, other: Update) -> Update:
@@ -205,7 +215,7 @@ def _metrics(kind: type, of: Callable[[R], object], prefix: str = "", names: Seq
     def value(name: str) -> Callable[[R], Any]:
         return lambda record: getattr(of(record), name, None)
 
-    for name in names or metrics:
+    for name in names or (name for name, metric in metrics.items() if not metric.optional):
         yield Column(f"{prefix}{name}", value(name), metrics[name])
 
 
@@ -270,7 +280,16 @@ STOPPED_BY: Column[Evaluation] = Column(
     lambda it: it.stopped_by or None,
     Metric("goal or patience: the rule that stopped the run before this evaluation on new episodes", text=True),
 )
-COLUMNS = {column.name: column for table in (*TABLES.values(), (STOPPED_BY,)) for column in table}
+
+
+def _update(iteration: Iteration) -> Update:
+    return iteration.update
+
+
+_UPDATE = get_type_hints(Update, include_extras=True).items()
+_OPTIONAL = [name for name, hint in _UPDATE if get_origin(hint) is Annotated and hint.__metadata__[0].optional]
+OPTIONAL = dict(zip(_OPTIONAL, _metrics(Update, _update, names=_OPTIONAL), strict=True))  # of metrics.csv
+COLUMNS = {column.name: column for table in (*TABLES.values(), (STOPPED_BY,), OPTIONAL.values()) for column in table}
 _INFO: dict[str, Callable[[Any], Mapping[str, float]]] = {  # by table, from its records
     "metrics": lambda it: it.info,
     "evaluations": lambda it: it.info,
@@ -279,20 +298,25 @@ _INFO: dict[str, Callable[[Any], Mapping[str, float]]] = {  # by table, from its
 
 
 def columns(table: str, more: Sequence[str] = ()) -> tuple[Column[Any], ...]:
-    """Return the columns of a table, then `more`: `stopped_by`, or names from info."""
-    return (*TABLES[table], *(STOPPED_BY if name == STOPPED_BY.name else _info(table, name) for name in more))
+    """Return the columns of a table, then `more`: optional ones, or names from info."""
+    return (*TABLES[table], *(_additional(table, name) for name in more))
 
 
-def _info(table: str, name: str) -> Column[Any]:
+def _additional(table: str, name: str) -> Column[Any]:
+    if name == STOPPED_BY.name:
+        return STOPPED_BY
+    if table == "metrics" and name in OPTIONAL:
+        return OPTIONAL[name]
     return Column(name, lambda record: _INFO[table](record).get(name), Metric("reported by the environment"))
 
 
-def more_columns(info: Sequence[str], *, stops: bool) -> dict[str, list[str]]:
+def more_columns(info: Sequence[str], *, stops: bool, metrics: Sequence[str] = ()) -> dict[str, list[str]]:
     """Return the additional columns of a run, by table.
 
-    Args: info: names reported by the environment. stops: the run has a stopping rule.
+    Args: info: names reported by the environment. stops: the run has a stopping rule. metrics: of `OPTIONAL`.
     """
-    return {table: [*([STOPPED_BY.name] if stops and table == "evaluations" else []), *info] for table in _INFO}
+    own: dict[str, Sequence[str]] = {"evaluations": [STOPPED_BY.name] if stops else [], "metrics": metrics}
+    return {table: [*own.get(table, ()), *info] for table in _INFO}
 
 
 def axis(name: str) -> str:

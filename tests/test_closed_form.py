@@ -37,6 +37,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "self_normalize": True,
     },
     "clip": {"objective": "clip", "clip_range": 0.1},
+    "clip, two ranges": {"objective": "clip", "clip_range": [0.05, 0.3]},
+    "clip, adaptive KL penalty": {"objective": "clip", "kl_coef": {"target": 0.01}},
     "clip, KL penalty, entropy": {"objective": "clip", "kl_coef": 0.4, "entropy_coef": 0.3},
 }
 
@@ -122,6 +124,17 @@ def test_the_value_functions_gradient_equals_autograds(clip_range: float | None,
     batch = batch_of(agent, obs)
     for of in ("joint",) if shared else ("policy", "value"):
         assert_same(agent, batch, of)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_gradient_of_two_networks_that_are_clipped_together_equals_autograds(space: str) -> None:
+    agent = agent_of(
+        SPACES[space],
+        algorithm={"baseline": "value", "value_coef": 0.7, **OBJECTIVES["clip, two ranges"]},
+        optimizer={"clip_gradients": "together", "max_grad_norm": 0.5},
+    )
+    draw = torch.Generator().manual_seed(1)
+    assert_same(agent, batch_of(agent, torch.randn(M, 3, dtype=torch.float64, generator=draw)), "joint")
 
 
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.3])

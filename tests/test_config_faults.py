@@ -653,7 +653,7 @@ def test_any_override_is_applied_or_rejected_with_a_hint(overrides: list[str]) -
         ("training: {device: cpuu}", "did you mean `cpu`?"),
         ("evaluation: {mode: deterministic}", "did you mean `greedy`?"),
         ("algorithm: {objective: PPO}", "did you mean `clip`?"),
-        ("optimizer: {name: gpu}", "Optimizer; "),
+        ("optimizer: {name: gpu}", "Optimizer. "),
     ],
 )
 def test_other_libraries_names_for_a_choice_get_a_suggestion(text: str, hint: str) -> None:

@@ -43,6 +43,7 @@ from pgcli.algorithm.policy_gradient import PolicyGradient, estimate_gradient
 from pgcli.estimators.baselines import optimal_baseline
 from pgcli.estimators.objectives import (
     clip_loss,
+    clip_slope,
     explained_variance,
     importance_sampling_loss,
     kl_estimates,
@@ -499,6 +500,19 @@ def test_the_clip_zeroes_gradients_only_beyond_the_range_in_the_advantages_direc
     assert torch.equal(gradient == 0, silent)
     assert 0 < silent.sum() < len(ratios)
     np.testing.assert_allclose(gradient[~silent], -advantage * ratios[~silent], rtol=1e-15)
+
+
+@pytest.mark.parametrize("advantage", [2.0, -2.0])
+def test_two_clip_ranges_bound_each_direction_by_its_own(advantage: float) -> None:
+    """Clip-higher (Yu et al. 2025): -min(ρA, clip(ρ, 0.9, 1.5) A)."""
+    one = torch.ones(1, dtype=torch.float64)
+    losses = [clip_loss(x[None], advantage * one, one, 0.1, 0.5).item() for x in LOG_RATIOS]
+    expected = [-min(math.exp(x) * advantage, min(max(math.exp(x), 0.9), 1.5) * advantage) for x in LOG_RATIOS.tolist()]
+    assert losses == pytest.approx(expected, rel=1e-15)
+    ratios = LOG_RATIOS.exp().numpy()
+    slopes = clip_slope(LOG_RATIOS.numpy(), np.full(241, advantage), np.ones(241), 0.1, 0.5)
+    silent = ratios > 1.5 if advantage > 0 else ratios < 0.9
+    np.testing.assert_allclose(slopes, np.where(silent, 0, -advantage * ratios), rtol=1e-15)
 
 
 @pytest.mark.parametrize("advantage", [2.0, 0.0, -2.0])

@@ -392,6 +392,82 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
         )
         for key, value in (("learning_rate", "0.1"), ("update_epochs", "3"), ("hidden_sizes", "[8]"))
     ),
+    *(
+        (
+            ("algorithm.baseline=value", "optimizer={clip_gradients: together, max_grad_norm: 1}", f"value.{key}=3"),
+            f"optimizer.clip_gradients value.{key}",
+            "together with the policy",
+            f"remove {key}",
+            (f"value.{key}=null",),
+        )
+        for key in ("learning_rate", "update_epochs")
+    ),
+    *(
+        (
+            ("optimizer.name=natural", f"algorithm.objective={objective}"),
+            "optimizer.name objective",
+            "starts from the policy that acted",
+            "objective: policy_gradient",
+            (fix,),
+        )
+        for objective in ("clip", "importance_sampling")
+        for fix in ("algorithm.objective=policy_gradient", "optimizer.name=adam")
+    ),
+    (
+        ("optimizer.name=natural", "algorithm.baseline=value", "value.shared_trunk=true"),
+        "optimizer.name value.shared_trunk",
+        "cannot train a trunk",
+        "remove shared_trunk",
+        ("value={shared_trunk: false, learning_rate: 0.001}",),
+    ),
+    (
+        (
+            *("algorithm.baseline=value", "value.learning_rate=null"),
+            "optimizer={name: natural, clip_gradients: per_network}",
+        ),
+        "optimizer.name value.learning_rate",
+        "does not suit adam",
+        "learning_rate: 0.001",
+        ("value.learning_rate=0.001",),
+    ),
+    (
+        ("optimizer={name: natural, line_search: true}",),
+        "optimizer.line_search optimizer.max_kl",
+        "at most max_kl",
+        "max_kl: 0.01",
+        ("optimizer.max_kl=0.01",),
+    ),
+    (
+        (
+            "optimizer={name: natural, max_kl: 0.01, line_search: true}",
+            "algorithm={estimator: my.py:f, baseline: mean}",
+        ),
+        "optimizer.line_search estimator",
+        "own estimator",
+        "remove line_search",
+        ("optimizer.line_search=false",),
+    ),
+    (
+        ("policy.log_std_bounds=[1, -1]",),
+        "policy.log_std_bounds",
+        "lower bound comes first",
+        "exchange",
+        ("policy.log_std_bounds=[-1, 1]",),
+    ),
+    (
+        ("optimizer={name: natural, max_kl: 0.01, learning_rate: 0.1}",),
+        "optimizer.learning_rate",
+        "no effect with `optimizer.name: natural` and `optimizer.max_kl: 0.01`",
+        "max_kl: null",
+        ("optimizer.max_kl=null",),
+    ),
+    (
+        ("optimizer={clip_gradients: together, max_grad_norm: 1}",),
+        "optimizer.clip_gradients",
+        "no effect with `algorithm.baseline: mean`",
+        "baseline: value",
+        ("algorithm.baseline=value",),
+    ),
 ]
 
 

@@ -18,6 +18,8 @@ from pgcli.policies.recurrent import Sequences
 from pgcli.policies.trajectory_outputs import valid_steps
 from pgcli.records import Update
 
+ROUNDING = 1e-6  # relative error of an advantage in float32, with a margin
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -45,6 +47,7 @@ class Batch:
     sequences: Sequences | None  # for a recurrent policy: the sequences of consecutive steps
     trajectories: Trajectories  # source of the steps
     share: float = 1.0
+    standardize: bool = False  # minibatches standardize their advantages
 
     def __len__(self) -> int:
         return self.advantages.shape[0]
@@ -74,9 +77,11 @@ class Batch:
     def _tensors(self) -> dict[str, Tensor]:
         return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
 
-    def _part(self, parts: int, sequences: Sequences | None, tensors: dict[str, Tensor]) -> Batch:
+    def _part(self, parts: int, sequences: Sequences | None, tensors: dict[str, Any]) -> Batch:
         tensors["weights"] = tensors["weights"] * (self.parts / parts)
         share = tensors["weights"].shape[0] / self.advantages.shape[0] * self.share
+        if self.standardize:
+            tensors["advantages"] = standardized(tensors["advantages"], ROUNDING * float(self.advantages.abs().max()))
         return Batch(
             **tensors, on_policy=self.on_policy, sequences=sequences, trajectories=self.trajectories, share=share
         )
@@ -106,7 +111,7 @@ def flatten(
         return x.flatten(0, 1).index_select(0, rows)
 
     advantages = taken(advantages)
-    if algorithm.standardize == "batch":
+    if algorithm.standardize in ("batch", "minibatch"):  # a minibatch standardizes them again: it undoes this
         advantages = standardized(advantages, floor)
     weights = taken(step_weights(mask, algorithm.average))
     if algorithm.discount_weighting:
@@ -126,6 +131,7 @@ def flatten(
         on_policy=behavior is None,
         sequences=sequences,
         trajectories=trajectories,
+        standardize=algorithm.standardize == "minibatch",
     )
     spread, clipped = policy.distribution.action_statistics(actions)
     return batch.to(policy.device), Update(

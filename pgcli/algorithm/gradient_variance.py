@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pgcli.algorithm.batch import Batch, Estimate
 from pgcli.algorithm.gradients import make_gradient
-from pgcli.algorithm.losses import Losses
 from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.estimators.trajectories import Trajectories, from_steps
 from pgcli.policies.trajectory_outputs import trajectory_gradients, trajectory_log_probs, valid_steps
@@ -87,7 +86,7 @@ def with_estimator(agent: PolicyGradient, name: str) -> PolicyGradient:
     other = copy(agent)
     other.config = agent.config.with_estimator(name)
     other.value = agent.value if other.config.has_value else None
-    other.losses = Losses(other.config.algorithm, other.config.value.clip_range)
+    other.losses = replace(agent.losses, algorithm=other.config.algorithm)
     other.gradient = make_gradient(other.config, other.policy, other.value, other.losses)
     return other
 
@@ -120,7 +119,7 @@ def _influence(agent: PolicyGradient, batch: Batch, column: Tensor, log_ratios: 
         return torch.zeros(batch.trajectories.mask.shape[1], dtype=torch.float64).index_add_(0, column, x.double())
 
     influence = summed(torch.zeros_like(batch.advantages))
-    if algorithm.standardize == "batch":
+    if algorithm.standardize in ("batch", "minibatch"):  # the batch is one minibatch here
         squares = batch.advantages.double().square()
         influence = influence + summed(squares - squares.mean()) / (2 * len(batch))
     if algorithm.objective == "importance_sampling" and algorithm.self_normalize:

@@ -38,8 +38,8 @@ class PolicyGradient:
         self, policy: Policy, value: ValueFunction | None, config: Config, user_estimator: UserEstimator | None = None
     ) -> None:
         self.config, self.policy, self.value, self.user_estimator = config, policy, value, user_estimator
-        self.parts = parts_of(config, policy, value)  # each with its own optimizer
         self.losses = Losses(config.algorithm, config.value.clip_range)
+        self.parts = parts_of(config, policy, value, self.losses)  # each with its own optimizer
 
     @cached_property
     def gradient(self) -> Gradient:
@@ -87,8 +87,7 @@ class PolicyGradient:
             case "optimal":
                 return optimal_baseline(returns[0], squared_score_norms(self.policy, trajectories)).expand_as(returns)
             case "group":
-                leave_one_out = algorithm.group_mean == "leave_one_out"
-                return group_baseline(returns, peers, self.config.group_size, leave_one_out)
+                return group_baseline(returns, peers, self.config.group_size, algorithm.group_mean == "leave_one_out")
             case "value":
                 return values[:1] if total else values[:-1]
             case _:
@@ -124,12 +123,13 @@ class PolicyGradient:
             norms.append(clip_grad_norm_(gradient, optimizer.max_grad_norm))
             if epoch == part.epochs - 1 or part.target_kl is not None:
                 means.add(epoch, terms() | {"grad_norm": norms[-1]}, minibatch.share)
-            part.optimizer.step(gradient, rate)
+            step = part.optimizer.step(gradient, rate, minibatch, progress)
         found = means.read()
         check_terms(found, norms)
         if part.name == "value":
             return Update(value_loss=found["value_loss"])
-        return self.losses.describe(found, means.epoch + 1, len(batch), rate, progress)
+        self.losses.adapt_kl_coef(found.get("approx_kl"))
+        return self.losses.describe(found, means.epoch + 1, len(batch), rate, progress) | step
 
 
 def estimate_gradient(agent: PolicyGradient, trajectories: Trajectories) -> tuple[list[Tensor], Terms]:

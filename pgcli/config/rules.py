@@ -172,6 +172,7 @@ _GYMNASIUM = "pgcli sets this argument itself"
 _NOT_SAVED = "checkpoints do not contain its running statistics, and"
 _NORMALIZE_RETURNS = "use `value.normalize_returns: true`"
 _FILM = "remove it, and film with `pgcli eval RUN_DIR --video FILE.gif`"
+_NO_MAX_KL: dict[str, Value | Not | Condition] = {"optimizer.max_kl": None}
 _FUNCTION = ("it needs a function, which YAML cannot express", "write your own wrapper, and name it as `module:Class`")
 
 RULES: tuple[Rule, ...] = (
@@ -309,7 +310,7 @@ RULES: tuple[Rule, ...] = (
             ),
         )
     ),
-    # A value function that is another output of the policy network
+    # A value function that takes its steps together with the policy
     *(
         Rule(
             {"value.shared_trunk": lambda c: c.has_value and c.value.shared_trunk, f"value.{key}": Not(None)},
@@ -317,6 +318,62 @@ RULES: tuple[Rule, ...] = (
             f"remove {key} or shared_trunk",
         )
         for key in ("hidden_sizes", "learning_rate", "update_epochs")
+    ),
+    *(
+        Rule(
+            {
+                "optimizer.clip_gradients": lambda c: c.has_value and c.optimizer.clip_gradients == "together",
+                f"value.{key}": Not(None),
+            },
+            "with one norm for both, the value function is trained together with the policy",
+            f"remove {key} or clip_gradients",
+        )
+        for key in ("learning_rate", "update_epochs")
+    ),
+    # The natural gradient
+    Rule(
+        {"optimizer.name": "natural", "algorithm.objective": Not("policy_gradient")},
+        "a natural gradient step starts from the policy that acted",
+        "use `objective: policy_gradient`, or `name: adam`",
+    ),
+    Rule(
+        {"optimizer.name": "natural", "value.shared_trunk": lambda c: c.has_value and c.value.shared_trunk},
+        "adam trains the value function, and cannot train a trunk that the natural gradient trains",
+        "remove shared_trunk, or use `name: adam`",
+    ),
+    Rule(
+        {
+            "optimizer.name": "natural",
+            "optimizer.clip_gradients": lambda c: c.has_value and c.optimizer.clip_gradients == "together",
+        },
+        "adam trains the value function, so policy and value function take separate steps",
+        "remove clip_gradients, or use `name: adam`",
+    ),
+    Rule(
+        {
+            "optimizer.name": "natural",
+            "value.learning_rate": lambda c: c.has_value and not c.value.shared_trunk and c.value.learning_rate is None,
+        },
+        "adam trains the value function, and a learning rate of the natural gradient does not suit adam",
+        "set `value.learning_rate: 0.001`",
+    ),
+    Rule(
+        {"optimizer.line_search": lambda c: c.optimizer.name == "natural" and c.optimizer.line_search, **_NO_MAX_KL},
+        "the line search keeps the KL of a step at most max_kl",
+        "set `max_kl: 0.01`",
+    ),
+    Rule(
+        {
+            "optimizer.line_search": lambda c: c.optimizer.name == "natural" and c.optimizer.line_search,
+            "algorithm.estimator": Not(None),
+        },
+        "the line search compares the surrogate objective of pgcli's own estimator",
+        "remove line_search",
+    ),
+    Rule(
+        {"policy.log_std_bounds": lambda c: sorted(c.policy.log_std_bounds or []) != (c.policy.log_std_bounds or [])},
+        "the lower bound comes first",
+        "exchange the bounds",
     ),
     # Groups
     Rule(
@@ -458,6 +515,16 @@ def _value_steps(c: Config) -> int:
     return (c.value.update_epochs or c.algorithm.update_epochs) * c.algorithm.num_minibatches
 
 
+def _uses_adam(c: Config) -> bool:
+    """Return whether adam trains the policy or the value function."""
+    return c.optimizer.name == "adam" or (c.optimizer.name == "natural" and c.has_value)
+
+
+def _has_fixed_kl(c: Config) -> bool:
+    """Return whether the KL, not the learning rate, sets the size of the policy's steps."""
+    return c.optimizer.name == "natural" and c.optimizer.max_kl is not None
+
+
 def _has_hidden_layers(c: Config) -> bool:
     own_network = c.has_value and not c.value.shared_trunk
     return bool(c.policy.hidden_sizes or (own_network and c.value.hidden_sizes))
@@ -496,6 +563,12 @@ EFFECTS: tuple[Effect, ...] = (
     ),
     Effect(
         ("policy.initial_standard_deviation",),
+        lambda c: c.policy.distribution not in ("softmax", "bernoulli"),
+        ("policy.distribution",),
+        "`policy.distribution: gaussian`",
+    ),
+    Effect(
+        ("policy.log_std_bounds",),
         lambda c: c.policy.distribution not in ("softmax", "bernoulli"),
         ("policy.distribution",),
         "`policy.distribution: gaussian`",
@@ -575,6 +648,44 @@ EFFECTS: tuple[Effect, ...] = (
         lambda c: c.algorithm.entropy_coef > 0,
         ("algorithm.entropy_coef",),
         "`algorithm.entropy_coef: 0.01`",
+    ),
+    Effect(
+        ("optimizer.clip_gradients",),
+        lambda c: c.has_value and not c.value.shared_trunk,
+        ("algorithm.baseline", "value.shared_trunk"),
+        "`algorithm.baseline: value`",
+    ),
+    Effect(
+        ("optimizer.clip_gradients",),
+        lambda c: c.optimizer.max_grad_norm is not None,
+        ("optimizer.max_grad_norm",),
+        "`optimizer.max_grad_norm: 0.5`",
+    ),
+    Effect(
+        ("optimizer.epsilon",),
+        lambda c: c.optimizer.name == "rmsprop" or _uses_adam(c),
+        ("optimizer.name",),
+        "`optimizer.name: adam`",
+    ),
+    Effect(("optimizer.betas", "optimizer.weight_decay"), _uses_adam, ("optimizer.name",), "`optimizer.name: adam`"),
+    Effect(("optimizer.momentum",), lambda c: c.optimizer.name == "sgd", ("optimizer.name",), "`optimizer.name: sgd`"),
+    Effect(
+        ("optimizer.damping", "optimizer.cg_iterations", "optimizer.max_kl", "optimizer.line_search"),
+        lambda c: c.optimizer.name == "natural",
+        ("optimizer.name",),
+        "`optimizer.name: natural`",
+    ),
+    Effect(
+        ("optimizer.learning_rate",),
+        lambda c: not _has_fixed_kl(c),
+        ("optimizer.name", "optimizer.max_kl"),
+        "`optimizer.max_kl: null`",
+    ),
+    Effect(
+        ("optimizer.schedule", "optimizer.max_grad_norm"),
+        lambda c: not _has_fixed_kl(c) or c.has_value,
+        ("optimizer.name", "optimizer.max_kl"),
+        "`optimizer.max_kl: null`",
     ),
     Effect(
         (

@@ -5,28 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pgcli.config import Config, load_config, to_data
+from pgcli.config import Config, to_data
 from pgcli.config.order import differences
 from pgcli.errors import RunDirectoryError
-from pgcli.runs.directory import is_run
-from pgcli.runs.files import storage
-from pgcli.runs.information import find_run_hint
 
 # Keys that a resumed run may change. HARMLESS: with the same bytes as one long run.
 CHANGEABLE = ("training.", "optimizer.", "evaluation.", "checkpoint.", "sampling.", "diagnostics.")
 BUDGETS = ("training.iterations", "training.env_steps", "training.seconds")
 STOPPING = ("evaluation.stop_at", "evaluation.stop_evaluations", "evaluation.patience")  # and stop_at_return
 HARMLESS = (*BUDGETS, "evaluation.every", *STOPPING, "checkpoint.", "sampling.", "diagnostics.")
-
-
-def stored_config(path: Path) -> Config:
-    """Read the config of the run in `path`. Raises: RunDirectoryError, ConfigError."""
-    with storage(path):
-        exists = (path / "config.yaml").is_file()
-    if not exists:
-        what = "has no config.yaml" if is_run(path) else "not a run directory"
-        raise RunDirectoryError(f"{path}: {what}", find_run_hint(path))
-    return load_config(str(path / "config.yaml"))
 
 
 def changes_of(config: Config, stored: Config, path: Path) -> list[str]:

@@ -22,11 +22,11 @@ from pgcli.config.rules import without_effect
 from pgcli.config.schema import EvaluationConfig, PolicyConfig
 from pgcli.environments.checks import check_environment, check_evaluation
 from pgcli.environments.registry import reward_threshold
-from pgcli.environments.vector_trial import vector_form_notice
+from pgcli.environments.vector.native_trial import vector_form_notice
 from pgcli.errors import PgcliError, RunDirectoryError, UsageError, typed
 from pgcli.experiment.build import build_learner, columns_of, environments_of, released, restore, worker_pool
 from pgcli.experiment.recorder import Context, Outcome, Recorder
-from pgcli.experiment.resume import changes_of, is_exact, stored_config
+from pgcli.experiment.resume import changes_of, is_exact
 from pgcli.records import Notice
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import (
@@ -38,7 +38,7 @@ from pgcli.runs.directory import (
     move_aside,
 )
 from pgcli.runs.files import make_folder, storage
-from pgcli.runs.information import read_status
+from pgcli.runs.information import config_of_run, read_status
 from pgcli.runs.lock import lock
 from pgcli.runs.tables import check_info_names
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
@@ -144,9 +144,10 @@ def _ignored(config: Config, learner: Learner) -> Iterator[str]:
     """Describe the keys without effect in this run that are valid in its config."""
     for one in without_effect(config):
         yield f"{one.message} and is ignored"
-    policy, deviation = learner.policy, config.policy.initial_standard_deviation
-    if policy.distribution.is_discrete and deviation != PolicyConfig().initial_standard_deviation:
-        yield "`policy.initial_standard_deviation` has no effect: the actions are not continuous"
+    policy, default = config.policy, PolicyConfig()
+    for key in ("initial_standard_deviation", "log_std_bounds"):
+        if learner.policy.distribution.is_discrete and getattr(policy, key) != getattr(default, key):
+            yield f"`policy.{key}` has no effect: the actions are not continuous"
     if config.training.compile and isinstance(learner.agent.gradient, ClosedForm):
         yield "`training.compile` has no effect: these networks have closed-form gradients"
 
@@ -174,7 +175,7 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
     config = request.config
     if directory.is_new and request.which == "latest":
         if is_run(path):
-            changes_of(config, stored_config(path), path)
+            changes_of(config, config_of_run(path), path)
         directory.start(config, request.command, reward_threshold(config.evaluation_env))
         return True
     file = find_checkpoint(path, request.which)

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from pgcli.config import Config, flat, load_config, override, to_data
+from pgcli.config import Config, flat, override, to_data
 from pgcli.config.order import differences
 from pgcli.errors import ConfigError, RunDirectoryError, typed
 from pgcli.inspection import findings
 from pgcli.inspection.findings import Array
 from pgcli.report.text import Finding, duration, percent, short, table
 from pgcli.runs.files import open_file
-from pgcli.runs.information import find_run_hint, read_information, read_status
+from pgcli.runs.information import config_of_run, find_run_hint, read_information, read_status
 from pgcli.runs.lock import is_held
 from pgcli.runs.tables import Table, first_difference, read_table
 
@@ -94,14 +94,7 @@ def _open(path: Path) -> tuple[Config, dict[str, Any], str]:
     if not path.is_dir():
         what = "a file, not a run directory" if path.exists() else "no such run directory"
         raise RunDirectoryError(f"{path}: {what}", find_run_hint(path))
-    if not (path / "config.yaml").is_file():
-        raise RunDirectoryError(f"{path}: not a run directory", find_run_hint(path))
-    try:
-        config = load_config(str(path / "config.yaml"))
-    except ConfigError as error:
-        hint = "another version of pgcli wrote it, or it was edited"
-        raise RunDirectoryError(f"{path}/config.yaml: not a valid config: {error.message}", hint) from None
-    status = read_status(path)
+    config, status = config_of_run(path), read_status(path)
     state = status["status"]
     return config, status, "killed" if state == "running" and is_held(path) is False else state
 

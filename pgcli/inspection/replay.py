@@ -23,19 +23,19 @@ from pgcli.config import Config, override
 from pgcli.environments.checks import check_environment
 from pgcli.environments.make import make_environments
 from pgcli.environments.single import SingleEnvironments, make_environment
-from pgcli.environments.vector import VectorEnvironments, select_column
+from pgcli.environments.vector.native import VectorEnvironments, select_column
 from pgcli.errors import EnvironmentFailure, RunDirectoryError, UsageError
 from pgcli.experiment.build import environments_of
 from pgcli.experiment.load import refuse_foreign_modules
 from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated
-from pgcli.experiment.resume import has_constant_schedules, stored_config
+from pgcli.experiment.resume import has_constant_schedules
 from pgcli.policies.policy import Policy
 from pgcli.report.frames import Frame, FrameReader, rate
 from pgcli.report.text import table
 from pgcli.report.video import FilmedEpisode, check_name, drawing, played, write
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import is_run
-from pgcli.runs.information import find_run_hint
+from pgcli.runs.information import config_of_run, find_run_hint
 from pgcli.runs.tables import read_table
 from pgcli.sampling.chunks import chunk_ranges
 from pgcli.sampling.episodes import episode_seed
@@ -104,7 +104,7 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
         check_name(video)
     if not is_run(path):
         raise RunDirectoryError(f"{path}: not a run directory", find_run_hint(path))
-    config = stored_config(path)
+    config = config_of_run(path)
     if not trust:
         refuse_foreign_modules(config, path)
     recorded = _find(path, which)

@@ -72,6 +72,14 @@ class Distribution(nn.Module):
         """Compute -E[log π(a|s)] [M], in nats."""
         raise NotImplementedError
 
+    def state_parameters(self, outputs: Tensor) -> Tensor:
+        """Return the numbers [M, k] that determine the distribution in each state."""
+        raise NotImplementedError
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        """Compute KL(p‖q) [M], in nats, from `state_parameters` of both: for log-probabilities Σ p (log p - log q)."""
+        return (p.exp() * (p - q)).sum(1)
+
     def scored(self, outputs: Array, actions: Array) -> Scored:
         """Compute log-probabilities and entropy with their gradients, where there is a closed form."""
         raise NotImplementedError
@@ -121,6 +129,10 @@ class Softmax(Distribution):
         """Compute -Σ_a π log π [M], in nats."""
         log_probs = outputs.log_softmax(1)
         return -(log_probs.exp() * log_probs).sum(1)
+
+    def state_parameters(self, outputs: Tensor) -> Tensor:
+        """Return log π of all actions, [M, size]."""
+        return outputs.log_softmax(1)
 
     def scored(self, outputs: Array, actions: Array) -> Scored:
         """Compute both with ∂log π(a)/∂h = 1_a - π and ∂H/∂h = -π (log π + H)."""
@@ -180,6 +192,11 @@ class Factorised(Distribution):
         parts = zip(self.factors, self.slices, strict=True)
         return torch.stack([factor.entropy(outputs[:, part]) for factor, part in parts]).sum(0)
 
+    def state_parameters(self, outputs: Tensor) -> Tensor:
+        """Return log π_i of all values of all entries, [M, size]."""
+        parts = zip(self.factors, self.slices, strict=True)
+        return torch.cat([factor.state_parameters(outputs[:, part]) for factor, part in parts], 1)
+
     def scored(self, outputs: Array, actions: Array) -> Scored:
         """Compute both with the gradients of the factors."""
         parts = zip(self.factors, self.slices, actions.T, strict=True)
@@ -226,6 +243,10 @@ class Bernoulli(Distribution):
         """Compute Σ_i [-p log p - (1 - p) log(1 - p)] [M], in nats."""
         p = outputs.sigmoid()
         return -(p * nn.functional.logsigmoid(outputs) + (1 - p) * nn.functional.logsigmoid(-outputs)).sum(1)
+
+    def state_parameters(self, outputs: Tensor) -> Tensor:
+        """Return log p and log (1 - p) of all bits, [M, 2 bits]."""
+        return torch.cat((nn.functional.logsigmoid(outputs), nn.functional.logsigmoid(-outputs)), 1)
 
     def scored(self, outputs: Array, actions: Array) -> Scored:
         """Compute both with ∂log π(a)/∂h = a - p and ∂H/∂h = -h p (1 - p)."""
@@ -285,6 +306,16 @@ class Gaussian(Distribution):
         """Compute Σ_i log(σ_i √2πe) [M], in nats: the same in every state."""
         entropy = (self.log_standard_deviation + math.log(2 * math.pi * math.e) / 2).sum()
         return entropy.expand(len(outputs))
+
+    def state_parameters(self, outputs: Tensor) -> Tensor:
+        """Return μ and log σ, [M, 2 entries]; squashing actions afterwards does not change a KL."""
+        return torch.cat((outputs, self.log_standard_deviation.to(outputs).expand_as(outputs)), 1)
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        """Compute Σ_i log (σ_q/σ_p) + [σ_p² + (μ_p - μ_q)²] / 2σ_q² - 1/2 [M], in nats."""
+        (mean, log_sigma), (other, log_other) = p.chunk(2, 1), q.chunk(2, 1)
+        ratio, moved = log_sigma - log_other, (mean - other) * (-log_other).exp()
+        return (torch.expm1(2 * ratio) / 2 - ratio + moved.square() / 2).sum(1)
 
     def scored(self, outputs: Array, actions: Array) -> Scored:
         """Compute both with ∂log π(a)/∂μ = z/σ, ∂log π(a)/∂log σ = z² - 1 and ∂H/∂log σ = 1."""
@@ -409,6 +440,10 @@ class StateDependentGaussian(Gaussian):
     def entropy(self, outputs: Tensor) -> Tensor:
         """Compute Σ_j log(√(Σ_i φ_i² σ_ij²) √2πe) [M], in nats."""
         return ((self._variance(outputs).log() + math.log(2 * math.pi * math.e)) / 2).sum(1)
+
+    def state_parameters(self, outputs: Tensor) -> Tensor:
+        """Return μ and the logarithm of the standard deviation of each entry, [M, 2 entries]."""
+        return torch.cat((outputs[:, : self.size], self._variance(outputs).log() / 2), 1)
 
     def _variance(self, outputs: Tensor) -> Tensor:
         variance: Tensor = outputs[:, self.size :].square() @ (2 * self.log_standard_deviation).exp()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pgcli.config.choices import Mode
 from pgcli.config.schema import PolicyConfig
 from pgcli.errors import UsageError
-from pgcli.policies.distributions import Factorised, Softmax, make_distribution
+from pgcli.policies.distributions import Distribution, Factorised, Gaussian, Softmax, make_distribution
 from pgcli.policies.networks import image_networks, mlp, num_features, numpy_forward, orthogonal
 from pgcli.policies.normalizers import Normalizer
 from pgcli.policies.observations import Encoder
@@ -100,6 +100,7 @@ class Policy(nn.Module):
         sizes = [size if self.memory is None else self.memory.size, *config.hidden_sizes]
         self.features = sizes[-1]
         self.distribution = make_distribution(action_space, config, features=sizes[-1])
+        _check_start(self.distribution, config.log_std_bounds)
         self.normalizer: Normalizer | None = None
         if config.normalize_obs and self.encoder.size:
             self.normalizer = Normalizer(self.encoder.size, has_origin=self.encoder.has_long)
@@ -221,6 +222,22 @@ class Policy(nn.Module):
         state_size = 0 if self.memory is None else self.memory.state_size
         noise_steps = self.distribution.noise_steps if mode == "sampled" else None
         return Actor(respond, self.distribution.noise, self.distribution.for_environment, state_size, noise_steps)
+
+
+def _check_start(distribution: Distribution, bounds: list[float] | None) -> None:
+    """Raise UsageError if log σ of a gaussian policy starts beyond its bounds."""
+    if bounds is None or not isinstance(distribution, Gaussian):
+        return
+    low, high = bounds
+    start = distribution.log_standard_deviation.detach()
+    if start.is_meta:
+        return
+    first = float(start.flatten()[0])
+    if not low - 1e-6 <= first <= high + 1e-6:
+        raise UsageError(
+            f"policy.log_std_bounds: log σ starts at {first:.4g}, which is not in [{low:g}, {high:g}]",
+            "change the bounds, or policy.initial_standard_deviation",
+        )
 
 
 def parameters_of(policy: Policy, value: nn.Module | None) -> dict[str, Tensor]:

@@ -280,7 +280,7 @@ def _panel(run: RunProgress, width: int, bars: str, closed: bool) -> Table:
     algorithm = config.algorithm
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True, min_width=LABEL_WIDTH)
-    grid.add_column(no_wrap=True, overflow="ellipsis")
+    grid.add_column(overflow="fold")  # a narrow terminal shows all, on more lines
     title = Text(config.name, style="bold")
     parts = [config.env.id, algorithm.returns, f"baseline {algorithm.baseline}"]
     if algorithm.objective != "policy_gradient":

@@ -16,7 +16,7 @@ import numpy as np
 from pgcli.config import Config
 from pgcli.errors import PgcliError
 from pgcli.experiment.run import Request
-from pgcli.records import Evaluation, Iteration, LogEntry, Notice, Record, more_columns
+from pgcli.records import OPTIONAL, Evaluation, Iteration, LogEntry, Notice, Record, more_columns
 from pgcli.runs.tables import header_of, read_table, rows_of
 from pgcli.system.leaving import remove_folder, temporary_folder
 
@@ -127,7 +127,10 @@ class _Logs:
             yield
         except Exception as error:
             self._logs.pop(name, None)
-            self._notify(f"{name} failed; training continues without it: {type(error).__name__}: {error}")
+            what = f"{type(error).__name__}: {error}"
+            if isinstance(error, OSError) and error.filename:
+                what = f"{error.filename}: {error.strerror}"
+            self._notify(f"{name} failed; training continues without it: {what}")
 
 
 def past_entries(path: Path, iteration: int) -> Iterator[LogEntry]:
@@ -152,7 +155,7 @@ def past_entries(path: Path, iteration: int) -> Iterator[LogEntry]:
 
 
 def _entry_of(record: Iteration | Evaluation) -> LogEntry:
-    more = more_columns(list(record.info), stops=False)
+    more = more_columns(list(record.info), stops=False, metrics=list(OPTIONAL))
     values = {
         f"{_PREFIXES[name]}/{column}": float(cell)
         for name, rows in rows_of(record, more).items()

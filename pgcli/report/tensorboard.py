@@ -8,6 +8,7 @@ from typing import Any
 
 from pgcli.config import Config, flat, to_data
 from pgcli.records import LogEntry
+from pgcli.runs.files import own_folder
 
 
 class TensorBoard:
@@ -18,7 +19,7 @@ class TensorBoard:
         from tensorboard.plugins.hparams import summary_v2
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = path / "tensorboard"
+        folder = own_folder(path, "tensorboard")
         for file in folder.glob("events.out.tfevents.*"):
             file.unlink()
         self._summary, self._opened = Summary, time.time()

@@ -28,12 +28,14 @@ from pgcli.runs.tables import (
     header_of,
     lengths_before,
     more_of,
+    optional_metrics,
     read_header,
     read_table,
     rows_of,
     set_columns,
     tables_of,
 )
+from pgcli.system.packages import versions
 
 _FOLDERS = ("checkpoints", "crash", "tensorboard", "wandb")  # that a run writes
 
@@ -126,7 +128,8 @@ class RunDirectory:
 
     def _open_tables(self, config: Config, info: Sequence[str]) -> None:
         """Open the tables for appending, with a column for each name in `info`."""
-        self._config, self._more = config, more_columns(info, stops=config.evaluation.stops)
+        metrics = optional_metrics(config)
+        self._config, self._more = config, more_columns(info, stops=config.evaluation.stops, metrics=metrics)
         for name in tables_of(config):
             file, header = f"{name}.csv", header_of(name, self._more.get(name, ()))
             if read_header(self.path / file) not in ([], header):
@@ -366,20 +369,6 @@ def _circumstances(config: Config, command: list[str], reward_threshold: float |
             "processor": platform.machine(),
             "cores": os.cpu_count(),
         },
-    }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of packages that affect results."""
-    import gymnasium
-    import numpy
-    import torch
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "gymnasium": gymnasium.__version__,
-        "numpy": numpy.__version__,
     }
 
 

@@ -1,4 +1,4 @@
-"""Read and validate run.json and status.json, which may come from other machines."""
+"""Read and validate config.yaml, run.json and status.json of a run, which may come from other machines."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pgcli.errors import RunDirectoryError, closest, typed
-from pgcli.runs.files import read_json
+from pgcli.config import Config, load_config
+from pgcli.errors import ConfigError, RunDirectoryError, closest, typed
+from pgcli.runs.files import read_json, storage
 
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -51,6 +52,25 @@ def read_information(path: Path) -> dict[str, Any]:
 def read_status(path: Path) -> dict[str, Any]:
     """Read status.json of the run in `path`. Raises: RunDirectoryError with the file and the key."""
     return _read(path / "status.json", _Status)
+
+
+def stored_config(path: Path) -> Config:
+    """Read the config of the run in `path`. Raises: RunDirectoryError, ConfigError."""
+    with storage(path):
+        if not (path / "config.yaml").is_file():
+            is_run = any((path / name).exists() for name in ("metrics.csv", "checkpoints"))
+            what = "has no config.yaml" if is_run else "not a run directory"
+            raise RunDirectoryError(f"{path}: {what}", find_run_hint(path))
+    return load_config(str(path / "config.yaml"))
+
+
+def config_of_run(path: Path) -> Config:
+    """Read the config of a run that does not continue. Raises: RunDirectoryError, also for an invalid config."""
+    try:
+        return stored_config(path)
+    except ConfigError as error:
+        hint = "another version of pgcli wrote it, or it was edited"
+        raise RunDirectoryError(f"{path}/config.yaml: not a valid config: {error.message}", hint) from None
 
 
 def find_run_hint(path: Path) -> str:

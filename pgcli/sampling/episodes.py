@@ -24,7 +24,7 @@ from pgcli.sampling.rollout import (
     reported,
     to_trajectories,
 )
-from pgcli.seeding import Purpose, Seeds, derived_seed, generator
+from pgcli.seeding import DerivedSeeds, Purpose, generator
 from pgcli.system.processes import Check
 
 
@@ -81,7 +81,13 @@ def _collect(
 
 def episode_seed(config: Config, iteration: int, column: int) -> int:
     """Derive the reset seed of a whole episode; the columns of a group share it."""
-    return derived_seed(config.seed, Purpose.RESET, iteration, column // config.group_size)
+    seed: int = episode_seeds(config, iteration, range(column, column + 1))[0]
+    return seed
+
+
+def episode_seeds(config: Config, iteration: int, columns: range) -> DerivedSeeds:
+    """Derive the reset seeds of whole episodes."""
+    return DerivedSeeds(config.seed, Purpose.RESET, iteration, np.array(columns) // config.group_size)
 
 
 def ended_episodes(trajectories: Trajectories, gamma: float) -> list[EndedEpisode]:
@@ -107,7 +113,7 @@ class CollectEpisodes:
     def __call__(self, columns: range, envs: Environments, actor: Actor, check: Check) -> tuple[Trajectories, Array]:
         """Return the trajectories of a chunk and the numbers reported at their ends, [N, K]."""
         config, iteration = self.config, self.iteration
-        seeds = Seeds(columns, lambda column: episode_seed(config, iteration, column))
+        seeds = episode_seeds(config, iteration, columns)
         random = generator(config.seed, Purpose.ACT, iteration, columns.start)
         names = config.info_names
         steps = list(play(envs, actor, seeds, random, config.rollout.horizon, check, names))
@@ -131,7 +137,7 @@ class MeasureEpisodes:
 
         Raises: EnvironmentFailure if a return is not finite.
         """
-        seeds = Seeds(columns, lambda column: derived_seed(self.seed, self.purposes[0], *self.indices, column))
+        seeds = DerivedSeeds(self.seed, self.purposes[0], *self.indices, np.array(columns))
         random = generator(self.seed, self.purposes[1], *self.indices, columns.start)
         sums = np.zeros((3, len(columns)))
         discount, info = 1.0, list[Transition]()

@@ -68,13 +68,13 @@ class LocalPool:
         """Do nothing: the environments belong to the caller."""
 
 
-def worker_count(cores: int, chunks: int, native: bool) -> int:
+def worker_count(cores: int, chunks: int, vectorized: bool) -> int:
     """Return the number of workers for `workers: auto`: min(cores, chunks), and 0 instead of 1.
 
     A vector form gets 0: it collects a chunk faster than a process can send one.
     """
     count = min(cores, chunks)
-    return 0 if native or count <= 1 else count
+    return 0 if vectorized or count <= 1 else count
 
 
 def build_policy(env: EnvConfig, config: PolicyConfig) -> Policy:
@@ -104,12 +104,13 @@ def sendable(error: BaseException) -> Exception:
 def pickled_apart(result: object) -> tuple[bytes, list[memoryview]]:
     """Pickle a result; return the bytes of its tensors and arrays separately."""
     stream, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
-    _Pickler(stream, 5, buffer_callback=buffers.append).dump(result)
+    Pickler(stream, 5, buffer_callback=buffers.append).dump(result)
     return stream.getvalue(), [buffer.raw() for buffer in buffers]
 
 
-class _Pickler(pickle.Pickler):
-    """Pickles tensors as arrays, whose bytes `buffer_callback` receives."""
+class Pickler(pickle.Pickler):
+    """Pickles tensors as arrays, whose bytes `buffer_callback` may receive."""
 
     def reducer_override(self, value: object) -> Any:
+        """Return how to rebuild a tensor."""
         return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pgcli.config.schema import Config, EnvConfig
 from pgcli.environments.make import make_environments
-from pgcli.environments.vector import VectorEnvironments
+from pgcli.environments.vector.native import VectorEnvironments
 from pgcli.errors import CheckpointError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.observations import Layout
@@ -34,7 +34,7 @@ from pgcli.sampling.rollout import (
     named,
     to_trajectories,
 )
-from pgcli.seeding import Purpose, Seeds, derived_seed, generator
+from pgcli.seeding import EpisodeSeeds, Purpose, derived_seed, generator
 from pgcli.system.process_state import restore_modes
 from pgcli.system.processes import Check
 
@@ -261,9 +261,6 @@ class _LiveColumns:
         episode, obs, running = state.episode.copy(), state.obs, ~state.over
         rows, waiting, names, infos = [], bool(state.over.any()), config.info_names, dict[int, Array]()
 
-        def seed_of(column: int) -> int:
-            return segment_seed(config, chunk[column], int(episode[column]))
-
         for t in range(config.rollout.steps or 0):
             check()
             actions = acting.act(obs)
@@ -273,8 +270,9 @@ class _LiveColumns:
                 over &= running
                 episode += ~running
                 acting.memory = np.where(running[:, None], acting.memory, 0)
-                fresh = np.flatnonzero(~running).tolist()
-                next_obs = envs.restart(fresh, Seeds(fresh, seed_of))
+                fresh = np.flatnonzero(~running)
+                seeds = EpisodeSeeds(config.seed, Purpose.RESET, chunk.start, episode.copy(), fresh)
+                next_obs = envs.restart(fresh.tolist(), seeds)
             restore_modes()
             rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))
             obs, running, waiting = next_obs, ~over, bool(over.any())

@@ -38,7 +38,7 @@ class ClosedForm:
     """
 
     def __init__(self, policy: Policy, value: ValueFunction | None, losses: Losses) -> None:
-        self._policy, self._losses = policy, losses
+        self._policy, self._losses, self._is_shared = policy, losses, value is not None and value.shared
         first, second = list(policy.parameters()), [] if value is None else list(value.parameters())
         parameters: list[Tensor] = [*first, *second]
         self._gradient = torch.zeros_like(flattened(parameters), requires_grad=False)
@@ -67,12 +67,14 @@ class ClosedForm:
                 inputs, values = self._value_network.forward(batch.inputs)
                 self._value_network.backward(inputs, self._value_slope(batch, values))
                 return self._of_value, lambda: self._losses.value_terms(values[:, 0], batch)
+            case "joint" if not self._is_shared:
+                _, of_policy = self(batch, "policy", progress)
+                _, of_value = self(batch, "value", progress)
+                return self._gradient, lambda: joint_terms(of_policy(), of_value())
             case "joint":
                 inputs, features = self._trunk.forward(batch.inputs)
-                (of_head, outputs), (of_value, values) = (
-                    self._head.forward(features),
-                    self._value_network.forward(features),
-                )
+                of_head, outputs = self._head.forward(features)
+                of_value, values = self._value_network.forward(features)
                 scored, slope = self._policy_slope(batch, outputs, progress)
                 from_policy = self._head.backward(of_head, slope, inner=True)
                 from_value = self._value_network.backward(of_value, self._value_slope(batch, values), inner=True)

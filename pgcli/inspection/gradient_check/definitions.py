@@ -126,7 +126,7 @@ def gradient(batch: Sequence[ScoredTrajectory], columns: int, algorithm: Algorit
             for n, t in steps:
                 if first <= n < first + size:
                     advantages[n, t] = advantages[n, t] / deviation if deviation > negligible else 0.0
-    if algorithm.standardize == "batch":
+    if algorithm.standardize in ("batch", "minibatch"):  # the batch is one minibatch here
         mean, deviation = float(np.mean(list(advantages.values()))), float(np.std(list(advantages.values())))
         advantages = {at: (a - mean) / deviation if deviation > negligible else 0.0 for at, a in advantages.items()}
     weights = {}
@@ -146,14 +146,15 @@ def gradient(batch: Sequence[ScoredTrajectory], columns: int, algorithm: Algorit
                 ratios = {at: ratio / mean for at, ratio in ratios.items()}
         case "clip":
             for at, ratio in ratios.items():
-                beyond = ratio > 1 + algorithm.clip_range if advantages[at] > 0 else ratio < 1 - algorithm.clip_range
+                low, high = algorithm.clip_ranges
+                beyond = ratio > 1 + high if advantages[at] > 0 else ratio < 1 - low
                 ratios[at] = 0.0 if beyond else ratio
     terms = [weights[n, t] * ratios[n, t] * advantages[n, t] * batch[n].scores[t] for n, t in steps]
     total: Array = sum(terms, np.zeros(()))
     for n, t in steps:
         total = total + algorithm.entropy_coef * batch[n].entropy_scores[t] / len(steps)
-        if algorithm.kl_coef > 0:
-            total = total - algorithm.kl_coef * (batch[n].ratios[t] - 1) * batch[n].scores[t] / len(steps)
+        if algorithm.initial_kl_coef > 0:
+            total = total - algorithm.initial_kl_coef * (batch[n].ratios[t] - 1) * batch[n].scores[t] / len(steps)
     return total
 
 

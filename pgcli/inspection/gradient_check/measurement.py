@@ -192,8 +192,9 @@ def bias_reasons(config: Config, problem: CheckProblem) -> Iterator[Reason]:
     if algorithm.baseline == "group" and algorithm.group_mean == "whole":
         own = "baseline: group has each trajectory's own part in it, which leaves 1 - 1/group_size of the gradient"
         yield Reason(f"{own}: {1 - 1 / config.group_size:.3g} with yours", 1 - 1 / GROUP if whole else None)
-    if algorithm.standardize == "batch":
-        yield Reason("standardize: batch divides by the deviation of the batch itself, a random factor")
+    if algorithm.standardize in ("batch", "minibatch"):
+        what = algorithm.standardize
+        yield Reason(f"standardize: {what} divides by the deviation of the {what} itself, a random factor")
     if algorithm.standardize == "group":
         yield Reason("standardize: group weighs each group by one over its own deviation, which turns the gradient")
     if algorithm.average != "episodes" and several:
@@ -218,7 +219,7 @@ def bias_reasons(config: Config, problem: CheckProblem) -> Iterator[Reason]:
             yield Reason("importance_bound truncates the weights of actions that have become likelier")
         if algorithm.self_normalize:
             yield Reason("self_normalize divides by the mean weight of the batch itself")
-        if algorithm.kl_coef > 0:
+        if algorithm.initial_kl_coef > 0:
             yield Reason("kl_coef adds the gradient of the KL divergence, once the policy has moved")
 
 

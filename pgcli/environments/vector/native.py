@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from pgcli.config.choices import VectorForm
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.checks import check_environment
 from pgcli.environments.construction import build_vector
@@ -21,6 +22,8 @@ class VectorEnvironments:
 
     A column whose episode ended starts the next episode automatically in the following step.
     """
+
+    form: VectorForm = "native"
 
     def __init__(self, config: EnvConfig, num_envs: int, render_mode: str | None = None) -> None:
         self._config = config
