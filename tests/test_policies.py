@@ -131,6 +131,7 @@ def test_tanh_is_exact_to_two_units_and_the_same_in_acting_and_learning(dtype: t
     for start, stop in ((0, 1), (1, 2), (3, 70), (20_000, 20_013)):  # independent of the batch and the place in it
         np.testing.assert_array_equal(tanh.value_(in_torch[start:stop].clone()), y[start:stop])
     np.testing.assert_array_equal(tanh.value_(in_torch[:, None].repeat(1, 3).t()), [y] * 3)
+    assert tanh.module()(in_torch[20_000]) == y[20_000]
     assert math.isnan(tanh.value(np.array([math.nan], dtype))[0])
 
 
