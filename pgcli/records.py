@@ -1,4 +1,6 @@
-"""The records of a run and the columns of its tables. Each metric is declared once, here.
+"""The records of a run and the columns of its tables.
+
+Each metric is declared once, here.
 
 `METRICS`, `TIMING`, `EVALUATIONS`, `EPISODES` and `GRADIENTS` are the tables. A column has a name, a value in a record,
 a label, a unit and a meaning; CSV files, plots, `show`, displays and the logs of other tools derive from it.
@@ -17,7 +19,9 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Metric:
-    """The meaning and format of a number; as the annotation of a field, it declares a column.
+    """The meaning and format of a number.
+
+    As the annotation of a field, it declares a column.
 
     Args:
         help: the meaning, in addition to the name.
@@ -39,7 +43,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Column(Generic[R]):
-    """A column of a table: its name, and its value in a record of type R; None is an empty cell."""
+    """A column of a table: its name, and its value in a record of type R.
+
+    None is an empty cell.
+    """
 
     name: str
     value: Callable[[R], Cell]
@@ -83,7 +90,9 @@ def _wide(help: str, label: str) -> Metric:
 
 @dataclass(frozen=True)
 class GradientEstimate:
-    """The variance of an estimator on the trajectories of one iteration; None if undefined.
+    """The variance of an estimator on the trajectories of one iteration.
+
+    None if undefined.
 
     snr estimates the squared norm of the true gradient over gradient_variance. Below 0, noise exceeds the signal.
     """
@@ -101,7 +110,9 @@ class GradientEstimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """The metrics of one update; None if not applicable. Losses to grad_norm are means over the last epoch.
+    """The metrics of one update; None if not applicable.
+
+    Losses to grad_norm are means over the last epoch.
 
     They are measured before each optimizer step, so one step on new data has approx_kl 0.
     """
@@ -111,7 +122,9 @@ class Update:
     entropy: Annotated[Number, Metric("mean over steps", "entropy of the policy", "nats", "entropy {:.3f}")] = None
     approx_kl: Annotated[Number, Metric("KL(μ‖π), by k3", "approximate KL divergence", "nats", "KL {:.2g}")] = None
     clip_fraction: Annotated[Number, Metric("of the steps", brief="clipped {:.0%}")] = None
-    effective_sample_size: Annotated[Number, Metric("(Σ ρ)² / Σ ρ², in steps")] = None
+    effective_sample_size: Annotated[Number, Metric("(Σ ρ)² / Σ ρ², in steps or trajectories (algorithm.ratios)")] = (
+        None
+    )
     explained_variance: Annotated[
         Number, Metric("1 - Var[G - V] / Var[G], before the update", brief="explained variance {:.2f}")
     ] = None
@@ -189,7 +202,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class LogEntry:
-    """The numbers of one record, by `table/column`; `elapsed` is relative to the start of the session, in seconds."""
+    """The numbers of one record, by `table/column`.
+
+    `elapsed` is relative to the start of the session, in seconds.
+    """
 
     iteration: int
     env_steps: int
@@ -208,7 +224,10 @@ Record = Iteration | Evaluation | Notice
 
 
 def _metrics(kind: type, of: Callable[[R], object], prefix: str = "", names: Sequence[str] = ()) -> Iterator[Column[R]]:
-    """Yield the columns of `kind`, or of its fields `names`; `of` returns the object of a record."""
+    """Yield the columns of `kind`, or of its fields `names`.
+
+    `of` returns the object of a record.
+    """
     hints = get_type_hints(kind, include_extras=True)
     metrics = {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
 

@@ -1,4 +1,6 @@
-"""Random streams, derived from (seed, purpose, indices). No generator state is ever saved.
+"""Random streams, derived from (seed, purpose, indices).
+
+No generator state is ever saved.
 
     SeedSequence(seed, spawn_key=(purpose, iteration, …))
 
@@ -20,7 +22,10 @@ Array = NDArray[Any]
 
 
 class Purpose(IntEnum):
-    """The use of a random stream. Results depend on the numbers: add new ones, never change one."""
+    """The use of a random stream.
+
+    Results depend on the numbers: add new ones, never change one.
+    """
 
     INIT = 0
     RESET = 1
@@ -56,47 +61,43 @@ _WORD = 2**32 - 1
 class DerivedSeeds(Sequence[int]):
     """The derived seeds of N columns: one on access, or all of them together in `array`."""
 
-    def __init__(self, seed: int, purpose: Purpose, *indices: int | Array) -> None:
-        """Args: indices: those of `derived_seed`, each one number or one per column, [N]."""
-        self._seed, self._purpose, self._indices = seed, purpose, np.broadcast_arrays(*indices)
+    def __init__(self, seed: int | Array, purpose: Purpose, *indices: int | Array) -> None:
+        """Args: seed: one, or one per column, objects [N]. indices: of `derived_seed`, each one or one per column."""
+        self._seed, self._purpose, self._indices = seed, purpose, indices
 
     def __len__(self) -> int:
-        return len(self._indices[0])
+        return max(map(np.size, self._indices))
 
     def __getitem__(self, column: Any) -> Any:
-        return derived_seed(self._seed, self._purpose, *(int(one[column]) for one in self._indices))
+        seed = self._seed if isinstance(self._seed, int) else self._seed[column]
+        indices = (int(one[column]) if isinstance(one, np.ndarray) else one for one in self._indices)
+        return derived_seed(seed, self._purpose, *indices)
 
     def array(self) -> Array:
         """Return all seeds, uint64 [N]."""
-        indices = np.array(self._indices)
-        if self._seed >= 2**128 or indices.max(initial=0) >= 2**32:  # numpy takes more words for such a number
+        indices = np.array(np.broadcast_arrays(*self._indices))
+        if np.any(self._seed >= 2**128) or indices.max(initial=0) >= 2**32:  # numpy takes more words for such a number
             return np.array(list(self), np.uint64)
         own = [self._seed >> shift & _WORD for shift in (0, 32, 64, 96)]
         low, high = sequence_words([*own, int(self._purpose), *indices], 2).astype(np.uint64)
         seeds: Array = (low | high << np.uint64(32)) >> np.uint64(1)
         return seeds
 
-
-class EpisodeSeeds(Sequence[int]):
-    """The derived seeds of the next episodes of some columns; `ahead` returns those of later episodes too."""
-
-    def __init__(self, seed: int, purpose: Purpose, first: int, episode: Array, columns: Array) -> None:
-        """Args: first: the index of column 0; episode: the number of each column's episode, [N]."""
-        self.family, self.episode, self._columns = (seed, purpose, first), episode, columns
-
-    def __len__(self) -> int:
-        return len(self._columns)
-
-    def __getitem__(self, index: Any) -> Any:
-        (seed, purpose, first), column = self.family, int(self._columns[index])
-        return derived_seed(seed, purpose, first + column, int(self.episode[column]))
+    @property
+    def last(self) -> Array:
+        """The last index of each column, [N]."""
+        return np.asarray(self._indices[-1])
 
     def ahead(self, count: int) -> Array:
-        """Return the seeds of `count` episodes of all columns, from `episode` on, uint64 [N count]."""
-        seed, purpose, first = self.family
-        columns = np.arange(first, first + len(self.episode))[:, None]
-        episodes = self.episode[:, None] + np.arange(count)
-        return DerivedSeeds(seed, purpose, *map(np.ravel, np.broadcast_arrays(columns, episodes))).array()
+        """Return the seeds of the next `count` last indices of each column, uint64 [N count]."""
+        seed = np.repeat(self._seed, count) if isinstance(self._seed, np.ndarray) else self._seed
+        others = [np.repeat(one, count) if isinstance(one, np.ndarray) else one for one in self._indices[:-1]]
+        return DerivedSeeds(seed, self._purpose, *others, np.add.outer(self.last, np.arange(count)).ravel()).array()
+
+    def equals_but_for_last(self, other: DerivedSeeds) -> bool:
+        """Return whether all arguments equal those of `other`, except the last index."""
+        own, others = ((one._seed, one._purpose, *one._indices[:-1]) for one in (self, other))
+        return all(one is like or np.array_equal(one, like) for one, like in zip(own, others, strict=True))
 
 
 def sequence_words(entropy: Sequence[int | Array], count: int) -> Array:

@@ -1,4 +1,4 @@
-"""The appearance of plots: labels, title, size, caption, threshold, logarithmic axes, dashes and markers."""
+"""The appearance of plots: labels, title, size, caption, threshold, axes, dashes and markers."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_bad_size_is_reported_in_one_sentence(size: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("6.4x4", (6.4, 4)), ("2x40", (2, 40)), (" 3.X2.5 ", (3, 2.5)), ("6×4", (6, 4))]
+    ("text", "size"), [("6.4x4", (6.4, 4)), ("2x40", (2, 40)), (" 3.X2.5 ", (3, 2.5)), ("6 × 4", (6, 4))]
 )
 def test_a_size_is_width_and_height(text: str, size: tuple[float, float]) -> None:
     assert parse_size(text) == size

@@ -401,7 +401,7 @@ def test_init_copies_a_config_that_trains(tmp_path: Path) -> None:
     assert "cartpole " in listed
     assert pgcli("init", "cartpole", cwd=tmp_path).stdout == "cartpole.yaml\n"
     pgcli("init", "cartpole", cwd=tmp_path, code=4)
-    done = pgcli("train", "cartpole.yaml", *TINY, "training.iterations=1", cwd=tmp_path)
+    done = pgcli("train", "cartpole.yaml", "training.iterations=1", "evaluation.episodes=5", cwd=tmp_path)
     assert done.stdout == "runs/cartpole/seed-0\n"
     schema = json.loads(pgcli("init", "--schema", cwd=tmp_path).stdout)
     assert "gamma" in str(schema)

@@ -374,12 +374,13 @@ def automatic_pool(share: int, *words: str) -> WorkerPool:
 
 def test_auto_depends_on_cores_chunks_and_the_vector_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgcli.experiment.build.cores", lambda: 4)
-    eight = ("env.chunk_size=1", "rollout.episodes=8")
+    eight = ("env.chunk_size=1", "rollout.episodes=8", "env.vectorization=sync")
     assert automatic_pool(1, "acrobot/baseline", *eight).count == 4
     assert automatic_pool(2, "acrobot/baseline", *eight).count == 2
     assert automatic_pool(4, "acrobot/baseline", *eight).count == 0
-    assert automatic_pool(1, "cartpole", *eight).count == 0
-    one = ("env.num_envs=8", "env.chunk_size=null", "rollout.episodes=8")
+    for form in ("numpy", "native"):
+        assert automatic_pool(1, "cartpole", *eight[:2], f"env.vectorization={form}").count == 0
+    one = ("env.num_envs=8", "env.chunk_size=null", *eight[1:])
     assert automatic_pool(1, "acrobot/baseline", *one).count == 0
 
 

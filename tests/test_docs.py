@@ -17,6 +17,7 @@ from test_lesson import SHORT
 
 from pgcli.cli import app
 from pgcli.config import load_config, shipped_configs
+from pgcli.config.names import with_run_name
 from pgcli.config.schema import AlgorithmConfig, PolicyConfig, ValueConfig
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +52,11 @@ def short(command: str) -> str:
     for text, less in SHORTER:
         command = command.replace(text, less)
     if command.startswith("pgcli train"):
-        return f"{command} {' '.join(text for text in SHORT if 'horizon' not in text or '/ppo' not in command)}"
+        location, *words = shlex.split(command)[2:]
+        settings = [word for word in words if "=" in word]
+        config = with_run_name(load_config(location, settings), location, settings)  # the name without SHORT
+        shorter = [text for text in SHORT if "horizon" not in text or "/ppo" not in command]
+        return " ".join([command, f"name={config.name}", *shorter])
     return f"{command} --episodes 2" if command.startswith("pgcli eval") else command
 
 

@@ -20,8 +20,15 @@ from pgcli.studies.variants import parse_comparison
 ALWAYS = {
     *("name", "seed", "env.id", "env.chunk_size", "env.kwargs", "env.wrappers", "env.max_episode_steps"),
     *("env.vectorization", "rollout.episodes", "rollout.steps", "rollout.horizon"),
-    *("policy.hidden_sizes", "policy.init", "policy.distribution", "policy.normalize_obs", "policy.image_network"),
-    *("policy.memory", "policy.action_mask", "algorithm.objective", "algorithm.gamma", "algorithm.estimator"),
+    *("policy.init", "policy.distribution", "policy.normalize_obs", "policy.image_network"),
+    *(
+        "policy.memory",
+        "policy.action_mask",
+        "policy.network",
+        "algorithm.objective",
+        "algorithm.gamma",
+        "algorithm.estimator",
+    ),
     *("algorithm.entropy_coef", "optimizer.name"),
     *("sampling.workers", "sampling.backend", "training.iterations", "training.env_steps"),
     *("training.seconds", "training.device", "training.threads", "evaluation.every", "evaluation.episodes"),
@@ -49,12 +56,17 @@ def test_every_key_always_has_an_effect_or_has_a_rule() -> None:
 IDLE: dict[str, tuple[list[str], Any]] = {
     "env.num_envs": (["env.chunk_size=4"], 3),
     "env.rebuild": (["env.vectorization=native"], False),
+    "policy.hidden_sizes": (["policy.network=my.py:Net"], [8]),
     "policy.activation": (["policy.hidden_sizes=[]"], "relu"),
+    "policy.layer_norm": (["policy.network=my.py:Net"], True),
+    "policy.residual": (["policy.hidden_sizes=[]"], True),
+    "policy.network_kwargs": ([], {"width": 3}),
     "policy.initial_standard_deviation": (["policy.distribution=softmax"], 0.5),
     "policy.log_std_bounds": (["policy.distribution=bernoulli"], [-2, 1]),
     "policy.noise_steps": ([], 8),
     "policy.memory_size": ([], 32),
     "policy.backpropagation_steps": ([], 8),
+    "algorithm.ratios": ([], "trajectory"),
     "algorithm.returns": (["algorithm.estimator=my.py:f"], "total"),
     "algorithm.baseline": (["algorithm.estimator=my.py:f"], "none"),
     "algorithm.average": (["algorithm.estimator=my.py:f"], "episodes"),
@@ -264,7 +276,8 @@ def test_a_comparison_may_set_a_key_that_has_an_effect_in_one_variant() -> None:
     assert len(parse_comparison(["cartpole/ppo"], words, [0], None).variants) == 2
 
 
-def test_a_comparison_of_the_deviation_of_discrete_actions_is_refused(tmp_path: Path) -> None:
-    words = ["policy.initial_standard_deviation=0.5,1", "training.env_steps=100"]
+@pytest.mark.parametrize("word", ["initial_standard_deviation=0.5,1", "log_std_bounds=null,[-2, 1]"])
+def test_a_comparison_of_the_deviation_of_discrete_actions_is_refused(word: str, tmp_path: Path) -> None:
+    words = [f"policy.{word}", "training.env_steps=100"]
     done = pgcli("compare", "cartpole", *words, cwd=tmp_path, code=2)
-    assert "`policy.initial_standard_deviation` has no effect with action space Discrete(2)" in done.stderr
+    assert f"`policy.{word.partition('=')[0]}` has no effect with action space Discrete(2)" in done.stderr

@@ -352,6 +352,7 @@ def mean_under_mu(world: Bandit, n: int, **algorithm: Any) -> list[float]:
     return mean.tolist()
 
 
+@pytest.mark.parametrize("ratios", ["step", "per_decision", "trajectory", "sequence"])
 @pytest.mark.parametrize("world", BANDITS)
 @pytest.mark.parametrize(
     ("algorithm", "n"),
@@ -364,9 +365,10 @@ def mean_under_mu(world: Bandit, n: int, **algorithm: Any) -> list[float]:
     ],
 )
 def test_importance_sampling_of_another_policys_pulls_is_exact(
-    world: Bandit, algorithm: dict[str, Any], n: int
+    world: Bandit, algorithm: dict[str, Any], n: int, ratios: str
 ) -> None:
-    assert mean_under_mu(world, n, **algorithm) == pytest.approx([float(x) for x in exact_bandit(world)], abs=EXACT)
+    found = mean_under_mu(world, n, ratios=ratios, **algorithm)
+    assert found == pytest.approx([float(x) for x in exact_bandit(world)], abs=EXACT)
 
 
 @pytest.mark.parametrize("world", BANDITS)
@@ -395,8 +397,9 @@ def test_bounded_weights_have_the_bias_computed_by_hand(world: Bandit, bound: Fr
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["step", "per_decision", "trajectory", "sequence"])
 @pytest.mark.parametrize("world", BANDITS)
-def test_self_normalized_weights_are_divided_by_their_batch_mean(world: Bandit, n: int) -> None:
+def test_self_normalized_weights_are_divided_by_their_batch_mean(world: Bandit, n: int, kind: str) -> None:
     (_, rewards), (pi, mu) = world
     expected = [Fraction()] * len(pi)
     for p, actions, _ in pulls(world, n):
@@ -404,7 +407,7 @@ def test_self_normalized_weights_are_divided_by_their_batch_mean(world: Bandit, 
         for a, ratio in zip(actions, ratios, strict=True):
             for b in range(len(pi)):
                 expected[b] += p * ratio / sum(ratios) * rewards[a] * ((a == b) - pi[b])
-    found = mean_under_mu(world, n, baseline="none", self_normalize=True)
+    found = mean_under_mu(world, n, baseline="none", self_normalize=True, ratios=kind)
     assert found == pytest.approx([float(x) for x in expected], abs=EXACT)
 
 

@@ -1,4 +1,4 @@
-"""The lesson and the page on gradient variance: each command runs in a short version and makes the figures."""
+"""The lesson and the page on gradient variance: each command runs and makes its figures."""
 
 from __future__ import annotations
 

@@ -167,8 +167,17 @@ def test_modules_in_the_current_folder_never_hide_installed_ones(tmp_path: Path)
     script = tmp_path / "bin/pgcli"  # as pip writes it
     script.parent.mkdir()
     script.write_text("if __name__ == '__main__':\n    from pgcli.__main__ import main\n    main()\n")
-    train: list[str | Path] = [sys.executable, script, "train", "cartpole", *TINY, "sampling.workers=2"]
-    for command in (train, [sys.executable, "-m", "pgcli", "show", "runs/cartpole/seed-0"]):
+    train: list[str | Path] = [
+        sys.executable,
+        script,
+        "train",
+        "cartpole",
+        *TINY,
+        "sampling.workers=2",
+        "--run-dir",
+        "run",
+    ]
+    for command in (train, [sys.executable, "-m", "pgcli", "show", "run"]):
         done = subprocess.run(
             command, cwd=tmp_path, env=whole({}), capture_output=True, text=True, check=False, timeout=90
         )

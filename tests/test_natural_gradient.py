@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from command_line import pgcli
 from gymnasium import spaces
 from helpers import config, flat_batch, learner_of, random_batch, softmax_agent, trajectories
 from helpers import log_probs as log_probs_of
@@ -23,6 +25,8 @@ from pgcli.algorithm.optimizers import flattened
 from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.errors import Diverged
 from pgcli.estimators.trajectories import Trajectories
+from pgcli.records import OPTIONAL
+from pgcli.runs import checkpoints
 
 NATURAL: dict[str, Any] = {"name": "natural", "damping": 0, "cg_iterations": 200}
 TRPO: dict[str, Any] = NATURAL | {"max_kl": 0.01, "line_search": True}
@@ -101,7 +105,7 @@ def test_the_product_with_the_fisher_matrix_is_that_of_the_expected_outer_produc
     batch = batch_of(agent, torch.randn(12, 3, dtype=torch.float64, generator=draw))
     draws = nodes_of(agent, batch) if "gaussian" in space else all_actions(space, len(batch))
     expected = fisher(agent, batch, draws)
-    multiply = optimizer_of(agent)._fisher(batch, batch.weights / batch.weights.sum())
+    multiply = optimizer_of(agent).fisher(batch, batch.weights / batch.weights.sum())
     found = torch.stack([multiply(v) for v in torch.eye(len(expected), dtype=torch.float64)])
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
@@ -114,7 +118,7 @@ def test_the_fisher_matrix_of_a_recurrent_policy(memory: str) -> None:
     agent.policy.double()
     batch, _ = flat_batch(agent, random_batch())
     expected = fisher(agent, batch, [(0.0, torch.full((len(batch),), a)) for a in range(4)])
-    multiply = optimizer_of(agent)._fisher(batch, batch.weights / batch.weights.sum())
+    multiply = optimizer_of(agent).fisher(batch, batch.weights / batch.weights.sum())
     found = torch.stack([multiply(v) for v in torch.eye(len(expected), dtype=torch.float64)])
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
@@ -377,7 +381,7 @@ def test_equal_advantages_leave_the_policy_as_it_is() -> None:
 def test_a_singular_fisher_matrix_rejects_the_step(optimizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     learner = agent_with(optimizer)
     before = whole_state(learner)
-    monkeypatch.setattr(NaturalGradient, "_fisher", lambda *_: torch.zeros_like)
+    monkeypatch.setattr(NaturalGradient, "fisher", lambda *_: torch.zeros_like)
     update = learner.update(BATCH)
     assert (update.rejected_steps, update.step_kl, update.learning_rate) == (1, 0.0, 0.0)
     assert whole_state(learner) == before
@@ -446,3 +450,47 @@ def check_is_called(learner: Learner, data: Trajectories) -> int:
 
 def test_an_interrupt_is_checked_before_the_step() -> None:
     assert check_is_called(agent_with(TRPO), BATCH) == 1
+
+
+# ------------------------------------------------------------------------------------------------------- whole runs
+
+SMALL = ["env.max_episode_steps=30", "evaluation={every: 2, episodes: 2}", "checkpoint.every=1"]
+SEGMENTS = [
+    "env.num_envs=4",
+    "rollout={episodes: null, steps: 16}",
+    "algorithm={returns: lambda_return, baseline: value}",
+]
+RUNS = {
+    "natural": ["rollout.episodes=4", "optimizer={name: natural, learning_rate: 0.1}"],
+    "trpo": [*SEGMENTS, "optimizer={name: natural, max_kl: 0.01, line_search: true}", "value.learning_rate=0.01"],
+    "ppo": [
+        *(*SEGMENTS[:2], "optimizer={clip_gradients: together, max_grad_norm: 0.5}"),
+        "algorithm={returns: lambda_return, baseline: value, objective: clip, update_epochs: 2, num_minibatches: 2, "
+        "standardize: minibatch, clip_range: [0.2, 0.3], kl_coef: {target: 0.01}}",
+    ],
+    "momentum": ["rollout.episodes=4", "optimizer={name: sgd, momentum: 0.9}"],
+}
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    tables = {name: (run / name).read_bytes() for name in ("metrics.csv", "evaluations.csv", "episodes.csv")}
+    checkpoint = checkpoints.load(run / "checkpoints" / checkpoints.file_name(4))
+    return tables | {name: x.numpy().tobytes() for name, x in checkpoint.tensors.items()}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_is_resumed_or_has_workers_has_the_same_bytes(name: str, tmp_path: Path) -> None:
+    words = [*SMALL, *RUNS[name], "policy.hidden_sizes=[4]", "env.chunk_size=2"]
+    for run, more in (("whole", []), ("workers", ["sampling.workers=2"])):
+        pgcli("train", "cartpole", *words, *more, "training={iterations: 4}", "--run-dir", run, cwd=tmp_path)
+    pgcli("train", "cartpole", *words, "training={iterations: 2}", "--run-dir", "part", cwd=tmp_path)
+    pgcli("resume", "part", "training.iterations=4", cwd=tmp_path)
+    whole = contents(tmp_path / "whole")
+    assert contents(tmp_path / "part") == whole
+    assert contents(tmp_path / "workers") == whole
+    header = whole["metrics.csv"].decode().splitlines()[0].split(",")
+    added = {"natural": ["step_kl", "rejected_steps"], "trpo": ["step_kl", "backtracks", "rejected_steps"]}
+    assert [column for column in header if column in OPTIONAL] == added.get(name, ["kl_coef"] if name == "ppo" else [])
+    pgcli("verify", "part", cwd=tmp_path)
+    if name == "trpo":
+        pgcli("plot", "part", "-y", "step_kl", "-o", "curve.png", cwd=tmp_path)

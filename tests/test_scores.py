@@ -329,7 +329,7 @@ def drawn(shape: str, draw: np.random.Generator, n: int) -> Array:
 @pytest.mark.parametrize(
     "shapes", [("steady", "steady"), (FAILS, FAILS), (FAILS, "steady"), ("wide", "steady")], ids=str
 )
-def test_equal_means_are_rarely_shown_to_differ_whatever_the_shapes(
+def test_equal_means_are_rarely_shown_to_differ_for_any_shapes(
     shapes: tuple[str, str], difference: Callable[[Array, Array], Difference], n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scores_module, "seeds_needed", lambda *_: None)  # takes most of the time

@@ -1,4 +1,4 @@
-"""Statements about learning in README and the lesson, on this machine: directions over a few seeds, not digits."""
+"""Statements about learning in README and the lesson: directions over a few seeds, not digits."""
 
 from __future__ import annotations
 

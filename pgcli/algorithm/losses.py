@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgcli.algorithm.batch import Batch
+from pgcli.algorithm.importance import TrajectoryRatios
 from pgcli.algorithm.optimizers import scheduled
 from pgcli.config.schema import AdaptiveKL, AlgorithmConfig
 from pgcli.errors import Diverged
@@ -87,13 +88,20 @@ class Losses:
         match algorithm.objective:
             case "policy_gradient":
                 return policy_gradient_loss(log_probs, advantages, weights)
+            case "importance_sampling" if algorithm.ratios != "step":
+                return policy_gradient_loss(log_probs, self._of(log_ratios, batch).weighted_advantages, weights)
             case "importance_sampling":
                 bound, self_normalize = algorithm.importance_bound or math.inf, algorithm.self_normalize
                 return importance_sampling_loss(log_probs, log_ratios, advantages, weights, bound, self_normalize)
             case "clip":
+                if algorithm.ratios != "step":  # the value of the sequence's ratio, with the gradient of the step's
+                    log_ratios = self._of(log_ratios, batch).log_ratios + log_ratios - log_ratios.detach()
                 return clip_loss(log_ratios, advantages, weights, *self.clip_range(progress))
             case _:
                 assert_never(algorithm.objective)
+
+    def _of(self, log_ratios: Tensor, batch: Batch) -> TrajectoryRatios:
+        return TrajectoryRatios(log_ratios, batch, self.algorithm)
 
     def policy_terms(self, log_probs: Tensor, entropy: Tensor, batch: Batch, progress: float) -> Terms:
         """Compute the policy's loss and its terms from log π and the entropy of each step, both [M]."""
@@ -104,8 +112,13 @@ class Losses:
         terms: Terms = {"loss": loss, "policy_loss": policy_loss, "entropy": entropy}
         if algorithm.objective != "policy_gradient":
             kl = kl_estimates(log_ratios if self.kl_coef > 0 else log_ratios.detach()).mean()
-            ratios = log_ratios.detach().exp()
-            terms |= {"approx_kl": kl, "ratio": ratios.mean(), "squared_ratio": ratios.square().mean()}
+            if algorithm.ratios == "step":
+                ratios = log_ratios.detach().exp()
+                mean, mean_square = ratios.mean(), ratios.square().mean()
+            else:
+                of_trajectories = self._of(log_ratios, batch)
+                ratios, (mean, mean_square) = of_trajectories.log_ratios.exp(), of_trajectories.sums()
+            terms |= {"approx_kl": kl, "ratio": mean, "squared_ratio": mean_square}
             if self.kl_coef > 0:
                 terms["loss"] = loss + self.kl_coef * kl
             if algorithm.objective == "clip":
@@ -120,11 +133,17 @@ class Losses:
         match algorithm.objective:
             case "policy_gradient":
                 return policy_gradient_slope(advantages, weights)
+            case "importance_sampling" if algorithm.ratios != "step":
+                weighted = self._of(torch.from_numpy(log_ratios), batch).weighted_advantages
+                slope = policy_gradient_slope(weighted.numpy(), weights)
             case "importance_sampling":
                 bound, self_normalize = algorithm.importance_bound or math.inf, algorithm.self_normalize
                 slope = importance_sampling_slope(log_ratios, advantages, weights, bound, self_normalize)
             case "clip":
-                slope = clip_slope(log_ratios, advantages, weights, *self.clip_range(progress))
+                own = log_ratios
+                if algorithm.ratios != "step":
+                    own = self._of(torch.from_numpy(log_ratios), batch).log_ratios.numpy()
+                slope = clip_slope(own, advantages, weights, *self.clip_range(progress))
             case _:
                 assert_never(algorithm.objective)
         return slope + self.kl_coef / len(batch) * kl_slopes(log_ratios) if self.kl_coef > 0 else slope
@@ -139,12 +158,13 @@ class Losses:
         slope = value_slope(values, batch.returns.numpy(), batch.values.numpy(), self.value_clip_range)
         return self.algorithm.value_coef * slope
 
-    def describe(self, means: Mapping[Term, float], epochs: int, steps: int, rate: float, progress: float) -> Update:
-        """Return the policy's metrics after `epochs` on a batch of `steps`."""
+    def describe(self, means: Mapping[Term, float], epochs: int, batch: Batch, rate: float, progress: float) -> Update:
+        """Return the policy's metrics after `epochs` on a batch."""
+        samples = len(batch) if self.algorithm.ratios == "step" else batch.trajectories.mask.shape[1]
         ratio, squared_ratio = means.get("ratio"), means.get("squared_ratio")
         effective_sample_size = None
         if ratio is not None and squared_ratio is not None:  # 0 if all squared ratios underflow
-            effective_sample_size = steps * ratio**2 / squared_ratio if squared_ratio > 0 else 0.0
+            effective_sample_size = samples * ratio**2 / squared_ratio if squared_ratio > 0 else 0.0
         return Update(
             policy_loss=means.get("policy_loss"),
             value_loss=means.get("value_loss"),

@@ -49,14 +49,12 @@ class NaturalGradient(Optimizer):
         evaluate = self._evaluation(batch, progress)
         if size == 0:
             return Update(learning_rate=0.0 if settings.max_kl else learning_rate, step_kl=0.0, rejected_steps=0)
-        product = self._fisher(batch, weights / weights.sum())
-        direction = conjugate_gradient(
-            product, g / norm, settings.cg_iterations, settings.damping, precision_of(vector)
-        )
-        rate = learning_rate * size  # of `direction`, which is (F + λ I)⁻¹ g of a g of length 1
+        product = self.fisher(batch, weights / weights.sum())
+        unit = conjugate_gradient(product, g / norm, settings.cg_iterations, settings.damping, precision_of(vector))
+        rate, direction = learning_rate, size * unit
         if settings.max_kl is not None:
-            curvature = float(direction @ product(direction))
-            rate = math.sqrt(2 * settings.max_kl / curvature) if curvature > 0 else 0.0
+            curvature = float(unit @ product(unit))
+            rate = math.sqrt(2 * settings.max_kl / curvature) / size if curvature > 0 else 0.0
         if not direction.any() or not 0 < rate < math.inf:
             return Update(learning_rate=0.0, step_kl=0.0, rejected_steps=1)
         for backtracks in range(TRIALS if settings.line_search else 1):
@@ -67,13 +65,13 @@ class NaturalGradient(Optimizer):
                 if not math.isfinite(kl):
                     raise Diverged(f"the KL of a natural gradient step is {kl}")
                 times = backtracks if settings.line_search else None
-                return Update(learning_rate=rate / size, step_kl=kl, backtracks=times, rejected_steps=0)
+                return Update(learning_rate=rate, step_kl=kl, backtracks=times, rejected_steps=0)
             rate *= SHORTER
         vector.copy_(before)
         return Update(learning_rate=0.0, step_kl=0.0, backtracks=TRIALS, rejected_steps=1)
 
-    def _fisher(self, batch: Batch, weights: Tensor) -> Product:
-        """Return v → F v: the Hessian of the mean KL(π_old‖π_θ) at θ_old, by differentiating twice."""
+    def fisher(self, batch: Batch, weights: Tensor) -> Product:
+        """Return v → F v, with F the Hessian of Σ w KL(π_old‖π_θ) at θ_old for weights w [M]; differentiates twice."""
         distribution, parameters = self._policy.distribution, self.parameters
         with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):  # its RNNs have no second derivative
             now = distribution.state_parameters(self._policy(batch.obs, batch.sequences).double())

@@ -1,4 +1,7 @@
-"""The command line: one module per command. Heavy imports live inside the commands."""
+"""The command line: one module per command.
+
+Heavy imports live inside the commands.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pgcli import __version__
-from pgcli.cli import check, compare, doctor, eval, export, init, plot, resume, show, train, verify
+from pgcli.cli import check, compare, doctor, eval, export, init, ls, plot, resume, rm, show, train, verify
 
 __all__ = ["app"]
 
@@ -18,7 +21,10 @@ _VALUES = {"int": "N", "float": "X", "str": "TEXT", "Path": "PATH"}  # by type
 
 
 class _Help:
-    """Names the values of options in help texts as a user types them: N, TEXT, PATH; flags and arguments have none."""
+    """Names the values of options in help texts as a user types them: N, TEXT, PATH.
+
+    Flags and arguments have none.
+    """
 
     def get_params(self, ctx: Any) -> Any:
         parameters = super().get_params(ctx)  # type: ignore[misc]  # a mixin of click commands
@@ -139,6 +145,14 @@ _add(
 )
 _add(_CHECK, doctor.doctor, "pgcli doctor lunar-lander/ppo", "pgcli doctor my.yaml env.num_envs=16")
 _add(_CHECK, verify.verify, "pgcli verify runs/cartpole/seed-0", "pgcli verify runs/cartpole/seed-0 --all")
+_add(
+    _FILES,
+    ls.ls,
+    "pgcli ls",
+    "pgcli ls runs --where status=finished --where 'return>=400' --sort return",
+    "pgcli ls --sort optimizer.learning_rate --json",
+)
+_add(_FILES, rm.rm, "pgcli rm runs/cartpole/seed-0", "pgcli rm runs/cartpole --yes")
 _add(
     _FILES,
     init.init,

@@ -42,7 +42,8 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Also replace a fil
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as a JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Trust = Annotated[
-    bool, typer.Option("--trust", help="Allow imports of modules named in the config: environments, wrappers.")
+    bool,
+    typer.Option("--trust", help="Allow imports of modules named in the config: environments, wrappers, networks."),
 ]
 Which = Annotated[str, typer.Option(help="Checkpoint of the run directory: latest, best, or an iteration number.")]
 

@@ -1,4 +1,6 @@
-"""Shell completion of shipped configs, keys, values and run directories. Imports no torch and no gymnasium.
+"""Shell completion of shipped configs, keys, values and run directories.
+
+Imports no torch and no gymnasium.
 
 File names are untrusted, and shells evaluate completions. So every word is quoted for its shell.
 """
@@ -59,7 +61,9 @@ def for_bash(offers: list[Offer]) -> str:
 
 
 def for_zsh(offers: list[Offer]) -> str:
-    """Write a command for zsh to evaluate: words as `$'…'` of plain characters and hexadecimal bytes.
+    """Write a command that zsh evaluates.
+
+    Words are `$'…'` of plain characters and hexadecimal bytes.
 
     `_describe` splits word and description at the first colon without a backslash; zsh itself quotes the word.
     """

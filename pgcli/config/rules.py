@@ -75,7 +75,9 @@ def without_effect(config: Config) -> list[Ineffective]:
 
 
 def effective(config: Config) -> Config:
-    """Return the config with defaults for keys without effect, and with null replaced where it refers to another key.
+    """Return the config with defaults for keys without effect.
+
+    Null is replaced where it refers to another key.
 
     Different configs that train the same run become equal.
     """
@@ -139,11 +141,17 @@ def _segments(c: Config) -> bool:
     return c.rollout.steps is not None and c.rollout.episodes is None
 
 
-def _no_location(c: Config) -> bool:
-    file, colon, name = (c.algorithm.estimator or "").rpartition(":")
-    return c.algorithm.estimator is not None and not (
-        colon and file.endswith((".py", ".ipynb")) and name.isidentifier()
-    )
+def _of_products(c: Config) -> bool:
+    return c.algorithm.ratios in ("per_decision", "trajectory")
+
+
+def _of_trajectories(c: Config) -> bool:
+    return c.algorithm.ratios != "step" and c.algorithm.objective != "policy_gradient"
+
+
+def _no_location(location: str | None, *suffixes: str) -> bool:
+    file, colon, name = (location or "").rpartition(":")
+    return location is not None and not (colon and file.endswith(suffixes) and name.isidentifier())
 
 
 _ENVIRONMENTS = ("env", "evaluation.env")  # sections that describe an environment
@@ -156,6 +164,10 @@ def _has_wrapper(section: str, name: str) -> Condition:
 
 def _has_wrappers(section: str) -> Condition:
     return lambda c: bool(attrgetter(f"{section}.wrappers")(c))
+
+
+def _needs_vector_form(c: Config) -> bool:
+    return c.env.vectorization in ("native", "numpy")
 
 
 def _has_argument(section: str, name: str) -> Condition:
@@ -288,9 +300,52 @@ RULES: tuple[Rule, ...] = (
             ("target_kl", lambda c: c.algorithm.target_kl is not None and c.algorithm.kl_coef == 0),
         )
     ),
+    # Importance weights of whole trajectories
+    Rule(
+        {"algorithm.ratios": _of_products, "algorithm.objective": "clip"},
+        "`clip` bounds the ratio of a step or of a sequence, not a product of ratios, which its range would cut off",
+        "use `ratios: sequence`, or `objective: importance_sampling` with `importance_bound`",
+    ),
+    *(
+        Rule({"algorithm.ratios": _of_trajectories, key: wanted}, reason, fix)
+        for key, wanted, reason, fix in (
+            (
+                "rollout.steps",
+                _segments,
+                "a segment does not contain the whole trajectory, so the product of its ratios is unknown",
+                f"use `ratios: step`, or {_WHOLE_EPISODES}",
+            ),
+            (
+                "algorithm.returns",
+                "vtrace",
+                "V-trace weights rewards itself, and each score by the ratio of its own step",
+                "use `ratios: step`, or `returns: lambda_return`",
+            ),
+            (
+                "policy.backpropagation_steps",
+                lambda c: c.policy.backpropagation_steps is not None and c.algorithm.num_minibatches > 1,
+                "minibatches of windows do not contain whole trajectories",
+                "set `num_minibatches: 1`, or remove backpropagation_steps",
+            ),
+        )
+    ),
+    Rule(
+        {"algorithm.ratios": "per_decision", "algorithm.standardize": Not("none")},
+        "advantages have no fixed mean and deviation, because each reward has a weight that changes with the policy",
+        "use `standardize: none`, or `ratios: trajectory`",
+    ),
+    Rule(
+        {
+            "algorithm.ratios": "per_decision",
+            "algorithm.self_normalize": True,
+            "diagnostics.every": Not(None),
+        },
+        "each time step has a normalizer of its own, for which the gradient variance has no formula",
+        "remove self_normalize or diagnostics.every",
+    ),
     # The user's own estimator: from whole episodes to a gradient
     Rule(
-        {"algorithm.estimator": _no_location},
+        {"algorithm.estimator": lambda c: _no_location(c.algorithm.estimator, ".py", ".ipynb")},
         lambda c: f"expected FILE.py:NAME or FILE.ipynb:NAME, got {c.algorithm.estimator!r}",
         "for example `my.py:reinforce`",
     ),
@@ -444,16 +499,27 @@ RULES: tuple[Rule, ...] = (
     ),
     *(
         Rule(
-            {"env.vectorization": "native", f"{section}.wrappers": _has_wrappers(section)},
-            "native vector environments do not support wrappers",
+            {"env.vectorization": _needs_vector_form, f"{section}.wrappers": _has_wrappers(section)},
+            lambda c: f"{c.env.vectorization} vector environments do not support wrappers",
             "use `vectorization: sync`, or remove the wrappers",
         )
         for section in _ENVIRONMENTS
     ),
     Rule(
-        {"env.vectorization": "native", "env.rebuild": True},
-        "episodes of a native vector environment share one instance",
+        {"env.vectorization": _needs_vector_form, "env.rebuild": True},
+        lambda c: f"episodes of a {c.env.vectorization} vector environment share one instance",
         "use `vectorization: sync`, or remove rebuild",
+    ),
+    # The user's own network
+    Rule(
+        {"policy.network": lambda c: _no_location(c.policy.network, ".py")},
+        lambda c: f"expected FILE.py:NAME, got {c.policy.network!r}",
+        "for example `my.py:Network`",
+    ),
+    Rule(
+        {"policy.network": Not(None), "algorithm.estimator": Not(None)},
+        "your estimator needs the tutorial's policy, which has plain layers",
+        "remove policy.network or algorithm.estimator",
     ),
     # Recurrent policies
     Rule(
@@ -525,9 +591,12 @@ def _has_fixed_kl(c: Config) -> bool:
     return c.optimizer.name == "natural" and c.optimizer.max_kl is not None
 
 
+def _value_has_layers(c: Config) -> bool:
+    return c.has_value and not c.value.shared_trunk and bool(c.value.hidden_sizes)
+
+
 def _has_hidden_layers(c: Config) -> bool:
-    own_network = c.has_value and not c.value.shared_trunk
-    return bool(c.policy.hidden_sizes or (own_network and c.value.hidden_sizes))
+    return bool(c.policy.hidden_sizes or _value_has_layers(c))
 
 
 _DERIVED = {  # null means the value of the other key
@@ -551,15 +620,33 @@ EFFECTS: tuple[Effect, ...] = (
     ),
     Effect(
         ("env.rebuild",),
-        lambda c: c.env.vectorization != "native",
+        lambda c: not _needs_vector_form(c),
         ("env.vectorization",),
         "`env.vectorization: sync`",
     ),
     Effect(
-        ("policy.activation",),
+        ("policy.hidden_sizes",),
+        lambda c: c.policy.network is None,
+        ("policy.network",),
+        "`policy.network: null`",
+    ),
+    Effect(
+        ("policy.activation", "policy.layer_norm", "policy.residual"),
+        lambda c: c.policy.network is None or _value_has_layers(c),
+        ("policy.network",),
+        "`policy.network: null`",
+    ),
+    Effect(
+        ("policy.activation", "policy.layer_norm", "policy.residual"),
         _has_hidden_layers,
         ("policy.hidden_sizes",),
         "`policy.hidden_sizes: [64, 64]`",
+    ),
+    Effect(
+        ("policy.network_kwargs",),
+        lambda c: c.policy.network is not None,
+        ("policy.network",),
+        "`policy.network: my.py:Network`",
     ),
     Effect(
         ("policy.initial_standard_deviation",),
@@ -625,10 +712,16 @@ EFFECTS: tuple[Effect, ...] = (
         ("algorithm.objective",),
         "`algorithm.objective: importance_sampling`",
     ),
+    Effect(
+        ("algorithm.ratios",),
+        lambda c: c.algorithm.objective != "policy_gradient",
+        ("algorithm.objective",),
+        "`algorithm.objective: importance_sampling`",
+    ),
     Effect(  # one on-policy step: all ratios are 1, and the gradient of the KL is 0
         (
             *("algorithm.clip_range", "algorithm.clip_range_schedule", "algorithm.self_normalize"),
-            "algorithm.kl_coef",
+            *("algorithm.kl_coef", "algorithm.ratios"),
         ),
         lambda c: _steps(c) > 1 or c.algorithm.reuse > 1,
         _ONE_PASS,

@@ -1,4 +1,4 @@
-"""Every key of a config: its default, its rule and its description, which is also the editor's tooltip."""
+"""Every key of a config: its default, its rule and its description, the editor's tooltip."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class EnvConfig(Section):
     )
     vectorization: choices.Vectorization = Field(
         "auto",
-        description="native: the environment's own vectorized form; sync: one copy after the other; auto: native if "
-        "the environment has it, else sync.",
+        description="native: the environment's own vectorized form; numpy: pgcli's, with the results of sync; sync: "
+        "one copy after the other; auto: the first of these that the environment has.",
     )
     rebuild: Literal["auto"] | bool = Field(
         "auto",
@@ -148,6 +148,16 @@ class PolicyConfig(Section):
 
     hidden_sizes: Sizes = Field([64, 64], description="Units of each hidden layer; []: a linear policy.")
     activation: choices.ActivationName = Field("tanh", description="Nonlinearity after each hidden layer.")
+    layer_norm: bool = Field(False, description="Normalize each hidden layer before its activation (LayerNorm).")
+    residual: bool = Field(
+        False, description="Add the input of a hidden layer to its output, where both have the same number of units."
+    )
+    network: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Your own network, `FILE.py:NAME`: a torch module, built as NAME(features, **network_kwargs), that "
+        "maps features [N, features] to features. It replaces the hidden layers; null: hidden_sizes.",
+    )
+    network_kwargs: dict[str, Json] = Field({}, description="Keyword arguments of `network`.")
     init: choices.Initialization = Field(
         "uniform",
         description="Initial weights. uniform: in ±1/√fan_in, PyTorch's default. orthogonal: gain √2 in hidden layers, "
@@ -224,6 +234,12 @@ class AlgorithmConfig(Section):
         description="policy_gradient: log π times the advantage A; importance_sampling: ρA with ρ = π/μ, for data of "
         "another policy μ; clip: min(ρA, clip(ρ)A), as in PPO.",
     )
+    ratios: choices.Ratios = Field(
+        "step",
+        description="Importance weight of step t, from the ratios ρ = π/μ. step: ρ_t; per_decision: the product up to "
+        "t, and for each reward the product up to it; trajectory: the product over the trajectory; sequence: its "
+        "geometric mean (GSPO), biased by design. Objective clip: step or sequence.",
+    )
     gamma: float = Field(0.99, ge=0, le=1, description="Discount factor γ per environment step.")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of lambda_return and vtrace; other returns ignore it.")
     discount_weighting: bool = Field(
@@ -268,9 +284,9 @@ class AlgorithmConfig(Section):
         "constant", description="Schedule of clip_range over the training budget; linear, cosine: down to 0."
     )
     importance_bound: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Upper bound of the importance weights ρ; null: none."
+        None, description="Upper bound of the importance weights; null: none."
     )
-    self_normalize: bool = Field(False, description="Divide the importance weights ρ by their mean over the batch.")
+    self_normalize: bool = Field(False, description="Divide the importance weights by their mean over the batch.")
     entropy_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
     entropy_coef_schedule: choices.Schedule = Field(
         "constant", description="Schedule of entropy_coef over the training budget; linear, cosine: down to 0."
@@ -504,8 +520,18 @@ _NEVER = r"\x00-\x1f\x7f-\x9f\u2028\u2029/\\:*?\"<>|"
 FOLDER_NAME = rf"^[^{_NEVER}~.\- ]([^{_NEVER}]*[^{_NEVER}. ])?$"
 
 
+def _with_base(schema: dict[str, Any]) -> None:
+    """Add the key `base` of files to the JSON Schema; it is resolved before a config is built."""
+    schema["properties"]["base"] = {
+        "type": "string",
+        "description": "Shipped config or YAML file whose keys apply where this file has none.",
+    }
+
+
 class Config(Section):
     """A pgcli experiment. One config with one seed is one run."""
+
+    model_config = ConfigDict(json_schema_extra=_with_base)
 
     name: str = Field(
         "experiment",

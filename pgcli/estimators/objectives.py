@@ -171,18 +171,22 @@ def explained_variance(values: Tensor, targets: Tensor) -> float | None:
     return 1 - float((targets - values).var(correction=0)) / variance if variance > 0 else None
 
 
-def standardized(advantages: Tensor, floor: float = 0.0) -> Tensor:
+def standardized(advantages: Tensor, floor: float = 0.0, correction: int = 0) -> Tensor:
     """Compute (A - mean A) / max(σ, floor).
 
-    σ is the population standard deviation of the batch. Equal advantages become 0, never 0/0; a σ that overflows makes
-    them nan, not 0. `floor` is the spread that rounding alone can cause: if a baseline cancels all advantages, the
-    remaining noise must not be amplified. Biased: this multiplies the gradient by a random factor.
+    σ² is Σ (A - mean A)² / (M - correction): with 0 that of the population, with 1 that of a sample. Equal advantages
+    become 0, never 0/0; a σ that overflows makes them nan, not 0. `floor` is the spread that rounding alone can cause:
+    if a baseline cancels all advantages, the remaining noise must not be amplified. Biased: this multiplies the
+    gradient by a random factor.
 
     Args: advantages, [M], over the valid steps; floor, in their unit. Returns: [M], without a unit.
     """
     shifted = advantages - advantages[:1]  # equal advantages are now exactly 0
     centred = shifted - shifted.mean()
-    deviation = centred.square().mean().sqrt().clamp(min=max(floor, torch.finfo(centred.dtype).tiny))
+    variance = centred.square().mean()
+    if correction:
+        variance = variance * (len(centred) / max(len(centred) - correction, 1))
+    deviation = variance.sqrt().clamp(min=max(floor, torch.finfo(centred.dtype).tiny))
     return centred / torch.where(deviation.isinf(), torch.nan, deviation)
 
 

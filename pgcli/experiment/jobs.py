@@ -120,7 +120,10 @@ def _death(request: Request, code: int) -> Failure:
 
 
 def _child(request: Request, connection: Connection, logs: Logs) -> None:
-    """Run one request and send its records and its result to the parent; stop if the parent ends."""
+    """Run one request and send its records and its result to the parent.
+
+    Stop if the parent ends.
+    """
 
     def watch(record: Record) -> None:
         try:

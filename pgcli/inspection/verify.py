@@ -1,4 +1,4 @@
-"""Verify a run for `pgcli verify`: check its files for consistency, and recompute iterations byte for byte."""
+"""`pgcli verify`: check a run's files for consistency, and recompute iterations byte for byte."""
 
 from __future__ import annotations
 

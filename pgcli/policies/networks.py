@@ -26,14 +26,50 @@ Forward = Callable[[Array], Array]
 NATURE_SIDE = 36  # pixels: for smaller images, the nature network's last layer would have no output
 
 
-def mlp(sizes: list[int], activation: ActivationName) -> nn.Sequential:
+class HiddenLayer(nn.Module):
+    """y = f(norm(W x + b)), plus x if it is residual and the sizes are equal.
+
+    Sources: Ba et al. (2016) for LayerNorm, He et al. (2016) for residual layers.
+    """
+
+    def __init__(self, fan_in: int, fan_out: int, activation: ActivationName, layer_norm: bool, residual: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(fan_in, fan_out)
+        self.norm = nn.LayerNorm(fan_out) if layer_norm else nn.Identity()
+        self.activation = ACTIVATIONS[activation].module()
+        self.residual = residual and fan_in == fan_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute y [N, fan_out] from x [N, fan_in]."""
+        y: Tensor = self.activation(self.norm(self.linear(x)))
+        return x + y if self.residual else y
+
+
+def mlp(
+    sizes: list[int], activation: ActivationName, layer_norm: bool = False, residual: bool = False
+) -> nn.Sequential:
     """Build Linear layers of `sizes` with `activation` between; torch's default initialization."""
     layers: list[nn.Module] = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Initializing zero-element")  # a policy without observations
-        for fan_in, fan_out in pairwise(sizes):
-            layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation].module()]
+        for number, (fan_in, fan_out) in enumerate(pairwise(sizes), 2):
+            if (layer_norm or residual) and number < len(sizes):
+                layers.append(HiddenLayer(fan_in, fan_out, activation, layer_norm, residual))
+            else:
+                layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation].module()]
     return nn.Sequential(*layers[:-1])
+
+
+def is_plain(network: nn.Sequential) -> bool:
+    """Return whether a network consists of Linear layers and activations, as the adapters of users and ONNX need."""
+    return all(isinstance(module, nn.Linear) or type(module) in ACTIVATION_OF for module in network)
+
+
+def has_chain(network: nn.Sequential) -> bool:
+    """Return whether the chain rule of a network is written out, in `Chain`."""
+    return is_plain(network) and all(
+        isinstance(module, nn.Linear) or ACTIVATION_OF[type(module)].is_monotone for module in network
+    )
 
 
 def orthogonal(network: nn.Sequential, last_gain: float) -> None:
@@ -41,7 +77,8 @@ def orthogonal(network: nn.Sequential, last_gain: float) -> None:
 
     Source: Saxe et al. (2014); the gains are those of Huang et al. (2022), detail 2.
     """
-    layers = [module for module in network if isinstance(module, nn.Linear | nn.Conv2d)]
+    own = [module.linear if isinstance(module, HiddenLayer) else module for module in network]
+    layers = [module for module in own if isinstance(module, nn.Linear | nn.Conv2d)]  # none of the user's network
     for layer in layers:
         nn.init.orthogonal_(layer.weight, last_gain if layer is layers[-1] else math.sqrt(2))
         if layer.bias is not None:
@@ -54,6 +91,8 @@ def numpy_forward(network: nn.Sequential) -> Forward:
     for module in network:
         if isinstance(module, nn.Linear):
             steps.append(_linear(module.weight.detach().numpy().T, module.bias.detach().numpy()))
+        elif type(module) not in ACTIVATION_OF:
+            steps.append(_through_torch(module))
         elif not isinstance(module, nn.Identity):
             steps.append(_in_place(ACTIVATION_OF[type(module)].value))
 
@@ -70,6 +109,15 @@ def _linear(weight: Array, bias: Array) -> Forward:
         product = x @ weight
         product += bias
         return product
+
+    return apply
+
+
+def _through_torch(module: nn.Module) -> Forward:
+    @torch.no_grad()
+    def apply(x: Array) -> Array:
+        found: Array = module(torch.from_numpy(x)).numpy()
+        return found
 
     return apply
 

@@ -20,6 +20,7 @@ from pgcli.policies.networks import image_networks, mlp, num_features, numpy_for
 from pgcli.policies.normalizers import Normalizer
 from pgcli.policies.observations import Encoder
 from pgcli.policies.recurrent import RecurrentNetwork, Sequences
+from pgcli.policies.user_network import user_network
 
 Array = NDArray[Any]
 STATISTICS_ROWS = 256  # images per update of the normalizers
@@ -97,9 +98,12 @@ class Policy(nn.Module):
         if config.memory != "none" and not size:
             raise UsageError("policy.memory: a recurrent policy needs a non-empty observation", "use `memory: none`")
         self.memory = None if config.memory == "none" else RecurrentNetwork(config.memory, size, config.memory_size)
-        sizes = [size if self.memory is None else self.memory.size, *config.hidden_sizes]
-        self.features = sizes[-1]
-        self.distribution = make_distribution(action_space, config, features=sizes[-1])
+        inputs = size if self.memory is None else self.memory.size
+        # The distribution is built first: the order of initial random numbers is part of the result
+        network, self.features = None, [inputs, *config.hidden_sizes][-1]
+        if config.network is not None:
+            network, self.features = user_network(config.network, inputs, config.network_kwargs)
+        self.distribution = make_distribution(action_space, config, features=self.features)
         _check_start(self.distribution, config.log_std_bounds)
         self.normalizer: Normalizer | None = None
         if config.normalize_obs and self.encoder.size:
@@ -108,7 +112,11 @@ class Policy(nn.Module):
             Normalizer(image.shape[0]) if config.normalize_obs or not image.divisors else nn.Identity()
             for image in self.encoder.images
         )
-        self.network = mlp([*sizes, self.distribution.size], config.activation)
+        if network is None:
+            sizes = [inputs, *config.hidden_sizes, self.distribution.size]
+            self.network = mlp(sizes, config.activation, config.layer_norm, config.residual)
+        else:
+            self.network = nn.Sequential(network, nn.Linear(self.features, self.distribution.size))
         if config.init == "orthogonal":
             orthogonal(self.network, last_gain=0.01)
         chooses = isinstance(self.distribution, Softmax | Factorised)  # other actions cannot be masked

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from pgcli.estimators.trajectories import Trajectories, from_steps
+from pgcli.policies.networks import is_plain
 from pgcli.policies.policy import Policy
 from pgcli.policies.recurrent import Sequences, ranges
 from pgcli.policies.value_function import ValueFunction
@@ -130,7 +131,7 @@ def trajectory_gradients(
         own = coefficients[:, : len(part.mask), start : start + step]
         if not part.mask.any():
             yield own.new_zeros(len(own), own.shape[2], size)
-        elif policy.memory is not None or len(policy.images):
+        elif policy.memory is not None or len(policy.images) or not is_plain(policy.network):
             yield _gradients_in_turn(policy, part, own, max_length)
         else:
             yield _gradients_at_once(policy, part, torch.where(part.mask, own, 0))

@@ -10,7 +10,7 @@ from pathlib import Path
 from pgcli.errors import ConfigError, Problem
 
 SMALLEST, LARGEST = 2.0, 40.0  # inches
-_SIZE = re.compile(r"(\d+\.?\d*|\.\d+)[x×](\d+\.?\d*|\.\d+)")
+_SIZE = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*[x×]\s*(\d+\.?\d*|\.\d+)\s*", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,16 @@ class Appearance:
     log: bool | None = None  # None: logarithmic for columns that span powers of ten
 
     def has_legend(self, lines: int) -> bool:
-        """Return whether a legend names this number of lines; a single line is named in the title."""
+        """Return whether a legend names this number of lines.
+
+        A single line is named in the title.
+        """
         return lines > 1 or (self.title is not None and len(self.labels) > 0)
 
 
 def parse_size(text: str) -> tuple[float, float]:
     """Parse WIDTHxHEIGHT in inches. Raises: ConfigError."""
-    match = _SIZE.fullmatch(text.strip().lower())
+    match = _SIZE.fullmatch(text)
     size = (float(match[1]), float(match[2])) if match else (0.0, 0.0)
     if not all(SMALLEST <= side <= LARGEST for side in size):
         rule = f"`{text}` is not WIDTHxHEIGHT in inches, each from {SMALLEST:g} to {LARGEST:g}"

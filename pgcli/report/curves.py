@@ -48,7 +48,10 @@ _TABLES = {"evaluation.": "evaluations.csv", "gradients.": "gradients.csv", "": 
 
 @dataclass(frozen=True)
 class Drawing:
-    """The axes, statistic, band and smoothing of a plot; `log` is the scale of the y axis, None: that of the column."""
+    """The axes, statistic, band and smoothing of a plot.
+
+    `log` is the scale of the y axis, None: that of the column.
+    """
 
     x: XAxis
     y: str
@@ -129,7 +132,10 @@ def read_lines(
     output: Path | None = None,
     appearance: Appearance = _DEFAULT,
 ) -> tuple[list[Line], Drawing]:
-    """Read the lines of a plot. Raises: ConfigError for a bad option or column, RunDirectoryError."""
+    """Read the lines of a plot.
+
+    Raises: ConfigError for a bad option or column, RunDirectoryError.
+    """
     drawing = replace(_checked(x, y, stat, band, smooth, output), log=appearance.log)
     runs, without = _drawable(find_runs(run_dirs), drawing)
     lines = _labelled(draw_lines(_without_copies(runs, drawing), without, drawing), appearance.labels)
@@ -138,7 +144,10 @@ def read_lines(
 
 
 def _labelled(lines: Sequence[Line], labels: Sequence[str]) -> list[Line]:
-    """Replace the labels of lines by those of the user. Raises: ConfigError unless each line has one of its own."""
+    """Replace the labels of lines by those of the user.
+
+    Raises: ConfigError unless each line has one of its own.
+    """
     if not labels:
         return list(lines)
     hint = "give one --label per line, in this order: " + ", ".join(f"`{line.label}`" for line in lines)
@@ -151,7 +160,10 @@ def _labelled(lines: Sequence[Line], labels: Sequence[str]) -> list[Line]:
 
 
 def _check_scale(lines: Sequence[Line], drawing: Drawing) -> None:
-    """Report the points that a logarithmic axis cannot show. Raises: ConfigError if there are no others."""
+    """Report the points that a logarithmic axis cannot show.
+
+    Raises: ConfigError if there are no others.
+    """
     missing = sum(not_positive(line) for line in lines) if drawing.log else 0
     if missing == sum(len(line.curve.x) for line in lines):
         raise ConfigError([Problem("--log", f"`{drawing.y}` has no value above 0", "leave --log out")])
@@ -165,7 +177,10 @@ def not_positive(line: Line) -> int:
 
 
 def is_logarithmic(lines: Sequence[Line], drawing: Drawing) -> bool:
-    """Return whether the y axis is logarithmic: if requested, or if the column spans powers of ten and is positive."""
+    """Return whether the y axis is logarithmic.
+
+    It is if requested, or if the column spans powers of ten and is positive.
+    """
     if drawing.log is not None:
         return drawing.log
     declared = drawing.column in COLUMNS and COLUMNS[drawing.column].metric.logarithmic
@@ -173,7 +188,10 @@ def is_logarithmic(lines: Sequence[Line], drawing: Drawing) -> bool:
 
 
 def smallest_shown(lines: Sequence[Line]) -> float:
-    """Return the lower end of a logarithmic axis: it shows all lines, and at most a decade of the bands below them."""
+    """Return the lower end of a logarithmic axis.
+
+    The axis shows all lines, and at most a decade of the bands below them.
+    """
     center = np.concatenate([line.curve.center for line in lines])
     both = np.concatenate([center, *(line.curve.low for line in lines)])
     return max(float(center[center > 0].min()) / 10, float(both[both > 0].min()) / 1.2)
@@ -258,7 +276,9 @@ class _NothingToDraw(RunDirectoryError):
 
 
 def _drawable(paths: Sequence[Path], drawing: Drawing) -> tuple[list[RunCurve], list[dict[str, str]]]:
-    """Read the curves of all runs; warn about runs without a number, and return their configs.
+    """Read the curves of all runs.
+
+    Warn about runs without a number, and return their configs.
 
     Raises: RunDirectoryError if no run has a number.
     """
@@ -356,7 +376,10 @@ def _last_of_each_iteration(table: Table) -> Table:
 
 
 def _x_values(path: Path, table: Table, drawing: Drawing) -> Array:
-    """Return x of each row; an evaluation has x of the previous iteration, and 0 before the first."""
+    """Return x of each row.
+
+    An evaluation has x of the previous iteration, and 0 before the first.
+    """
     if drawing.x in table.numbers:
         return table[drawing.x]
     file, column = ("timing.csv", "elapsed_seconds") if drawing.x == "seconds" else ("metrics.csv", "episodes")
@@ -399,7 +422,10 @@ def _ending(path: Path) -> str:
 
 
 def draw_lines(runs: Sequence[RunCurve], without: Sequence[dict[str, str]], drawing: Drawing) -> list[Line]:
-    """Group runs that differ only in their seed; `without` are the configs of runs without a number."""
+    """Group runs that differ only in their seed.
+
+    `without` are the configs of runs without a number.
+    """
     groups: dict[frozenset[tuple[str, str]], list[RunCurve]] = {}
     for run in runs:
         groups.setdefault(run.experiment, []).append(run)

@@ -134,7 +134,10 @@ class _Logs:
 
 
 def past_entries(path: Path, iteration: int) -> Iterator[LogEntry]:
-    """Yield the table rows before `iteration`; an evaluation precedes the iteration of its number."""
+    """Yield the table rows before `iteration`.
+
+    An evaluation precedes the iteration of its number.
+    """
     entries: dict[tuple[int, bool], dict[str, float]] = {}  # by iteration, and whether they are of its end
     steps: dict[tuple[int, bool], int] = {}
     for name, prefix in _PREFIXES.items():

@@ -154,7 +154,10 @@ def _wrapped(text: str, letters: float) -> str:
 
 
 def _saved(figure: Figure, suffix: str) -> bytes:
-    """Return the content of a figure's file. Raises: ConfigError if its texts leave no room for the curves."""
+    """Return the content of a figure's file.
+
+    Raises: ConfigError if its texts leave no room for the curves.
+    """
     stream = io.BytesIO()
     metadata: dict[str, Any] = {  # the marks that `check_output` looks for
         "png": {"Software": "pgcli"},
@@ -177,7 +180,10 @@ def _saved(figure: Figure, suffix: str) -> bytes:
 
 
 def _draw_lines(axes: Axes, lines: Sequence[Line], labels: Sequence[str], log: bool) -> None:
-    """Draw lines and bands. Colours, dashes and markers differ, so that lines are distinct in grey print."""
+    """Draw lines and bands.
+
+    Colours, dashes and markers differ, so that lines are distinct in grey print.
+    """
     for number, (line, label) in enumerate(zip(lines, labels, strict=True)):
         c, color = line.curve, COLORS[number % len(COLORS)]
         center = np.where(c.center > 0, c.center, np.nan) if log else c.center
@@ -197,7 +203,10 @@ def _draw_lines(axes: Axes, lines: Sequence[Line], labels: Sequence[str], log: b
 
 
 def _marked(center: Array) -> NDArray[np.bool_]:
-    """Return which points get a marker: all of a short line, and those without a neighbour, which draw no line."""
+    """Return which points get a marker.
+
+    These are all points of a short line, and those without a neighbour, which draw no line.
+    """
     drawn = np.isfinite(center)
     if len(center) <= _FEW_POINTS:
         return drawn
@@ -245,12 +254,16 @@ def _draw_axes(axes: Axes, lines: Sequence[Line], drawing: Drawing, appearance: 
         axes.yaxis.set_major_formatter(plain_numbers)
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.01)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10], integer=drawing.x != "seconds"))
+    ticks = max(2, min(6, int(1.6 * (appearance.size or (_WIDTH,))[0])))  # their labels must not overlap
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, steps=[1, 2, 2.5, 5, 10], integer=drawing.x != "seconds"))
     axes.xaxis.set_major_formatter(plain_numbers)
 
 
 def _is_near(threshold: float, axes: Axes, smallest: Sequence[float]) -> bool:
-    """Return whether the threshold is near enough to leave the curves their shape; `smallest` of a logarithmic axis."""
+    """Return whether the threshold is near enough to leave the curves their shape.
+
+    `smallest` is the lower end of a logarithmic axis.
+    """
     low, high = axes.get_ylim()
     if smallest:
         return smallest[0] / 10 <= threshold <= 10 * high

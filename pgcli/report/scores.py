@@ -1,4 +1,4 @@
-"""Compare the scores of two variants: differences, probabilities of improvement, profiles, repeated looks.
+"""Compare the scores of two variants: differences, profiles, repeated looks.
 
 A score is the final return of one run; scores of one task are [n], one for each of n runs.
 Source of the aggregates: Agarwal et al. (2021), Deep Reinforcement Learning at the Edge of the Statistical Precipice.
@@ -42,7 +42,9 @@ def probability_of_improvement(*tasks: Array, axis: int = -1) -> Array:
 
 
 def improvement_interval(x: Array, y: Array, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Compute Brunner & Munzel's interval of P(X > Y) + P(X = Y) / 2 on the logit scale, for unlike distributions too.
+    """Compute Brunner & Munzel's interval of P(X > Y) + P(X = Y) / 2.
+
+    It is computed on the logit scale, for unlike distributions too.
 
     With p_i the share of y below x_i, and q_j that of x above y_j, Var[p̂] is estimated by s²(p) / n + s²(q) / k, with
     Welch's degrees of freedom. Scores that hardly overlap show too little variance: it is at least p̂ (1 - p̂) / (n k).
@@ -69,7 +71,9 @@ def improvement_interval(x: Array, y: Array, confidence: float = CONFIDENCE) -> 
 
 
 def performance_profile(scores: Array, thresholds: Array) -> tuple[Array, Array, Array]:
-    """Compute the share of runs with a score above each threshold, with its 95 % interval, that of a binomial share.
+    """Compute the share of runs with a score above each threshold.
+
+    Its 95 % interval is that of a binomial share.
 
     Source: Agarwal et al. (2021), section 4.2: the run-score distribution; Clopper & Pearson (1934) for the interval.
     Args: scores [n], thresholds [k]. Returns: share, low and high, [k] in [0, 1].
@@ -84,7 +88,10 @@ def performance_profile(scores: Array, thresholds: Array) -> tuple[Array, Array,
 
 
 def steps_to(threshold: float, env_steps: Array, returns: Array) -> float:
-    """Return the env steps of the first evaluation whose mean return reaches the threshold, inf if none does."""
+    """Return the env steps of the first evaluation that reaches the threshold.
+
+    The result is inf if none does.
+    """
     reached = np.flatnonzero(returns >= threshold)
     return float(env_steps[reached[0]]) if len(reached) else math.inf
 
@@ -93,7 +100,9 @@ def steps_to(threshold: float, env_steps: Array, returns: Array) -> float:
 
 
 def look_alpha(look: int, alpha: float = 1 - CONFIDENCE) -> float:
-    """Return the false positives that the look with this number, from 1, may have: α · 0.8 · 0.2^(look - 1).
+    """Return α · 0.8 · 0.2^(look - 1): the false positives that a look may have.
+
+    `look` is its number, from 1.
 
     All looks together have at most α, however many there are, if each tests seeds that no earlier one has used.
     The first one costs little: t(0.98, n - 1) is 6 % to 13 % above t(0.975, n - 1) for 10 to 3 seeds.
@@ -151,7 +160,10 @@ class Difference:
 
     @property
     def shown(self) -> bool:
-        """Whether the interval of the claim excludes equality; False if the differences have no spread."""
+        """Whether the interval of the claim excludes equality.
+
+        False if the differences have no spread.
+        """
         if not self.deviation > 0:
             return False
         if self.alike:

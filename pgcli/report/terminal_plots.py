@@ -75,7 +75,10 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float, count: int) -> list[float]:
-    """Return powers of ten between two positive numbers, and their multiples by 2 and 5 if at most `count` result."""
+    """Return powers of ten between two positive numbers.
+
+    Their multiples by 2 and 5 are included if at most `count` marks result.
+    """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     fine = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
     marks = [mark for mark in fine if low <= mark <= high]
@@ -125,7 +128,10 @@ def _drawn(
 
 
 def _on_scale(x: Array, y: Array, log: bool) -> tuple[list[float], list[float]]:
-    """Return the points that an axis can show; y of a logarithmic one as its power of ten."""
+    """Return the points that an axis can show.
+
+    y of a logarithmic axis is its power of ten.
+    """
     shown = np.isfinite(y) & (y > 0 if log else True)
     return x[shown].tolist(), (np.log10(y[shown]) if log else y[shown]).tolist()
 

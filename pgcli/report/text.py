@@ -43,7 +43,9 @@ def table(
     width: int | None = WIDTH,
     break_on_hyphens: bool = True,
 ) -> list[str]:
-    """Format rows of a label and a text. Labels begin in column `indent`, texts in column `start`.
+    """Format rows of a label and a text.
+
+    Labels begin in column `indent`, texts in column `start`.
 
     Texts are wrapped to `width` columns, or to those of a narrower terminal; with None, they are not wrapped.
     """
@@ -67,7 +69,9 @@ def _fitting(width: int) -> int:
 
 
 def columns(rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None) -> list[str]:
-    """Format rows as left-aligned columns, two spaces apart. The first row is the header.
+    """Format rows as left-aligned columns, two spaces apart.
+
+    The first row is the header.
 
     With `styles`, the header is bold, and a last cell that is a key of `styles` has that Rich style.
     """
@@ -100,7 +104,10 @@ def finite(value: Any) -> Any:
 
 
 def mean_and_error(sample: Sample) -> str:
-    """Format `mean ± standard error`, or the mean of a single value; small values with three decimals."""
+    """Format `mean ± standard error`, or the mean of a single value.
+
+    Small values have three decimals.
+    """
     small = abs(sample.mean) < 10 and sample.standard_error is not None and sample.standard_error < 0.1
     digits = 3 if small else 1
     error = "" if sample.standard_error is None else f" ± {sample.standard_error:.{digits}f}"

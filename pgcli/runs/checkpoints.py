@@ -135,7 +135,7 @@ def _load(path: Path) -> Checkpoint:
 
 
 def _decode(file: BinaryIO, size: int, name: str) -> Checkpoint:
-    """Read and verify a checkpoint. The header is checked against the size of the file before tensors are read."""
+    """Read and verify a checkpoint, its header before its tensors."""
     try:
         header = _read_header(file, size)
         text = header.pop("__metadata__")

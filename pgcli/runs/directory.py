@@ -21,7 +21,7 @@ from pgcli.records import TABLES, Evaluation, Iteration, more_columns
 from pgcli.runs import checkpoints
 from pgcli.runs.digests import DIGESTS, digests_of, sealed
 from pgcli.runs.files import Folder, opened, read_json, storage
-from pgcli.runs.information import find_run_hint, read_information, read_status
+from pgcli.runs.information import Labels, find_run_hint, read_information, read_status, with_labels
 from pgcli.runs.tables import (
     TableWriter,
     has_rows,
@@ -73,11 +73,14 @@ class RunDirectory:
             self._checkpoints = self._folder.subfolder("checkpoints")
         return self._checkpoints
 
-    def start(self, config: Config, command: list[str], reward_threshold: float | None) -> None:
+    def start(
+        self, config: Config, command: list[str], reward_threshold: float | None, labels: Labels | None = None
+    ) -> None:
         """Write the initial files of a run. run.json is first, because it marks the folder as pgcli's."""
         check_owner(self.path)
         self._folder.check()
-        self._folder.write_json("run.json", _circumstances(config, command, reward_threshold))
+        run = _circumstances(config, command, reward_threshold)
+        self._folder.write_json("run.json", with_labels(run, labels))
         self._folder.write("config.yaml", _config_text(config, self.path))
         self._remove_temporary()
         for name in TABLES:
@@ -93,6 +96,7 @@ class RunDirectory:
         exact: bool,
         counters: dict[str, int],
         reward_threshold: float | None,
+        labels: Labels | None = None,
     ) -> None:
         """Reset the run to its state after `counters["iteration"]` updates, and open it for appending.
 
@@ -120,7 +124,7 @@ class RunDirectory:
             resume["extends"] = True  # keeps the checkpoint of the former end
         run.setdefault("resumes", []).append(resume)
         self._results = _results(run)
-        self._folder.write_json("run.json", run)
+        self._folder.write_json("run.json", with_labels(run, labels))
         self._folder.write("config.yaml", _config_text(config, self.path))
         self._open_tables(config, more_of("episodes", read_header(self.path / "episodes.csv")) or ())
         self.best = _best_evaluation(self.path / "evaluations.csv")
@@ -185,6 +189,16 @@ class RunDirectory:
         with closing(self._folder.subfolder("crash")) as folder:
             folder.write(f"{name}.py", program.encode())
         return self.path / "crash" / f"{name}.py"
+
+    def record_user_code(self, digests: dict[str, str]) -> list[str]:
+        """Record the digests of the user's files in run.json; return the files that changed since the last start."""
+        run = read_information(self.path)
+        before = run.get("user_code") or {}
+        if before == digests:
+            return []
+        self._folder.check()
+        self._folder.write_json("run.json", run | {"user_code": digests})
+        return [file for file, digest in digests.items() if before.get(file, digest) != digest]
 
     def mark_inexact(self) -> None:
         """Record in run.json that the run differs from an uninterrupted run."""

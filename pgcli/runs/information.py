@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pgcli.config import Config, load_config
-from pgcli.errors import ConfigError, RunDirectoryError, closest, typed
+from pgcli.errors import ConfigError, RunDirectoryError, UsageError, closest, typed
 from pgcli.runs.files import read_json, storage
 
+_LONGEST_NOTE = 1000
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -34,6 +38,9 @@ class _Information(_Json):
     versions: dict[str, str | None] = {}
     resumes: list[_Resume] = []
     git_commit: str | None = None
+    tags: list[str] = []
+    note: str = ""
+    user_code: dict[str, str] = {}
 
 
 class _Status(_Json):
@@ -42,6 +49,32 @@ class _Status(_Json):
     reason: str | None = None
     digests: dict[str, str] = {}
     sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The tags and the note that a user gives a run, for `pgcli ls`. They do not affect its results."""
+
+    tags: tuple[str, ...] = ()
+    note: str = ""
+
+
+def check_labels(tags: Sequence[str], note: str) -> Labels:
+    """Return the labels. Raises: UsageError for an empty tag, one with spaces or commas, or a long text."""
+    for tag in tags:
+        if not re.fullmatch(r"[^\s,=<>!]{1,60}", tag):
+            raise UsageError(f"--tag {tag!r}: not a tag", "use a word of at most 60 characters without `,=<>!`")
+    if len(note) > _LONGEST_NOTE:
+        raise UsageError(f"--note: {len(note):,} characters", f"use at most {_LONGEST_NOTE:,}")
+    return Labels(tuple(dict.fromkeys(tags)), note)
+
+
+def with_labels(run: dict[str, Any], labels: Labels | None) -> dict[str, Any]:
+    """Return the content of run.json with labels added: new tags, and a new note if there is one."""
+    labels = labels or Labels()
+    tags = list(dict.fromkeys([*run.get("tags", []), *labels.tags]))
+    note = labels.note or run.get("note", "")
+    return run | ({"tags": tags} if tags else {}) | ({"note": note} if note else {})
 
 
 def read_information(path: Path) -> dict[str, Any]:

@@ -209,7 +209,7 @@ class TableFile:
         self.cut = self.cut or bool(rest or skipped)
 
     def columns(self, names: Collection[str]) -> dict[str, bool]:
-        """Return which of these columns and `iteration` the table has, in its order, and whether they are words."""
+        """Return the columns among these and `iteration`, in order, and whether they are words."""
         wanted = {"iteration", *names}
         return {name: name in COLUMNS and COLUMNS[name].metric.text for name in self.header if name in wanted}
 

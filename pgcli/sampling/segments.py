@@ -34,7 +34,7 @@ from pgcli.sampling.rollout import (
     named,
     to_trajectories,
 )
-from pgcli.seeding import EpisodeSeeds, Purpose, derived_seed, generator
+from pgcli.seeding import DerivedSeeds, Purpose, derived_seed, generator
 from pgcli.system.process_state import restore_modes
 from pgcli.system.processes import Check
 
@@ -258,7 +258,7 @@ class _LiveColumns:
         if isinstance(envs, VectorEnvironments):
             envs.seed(native_seed(config, iteration, chunk.start))
         acting = ActingState(actor, random, len(chunk), memory=state.memory)
-        episode, obs, running = state.episode.copy(), state.obs, ~state.over
+        columns, episode, obs, running = np.array(chunk), state.episode.copy(), state.obs, ~state.over
         rows, waiting, names, infos = [], bool(state.over.any()), config.info_names, dict[int, Array]()
 
         for t in range(config.rollout.steps or 0):
@@ -271,7 +271,7 @@ class _LiveColumns:
                 episode += ~running
                 acting.memory = np.where(running[:, None], acting.memory, 0)
                 fresh = np.flatnonzero(~running)
-                seeds = EpisodeSeeds(config.seed, Purpose.RESET, chunk.start, episode.copy(), fresh)
+                seeds = DerivedSeeds(config.seed, Purpose.RESET, columns, episode.copy())
                 next_obs = envs.restart(fresh.tolist(), seeds)
             restore_modes()
             rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))

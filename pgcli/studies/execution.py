@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgcli.config import Config, load_config, override, to_data
+from pgcli.config.messages import shown
 from pgcli.config.order import differences
 from pgcli.config.schema import PolicyConfig
 from pgcli.errors import (
@@ -109,19 +110,23 @@ def _train(comparison: Comparison, missing: list[tuple[Config, Path]], jobs: int
 
 
 def _check_deviations(comparison: Comparison) -> None:
-    """Raise UsageError if variants differ only in the initial deviation of discrete actions."""
+    """Raise UsageError if variants differ only in the deviation of discrete actions."""
     from gymnasium.spaces import Box
 
     from pgcli.environments.checks import check_environment
 
-    key, configs = "policy.initial_standard_deviation", [variant.config for variant in comparison.variants]
-    if len({config.policy.initial_standard_deviation for config in configs}) == 1:
+    configs, default = [variant.config for variant in comparison.variants], PolicyConfig()
+    policies = [config.policy for config in configs]
+    keys = ("initial_standard_deviation", "log_std_bounds")
+    differing = [key for key in keys if any(getattr(one, key) != getattr(policies[0], key) for one in policies)]
+    if not differing:
         return
     space = check_environment(configs[0].env).action_space
     if not isinstance(space, Box):
-        same = [override(config, [f"{key}={PolicyConfig().initial_standard_deviation}"]) for config in configs]
+        words = [f"policy.{key}={shown(getattr(default, key))}" for key in differing]
+        same = [override(config, words) for config in configs]
         try:
             check_different([variant.label for variant in comparison.variants], same)
         except UsageError as error:
-            error.message += f": `{key}` has no effect with action space {space}"
+            error.message += f": `policy.{differing[0]}` has no effect with action space {space}"
             raise

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pgcli.config import Config
+from pgcli.config.names import as_text
 from pgcli.config.schema import DEFAULT_ITERATIONS
 from pgcli.errors import UsageError, typed
 from pgcli.report.curves import find_runs
@@ -17,7 +18,6 @@ from pgcli.studies.summaries import RunSummary
 from pgcli.studies.variants import (
     Comparison,
     Variant,
-    as_text,
     budget,
     check_comparable,
     default_folder,

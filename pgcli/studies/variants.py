@@ -16,16 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from pgcli.config import Config, flat, load_config, override, shipped_configs, to_data
+from pgcli.config.names import OTHER_KEYS, as_text, folder_name, short_keys
 from pgcli.config.order import differences, orders_of
 from pgcli.config.rules import CONDITIONAL, effective, without_effect
 from pgcli.config.schema import DEFAULT_ITERATIONS
 from pgcli.errors import RunDirectoryError, UsageError
 from pgcli.runs.information import find_run_hint
 
-# Equal for all variants: budget, evaluation and files.
-_SHARED = ("name", "seed", "training.", "evaluation.", "checkpoint.", "sampling.", "logging.", "diagnostics.")
 _UNLISTED = ("name", "seed", "checkpoint.", "sampling.", "logging.")  # without effect on results
-_LONGEST = 60  # characters of a folder's name before its digest
 _NOTHING = "for example `pgcli compare CONFIG algorithm.baseline=none,mean`, two configs, or two folders of runs"
 
 
@@ -122,8 +120,7 @@ def parse_comparison(
     loaded = _load(words)
     doubts = check_comparable(loaded)
     steps = _equal_budget(loaded)
-    last = [key.rpartition(".")[2] for key in keys]
-    short = last if len(set(last)) == len(last) else keys
+    short = short_keys(keys)
     named = _location_names(configs) if len(configs) > 1 else {configs[0]: ""}
     labels = [
         ", ".join(filter(None, (named[location], *map("=".join, zip(short, values, strict=True)))))
@@ -197,7 +194,7 @@ def _check_axes(configs: Sequence[str], axes: list[tuple[str, list[str]]], fixed
     if "seed" in [word.partition("=")[0] for word in fixed]:
         raise UsageError("a comparison does not use seed=…", "set the seeds with --seeds 0-9")
     for key in keys:
-        if key.startswith(_SHARED):
+        if key.startswith(OTHER_KEYS):
             hint = "set the seeds with --seeds 0-9" if key == "seed" else f"give `{key}` one value"
             raise UsageError(f"`{key}` cannot differ between variants: they share budget and evaluation", hint)
 
@@ -332,14 +329,6 @@ def default_folder(names: Sequence[str]) -> Path:
     return Path("runs") / folder_name("-".join([f"{first}-compare", *others]))
 
 
-def folder_name(text: str) -> str:
-    """Convert a label to a folder name."""
-    return (
-        re.sub(r"[^\w.=,-]+", "_", re.sub(r"[\[\]{}'\"]", "", text), flags=re.ASCII).strip("_-.")[:_LONGEST]
-        or "variant"
-    )
-
-
 def settings_table(variants: Sequence[Variant]) -> list[dict[str, Any]]:
     """Return the settings in which variants differ: a row for each key and variant."""
     return [
@@ -347,8 +336,3 @@ def settings_table(variants: Sequence[Variant]) -> list[dict[str, Any]]:
         for key, values in differing_settings([variant.config for variant in variants]).items()
         for variant, value in zip(variants, values, strict=True)
     ]
-
-
-def as_text(value: Any) -> str:
-    """Return the value of a key as on the command line."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

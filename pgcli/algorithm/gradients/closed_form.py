@@ -18,7 +18,7 @@ from pgcli.algorithm.losses import Losses, Step, Terms, joint_terms
 from pgcli.algorithm.optimizers import flattened, unflattened
 from pgcli.algorithm.parts import PartName
 from pgcli.policies.distributions import Scored
-from pgcli.policies.networks import Chain
+from pgcli.policies.networks import Chain, has_chain
 from pgcli.policies.policy import FORBIDDEN, Policy
 from pgcli.policies.value_function import ValueFunction
 
@@ -28,7 +28,9 @@ Array = NDArray[Any]
 def has_closed_form(policy: Policy, value: ValueFunction | None) -> bool:
     """Return whether all networks and the distribution have a closed form."""
     images = len(policy.images) or (value is not None and len(value.images))
-    return policy.device.type == "cpu" and policy.memory is None and not images and policy.distribution.has_closed_form
+    networks = [policy.network, *([] if value is None else [value.network])]
+    plain = policy.memory is None and not images and all(map(has_chain, networks))
+    return policy.device.type == "cpu" and plain and policy.distribution.has_closed_form
 
 
 class ClosedForm:
@@ -68,9 +70,9 @@ class ClosedForm:
                 self._value_network.backward(inputs, self._value_slope(batch, values))
                 return self._of_value, lambda: self._losses.value_terms(values[:, 0], batch)
             case "joint" if not self._is_shared:
-                _, of_policy = self(batch, "policy", progress)
-                _, of_value = self(batch, "value", progress)
-                return self._gradient, lambda: joint_terms(of_policy(), of_value())
+                _, policy_terms = self(batch, "policy", progress)
+                _, value_terms = self(batch, "value", progress)
+                return self._gradient, lambda: joint_terms(policy_terms(), value_terms())
             case "joint":
                 inputs, features = self._trunk.forward(batch.inputs)
                 of_actions, outputs = self._head.forward(features)

@@ -15,7 +15,7 @@ from pgcli.environments.single import make_environment
 from pgcli.environments.vector.form import Array, Form
 from pgcli.environments.vector.streams import Streams
 from pgcli.policies.observations import Layout
-from pgcli.seeding import DerivedSeeds, EpisodeSeeds
+from pgcli.seeding import DerivedSeeds
 
 _EPISODES, _MOST_STARTS = 32, 2**16  # prepared ahead: episodes of each column, of all columns together
 
@@ -50,10 +50,11 @@ class ArrayEnvironments:
     def restart(self, columns: Sequence[int], seeds: Sequence[int]) -> Array:
         """Start an episode in some columns, each with its own seed; return all observations, [N, …]."""
         chosen = np.array(columns)
-        if isinstance(seeds, EpisodeSeeds):
+        if isinstance(seeds, DerivedSeeds):
             starts, places = self._upcoming.find(chosen, seeds)
         else:
-            starts, places = _Starts(self._form, np.array(seeds, np.uint64)), np.arange(len(chosen))
+            own = [seeds[column] for column in columns]
+            starts, places = _Starts(self._form, np.array(own, np.uint64)), np.arange(len(chosen))
         self._state[:, chosen], self._age[chosen] = starts.state[:, places], 0
         if self._form.is_random:
             self._random.replace(chosen, starts.random, places)
@@ -111,16 +112,14 @@ class _Upcoming:
     def __init__(self, form: Form, episodes: int) -> None:
         """Args: episodes: the number of episodes that are prepared for each column."""
         self._form, self._episodes = form, episodes
-        self._family: tuple[int, ...] = ()
-        self._first: Array = np.zeros(0, np.int64)  # the first prepared episode of each column
+        self._seeds: DerivedSeeds | None = None  # of the first prepared episode of each column
         self._starts: _Starts
 
-    def find(self, columns: Array, seeds: EpisodeSeeds) -> tuple[_Starts, Array]:
+    def find(self, columns: Array, seeds: DerivedSeeds) -> tuple[_Starts, Array]:
         """Return starts, and the places in them of the episodes of some columns."""
-        if seeds.family == self._family:
-            ahead = (seeds.episode - self._first)[columns]
+        if self._seeds is not None and seeds.equals_but_for_last(self._seeds):
+            ahead = (seeds.last - self._seeds.last)[columns]
             if ahead.max() < self._episodes and ahead.min() >= 0:
                 return self._starts, columns * self._episodes + ahead
-        self._family, self._first = seeds.family, seeds.episode
-        self._starts = _Starts(self._form, seeds.ahead(self._episodes))
+        self._seeds, self._starts = seeds, _Starts(self._form, seeds.ahead(self._episodes))
         return self._starts, columns * self._episodes

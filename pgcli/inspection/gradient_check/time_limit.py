@@ -1,4 +1,6 @@
-"""Check a user's code in a process of its own, which ends when a call takes too long, in Python or in C.
+"""Check a user's code in a process of its own, with a time limit.
+
+The process ends when a call takes too long, in Python or in C.
 
 The kernel's timer ends the process, so neither a loop without bytecode nor a lost parent keeps it alive. Without such
 timers (Windows) the check runs in this process, without a limit.
@@ -60,7 +62,10 @@ def within_time(check: Check, location: str, seconds: float) -> dict[str, Any]:
 
 
 def _ended(location: str, code: int, what: str, limit: float) -> dict[str, Any]:
-    """Describe a process that ended without a result: the verdict, or UsageError if the file did not load."""
+    """Describe a process that ended without a result.
+
+    The result is a verdict, or UsageError if the file did not load.
+    """
     if code == -signal.SIGALRM:
         text = f"{what} did not return within {limit:g} s: is there an endless loop?"
     else:
