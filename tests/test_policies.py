@@ -114,7 +114,8 @@ def test_an_activations_forms_agree_with_torch_and_its_derivatives_with_autograd
     np.testing.assert_allclose(activation.value(array, array), y.detach(), rtol=1e-15)
     values = activation.value_(plain)
     torch.testing.assert_close(values, y.detach(), rtol=1e-15, atol=0)
-    torch.testing.assert_close(activation.backward_(slope.clone(), values), expected, rtol=1e-14, atol=0)
+    if activation.is_monotone:
+        torch.testing.assert_close(activation.backward_(slope.clone(), values), expected, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
