@@ -58,7 +58,10 @@ class _NumpyTanh(torch.autograd.Function):
 
 
 class Tanh(nn.Tanh):
-    """tanh with numpy's bits on the CPU, the same in acting and learning. It takes a tenth of torch's time."""
+    """tanh with numpy's bits on the CPU, the same in acting and learning.
+
+    It takes a tenth of torch's time.
+    """
 
     def forward(self, z: Tensor) -> Tensor:
         """Return tanh z."""
