@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -48,14 +49,22 @@ def orthogonal(network: nn.Sequential, last_gain: float) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def numpy_forward(network: nn.Sequential) -> Forward:
-    """Return a numpy forward pass `[N, in] → [N, out]` on views of the parameters."""
+def numpy_forward(*networks: nn.Sequential) -> Forward:
+    """Return a numpy forward pass `[N, in] → [N, out]` on views of the parameters.
+
+    With several networks of one architecture, it maps [networks, N, in] → [networks, N, out], on copies.
+    """
     steps: list[Forward] = []
-    for module in network:
-        if isinstance(module, nn.Linear):
-            steps.append(_linear(module.weight.detach().numpy().T, module.bias.detach().numpy()))
-        elif not isinstance(module, nn.Identity):
-            steps.append(_in_place(ACTIVATION_OF[type(module)].value))
+    for modules in zip(*networks, strict=True):
+        if isinstance(modules[0], nn.Linear):
+            weights = [module.weight.detach().numpy() for module in modules]
+            biases = [module.bias.detach().numpy() for module in modules]
+            if len(networks) == 1:
+                steps.append(_linear(weights[0].T, biases[0]))
+            else:
+                steps.append(_linear(np.stack(weights).transpose(0, 2, 1), np.stack(biases)[:, None]))
+        elif not isinstance(modules[0], nn.Identity):
+            steps.append(_in_place(ACTIVATION_OF[type(modules[0])].value))
 
     def forward(x: Array) -> Array:
         for step in steps:
