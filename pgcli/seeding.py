@@ -8,11 +8,15 @@ Source: NumPy, "Parallel random number generation", section SeedSequence spawnin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
+from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
 
 
 class Purpose(IntEnum):
@@ -46,14 +50,71 @@ def derived_seed(seed: int, purpose: Purpose, *indices: int) -> int:
     return int(_sequence(seed, purpose, indices).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-class Seeds(Sequence[int]):
-    """One seed per column, derived on access: a vector form reads only the first."""
+_WORD = 2**32 - 1
 
-    def __init__(self, columns: Sequence[int], seed_of: Callable[[int], int]) -> None:
-        self._columns, self._seed_of = columns, seed_of
+
+class DerivedSeeds(Sequence[int]):
+    """The derived seeds of N columns: one on access, or all of them together in `array`."""
+
+    def __init__(self, seed: int | Array, purpose: Purpose, *indices: int | Array) -> None:
+        """Args: seed: one, or one per column, objects [N]. indices: of `derived_seed`, each one or one per column."""
+        self._seed, self._purpose, self._indices = seed, purpose, np.broadcast_arrays(*indices)
 
     def __len__(self) -> int:
-        return len(self._columns)
+        return len(self._indices[0])
 
-    def __getitem__(self, index: Any) -> Any:
-        return self._seed_of(self._columns[index])
+    def __getitem__(self, column: Any) -> Any:
+        seed = self._seed if isinstance(self._seed, int) else self._seed[column]
+        return derived_seed(seed, self._purpose, *(int(one[column]) for one in self._indices))
+
+    def array(self) -> Array:
+        """Return all seeds, uint64 [N]."""
+        indices = np.array(self._indices)
+        if np.any(self._seed >= 2**128) or indices.max(initial=0) >= 2**32:  # numpy takes more words for such a number
+            return np.array(list(self), np.uint64)
+        own = [self._seed >> shift & _WORD for shift in (0, 32, 64, 96)]
+        low, high = sequence_words([*own, int(self._purpose), *indices], 2).astype(np.uint64)
+        seeds: Array = (low | high << np.uint64(32)) >> np.uint64(1)
+        return seeds
+
+
+def sequence_words(entropy: Sequence[int | Array], count: int) -> Array:
+    """Return the first words of N seed sequences, uint32 [count, N], computed together.
+
+    The words of a column are those of `np.random.SeedSequence(entropy).generate_state(count)`, whose pool has four
+    words. Further entropy, such as a spawn key, is mixed into all four.
+
+    Args: entropy: numbers below 2^32, each one number or one per column, [N].
+    Source: O'Neill (2015), "Developing a seed_seq alternative"; NumPy, `SeedSequence`.
+    """
+    words = np.array(np.broadcast_arrays(*entropy), np.uint32).reshape(len(entropy), -1)
+    pool = np.zeros((4, words.shape[1]), np.uint32)
+    pool[: len(words)] = words[:4]
+    constants = _hash_constants(0x43B0D7E5, 0x931E8875, 17 + 4 * max(len(words) - 4, 0))
+    pool, at = _hashed(pool, constants[:5]), 4
+    for source in range(4):
+        others = [number for number in range(4) if number != source]
+        pool[others] = _mixed(pool[others], _hashed(pool[source], constants[at : at + 4]))
+        at += 3
+    for word in words[4:]:
+        pool, at = _mixed(pool, _hashed(word, constants[at : at + 5])), at + 4
+    return _hashed(pool[np.arange(count) % 4], _hash_constants(0x8B51F9DD, 0x58F38DED, count + 1))
+
+
+@cache
+def _hash_constants(first: int, multiplier: int, count: int) -> Array:
+    """Return x, x a, x a², … modulo 2^32, [count, 1]."""
+    return np.array([[first * pow(multiplier, n, 2**32) % 2**32] for n in range(count)], np.uint32)
+
+
+def _hashed(words: Array, constants: Array) -> Array:
+    """Hash words; row k of the result uses constants k and k + 1."""
+    words = (words ^ constants[:-1]) * constants[1:]
+    hashed: Array = words ^ words >> np.uint32(16)
+    return hashed
+
+
+def _mixed(x: Array, y: Array) -> Array:
+    mixed: Array = np.uint32(0xCA01F9DD) * x - np.uint32(0x4973F715) * y
+    mixed ^= mixed >> np.uint32(16)
+    return mixed

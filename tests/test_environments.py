@@ -28,7 +28,7 @@ from pgcli.environments.make import Environments, make_environments
 from pgcli.environments.outputs import Step
 from pgcli.environments.registry import spec
 from pgcli.environments.single import SingleEnvironments, make_environment
-from pgcli.environments.vector import VectorEnvironments
+from pgcli.environments.vector.native import VectorEnvironments
 from pgcli.errors import ConfigError, EnvironmentFailure, PgcliError, UsageError
 from pgcli.system.packages import install_command
 

@@ -19,7 +19,7 @@ from pgcli.config.schema import Config
 from pgcli.environments import checks
 from pgcli.environments.make import make_environments
 from pgcli.environments.single import SingleEnvironments, make_environment
-from pgcli.environments.vector import VectorEnvironments
+from pgcli.environments.vector.native import VectorEnvironments
 from pgcli.errors import EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.distributions import Softmax

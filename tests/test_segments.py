@@ -16,7 +16,7 @@ from pgcli.algorithm.learner import build_agent
 from pgcli.config.schema import Config
 from pgcli.environments.make import make_environments
 from pgcli.environments.single import SingleEnvironments, make_environment
-from pgcli.environments.vector import VectorEnvironments
+from pgcli.environments.vector.native import VectorEnvironments
 from pgcli.errors import CheckpointError, EnvironmentFailure, UsageError
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.sampling.segments import SegmentSampler

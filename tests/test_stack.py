@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import pgcli
@@ -19,11 +20,14 @@ from pgcli.experiment.stacks import stacks
 from pgcli.records import Iteration, Notice, Record
 from pgcli.sampling import stack
 from pgcli.sampling.executor import ChunkTask
+from pgcli.sampling.segments import CollectSegment
 
 TINY = [
     *("env.num_envs=3", "rollout.episodes=4", "policy.hidden_sizes=[5]", "training.iterations=4", "checkpoint.every=1"),
     *("evaluation.every=2", "evaluation.episodes=3", "evaluation.stop_at_return=null"),
 ]
+SEGMENTS = ["env.id=Taxi-v4", "env.max_episode_steps=9", "rollout={episodes: null, steps: 12}"]
+SEGMENTS += ["algorithm.baseline=value", "algorithm.returns=lambda_return"]
 Watch = Callable[[Record, int], None]
 
 
@@ -59,13 +63,15 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of seeds of every stacked rollout so far."""
-    counts, together = list[int](), ChunkTask.together
+    counts = list[int]()
+    for kind in (ChunkTask, CollectSegment):
 
-    def counting(task: ChunkTask, tasks: Sequence[ChunkTask], *others: object) -> list[object]:
-        counts.append(len(tasks))
-        return together(task, tasks, *others)  # type: ignore[arg-type]
+        def counting(task: Any, tasks: Sequence[Any], *others: Any, together: Any = kind.together) -> Any:
+            results = together(task, tasks, *others)
+            counts.append(len(tasks))
+            return results
 
-    monkeypatch.setattr(ChunkTask, "together", counting)
+        monkeypatch.setattr(kind, "together", counting)
     return counts
 
 
@@ -73,14 +79,17 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     "overrides",
     [
         pytest.param((), id="chunks of unequal width"),
+        pytest.param(("env.id=Acrobot-v1", "rollout.horizon=30", "env.max_episode_steps=50"), id="Acrobot"),
+        pytest.param(("env.id=Pendulum-v1", "rollout.horizon=30", "env.max_episode_steps=30"), id="continuous actions"),
+        pytest.param(("env.id=Taxi-v4", "env.max_episode_steps=30"), id="action masks"),
+        pytest.param(SEGMENTS, id="segments"),
+        pytest.param((*SEGMENTS, "env.id=Pendulum-v1"), id="segments, continuous actions"),
         pytest.param(("env.num_envs=4", "rollout.horizon=20", "evaluation.mode=greedy"), id="horizon, greedy"),
         pytest.param(("policy.hidden_sizes=[]", "policy.normalize_obs=true"), id="linear, normalized"),
         pytest.param(("algorithm.baseline=value", "algorithm.returns=lambda_return"), id="value function"),
     ],
 )
-def test_stacked_runs_have_the_bytes_of_runs_alone(
-    overrides: tuple[str, ...], tmp_path: Path, shared: list[int]
-) -> None:
+def test_stacked_runs_have_the_bytes_of_runs_alone(overrides: Sequence[str], tmp_path: Path, shared: list[int]) -> None:
     trained(tmp_path / "alone", settings(*overrides), 1)
     assert not shared
     trained(tmp_path / "stacked", settings(*overrides))
@@ -88,19 +97,24 @@ def test_stacked_runs_have_the_bytes_of_runs_alone(
     assert files(tmp_path / "stacked") == files(tmp_path / "alone")
 
 
-def test_a_run_that_stops_early_leaves_the_stack(tmp_path: Path, shared: list[int]) -> None:
-    configs = settings("evaluation.stop_at_return=24", "evaluation.every=1", "optimizer.learning_rate=0.02")
-    ends = [
-        result.last.iteration
-        for result in trained(tmp_path / "alone", configs, 1)
-        if isinstance(result, Outcome) and result.last
-    ]
-    assert len(set(ends)) > 1
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param(["evaluation.stop_at_return=24", "optimizer.learning_rate=0.02"], id="episodes"),
+        pytest.param([*SEGMENTS, "evaluation.stop_at_return=-30"], id="segments"),
+    ],
+)
+def test_a_run_that_stops_early_leaves_the_stack(overrides: Sequence[str], tmp_path: Path, shared: list[int]) -> None:
+    configs = settings("evaluation.every=1", *overrides)
+    results = trained(tmp_path / "alone", configs, 1)
+    ends = [result.last.iteration for result in results if isinstance(result, Outcome) and result.last]
+    assert len(set(ends)) > 1, ends
     trained(tmp_path / "stacked", configs)
     assert 2 in shared
     assert files(tmp_path / "stacked") == files(tmp_path / "alone")
 
 
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
 def test_a_run_that_diverges_or_cannot_start_does_not_affect_the_others(tmp_path: Path, shared: list[int]) -> None:
     configs = settings("optimizer.name=sgd", "policy.activation=identity", count=4)
     configs[1] = configs[1].model_copy(
@@ -119,8 +133,11 @@ def test_a_run_that_diverges_or_cannot_start_does_not_affect_the_others(tmp_path
     assert files(tmp_path / "stacked") == files(tmp_path / "alone")
 
 
-def test_an_interrupted_stack_resumes_in_other_stacks_with_the_same_bytes(tmp_path: Path, shared: list[int]) -> None:
-    configs = settings(count=4)
+@pytest.mark.parametrize("overrides", [(), SEGMENTS], ids=["episodes", "segments"])
+def test_an_interrupted_stack_resumes_in_other_stacks_with_the_same_bytes(
+    overrides: Sequence[str], tmp_path: Path, shared: list[int]
+) -> None:
+    configs = settings(*overrides, count=4)
     trained(tmp_path / "alone", configs, 1)
 
     def stop(record: Record, number: int) -> None:

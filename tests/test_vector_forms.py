@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from test_segments import collect, policy_for
 
 from pgcli.config.schema import EnvConfig
-from pgcli.environments import vector_trial
 from pgcli.environments.checks import check_environment
 from pgcli.environments.make import make_environments
 from pgcli.environments.single import SingleEnvironments
-from pgcli.environments.vector import VectorEnvironments
-from pgcli.environments.vector_trial import vector_form_fault, vector_form_notice
+from pgcli.environments.vector import native_trial
+from pgcli.environments.vector.native import VectorEnvironments
+from pgcli.environments.vector.native_trial import vector_form_fault, vector_form_notice
 from pgcli.errors import UsageError
 from pgcli.inspection.doctor import _form_findings
 
@@ -139,7 +139,7 @@ def register(how: str, **options: Any) -> str:
 @pytest.fixture(autouse=True)
 def _anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gym, "registry", gym.registry)
-    monkeypatch.setattr(vector_trial, "_faults", {})
+    monkeypatch.setattr(native_trial, "_faults", {})
 
 
 @pytest.mark.parametrize("random", [False, True], ids=["known", "random"])
@@ -177,7 +177,7 @@ def test_a_same_step_reset_is_detected_without_rewards() -> None:
 
 
 def test_a_form_whose_episodes_never_end_in_the_trial_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vector_trial, "_MOST_ROWS", 4)
+    monkeypatch.setattr(native_trial, "_MOST_ROWS", 4)
     form = partial(Form, how="no limit")
     gym.register("Unlimited-v0", entry_point=partial(One, random=True), vector_entry_point=partial(form, random=True))
     assert "ends no episode in 4 steps" in str(vector_form_fault(EnvConfig(id="Unlimited-v0")))

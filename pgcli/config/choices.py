@@ -4,6 +4,7 @@ from typing import Literal
 
 # env
 Vectorization = Literal["auto", "native", "sync"]
+VectorForm = Literal["numpy", "native", "sync"]  # what simulates the columns
 
 # policy
 ActivationName = Literal["tanh", "relu", "elu", "identity"]

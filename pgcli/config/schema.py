@@ -82,11 +82,23 @@ class EnvConfig(Section):
         "over from past episodes.",
     )
     _reads_mask: bool = PrivateAttr(True)
+    _shares_seeds: bool = PrivateAttr(False)
 
     @property
     def reads_mask(self) -> bool:
         """Whether action masks are read; `policy.action_mask: none` ignores them."""
         return self._reads_mask
+
+    @property
+    def shares_seeds(self) -> bool:
+        """Whether columns share reset seeds, as those of a group do."""
+        return self._shares_seeds
+
+    def with_shared_seeds(self) -> EnvConfig:
+        """Return a copy whose columns share reset seeds."""
+        copied = self.model_copy()
+        copied._shares_seeds = True
+        return copied
 
 
 class EvaluationEnvConfig(Section):

@@ -1,4 +1,4 @@
-"""N environments stepped together: single environments, or the environment's vector form."""
+"""N environments stepped together: in numpy, in the environment's own vector form, or one after the other."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import Any, Protocol
 
 from gymnasium import spaces
 
+from pgcli.config.choices import VectorForm
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.checks import check_environment
 from pgcli.environments.outputs import Array, Step
+from pgcli.environments.registry import spec
 from pgcli.environments.single import SingleEnvironments
-from pgcli.environments.vector import VectorEnvironments
-from pgcli.environments.vector_trial import vector_form_fault
+from pgcli.environments.vector.arrays import ArrayEnvironments
+from pgcli.environments.vector.forms import numpy_form
+from pgcli.environments.vector.native import StackedVectorEnvironments, VectorEnvironments
+from pgcli.environments.vector.native_trial import vector_form_fault
 from pgcli.errors import UsageError
 from pgcli.policies.observations import Layout
 
@@ -26,6 +30,7 @@ class Environments(Protocol):
     finite or not in its space.
     """
 
+    form: VectorForm
     observation_space: spaces.Space[Any]
     action_space: spaces.Space[Any]
     layout: Layout
@@ -52,7 +57,7 @@ class Environments(Protocol):
 
 def make_environments(
     config: EnvConfig, num_envs: int, *, resumable: bool = False
-) -> VectorEnvironments | SingleEnvironments:
+) -> ArrayEnvironments | VectorEnvironments | SingleEnvironments:
     """Build `num_envs` environments in the form that `env.vectorization` selects.
 
     Args: resumable: episodes continue across iterations, and a resumed run can restore them.
@@ -64,11 +69,40 @@ def make_environments(
             "does not report the action mask" if checked.adds_mask else vector_form_fault(config, resumable=resumable)
         )
         if fault is None:
-            raise UsageError(f"env.vectorization: {config.id} has no vector form", _USE_OTHERS)
+            raise UsageError(f"env.vectorization: {config.id} has no vector form of its own", _USE_OTHERS)
         if fault:
             raise UsageError(f"env.vectorization: the vector form of {config.id} {fault}", _USE_OTHERS)
         return VectorEnvironments(config, num_envs)
-    usable = config.vectorization == "auto" and not checked.adds_mask
-    if usable and vector_form_fault(config, resumable=resumable) == "":
-        return VectorEnvironments(config, num_envs)
+    if config.vectorization == "auto":
+        own = not checked.adds_mask and not config.shares_seeds
+        if own and vector_form_fault(config, resumable=resumable) == "":
+            return VectorEnvironments(config, num_envs)
+        if form := numpy_form(config):
+            return ArrayEnvironments(config, num_envs, form)
     return SingleEnvironments(config, num_envs)
+
+
+def make_stacked_environments(config: EnvConfig, count: int, width: int) -> Environments:
+    """Build the environments of `count` seeds, `width` for each; every seed has the episodes that it has alone.
+
+    They must be stackable.
+    """
+    one = make_environments(config, width)
+    if isinstance(one, VectorEnvironments):
+        return StackedVectorEnvironments(config, count, width, one)
+    return make_environments(config, count * width)
+
+
+def is_stackable(config: EnvConfig, segments: bool = False) -> bool:
+    """Return whether the environments of several seeds can be one set.
+
+    They must have a vector form of known code. The columns of an environment's own form share a generator, so a set of
+    several seeds cannot start further episodes in `segments`.
+    """
+    known = str(spec(config).entry_point).startswith("gymnasium.envs.") and not config.wrappers
+    if config.vectorization == "sync" or not known:
+        return False
+    checked = check_environment(config)
+    if not checked.adds_mask and not config.shares_seeds and vector_form_fault(config, resumable=True) == "":
+        return not segments
+    return config.vectorization == "auto" and numpy_form(config) is not None

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from pgcli.config.choices import VectorForm
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.checks import check_environment
 from pgcli.environments.construction import build
@@ -56,6 +57,8 @@ def uses_fresh_instances(config: EnvConfig) -> bool:
 
 class SingleEnvironments:
     """Single environments, stepped one after another. Columns whose episodes ended are not stepped."""
+
+    form: VectorForm = "sync"
 
     def __init__(self, config: EnvConfig, num_envs: int) -> None:
         self._config = config

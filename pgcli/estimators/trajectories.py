@@ -58,7 +58,7 @@ class Trajectories:
         return Trajectories(**taken | ({} if self.memory is None else {"memory": self.memory[chosen]}))
 
     def contiguous(self) -> Trajectories:
-        """Return the same trajectories, each tensor in memory of its own if it was a part of another."""
+        """Return the same trajectories, with tensors of their own if they are parts of others."""
         return Trajectories(**{name: x.contiguous() for name, x in vars(self).items() if isinstance(x, Tensor)})
 
 

@@ -11,7 +11,6 @@ from typing import Protocol, TypeVar, assert_never
 from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.config import Config
 from pgcli.config.schema import EnvConfig
-from pgcli.environments.vector import VectorEnvironments
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.observations import Encoder
 from pgcli.runs import checkpoints
@@ -29,8 +28,8 @@ ROW_BYTES = 40  # of a step without its observation: action, reward, flags and w
 
 
 def environments_of(config: Config) -> EnvConfig:
-    """Return the config of a run's environments; `sync` for groups, which must share a reset seed."""
-    return config.env.model_copy(update={"vectorization": "sync"}) if config.group_size > 1 else config.env
+    """Return the config of a run's environments; the columns of a group share a reset seed."""
+    return config.env.with_shared_seeds() if config.group_size > 1 else config.env
 
 
 def columns_of(config: Config) -> int:
@@ -76,15 +75,15 @@ def worker_pool(config: Config, environments: EnvironmentCache, share: int, chec
     match config.sampling.backend:
         case "local":
             if count == "auto":
-                native = isinstance(environments.of_width(len(chunks[0])), VectorEnvironments)
-                count = worker_count(max(cores() // share, 1), len(chunks), native)
+                vectorized = environments.of_width(len(chunks[0])).form != "sync"
+                count = worker_count(max(cores() // share, 1), len(chunks), vectorized)
             return ProcessPool(env, config.policy, count) if count else LocalPool(environments)
         case "ray":
             if count == 0 or (count == "auto" and len(chunks) == 1):
                 return LocalPool(environments)
             leave = join(cores() if count == "auto" else count, check)
             own = cpus() // share - (share > 1)  # a run placed on the cluster occupies one CPU
-            actors = worker_count(own, len(chunks), native=False) if count == "auto" else count
+            actors = worker_count(own, len(chunks), vectorized=False) if count == "auto" else count
             if actors:
                 return RayPool(env, config.policy, actors, leave)
             leave()

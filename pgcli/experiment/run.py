@@ -22,7 +22,7 @@ from pgcli.config.rules import without_effect
 from pgcli.config.schema import EvaluationConfig, PolicyConfig
 from pgcli.environments.checks import check_environment, check_evaluation
 from pgcli.environments.registry import reward_threshold
-from pgcli.environments.vector_trial import vector_form_notice
+from pgcli.environments.vector.native_trial import vector_form_notice
 from pgcli.errors import PgcliError, RunDirectoryError, UsageError, typed
 from pgcli.experiment.build import build_learner, columns_of, environments_of, released, restore, worker_pool
 from pgcli.experiment.recorder import Context, Outcome, Recorder

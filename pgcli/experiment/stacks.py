@@ -6,10 +6,9 @@ import json
 from collections.abc import Sequence
 
 from pgcli.config import Config, to_data
-from pgcli.config.schema import EnvConfig
 from pgcli.environments.checks import check_environment
-from pgcli.environments.registry import spec
-from pgcli.environments.vector_trial import vector_form_fault
+from pgcli.environments.make import is_stackable
+from pgcli.errors import PgcliError
 from pgcli.experiment.build import ROW_BYTES, columns_of, environments_of
 from pgcli.policies.observations import Layout
 from pgcli.system.limits import open_files
@@ -53,18 +52,16 @@ def _key(config: Config) -> str:
         or logging.wandb
         or config.policy.memory != "none"
         or config.policy.distribution == "state_dependent_gaussian"
-        or config.rollout.steps is not None
     ):
         return ""
-    if not all(map(_has_form, (environments_of(config), config.evaluation_env))):
+    try:
+        segments = config.rollout.steps is not None
+        if not (is_stackable(environments_of(config), segments) and is_stackable(config.evaluation_env)):
+            return ""
+    except PgcliError:  # which each run reports
         return ""
     data = to_data(config)
     return json.dumps([data["env"], data["policy"], data["evaluation"]["env"], columns_of(config)])
-
-
-def _has_form(env: EnvConfig) -> bool:
-    own = str(spec(env).entry_point).startswith("gymnasium.envs.")
-    return own and env.vectorization != "sync" and vector_form_fault(env) == ""
 
 
 def _room(config: Config, jobs: int) -> int:

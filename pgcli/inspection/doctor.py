@@ -22,8 +22,7 @@ from pgcli.environments.masks import MaskColumns, draw
 from pgcli.environments.outputs import Step
 from pgcli.environments.registry import reward_threshold, spec
 from pgcli.environments.single import SingleEnvironments, make_environment, uses_fresh_instances
-from pgcli.environments.vector import VectorEnvironments
-from pgcli.environments.vector_trial import vector_form_notice
+from pgcli.environments.vector.native_trial import vector_form_notice
 from pgcli.errors import EnvironmentFailure
 from pgcli.experiment.build import build_learner, columns_of, environments_of
 from pgcli.policies.observations import ImagePart, Layout
@@ -98,7 +97,7 @@ def diagnose(config: Config) -> dict[str, Any]:
     with closing(ChunkExecutor(EnvironmentCache(environments_of(config)))) as executor:
         learner = build_learner(config, executor.environments)
         widest = len(chunk_ranges(config.env, columns_of(config))[0])
-        native = isinstance(executor.environments.of_width(widest), VectorEnvironments)
+        form = executor.environments.of_width(widest).form
         repeats = _measure_repeatability(config.env)
         steps_per_second, reuses_buffer = _measure_speed(config.env)
         cost = _measure_iteration(config, executor, learner)
@@ -123,7 +122,7 @@ def diagnose(config: Config) -> dict[str, Any]:
         "time_limit": checked.time_limit,
         "reward_threshold": reward_threshold(config.evaluation_env),
         "registered_threshold": spec(config.env).reward_threshold,
-        "vectorization": "native" if native else "sync",
+        "vectorization": form,
         "num_envs": config.env.num_envs,
         "rebuild": uses_fresh_instances(config.env),
         "policy_parameters": sum(sizes.values()),
@@ -421,7 +420,7 @@ def diagnosis_text(result: dict[str, Any]) -> str:
     batch += f" of {result['episodes_per_iteration']:,} episodes" if result["episodes_per_iteration"] else ""
     updates = f"{optimizer:,} optimizer step{'s' if optimizer > 1 else ''}"
     updates += "" if minibatch is None else f" of {minibatch:,}"
-    how = "vectorized" if result["vectorization"] == "native" else "in sequence"
+    how = "in sequence" if result["vectorization"] == "sync" else "vectorized"
     evaluating, written = _seconds(result["evaluate_seconds"]), _bytes(result["run_bytes"])
     rows = [
         *(("observes", _line(leaf)) for leaf in result["observation"]),

@@ -23,7 +23,7 @@ from pgcli.config import Config, override
 from pgcli.environments.checks import check_environment
 from pgcli.environments.make import make_environments
 from pgcli.environments.single import SingleEnvironments, make_environment
-from pgcli.environments.vector import VectorEnvironments, select_column
+from pgcli.environments.vector.native import VectorEnvironments, select_column
 from pgcli.errors import EnvironmentFailure, RunDirectoryError, UsageError
 from pgcli.experiment.build import environments_of
 from pgcli.experiment.load import refuse_foreign_modules

@@ -25,7 +25,7 @@ from pgcli.sampling.rollout import (
     reported,
     to_trajectories,
 )
-from pgcli.seeding import Purpose, Seeds, derived_seed, generator
+from pgcli.seeding import DerivedSeeds, Purpose, generator
 from pgcli.system.processes import Check
 
 
@@ -82,7 +82,13 @@ def _collect(
 
 def episode_seed(config: Config, iteration: int, column: int) -> int:
     """Derive the reset seed of a whole episode; the columns of a group share it."""
-    return derived_seed(config.seed, Purpose.RESET, iteration, column // config.group_size)
+    seed: int = episode_seeds(config, iteration, range(column, column + 1))[0]
+    return seed
+
+
+def episode_seeds(config: Config, iteration: int, columns: range) -> DerivedSeeds:
+    """Derive the reset seeds of whole episodes."""
+    return DerivedSeeds(config.seed, Purpose.RESET, iteration, np.array(columns) // config.group_size)
 
 
 def ended_episodes(trajectories: Trajectories, gamma: float) -> list[EndedEpisode]:
@@ -110,9 +116,9 @@ class CollectEpisodes:
         """Everything but seeds that `play` depends on."""
         return self.config.rollout.horizon, self.config.info_names
 
-    def seeds(self, columns: range) -> Seeds:
+    def seeds(self, columns: range) -> DerivedSeeds:
         """Return the reset seed of each column."""
-        return Seeds(columns, lambda column: episode_seed(self.config, self.iteration, column))
+        return episode_seeds(self.config, self.iteration, columns)
 
     def generator(self, columns: range) -> np.random.Generator:
         """Return the random stream of the actions."""
@@ -148,9 +154,9 @@ class MeasureEpisodes:
         """Everything but seeds that `play` depends on."""
         return self.mode, self.gamma, self.horizon, self.names
 
-    def seeds(self, columns: range) -> Seeds:
+    def seeds(self, columns: range) -> DerivedSeeds:
         """Return the reset seed of each column."""
-        return Seeds(columns, lambda column: derived_seed(self.seed, self.purposes[0], *self.indices, column))
+        return DerivedSeeds(self.seed, self.purposes[0], *self.indices, np.array(columns))
 
     def generator(self, columns: range) -> np.random.Generator:
         """Return the random stream of the actions."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,12 +11,11 @@ import numpy as np
 from pgcli.config.choices import Mode
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.make import Environments
-from pgcli.environments.vector import StackedVectorEnvironments
 from pgcli.policies.policy import Actor, Policy
 from pgcli.policies.stacked import stacked_actor
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.pool import LocalPool, WorkerPool
-from pgcli.seeding import Seeds
+from pgcli.seeding import DerivedSeeds
 from pgcli.system.processes import Check
 
 
@@ -32,7 +30,7 @@ class ChunkFunction(Protocol):
     def kind(self) -> Hashable:
         """Everything but seeds that `play` depends on."""
 
-    def seeds(self, columns: range) -> Sequence[int]:
+    def seeds(self, columns: range) -> DerivedSeeds:
         """Return the reset seed of each column."""
 
     def generator(self, columns: range) -> np.random.Generator:
@@ -104,15 +102,13 @@ class ChunkTask:
         self, tasks: Sequence[ChunkTask], environments: EnvironmentCache, policies: Sequence[Policy], check: Check
     ) -> list[Any]:
         """Return the results of the chunks of several seeds."""
-        function, width, count = self.function, len(self.chunk), len(tasks)
-        each = [task.function.seeds(task.chunk) for task in tasks]
-        seeds = Seeds(range(count * width), lambda column: each[column // width][column % width])
+        function, width = self.function, self.columns
+        seeds = [seed for task in tasks for seed in task.function.seeds(task.chunk).array().tolist()]
         generators = [task.function.generator(task.chunk) for task in tasks]
         actor = stacked_actor(policies, function.mode, generators, width)
-        cache = self._environments(environments)
-        envs = cache.get((count, width), partial(StackedVectorEnvironments, cache.config, count, width))
+        envs = self._environments(environments).of_stack(len(tasks), width)
         result = function.play(seeds, generators[0], envs, actor, check)
-        return [function.part(result, slice(n * width, (n + 1) * width)) for n in range(count)]
+        return [function.part(result, slice(start, start + width)) for start in range(0, len(seeds), width)]
 
     def _environments(self, environments: EnvironmentCache) -> EnvironmentCache:
         return environments if self.evaluation is None else environments.for_evaluation(self.evaluation)

@@ -68,13 +68,13 @@ class LocalPool:
         """Do nothing: the environments belong to the caller."""
 
 
-def worker_count(cores: int, chunks: int, native: bool) -> int:
+def worker_count(cores: int, chunks: int, vectorized: bool) -> int:
     """Return the number of workers for `workers: auto`: min(cores, chunks), and 0 instead of 1.
 
     A vector form gets 0: it collects a chunk faster than a process can send one.
     """
     count = min(cores, chunks)
-    return 0 if native or count <= 1 else count
+    return 0 if vectorized or count <= 1 else count
 
 
 def build_policy(env: EnvConfig, config: PolicyConfig) -> Policy:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from pgcli.errors import PgcliError
 from pgcli.policies.policy import Policy
 from pgcli.policies.stacked import have_equal_bits
 from pgcli.sampling.chunks import EnvironmentCache
@@ -121,7 +120,7 @@ class Stack:
         try:
             with environments_turn():
                 results = tasks[0].together(tasks, self._environments, policies, self._check)
-        except (PgcliError, MemoryError):
+        except Exception:  # of one seed, which repeats and reports it; the others succeed alone
             return
         for request, result in zip(group, results, strict=True):
             request.results = [result]

@@ -302,7 +302,7 @@ def compare(
 
 TO_THE_FIRST_STEP = """
 import os, sys
-from pgcli.environments.vector import VectorEnvironments
+from pgcli.environments.vector.native import VectorEnvironments
 VectorEnvironments.step = lambda *_: os._exit(0)
 sys.argv = ["pgcli", "train", "cartpole", "--run-dir", os.path.join(__import__("tempfile").mkdtemp(), "run"), "--quiet"]
 from pgcli.__main__ import main

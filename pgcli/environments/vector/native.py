@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from pgcli.config.choices import VectorForm
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.checks import check_environment
 from pgcli.environments.construction import build_vector
@@ -21,6 +22,8 @@ class VectorEnvironments:
 
     A column whose episode ended starts the next episode automatically in the following step.
     """
+
+    form: VectorForm = "native"
 
     def __init__(self, config: EnvConfig, num_envs: int, render_mode: str | None = None) -> None:
         self._config = config
@@ -112,9 +115,9 @@ class VectorEnvironments:
 class StackedVectorEnvironments(VectorEnvironments):
     """Several sets of environments in one vector form; each set starts as it would alone, with its own generator."""
 
-    def __init__(self, config: EnvConfig, count: int, width: int) -> None:
+    def __init__(self, config: EnvConfig, count: int, width: int, one: VectorEnvironments) -> None:
         super().__init__(config, count * width)
-        self._one, self._width = VectorEnvironments(config, width), width
+        self._width, self._one = width, one
 
     def reset(self, seeds: Sequence[int]) -> Array:
         """Start an episode in every column, from the seed of the first column of each set."""

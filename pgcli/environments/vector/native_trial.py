@@ -25,7 +25,7 @@ from pgcli.environments.failures import InvalidOutput, describe_outcome, is_user
 from pgcli.environments.masks import MaskColumns, draw
 from pgcli.environments.outputs import Array, pack_observation
 from pgcli.environments.registry import spec
-from pgcli.environments.vector import VectorEnvironments, is_restorable
+from pgcli.environments.vector.native import VectorEnvironments, is_restorable
 from pgcli.errors import PgcliError
 from pgcli.policies.observations import Layout
 
@@ -73,7 +73,7 @@ def vector_form_fault(config: EnvConfig, *, resumable: bool = False) -> str | No
 
 def vector_form_notice(config: EnvConfig, *, resumable: bool) -> str | None:
     """Return a notice if `env.vectorization: auto` skips an unusable vector form."""
-    if config.vectorization != "auto" or check_environment(config).adds_mask:
+    if config.vectorization != "auto" or config.shares_seeds or check_environment(config).adds_mask:
         return None
     fault = vector_form_fault(config, resumable=resumable)
     return f"{config.id} does not use its vector form, which {fault}" if fault else None
