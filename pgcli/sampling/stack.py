@@ -115,25 +115,25 @@ class Stack:
 
     def _run_together(self, group: list[_Request]) -> None:
         tasks, policies = [request.task for request in group], [request.policy for request in group]
-        if len(group) == 1 or not self._has_equal_bits(policies, tasks[0].columns):
-            return
         try:
             with environments_turn():
-                results = tasks[0].together(tasks, self._environments, policies, self._check)
+                if len(group) > 1 and self._has_equal_bits(policies, tasks[0].columns):
+                    results = tasks[0].together(tasks, self._environments, policies, self._check)
+                    for request, result in zip(group, results, strict=True):
+                        request.results = [result]
         except Exception:  # of one seed, which repeats and reports it; the others succeed alone
             return
-        for request, result in zip(group, results, strict=True):
-            request.results = [result]
 
     def _has_equal_bits(self, policies: list[Policy], columns: int) -> bool:
         key = (len(policies), columns)
         if key not in self._equal:
-            self._equal[key] = have_equal_bits(policies, columns)
-            if not self._equal[key]:
+            equal = have_equal_bits(policies, columns)
+            if not equal and all(self._equal.values()):
                 self._notify(
                     f"{len(policies)} seeds do not share their rollouts: on this machine, "
                     "a forward pass of several networks differs from one pass of each"
                 )
+            self._equal[key] = equal
         return self._equal[key]
 
 
