@@ -9,14 +9,21 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from command_line import pgcli
+from gymnasium import spaces
 
 from pgcli.config import Config, load_config
+from pgcli.config.choices import Mode
+from pgcli.config.schema import PolicyConfig
 from pgcli.errors import EnvironmentFailure, Interrupted
 from pgcli.experiment.jobs import Failure, Outcome, run_all
 from pgcli.experiment.run import Request, Result
 from pgcli.experiment.stacks import stacks
+from pgcli.policies.policy import Policy
+from pgcli.policies.stacked import have_equal_bits, stacked_actor
 from pgcli.records import Iteration, Notice, Record
 from pgcli.sampling import stack
 from pgcli.sampling.executor import ChunkTask
@@ -195,6 +202,51 @@ def test_jobs_and_stacks_together_have_the_bytes_of_runs_alone(tmp_path: Path) -
     for folder, options in (("alone", ["--stack", "1"]), ("both", ["--jobs", "2", "--stack", "2"])):
         pgcli("train", "cartpole", *TINY, "--seeds", "0-4", "--run-dir", folder, "-q", *options, cwd=tmp_path)
     assert files(tmp_path / "both") == files(tmp_path / "alone")
+
+
+BOX = spaces.Box(-1, 1, (4,), np.float32)
+MASKED = spaces.Dict({"obs": BOX, "action_mask": spaces.MultiBinary(3)})
+
+
+@pytest.mark.parametrize("mode", ["sampled", "greedy"])
+@pytest.mark.parametrize(
+    ("observations", "actions", "keys"),
+    [
+        pytest.param(BOX, spaces.Discrete(3, start=1), {}, id="softmax"),
+        pytest.param(BOX, spaces.Box(-2, 2, (2,), np.float32), {}, id="gaussian"),
+        pytest.param(BOX, spaces.Box(-2, 2, (2,), np.float32), {"distribution": "tanh_gaussian"}, id="tanh"),
+        pytest.param(BOX, spaces.MultiDiscrete([3, 2]), {"normalize_obs": True}, id="factors, normalized"),
+        pytest.param(BOX, spaces.MultiBinary(3), {"activation": "elu"}, id="bits"),
+        pytest.param(spaces.Discrete(9), spaces.Discrete(2), {"hidden_sizes": []}, id="one-hot, linear"),
+        pytest.param(MASKED, spaces.Discrete(3), {}, id="masked"),
+    ],
+)
+def test_stacked_policies_act_as_each_alone(
+    observations: spaces.Space[Any], actions: spaces.Space[Any], keys: dict[str, Any], mode: Mode
+) -> None:
+    count, columns = 3, 5
+    policies = [Policy(observations, actions, PolicyConfig(**{"hidden_sizes": [16]} | keys)) for _ in range(count)]
+    layout = policies[0].encoder.layout
+    observations.seed(0)
+    obs = np.stack([layout.pack(observations.sample()).reshape(layout.shape) for _ in range(count * columns)])
+    for number, policy in enumerate(policies):
+        policy.add_statistics(torch.from_numpy(obs[number:]))
+        for parameter in policy.distribution.parameters():
+            parameter.data += number / 10
+
+    def generators() -> list[np.random.Generator]:
+        return [np.random.default_rng(number) for number in range(count)]
+
+    assert have_equal_bits(policies, columns)
+    actor = stacked_actor(policies, mode, generators(), columns)
+    noise = actor.noise(generators()[0], 2, count * columns)
+    found = actor.for_environment(actor.act(obs, noise[1]))
+    expected = []
+    for policy, random, own in zip(policies, generators(), np.split(obs, count), strict=True):
+        alone = policy.actor(mode)
+        expected.append(alone.for_environment(alone.act(own, alone.noise(random, 2, columns)[1])))
+    assert found.dtype == expected[0].dtype
+    assert found.tobytes() == np.concatenate(expected).tobytes()
 
 
 def test_runs_are_divided_into_equal_stacks_of_runs_that_can_act_together() -> None:
