@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 
 from pgcli.config import Config, to_data
@@ -16,6 +17,7 @@ from pgcli.system.memory import total_memory
 
 MOST = 100  # more gain nothing: the arithmetic of a step then takes longer than its overhead
 RUN_BYTES = 4e6  # of a run without its trajectories
+USUAL_STEPS = 1000  # of an episode without a limit
 COPIES = 4  # of the trajectories, during a rollout and an update
 FILES = 12  # that a run has open
 
@@ -46,6 +48,7 @@ def _key(config: Config) -> str:
         or sampling.backend != "local"
         or training.device != "cpu"
         or training.compile
+        or training.threads != 1  # each thread of Python would have as many of its own
         or training.seconds is not None  # in a group, a run would have a part of its time
         or config.algorithm.estimator is not None
         or logging.tensorboard
@@ -68,8 +71,8 @@ def _room(config: Config, jobs: int) -> int:
     """Return how many runs fit into half of the memory and of the open files, if `jobs` processes share them."""
     checked, rollout = check_environment(config.env), config.rollout
     layout = Layout(checked.observation_space)
-    steps = rollout.steps or rollout.horizon or checked.longest_episode
-    row = layout.dtype.itemsize * max(int(layout.shape[0]) if layout.shape else 1, 1) + ROW_BYTES
+    steps = rollout.steps or rollout.horizon or checked.time_limit or USUAL_STEPS
+    row = math.prod(layout.shape) * layout.dtype.itemsize + ROW_BYTES
     size = RUN_BYTES + COPIES * config.algorithm.reuse * columns_of(config) * steps * row
     memory = (total_memory() or 2**33) / 2 / jobs
     return max(min(MOST, int(memory / size), open_files() // 2 // FILES), 1)
