@@ -6,7 +6,7 @@ BASE := .venv/.base
 INSTALLED := .venv/.installed
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-all soak check format schema bench results clean
+.PHONY: demo test test-slow test-all soak check format schema bench parity results clean
 
 demo: $(BASE) ## train CartPole, evaluate it, draw its curve, film it
 	rm -rf runs/demo
@@ -48,6 +48,10 @@ schema: $(BASE) ## configs/schema.json and docs/config.md, from the config's sch
 bench: $(INSTALLED) ## speed, as ratios in one run, against Stable-Baselines3; minutes
 	$(PIP) -e '.[bench]'
 	$(BIN)/python tests/benchmarks/bench.py
+
+parity: $(INSTALLED) ## docs/peers.md: one update compared with Stable-Baselines3, CleanRL, Spinning Up, Tianshou
+	$(PIP) -e '.[bench]'
+	$(BIN)/python tests/peers.py
 
 results: $(INSTALLED) ## docs/results.md: train every shipped config over ten seeds; hours
 	$(BIN)/python tests/benchmarks/results.py

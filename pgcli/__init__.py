@@ -1,4 +1,7 @@
-"""A command-line laboratory for policy gradients. `pgcli.load(run)` loads a trained agent."""
+"""A command-line laboratory for policy gradients.
+
+`pgcli.load(run)` loads a trained agent.
+"""
 
 from __future__ import annotations
 

@@ -110,8 +110,12 @@ class Diverged(PgcliError):
 
     exit_code = 5
 
-    def __init__(self, message: str) -> None:
-        hint = "lower optimizer.learning_rate, or set optimizer.max_grad_norm; at the start of a run, check the rewards"
+    def __init__(
+        self,
+        message: str,
+        hint: str = "lower optimizer.learning_rate, or set optimizer.max_grad_norm; at the start of a run, check the "
+        "rewards",
+    ) -> None:
         super().__init__(message, hint)
 
 

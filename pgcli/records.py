@@ -1,4 +1,6 @@
-"""The records of a run and the columns of its tables. Each metric is declared once, here.
+"""The records of a run and the columns of its tables.
+
+Each metric is declared once, here.
 
 `METRICS`, `TIMING`, `EVALUATIONS`, `EPISODES` and `GRADIENTS` are the tables. A column has a name, a value in a record,
 a label, a unit and a meaning; CSV files, plots, `show`, displays and the logs of other tools derive from it.
@@ -17,13 +19,16 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Metric:
-    """The meaning and format of a number; as the annotation of a field, it declares a column.
+    """The meaning and format of a number.
+
+    As the annotation of a field, it declares a column.
 
     Args:
         help: the meaning, in addition to the name.
         label, unit: for the axis of a plot; the label defaults to the name.
         brief: the format in a display.
         text: the values are words.
+        optional: the column is only in the tables of runs whose config gives it a value.
         logarithmic: the values span powers of ten.
     """
 
@@ -32,12 +37,16 @@ class Metric:
     unit: str = ""
     brief: str = ""
     text: bool = False
+    optional: bool = False
     logarithmic: bool = False
 
 
 @dataclass(frozen=True)
 class Column(Generic[R]):
-    """A column of a table: its name, and its value in a record of type R; None is an empty cell."""
+    """A column of a table: its name, and its value in a record of type R.
+
+    None is an empty cell.
+    """
 
     name: str
     value: Callable[[R], Cell]
@@ -81,7 +90,9 @@ def _wide(help: str, label: str) -> Metric:
 
 @dataclass(frozen=True)
 class GradientEstimate:
-    """The variance of an estimator on the trajectories of one iteration; None if undefined.
+    """The variance of an estimator on the trajectories of one iteration.
+
+    None if undefined.
 
     snr estimates the squared norm of the true gradient over gradient_variance. Below 0, noise exceeds the signal.
     """
@@ -99,7 +110,9 @@ class GradientEstimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """The metrics of one update; None if not applicable. Losses to grad_norm are means over the last epoch.
+    """The metrics of one update; None if not applicable.
+
+    Losses to grad_norm are means over the last epoch.
 
     They are measured before each optimizer step, so one step on new data has approx_kl 0.
     """
@@ -109,19 +122,29 @@ class Update:
     entropy: Annotated[Number, Metric("mean over steps", "entropy of the policy", "nats", "entropy {:.3f}")] = None
     approx_kl: Annotated[Number, Metric("KL(μ‖π), by k3", "approximate KL divergence", "nats", "KL {:.2g}")] = None
     clip_fraction: Annotated[Number, Metric("of the steps", brief="clipped {:.0%}")] = None
-    effective_sample_size: Annotated[Number, Metric("(Σ ρ)² / Σ ρ², in steps")] = None
+    effective_sample_size: Annotated[Number, Metric("(Σ ρ)² / Σ ρ², in steps or trajectories (algorithm.ratios)")] = (
+        None
+    )
     explained_variance: Annotated[
         Number, Metric("1 - Var[G - V] / Var[G], before the update", brief="explained variance {:.2f}")
     ] = None
     grad_norm: Annotated[Number, Metric("before clipping", "gradient norm", brief="gradient norm {:.3g}")] = None
     learning_rate: Annotated[Number, Metric("of the policy")] = None
     update_epochs: Annotated[int | None, Metric("target_kl may cut the last one short")] = None
-    clip_range: Annotated[Number, Metric("ε of the clipped objective")] = None
+    clip_range: Annotated[Number, Metric("ε of the clipped objective; the lower one of two")] = None
     entropy_coef: Annotated[Number, Metric("weight of the entropy bonus")] = None
     zero_variance_groups: Annotated[int | None, Metric("groups whose returns are all equal")] = None
     return_scale: Annotated[Number, Metric("divisor of the rewards")] = None
     action_standard_deviation: Annotated[Number, Metric("σ, mean over the entries of an action")] = None
     action_clip_fraction: Annotated[Number, Metric("of the entries of the actions")] = None
+    kl_coef: Annotated[Number, Metric("weight of the KL penalty, where it adapts", optional=True)] = None
+    step_kl: Annotated[
+        Number, Metric("KL(π_old‖π) of a natural gradient step", "KL of the step", "nats", "KL {:.2g}", optional=True)
+    ] = None
+    backtracks: Annotated[int | None, Metric("times that the line search made the step shorter", optional=True)] = None
+    rejected_steps: Annotated[
+        int | None, Metric("steps not taken: the line search failed, or F is singular", optional=True)
+    ] = None
     gradients: Sequence[GradientEstimate] = ()  # the config's own first; empty unless they were measured
 
     def __or__(self, other: Update) -> Update:
@@ -178,6 +201,19 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class LogEntry:
+    """The numbers of one record, by `table/column`.
+
+    `elapsed` is relative to the start of the session, in seconds.
+    """
+
+    iteration: int
+    env_steps: int
+    values: dict[str, float]
+    elapsed: float = 0.0
+
+
+@dataclass(frozen=True)
 class Notice:
     """A message for the user."""
 
@@ -188,14 +224,17 @@ Record = Iteration | Evaluation | Notice
 
 
 def _metrics(kind: type, of: Callable[[R], object], prefix: str = "", names: Sequence[str] = ()) -> Iterator[Column[R]]:
-    """Yield the columns of `kind`, or of its fields `names`; `of` returns the object of a record."""
+    """Yield the columns of `kind`, or of its fields `names`.
+
+    `of` returns the object of a record.
+    """
     hints = get_type_hints(kind, include_extras=True)
     metrics = {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
 
     def value(name: str) -> Callable[[R], Any]:
         return lambda record: getattr(of(record), name, None)
 
-    for name in names or metrics:
+    for name in names or (name for name, metric in metrics.items() if not metric.optional):
         yield Column(f"{prefix}{name}", value(name), metrics[name])
 
 
@@ -260,7 +299,16 @@ STOPPED_BY: Column[Evaluation] = Column(
     lambda it: it.stopped_by or None,
     Metric("goal or patience: the rule that stopped the run before this evaluation on new episodes", text=True),
 )
-COLUMNS = {column.name: column for table in (*TABLES.values(), (STOPPED_BY,)) for column in table}
+
+
+def _update(iteration: Iteration) -> Update:
+    return iteration.update
+
+
+_UPDATE = get_type_hints(Update, include_extras=True).items()
+_OPTIONAL = [name for name, hint in _UPDATE if get_origin(hint) is Annotated and hint.__metadata__[0].optional]
+OPTIONAL = dict(zip(_OPTIONAL, _metrics(Update, _update, names=_OPTIONAL), strict=True))  # of metrics.csv
+COLUMNS = {column.name: column for table in (*TABLES.values(), (STOPPED_BY,), OPTIONAL.values()) for column in table}
 _INFO: dict[str, Callable[[Any], Mapping[str, float]]] = {  # by table, from its records
     "metrics": lambda it: it.info,
     "evaluations": lambda it: it.info,
@@ -269,20 +317,25 @@ _INFO: dict[str, Callable[[Any], Mapping[str, float]]] = {  # by table, from its
 
 
 def columns(table: str, more: Sequence[str] = ()) -> tuple[Column[Any], ...]:
-    """Return the columns of a table, then `more`: `stopped_by`, or names from info."""
-    return (*TABLES[table], *(STOPPED_BY if name == STOPPED_BY.name else _info(table, name) for name in more))
+    """Return the columns of a table, then `more`: optional ones, or names from info."""
+    return (*TABLES[table], *(_additional(table, name) for name in more))
 
 
-def _info(table: str, name: str) -> Column[Any]:
+def _additional(table: str, name: str) -> Column[Any]:
+    if name == STOPPED_BY.name:
+        return STOPPED_BY
+    if table == "metrics" and name in OPTIONAL:
+        return OPTIONAL[name]
     return Column(name, lambda record: _INFO[table](record).get(name), Metric("reported by the environment"))
 
 
-def more_columns(info: Sequence[str], *, stops: bool) -> dict[str, list[str]]:
+def more_columns(info: Sequence[str], *, stops: bool, metrics: Sequence[str] = ()) -> dict[str, list[str]]:
     """Return the additional columns of a run, by table.
 
-    Args: info: names reported by the environment. stops: the run has a stopping rule.
+    Args: info: names reported by the environment. stops: the run has a stopping rule. metrics: of `OPTIONAL`.
     """
-    return {table: [*([STOPPED_BY.name] if stops and table == "evaluations" else []), *info] for table in _INFO}
+    own: dict[str, Sequence[str]] = {"evaluations": [STOPPED_BY.name] if stops else [], "metrics": metrics}
+    return {table: [*own.get(table, ()), *info] for table in _INFO}
 
 
 def axis(name: str) -> str:

@@ -1,4 +1,6 @@
-"""Random streams, derived from (seed, purpose, indices). No generator state is ever saved.
+"""Random streams, derived from (seed, purpose, indices).
+
+No generator state is ever saved.
 
     SeedSequence(seed, spawn_key=(purpose, iteration, …))
 
@@ -20,7 +22,10 @@ Array = NDArray[Any]
 
 
 class Purpose(IntEnum):
-    """The use of a random stream. Results depend on the numbers: add new ones, never change one."""
+    """The use of a random stream.
+
+    Results depend on the numbers: add new ones, never change one.
+    """
 
     INIT = 0
     RESET = 1
@@ -58,24 +63,41 @@ class DerivedSeeds(Sequence[int]):
 
     def __init__(self, seed: int | Array, purpose: Purpose, *indices: int | Array) -> None:
         """Args: seed: one, or one per column, objects [N]. indices: of `derived_seed`, each one or one per column."""
-        self._seed, self._purpose, self._indices = seed, purpose, np.broadcast_arrays(*indices)
+        self._seed, self._purpose, self._indices = seed, purpose, indices
 
     def __len__(self) -> int:
-        return len(self._indices[0])
+        return max(map(np.size, self._indices))
 
     def __getitem__(self, column: Any) -> Any:
         seed = self._seed if isinstance(self._seed, int) else self._seed[column]
-        return derived_seed(seed, self._purpose, *(int(one[column]) for one in self._indices))
+        indices = (int(one[column]) if isinstance(one, np.ndarray) else one for one in self._indices)
+        return derived_seed(seed, self._purpose, *indices)
 
     def array(self) -> Array:
         """Return all seeds, uint64 [N]."""
-        indices = np.array(self._indices)
+        indices = np.array(np.broadcast_arrays(*self._indices))
         if np.any(self._seed >= 2**128) or indices.max(initial=0) >= 2**32:  # numpy takes more words for such a number
             return np.array(list(self), np.uint64)
         own = [self._seed >> shift & _WORD for shift in (0, 32, 64, 96)]
         low, high = sequence_words([*own, int(self._purpose), *indices], 2).astype(np.uint64)
         seeds: Array = (low | high << np.uint64(32)) >> np.uint64(1)
         return seeds
+
+    @property
+    def last(self) -> Array:
+        """The last index of each column, [N]."""
+        return np.asarray(self._indices[-1])
+
+    def ahead(self, count: int) -> Array:
+        """Return the seeds of the next `count` last indices of each column, uint64 [N count]."""
+        seed = np.repeat(self._seed, count) if isinstance(self._seed, np.ndarray) else self._seed
+        others = [np.repeat(one, count) if isinstance(one, np.ndarray) else one for one in self._indices[:-1]]
+        return DerivedSeeds(seed, self._purpose, *others, np.add.outer(self.last, np.arange(count)).ravel()).array()
+
+    def equals_but_for_last(self, other: DerivedSeeds) -> bool:
+        """Return whether all arguments equal those of `other`, except the last index."""
+        own, others = ((one._seed, one._purpose, *one._indices[:-1]) for one in (self, other))
+        return all(one is like or np.array_equal(one, like) for one, like in zip(own, others, strict=True))
 
 
 def sequence_words(entropy: Sequence[int | Array], count: int) -> Array:

@@ -1,14 +1,17 @@
 """Kill runs at random instants. Runs are forks of this process, so that a kill costs little.
 
-`python tests/kills.py 200 soak.json` is a part of the long sweep: 200 kills at random instants over all of CASES, which
-are added to those that soak.json counts.
+`python tests/kills.py 200 soak.json` is a part of the long sweep: 200 kills over all cases, which are added to those
+that soak.json counts.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
+import math
+import mmap
 import os
 import random
 import shutil
@@ -29,6 +32,7 @@ from pgcli.config import load_config, override
 from pgcli.experiment.jobs import run_all
 from pgcli.experiment.run import Request, run_experiment
 from pgcli.report.logs import logged
+from pgcli.runs.lock import is_held
 
 SMALL = ("evaluation.episodes=3", "evaluation.every=3", "evaluation.stop_at_return=null", "checkpoint.every=2")
 SEGMENTS = ("training.env_steps=null", "training.iterations=8", "rollout.steps=24", "env.num_envs=3")
@@ -90,6 +94,7 @@ def start(case: str, path: Path) -> None:
     """Run the work that is killed."""
     one = request(case, path)
     if case == "jobs":
+        await_ends(path)
         run_all(pair(one), 2, lambda record, number: None, logged)
     elif case == "resume --which":
         run_experiment(replace(one, which="2"))
@@ -97,6 +102,12 @@ def start(case: str, path: Path) -> None:
         run_experiment(replace(one, resume=False, overwrite=True))
     else:
         run_experiment(one)
+
+
+def await_ends(path: Path) -> None:
+    """Wait until the processes of jobs whose parent was killed have saved their runs."""
+    while any(is_held(run) for run in path.glob("seed-*")):
+        time.sleep(0.01)
 
 
 def pair(one: Request) -> list[Request]:
@@ -108,6 +119,7 @@ def finish(case: str, path: Path) -> None:
     """Run or resume to the end."""
 
     def work() -> None:
+        await_ends(path)
         one = request(case, path)
         for each in pair(one) if case == "jobs" else [one]:
             run_experiment(each)
@@ -176,7 +188,7 @@ def kill_in(case: str, path: Path, iteration: int, seconds: float) -> bool:
     return ended(pid) == -signal.SIGKILL
 
 
-# What the system is asked to do to files. A kill falls before the k-th call, and after it.
+# Calls that change files. A kill falls before or after the k-th call.
 CALLS = (
     (os, "fsync"),
     (os, "replace"),
@@ -191,31 +203,33 @@ CALLS = (
 
 def kill_at_call(case: str, path: Path, number: int, after: bool) -> bool:
     """Kill a run at its `number`-th call that writes; return whether it made this call."""
+    return ended(child(lambda: counting(lambda: start(case, path), number, after))) == -signal.SIGKILL
 
-    def work() -> None:
-        count, opens = 0, os.open
 
-        def counted(call: Callable[..., Any]) -> Callable[..., Any]:
-            def wrapper(*arguments: Any, **keywords: Any) -> Any:
-                nonlocal count
-                if call is opens and not arguments[1] & os.O_CREAT:
-                    return call(*arguments, **keywords)
-                count += 1
-                if count == number and not after:
+def counting(work: Callable[[], object], number: int, after: bool) -> int:
+    """Do some work and kill this process at the `number`-th call that writes; otherwise return the number of calls."""
+    count, opens = 0, os.open
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **keywords: Any) -> Any:
+            nonlocal count
+            if call is opens and not arguments[1] & os.O_CREAT:
+                return call(*arguments, **keywords)
+            count += 1
+            if count == number and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                return call(*arguments, **keywords)
+            finally:  # also if it fails, as unlink does without a file
+                if count == number and after:
                     os.kill(os.getpid(), signal.SIGKILL)
-                try:
-                    return call(*arguments, **keywords)
-                finally:  # also if it fails, as unlink does without a file
-                    if count == number and after:
-                        os.kill(os.getpid(), signal.SIGKILL)
 
-            return wrapper
+        return wrapper
 
-        for module, name in CALLS:
-            setattr(module, name, counted(getattr(module, name)))
-        run_experiment(request(case, path))
-
-    return ended(child(work)) == -signal.SIGKILL
+    for module, name in CALLS:
+        setattr(module, name, counted(getattr(module, name)))
+    work()
+    return count
 
 
 def commit() -> str:
@@ -235,29 +249,46 @@ def prepare(case: str, whole: Path, cut: Path) -> dict[str, str]:
     return {}
 
 
-def sweep(instants: int, state: Path) -> None:
-    """Kill runs of every case at random instants, resume them, compare, and add the kills to the state."""
+def measure(case: str, path: Path) -> tuple[float, int]:
+    """Run a case; return its time in seconds and its number of calls that write."""
+    calls, begin = mmap.mmap(-1, 8), time.monotonic()  # shared with the child
+
+    def work() -> None:
+        calls[:] = counting(lambda: start(case, path), 0, after=False).to_bytes(8, "little")
+
+    assert ended(child(work)) == 0, case
+    return time.monotonic() - begin, int.from_bytes(calls[:], "little")
+
+
+def sweep(instants: int, state: Path, seconds: float) -> None:
+    """Kill runs of every case, resume them, compare, and add the kills to the state; each case gets the same time.
+
+    Half of the kills fall at a random time, and half before or after a random call that writes.
+    """
     counts: dict[str, dict[str, int]] = json.loads(state.read_text()) if state.exists() else {}
     done = counts.setdefault(commit(), {})
     before = sum(sum(one.values()) for one in counts.values())
-    draw, kills, names = random.Random(before), 0, [*CASES, *SLOW]
-    with tempfile.TemporaryDirectory() as folder:
-        home, seconds = Path(folder), dict[str, float]()
+    draw, kills, names, stop = random.Random(before), 0, [*CASES, *SLOW], time.monotonic() + seconds
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # a kill loses nothing that was written
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        home, costs = Path(folder), dict[str, tuple[float, int]]()
         tempfile.tempdir = folder  # killed processes leave folders for their sockets
-        while kills < instants:
-            case = min(names, key=lambda name: (done.get(name, 0) if name != "Ray" else 10 * done.get(name, 0), name))
-            if case not in seconds:
+        while kills < instants and time.monotonic() < stop:
+            case = min(names, key=lambda name: (done.get(name, 0) * costs[name][0] if name in costs else 0, name))
+            if case not in costs:
                 finish(case, home / case)
                 prepare(case, home / case, home / "timed")
-                begin = time.monotonic()
-                assert ended(child(lambda case=case: start(case, home / "timed"))) == 0  # type: ignore[misc]
-                seconds[case] = time.monotonic() - begin
+                costs[case] = measure(case, home / "timed")
                 remove(home, "timed")
             cut = home / "cut"
-            kept = prepare(case, home / case, cut)
-            while kill_after(case, cut, draw.uniform(0, seconds[case])):
-                kills, done[case] = kills + 1, done.get(case, 0) + 1
-                if draw.random() < 0.3:
+            kept, (longest, calls), killed = prepare(case, home / case, cut), costs[case], True
+            while killed:
+                if draw.random() < 0.5:
+                    killed = kill_after(case, cut, draw.uniform(0, longest))
+                else:
+                    killed = kill_at_call(case, cut, draw.randint(1, calls), draw.random() < 0.5)
+                kills, done[case] = kills + killed, done.get(case, 0) + killed
+                if draw.random() < 0.2:
                     break  # otherwise once more, in the middle of what was resumed
             finish(case, cut)
             assert digests(cut) == digests(home / case), case
@@ -266,8 +297,10 @@ def sweep(instants: int, state: Path) -> None:
             remove(home, "cut")
             state.write_text(json.dumps(counts, indent=1) + "\n")
             print(f"\r{kills} kills", end="", file=sys.stderr, flush=True)
-    total = before + kills
-    print(f"{kills} kills over {len(names)} cases, {total} in all: every run ended with the bytes of one without kills")
+    total, least = before + kills, min(sum(one.get(name, 0) for one in counts.values()) for name in names)
+    print(
+        f"{kills} kills; {total} in all, at least {least} in each of {len(names)} cases: the bytes are always the same"
+    )
 
 
 def remove(home: Path, name: str) -> None:
@@ -276,4 +309,9 @@ def remove(home: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
-    sweep(int(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) > 2 else "soak.json"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kills", type=int)
+    parser.add_argument("state", type=Path, nargs="?", default=Path("soak.json"))
+    parser.add_argument("--seconds", type=float, default=math.inf, help="end after this time, with a part of the kills")
+    words = parser.parse_args()
+    sweep(words.kills, words.state, words.seconds)

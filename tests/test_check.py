@@ -54,7 +54,7 @@ from pgcli.inspection.gradient_check.problems import (
     initialize_linear,
 )
 from pgcli.inspection.gradient_check.tables import check_text
-from pgcli.policies.distributions import Gaussian, Softmax, StateDependentGaussian
+from pgcli.policies.distributions import Distribution, Gaussian, Softmax, StateDependentGaussian
 from pgcli.policies.policy import Policy
 from pgcli.runs import checkpoints
 
@@ -199,8 +199,40 @@ def test_a_cell_has_the_bias_of_the_grid(cell: tuple[str, str, str]) -> None:
     assert bool(one.reasons) == (one.verdict != "unbiased")
 
 
+@pytest.mark.parametrize("kind", [spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary])
+@pytest.mark.parametrize("damping", [0, 0.1])
+def test_the_natural_gradient_is_measured(damping: float, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    natural = f"optimizer={{name: natural, damping: {damping}, cg_iterations: 30}}"
+    result = check_config(given(*IN_FULL, "algorithm.baseline=none", natural), kind, sampled=False)
+    assert result["verdict"] == "unbiased"
+    assert [one["problem"] for one in result["natural_gradient"]] == ["bandit", "chain", "corridor"]
+    assert max(one["error"] for one in result["natural_gradient"]) < 1e-8
+    assert "natural gradient: (F + λ I)⁻¹ ∇J has a relative error of" in check_text(result, terminal=False)
+    kl = Distribution.kl
+    monkeypatch.setattr(
+        Distribution, "kl", lambda self, p, q: 2 * kl(self, p, q) if damping else kl(self, p, q).sin() ** 2
+    )
+    broken = check_config(given(*IN_FULL, "algorithm.baseline=none", natural), kind, sampled=False)
+    assert broken["verdict"] == "wrong"
+    assert "F⁻¹ ∇J is wrong on chain" in broken["reasons"]
+
+
+def test_too_few_iterations_of_conjugate_gradients_are_measured() -> None:
+    errors = []
+    for count in (1, 3, 20):
+        result = check_config(
+            given(f"optimizer={{name: natural, cg_iterations: {count}}}"), spaces.Discrete, sampled=False
+        )
+        assert result["verdict"] != "wrong"
+        errors.append(result["natural_gradient"][2]["error"])
+    assert errors[0] > 1e-3
+    assert errors[0] > errors[1] > errors[2]
+
+
 SEGMENTS = "rollout={episodes: null, steps: 8}"
 OTHERS = [
+    ("algorithm={standardize: minibatch, objective: clip, clip_range: [0.1, 0.5]}", spaces.Discrete),
+    ("algorithm={objective: clip, clip_range: [0.1, 0.2], kl_coef: {target: 0.01}}", spaces.MultiBinary),
     ("algorithm.standardize=batch", spaces.Discrete),
     ("algorithm.average=episode_means", spaces.MultiDiscrete),
     (
@@ -210,6 +242,16 @@ OTHERS = [
     ("algorithm={baseline: group, group_size: 2, group_mean: leave_one_out, objective: clip}", spaces.MultiBinary),
     ("algorithm={entropy_coef: 0.1, objective: importance_sampling, importance_bound: 1.1}", spaces.Discrete),
     ("algorithm={objective: importance_sampling, self_normalize: true, kl_coef: 0.2}", spaces.Discrete),
+    ("algorithm={objective: clip, ratios: sequence, returns: total, baseline: leave_one_out}", spaces.Discrete),
+    *(
+        (f"algorithm={{objective: importance_sampling, ratios: {ratios}, {more}}}", spaces.Discrete)
+        for ratios in ("per_decision", "trajectory", "sequence")
+        for more in (
+            "importance_bound: 1.1, self_normalize: true",
+            "returns: lambda_return, baseline: value, gae_lambda: 0.7",
+            "returns: total, baseline: group, group_size: 2, average: episode_means",
+        )
+    ),
     ("algorithm={baseline: value, returns: vtrace, objective: clip, gae_lambda: 0.7}", spaces.Discrete),
     ("policy.memory=gru", spaces.Discrete),
     ("algorithm={baseline: value, returns: lambda_return, gae_lambda: 0.7, entropy_coef: 0.1}", spaces.Box),

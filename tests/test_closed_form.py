@@ -37,6 +37,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "self_normalize": True,
     },
     "clip": {"objective": "clip", "clip_range": 0.1},
+    "clip, two ranges": {"objective": "clip", "clip_range": [0.05, 0.3]},
+    "clip, adaptive KL penalty": {"objective": "clip", "kl_coef": {"target": 0.01}},
     "clip, KL penalty, entropy": {"objective": "clip", "kl_coef": 0.4, "entropy_coef": 0.3},
 }
 
@@ -124,6 +126,17 @@ def test_the_value_functions_gradient_equals_autograds(clip_range: float | None,
         assert_same(agent, batch, of)
 
 
+@pytest.mark.parametrize("space", SPACES)
+def test_the_gradient_of_two_networks_that_are_clipped_together_equals_autograds(space: str) -> None:
+    agent = agent_of(
+        SPACES[space],
+        algorithm={"baseline": "value", "value_coef": 0.7, **OBJECTIVES["clip, two ranges"]},
+        optimizer={"clip_gradients": "together", "max_grad_norm": 0.5},
+    )
+    draw = torch.Generator().manual_seed(1)
+    assert_same(agent, batch_of(agent, torch.randn(M, 3, dtype=torch.float64, generator=draw)), "joint")
+
+
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.3])
 @pytest.mark.parametrize("space", ["softmax", "factorised"])
 def test_forbidden_actions_have_no_gradient_either_way(space: str, entropy_coef: float) -> None:
@@ -148,7 +161,8 @@ def test_the_chain_rule_through_layers_equals_autograds(activation: Any, hidden_
     expected = torch.autograd.grad(network(x), [*network.parameters(), x], slope)
     with torch.no_grad():
         chain = Chain(list(network), gradient_of)
-        onward = chain.backward(chain.forward(x), slope, inner=True)
+        inputs, _ = chain.forward(x)
+        onward = chain.backward(inputs, slope, inner=True)
     for one, other in zip([*gradient_of.values(), onward], expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 

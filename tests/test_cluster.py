@@ -37,7 +37,7 @@ from pgcli.sampling.pool import WorkerPool, worker_count
 from pgcli.sampling.process_pool import ProcessPool
 from pgcli.system import ray_cluster as cluster
 from pgcli.system.packages import install_command
-from pgcli.system.ray_cluster import check_versions, cores, join, versions
+from pgcli.system.ray_cluster import check_versions, cores, join, versions_and_source
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Ray")
 HERE = Path(__file__).parent
@@ -244,7 +244,11 @@ def test_a_lost_machine_does_not_change_results(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_shared_is_reported(tmp_path: Path) -> None:
     remote = _RunActor()
     remote.run(
-        Request(load_config("cartpole", []), tmp_path / "run", []), versions(), [], str(tmp_path / "no-such-sign"), 0.0
+        Request(load_config("cartpole", []), tmp_path / "run", []),
+        versions_and_source(),
+        [],
+        str(tmp_path / "no-such-sign"),
+        0.0,
     )
     _, result = remote.news()
     assert not isinstance(result, Outcome)
@@ -343,9 +347,9 @@ def test_a_missing_ray_is_reported_with_its_install_command(tmp_path: Path, monk
 
 
 def test_other_versions_are_rejected_with_the_difference() -> None:
-    check_versions(versions(), versions(), "there")
+    check_versions(versions_and_source(), versions_and_source(), "there")
     with pytest.raises(EnvironmentFailure, match=r"there has torch 1\.0 \(here \d.*, extra 5 \(here none\)"):
-        check_versions(versions(), versions() | {"torch": "1.0", "extra": "5"}, "there")
+        check_versions(versions_and_source(), versions_and_source() | {"torch": "1.0", "extra": "5"}, "there")
 
 
 # ------------------------------------------------------------------------------------------------- auto
@@ -370,12 +374,13 @@ def automatic_pool(share: int, *words: str) -> WorkerPool:
 
 def test_auto_depends_on_cores_chunks_and_the_vector_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgcli.experiment.build.cores", lambda: 4)
-    eight = ("env.chunk_size=1", "rollout.episodes=8")
+    eight = ("env.chunk_size=1", "rollout.episodes=8", "env.vectorization=sync")
     assert automatic_pool(1, "acrobot/baseline", *eight).count == 4
     assert automatic_pool(2, "acrobot/baseline", *eight).count == 2
     assert automatic_pool(4, "acrobot/baseline", *eight).count == 0
-    assert automatic_pool(1, "cartpole", *eight).count == 0
-    one = ("env.num_envs=8", "env.chunk_size=null", "rollout.episodes=8")
+    for form in ("numpy", "native"):
+        assert automatic_pool(1, "cartpole", *eight[:2], f"env.vectorization={form}").count == 0
+    one = ("env.num_envs=8", "env.chunk_size=null", *eight[1:])
     assert automatic_pool(1, "acrobot/baseline", *one).count == 0
 
 

@@ -21,9 +21,12 @@ from pgcli.errors import ConfigError, RunDirectoryError, UsageError
 from pgcli.report.scores import paired_difference
 from pgcli.report.text import finite
 from pgcli.runs.lock import lock
-from pgcli.studies.comparison import RunSummary, analyze, conclusion, read_looks, read_run, write_report
+from pgcli.studies.comparison import analyze, write_report
+from pgcli.studies.looks import read_looks
 from pgcli.studies.page import comparison_text, markdown
-from pgcli.studies.variants import parse_comparison, split_values
+from pgcli.studies.sentences import conclusion
+from pgcli.studies.summaries import RunSummary, read_run
+from pgcli.studies.variants import Comparison, Variant, parse_comparison, split_values
 
 TINY = (
     "cartpole algorithm.baseline=none,mean training.env_steps=600 rollout.episodes=6 env.num_envs=6 "
@@ -36,14 +39,17 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write_run(path: Path, returns: Sequence[float], status: str = "finished", **more: Any) -> Path:
+def write_run(path: Path, returns: Sequence[float | str], status: str = "finished", **more: Any) -> Path:
     """Write a run directory with an evaluation after every iteration of 100 env steps."""
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(f"name: {json.dumps(path.parent.name)}\n")
     (path / "status.json").write_text(json.dumps({"status": status, "reason": more.get("reason", "")}))
     (path / "run.json").write_text(json.dumps({"reward_threshold": more.get("threshold"), "pgcli": "1"}))
     tables = {
-        "evaluations": ["iteration,env_steps,return_mean", *(f"{k},{100 * k},{x}" for k, x in enumerate(returns))],
+        "evaluations": [
+            f"iteration,env_steps,{more.get('column', 'return_mean')}",
+            *(f"{k},{100 * k},{x}" for k, x in enumerate(returns)),
+        ],
         "metrics": ["iteration,env_steps", *(f"{k},{100 * k + 100}" for k in range(len(returns) - 1))],
         "timing": [
             "iteration,elapsed_seconds,collect_seconds,update_seconds",
@@ -55,13 +61,14 @@ def write_run(path: Path, returns: Sequence[float], status: str = "finished", **
     return path
 
 
-def compared(tmp_path: Path, variants: Mapping[str, Sequence[Sequence[float]]], **more: Any) -> dict[str, Any]:
+def compared(tmp_path: Path, variants: Mapping[str, Sequence[Sequence[float | str]]], **more: Any) -> dict[str, Any]:
     """Analyze runs with these evaluations, by variant and seed."""
+    column = more.get("column", "return_mean")
     runs = {
-        label: [read_run(write_run(tmp_path / label / f"{k}", x, **more), k) for k, x in enumerate(seeds)]
+        label: [read_run(write_run(tmp_path / label / f"{k}", x, **more), k, column) for k, x in enumerate(seeds)]
         for label, seeds in variants.items()
     }
-    return analyze(runs)
+    return analyze(runs, column=column)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +90,7 @@ def test_values_are_split_at_the_commas_outside_brackets_and_quotes(text: str, v
 
 def test_the_variants_are_the_product_of_the_values_with_one_budget_for_all() -> None:
     words = ["policy.hidden_sizes=[8],[4,4]", "algorithm.gamma=0.9,0.99,1.0", "training.env_steps=1e3"]
-    comparison = parse_comparison("cartpole", words, [3, 5], None)
+    comparison = parse_comparison(["cartpole"], words, [3, 5], None)
     assert comparison.folder == Path("runs/cartpole-compare-hidden_sizes-gamma")
     assert [
         (variant.config.policy.hidden_sizes, variant.config.algorithm.gamma) for variant in comparison.variants
@@ -98,7 +105,7 @@ def test_the_variants_are_the_product_of_the_values_with_one_budget_for_all() ->
 
 def test_a_budget_of_iterations_of_segments_is_one_of_env_steps() -> None:
     words = ["algorithm.gamma=0.9,0.99", "training.env_steps=null", "training.iterations=7"]
-    comparison = parse_comparison("cartpole/ppo", words, [0], None)
+    comparison = parse_comparison(["cartpole/ppo"], words, [0], None)
     training = comparison.variants[0].config.training
     assert (training.env_steps, training.iterations) == (7 * 32 * 8, None)
     assert "1,792 env steps" in comparison.notices[0]
@@ -125,7 +132,7 @@ def test_a_budget_of_iterations_of_segments_is_one_of_env_steps() -> None:
 )
 def test_an_unfair_comparison_is_rejected_with_a_hint(words: list[str], told: str) -> None:
     with pytest.raises((UsageError, ConfigError)) as error:
-        parse_comparison("cartpole", words, [0], None)
+        parse_comparison(["cartpole"], words, [0], None)
     assert told in str(error.value)
     assert error.value.exit_code == 2
 
@@ -160,6 +167,34 @@ def test_the_threshold_is_the_environment_s_or_nine_tenths_of_the_way(tmp_path: 
     nothing = compared(tmp_path / "3", {"a": [[9, 5]] * 2, "b": [[9, 4]] * 2})
     assert nothing["threshold"] is None
     assert "no variant ends above" in nothing["threshold_rule"]
+
+
+def test_another_column_is_compared_like_the_return(tmp_path: Path) -> None:
+    """Also where evaluations lack the number, as of an environment that reports it only sometimes."""
+    variants: dict[str, list[list[float | str]]] = {
+        "a": [[0, 0.25, ""], [0, 0.5], [""]],
+        "b": [[0, 0.75], [0.25, 1], [0, 1]],
+    }
+    found = compared(tmp_path, variants, threshold=475, column="is_success")
+    assert found["column"] == "is_success"
+    assert [run["final_is_success"] for run in found["runs"]] == [0.25, 0.5, 0, 0.75, 1, 1]
+    assert found["pairs"][0]["sentence"].startswith("The mean `is_success` of `b` is above that of `a` by 0.667 (")
+    assert "Higher values of `is_success` are assumed to be better." in found["notes"]
+    assert any("`a`, seed 2: no evaluation has a number in `is_success`" in note for note in found["notes"])
+    assert found["threshold"] == pytest.approx(0.05 + 0.9 * (11 / 12 - 0.05))  # not the threshold of the return
+    assert "nan" not in str(found["arms"][0]["standard_error"])
+    assert found["looks"][0]["column"] == "is_success"
+    with pytest.raises(RunDirectoryError, match="no run has a number in column `is_success`"):
+        compared(tmp_path / "none", {"a": [[""]], "b": [[""]]}, column="is_success")
+
+
+def test_looks_at_another_column_are_of_their_own(tmp_path: Path) -> None:
+    variants = {"a": [[0, 1], [0, 2], [0, 4]], "b": [[0, 5], [0, 7], [0, 6]]}
+    looks = compared(tmp_path / "1", variants)["looks"]
+    runs = {label: [read_run(tmp_path / "1" / label / f"{k}", k) for k in range(3)] for label in "ab"}
+    other = analyze(runs, earlier=looks, column="is_success")
+    assert (other["pairs"][0]["look"], other["pairs"][0]["seeds"]) == (1, 3)
+    assert [look["column"] for look in other["looks"]] == ["return_mean", "is_success"]
 
 
 def test_gradients_are_the_mean_variance_and_the_ratio_of_means_by_estimator(tmp_path: Path) -> None:
@@ -220,7 +255,9 @@ def test_a_later_look_tests_fresh_seeds_only_and_is_repeatable(tmp_path: Path) -
     first = analyze(runs(range(5)))
     assert (first["pairs"][0]["look"], first["pairs"][0]["seeds"]) == (1, 5)
     assert first["pairs"][0]["confidence"] == pytest.approx(0.96)
-    assert first["looks"] == [{"a": "a", "b": "b", "look": 1, "seeds": [0, 1, 2, 3, 4]}]
+    assert first["looks"] == [
+        {"column": "return_mean", "a": "a", "b": "b", "look": 1, "seeds": [0, 1, 2, 3, 4], "seeds_b": [0, 1, 2, 3, 4]}
+    ]
     again = analyze(runs(range(5)), earlier=first["looks"])
     assert again["pairs"] == first["pairs"]
     assert again["looks"] == first["looks"]
@@ -261,10 +298,11 @@ def test_the_part_of_the_evaluation_episodes_in_a_standard_error_is_named(tmp_pa
 
 
 def test_one_seed_has_no_intervals_and_json_has_no_nan(tmp_path: Path) -> None:
-    paths = {label: {0: write_run(tmp_path / label / "0", [0, x])} for label, x in (("a|x", 5), ("b", 7))}
+    runs = {label: [(0, write_run(tmp_path / label / "0", [0, x]))] for label, x in (("a|x", 5), ("b", 7))}
     words = ["algorithm.gamma=0.9,1.0", "training.env_steps=100"]
-    config = parse_comparison("cartpole", words, [0], None).variants[0].config
-    result = write_report(tmp_path / "out", config, paths, None, ["compare"])
+    config = parse_comparison(["cartpole"], words, [0], None).variants[0].config
+    variants = [Variant(label, config, found) for label, found in runs.items()]
+    result = write_report(Comparison(variants, tmp_path / "out", 100), None, ["compare"])
     assert math.isnan(result["arms"][0]["iqm_low"])
     json.dumps(finite(result), allow_nan=False)
     page = markdown(result)
@@ -288,7 +326,7 @@ def test_a_comparison_leaves_a_report_figures_tables_and_runs(home: Path) -> Non
     out = home / "out"
     assert {path.name for path in out.iterdir()} == {
         *("report.md", "returns.png", "differences.png", "curves.png"),
-        *("arms.csv", "pairs.csv", "runs.csv", "profile.csv", "looks.csv", "runs", ".lock"),
+        *("arms.csv", "pairs.csv", "runs.csv", "settings.csv", "profile.csv", "looks.csv", "runs", ".lock"),
     }
     for row in rows(out / "runs.csv"):
         evaluations = rows(home / row["run"] / "evaluations.csv")
@@ -300,6 +338,30 @@ def test_a_comparison_leaves_a_report_figures_tables_and_runs(home: Path) -> Non
     for name in ("arms", "pairs", "runs", "profile"):
         assert all(None not in row and "nan" not in row.values() for row in rows(out / f"{name}.csv"))
     assert len(rows(out / "pairs.csv")) == 1
+
+
+def test_a_column_of_the_evaluations_can_be_compared(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "out", tmp_path / "out")
+    words = [*TINY, "--seeds", "0,1", "-o", "out"]
+    found = json.loads(pgcli("compare", *words, "-y", "return_median", "--json", cwd=tmp_path).stdout)
+    last = [rows(tmp_path / run["run"] / "evaluations.csv")[-1] for run in found["runs"]]
+    assert [run["final_return_median"] for run in found["runs"]] == [float(row["return_median"]) for row in last]
+    shown = pgcli("compare", *words, "-y", "evaluation.length_mean", cwd=tmp_path)
+    assert "final length: IQM" in shown.stdout
+    assert "Higher values of length_mean are assumed to be better." in shown.stdout
+    assert {row["final_length"] for row in rows(tmp_path / "out/runs.csv")} == {row["length_mean"] for row in last}
+    assert [row["column"] for row in rows(tmp_path / "out/looks.csv")] == [
+        "return_mean",
+        "return_median",
+        "length_mean",
+    ]
+    assert "the same length on each" in shown.stdout or "The mean length of" in shown.stdout
+    wrong = pgcli("compare", *words, "-y", "lenght_mean", cwd=tmp_path, code=2)
+    assert "did you mean `length_mean`?" in wrong.stderr
+    text = pgcli("compare", *words, "-y", "mode", cwd=tmp_path, code=2)
+    assert "evaluations.csv has no column of numbers `mode`" in text.stderr
+    absent = pgcli("compare", *words, "-y", "is_success", cwd=tmp_path, code=4)
+    assert "no run has a number in column `is_success`" in absent.stderr
 
 
 def test_existing_runs_are_reused_and_only_missing_ones_are_trained(home: Path) -> None:
@@ -369,6 +431,134 @@ def test_a_failing_environment_is_reported_counted_and_retried(tmp_path: Path) -
     (tmp_path / "fixed").touch()
     fixed = pgcli("compare", *words, cwd=tmp_path)
     assert "failed" not in fixed.stdout
+
+
+# Several configs, and existing runs
+
+SMALL = [*TINY[2:], "evaluation.every=10"]  # a budget, and settings that configs share
+
+
+def test_the_variants_are_the_product_of_configs_and_values() -> None:
+    words = ["algorithm.gamma=0.9,1.0", "training.env_steps=1000"]
+    comparison = parse_comparison(["cartpole/rloo", "cartpole/reinforce"], words, [0, 1], None)
+    assert comparison.folder == Path("runs/cartpole-rloo-compare-cartpole-reinforce-gamma")
+    assert [variant.label for variant in comparison.variants] == [
+        f"{name}, gamma={gamma}" for name in ("cartpole/rloo", "cartpole/reinforce") for gamma in (0.9, 1.0)
+    ]
+    assert [variant.config.algorithm.baseline for variant in comparison.variants] == ["leave_one_out"] * 2 + [
+        "none"
+    ] * 2
+    assert "differ in algorithm.baseline, algorithm.gamma, algorithm.standardize" in comparison.notices[-1]
+
+
+@pytest.mark.parametrize(
+    ("configs", "words", "told"),
+    [
+        (["cartpole/ppo", "cartpole/rloo"], [], "add training.env_steps=500000"),
+        (["cartpole/ppo", "acrobot/ppo"], ["training.env_steps=9"], "`env.id` changes the task"),
+        (["cartpole/rloo", "cartpole/rloo"], [], "occurs twice"),
+        (["cartpole/rloo"], [], "nothing to compare"),
+        ([], ["algorithm.gamma=0.9,1.0"], "nothing to compare"),
+        (["cartpole/rloo", "cartpole/vpg"], ["seed=1"], "--seeds"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_configs_that_are_not_comparable_are_rejected(configs: list[str], words: list[str], told: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_comparison(configs, words, [0], None)
+    assert told in str(error.value)
+
+
+def test_configs_with_other_evaluations_are_rejected(tmp_path: Path) -> None:
+    for name, text in (("a", "{episodes: 5}"), ("b", "{episodes: 7}")):
+        (tmp_path / f"{name}.yaml").write_text(f"{{env: {{id: CartPole-v1}}, evaluation: {text}}}\n")
+    with pytest.raises(UsageError, match=r"`evaluation.episodes` is 5 and 7"):
+        parse_comparison([f"{tmp_path}/a.yaml", f"{tmp_path}/b.yaml"], ["training.env_steps=9"], [0], None)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a comparison of two configs, and a run of a third with segments."""
+    folder = tmp_path_factory.mktemp("trained")
+    words = ["cartpole/rloo", "cartpole/reinforce", *SMALL, "--seeds", "0-2", "--jobs", "2", "-q"]
+    pgcli("compare", *words, "-o", "out", cwd=folder)
+    for run in (folder / "out/runs").glob("*/seed-*"):
+        run.parent.with_name(run.parent.name.partition("-")[0]).mkdir(exist_ok=True)
+        run.rename(run.parent.with_name(run.parent.name.partition("-")[0]) / run.name)
+    (folder / "out/runs").rename(folder / "runs")
+    segments = ["rollout.steps=10", "training.env_steps=600", "env.num_envs=6", "policy.hidden_sizes=[4]"]
+    evaluated = ["evaluation.episodes=5", "evaluation.every=10", "--seeds", "0-2", "-q", "--run-dir", "runs/ppo"]
+    pgcli("train", "cartpole/ppo", *segments, *evaluated, cwd=folder)
+    return folder
+
+
+def test_existing_runs_are_compared_as_those_that_it_trains(trained: Path, tmp_path: Path) -> None:
+    words = ["runs/cartpole_rloo", "runs/cartpole_reinforce", "-o", tmp_path / "out"]
+    before = {file: file.stat().st_mtime_ns for file in (trained / "runs").rglob("*")}
+    done = json.loads(pgcli("compare", *words, "--json", cwd=trained).stdout)
+    assert {file: file.stat().st_mtime_ns for file in (trained / "runs").rglob("*")} == before
+    assert [arm["arm"] for arm in done["arms"]] == words[:2]
+    assert done["seeds"] == [0, 1, 2]
+    pair, same = done["pairs"][0], rows(trained / "out/pairs.csv")[0]
+    assert (pair["unpaired"], pair["wins"]) == ("", int(same["wins"]))
+    assert [pair[name] for name in ("difference", "difference_low", "improvement")] == pytest.approx(
+        [float(same[name]) for name in ("difference", "difference_low", "improvement")]
+    )
+    found = {(row["key"], row["arm"]): row["value"] for row in done["settings"]}
+    assert found[("algorithm.baseline", "runs/cartpole_rloo")] == "leave_one_out"
+    assert "## Settings that differ" in (tmp_path / "out/report.md").read_text()
+    fewer = json.loads(pgcli("compare", *words, "--seeds", "1,2", "--json", cwd=trained).stdout)
+    assert fewer["seeds"] == [1, 2]
+    assert "earlier looks used all these seeds" in fewer["pairs"][0]["sentence"]
+    one = json.loads(pgcli("compare", "runs", "-o", tmp_path / "o", "--json", cwd=trained).stdout)
+    assert [arm["arm"] for arm in one["arms"]] == ["cartpole-reinforce", "cartpole-rloo", "cartpole-ppo"]
+
+
+def test_runs_with_other_start_states_or_seeds_are_not_paired(trained: Path, tmp_path: Path) -> None:
+    done = pgcli("compare", "runs/ppo", "runs/cartpole_rloo", "-o", tmp_path / "1", cwd=trained)
+    assert "unpaired, because their episodes begin with other reset seeds" in " ".join(done.stdout.split())
+    assert rows(tmp_path / "1/pairs.csv")[0]["wins"] == ""
+    shutil.copytree(trained / "runs/cartpole_rloo", tmp_path / "rloo")
+    for seed in range(3):  # as if its seeds had been 5 to 7
+        run = tmp_path / f"rloo/seed-{seed}"
+        (run / "config.yaml").write_text(
+            (run / "config.yaml").read_text().replace(f"seed: {seed}", f"seed: {seed + 5}")
+        )
+    done = pgcli("compare", "runs/cartpole_reinforce", tmp_path / "rloo", "-o", tmp_path / "2", cwd=trained)
+    assert "unpaired, because they share no seeds" in " ".join(done.stdout.split())
+    looks = rows(tmp_path / "2/looks.csv")
+    assert [(look["seeds"], look["seeds_b"]) for look in looks] == [("0 1 2", "5 6 7")]
+
+
+def test_copies_of_a_run_count_once(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "runs/cartpole_rloo", tmp_path / "copy")
+    table = tmp_path / "copy/seed-0/evaluations.csv"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))  # an unfinished copy
+    two = ["runs/cartpole_rloo", tmp_path / "copy", "-o", tmp_path / "out"]
+    alone = pgcli("compare", *two, cwd=trained, code=2)
+    assert "nothing to compare" in alone.stderr
+    assert "is a copy of" in alone.stderr
+    done = pgcli("compare", *two, "runs/cartpole_reinforce", "--json", cwd=trained)
+    assert [arm["seeds"] for arm in json.loads(done.stdout)["arms"]] == [3, 3]
+    assert done.stderr.count("is a copy of runs/cartpole_rloo/seed-") == 3
+
+
+def test_runs_with_unequal_budgets_or_mixed_arguments_are_rejected(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "runs/ppo", tmp_path / "longer")
+    for config in tmp_path.glob("longer/*/config.yaml"):
+        config.write_text(config.read_text().replace("env_steps: 600", "env_steps: 900"))
+    output = ["-o", tmp_path / "out"]
+    done = pgcli("compare", "runs/cartpole_rloo", tmp_path / "longer", *output, cwd=trained, code=2)
+    assert "unequal budgets: `runs/cartpole_rloo` 600 env steps" in done.stderr
+    assert "hint: `pgcli resume`" in done.stderr
+    mixed = pgcli("compare", "runs/ppo", "cartpole/ppo", *output, cwd=trained, code=2)
+    assert "they cannot be combined" in mixed.stderr
+    keys = pgcli("compare", "runs/ppo", "runs/cartpole_rloo", "algorithm.gamma=1", *output, cwd=trained, code=2)
+    assert "`algorithm.gamma=1` is a setting" in keys.stderr
+    missing = pgcli("compare", "runs/ppo", "runs/cartpole_rlo", *output, cwd=trained, code=4)
+    assert "did you mean `runs/cartpole_rloo/seed-0`?" in missing.stderr
+    one = pgcli("compare", "runs/ppo", *output, cwd=trained, code=2)
+    assert "nothing to compare: all runs of runs/ppo have one config" in one.stderr
 
 
 def test_a_second_comparison_in_a_folder_is_rejected_before_its_first_run(tmp_path: Path) -> None:

@@ -165,6 +165,71 @@ def test_a_folder_of_the_same_name_does_not_hide_a_shipped_config(
     assert load_config("walk").seed == 6
 
 
+# --- families of configs
+
+
+def test_a_base_gives_the_keys_that_a_file_does_not_write(tmp_path: Path) -> None:
+    base = load_config("cartpole/ppo")
+    found = read("base: cartpole/ppo\nalgorithm: {clip_range: 0.1}", tmp_path, "seed=3")
+    changed = base.model_copy(
+        update={"algorithm": base.algorithm.model_copy(update={"clip_range": 0.1}), "name": "walk", "seed": 3}
+    )
+    assert found == changed
+    assert "base" not in to_data(found)
+    read(to_yaml(found), tmp_path)  # the config of a run stands alone
+
+
+def test_a_base_beside_a_file_precedes_a_shipped_one_and_whole_values_replace_its_own(tmp_path: Path) -> None:
+    (tmp_path / "cartpole").write_text("env: {id: A-v0, kwargs: {x: 1, y: 2}}\npolicy: {hidden_sizes: [1, 2]}")
+    found = read("base: cartpole\nenv: {kwargs: {z: 3}}\npolicy: {hidden_sizes: [5]}", tmp_path)
+    assert (found.env.id, found.env.kwargs, found.policy.hidden_sizes) == ("A-v0", {"z": 3}, [5])
+
+
+def test_a_file_may_remove_the_effect_of_its_base_but_not_of_its_own_keys(tmp_path: Path) -> None:
+    other = "base: cartpole/ppo\nalgorithm: {objective: policy_gradient, update_epochs: 1"
+    assert read(f"{other}}}", tmp_path).algorithm.clip_range_schedule == "linear"
+    with pytest.raises(ConfigError, match=r"`algorithm\.clip_range` has no effect"):
+        read(f"{other}, clip_range: 0.1}}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "message", "hint"),
+    [
+        ("seed: 1\nbase: cartpol/ppo", "walk.yaml:2:1", "no such file or shipped config", "did you mean"),
+        ("base: other.yaml", "walk.yaml:1:1", "`base: other.yaml` has a base itself", "use `base: cartpole`"),
+        ("base: wrong.yaml", "wrong.yaml:1:1", "unknown key `sed`", "did you mean `seed`"),
+        ("base: 3", "walk.yaml:1:1", "`base` should be a shipped config or a YAML file, got 3", "cartpole/ppo"),
+        ("base: cartpole/ppo\nalgorithm: {gama: 1}", "walk.yaml:2:13", "unknown key `algorithm.gama`", "gamma"),
+        ("base: cartpole/ppo\nalgorithm: {baseline: mean}", "walk.yaml:2:13", "needs a value function", "baseline"),
+    ],
+)
+def test_a_wrong_base_is_reported_where_it_is_written(
+    text: str, where: str, message: str, hint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "other.yaml").write_text("base: cartpole")
+    (tmp_path / "wrong.yaml").write_text("sed: 1")
+    with pytest.raises(ConfigError) as caught:
+        read(text, tmp_path)
+    problem = caught.value.problems[0]
+    assert problem.where.endswith(where)
+    assert message in problem.message
+    assert hint in problem.hint
+
+
+def test_merge_keys_and_aliases_are_expanded_and_own_keys_precede() -> None:
+    text = """
+    x: &a {p: 1, q: 2}
+    y: &b {q: 3, r: [4, {s: 5}]}
+    z: {q: 6, <<: [*a, *b], t: *b}
+    w: {<<: {<<: *b, p: 7}}
+    """
+    b = {"q": 3, "r": [4, {"s": 5}]}
+    data = parse(text, "f").data
+    assert data["z"] == {"p": 1, "q": 6, "r": [4, {"s": 5}], "t": b}
+    assert data["w"] == b | {"p": 7}
+    assert parse("'<<': 1", "f").data == {"<<": 1}, "quoted, it is a key"
+
+
 # --- writing
 
 NASTY = [
@@ -257,13 +322,16 @@ def models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def test_every_key_has_a_sentence_and_a_default() -> None:
     seen = set(models(Config))
-    assert len(seen) == 15
+    assert len(seen) == 16
     for model in seen:
         assert model.__doc__
         for name, info in model.model_fields.items():
             assert info.description, (model, name)
             assert info.description.endswith("."), (model, name)
-            assert not info.is_required() or (model.__name__, name) == ("WrapperConfig", "name")
+            assert not info.is_required() or (model.__name__, name) in (
+                ("WrapperConfig", "name"),
+                ("AdaptiveKL", "target"),
+            )
 
 
 def test_the_json_schema_explains_every_key_to_an_editor() -> None:

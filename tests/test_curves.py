@@ -159,7 +159,7 @@ def test_a_run_that_ended_early_keeps_its_last_value_and_is_counted(
     assert (int(last["n"]), float(last["center"])) == (3, 50)
     words = said([tmp_path / "runs"])
     assert told in words
-    assert "Runs that ended early keep their last value." in words
+    assert "After its end, a run keeps its last value." in words
 
 
 def test_the_last_value_of_a_stopped_run_is_that_of_fresh_episodes(tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_the_figure_is_labelled(tmp_path: Path) -> None:
     ElementTree.fromstring(output.read_bytes())
     words = output.read_text()
     for expected in ("three", "environment steps", "mean return of 100 evaluation episodes", "solved: 475"):
-        assert f"<!-- {expected} -->" in words
+        assert f">{expected}</text>" in words
     assert "interquartile mean over 3 runs. Band: 95 % interval" in words
 
 
@@ -390,7 +390,7 @@ def test_the_caption_counts_the_episodes_of_the_lines_that_are_one_run(tmp_path:
     evaluations = lone / "evaluations.csv"
     evaluations.write_text(evaluations.read_text().replace(",100,", ",4,"))
     output = plot([tmp_path / "runs"], "env_steps", "evaluation.return_mean", "mean", "ci95", 1, tmp_path / "a.svg")
-    words = " ".join(re.findall("<!-- (.*?) -->", output.read_text(), re.DOTALL)).replace("\n", " ")
+    words = " ".join(re.findall("<text.*?>(.*?)</text>", output.read_text()))
     assert "one standard error over 4 evaluation episodes" in words
 
 

@@ -8,7 +8,6 @@ import runpy
 import shlex
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from test_lesson import SHORT
 
 from pgcli.cli import app
 from pgcli.config import load_config, shipped_configs
+from pgcli.config.names import with_run_name
 from pgcli.config.schema import AlgorithmConfig, PolicyConfig, ValueConfig
 
 ROOT = Path(__file__).parent.parent
@@ -36,11 +36,12 @@ SHORTER = (
         (" --jobs 2", ""),
         ("--seeds 0-4", "--seeds 0-1"),
         ("--seeds 1-4", "--seeds 1-2"),
-        ("--seeds 0-2", "--seeds 0-1"),
+        ("--seeds 0-9", "--seeds 0-1"),
         ("--seeds 0-19", "--seeds 0-1"),
     ),
     ("training.env_steps=20000", "training.env_steps=300"),
     ("training.env_steps=50000", "training.env_steps=300"),
+    ("training.env_steps=100000", ""),
 )
 OF_THE_README = [command for command in commands(PAGES[0]) if not command.startswith(("make ", "git ", "cd ", "pip "))]
 OF_THE_DOCS = [(page, command) for page in PAGES[1:] for command in commands(page)]
@@ -51,39 +52,68 @@ def short(command: str) -> str:
     for text, less in SHORTER:
         command = command.replace(text, less)
     if command.startswith("pgcli train"):
-        return f"{command} {' '.join(text for text in SHORT if 'horizon' not in text or '/ppo' not in command)}"
+        location, *words = shlex.split(command)[2:]
+        settings = [word for word in words if "=" in word]
+        config = with_run_name(load_config(location, settings), location, settings)  # the name without SHORT
+        shorter = [text for text in SHORT if "horizon" not in text or "/ppo" not in command]
+        return " ".join([command, f"name={config.name}", *shorter])
     return f"{command} --episodes 2" if command.startswith("pgcli eval") else command
 
 
 @pytest.fixture(scope="module")
-def run_until(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, list[str], int], None]:
-    """Run the commands of a page in order, each once, up to a number."""
+def run_until(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, list[str], int], str]:
+    """Run the commands of a page in order, each once, up to a number; return the output of the last one."""
     homes: dict[str, Path] = {}
-    done: Counter[str] = Counter()
+    outputs: dict[str, list[str]] = {}
 
-    def run(page: str, lines: list[str], number: int) -> None:
+    def run(page: str, lines: list[str], number: int) -> str:
         if page not in homes:
-            homes[page] = tmp_path_factory.mktemp(page)
-        for line in lines[done[page] : number + 1]:
-            pgcli(*shlex.split(line)[1:], cwd=homes[page])
-            done[page] += 1
+            homes[page], outputs[page] = tmp_path_factory.mktemp(page), []
+        for line in lines[len(outputs[page]) : number + 1]:
+            outputs[page].append(pgcli(*shlex.split(line)[1:], cwd=homes[page]).stdout)
+        return outputs[page][number]
 
     return run
 
 
 @pytest.mark.parametrize("number", range(len(OF_THE_README)), ids=OF_THE_README)
 def test_a_command_of_the_readme_runs_after_those_above_it(
-    number: int, run_until: Callable[[str, list[str], int], None]
+    number: int, run_until: Callable[[str, list[str], int], str]
 ) -> None:
     run_until("README", list(map(short, OF_THE_README)), number)
 
 
 @pytest.mark.parametrize(("page", "command"), OF_THE_DOCS, ids=[f"{page.name}: {line}" for page, line in OF_THE_DOCS])
 def test_a_command_of_a_page_runs_after_those_above_it(
-    page: Path, command: str, run_until: Callable[[str, list[str], int], None]
+    page: Path, command: str, run_until: Callable[[str, list[str], int], str]
 ) -> None:
     lines = commands(page)
     run_until(page.stem, lines, lines.index(command))
+
+
+def words_of(output: str) -> list[str]:
+    """Return an output without its numbers, which depend on the machine."""
+    return re.sub(r"[-−]?\d[\d.,e+-]*", "#", output).split()
+
+
+@pytest.mark.parametrize(
+    ("page", "command"),
+    [
+        (PAGES[0], "pgcli eval runs/cartpole/seed-0"),
+        (ROOT / "docs/show.md", "pgcli show runs/timid"),
+        (ROOT / "docs/show.md", "pgcli show runs/timid runs/often"),
+    ],
+    ids=["README: eval", "show", "show two runs"],
+)
+def test_an_output_in_a_page_has_the_words_that_the_command_prints(
+    page: Path, command: str, run_until: Callable[[str, list[str], int], str]
+) -> None:
+    lines = OF_THE_README if page == PAGES[0] else commands(page)
+    block = re.findall(
+        rf"^{re.escape(command)}\n```\n[^`]*?```text\n(.*?)```", page.read_text(), re.DOTALL | re.MULTILINE
+    )
+    shortened = list(map(short, lines)) if page == PAGES[0] else lines
+    assert words_of(run_until(page.stem, shortened, lines.index(command))) == words_of(block[0])
 
 
 @pytest.mark.slow("eight trainings at full length")

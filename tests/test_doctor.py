@@ -56,7 +56,7 @@ def test_json_output_has_the_same_content(tmp_path: Path) -> None:
     assert (result["action"]["low"], result["action"]["high"]) == (-2, 2)
     assert result["policy_parameters"] == 3 * 8 + 8 + 8 + 1 + 1, "one hidden layer, one mean, one standard deviation"
     assert result["value_parameters"] == 3 * 8 + 8 + 8 + 1
-    assert result["vectorization"] == "sync"
+    assert result["vectorization"] == "numpy"
     assert result["steps_per_iteration"] == 4 * 8
     assert result["time_limit"] == 200
     assert result["deterministic"]

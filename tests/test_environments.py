@@ -768,7 +768,7 @@ def test_a_fault_in_close_does_not_hide_a_finished_run(tmp_path: Path) -> None:
 def test_an_environment_that_prints_and_changes_folders_affects_nothing(tmp_path: Path) -> None:
     talk = ["env.id=wander:Wanderer", "env.max_episode_steps=20"]
     (tmp_path / "wander.py").write_text("from worlds import Wanderer\nprint('hello from the module')\n")
-    command = ["train", "cartpole", *TINY, *talk, "training.iterations=2", "--seeds", "0-1"]
+    command = ["train", "cartpole", *TINY, *talk, "training.iterations=2", "name=cartpole", "--seeds", "0-1"]
     done = pgcli(*command, cwd=tmp_path, PYTHONPATH=PATHS)
     assert done.stdout.split() == ["runs/cartpole/seed-0", "runs/cartpole/seed-1"]
     for words in ("hello from the module", "hello from the constructor", "hello from C", "step"):
@@ -782,7 +782,8 @@ def test_an_environment_that_prints_and_changes_folders_affects_nothing(tmp_path
 
 def test_a_class_in_the_current_folder_trains_in_processes_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("from worlds import World\n\nclass Mine(World):\n    '''Mine.'''\n")
-    command = ["train", "cartpole", *TINY, "env.id=mine:Mine", "training.iterations=2", "--seeds", "0,1", "--jobs", "2"]
+    words = ["env.id=mine:Mine", "training.iterations=2", "name=cartpole", "--seeds", "0,1", "--jobs", "2"]
+    command = ["train", "cartpole", *TINY, *words]
     done = pgcli(*command, cwd=tmp_path, PYTHONPATH=PATHS)
     assert len(done.stdout.split()) == 2
     assert "mine:Mine has no time limit" in done.stderr
@@ -881,7 +882,9 @@ def test_a_second_signal_ends_a_run_whose_environment_hangs(in_step: bool, tmp_p
 
 def test_jobs_save_and_exit_if_their_parent_dies(tmp_path: Path) -> None:
     world = ["env.id=worlds:World", "rollout.episodes=10000000", "--seeds", "0,1", "--jobs", "2"]  # one long iteration
-    process = begun(["train", "cartpole", *TINY, *world], tmp_path, "runs/*/seed-*/checkpoints/best.json", 2)
+    process = begun(
+        ["train", "cartpole", *TINY, *world, "name=cartpole"], tmp_path, "runs/*/seed-*/checkpoints/best.json", 2
+    )
     time.sleep(0.5)  # the evaluation is printed, and nothing more for a long time
     locks = [tmp_path / f"runs/cartpole/seed-{seed}/.lock" for seed in (0, 1)]
     children = [json.loads(lock.read_text())["pid"] for lock in locks]

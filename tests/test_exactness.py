@@ -43,6 +43,7 @@ from pgcli.algorithm.policy_gradient import PolicyGradient, estimate_gradient
 from pgcli.estimators.baselines import optimal_baseline
 from pgcli.estimators.objectives import (
     clip_loss,
+    clip_slope,
     explained_variance,
     importance_sampling_loss,
     kl_estimates,
@@ -351,6 +352,7 @@ def mean_under_mu(world: Bandit, n: int, **algorithm: Any) -> list[float]:
     return mean.tolist()
 
 
+@pytest.mark.parametrize("ratios", ["step", "per_decision", "trajectory", "sequence"])
 @pytest.mark.parametrize("world", BANDITS)
 @pytest.mark.parametrize(
     ("algorithm", "n"),
@@ -363,9 +365,10 @@ def mean_under_mu(world: Bandit, n: int, **algorithm: Any) -> list[float]:
     ],
 )
 def test_importance_sampling_of_another_policys_pulls_is_exact(
-    world: Bandit, algorithm: dict[str, Any], n: int
+    world: Bandit, algorithm: dict[str, Any], n: int, ratios: str
 ) -> None:
-    assert mean_under_mu(world, n, **algorithm) == pytest.approx([float(x) for x in exact_bandit(world)], abs=EXACT)
+    found = mean_under_mu(world, n, ratios=ratios, **algorithm)
+    assert found == pytest.approx([float(x) for x in exact_bandit(world)], abs=EXACT)
 
 
 @pytest.mark.parametrize("world", BANDITS)
@@ -394,8 +397,9 @@ def test_bounded_weights_have_the_bias_computed_by_hand(world: Bandit, bound: Fr
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["step", "per_decision", "trajectory", "sequence"])
 @pytest.mark.parametrize("world", BANDITS)
-def test_self_normalized_weights_are_divided_by_their_batch_mean(world: Bandit, n: int) -> None:
+def test_self_normalized_weights_are_divided_by_their_batch_mean(world: Bandit, n: int, kind: str) -> None:
     (_, rewards), (pi, mu) = world
     expected = [Fraction()] * len(pi)
     for p, actions, _ in pulls(world, n):
@@ -403,7 +407,7 @@ def test_self_normalized_weights_are_divided_by_their_batch_mean(world: Bandit, 
         for a, ratio in zip(actions, ratios, strict=True):
             for b in range(len(pi)):
                 expected[b] += p * ratio / sum(ratios) * rewards[a] * ((a == b) - pi[b])
-    found = mean_under_mu(world, n, baseline="none", self_normalize=True)
+    found = mean_under_mu(world, n, baseline="none", self_normalize=True, ratios=kind)
     assert found == pytest.approx([float(x) for x in expected], abs=EXACT)
 
 
@@ -499,6 +503,19 @@ def test_the_clip_zeroes_gradients_only_beyond_the_range_in_the_advantages_direc
     assert torch.equal(gradient == 0, silent)
     assert 0 < silent.sum() < len(ratios)
     np.testing.assert_allclose(gradient[~silent], -advantage * ratios[~silent], rtol=1e-15)
+
+
+@pytest.mark.parametrize("advantage", [2.0, -2.0])
+def test_two_clip_ranges_bound_each_direction_by_its_own(advantage: float) -> None:
+    """Clip-higher (Yu et al. 2025): -min(ρA, clip(ρ, 0.9, 1.5) A)."""
+    one = torch.ones(1, dtype=torch.float64)
+    losses = [clip_loss(x[None], advantage * one, one, 0.1, 0.5).item() for x in LOG_RATIOS]
+    expected = [-min(math.exp(x) * advantage, min(max(math.exp(x), 0.9), 1.5) * advantage) for x in LOG_RATIOS.tolist()]
+    assert losses == pytest.approx(expected, rel=1e-15)
+    ratios = LOG_RATIOS.exp().numpy()
+    slopes = clip_slope(LOG_RATIOS.numpy(), np.full(241, advantage), np.ones(241), 0.1, 0.5)
+    silent = ratios > 1.5 if advantage > 0 else ratios < 0.9
+    np.testing.assert_allclose(slopes, np.where(silent, 0, -advantage * ratios), rtol=1e-15)
 
 
 @pytest.mark.parametrize("advantage", [2.0, 0.0, -2.0])

@@ -101,7 +101,7 @@ def seen(space: spaces.Space[Any], policy: Policy) -> tuple[Array, dict[str, Arr
     return np.stack([layout.pack(one) for one in drawn]), inputs
 
 
-def held_against_the_policy(space: spaces.Space[Any], policy: Policy) -> None:
+def compared_with_the_policy(space: spaces.Space[Any], policy: Policy) -> None:
     obs, inputs = seen(space, policy)
     policy.add_statistics(torch.from_numpy(obs))
     session = onnxruntime.InferenceSession(to_onnx(policy, {}))
@@ -140,13 +140,13 @@ def held_against_the_policy(space: spaces.Space[Any], policy: Policy) -> None:
 @pytest.mark.parametrize("kind", ACTIONS)
 def test_every_distribution_matches_the_policy(kind: str) -> None:
     actions, more = ACTIONS[kind]
-    held_against_the_policy(PLAIN, build(PLAIN, actions, more))
+    compared_with_the_policy(PLAIN, build(PLAIN, actions, more))
 
 
 @pytest.mark.parametrize("kind", OBSERVATIONS)
 def test_every_observation_matches_the_policys_encoding(kind: str) -> None:
     space, more = OBSERVATIONS[kind]
-    held_against_the_policy(space, build(space, spaces.Discrete(5), more))
+    compared_with_the_policy(space, build(space, spaces.Discrete(5), more))
 
 
 @pytest.mark.parametrize("kind", ["softmax", "factorised"])
@@ -155,7 +155,7 @@ def test_an_action_mask_is_exported(kind: str) -> None:
     policy = build(masked(5 if kind == "softmax" else 11), actions, more)
     assert policy.masked
     if kind == "softmax":
-        held_against_the_policy(policy.observation_space, policy)
+        compared_with_the_policy(policy.observation_space, policy)
         return
     obs, inputs = seen(policy.observation_space, policy)
     found = onnxruntime.InferenceSession(to_onnx(policy, {})).run(["logits"], inputs)[0]

@@ -271,6 +271,21 @@ def test_a_film_and_an_export_replace_only_their_own(run: Path, tmp_path: Path) 
     pgcli(*film, cwd=tmp_path)
 
 
+def test_no_output_leaves_a_run_through_a_link(run: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (outside / "deep").mkdir(parents=True)
+    for name in ("plots", "videos"):
+        (run / name).symlink_to(outside)
+    for output in ("plots/figure.png", "plots/deep/figure.png", "videos/figure.svg"):
+        with pytest.raises(RunDirectoryError, match="a link in this path leads out of the run"):
+            plot([run], *DRAWN, run / output, overwrite=True)
+    film = ["eval", "run", "--episodes", "1", "--horizon", "2", "--video", "run/videos/film.gif"]
+    assert "leads out of the run" in pgcli(*film, cwd=tmp_path, code=4).stderr
+    assert "leads out of the run" in pgcli("export", "run", "run/plots/policy.onnx", cwd=tmp_path, code=4).stderr
+    assert [file for file in outside.rglob("*") if file.is_file()] == []
+    plot([run], *DRAWN, run / ".." / "figure.png")  # not through a link
+
+
 @pytest.mark.parametrize("target", [os.mkfifo, Path.mkdir], ids=["a FIFO", "a folder"])
 def test_an_output_cannot_be_a_special_file(target: Callable[[Path], object], run: Path, tmp_path: Path) -> None:
     target(tmp_path / "figure.png")

@@ -132,8 +132,8 @@ def test_a_missing_file_of_the_environment_is_reported_with_its_line(tmp_path: P
     source = Path(pictures.__file__).read_text()
     (tmp_path / "world.py").write_text(source)
     line = next(n for n, text in enumerate(source.splitlines(), 1) if "sprites/agent.npy" in text)
-    pgcli("train", "cartpole", *SMALL[1:], "env.id=world:Bar", "env.kwargs={kind: missing}", cwd=tmp_path)
-    words = ("runs/cartpole/seed-0", "--episodes", 1, "--trust", "--video", "film.mp4")
+    pgcli("train", "cartpole", *SMALL[1:], "env.id=world:Bar", "env.kwargs={kind: missing}", "name=bar", cwd=tmp_path)
+    words = ("runs/bar/seed-0", "--episodes", 1, "--trust", "--video", "film.mp4")
     done = pgcli("eval", *words, cwd=tmp_path, code=3)
     assert "world:Bar cannot be filmed: FileNotFoundError" in done.stderr
     assert f"(world.py:{line})" in done.stderr

@@ -175,6 +175,78 @@ def test_a_group_that_leaves_the_own_trajectory_out_is_exact(returns: str, objec
     assert mean_gradient(agent, 2) == pytest.approx(GRADIENT, abs=EXACT)
 
 
+# ------------------------------------------------------------------------------- data of another policy, exactly
+
+BEHAVIOR = -0.3  # μ's θ
+Q = 1 / (1 + math.exp(-BEHAVIOR))
+ACTED = chain(BEHAVIOR, STEPS, every_step=1, at_the_end=0)
+
+
+def off_policy_kind(returns: str, baseline: str, objective: str, ratios: str) -> Kind:
+    """Classify a cell on data of another policy μ: only products of ratios turn expectations over μ into those over π.
+
+    V is exact where returns bootstrap.
+    """
+    pair = PAIRS[returns, baseline]
+    if pair == "refused" or (objective == "policy_gradient" and (returns == "vtrace" or ratios != "step")):
+        return "refused"
+    if ratios != "step" and (returns == "vtrace" or (objective == "clip" and ratios != "sequence")):
+        return "refused"
+    return pair if ratios in ("per_decision", "trajectory") else "biased by design"
+
+
+OFF_POLICY = {
+    cell: off_policy_kind(*cell)
+    for cell in product(*map(choices, ("returns", "baseline", "objective", "ratios")))
+    if cell[2] != "policy_gradient"  # it is on-policy
+}
+
+
+def off_policy_gradient(agent: PolicyGradient, n: int) -> float:
+    """Compute E[∂/∂θ] from every batch of n episodes of μ."""
+    mean, behavior = 0.0, torch.tensor([1 - Q, Q], dtype=torch.float64).log()
+    for each in product(ACTED, repeat=n):
+        batch = timed(trajectories(*(episode for _, episode in each)), own=False)
+        batch = replace(batch, behavior_log_probs=behavior[batch.actions] * batch.mask)
+        mean += math.prod(p for p, _ in each) * float(ascent(agent, batch)[1])
+    return mean
+
+
+def test_every_off_policy_cell_is_classified() -> None:
+    kinds = list(OFF_POLICY.values())
+    assert {kind: kinds.count(kind) for kind in get_args(Kind)} == {
+        "exact": 16,
+        "biased by design": 58,
+        "refused": 118,
+    }
+
+
+@pytest.mark.parametrize("cell", [cell for cell, kind in OFF_POLICY.items() if kind != "refused"], ids="-".join)
+def test_an_off_policy_cell_is_exact_or_biased_as_documented(cell: tuple[str, str, str, str]) -> None:
+    """With products of ratios, E[g] is ∇J to 1e-10, up to the own share of a baseline; else it is far off."""
+    *point, ratios = cell
+    algorithm = of_cell(*point) | {"ratios": ratios, "update_epochs": 2}
+    config_from_data({"rollout": {"episodes": 4}, "algorithm": algorithm}, "cell")  # not refused
+    by_value = cell[0] in ("lambda_return", "vtrace")
+    g = off_policy_gradient(timed_agent(VALUES if by_value else ANY_VALUES, **algorithm), 2)
+    if OFF_POLICY[cell] == "exact":
+        assert g == pytest.approx(GRADIENT, abs=EXACT)
+    else:
+        assert abs(g - GRADIENT) > 0.01 * GRADIENT
+    if (cell[0], ratios) == ("total", "trajectory") and cell[1] in ("mean", "group"):
+        assert g == pytest.approx(GRADIENT / 2, abs=EXACT), "1 - 1/N, as on the policy's own data"
+
+
+@pytest.mark.parametrize("cell", [cell for cell, kind in OFF_POLICY.items() if kind == "refused"], ids="-".join)
+def test_a_meaningless_off_policy_cell_is_rejected(cell: tuple[str, str, str, str]) -> None:
+    *point, ratios = cell
+    algorithm = of_cell(*point) | {"ratios": ratios, "update_epochs": 2}
+    with pytest.raises(ConfigError) as caught:
+        config_from_data({"rollout": {"episodes": 4}, "algorithm": algorithm}, "cell")
+    for problem in caught.value.problems:
+        assert re.search(r"use `\w+: \w+`", problem.hint)
+
+
 @pytest.mark.parametrize("lam", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize(
     ("returns", "objective"),
@@ -227,6 +299,7 @@ def test_other_averages_weigh_short_trajectories_more(average: str, objective: s
 
 SEGMENTS = "rollout={episodes: null, steps: 8}"
 OF_SEGMENTS = (SEGMENTS, "algorithm.returns=lambda_return", "algorithm.baseline=value")
+OFF_POLICY_UPDATE = ("algorithm.objective=importance_sampling", "algorithm.update_epochs=2")
 REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
     # overrides; the keys that are blamed; a word of the reason; a word of the hint; overrides that fix it
     (
@@ -304,6 +377,75 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
     *(
         ((f"algorithm.{key}=0.1",), f"{key} objective", "KL and its gradient are 0", key, ("algorithm.objective=clip",))
         for key in ("kl_coef", "target_kl")
+    ),
+    (
+        ("algorithm.ratios=trajectory",),
+        "ratios",
+        "no effect with `algorithm.objective: policy_gradient`",
+        "importance_sampling",
+        ("algorithm.objective=importance_sampling",),
+    ),
+    *(
+        (
+            ("algorithm={objective: clip, update_epochs: 2}", f"algorithm.ratios={ratios}"),
+            "ratios objective",
+            "not a product of ratios",
+            "ratios: sequence",
+            (fix,),
+        )
+        for ratios in ("per_decision", "trajectory")
+        for fix in ("algorithm.ratios=sequence", "algorithm.objective=importance_sampling")
+    ),
+    *(
+        (
+            (
+                *OF_SEGMENTS,
+                *OFF_POLICY_UPDATE,
+                f"algorithm.ratios={ratios}",
+            ),
+            "ratios rollout.steps",
+            "does not contain the whole trajectory",
+            "ratios: step",
+            ("algorithm.ratios=step",),
+        )
+        for ratios in ("per_decision", "trajectory", "sequence")
+    ),
+    (
+        (
+            *OFF_POLICY_UPDATE,
+            *("algorithm.ratios=trajectory", "algorithm.returns=vtrace", "algorithm.baseline=value"),
+        ),
+        "ratios returns",
+        "V-trace weights rewards itself",
+        "lambda_return",
+        ("algorithm.returns=lambda_return",),
+    ),
+    (
+        (
+            "algorithm={objective: importance_sampling, num_minibatches: 2, ratios: trajectory}",
+            "policy={memory: gru, backpropagation_steps: 4}",
+        ),
+        "ratios policy.backpropagation_steps",
+        "do not contain whole trajectories",
+        "num_minibatches: 1",
+        ("policy.backpropagation_steps=null",),
+    ),
+    (
+        ("algorithm={objective: importance_sampling, reuse: 2, ratios: per_decision, standardize: batch}",),
+        "ratios standardize",
+        "no fixed mean",
+        "ratios: trajectory",
+        ("algorithm.ratios=trajectory",),
+    ),
+    (
+        (
+            "algorithm={objective: importance_sampling, reuse: 2, ratios: per_decision, self_normalize: true}",
+            "diagnostics.every=1",
+        ),
+        "ratios self_normalize diagnostics.every",
+        "no formula",
+        "remove self_normalize",
+        ("algorithm.ratios=trajectory",),
     ),
     *(
         (
@@ -391,6 +533,82 @@ REASONS: list[tuple[tuple[str, ...], str, str, str, tuple[str, ...]]] = [
             (f"value.{key}=null",),
         )
         for key, value in (("learning_rate", "0.1"), ("update_epochs", "3"), ("hidden_sizes", "[8]"))
+    ),
+    *(
+        (
+            ("algorithm.baseline=value", "optimizer={clip_gradients: together, max_grad_norm: 1}", f"value.{key}=3"),
+            f"optimizer.clip_gradients value.{key}",
+            "together with the policy",
+            f"remove {key}",
+            (f"value.{key}=null",),
+        )
+        for key in ("learning_rate", "update_epochs")
+    ),
+    *(
+        (
+            ("optimizer.name=natural", f"algorithm.objective={objective}"),
+            "optimizer.name objective",
+            "starts from the policy that acted",
+            "objective: policy_gradient",
+            (fix,),
+        )
+        for objective in ("clip", "importance_sampling")
+        for fix in ("algorithm.objective=policy_gradient", "optimizer.name=adam")
+    ),
+    (
+        ("optimizer.name=natural", "algorithm.baseline=value", "value.shared_trunk=true"),
+        "optimizer.name value.shared_trunk",
+        "cannot train a trunk",
+        "remove shared_trunk",
+        ("value={shared_trunk: false, learning_rate: 0.001}",),
+    ),
+    (
+        (
+            *("algorithm.baseline=value", "value.learning_rate=null"),
+            "optimizer={name: natural, clip_gradients: per_network}",
+        ),
+        "optimizer.name value.learning_rate",
+        "does not suit adam",
+        "learning_rate: 0.001",
+        ("value.learning_rate=0.001",),
+    ),
+    (
+        ("optimizer={name: natural, line_search: true}",),
+        "optimizer.line_search optimizer.max_kl",
+        "at most max_kl",
+        "max_kl: 0.01",
+        ("optimizer.max_kl=0.01",),
+    ),
+    (
+        (
+            "optimizer={name: natural, max_kl: 0.01, line_search: true}",
+            "algorithm={estimator: my.py:f, baseline: mean}",
+        ),
+        "optimizer.line_search estimator",
+        "own estimator",
+        "remove line_search",
+        ("optimizer.line_search=false",),
+    ),
+    (
+        ("policy.log_std_bounds=[1, -1]",),
+        "policy.log_std_bounds",
+        "lower bound comes first",
+        "exchange",
+        ("policy.log_std_bounds=[-1, 1]",),
+    ),
+    (
+        ("optimizer={name: natural, max_kl: 0.01, learning_rate: 0.1}",),
+        "optimizer.learning_rate",
+        "no effect with `optimizer.name: natural` and `optimizer.max_kl: 0.01`",
+        "max_kl: null",
+        ("optimizer.max_kl=null",),
+    ),
+    (
+        ("optimizer={clip_gradients: together, max_grad_norm: 1}",),
+        "optimizer.clip_gradients",
+        "no effect with `algorithm.baseline: mean`",
+        "baseline: value",
+        ("algorithm.baseline=value",),
     ),
 ]
 

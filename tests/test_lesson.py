@@ -1,12 +1,10 @@
-"""The lesson and the page on gradient variance: each command runs in a short version and makes the figures."""
+"""The lesson and the page on gradient variance: each command runs and makes its figures."""
 
 from __future__ import annotations
 
-import csv
 import re
 import shlex
 from pathlib import Path
-from statistics import fmean
 
 import pytest
 from command_line import pgcli
@@ -77,41 +75,3 @@ def test_every_section_of_the_lesson_has_an_exercise_and_its_answer() -> None:
     assert len(sections) >= 8
     for section in sections:
         assert section.count("**Exercise.**") == section.count("Expected answer") == 1, section.splitlines()[0]
-
-
-# ------------------------------------------------- what the lesson states, on this machine: directions, not digits
-
-
-def mean_of(column: str, folder: Path, *command: str, table: str = "metrics", estimator: str = "") -> float:
-    """Train, unless the run exists, and return the mean of a column over the rows that have a value."""
-    run = folder / " ".join(command).replace("/", "-")
-    if not run.exists():
-        pgcli("train", *command, "--run-dir", run, "--quiet", cwd=folder)
-    with (run / f"{table}.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("estimator", "") == estimator]
-    return fmean(float(row[column]) for row in rows if row[column])
-
-
-@pytest.mark.slow("a training of 40 iterations")
-def test_reward_to_go_and_baselines_remove_most_of_the_variance(tmp_path: Path) -> None:
-    total, rloo, to_go, mean = (
-        mean_of("gradient_variance", tmp_path, "lesson/variance", table="gradients", estimator=estimator)
-        for estimator in ("total+none", "total+leave_one_out", "reward_to_go+none", "reward_to_go+mean")
-    )
-    assert mean < 0.6 * to_go < 0.3 * total
-    assert rloo < 0.4 * total
-
-
-@pytest.mark.slow("two trainings of 32,000 steps")
-def test_larger_steps_leave_a_smaller_effective_sample_size(tmp_path: Path) -> None:
-    def effective_sample_size(*overrides: str) -> float:
-        return mean_of("effective_sample_size", tmp_path, "lesson/reuse", *overrides)
-
-    assert effective_sample_size("optimizer.learning_rate=0.01") < effective_sample_size() - 100
-
-
-@pytest.mark.slow("two trainings of 5,000 steps")
-def test_the_clip_keeps_updates_small(tmp_path: Path) -> None:
-    command = ("lesson/clip", "training.env_steps=5000")
-    clipped = mean_of("approx_kl", tmp_path, *command)
-    assert clipped < 0.1 * mean_of("approx_kl", tmp_path, *command, "algorithm.objective=importance_sampling")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_line import ROOT, Command, pgcli, whole
+from helpers import is_running
 
 from pgcli.errors import EnvironmentFailure
 from pgcli.system import processes
@@ -132,14 +133,51 @@ def test_an_interrupt_while_the_fork_server_starts_is_not_lost(tmp_path: Path) -
     assert done.stdout == "[1]\n", done.stderr
 
 
+LEAVES = """
+import os, time
+from pathlib import Path
+from pgcli.system.processes import process_context
+process_context()
+while not (Path("pid").exists() and Path("pid").read_text()):
+    time.sleep(0.01)
+os._exit(0)
+"""
+IMPORTED = """
+import os, time
+from pathlib import Path
+Path(__file__).with_name("pid").write_text(str(os.getpid()))
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux ends a process with its parent")
+def test_a_fork_server_that_still_imports_ends_with_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(IMPORTED)
+    command, paths = [sys.executable, "-c", LEAVES], {"PYTHONPATH": str(tmp_path)}
+    subprocess.run(command, cwd=tmp_path, env=whole(paths), check=True, timeout=60)
+    server, stop = int((tmp_path / "pid").read_text()), time.monotonic() + 60
+    while is_running(server) and time.monotonic() < stop:
+        time.sleep(0.01)
+    assert not is_running(server)
+
+
 def test_modules_in_the_current_folder_never_hide_installed_ones(tmp_path: Path) -> None:
     for name in ("torch", "signal", "enum", "random", "yaml"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the current folder hides a module')")
     script = tmp_path / "bin/pgcli"  # as pip writes it
     script.parent.mkdir()
     script.write_text("if __name__ == '__main__':\n    from pgcli.__main__ import main\n    main()\n")
-    train: list[str | Path] = [sys.executable, script, "train", "cartpole", *TINY, "sampling.workers=2"]
-    for command in (train, [sys.executable, "-m", "pgcli", "show", "runs/cartpole/seed-0"]):
+    train: list[str | Path] = [
+        sys.executable,
+        script,
+        "train",
+        "cartpole",
+        *TINY,
+        "sampling.workers=2",
+        "--run-dir",
+        "run",
+    ]
+    for command in (train, [sys.executable, "-m", "pgcli", "show", "run"]):
         done = subprocess.run(
             command, cwd=tmp_path, env=whole({}), capture_output=True, text=True, check=False, timeout=90
         )

@@ -22,8 +22,8 @@ from pgcli.config import load_config
 from pgcli.errors import Interrupted, UsageError
 from pgcli.experiment.recorder import Context
 from pgcli.experiment.run import Request, check_request, run_experiment
-from pgcli.records import Iteration, Notice, Record
-from pgcli.report.logs import LogEntry, logged
+from pgcli.records import Iteration, LogEntry, Notice, Record
+from pgcli.report.logs import logged
 from pgcli.report.tensorboard import TensorBoard
 from pgcli.system.packages import install_command
 
@@ -75,6 +75,21 @@ def scalars(run: Path) -> dict[tuple[str, int], float]:
 
 def as_float32(numbers: dict[Any, float]) -> dict[Any, float]:
     return {key: float(np.float32(number)) for key, number in numbers.items()}  # TensorBoard's scalars are
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_linked_folder_is_not_written_and_training_continues(name: str, tmp_path: Path) -> None:
+    pytest.importorskip(name)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "events.out.tfevents.mine").write_text("mine")
+    (train(tmp_path / "run") / name).symlink_to(outside)
+    shown: list[Record] = []
+    train(tmp_path / "run", "training.iterations=6", f"logging.{name}=true", resume=True, watch=shown.append)
+    assert [file.name for file in outside.iterdir()] == ["events.out.tfevents.mine"]
+    (notice,) = (one.text for one in shown if isinstance(one, Notice) and "failed" in one.text)
+    assert f"{name}: is a link, not a folder" in notice
+    assert (tmp_path / "run/metrics.csv").read_text().count("\n") == 7
 
 
 def of_the_result(run: Path) -> dict[str, bytes]:

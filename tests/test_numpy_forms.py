@@ -18,8 +18,10 @@ from pgcli.environments.masks import MaskColumns, draw
 from pgcli.environments.single import SingleEnvironments, make_environment
 from pgcli.environments.vector import forms
 from pgcli.environments.vector.arrays import ArrayEnvironments
+from pgcli.environments.vector.native import VectorEnvironments
 from pgcli.environments.vector.pendulum import Pendulum
 from pgcli.environments.vector.streams import Streams
+from pgcli.errors import UsageError
 from pgcli.seeding import DerivedSeeds, Purpose, derived_seed
 
 Array = NDArray[Any]
@@ -91,7 +93,7 @@ def assert_equal_steps(config: EnvConfig, steps: int) -> None:
         running = running & ~over
         if number % 3 == 0 and not running.all():  # in other rows, columns that have ended are not stepped
             columns = (~running).nonzero()[0].tolist()
-            seeds = seeds_of(number, len(columns))
+            seeds = seeds_of(number, COLUMNS)
             obs, same, running = ours.restart(columns, seeds), original.restart(columns, seeds), np.ones(COLUMNS, bool)
 
 
@@ -174,6 +176,17 @@ def test_single_environments_are_used_where_no_form_fits(settings: dict[str, Any
     assert isinstance(make_environments(EnvConfig.model_validate(settings), 2), SingleEnvironments)
 
 
+def test_numpy_stops_where_no_form_fits() -> None:
+    with pytest.raises(UsageError, match="LunarLander-v3 has no form in numpy"):
+        make_environments(EnvConfig(id="LunarLander-v3", vectorization="numpy"), 2)
+
+
+def test_groups_use_the_form_in_numpy_and_other_runs_the_native_one() -> None:
+    config = EnvConfig(id="CartPole-v1")
+    assert isinstance(make_environments(config, 2), VectorEnvironments)
+    assert isinstance(make_environments(config.with_shared_seeds(), 2), ArrayEnvironments)
+
+
 def test_a_form_with_other_results_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     config = EnvConfig(id="Pendulum-v1")
     assert isinstance(make_environments(config, 2), ArrayEnvironments)
@@ -189,6 +202,8 @@ def test_a_form_with_other_results_is_not_used(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     "words",
     [
+        ["cartpole/ppo", "env.num_envs=5", "rollout.steps=48", "algorithm.num_minibatches=4"],
+        ["cartpole/grpo", "rollout.episodes=16", "env.max_episode_steps=40"],
         ["acrobot/baseline", "env.num_envs=4", "rollout.episodes=6", "env.max_episode_steps=60"],
         ["pendulum/ppo", "env.num_envs=3", "rollout.steps=250"],
         ["taxi/ppo", "env.num_envs=4", "rollout.steps=60", "env.max_episode_steps=25"],
@@ -198,7 +213,25 @@ def test_a_form_with_other_results_is_not_used(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_a_run_has_the_bytes_of_single_environments(words: list[str], tmp_path: Path) -> None:
     budget = ["training.iterations=2", "training.env_steps=null", "evaluation.episodes=4", "evaluation.every=2"]
-    for form in ("auto", "sync"):
+    for form in ("numpy", "sync"):
         pgcli("train", *words, *budget, f"env.vectorization={form}", "--run-dir", form, cwd=tmp_path)
     for name in ("metrics.csv", "episodes.csv", "evaluations.csv"):
-        assert (tmp_path / "auto" / name).read_bytes() == (tmp_path / "sync" / name).read_bytes()
+        assert (tmp_path / "numpy" / name).read_bytes() == (tmp_path / "sync" / name).read_bytes()
+
+
+def test_prepared_starts_are_those_of_each_episode() -> None:
+    """Starts are prepared ahead; another order, another first episode or other columns must not mix them up."""
+    config, columns = EnvConfig(id="FrozenLake-v1"), np.arange(3)
+    ours, original = numpy_environments(config, 3), SingleEnvironments(config, 3)
+    episode, running = np.zeros(3, np.int64), np.ones(3, bool)
+    for envs in (ours, original):
+        envs.reset(DerivedSeeds(1, Purpose.RESET, columns, episode))
+    for number in range(120):
+        first = 10 if number > 60 else 0
+        chosen = [[0], [0, 2], [1], [2, 1]][number % 4]
+        episode[chosen] += 40 if number == 30 else -20 if number == 90 else 1
+        seeds = DerivedSeeds(1, Purpose.RESET, columns + first, episode.copy())
+        rows = [envs.restart(chosen, seeds)[chosen] for envs in (ours, original)]
+        rows += [envs.step(np.full(3, number % 4), running).obs[chosen] for envs in (ours, original)]
+        assert rows[0].tobytes() == rows[1].tobytes()
+        assert rows[2].tobytes() == rows[3].tobytes()

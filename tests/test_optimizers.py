@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pgcli.algorithm.learner import Learner
 from pgcli.algorithm.optimizers import Optimizer, flattened, scheduled
+from pgcli.config.schema import OptimizerConfig
 from pgcli.errors import Diverged
 
 Rule = Literal["adam", "sgd", "rmsprop"]
@@ -34,15 +35,32 @@ def parameters(agent: Learner) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in agent.policy.parameters()])
 
 
-@pytest.mark.parametrize("rule", RULES)
+CONSTANTS: list[tuple[Rule, type[torch.optim.Optimizer], dict[str, Any], dict[str, Any]]] = [  # pgcli's and torch's
+    ("adam", torch.optim.Adam, {}, {}),
+    ("adam", torch.optim.Adam, {"epsilon": 1e-3, "betas": [0.5, 0.8]}, {"eps": 1e-3, "betas": (0.5, 0.8)}),
+    ("adam", torch.optim.AdamW, {"weight_decay": 0.3}, {"weight_decay": 0.3}),
+    ("sgd", torch.optim.SGD, {}, {}),
+    ("sgd", torch.optim.SGD, {"momentum": 0.9}, {"momentum": 0.9}),
+    ("rmsprop", torch.optim.RMSprop, {}, {}),
+    ("rmsprop", torch.optim.RMSprop, {"epsilon": 1e-2}, {"eps": 1e-2}),
+]
+
+
+@pytest.mark.parametrize(("rule", "torchs", "own", "their"), CONSTANTS, ids=[f"{a} {c}" for a, _, c, _ in CONSTANTS])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-def test_a_rule_equals_torchs(rule: Rule, dtype: torch.dtype, tolerance: float) -> None:
+def test_a_rule_equals_torchs(
+    rule: Rule,
+    torchs: Any,
+    own: dict[str, Any],
+    their: dict[str, Any],
+    dtype: torch.dtype,
+    tolerance: float,
+) -> None:
     draw = torch.Generator().manual_seed(0)
     starts = [torch.randn(shape, dtype=dtype, generator=draw) for shape in ((3, 4), (4,), ())]
     ours = [start.clone() for start in starts]
     theirs = [start.clone().requires_grad_() for start in starts]
-    torchs = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}[rule]
-    optimizer, reference = Optimizer(rule, ours), torchs(theirs, lr=0.1)
+    optimizer, reference = Optimizer(rule, ours, OptimizerConfig(name=rule, **own)), torchs(theirs, lr=0.1, **their)
     for step in range(20):
         learning_rate = 0.1 / (1 + step)
         # from large over small to zero
@@ -54,6 +72,18 @@ def test_a_rule_equals_torchs(rule: Rule, dtype: torch.dtype, tolerance: float) 
         reference.step()
         for x, y in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(x, y.detach(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_parameter_beyond_a_bound_is_set_to_it(rule: Rule) -> None:
+    x, free = torch.tensor([0.5, -0.5, 0.0]), torch.tensor([0.5, -0.5])
+    optimizer = Optimizer(rule, [x, free], bounds=[(x, -0.6, 0.6)])
+    for _ in range(4):
+        optimizer.step(torch.tensor([-1.0, 1.0, 0.0, -1.0, 1.0]), 0.1)
+    assert x.tolist() == pytest.approx([0.6, -0.6, 0.0])
+    assert free.abs().min() > 0.8
+    optimizer.step(torch.tensor([1000.0, 0.0, 0.0, 0.0, 0.0]), 0.01)
+    assert x[0] < 0.6 or rule == "adam", "a bound does not hold a parameter back"
 
 
 def test_the_first_step_of_adam_is_the_learning_rate_against_the_sign() -> None:
@@ -114,9 +144,9 @@ def test_a_finite_gradient_that_makes_parameters_non_finite_is_reported() -> Non
         agent.update(louder)
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_a_restored_agent_continues_bit_for_bit(rule: Rule) -> None:
-    agent, fresh = agent_with(name=rule), agent_with(seed=1, name=rule)
+@pytest.mark.parametrize("constants", [*({"name": rule} for rule in RULES), {"name": "sgd", "momentum": 0.5}], ids=str)
+def test_a_restored_agent_continues_bit_for_bit(constants: dict[str, Any]) -> None:
+    agent, fresh = agent_with(**constants), agent_with(seed=1, **constants)
     for _ in range(3):
         agent.update(BATCH)
     saved = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
@@ -138,6 +168,8 @@ def test_the_state_is_named_after_the_network() -> None:
     names = {rule: set(agent_with(name=rule).state_dict()) for rule in RULES}
     policy = {f"policy.{layer}" for layer in layers}
     assert names["sgd"] == policy
+    momentum = {f"optimizer.{layer}.momentum_buffer" for layer in layers}
+    assert set(agent_with(name="sgd", momentum=0.9).state_dict()) == policy | momentum
     assert names["rmsprop"] == policy | {f"optimizer.{layer}.square_avg" for layer in layers}
     moments = {f"optimizer.{layer}.{moment}" for layer in layers for moment in ("exp_avg", "exp_avg_sq")}
     assert names["adam"] == policy | moments | {"optimizer.step"}

@@ -117,6 +117,35 @@ def test_an_activations_forms_agree_with_torch_and_its_derivatives_with_autograd
     torch.testing.assert_close(activation.backward_(slope.clone(), values), expected, rtol=1e-14, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tanh_is_exact_to_two_units_and_the_same_in_acting_and_learning(dtype: type[np.floating[Any]]) -> None:
+    z = np.concatenate([np.linspace(-30, 30, 40_001), np.geomspace(1e-30, 1, 999), [0, np.inf, -np.inf]]).astype(dtype)
+    tanh = ACTIVATIONS["tanh"]
+    y = tanh.value(z)
+    exact = np.tanh(z.astype(np.longdouble))
+    assert (abs(y - exact) <= 2 * np.spacing(abs(exact).astype(dtype))).all()
+    assert abs(y).max() == 1
+    in_torch = torch.from_numpy(z)
+    for again in (tanh.module()(in_torch), tanh.module()(in_torch.clone().requires_grad_()).detach()):
+        np.testing.assert_array_equal(again, y)
+    for start, stop in ((0, 1), (1, 2), (3, 70), (20_000, 20_013)):  # independent of the batch and the place in it
+        np.testing.assert_array_equal(tanh.value_(in_torch[start:stop].clone()), y[start:stop])
+    np.testing.assert_array_equal(tanh.value_(in_torch[:, None].repeat(1, 3).t()), [y] * 3)
+    assert math.isnan(tanh.value(np.array([math.nan], dtype))[0])
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")  # used by torch itself
+def test_tanh_has_forward_reverse_batched_and_second_derivatives() -> None:
+    tanh = ACTIVATIONS["tanh"].module()
+    z = torch.linspace(-3, 3, 6, dtype=torch.float64).view(3, 2)
+    y = z.tanh()
+    curvatures = torch.func.vmap(torch.func.jacfwd(torch.func.jacrev(lambda one: tanh(one).sum())))(z)
+    torch.testing.assert_close(curvatures, torch.diag_embed(-2 * y * (1 - y**2)))
+    z.requires_grad_()
+    (slopes,) = torch.autograd.grad(tanh(z).sum(0), z, torch.eye(2, dtype=torch.float64), is_grads_batched=True)
+    torch.testing.assert_close(slopes.sum(0), 1 - y**2)
+
+
 def test_every_activation_of_a_config_is_in_the_table() -> None:
     assert get_args(ActivationName) == tuple(ACTIVATIONS)
 

@@ -13,7 +13,7 @@ import pytest
 
 from pgcli import estimators
 from pgcli.config import choices
-from pgcli.estimators import baselines, objectives, returns, trajectories
+from pgcli.estimators import baselines, objectives, ratios, returns, trajectories
 
 PACKAGE = Path(__file__).parent.parent / "pgcli"
 
@@ -75,7 +75,7 @@ def test_estimators_import_no_other_part_of_pgcli() -> None:
 def test_the_estimators_list_every_public_function_with_a_sentence() -> None:
     public = {
         name
-        for module in (baselines, objectives, returns, trajectories)
+        for module in (baselines, objectives, ratios, returns, trajectories)
         for name, member in vars(module).items()
         if not name.startswith("_") and getattr(member, "__module__", "") == module.__name__
     }
@@ -111,8 +111,9 @@ def test_light_commands_import_no_torch_gymnasium_or_matplotlib(command: list[st
     assert done.returncode == 0, done.stderr
 
 
-def test_the_estimators_declare_the_averages_of_a_config() -> None:
+def test_the_estimators_declare_the_averages_and_ratios_of_a_config() -> None:
     assert get_args(objectives.Average) == get_args(choices.Average)
+    assert get_args(ratios.Ratios) == get_args(choices.Ratios)
 
 
 def test_importing_pgcli_is_fast_and_load_is_available() -> None:

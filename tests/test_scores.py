@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+from collections.abc import Callable
 from itertools import product
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ from scipy import stats
 
 from pgcli.report import scores as scores_module
 from pgcli.report.scores import (
+    Difference,
     fresh_seeds,
     improvement_interval,
     look_alpha,
@@ -23,6 +25,7 @@ from pgcli.report.scores import (
     probability_of_improvement,
     seeds_needed,
     steps_to,
+    unpaired_difference,
 )
 from pgcli.report.statistics import (
     INTERVALS,
@@ -138,6 +141,30 @@ def test_a_difference_is_shown_when_its_interval_excludes_zero() -> None:
 def test_the_number_of_seeds_for_an_effect_matches_tables(effect: float, seeds: int) -> None:
     """The result of G*Power for a two-sided paired t test at 5 % with 80 % power."""
     assert seeds_needed(effect, 0.05) == seeds
+
+
+@pytest.mark.parametrize(("effect", "seeds"), [(0.2, 394), (0.5, 64), (0.8, 26), (1.0, 17)])
+def test_the_number_of_unpaired_seeds_for_an_effect_matches_tables(effect: float, seeds: int) -> None:
+    """The result of G*Power for each group of a two-sided two-sample t test at 5 % with 80 % power."""
+    assert seeds_needed(effect, 0.05, samples=2) == seeds
+
+
+def test_an_unpaired_difference_has_welchs_interval() -> None:
+    x, y = SCORES["one task"][0][:, 0], SCORES["one task"][1][:7, 0]
+    found = unpaired_difference(x, y, comparisons=5)
+    theirs = stats.ttest_ind(x, y, equal_var=False).confidence_interval(0.99)
+    assert [found.low, found.high] == pytest.approx([theirs.low, theirs.high])
+    assert (found.n, found.k, found.paired, found.wins) == (10, 7, False, None)
+    turned = unpaired_difference(y, x, comparisons=5)
+    assert [turned.low, turned.high] == pytest.approx([-found.high, -found.low])
+    like = stats.ttest_ind(x, x[::-1] + 3, equal_var=False)  # of one size and spread, that is Student's
+    same = unpaired_difference(x, x[::-1] + 3, next_confidence=0.95)
+    assert same.low == pytest.approx(like.confidence_interval(0.95).low)
+    assert same.seeds_needed == seeds_needed(3 / float(x.std(ddof=1)), 0.05, samples=2)
+    assert math.isnan(unpaired_difference(x, y[:1]).low)
+    assert not unpaired_difference(np.ones(3), np.zeros(4)).shown  # without spread
+    with pytest.raises(ValueError, match="both variants"):
+        unpaired_difference(x, y[:0])
 
 
 def test_more_comparisons_need_more_seeds_and_no_effect_needs_too_many() -> None:
@@ -298,16 +325,17 @@ def drawn(shape: str, draw: np.random.Generator, n: int) -> Array:
 
 
 @pytest.mark.parametrize("n", [3, 5, 10, 20])
+@pytest.mark.parametrize("difference", [paired_difference, unpaired_difference], ids=["paired", "unpaired"])
 @pytest.mark.parametrize(
     "shapes", [("steady", "steady"), (FAILS, FAILS), (FAILS, "steady"), ("wide", "steady")], ids=str
 )
-def test_equal_means_are_rarely_shown_to_differ_whatever_the_shapes(
-    shapes: tuple[str, str], n: int, monkeypatch: pytest.MonkeyPatch
+def test_equal_means_are_rarely_shown_to_differ_for_any_shapes(
+    shapes: tuple[str, str], difference: Callable[[Array, Array], Difference], n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scores_module, "seeds_needed", lambda *_: None)  # takes most of the time
     monkeypatch.setattr(scores_module, "_likely_seeds", lambda *_: (None, None))
     draw = np.random.default_rng(n)
-    found = [paired_difference(drawn(shapes[0], draw, n), drawn(shapes[1], draw, n)) for _ in range(400)]
+    found = [difference(drawn(shapes[0], draw, n), drawn(shapes[1], draw, n)) for _ in range(400)]
     assert sum(one.shown and one.claim == "mean" for one in found) < 0.075 * 400
     if shapes[0] == FAILS and shapes[1] == "steady":  # Student's t alone shows a difference in 52 % at n = 3
         assert sum(one.claim == "probability" for one in found) > 0.99 * 400

@@ -339,7 +339,7 @@ def misspell(path: Path) -> None:
         ("status.json", cut, "not JSON"),
         ("run.json", Path.unlink, "No such file"),
         ("config.yaml", lambda path: path.write_text("unknown: 3"), "not a valid config"),
-        ("config.yaml", Path.unlink, "not a run directory"),
+        ("config.yaml", Path.unlink, "has no config.yaml"),
         ("checkpoints/iteration-000008.safetensors", cut, "damaged, or not a checkpoint"),
     ],
 )

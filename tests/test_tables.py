@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from helpers import config
 
-from pgcli.errors import RunDirectoryError
+from pgcli.errors import RunDirectoryError, UsageError
 from pgcli.records import (
     COLUMNS,
+    OPTIONAL,
     TABLES,
     Episode,
     Evaluation,
@@ -24,7 +27,15 @@ from pgcli.records import (
     brief,
 )
 from pgcli.runs.files import opened
-from pgcli.runs.tables import TableWriter, first_difference, header_of, read_table, rows_of
+from pgcli.runs.tables import (
+    TableWriter,
+    check_info_names,
+    first_difference,
+    header_of,
+    optional_metrics,
+    read_table,
+    rows_of,
+)
 
 HEADERS = {
     "metrics": "iteration,env_steps,episodes,return_mean,return_standard_error,return_standard_deviation,return_min,"
@@ -77,8 +88,33 @@ def test_columns_match_earlier_versions(name: str) -> None:
 
 
 def test_every_field_of_an_update_is_a_column_in_its_order() -> None:
-    names = [field.name for field in fields(Update) if field.name != "gradients"]
+    names = [field.name for field in fields(Update) if field.name not in ("gradients", *OPTIONAL)]
     assert header_of("metrics")[-len(names) :] == names
+    assert [field.name for field in fields(Update) if field.name in OPTIONAL] == list(OPTIONAL)
+
+
+@pytest.mark.parametrize(
+    ("sections", "more"),
+    [
+        ({}, []),
+        ({"algorithm": {"objective": "clip", "kl_coef": 0.1}}, []),
+        ({"algorithm": {"objective": "clip", "kl_coef": {"target": 0.01}}}, ["kl_coef"]),
+        ({"optimizer": {"name": "natural"}}, ["step_kl", "rejected_steps"]),
+        (
+            {"optimizer": {"name": "natural", "max_kl": 0.01, "line_search": True}},
+            ["step_kl", "backtracks", "rejected_steps"],
+        ),
+    ],
+    ids=str,
+)
+def test_optional_columns_are_in_the_runs_that_use_them(sections: dict[str, Any], more: list[str]) -> None:
+    assert optional_metrics(config(**sections)) == more
+
+
+@pytest.mark.parametrize("name", ["kl_coef", "rejected_steps"])
+def test_a_name_from_info_cannot_be_that_of_an_optional_column(name: str) -> None:
+    with pytest.raises(UsageError, match=f"the column `{name}` already exists"):
+        check_info_names(config(logging={"info": [name]}))
 
 
 def test_rows_round_trip(tmp_path: Path) -> None:

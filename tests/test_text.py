@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+
 import pytest
 
 from pgcli.config.seeds import parse_seeds
@@ -23,6 +26,21 @@ def test_a_table_breaks_lines_at_allowed_places() -> None:
     assert table(rows, start=3) == ["at " + "x" * 69 + " reward-", "   to-go"]
     assert table(rows, start=3, break_on_hyphens=False) == ["at " + "x" * 69, "   reward-to-go"]
     assert table(rows, start=3, width=None) == ["at " + rows[0][1]]
+
+
+def test_texts_fit_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("at", "word " * 30)]
+    monkeypatch.setenv("COLUMNS", "50")
+    assert max(map(len, table(rows, start=3))) > 75, "stdout is not a terminal"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert 45 < max(map(len, table(rows, start=3))) <= 50
+    assert max(map(len, table(rows, start=3, width=40))) <= 40
+    assert max(map(len, table(rows, start=60))) <= 80, "a text beside its label has 20 columns"
+    assert max(map(len, table(rows, start=3, width=None))) > 100
+    monkeypatch.setenv("COLUMNS", "30")
+    wide = columns([("problem", "verdict"), ("bandit " * 4, "biased by design")], {})
+    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in wide) <= 30
+    assert "design" in "".join(wide)
 
 
 def test_columns_are_aligned_and_coloured_on_a_terminal_alone() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
@@ -17,14 +19,18 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import autograd, config, executor_for, flat_batch, learner_of, random_batch
+from helpers import autograd, config, executor_for, flat_batch, learner_of, log_probs, random_batch
 from torch import Tensor
 
 from pgcli.algorithm import learner as learning
 from pgcli.algorithm import second_process
+from pgcli.algorithm.batch import minibatches
 from pgcli.algorithm.learner import Learner
-from pgcli.errors import Diverged
+from pgcli.algorithm.policy_gradient import PolicyGradient
+from pgcli.algorithm.reuse import with_log_probs
+from pgcli.errors import Diverged, UsageError
 from pgcli.sampling.episodes import collect_episodes
+from pgcli.seeding import Purpose, generator
 from pgcli.system import processes
 
 CLIP: dict[str, Any] = {"objective": "clip", "baseline": "value", "update_epochs": 4, "num_minibatches": 3}
@@ -83,6 +89,139 @@ def test_gradients_are_clipped_per_network() -> None:
     agent.update(BATCH)
     for prefix, old in zip(("policy.", "value."), before, strict=True):
         assert (state(agent, prefix) - old).norm().item() == pytest.approx(0.01, rel=1e-4)
+
+
+@pytest.mark.parametrize("way", ["closed form", "autograd"])
+def test_gradients_clipped_together_are_those_of_one_optimizer_with_one_norm(way: str) -> None:
+    """One torch.optim.AdamW and one clip_grad_norm_ for policy and value function, as in CleanRL and SB3."""
+    optimizer: dict[str, Any] = {"learning_rate": 0.01, "max_grad_norm": 0.05, "clip_gradients": "together"}
+    constants = {"epsilon": 1e-5, "betas": [0.8, 0.99], "weight_decay": 0.1}
+    algorithm = CLIP | {"standardize": "minibatch", "clip_range": [0.1, 0.4], "value_coef": 0.7, "update_epochs": 3}
+    agents = [agent_with(algorithm, optimizer=optimizer | constants) for _ in range(2)]
+    ours, theirs = (one.agent for one in agents)
+    assert [part.name for part in ours.parts] == ["joint"]
+    if way == "autograd":
+        vars(ours)["gradient"] = autograd(ours)
+    assert theirs.value is not None
+    parameters = [*theirs.policy.parameters(), *theirs.value.parameters()]
+    reference = torch.optim.AdamW(parameters, 0.01, betas=(0.8, 0.99), eps=1e-5, weight_decay=0.1)
+    acted = with_log_probs(theirs.policy, BATCH)
+    batch, _ = flat_batch(theirs, acted)
+    plain = config(algorithm=algorithm | {"standardize": "none"})
+    raw, _ = flat_batch(PolicyGradient(deepcopy(theirs.policy), deepcopy(theirs.value), plain), acted)
+    for epoch in range(3):
+        order = generator(0, Purpose.MINIBATCH, 5, epoch).permutation(len(batch))
+        for rows in np.array_split(order, 3):
+            chosen = torch.from_numpy(rows)
+            new = log_probs(theirs.policy, batch.obs[chosen], batch.actions[chosen])
+            ratio, a = (new - batch.behavior_log_probs[chosen]).exp(), raw.advantages[chosen]
+            a = (a - a.mean()) / a.std(correction=0)
+            values = theirs.value(theirs.policy, batch.obs[chosen])
+            loss = -torch.minimum(ratio * a, ratio.clamp(0.9, 1.4) * a).mean()
+            loss = loss + 0.7 * (values - batch.returns[chosen]).square().mean()
+            reference.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 0.05)
+            reference.step()
+    update = agents[0].update(BATCH, 5)
+    assert update.value_loss is not None
+    for name, x in agents[0].state_dict().items():
+        if name.startswith(("policy.", "value.")):
+            torch.testing.assert_close(x, agents[1].state_dict()[name], rtol=1e-4, atol=1e-6)
+
+
+def test_target_kl_ends_an_update_of_both_networks_that_are_clipped_together() -> None:
+    optimizer = {"max_grad_norm": 0.5, "clip_gradients": "together"}
+    agent = agent_with(CLIP | {"target_kl": 1e-12}, optimizer=optimizer)
+    assert agent.update(BATCH).update_epochs == 1
+    assert agent.state_dict()["optimizer.step"] == 1
+    assert {name.split(".")[0] for name in agent.state_dict()} == {"policy", "value", "optimizer"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_each_minibatch_has_standardized_advantages(count: int) -> None:
+    plain, agent = agent_with(CLIP), agent_with(CLIP | {"standardize": "minibatch"})
+    (raw, _), (batch, _) = flat_batch(plain.agent, BATCH), flat_batch(agent.agent, BATCH)
+    orders = [np.random.default_rng(epoch).permutation(len(batch)) for epoch in range(2)]
+    parts = minibatches(batch, 2, count, np.random.default_rng, on_policy=False)
+    chosen = [rows for order in orders for rows in (np.array_split(order, count) if count > 1 else [np.arange(13)])]
+    for (_, part), rows in zip(parts, chosen, strict=True):
+        a = raw.advantages.numpy()[rows]
+        np.testing.assert_allclose(part.advantages, (a - a.mean()) / a.std(ddof=1), rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(part.returns, raw.returns.numpy()[rows])
+
+
+def test_a_minibatch_of_equal_advantages_gets_zeros() -> None:
+    agent = agent_with(CLIP | {"standardize": "minibatch"})
+    batch, _ = flat_batch(agent.agent, BATCH)
+    advantages = torch.linspace(-1, 1, 13)
+    advantages[:4] = 0.3 * (1 + torch.tensor([0.0, 1e-7, -1e-7, 0.0]))  # equal up to rounding
+    (part, _) = replace(batch, advantages=advantages).split(torch.arange(13), 2)
+    assert part.advantages.abs().max() > 1
+    (first, *_) = replace(batch, advantages=advantages).split(torch.arange(13), 4)
+    assert len(first) == 4
+    assert first.advantages.abs().max() < 0.3
+    (alone, *_) = replace(batch, advantages=advantages).split(torch.arange(13), 13)
+    assert alone.advantages.tolist() == [0]
+
+
+@pytest.mark.parametrize(("kl", "factor"), [(0.006, 0.5), (0.007, 1), (0.0149, 1), (0.0151, 2), (math.inf, 2)])
+def test_an_adaptive_kl_penalty_is_halved_or_doubled(kl: float, factor: float) -> None:
+    losses = agent_with(CLIP | {"kl_coef": {"target": 0.01}}).agent.losses
+    assert losses.kl_coef == 1
+    losses.adapt_kl_coef(kl)
+    assert losses.kl_coef == factor
+    losses.adapt_kl_coef(None)
+    assert losses.kl_coef == factor
+    for _ in range(50):
+        losses.adapt_kl_coef(kl)
+    assert losses.kl_coef == pytest.approx(1 if factor == 1 else {0.5: 1e-6, 2: 1e6}[factor])
+
+
+@pytest.mark.parametrize(("target", "factor"), [(1e-9, 2), (1e3, 0.5)])
+def test_the_adaptive_weight_is_used_saved_and_rolled_back(target: float, factor: float) -> None:
+    agent, fixed = agent_with(CLIP | {"kl_coef": {"target": target}}), agent_with(CLIP | {"kl_coef": 1.0})
+    update, expected = agent.update(BATCH), fixed.update(BATCH)
+    assert torch.equal(state(agent, "policy."), state(fixed, "policy.")), "the weight starts at 1"
+    assert update == replace(expected, kl_coef=factor), "reported for the next update"
+    assert agent.state_dict()["kl_coef"].item() == factor
+    assert "kl_coef" not in fixed.state_dict()
+    half = agent_with(CLIP | {"kl_coef": factor})
+    half.load_state_dict({name: x.clone() for name, x in agent.state_dict().items()})
+    agent.update(BATCH, 1)
+    half.update(BATCH, 1)
+    assert torch.equal(state(agent, "policy."), state(half, "policy."))
+    again = agent_with(CLIP | {"kl_coef": {"target": target}})
+    before = whole_state(agent)
+    again.load_state_dict({name: x.clone() for name, x in agent.state_dict().items()})
+    assert whole_state(again) == before
+    with pytest.raises(Diverged):
+        agent.update(replace(BATCH, rewards=BATCH.rewards * math.nan))
+    assert whole_state(agent) == before
+
+
+@pytest.mark.parametrize("distribution", ["gaussian", "tanh_gaussian", "state_dependent_gaussian"])
+def test_log_sigma_stays_within_its_bounds(distribution: str) -> None:
+    policy: dict[str, Any] = {"hidden_sizes": [4], "distribution": distribution, "log_std_bounds": [-0.75, -0.65]}
+    if distribution != "state_dependent_gaussian":
+        policy["initial_standard_deviation"] = 0.5
+    sgd = {"name": "sgd", "learning_rate": 3.0}
+    actions = 3 * torch.sin(torch.arange(40.0)).view(5, 4, 2)
+    found = []
+    for bounds in (policy["log_std_bounds"], None):
+        settings = config(policy=policy | {"log_std_bounds": bounds}, optimizer=sgd)
+        learner = learner_of(spaces.Box(-9, 9, (3,)), spaces.Box(-1, 1, (2,)), settings)
+        learner.update(replace(BATCH, actions=actions))
+        found.append(next(x for name, x in learner.state_dict().items() if name.endswith("log_standard_deviation")))
+    np.testing.assert_allclose(found[0], found[1].clamp(-0.75, -0.65))
+    assert not torch.equal(*found)
+
+
+@pytest.mark.parametrize(("distribution", "start"), [("gaussian", "0"), ("state_dependent_gaussian", "-0.6931")])
+def test_bounds_of_log_sigma_must_contain_its_start(distribution: str, start: str) -> None:
+    policy = {"hidden_sizes": [4], "distribution": distribution, "log_std_bounds": [-5, -1]}
+    with pytest.raises(UsageError, match=rf"log_std_bounds: log σ starts at {start}, which is not in \[-5, -1\]"):
+        learner_of(spaces.Box(-9, 9, (3,)), spaces.Box(-1, 1, (2,)), config(policy=policy))
 
 
 def test_a_shared_trunk_minimizes_the_sum_of_both_losses() -> None:
@@ -225,7 +364,10 @@ def update_with_a_spare_core(trouble: str) -> None:
     second_process.WORTH_A_FORK, processes.PATIENCE_SECONDS = 0.0, 0.5
     if trouble == "two threads":
         threading.Thread(target=threading.Event().wait, daemon=True).start()
-    here, there = agent_with(CLIP), Learner(agent_with(CLIP).agent, second_process.SecondProcess())
+    trpo = {"optimizer": {"name": "natural", "max_kl": 0.01, "line_search": True}, "value": {"learning_rate": 0.01}}
+    algorithm, sections = ({"baseline": "value"}, trpo) if trouble == "none, with TRPO" else (CLIP, {})
+    here, there = (agent_with(algorithm, **sections) for _ in range(2))
+    there = Learner(there.agent, second_process.SecondProcess())
     for iteration in range(3):
         assert there.update(BATCH, iteration) == here.update(BATCH, iteration)
         assert whole_state(there) == whole_state(here)
@@ -236,14 +378,15 @@ def update_with_a_spare_core(trouble: str) -> None:
         if next(calls, None) is None:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        there.update(BATCH, 4, check=check)
+    if trouble != "none, with TRPO":  # which takes fewer steps
+        with pytest.raises(KeyboardInterrupt):
+            there.update(BATCH, 4, check=check)
     assert whole_state(there) == before
     assert not active_children()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-@pytest.mark.parametrize("trouble", ["none", "killed", "stopped", "failed", "two threads"])
+@pytest.mark.parametrize("trouble", ["none", "none, with TRPO", "killed", "stopped", "failed", "two threads"])
 def test_the_value_function_learns_the_same_in_a_second_process(trouble: str) -> None:
     code = f"import test_updates; test_updates.update_with_a_spare_core({trouble!r})"
     alone = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -15,7 +15,7 @@ from students import EXPECTED, STUDENT, checked
 from pgcli.errors import UsageError
 from pgcli.inspection.gradient_check import user_estimators
 from pgcli.inspection.gradient_check.hypotheses import HYPOTHESES, KINDS
-from pgcli.inspection.gradient_check.time_limit import check_user_code
+from pgcli.inspection.gradient_check.user_estimators import check_user_code
 from pgcli.system.notebooks import needed_code
 
 

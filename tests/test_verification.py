@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -177,7 +178,7 @@ TAMPERED: list[tuple[str, Callable[[Path], object], str]] = [
         lambda path: signed_again(path, "optimizer.network.0.weight.exp_avg_sq", lambda x: x * 2),
         "iteration-000007.safetensors",
     ),
-    ("every checkpoint", lambda path: shutil.rmtree(path / "checkpoints"), "has no readable checkpoint"),
+    ("every checkpoint", lambda path: shutil.rmtree(path / "checkpoints"), "has no checkpoint"),
 ]
 
 
@@ -334,6 +335,58 @@ def test_foreign_modules_need_trust(run: Path) -> None:
     config.write_text(config.read_text().replace("id: CartPole-v1", "id: tasks:Task-v0"))
     with pytest.raises(EnvironmentFailure, match="--trust"):
         verify(run)
+
+
+def missing(file: Path) -> None:
+    file.unlink()
+
+
+def folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def fifo(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+ODD = {
+    "not JSON": "{",
+    "no object": "[1]",
+    "a wrong type": '{"status": 1, "versions": 1, "file": 1}',
+    "deep": "[" * 10**5,
+    "a number of 5,000 digits": f'{{"iteration": {"9" * 5000}, "status": "finished", "exact": 0, "file": 0}}',
+}
+
+
+@pytest.mark.parametrize("name", ["run.json", "status.json", "metrics.csv", "episodes.csv", "config.yaml"])
+@pytest.mark.parametrize("replace", [missing, folder, fifo])
+def test_a_file_that_cannot_be_read_is_named_with_exit_4(replace: Callable[[Path], None], name: str, run: Path) -> None:
+    replace(run / name)
+    assert exit_code(run) == (4, name)
+
+
+@pytest.mark.parametrize("name", ["run.json", "status.json", "checkpoints/latest.json", "checkpoints/best.json"])
+@pytest.mark.parametrize("kind", ODD)
+def test_a_json_file_with_odd_content_is_named_with_exit_4(kind: str, name: str, run: Path) -> None:
+    (run / name).write_text(ODD[kind])
+    assert exit_code(run) == (4, name)
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "timing.csv", "evaluations.csv", "checkpoints/latest.json"])
+def test_readable_content_that_differs_has_exit_7(name: str, run: Path) -> None:
+    content = (run / name).read_bytes()
+    (run / name).write_bytes(content.replace(b"1", b"2", 1))
+    assert exit_code(run) == (7, name)
+
+
+def exit_code(path: Path) -> tuple[int, str]:
+    """Return the exit code of `pgcli verify`, and the name of the file in its first finding or its error."""
+    done = pgcli("verify", path, "--json", cwd=path.parent, code=None)
+    text = json.loads(done.stdout)["findings"][0]["text"] if done.stdout else done.stderr
+    (name,) = re.findall(r"(?:checkpoints/)?[a-z]+\.(?:json|csv|yaml)(?=[:\s])", text)[:1]
+    return done.returncode, name
 
 
 def test_the_command_line_prints_all_findings(run: Path) -> None:

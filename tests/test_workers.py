@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
+from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from helpers import Array, Counting, is_running
+from helpers import Array, Counting, config, is_running
 from kills import CASES
 
 from pgcli.config import load_config
@@ -30,6 +32,7 @@ from pgcli.records import Notice, Record
 from pgcli.runs import checkpoints
 from pgcli.sampling import process_pool as workers
 from pgcli.sampling.chunks import EnvironmentCache
+from pgcli.sampling.pool import build_policy
 from pgcli.system.processes import Check
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -213,6 +216,41 @@ def large(environments: EnvironmentCache, policy: Policy, check: Check) -> Array
     return np.arange(100_000)
 
 
+@dataclass(frozen=True)
+class Leaving:
+    """Returns `large`; once, the worker gets a signal before or after it calls a C function to send the result."""
+
+    number: int
+    event: str
+    name: str
+    once: Path
+
+    def __call__(self, environments: EnvironmentCache, policy: Policy, check: Check) -> Array:
+        def profile(frame: object, event: str, called: object) -> None:
+            if (event, getattr(called, "__name__", "")) == (self.event, self.name):
+                self.once.touch()
+                os.kill(os.getpid(), self.number)
+
+        if not self.once.exists():
+            sys.setprofile(profile)
+        return large(environments, policy, check)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sends results without waiting on Linux only")
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_worker_that_stops_while_it_sends_blocks_no_other_process(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "HANG_SECONDS", 3.0)
+    settings, moments = config(), [(event, name) for name in ("dump", "sendmsg") for event in ("c_call", "c_return")]
+    with closing(workers.ProcessPool(settings.env, settings.policy, len(moments))) as pool:
+        tasks = {n: Leaving(number, *moment, tmp_path / str(n)) for n, moment in enumerate(moments)}
+        for _ in range(2):
+            results = pool.map(build_policy(settings.env, settings.policy), tasks, lambda: None)
+            assert all((results[n] == np.arange(100_000)).all() for n in tasks)
+    assert len(list(tmp_path.iterdir())) == len(moments)
+
+
 IN_LITTLE_SHARED_MEMORY = """
 import os, resource, sys
 import numpy as np, test_workers
@@ -238,10 +276,14 @@ finally:
 @pytest.mark.skipif(sys.platform != "linux", reason="shared memory is a file")
 @pytest.mark.parametrize(
     ("size", "error"),
-    [(1000, "error: no shared memory is left for the parameters of the policy"), (200_000, ""), (2**30, "")],
+    [
+        (1000, "error: no shared memory is left for the parameters of the policy"),
+        (200_000, "error: no memory is left for the data of worker processes: File too large"),
+        (2**30, ""),
+    ],
     ids=["no room for parameters", "no room for results", "room"],
 )
-def test_results_too_large_for_shared_memory_use_a_pipe(size: int, error: str) -> None:
+def test_too_little_shared_memory_is_reported(size: int, error: str) -> None:
     command = [sys.executable, "-c", IN_LITTLE_SHARED_MEMORY, str(size)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     assert done.returncode == bool(error), done.stderr

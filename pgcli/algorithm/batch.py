@@ -18,6 +18,17 @@ from pgcli.policies.recurrent import Sequences
 from pgcli.policies.trajectory_outputs import valid_steps
 from pgcli.records import Update
 
+ROUNDING = 1e-6  # relative error of an advantage in float32, with a margin
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """The terms of the returns, G_t = past_t + Σ_{l≥t} (Π_{t≤k<l} c_k) x_l: each reward is weighted separately."""
+
+    terms: Tensor  # x, [T, N], in reward units
+    continuations: Tensor  # c, [T, N]
+    past: Tensor  # [T, N]: of total returns, the rewards before t
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -27,6 +38,12 @@ class Estimate:
     baseline: Tensor  # [T, N], or broadcastable
     returns: Tensor
     values: Tensor
+    decisions: Decisions | None = None  # with `algorithm.ratios: per_decision`
+
+    def without_baseline(self) -> Estimate:
+        """Return the estimate with b = 0."""
+        bare = torch.zeros_like(self.baseline)
+        return replace(self, advantages=self.advantages + self.baseline, baseline=bare)
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,9 @@ class Batch:
     sequences: Sequences | None  # for a recurrent policy: the sequences of consecutive steps
     trajectories: Trajectories  # source of the steps
     share: float = 1.0
+    rows: Tensor | None = None  # t N + n of each step, for importance weights of whole trajectories
+    estimate: Estimate | None = None  # with them
+    standardize: bool = False  # minibatches standardize their advantages
 
     def __len__(self) -> int:
         return self.advantages.shape[0]
@@ -56,14 +76,16 @@ class Batch:
 
     @property
     def parts(self) -> int:
-        """The number of shuffled units: steps, or sequences for a recurrent policy."""
-        return len(self) if self.sequences is None else len(self.sequences.lengths)
+        """The number of shuffled units: steps, trajectories, or sequences for a recurrent policy."""
+        if self.sequences is not None:
+            return len(self.sequences.lengths)
+        return len(self) if self.rows is None else self.trajectories.mask.shape[1]
 
     def split(self, order: Tensor, count: int) -> Iterator[Batch]:
         """Yield `count` batches of the units in `order`, weighted to estimate the full loss."""
-        if self.sequences is not None:
+        if self.sequences is not None or self.rows is not None:
             for chosen in order.tensor_split(count):
-                rows, sequences = self.sequences.take(chosen)
+                rows, sequences = self._steps_of(chosen)
                 yield self._part(len(chosen), sequences, {name: x[rows] for name, x in self._tensors().items()})
             return
         names, columns = zip(*self._tensors().items(), strict=True)
@@ -71,14 +93,30 @@ class Batch:
         for part in zip(*(x.index_select(0, order).tensor_split(count) for x in columns), strict=True):
             yield self._part(len(part[0]), None, dict(zip(names, part, strict=True)))
 
+    def _steps_of(self, chosen: Tensor) -> tuple[Tensor, Sequences | None]:
+        """Return the steps of the chosen sequences, or of the chosen trajectories."""
+        if self.sequences is not None:
+            return self.sequences.take(chosen)
+        assert self.rows is not None
+        return torch.isin(self.rows % self.trajectories.mask.shape[1], chosen.to(self.rows)), None
+
     def _tensors(self) -> dict[str, Tensor]:
         return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
 
-    def _part(self, parts: int, sequences: Sequences | None, tensors: dict[str, Tensor]) -> Batch:
+    def _part(self, parts: int, sequences: Sequences | None, tensors: dict[str, Any]) -> Batch:
         tensors["weights"] = tensors["weights"] * (self.parts / parts)
         share = tensors["weights"].shape[0] / self.advantages.shape[0] * self.share
+        if self.standardize:
+            tensors["advantages"] = standardized(
+                tensors["advantages"], ROUNDING * float(self.advantages.abs().max()), 1
+            )
         return Batch(
-            **tensors, on_policy=self.on_policy, sequences=sequences, trajectories=self.trajectories, share=share
+            **tensors,
+            on_policy=self.on_policy,
+            sequences=sequences,
+            trajectories=self.trajectories,
+            share=share,
+            estimate=self.estimate,
         )
 
 
@@ -103,11 +141,11 @@ def flatten(
     rows, sequences = valid_steps(policy, trajectories, max_length=config.policy.backpropagation_steps)
 
     def taken(x: Tensor) -> Tensor:
-        return x.flatten(0, 1)[rows]
+        return x.flatten(0, 1).index_select(0, rows)
 
     advantages = taken(advantages)
-    if algorithm.standardize == "batch":
-        advantages = standardized(advantages, floor)
+    if algorithm.standardize in ("batch", "minibatch"):  # a minibatch standardizes them again: it undoes this
+        advantages = standardized(advantages, floor, correction=int(algorithm.standardize == "minibatch"))
     weights = taken(step_weights(mask, algorithm.average))
     if algorithm.discount_weighting:
         weights = weights * algorithm.gamma ** (rows // mask.shape[1]).to(weights.dtype)
@@ -126,6 +164,9 @@ def flatten(
         on_policy=behavior is None,
         sequences=sequences,
         trajectories=trajectories,
+        rows=None if algorithm.ratios == "step" else rows,
+        estimate=None if algorithm.ratios == "step" else estimate,
+        standardize=algorithm.standardize == "minibatch",
     )
     spread, clipped = policy.distribution.action_statistics(actions)
     return batch.to(policy.device), Update(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pgcli.algorithm.batch import Batch, Estimate
 from pgcli.algorithm.gradients import make_gradient
-from pgcli.algorithm.losses import Losses
+from pgcli.algorithm.importance import TrajectoryRatios
 from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.estimators.trajectories import Trajectories, from_steps
 from pgcli.policies.trajectory_outputs import trajectory_gradients, trajectory_log_probs, valid_steps
@@ -43,7 +43,8 @@ def measure(
     of the whole batch:
 
         standardize: batch     (q_u - q T_u) / 2M     q_u the squared advantages, q their mean: the deviation σ
-        self_normalize         R_u / R - W_u / W      R the weights times the ratios, W the weights
+        self_normalize         R_u / R - W_u / W      R the weights times the ratios, W the weights; with ratios of
+                                                      trajectories, R their importance weights, and W = N
 
     The baselines mean, leave_one_out and optimal are treated as constants. They couple the parts, so v lacks
     N² tr Cov[g_1, g_2]: for total returns and `average: episodes`, |∇J|²/N² with mean and |∇J|²/(N - 1)² with
@@ -73,8 +74,7 @@ def measure(
         check()
         one, plain = with_estimator(agent, name), with_estimator(agent, "+".join(name.split("+")[:2]))
         estimate = one.estimate(trajectories)
-        bare = replace(estimate, advantages=estimate.advantages + estimate.baseline)
-        places.append((place(one, estimate), place(plain, estimate), place(plain, bare)))
+        places.append((place(one, estimate), place(plain, estimate), place(plain, estimate.without_baseline())))
     gradients, variances = _moments(agent, trajectories, torch.stack(tables), torch.stack(influences), check)
     return [
         _describe(name, trajectories.mask.shape[1], gradients[place], gradients[places[0][0]], *variances[[place, *of]])
@@ -87,7 +87,7 @@ def with_estimator(agent: PolicyGradient, name: str) -> PolicyGradient:
     other = copy(agent)
     other.config = agent.config.with_estimator(name)
     other.value = agent.value if other.config.has_value else None
-    other.losses = Losses(other.config.algorithm, other.config.value.clip_range)
+    other.losses = replace(agent.losses, algorithm=other.config.algorithm)
     other.gradient = make_gradient(other.config, other.policy, other.value, other.losses)
     return other
 
@@ -120,10 +120,13 @@ def _influence(agent: PolicyGradient, batch: Batch, column: Tensor, log_ratios: 
         return torch.zeros(batch.trajectories.mask.shape[1], dtype=torch.float64).index_add_(0, column, x.double())
 
     influence = summed(torch.zeros_like(batch.advantages))
-    if algorithm.standardize == "batch":
+    if algorithm.standardize in ("batch", "minibatch"):  # the batch is one minibatch here
         squares = batch.advantages.double().square()
         influence = influence + summed(squares - squares.mean()) / (2 * len(batch))
     if algorithm.objective == "importance_sampling" and algorithm.self_normalize:
+        if algorithm.ratios != "step":
+            weights = TrajectoryRatios(log_ratios, batch, algorithm).weights[0]
+            return influence + weights / weights.sum() - 1 / len(weights)
         ratios = batch.weights * log_ratios.exp().clamp(max=algorithm.importance_bound or math.inf)
         influence = influence + summed(ratios) / ratios.sum() - summed(batch.weights) / batch.weights.sum()
     return influence

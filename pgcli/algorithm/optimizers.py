@@ -12,7 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pgcli.algorithm.batch import Batch
 from pgcli.config.choices import OptimizerName, Schedule
+from pgcli.config.schema import OptimizerConfig
+from pgcli.records import Update
+
+Bounds = Sequence[tuple[Tensor, float, float]]
+_NOTHING = Update()
 
 
 def scheduled(value: float, schedule: Schedule, progress: float) -> float:
@@ -27,22 +33,30 @@ def scheduled(value: float, schedule: Schedule, progress: float) -> float:
 
 
 class Optimizer:
-    """Gradient descent on `parameters`, in place, with the default constants of torch.optim.
+    """Gradient descent on `parameters`, in place, with the constants of `settings`.
 
     The parameters become views of one vector, so that a rule is a few operations on this vector.
 
-    sgd: θ ← θ - α g. rmsprop: v ← 0.99 v + 0.01 g²; θ ← θ - α g / (√v + 1e-8) (Hinton 2012).
-    adam: β = (0.9, 0.999), ε = 1e-8 (Kingma & Ba 2015, algorithm 1).
+    sgd: m ← μ m + g; θ ← θ - α m, with momentum μ. rmsprop: v ← 0.99 v + 0.01 g²; θ ← θ - α g / (√v + ε) (Hinton
+    2012). adam: Kingma & Ba (2015), algorithm 1; with weight decay λ, first θ ← θ - α λ θ (Loshchilov & Hutter 2019).
+
+    Args: bounds: parameters that each step sets to the nearer of two bounds, low and high, if they are beyond it.
     """
 
-    def __init__(self, rule: OptimizerName, parameters: Sequence[Tensor]) -> None:
-        self.rule = rule
+    def __init__(
+        self,
+        rule: OptimizerName,
+        parameters: Sequence[Tensor],
+        settings: OptimizerConfig | None = None,
+        bounds: Bounds = (),
+    ) -> None:
+        self.rule, self.settings, self._bounds = rule, settings or OptimizerConfig(), bounds
         self.parameters = list(parameters)
         self._vector = self._gathered()
-        self.moments = {
-            name: torch.zeros_like(self._vector)
-            for name in {"adam": ("exp_avg", "exp_avg_sq"), "rmsprop": ("square_avg",), "sgd": ()}[rule]
-        }
+        names: dict[OptimizerName, tuple[str, ...]] = {"adam": ("exp_avg", "exp_avg_sq"), "rmsprop": ("square_avg",)}
+        if self.settings.momentum:
+            names["sgd"] = ("momentum_buffer",)
+        self.moments = {name: torch.zeros_like(self._vector) for name in names.get(rule, ())}
         self._moments = {name: unflattened(moment, self.parameters) for name, moment in self.moments.items()}
         self.steps = torch.zeros((), device=self._vector.device)  # of adam
 
@@ -53,18 +67,27 @@ class Optimizer:
             self._vector = self._gathered()
         return [self._vector, *self.moments.values(), self.steps]
 
-    def step(self, gradient: Tensor, learning_rate: float) -> None:
-        """Take one step against `gradient`, [dim] in the order of the parameters."""
+    def step(self, gradient: Tensor, learning_rate: float, batch: Batch | None = None, progress: float = 0.0) -> Update:
+        """Take one step against `gradient`, [dim] in the order of the parameters, and return its own metrics.
+
+        Args: batch, progress: what the gradient was computed from, for a step that depends on more than the gradient.
+        """
         vector, *moments, steps = self.memory
+        settings = self.settings
         match self.rule:
             case "sgd":
+                if moments:
+                    gradient = moments[0].mul_(settings.momentum).add_(gradient)
                 vector.sub_(gradient, alpha=learning_rate)
             case "rmsprop":
                 v = moments[0].mul_(0.99).addcmul_(gradient, gradient, value=0.01)
-                vector.addcdiv_(gradient, v.sqrt().add_(1e-8), value=-learning_rate)
+                vector.addcdiv_(gradient, v.sqrt().add_(settings.epsilon), value=-learning_rate)
             case "adam":
                 steps += 1
                 mean, mean_square = moments
+                beta1, beta2 = settings.betas
+                if settings.weight_decay:
+                    vector.mul_(1 - learning_rate * settings.weight_decay)
                 torch._fused_adam_(
                     [vector],
                     [gradient],
@@ -73,13 +96,22 @@ class Optimizer:
                     [],
                     [steps],
                     lr=learning_rate,
-                    beta1=0.9,
-                    beta2=0.999,
+                    beta1=beta1,
+                    beta2=beta2,
                     weight_decay=0.0,
-                    eps=1e-8,
+                    eps=settings.epsilon,
                     amsgrad=False,
                     maximize=False,
                 )
+            case "natural":
+                raise AssertionError("a step of NaturalGradient")
+        self.clamp_()
+        return _NOTHING
+
+    def clamp_(self) -> None:
+        """Set the parameters beyond a bound to it."""
+        for parameter, low, high in self._bounds:
+            parameter.data.clamp_(low, high)
 
     def state(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the optimizer's state as tensors named after the parameters (views, not copies)."""

@@ -6,8 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pgcli.algorithm.optimizers import Optimizer
+from pgcli.algorithm.losses import Losses
+from pgcli.algorithm.natural_gradient import NaturalGradient
+from pgcli.algorithm.optimizers import Bounds, Optimizer
 from pgcli.config.schema import Config
+from pgcli.policies.distributions import Gaussian
 from pgcli.policies.policy import Policy
 from pgcli.policies.value_function import ValueFunction
 from pgcli.records import Update
@@ -29,19 +32,26 @@ class Part:
     shuffle: Purpose
 
 
-def parts_of(config: Config, policy: Policy, value: ValueFunction | None) -> list[Part]:
+def parts_of(config: Config, policy: Policy, value: ValueFunction | None, losses: Losses) -> list[Part]:
     """Return the configured parts, the policy first."""
-    algorithm, optimizer = config.algorithm, config.optimizer
-    epochs, rate = algorithm.update_epochs, optimizer.learning_rate
+    algorithm, settings = config.algorithm, config.optimizer
+    epochs, rate, is_natural = algorithm.update_epochs, settings.learning_rate, settings.name == "natural"
     first, second = list(policy.parameters()), [] if value is None else list(value.parameters())
-    if value is not None and value.shared:
-        joint = Optimizer(optimizer.name, [*first, *second])
+    distribution, limits = policy.distribution, config.policy.log_std_bounds
+    bounds: Bounds = []
+    if limits is not None and isinstance(distribution, Gaussian):
+        low, high = limits
+        bounds = [(distribution.log_standard_deviation, low, high)]
+    if value is not None and (value.shared or settings.clip_gradients == "together"):
+        joint = Optimizer(settings.name, [*first, *second], settings, bounds)
         return [Part("joint", joint, epochs, rate, algorithm.target_kl, Purpose.MINIBATCH)]
-    parts = [Part("policy", Optimizer(optimizer.name, first), epochs, rate, algorithm.target_kl, Purpose.MINIBATCH)]
+    natural = NaturalGradient(policy, losses, settings, bounds) if is_natural else None
+    own = natural or Optimizer(settings.name, first, settings, bounds)
+    parts = [Part("policy", own, epochs, rate, algorithm.target_kl, Purpose.MINIBATCH)]
     if second:
         epochs, rate = config.value.update_epochs or epochs, config.value.learning_rate or rate
-        own = Optimizer(optimizer.name, second)
-        parts.append(Part("value", own, epochs, rate, None, Purpose.VALUE_MINIBATCH))
+        of_value = Optimizer("adam" if is_natural else settings.name, second, settings)
+        parts.append(Part("value", of_value, epochs, rate, None, Purpose.VALUE_MINIBATCH))
     return parts
 
 

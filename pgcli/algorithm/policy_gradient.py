@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgcli.algorithm.batch import Batch, Estimate, flatten, minibatches
+from pgcli.algorithm.batch import Batch, Decisions, Estimate, flatten, minibatches
 from pgcli.algorithm.gradients import make_gradient
 from pgcli.algorithm.gradients.protocol import Gradient
 from pgcli.algorithm.gradients.user_code import UserEstimator
@@ -21,7 +21,7 @@ from pgcli.algorithm.optimizers import clip_grad_norm_, scheduled, unflattened
 from pgcli.algorithm.parts import Job, Part, Runner, in_turn, parts_of
 from pgcli.config.schema import Config
 from pgcli.estimators.baselines import group_baseline, leave_one_out_baseline, mean_baseline, optimal_baseline
-from pgcli.estimators.returns import trajectory_returns, vtrace_returns
+from pgcli.estimators.returns import return_terms, trajectory_returns, vtrace_returns
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.policy import Policy
 from pgcli.policies.trajectory_outputs import squared_score_norms, trajectory_ratios, trajectory_values
@@ -38,8 +38,8 @@ class PolicyGradient:
         self, policy: Policy, value: ValueFunction | None, config: Config, user_estimator: UserEstimator | None = None
     ) -> None:
         self.config, self.policy, self.value, self.user_estimator = config, policy, value, user_estimator
-        self.parts = parts_of(config, policy, value)  # each with its own optimizer
         self.losses = Losses(config.algorithm, config.value.clip_range)
+        self.parts = parts_of(config, policy, value, self.losses)  # each with its own optimizer
 
     @cached_property
     def gradient(self) -> Gradient:
@@ -51,7 +51,8 @@ class PolicyGradient:
         values = trajectory_values(self.policy, self.value, trajectories)  # [T + 1, N]; zeros without a value function
         to_go, returns = self._returns(trajectories, values)
         baseline = self._baseline(trajectories, returns, values)
-        return Estimate(returns - baseline, baseline, to_go, values)
+        decisions = self._decisions(trajectories, values) if self.config.algorithm.ratios == "per_decision" else None
+        return Estimate(returns - baseline, baseline, to_go, values, decisions)
 
     def _returns(self, trajectories: Trajectories, values: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the targets of V and the returns of the actions, both [T, N]."""
@@ -73,6 +74,19 @@ class PolicyGradient:
             case _:
                 assert_never(algorithm.returns)
 
+    def _decisions(self, trajectories: Trajectories, values: Tensor) -> Decisions:
+        """Compute the terms of the returns of the actions; for total returns, discounted from the start."""
+        algorithm, rewards = self.config.algorithm, trajectories.rewards
+        lam = algorithm.gae_lambda if algorithm.returns == "lambda_return" else 1.0
+        ends = trajectories.terminated, trajectories.cut
+        terms, continuations = return_terms(rewards, algorithm.gamma, lam, *ends, values[1:])
+        if algorithm.returns != "total":
+            return Decisions(terms, continuations, torch.zeros_like(rewards))
+        discounts = algorithm.gamma ** torch.arange(len(rewards), dtype=rewards.dtype)[:, None]
+        past = (discounts * rewards).cumsum(0) - discounts * rewards
+        goes_on = trajectories.mask & ~trajectories.terminated & ~trajectories.cut
+        return Decisions(discounts * terms, goes_on.to(rewards), past)
+
     def _baseline(self, trajectories: Trajectories, returns: Tensor, values: Tensor) -> Tensor:
         """Compute b, broadcastable to [T, N]; for total returns over all trajectories, else per step t."""
         algorithm, total = self.config.algorithm, self.config.algorithm.returns == "total"
@@ -87,8 +101,7 @@ class PolicyGradient:
             case "optimal":
                 return optimal_baseline(returns[0], squared_score_norms(self.policy, trajectories)).expand_as(returns)
             case "group":
-                leave_one_out = algorithm.group_mean == "leave_one_out"
-                return group_baseline(returns, peers, self.config.group_size, leave_one_out)
+                return group_baseline(returns, peers, self.config.group_size, algorithm.group_mean == "leave_one_out")
             case "value":
                 return values[:1] if total else values[:-1]
             case _:
@@ -124,12 +137,13 @@ class PolicyGradient:
             norms.append(clip_grad_norm_(gradient, optimizer.max_grad_norm))
             if epoch == part.epochs - 1 or part.target_kl is not None:
                 means.add(epoch, terms() | {"grad_norm": norms[-1]}, minibatch.share)
-            part.optimizer.step(gradient, rate)
+            step = part.optimizer.step(gradient, rate, minibatch, progress)
         found = means.read()
         check_terms(found, norms)
         if part.name == "value":
             return Update(value_loss=found["value_loss"])
-        return self.losses.describe(found, means.epoch + 1, len(batch), rate, progress)
+        self.losses.adapt_kl_coef(found.get("approx_kl"))
+        return self.losses.describe(found, means.epoch + 1, batch, rate, progress) | step
 
 
 def estimate_gradient(agent: PolicyGradient, trajectories: Trajectories) -> tuple[list[Tensor], Terms]:

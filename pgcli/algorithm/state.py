@@ -25,6 +25,8 @@ def state_dict(agent: PolicyGradient, scale: ReturnScale | None, past: PastItera
             "joint": ("optimizer", first + [f"value.{name}" for name in second]),
         }[part.name]
         tensors |= {f"{optimizer}.{key}": x for key, x in part.optimizer.state(names).items()}
+    if agent.config.algorithm.has_adaptive_kl:
+        tensors["kl_coef"] = agent.losses.adaptive_kl_coef
     if scale is not None:
         tensors |= {f"return_scale.{key}": x for key, x in scale.named_buffers()}
     for age, policy in enumerate(past.policies, 1):
@@ -35,7 +37,8 @@ def state_dict(agent: PolicyGradient, scale: ReturnScale | None, past: PastItera
 def memory_of(agent: PolicyGradient, scale: ReturnScale | None = None) -> list[Tensor]:
     """Return the tensors that an update changes in place, as few large ones without names."""
     optimizers = [x for part in agent.parts for x in part.optimizer.memory]
-    return [*optimizers, *agent.policy.buffers(), *(() if scale is None else scale.buffers())]
+    own = agent.losses.adaptive_kl_coef
+    return [*optimizers, own, *agent.policy.buffers(), *(() if scale is None else scale.buffers())]
 
 
 def copy_state(source: PolicyGradient, target: PolicyGradient) -> None:

@@ -1,4 +1,7 @@
-"""The command line: one module per command. Heavy imports live inside the commands."""
+"""The command line: one module per command.
+
+Heavy imports live inside the commands.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +13,40 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pgcli import __version__
-from pgcli.cli import check, compare, doctor, eval, export, init, plot, resume, show, train, verify
+from pgcli.cli import check, compare, doctor, eval, export, init, ls, plot, resume, rm, show, train, verify
 
 __all__ = ["app"]
 
+_VALUES = {"int": "N", "float": "X", "str": "TEXT", "Path": "PATH"}  # by type
 
-class _NoTypeOfFlags:
-    """Hides the type of flags in help texts."""
+
+class _Help:
+    """Names the values of options in help texts as a user types them: N, TEXT, PATH.
+
+    Flags and arguments have none.
+    """
 
     def get_params(self, ctx: Any) -> Any:
         parameters = super().get_params(ctx)  # type: ignore[misc]  # a mixin of click commands
         for parameter in parameters:
-            if getattr(parameter, "is_flag", False):
+            if parameter.param_type_name == "argument":
+                parameter.display_type_rich = _nothing
+            elif getattr(parameter, "is_flag", False):
                 parameter.metavar = ""
+            elif parameter.metavar is None:
+                parameter.metavar = _VALUES.get(parameter.bare_type())
         return parameters
 
 
-class _Group(_NoTypeOfFlags, TyperGroup):
+def _nothing(ctx: Any) -> None:
+    """Hide the type of an argument: its name says what it is."""
+
+
+class _Group(_Help, TyperGroup):
     """The `pgcli` command group."""
 
 
-class _Command(_NoTypeOfFlags, TyperCommand):
+class _Command(_Help, TyperCommand):
     """A command of `pgcli`."""
 
 
@@ -109,7 +125,7 @@ _add(
     _LOOK,
     plot.plot,
     "pgcli plot runs/cartpole -o curve.png",
-    "pgcli plot runs/a runs/b -x seconds --stat iqm -o curves.pdf",
+    "pgcli plot runs/a runs/b --label PPO --label RLOO --size 3.3x2.5 -o figure.pdf",
     "pgcli plot runs/cartpole -y entropy --show",
 )
 _add(_LOOK, show.show, "pgcli show runs/cartpole/seed-0", "pgcli show runs/a/seed-0 runs/b/seed-0")
@@ -117,7 +133,8 @@ _add(
     _COMPARE,
     compare.compare,
     "pgcli compare cartpole optimizer.learning_rate=0.03,0.12 training.env_steps=20000 --seeds 0-9",
-    "pgcli compare cartpole/ppo algorithm.clip_range=0.1,0.2,0.3 --seeds 0-9 --jobs 2",
+    "pgcli compare cartpole/ppo cartpole/rloo training.env_steps=100000 --seeds 0-9 --jobs 2",
+    "pgcli compare runs/a runs/b -y is_success",
 )
 _add(
     _CHECK,
@@ -128,6 +145,14 @@ _add(
 )
 _add(_CHECK, doctor.doctor, "pgcli doctor lunar-lander/ppo", "pgcli doctor my.yaml env.num_envs=16")
 _add(_CHECK, verify.verify, "pgcli verify runs/cartpole/seed-0", "pgcli verify runs/cartpole/seed-0 --all")
+_add(
+    _FILES,
+    ls.ls,
+    "pgcli ls",
+    "pgcli ls runs --where status=finished --where 'return>=400' --sort return",
+    "pgcli ls --sort optimizer.learning_rate --json",
+)
+_add(_FILES, rm.rm, "pgcli rm runs/cartpole/seed-0", "pgcli rm runs/cartpole --yes")
 _add(
     _FILES,
     init.init,

@@ -62,7 +62,8 @@ Stack = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Trust = Annotated[
-    bool, typer.Option("--trust", help="Allow imports of modules named in the config: environments, wrappers.")
+    bool,
+    typer.Option("--trust", help="Allow imports of modules named in the config: environments, wrappers, networks."),
 ]
 Which = Annotated[str, typer.Option(help="Checkpoint of the run directory: latest, best, or an iteration number.")]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pgcli.cli.arguments import AsJson, Overrides
-from pgcli.cli.output import print_report
+from pgcli.cli.output import print_report, print_result
 
 
 def check(
@@ -30,17 +31,38 @@ def check(
     time_limit: Annotated[
         float, typer.Option("--time-limit", min=0.1, help="Time limit for one call of your own code, in seconds.")
     ] = 10.0,
+    age: Annotated[
+        int | None,
+        typer.Option(
+            "--age",
+            min=1,
+            max=100,
+            metavar="N",
+            help="Draw the bias over the age of the data, up to N updates; needs -o.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="With --age: .png, .svg or .pdf.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare a gradient estimator with exact gradients. Exits with 7 if it is wrong."""
     from pgcli.errors import UsageError
-    from pgcli.inspection.gradient_check.targets import check_target, is_user_code
+    from pgcli.inspection.gradient_check.targets import check_age, check_target, is_user_code
 
     own = is_user_code(target)
     if own and (everything or overrides):
         raise UsageError("--all and KEY=VALUE apply to configs only", "remove them to check your own code")
     if strict and not own:
         raise UsageError("--strict applies to your own code only", "for example `pgcli check my.py:reinforce --strict`")
+    if age is not None or output is not None:
+        if own or everything or as_json or age is None or output is None:
+            raise UsageError(
+                "--age and -o draw the estimator of a config together",
+                "for example `pgcli check lesson/ratios --age 8 -o ratios.png`",
+            )
+        print_result(check_age(target, overrides or [], age, output))
+        return
     result = check_target(target, overrides or [], everything, time_limit)
 
     from pgcli.inspection.gradient_check.tables import check_text

@@ -8,46 +8,62 @@ from typing import Annotated
 
 import typer
 
-from pgcli.cli.arguments import AsJson, Config, Quiet
+from pgcli.cli import completion
+from pgcli.cli.arguments import AsJson, Quiet, Stack
 from pgcli.cli.output import print_report
 
 
 def compare(
-    config: Config,
-    overrides: Annotated[
+    variants: Annotated[
         list[str],
         typer.Argument(
-            metavar="KEY=A,B",
-            help="Config keys with the values to compare; KEY=VALUE sets a key for all variants.",
+            metavar="CONFIG|RUNS|KEY=A,B",
+            help="One config with KEY=A,B, the values to compare; several configs; or folders of existing runs, of "
+            "which nothing is trained. KEY=VALUE sets a key for all configs.",
+            autocompletion=completion.compared,
         ),
     ],
-    seeds: Annotated[str, typer.Option(help="Seeds of every variant: 0-9 or 0,3,7.")] = "0-4",
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Seeds of every variant: 0-9 or 0,3,7.", show_default="0-4, or all existing runs"),
+    ] = None,
+    y: Annotated[
+        str, typer.Option("-y", help="Column of evaluations.csv to compare; higher values are assumed to be better.")
+    ] = "evaluation.return_mean",
     jobs: Annotated[int, typer.Option(min=1, help="Number of runs to train in parallel.")] = 1,
+    stack: Stack = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "-o",
             "--output",
             help="Folder for the runs and the report.",
-            show_default="runs/NAME-compare-KEYS",
+            show_default="runs/NAME-compare-OTHERS",
         ),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Target return; the report has the steps to reach it.",
-            show_default="the environment's reward threshold",
+            help="Target value; the report has the steps to reach it.",
+            show_default="the environment's reward threshold, for returns",
         ),
     ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train variants of a config with the same seeds, and report their differences. Existing runs are reused."""
+    """Compare variants of a config, several configs, or existing runs. Trains the missing runs, with equal seeds."""
     from pgcli.config.seeds import parse_seeds
-    from pgcli.studies.variants import parse_comparison, run_comparison
+    from pgcli.studies.execution import run_comparison
+    from pgcli.studies.variants import parse_comparison, sorted_words
     from pgcli.system.streams import print_message
 
-    comparison = parse_comparison(config, overrides, parse_seeds(seeds), output)
+    configs, folders, settings = sorted_words(variants)
+    if folders:
+        from pgcli.studies.existing import existing_comparison  # imports numpy
+
+        comparison = existing_comparison(folders, parse_seeds(seeds) if seeds else None, output)
+    else:
+        comparison = parse_comparison(configs, settings, parse_seeds(seeds or "0-4"), output)
     for notice in [] if quiet else comparison.notices:
         print_message(f"note: {notice}")
 
@@ -58,7 +74,7 @@ def compare(
     with storage(comparison.folder):
         make_folder(comparison.folder)
     with lock(comparison.folder):  # two comparisons in one folder would disturb each other
-        result, failures = run_comparison(comparison, jobs, quiet, threshold, sys.argv[1:])
+        result, failures = run_comparison(comparison, jobs, quiet, threshold, sys.argv[1:], y, stack)
     for failure in failures:
         print_message(failure.text)
     if result is not None:

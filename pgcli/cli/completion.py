@@ -1,4 +1,6 @@
-"""Shell completion of shipped configs, keys, values and run directories. Imports no torch and no gymnasium.
+"""Shell completion of shipped configs, keys, values and run directories.
+
+Imports no torch and no gymnasium.
 
 File names are untrusted, and shells evaluate completions. So every word is quoted for its shell.
 """
@@ -59,7 +61,9 @@ def for_bash(offers: list[Offer]) -> str:
 
 
 def for_zsh(offers: list[Offer]) -> str:
-    """Write a command for zsh to evaluate: words as `$'…'` of plain characters and hexadecimal bytes.
+    """Write a command that zsh evaluates.
+
+    Words are `$'…'` of plain characters and hexadecimal bytes.
 
     `_describe` splits word and description at the first colon without a backslash; zsh itself quotes the word.
     """
@@ -100,6 +104,13 @@ def shipped_names(incomplete: str) -> list[Offer]:
     return [(name, "shipped config") for name in shipped_configs() if name.startswith(incomplete)]
 
 
+def compared(context: typer.Context, incomplete: str) -> list[Offer]:
+    """Offer configs and folders of runs; after a config, also `KEY=`."""
+    before = list(context.params.get("variants") or [])
+    keys = overrides(context, incomplete) if before else []
+    return [*configs(incomplete), *keys]
+
+
 def run_directories(incomplete: str) -> list[Offer]:
     """Offer run directories and other folders."""
     return _paths(incomplete, lambda path: False)
@@ -115,7 +126,7 @@ def overrides(context: typer.Context, incomplete: str) -> list[Offer]:
 
     bash splits `KEY=VALUE` into three words and completes only the last.
     """
-    before = list(context.params.get("overrides") or [])
+    before = list(context.params.get("overrides") or context.params.get("variants") or [])
     if not incomplete and before and (values := _values(before[-1])):  # the word at the cursor is the `=` of a key
         return [(value, "") for value in values]
     if len(before) >= 2 and before[-1] == "=":

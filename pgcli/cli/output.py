@@ -13,7 +13,9 @@ from pgcli.system.streams import printable
 
 
 def print_result(result: object, if_closed: int = 128 + 13, *, styled: bool = False) -> None:
-    """Print a result to stdout. Exit with `if_closed`, by default SIGPIPE's code, if the pipe is closed.
+    """Print a result to stdout.
+
+    Exit with `if_closed`, by default SIGPIPE's code, if the pipe is closed.
 
     Args: styled: the result contains pgcli's own colour codes and is already printable.
     """

@@ -22,8 +22,8 @@ def resume(
 ) -> None:
     """Resume an interrupted run, or extend a finished one with a larger budget."""
     from pgcli.config import override
-    from pgcli.experiment.resume import stored_config
     from pgcli.experiment.run import Request
+    from pgcli.runs.information import stored_config
 
     config = override(stored_config(run_dir), overrides or [])
     train_all([Request(config, run_dir, sys.argv[1:], resume=True, which=which)], 1, quiet)

@@ -31,16 +31,27 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Move an existing run to NAME~1, and start a new one.")
     ] = False,
+    tag: Annotated[
+        list[str] | None, typer.Option(metavar="WORD", help="Tag of the run, for `pgcli ls`. May be repeated.")
+    ] = None,
+    note: Annotated[
+        str, typer.Option(metavar="TEXT", help="Note of the run, for `pgcli ls`.", show_default=False)
+    ] = "",
     quiet: Quiet = False,
 ) -> None:
-    """Train a policy and write a run directory."""
+    """Train a policy and write a run directory. Its NAME lists the overrides."""
     from pgcli.config import load_config, override
+    from pgcli.config.names import with_run_name
     from pgcli.config.seeds import parse_seeds
     from pgcli.errors import UsageError
+    from pgcli.runs.information import check_labels
 
     if resume and overwrite:
         raise UsageError("--resume and --overwrite cannot be combined")
+    labels = check_labels(tag or [], note)
     base = load_config(config, overrides or [])
+    if run_dir is None:
+        base = with_run_name(base, config, overrides or [])
     if seeds is not None and any(text.startswith("seed=") for text in overrides or []):
         raise UsageError("--seeds and seed=… cannot be combined")
     configs = [base] if seeds is None else [override(base, [f"seed={seed}"]) for seed in parse_seeds(seeds)]
@@ -53,14 +64,17 @@ def train(
             return run_dir
         return (run_dir or Path("runs") / base.name) / f"seed-{seed}"
 
-    requests = [Request(one, path_of(one.seed), sys.argv[1:], resume, overwrite) for one in configs]
+    requests = [Request(one, path_of(one.seed), sys.argv[1:], resume, overwrite, labels=labels) for one in configs]
     for request in requests:
         check_request(request)  # all requests, before the first run starts
     train_all(requests, jobs, quiet, stack)
 
 
 def train_all(requests: Sequence[Request], jobs: int, quiet: bool, stack: int | None = None) -> None:
-    """Train `jobs` runs at a time, print their directories, and exit with the code of the first failure."""
+    """Train `jobs` runs at a time and print their directories.
+
+    Exit with the code of the first failure.
+    """
     from contextlib import closing
 
     from pgcli.errors import typed

@@ -18,7 +18,10 @@ def verify(
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check a run's files for consistency, and recompute one iteration byte for byte."""
+    """Check a run's files for consistency, and recompute one iteration byte for byte.
+
+    Exits with 4 if a file is missing or cannot be read, and with 7 if a check fails.
+    """
     from pgcli.inspection.verify import verification_text
     from pgcli.inspection.verify import verify as verify_run
     from pgcli.system.streams import results_only
@@ -27,4 +30,4 @@ def verify(
         result = verify_run(run_dir, everything=everything, trust=trust)
     print_report(result, as_json, verification_text)
     if not result["passed"]:
-        raise typer.Exit(7)
+        raise typer.Exit(4 if result["unreadable"] else 7)

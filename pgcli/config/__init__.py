@@ -1,4 +1,7 @@
-"""Read YAML files and overrides into a validated Config. Imports neither torch nor gymnasium."""
+"""Read YAML files and overrides into a validated Config.
+
+Imports neither torch nor gymnasium.
+"""
 
 from __future__ import annotations
 

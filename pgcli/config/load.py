@@ -1,4 +1,7 @@
-"""Read a YAML file and overrides into a Config, or raise every problem at once. Imports no torch, no gymnasium."""
+"""Read a YAML file and overrides into a Config, or raise every problem at once.
+
+Imports no torch, no gymnasium.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import itertools
 import re
 import sys
 from collections.abc import Collection, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +48,54 @@ def load_config(location: str, overrides: Sequence[str] = (), ignored: Collectio
     """
     path, content = _read(location)
     source = parse(content, printable(str(path)))
+    base: dict[str, Any] = {}
     if isinstance(source.data, dict):
+        if "base" in source.data:
+            base = _base(source, path.parent)
         source.data.setdefault("name", path.stem)
-    return _validate(source, overrides, ignored)
+    return _validate(source, overrides, ignored, base)
+
+
+def _base(source: Source, folder: Path) -> dict[str, Any]:
+    """Remove the key `base` from a config, and return the keys of the config that it names, without its name.
+
+    A base is a valid config without a base. Raises: ConfigError.
+    """
+    location, place = source.data.pop("base"), source.place(("base",))
+    if not isinstance(location, str) or not location:
+        message = f"`base` should be a shipped config or a YAML file, got {shown(location)}"
+        raise source.error(place, message, "for example `base: cartpole/ppo`")
+    beside = str(folder / location)
+    try:
+        path, content = _read(beside if Path(beside).is_file() else location)
+    except ConfigError as error:
+        problem = error.problems[0]
+        raise source.error(place, f"`base: {printable(location)}`: {problem.message}", problem.hint) from None
+    found = parse(content, printable(str(path)))
+    if isinstance(found.data, dict) and "base" in found.data:
+        message = f"`base: {printable(location)}` has a base itself"
+        raise source.error(
+            place, message, f"use `base: {printable(str(found.data['base']))}`, and repeat the keys that differ"
+        )
+    data = deepcopy(found.data)
+    _validate(found, ())
+    return {key: value for key, value in data.items() if key != "name"}
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of `base`, replaced by `own` ones; sections are merged key by key."""
+    merged = base | own
+    for key in base.keys() & own.keys():
+        if sections.get(key) and all(isinstance(one[key], dict) for one in (base, own, sections)):
+            merged[key] = _merged(base[key], own[key], sections[key])
+    return merged
 
 
 def override(config: Config, overrides: Sequence[str], ignored: Collection[str] = ()) -> Config:
-    """Return `config` with `KEY=VALUE` overrides applied; `ignored` keys may be set where they have no effect."""
+    """Return `config` with `KEY=VALUE` overrides applied.
+
+    `ignored` keys may be set where they have no effect.
+    """
     return _validate(Source("config.yaml", to_data(config), lines=False), overrides, ignored)
 
 
@@ -65,7 +110,10 @@ def to_data(config: Config) -> dict[str, Any]:
 
 
 def flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten plain data: `{env: {id: a}}` becomes `{"env.id": "a"}`. An empty mapping is a value."""
+    """Flatten plain data: `{env: {id: a}}` becomes `{"env.id": "a"}`.
+
+    An empty mapping is a value.
+    """
     if not isinstance(data, dict) or not data:
         return {prefix: data}
     inner = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in data.items()]
@@ -73,7 +121,10 @@ def flat(data: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """Return the whole config as YAML, including defaults. Training on it repeats the run."""
+    """Return the whole config as YAML, including defaults.
+
+    Training on it repeats the run.
+    """
     return dump(to_data(config))
 
 
@@ -106,14 +157,22 @@ def _similar_names(location: str, shipped: Collection[str]) -> list[str]:
     return [close] if close else []
 
 
-def _validate(source: Source, overrides: Sequence[str], ignored: Collection[str] = ()) -> Config:
-    """Apply the overrides and build the Config; raise all problems together."""
+def _validate(
+    source: Source,
+    overrides: Sequence[str],
+    ignored: Collection[str] = (),
+    base: dict[str, Any] | None = None,
+) -> Config:
+    """Apply the config to its base and the overrides to both, and build the Config; raise all problems together."""
     if not isinstance(source.data, dict):
         empty = source.data is None and source.lines
         message = "empty config" if empty else f"expected a mapping of keys to values, got {shown(source.data)}"
         raise source.error(source.place(()), message, "a minimal config is `env: {id: CartPole-v1}`")
     problems = Problems(source)
-    idle = _idle_in_file(source)
+    written = flat(source.data).keys()
+    if base:
+        source.data = _merged(base, source.data, to_data(Config()))
+    idle = _idle_in_file(source) & written if base else _idle_in_file(source)
     for text in overrides:
         _apply(text, source.data, problems)
     data = _plain(source.data, (), problems)
@@ -177,7 +236,10 @@ def _apply(text: str, data: dict[str, Any], problems: Problems) -> None:
 
 
 def _set(data: Any, path: tuple[str, ...], value: Any) -> Path_:
-    """Write `value` at `path`; return the part of `path` that is not a mapping, if any."""
+    """Write `value` at `path`.
+
+    Return the part of `path` that is not a mapping, if any.
+    """
     default: Any = to_data(Config())
     for depth, part in enumerate(path[:-1], 1):
         default = default.get(part, {}) if isinstance(default, dict) else {}
@@ -226,19 +288,29 @@ def _build(data: dict[str, Any]) -> tuple[Config | None, dict[Path_, list[ErrorD
         return Config.model_validate(data), {}
     except ValidationError as error:
         errors: dict[Path_, list[ErrorDetails]] = {}
-        for detail in error.errors(include_url=False):
-            errors.setdefault(_path_in(data, detail), []).append(detail)
+        details = error.errors(include_url=False)
+        inside = [_path_in(data, detail) for detail in details if not _is_other_kind(data, detail)]
+        for detail in details:
+            path = _path_in(data, detail)
+            if not (_is_other_kind(data, detail) and any(one[: len(path)] == path for one in inside)):
+                errors.setdefault(path, []).append(detail)
         return None, errors
 
 
+def _is_other_kind(data: Any, error: ErrorDetails) -> bool:
+    """Return whether a branch of a union rejects a value only because it is of another kind."""
+    path, loc = _path_in(data, error), error["loc"]
+    kinds = error["type"].endswith("_type") or error["type"] == "literal_error"
+    return kinds and len(loc) > len(path) and loc[-1] != path[-1]
+
+
 def _path_in(data: Any, error: ErrorDetails) -> Path_:
-    """Return the location of an error, without the union branch or missing key that pydantic appends."""
+    """Return the location of an error, without the union branches and the missing key that pydantic adds."""
     path: Path_ = ()
     for part in error["loc"]:
-        if not (part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)):
-            break
-        data = data[part]
-        path = (*path, part)
+        if part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int):
+            data = data[part]
+            path = (*path, part)
     return path
 
 

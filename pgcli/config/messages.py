@@ -25,6 +25,7 @@ _SYNONYMS = {
     "ent_coef": "entropy_coef",
     "env_id": "id",
     "epochs": "update_epochs",
+    "eps": "epsilon",
     "gae": "gae_lambda",
     "K": "iterations",
     "lr": "learning_rate",
@@ -48,6 +49,7 @@ _CHOICE_SYNONYMS = {
     "gae": "lambda_return",
     "gpu": "cuda",
     "normal": "gaussian",
+    "npg": "natural",
     "gsde": "state_dependent_gaussian",
     "ppo": "clip",
     "reinforce": "policy_gradient",
@@ -56,6 +58,7 @@ _CHOICE_SYNONYMS = {
     "sde": "state_dependent_gaussian",
     "squashed_gaussian": "tanh_gaussian",
     "stochastic": "sampled",
+    "trpo": "natural",
     "grpo": "group",
     "critic": "value",
 }
@@ -81,6 +84,7 @@ _LIMITS = {
     "string_too_long": "at most {max_length} characters long",
     "string_too_short": "at least {min_length} character long",
     "too_long": "a list of at most {max_length} entries",
+    "too_short": "a list of at least {min_length} entries",
 }
 _EXAMPLES = {
     "bool_type": "write true or false",
@@ -209,10 +213,10 @@ def _hint(error: ErrorDetails, path: Path_) -> str:
 
 def about(path: Path_) -> str:
     """Return the description and default of a key, or the keys of a section."""
-    keys = [key[-1] for key in _fields() if key[:-1] == _names(path)]
-    if keys and isinstance(path[-1], str):
+    keys, field = [key[-1] for key in _fields() if key[:-1] == _names(path)], _field(path)
+    is_number = field is not None and isinstance(field.default, float)  # a mapping is an alternative
+    if keys and isinstance(path[-1], str) and not is_number:
         return f"the keys are {', '.join(keys)}"
-    field = _field(path)
     if field is None:
         return ""
     default = "" if field.is_required() else f" The default is {shown(field.get_default())}."

@@ -35,7 +35,10 @@ class Problems:
         self._invalid.add(path)
 
     def add_conflict(self, keys: Sequence[str], message: str, fix: str, at: str | None = None) -> None:
-        """Add a conflict between keys, at `at` or the key that the user wrote; skip invalid keys."""
+        """Add a conflict between keys, at `at` or the key that the user wrote.
+
+        Skip invalid keys.
+        """
         paths = [path_of(key) for key in keys]
         if not any(map(self._is_invalid, paths)):
             self._append(max(paths, key=self._is_written) if at is None else path_of(at), message, fix)
@@ -76,7 +79,10 @@ class Problems:
         return number, self._origins[number][1].place(path)
 
     def _origin(self, path: Path_) -> int:
-        """Return the number of the last override that wrote `path` or a key inside it; 0 is the file."""
+        """Return the number of the last override that wrote `path` or a key inside it.
+
+        0 is the file.
+        """
         file = self._origins[0][1]
         for number, (key, _) in reversed(list(enumerate(self._origins))[1:]):
             if path[: len(key)] == key or (key[: len(path)] == path and path not in file.positions):

@@ -55,6 +55,21 @@ def markdown() -> str:
         "All config keys, with default, allowed values and an example from a shipped config.",
         "`pgcli init SECTION --keys` prints the keys of a section in the terminal.",
         "`make schema` generates this page and configs/schema.json, the JSON Schema for editors.",
+        "",
+        "## Families of configs",
+        "",
+        "`base: cartpole/ppo` takes every key that a file does not write from a shipped config or",
+        "another file, beside it or by its path. Sections are merged key by key; a list, a text or",
+        "`kwargs` replaces the whole value. A base is a valid config and has no base itself. The",
+        "config.yaml of a run has all keys and no base.",
+        "",
+        "```yaml",
+        "base: cartpole/ppo",
+        "algorithm: {clip_range: 0.1}",
+        "```",
+        "",
+        "YAML anchors (`&name`), aliases (`*name`) and merge keys (`<<: *name`) work within a file, up",
+        "to 10,000 values after expansion.",
     ]
     of_section: dict[str, list[Key]] = {}
     for key in keys(None):
@@ -90,6 +105,8 @@ def _referenced(schema: dict[str, Any], field: dict[str, Any]) -> dict[str, Any]
 
 def _fields(schema: dict[str, Any], part: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, field in part["properties"].items():
+        if prefix + name == "base":  # of files only
+            continue
         if "$ref" in field:
             yield from _fields(schema, _referenced(schema, field), f"{prefix}{name}.")
         else:

@@ -75,7 +75,9 @@ def without_effect(config: Config) -> list[Ineffective]:
 
 
 def effective(config: Config) -> Config:
-    """Return the config with defaults for keys without effect, and with null replaced where it refers to another key.
+    """Return the config with defaults for keys without effect.
+
+    Null is replaced where it refers to another key.
 
     Different configs that train the same run become equal.
     """
@@ -139,11 +141,17 @@ def _segments(c: Config) -> bool:
     return c.rollout.steps is not None and c.rollout.episodes is None
 
 
-def _no_location(c: Config) -> bool:
-    file, colon, name = (c.algorithm.estimator or "").rpartition(":")
-    return c.algorithm.estimator is not None and not (
-        colon and file.endswith((".py", ".ipynb")) and name.isidentifier()
-    )
+def _of_products(c: Config) -> bool:
+    return c.algorithm.ratios in ("per_decision", "trajectory")
+
+
+def _of_trajectories(c: Config) -> bool:
+    return c.algorithm.ratios != "step" and c.algorithm.objective != "policy_gradient"
+
+
+def _no_location(location: str | None, *suffixes: str) -> bool:
+    file, colon, name = (location or "").rpartition(":")
+    return location is not None and not (colon and file.endswith(suffixes) and name.isidentifier())
 
 
 _ENVIRONMENTS = ("env", "evaluation.env")  # sections that describe an environment
@@ -156,6 +164,10 @@ def _has_wrapper(section: str, name: str) -> Condition:
 
 def _has_wrappers(section: str) -> Condition:
     return lambda c: bool(attrgetter(f"{section}.wrappers")(c))
+
+
+def _needs_vector_form(c: Config) -> bool:
+    return c.env.vectorization in ("native", "numpy")
 
 
 def _has_argument(section: str, name: str) -> Condition:
@@ -172,6 +184,7 @@ _GYMNASIUM = "pgcli sets this argument itself"
 _NOT_SAVED = "checkpoints do not contain its running statistics, and"
 _NORMALIZE_RETURNS = "use `value.normalize_returns: true`"
 _FILM = "remove it, and film with `pgcli eval RUN_DIR --video FILE.gif`"
+_NO_MAX_KL: dict[str, Value | Not | Condition] = {"optimizer.max_kl": None}
 _FUNCTION = ("it needs a function, which YAML cannot express", "write your own wrapper, and name it as `module:Class`")
 
 RULES: tuple[Rule, ...] = (
@@ -287,9 +300,52 @@ RULES: tuple[Rule, ...] = (
             ("target_kl", lambda c: c.algorithm.target_kl is not None and c.algorithm.kl_coef == 0),
         )
     ),
+    # Importance weights of whole trajectories
+    Rule(
+        {"algorithm.ratios": _of_products, "algorithm.objective": "clip"},
+        "`clip` bounds the ratio of a step or of a sequence, not a product of ratios, which its range would cut off",
+        "use `ratios: sequence`, or `objective: importance_sampling` with `importance_bound`",
+    ),
+    *(
+        Rule({"algorithm.ratios": _of_trajectories, key: wanted}, reason, fix)
+        for key, wanted, reason, fix in (
+            (
+                "rollout.steps",
+                _segments,
+                "a segment does not contain the whole trajectory, so the product of its ratios is unknown",
+                f"use `ratios: step`, or {_WHOLE_EPISODES}",
+            ),
+            (
+                "algorithm.returns",
+                "vtrace",
+                "V-trace weights rewards itself, and each score by the ratio of its own step",
+                "use `ratios: step`, or `returns: lambda_return`",
+            ),
+            (
+                "policy.backpropagation_steps",
+                lambda c: c.policy.backpropagation_steps is not None and c.algorithm.num_minibatches > 1,
+                "minibatches of windows do not contain whole trajectories",
+                "set `num_minibatches: 1`, or remove backpropagation_steps",
+            ),
+        )
+    ),
+    Rule(
+        {"algorithm.ratios": "per_decision", "algorithm.standardize": Not("none")},
+        "advantages have no fixed mean and deviation, because each reward has a weight that changes with the policy",
+        "use `standardize: none`, or `ratios: trajectory`",
+    ),
+    Rule(
+        {
+            "algorithm.ratios": "per_decision",
+            "algorithm.self_normalize": True,
+            "diagnostics.every": Not(None),
+        },
+        "each time step has a normalizer of its own, for which the gradient variance has no formula",
+        "remove self_normalize or diagnostics.every",
+    ),
     # The user's own estimator: from whole episodes to a gradient
     Rule(
-        {"algorithm.estimator": _no_location},
+        {"algorithm.estimator": lambda c: _no_location(c.algorithm.estimator, ".py", ".ipynb")},
         lambda c: f"expected FILE.py:NAME or FILE.ipynb:NAME, got {c.algorithm.estimator!r}",
         "for example `my.py:reinforce`",
     ),
@@ -309,7 +365,7 @@ RULES: tuple[Rule, ...] = (
             ),
         )
     ),
-    # A value function that is another output of the policy network
+    # A value function that takes its steps together with the policy
     *(
         Rule(
             {"value.shared_trunk": lambda c: c.has_value and c.value.shared_trunk, f"value.{key}": Not(None)},
@@ -317,6 +373,62 @@ RULES: tuple[Rule, ...] = (
             f"remove {key} or shared_trunk",
         )
         for key in ("hidden_sizes", "learning_rate", "update_epochs")
+    ),
+    *(
+        Rule(
+            {
+                "optimizer.clip_gradients": lambda c: c.has_value and c.optimizer.clip_gradients == "together",
+                f"value.{key}": Not(None),
+            },
+            "with one norm for both, the value function is trained together with the policy",
+            f"remove {key} or clip_gradients",
+        )
+        for key in ("learning_rate", "update_epochs")
+    ),
+    # The natural gradient
+    Rule(
+        {"optimizer.name": "natural", "algorithm.objective": Not("policy_gradient")},
+        "a natural gradient step starts from the policy that acted",
+        "use `objective: policy_gradient`, or `name: adam`",
+    ),
+    Rule(
+        {"optimizer.name": "natural", "value.shared_trunk": lambda c: c.has_value and c.value.shared_trunk},
+        "adam trains the value function, and cannot train a trunk that the natural gradient trains",
+        "remove shared_trunk, or use `name: adam`",
+    ),
+    Rule(
+        {
+            "optimizer.name": "natural",
+            "optimizer.clip_gradients": lambda c: c.has_value and c.optimizer.clip_gradients == "together",
+        },
+        "adam trains the value function, so policy and value function take separate steps",
+        "remove clip_gradients, or use `name: adam`",
+    ),
+    Rule(
+        {
+            "optimizer.name": "natural",
+            "value.learning_rate": lambda c: c.has_value and not c.value.shared_trunk and c.value.learning_rate is None,
+        },
+        "adam trains the value function, and a learning rate of the natural gradient does not suit adam",
+        "set `value.learning_rate: 0.001`",
+    ),
+    Rule(
+        {"optimizer.line_search": lambda c: c.optimizer.name == "natural" and c.optimizer.line_search, **_NO_MAX_KL},
+        "the line search keeps the KL of a step at most max_kl",
+        "set `max_kl: 0.01`",
+    ),
+    Rule(
+        {
+            "optimizer.line_search": lambda c: c.optimizer.name == "natural" and c.optimizer.line_search,
+            "algorithm.estimator": Not(None),
+        },
+        "the line search compares the surrogate objective of pgcli's own estimator",
+        "remove line_search",
+    ),
+    Rule(
+        {"policy.log_std_bounds": lambda c: sorted(c.policy.log_std_bounds or []) != (c.policy.log_std_bounds or [])},
+        "the lower bound comes first",
+        "exchange the bounds",
     ),
     # Groups
     Rule(
@@ -387,16 +499,27 @@ RULES: tuple[Rule, ...] = (
     ),
     *(
         Rule(
-            {"env.vectorization": "native", f"{section}.wrappers": _has_wrappers(section)},
-            "native vector environments do not support wrappers",
+            {"env.vectorization": _needs_vector_form, f"{section}.wrappers": _has_wrappers(section)},
+            lambda c: f"{c.env.vectorization} vector environments do not support wrappers",
             "use `vectorization: sync`, or remove the wrappers",
         )
         for section in _ENVIRONMENTS
     ),
     Rule(
-        {"env.vectorization": "native", "env.rebuild": True},
-        "episodes of a native vector environment share one instance",
+        {"env.vectorization": _needs_vector_form, "env.rebuild": True},
+        lambda c: f"episodes of a {c.env.vectorization} vector environment share one instance",
         "use `vectorization: sync`, or remove rebuild",
+    ),
+    # The user's own network
+    Rule(
+        {"policy.network": lambda c: _no_location(c.policy.network, ".py")},
+        lambda c: f"expected FILE.py:NAME, got {c.policy.network!r}",
+        "for example `my.py:Network`",
+    ),
+    Rule(
+        {"policy.network": Not(None), "algorithm.estimator": Not(None)},
+        "your estimator needs the tutorial's policy, which has plain layers",
+        "remove policy.network or algorithm.estimator",
     ),
     # Recurrent policies
     Rule(
@@ -458,9 +581,22 @@ def _value_steps(c: Config) -> int:
     return (c.value.update_epochs or c.algorithm.update_epochs) * c.algorithm.num_minibatches
 
 
+def _uses_adam(c: Config) -> bool:
+    """Return whether adam trains the policy or the value function."""
+    return c.optimizer.name == "adam" or (c.optimizer.name == "natural" and c.has_value)
+
+
+def _has_fixed_kl(c: Config) -> bool:
+    """Return whether the KL, not the learning rate, sets the size of the policy's steps."""
+    return c.optimizer.name == "natural" and c.optimizer.max_kl is not None
+
+
+def _value_has_layers(c: Config) -> bool:
+    return c.has_value and not c.value.shared_trunk and bool(c.value.hidden_sizes)
+
+
 def _has_hidden_layers(c: Config) -> bool:
-    own_network = c.has_value and not c.value.shared_trunk
-    return bool(c.policy.hidden_sizes or (own_network and c.value.hidden_sizes))
+    return bool(c.policy.hidden_sizes or _value_has_layers(c))
 
 
 _DERIVED = {  # null means the value of the other key
@@ -484,18 +620,42 @@ EFFECTS: tuple[Effect, ...] = (
     ),
     Effect(
         ("env.rebuild",),
-        lambda c: c.env.vectorization != "native",
+        lambda c: not _needs_vector_form(c),
         ("env.vectorization",),
         "`env.vectorization: sync`",
     ),
     Effect(
-        ("policy.activation",),
+        ("policy.hidden_sizes",),
+        lambda c: c.policy.network is None,
+        ("policy.network",),
+        "`policy.network: null`",
+    ),
+    Effect(
+        ("policy.activation", "policy.layer_norm", "policy.residual"),
+        lambda c: c.policy.network is None or _value_has_layers(c),
+        ("policy.network",),
+        "`policy.network: null`",
+    ),
+    Effect(
+        ("policy.activation", "policy.layer_norm", "policy.residual"),
         _has_hidden_layers,
         ("policy.hidden_sizes",),
         "`policy.hidden_sizes: [64, 64]`",
     ),
     Effect(
+        ("policy.network_kwargs",),
+        lambda c: c.policy.network is not None,
+        ("policy.network",),
+        "`policy.network: my.py:Network`",
+    ),
+    Effect(
         ("policy.initial_standard_deviation",),
+        lambda c: c.policy.distribution not in ("softmax", "bernoulli"),
+        ("policy.distribution",),
+        "`policy.distribution: gaussian`",
+    ),
+    Effect(
+        ("policy.log_std_bounds",),
         lambda c: c.policy.distribution not in ("softmax", "bernoulli"),
         ("policy.distribution",),
         "`policy.distribution: gaussian`",
@@ -552,10 +712,16 @@ EFFECTS: tuple[Effect, ...] = (
         ("algorithm.objective",),
         "`algorithm.objective: importance_sampling`",
     ),
+    Effect(
+        ("algorithm.ratios",),
+        lambda c: c.algorithm.objective != "policy_gradient",
+        ("algorithm.objective",),
+        "`algorithm.objective: importance_sampling`",
+    ),
     Effect(  # one on-policy step: all ratios are 1, and the gradient of the KL is 0
         (
             *("algorithm.clip_range", "algorithm.clip_range_schedule", "algorithm.self_normalize"),
-            "algorithm.kl_coef",
+            *("algorithm.kl_coef", "algorithm.ratios"),
         ),
         lambda c: _steps(c) > 1 or c.algorithm.reuse > 1,
         _ONE_PASS,
@@ -575,6 +741,44 @@ EFFECTS: tuple[Effect, ...] = (
         lambda c: c.algorithm.entropy_coef > 0,
         ("algorithm.entropy_coef",),
         "`algorithm.entropy_coef: 0.01`",
+    ),
+    Effect(
+        ("optimizer.clip_gradients",),
+        lambda c: c.has_value and not c.value.shared_trunk,
+        ("algorithm.baseline", "value.shared_trunk"),
+        "`algorithm.baseline: value`",
+    ),
+    Effect(
+        ("optimizer.clip_gradients",),
+        lambda c: c.optimizer.max_grad_norm is not None,
+        ("optimizer.max_grad_norm",),
+        "`optimizer.max_grad_norm: 0.5`",
+    ),
+    Effect(
+        ("optimizer.epsilon",),
+        lambda c: c.optimizer.name == "rmsprop" or _uses_adam(c),
+        ("optimizer.name",),
+        "`optimizer.name: adam`",
+    ),
+    Effect(("optimizer.betas", "optimizer.weight_decay"), _uses_adam, ("optimizer.name",), "`optimizer.name: adam`"),
+    Effect(("optimizer.momentum",), lambda c: c.optimizer.name == "sgd", ("optimizer.name",), "`optimizer.name: sgd`"),
+    Effect(
+        ("optimizer.damping", "optimizer.cg_iterations", "optimizer.max_kl", "optimizer.line_search"),
+        lambda c: c.optimizer.name == "natural",
+        ("optimizer.name",),
+        "`optimizer.name: natural`",
+    ),
+    Effect(
+        ("optimizer.learning_rate",),
+        lambda c: not _has_fixed_kl(c),
+        ("optimizer.name", "optimizer.max_kl"),
+        "`optimizer.max_kl: null`",
+    ),
+    Effect(
+        ("optimizer.schedule", "optimizer.max_grad_norm"),
+        lambda c: not _has_fixed_kl(c) or c.has_value,
+        ("optimizer.name", "optimizer.max_kl"),
+        "`optimizer.max_kl: null`",
     ),
     Effect(
         (

@@ -1,4 +1,4 @@
-"""Every key of a config: its default, its rule and its description, which is also the editor's tooltip."""
+"""Every key of a config: its default, its rule and its description, the editor's tooltip."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ def _integral(value: Any) -> Any:
 
 _WHOLE = BeforeValidator(_integral)  # must come last: the JSON Schema would lack bounds placed after it
 Count = Annotated[int, Field(ge=1, le=10**12), _WHOLE]
+Positive = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]  # the share that a running mean keeps
+Pair = Field(min_length=2, max_length=2)
 Json = Any  # any YAML value: passed to the environment unchanged
 
 
@@ -73,8 +76,8 @@ class EnvConfig(Section):
     )
     vectorization: choices.Vectorization = Field(
         "auto",
-        description="native: the environment's own vectorized form; sync: one copy after the other; auto: native if "
-        "the environment has it, else sync.",
+        description="native: the environment's own vectorized form; numpy: pgcli's, with the results of sync; sync: "
+        "one copy after the other; auto: the first of these that the environment has.",
     )
     rebuild: Literal["auto"] | bool = Field(
         "auto",
@@ -136,6 +139,7 @@ class RolloutConfig(Section):
     horizon: Count | None = Field(None, description="Cut episodes after this many steps; null: never.")
 
 
+LogDeviation = Annotated[float, Field(ge=-20, le=20)]
 Sizes = Annotated[list[Annotated[int, Field(ge=1, le=65536), _WHOLE]], Field(max_length=32)]
 
 
@@ -144,6 +148,16 @@ class PolicyConfig(Section):
 
     hidden_sizes: Sizes = Field([64, 64], description="Units of each hidden layer; []: a linear policy.")
     activation: choices.ActivationName = Field("tanh", description="Nonlinearity after each hidden layer.")
+    layer_norm: bool = Field(False, description="Normalize each hidden layer before its activation (LayerNorm).")
+    residual: bool = Field(
+        False, description="Add the input of a hidden layer to its output, where both have the same number of units."
+    )
+    network: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Your own network, `FILE.py:NAME`: a torch module, built as NAME(features, **network_kwargs), that "
+        "maps features [N, features] to features. It replaces the hidden layers; null: hidden_sizes.",
+    )
+    network_kwargs: dict[str, Json] = Field({}, description="Keyword arguments of `network`.")
     init: choices.Initialization = Field(
         "uniform",
         description="Initial weights. uniform: in ±1/√fan_in, PyTorch's default. orthogonal: gain √2 in hidden layers, "
@@ -157,6 +171,11 @@ class PolicyConfig(Section):
     )
     initial_standard_deviation: float = Field(
         1.0, gt=0, le=1e6, description="Initial standard deviation σ of a gaussian policy; σ is learned."
+    )
+    log_std_bounds: Annotated[list[LogDeviation], Pair] | None = Field(
+        None,
+        description="Bounds [low, high] of log σ of a gaussian policy: after each optimizer step, log σ is set to the "
+        "nearer bound if it is beyond one; null: none.",
     )
     noise_steps: Count = Field(
         64,
@@ -189,6 +208,12 @@ class PolicyConfig(Section):
     )
 
 
+class AdaptiveKL(Section):
+    """The weight of the KL penalty adapts, so that the KL of an update stays near a target."""
+
+    target: Positive = Field(description="KL(μ‖π) of an update, in nats.")
+
+
 class AlgorithmConfig(Section):
     """The gradient estimator. The defaults are REINFORCE with reward-to-go and a mean baseline."""
 
@@ -209,6 +234,12 @@ class AlgorithmConfig(Section):
         description="policy_gradient: log π times the advantage A; importance_sampling: ρA with ρ = π/μ, for data of "
         "another policy μ; clip: min(ρA, clip(ρ)A), as in PPO.",
     )
+    ratios: choices.Ratios = Field(
+        "step",
+        description="Importance weight of step t, from the ratios ρ = π/μ. step: ρ_t; per_decision: the product up to "
+        "t, and for each reward the product up to it; trajectory: the product over the trajectory; sequence: its "
+        "geometric mean (GSPO), biased by design. Objective clip: step or sequence.",
+    )
     gamma: float = Field(0.99, ge=0, le=1, description="Discount factor γ per environment step.")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of lambda_return and vtrace; other returns ignore it.")
     discount_weighting: bool = Field(
@@ -222,8 +253,8 @@ class AlgorithmConfig(Section):
     )
     standardize: choices.Standardize = Field(
         "none",
-        description="batch: scale the advantages of a batch to mean 0 and standard deviation 1; group: divide them by "
-        "the standard deviation of the group's returns (GRPO).",
+        description="batch: scale the advantages of a batch to mean 0 and standard deviation 1; minibatch: the same in "
+        "each minibatch; group: divide them by the standard deviation of the group's returns (GRPO).",
     )
     group_size: Count | None = Field(
         None, description="Trajectories with the same reset seed, and so the same start state; for baseline group."
@@ -244,40 +275,93 @@ class AlgorithmConfig(Section):
     )
     update_epochs: Count = Field(1, description="Passes over the batch in each update.")
     num_minibatches: Count = Field(1, description="Minibatches per epoch; each one is an optimizer step.")
-    clip_range: float = Field(
-        0.2, gt=0, description="ε of objective clip: ρ is clipped to 1 ± ε. Other objectives ignore it."
+    clip_range: Positive | Annotated[list[Positive], Pair] = Field(
+        0.2,
+        description="ε of objective clip: ρ is clipped to 1 ± ε; [low, high]: to 1 - low … 1 + high. Other objectives "
+        "ignore it.",
     )
     clip_range_schedule: choices.Schedule = Field(
         "constant", description="Schedule of clip_range over the training budget; linear, cosine: down to 0."
     )
     importance_bound: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Upper bound of the importance weights ρ; null: none."
+        None, description="Upper bound of the importance weights; null: none."
     )
-    self_normalize: bool = Field(False, description="Divide the importance weights ρ by their mean over the batch.")
+    self_normalize: bool = Field(False, description="Divide the importance weights by their mean over the batch.")
     entropy_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
     entropy_coef_schedule: choices.Schedule = Field(
         "constant", description="Schedule of entropy_coef over the training budget; linear, cosine: down to 0."
     )
-    kl_coef: float = Field(
-        0.0, ge=0, description="Weight of a penalty on KL(μ‖π), where μ is the policy that collected the data."
+    kl_coef: Annotated[float, Field(ge=0)] | AdaptiveKL = Field(
+        0.0,
+        description="Weight of a penalty on KL(μ‖π), where μ is the policy that collected the data. {target: 0.01}: "
+        "an adaptive weight, halved or doubled after an update whose KL is far from this target, in nats.",
     )
     value_coef: float = Field(0.5, ge=0, description="Weight of the value loss; only for baseline value.")
     target_kl: Annotated[float, Field(gt=0)] | None = Field(
         None, description="End an update early once KL(μ‖π) exceeds this, in nats; null: never."
     )
 
+    @property
+    def has_adaptive_kl(self) -> bool:
+        """Whether the weight of the KL penalty adapts."""
+        return isinstance(self.kl_coef, AdaptiveKL)
+
+    @property
+    def initial_kl_coef(self) -> float:
+        """The weight of the KL penalty in the first update."""
+        return 1.0 if isinstance(self.kl_coef, AdaptiveKL) else self.kl_coef
+
+    @property
+    def clip_ranges(self) -> tuple[float, float]:
+        """ε below and above 1."""
+        low, high = self.clip_range if isinstance(self.clip_range, list) else [self.clip_range] * 2
+        return low, high
+
 
 class OptimizerConfig(Section):
     """The optimizer of the policy."""
 
-    name: choices.OptimizerName = Field("adam", description="Optimizer; sgd is plain gradient ascent, θ + α g.")
+    name: choices.OptimizerName = Field(
+        "adam",
+        description="Optimizer. sgd: plain gradient ascent, θ + α g; natural: natural gradient ascent, θ + α F⁻¹ g, "
+        "with adam for the value function.",
+    )
     learning_rate: float = Field(0.001, gt=0, description="Initial step size α.")
     schedule: choices.Schedule = Field(
         "constant",
         description="Schedule of learning_rate over the training budget; linear, cosine: down to 0.",
     )
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
+    max_grad_norm: Positive | None = Field(
         None, description="Clip the gradient of each network to this Euclidean norm; null: no clipping."
+    )
+    clip_gradients: choices.ClipGradients = Field(
+        "per_network",
+        description="Norm that max_grad_norm limits. per_network: of each network; together: of policy and value "
+        "function, which then take their steps together, on the same minibatches (Stable-Baselines3, CleanRL).",
+    )
+    epsilon: Annotated[float, Field(gt=0, le=1)] = Field(
+        1e-8, description="ε of adam and rmsprop, added to the root of the second moment."
+    )
+    betas: Annotated[list[Decay], Pair] = Field(
+        [0.9, 0.999], description="Decay of the first and the second moment of adam."
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="Decoupled weight decay λ of adam (AdamW): each step first subtracts α λ θ."
+    )
+    momentum: Decay = Field(0.0, description="Momentum of sgd; 0: none.")
+    damping: float = Field(0.1, ge=0, description="natural: λ in F + λ I, which is inverted instead of F.")
+    cg_iterations: Annotated[int, Field(ge=1, le=10_000), _WHOLE] = Field(
+        10, description="natural: iterations of the conjugate gradient method."
+    )
+    max_kl: Positive | None = Field(
+        None,
+        description="natural: take the longest step with ½ Δᵀ F Δ ≤ max_kl, in nats, instead of a step of "
+        "learning_rate; null: no limit.",
+    )
+    line_search: bool = Field(
+        False,
+        description="natural with max_kl: make the step shorter, by the factor 0.8, until the surrogate objective "
+        "improves and the KL is at most max_kl (TRPO); after 15 failures, take no step.",
     )
 
 
@@ -436,8 +520,18 @@ _NEVER = r"\x00-\x1f\x7f-\x9f\u2028\u2029/\\:*?\"<>|"
 FOLDER_NAME = rf"^[^{_NEVER}~.\- ]([^{_NEVER}]*[^{_NEVER}. ])?$"
 
 
+def _with_base(schema: dict[str, Any]) -> None:
+    """Add the key `base` of files to the JSON Schema; it is resolved before a config is built."""
+    schema["properties"]["base"] = {
+        "type": "string",
+        "description": "Shipped config or YAML file whose keys apply where this file has none.",
+    }
+
+
 class Config(Section):
     """A pgcli experiment. One config with one seed is one run."""
+
+    model_config = ConfigDict(json_schema_extra=_with_base)
 
     name: str = Field(
         "experiment",

@@ -14,6 +14,7 @@ from pgcli.errors import RunDirectoryError, UsageError, closest, typed
 from pgcli.system.packages import install_command
 
 LIST = "`pgcli init --list` shows the shipped configs"
+ANY = "any environment, with env.id=…"
 _EXTRAS = {  # beginning of an id → the extra of pgcli with the environment
     "ALE/": "atari",
     "BipedalWalker": "box2d",
@@ -34,12 +35,15 @@ class Group(NamedTuple):
 
 
 def groups() -> list[Group]:
-    """Return the shipped configs by environment. The second comment line of a file is its summary."""
+    """Return the shipped configs by environment.
+
+    The second comment line of a file is its summary.
+    """
     found: dict[str, list[tuple[str, str]]] = {}
     for name, path in shipped_configs().items():
-        env_id = parse(path.read_bytes(), path.name).data["env"]["id"]
+        env_id = parse(path.read_bytes(), path.name).data.get("env", {}).get("id", ANY)
         found.setdefault(env_id, []).append((name, _summary(path)))
-    first = sorted(found, key=lambda env_id: (_install(env_id) != "", env_id != "CartPole-v1", env_id))
+    first = sorted(found, key=lambda env_id: (_install(env_id) != "", env_id != ANY, env_id != "CartPole-v1", env_id))
     return [Group(env_id, _install(env_id), sorted(found[env_id])) for env_id in first]
 
 

@@ -1,8 +1,8 @@
 """Read YAML as plain data with the position of each key and value; write YAML.
 
-Configs are plain mappings: tags, anchors, aliases, merge keys and multiple documents are rejected. Size and depth
-are limited before parsing. Scalars follow YAML 1.2: `1e-3` is a number; `yes`, `017`, `0o17`, `1_000` and `1:30` are
-text. Keys are text.
+Configs are plain mappings: tags and multiple documents are rejected. Anchors, aliases and merge keys (`<<`) are
+expanded. Size, depth and the number of values after expansion are limited before anything is built. Scalars follow
+YAML 1.2: `1e-3` is a number; `yes`, `017`, `0o17`, `1_000` and `1:30` are text. Keys are text.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pgcli.errors import ConfigError, Problem
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
+MAX_VALUES = 10_000  # after the expansion of aliases
 
 Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where installed
 
@@ -58,6 +59,12 @@ _SYNTAX_ERRORS = (
     *(
         (part, "expected `key: value`, indented like the keys above", _INDENTATION)
         for part in ("<document start>", "expected key", "expected <block end>")
+    ),
+    ("duplicate anchor", "this anchor (`&…`) exists already", "choose another name"),
+    (
+        "undefined alias",
+        "this alias (`*…`) has no anchor (`&…`) above it",
+        "define the anchor first; if it is text, put it in quotes",
     ),
     ("unexpected end of stream", "unclosed quote", "close it on the same line"),
     ("node content", "a value is missing", "add a value, or close the open bracket"),
@@ -121,7 +128,9 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parse(content: bytes | str, name: str, within: Path_ = ()) -> Source:
-    """Parse YAML into a Source; `within` is the KEY whose VALUE this is on the command line.
+    """Parse YAML into a Source.
+
+    `within` is the KEY whose VALUE this is on the command line.
 
     Raises: ConfigError: if the text cannot be parsed. Duplicate keys and keys that are not text are problems of
         the Source instead, to be reported together with the others.
@@ -137,6 +146,7 @@ def parse(content: bytes | str, name: str, within: Path_ = ()) -> Source:
     except yaml.MarkedYAMLError as error:
         raise source.error(*_explain(error, text, source)) from None
     if node is not None:
+        _check_size(node, source)
         source.data = _construct(node, within, source)
     return source
 
@@ -156,18 +166,12 @@ def _place_of(index: int, text: str) -> Place:
 
 
 def _check_tokens(text: str, source: Source) -> None:
-    """Raise ConfigError for tags, anchors, aliases and deep nesting, before anything is built from the text."""
+    """Raise ConfigError for tags and deep nesting, before anything is built from the text."""
     depth = 0
-    problems: dict[str, Problem] = {}  # the first of each kind
     for token in yaml.scan(text, Loader=Loader):
         match token:
             case yaml.TagToken():
-                message, hint = "YAML tags (`!…`) are not allowed", "write the plain value"
-                problems.setdefault(message, source.problem(_place(token), message, hint))
-            case yaml.AnchorToken() | yaml.AliasToken():
-                message = "YAML anchors and aliases (`&…`, `*…`) are not allowed"
-                hint = "repeat the value where it is used; if it is text, put it in quotes"
-                problems.setdefault(message, source.problem(_place(token), message, hint))
+                raise source.error(_place(token), "YAML tags (`!…`) are not allowed", "write the plain value")
             case (
                 yaml.BlockMappingStartToken()
                 | yaml.BlockSequenceStartToken()
@@ -179,8 +183,32 @@ def _check_tokens(text: str, source: Source) -> None:
                     raise source.error(_place(token), f"nested deeper than {MAX_DEPTH} levels", "use fewer levels")
             case yaml.BlockEndToken() | yaml.FlowMappingEndToken() | yaml.FlowSequenceEndToken():
                 depth -= 1
-    if problems:
-        raise ConfigError(list(problems.values()))
+
+
+def _check_size(root: yaml.Node, source: Source) -> None:
+    """Raise ConfigError if aliases expand to more than MAX_VALUES values, deeper than MAX_DEPTH, or to themselves."""
+    sizes: dict[int, tuple[int, int]] = {}  # values and depth of each node; (0, 0) while it is being measured
+
+    def measure(node: yaml.Node) -> tuple[int, int]:
+        if id(node) in sizes:
+            if sizes[id(node)] == (0, 0):
+                raise source.error(_place(node), "this value contains itself", "remove the alias inside it")
+            return sizes[id(node)]
+        if isinstance(node, yaml.ScalarNode):
+            return 1, 0
+        sizes[id(node)] = (0, 0)
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = [measure(child) for entry in node.value for child in (entry if pairs else (entry,))]
+        values, depth = 1 + sum(size for size, _ in parts), 1 + max((deep for _, deep in parts), default=0)
+        if values > MAX_VALUES:
+            message = f"aliases expand to more than {MAX_VALUES:,} values"
+            raise source.error(_place(node), message, "repeat only what is needed")
+        if depth > MAX_DEPTH:
+            raise source.error(_place(node), f"nested deeper than {MAX_DEPTH} levels", "use fewer levels")
+        sizes[id(node)] = values, depth
+        return values, depth
+
+    measure(root)
 
 
 def _explain(error: yaml.MarkedYAMLError, text: str, source: Source) -> tuple[Place, str, str]:
@@ -211,7 +239,7 @@ def _construct(node: yaml.Node, path: Path_, source: Source) -> Any:
     source.positions.setdefault(path, _place(node))
     match node:
         case yaml.MappingNode():
-            return dict(_items(node, path, source))
+            return _mapping(node, path, source)
         case yaml.SequenceNode():
             return [_construct(child, (*path, i), source) for i, child in enumerate(node.value)]
         case yaml.ScalarNode():
@@ -219,8 +247,35 @@ def _construct(node: yaml.Node, path: Path_, source: Source) -> Any:
     raise AssertionError(node)
 
 
+def _mapping(node: yaml.MappingNode, path: Path_, source: Source) -> dict[str, Any]:
+    """Return a mapping whose own keys precede those merged with `<<`."""
+    merges = [(key, value) for key, value in node.value if _is_merge(key)]
+    own = dict(_items(node, path, source))
+    merged: dict[str, Any] = {}
+    for number, (key, value) in enumerate(merges):
+        place = _place(key)
+        maps = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        if number or not all(isinstance(one, yaml.MappingNode) for one in maps):
+            message = "a second `<<`" if number else "`<<` merges a mapping, or a list of mappings"
+            hint = "merge a list: `<<: [*a, *b]`" if number else "define it with `&name`, and write `<<: *name`"
+            source.problems.append((place, source.problem(place, message, hint)))
+            continue
+        for one in maps:  # an earlier mapping precedes a later one
+            taken = own.keys() | merged.keys()
+            entries = [pair for pair in one.value if not (pair[0].id == "scalar" and pair[0].value in taken)]
+            rest = yaml.MappingNode(one.tag, entries, one.start_mark, one.end_mark)
+            merged |= {name: x for name, x in _mapping(rest, path, source).items() if name not in taken}
+    return merged | own
+
+
+def _is_merge(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and not node.style and scalar_kind(node.value) == "merge"
+
+
 def _items(node: yaml.MappingNode, path: Path_, source: Source) -> Iterator[tuple[str, Any]]:
     for key_node, value_node in node.value:
+        if _is_merge(key_node):
+            continue
         place, at = _place(key_node), (*path, key_node.value)
         problem = _key_problem(key_node)
         if problem is None and at in source.positions:
@@ -238,11 +293,8 @@ def _key_problem(node: yaml.Node) -> tuple[str, str] | None:
     if not isinstance(node, yaml.ScalarNode):
         kind = "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
         return f"a key must be text, got {kind}", "write `key: value`"
-    match "str" if node.style else scalar_kind(node.value):
-        case "str":
-            return None
-        case "merge":
-            return "YAML merge keys (`<<`) are not allowed", "repeat the keys"
+    if node.style or scalar_kind(node.value) == "str":
+        return None
     got = node.value or "nothing"
     return f"a key must be text, got {got}", f"put it in quotes: '{node.value}'"
 

@@ -43,7 +43,10 @@ class Environments(Protocol):
         """Execute the actions, [N, …], in the columns that are running, bool [N]."""
 
     def restart(self, columns: Sequence[int], seeds: Sequence[int]) -> Array:
-        """Start an episode in columns that are not running; return all observations [N, …]."""
+        """Start an episode in columns that are not running; return all observations [N, …].
+
+        Args: seeds: of the next episode of each column, [N]; those of other columns are not used.
+        """
 
     def reported(self, names: Sequence[str], columns: Array) -> Array | None:
         """Return the numbers and booleans under `names` in the last infos of `columns`, bool [N].
@@ -69,10 +72,16 @@ def make_environments(
             "does not report the action mask" if checked.adds_mask else vector_form_fault(config, resumable=resumable)
         )
         if fault is None:
-            raise UsageError(f"env.vectorization: {config.id} has no vector form of its own", _USE_OTHERS)
+            raise UsageError(f"env.vectorization: {config.id} has no vector form", _USE_OTHERS)
         if fault:
             raise UsageError(f"env.vectorization: the vector form of {config.id} {fault}", _USE_OTHERS)
         return VectorEnvironments(config, num_envs)
+    if config.vectorization == "numpy":
+        if form := numpy_form(config):
+            return ArrayEnvironments(config, num_envs, form)
+        raise UsageError(
+            f"env.vectorization: {config.id} has no form in numpy, or not for these arguments", _USE_OTHERS
+        )
     if config.vectorization == "auto":
         own = not checked.adds_mask and not config.shares_seeds
         if own and vector_form_fault(config, resumable=resumable) == "":

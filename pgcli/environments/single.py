@@ -94,11 +94,11 @@ class SingleEnvironments:
     def restart(self, columns: Sequence[int], seeds: Sequence[int]) -> Array:
         """Start an episode in some columns, each with its own seed; return all observations, [N, …]."""
         obs, self._seeds = self._obs.copy(), list(self._seeds)
-        for column, seed in zip(columns, seeds, strict=True):
+        for column in columns:
             if self._fresh:
                 self._close(column)
                 self._envs[column] = make_environment(self._config)
-            self._seeds[column], self._starts[column] = self._checked.seed(seed), len(self._history)
+            self._seeds[column], self._starts[column] = self._checked.seed(seeds[column]), len(self._history)
             self._start(column, obs)
         self._check_observations("reset", obs, np.isin(np.arange(len(obs)), columns))
         self._obs = obs

@@ -9,6 +9,7 @@ Returns G:
     lambda_returns: the recursion that all returns use; also reward-to-go and, minus V, GAE.
     trajectory_returns: λ-returns with one γ and λ; bootstraps where a trajectory is cut.
     vtrace_returns: V-trace targets and returns, from data of an older policy.
+    return_terms: the terms of a λ-return's recursion.
 
 Baselines b:
     mean_baseline: the mean over the trajectories that run at t.
@@ -27,7 +28,12 @@ Losses, whose gradient is minus the policy gradient estimate:
     clip_loss: the clipped ratios of PPO.
     value_loss: the squared error of V.
 
-Their derivatives, in numpy:
+Importance weights, for data of another policy:
+    log_weights: of a step, of the steps up to it, of a whole trajectory, or their geometric mean.
+    trajectory_weights: bounded, and divided by their mean over the trajectories.
+    per_decision_advantages: advantages whose rewards have weights of their own.
+
+Derivatives of losses, in numpy:
     policy_gradient_slope: of policy_gradient_loss with respect to log π.
     importance_sampling_slope: of importance_sampling_loss with respect to log π.
     clip_slope: of clip_loss with respect to log π.
@@ -56,7 +62,8 @@ from pgcli.estimators.objectives import (
     value_loss,
     value_slope,
 )
-from pgcli.estimators.returns import lambda_returns, trajectory_returns, vtrace_returns
+from pgcli.estimators.ratios import log_weights, per_decision_advantages, trajectory_weights
+from pgcli.estimators.returns import lambda_returns, return_terms, trajectory_returns, vtrace_returns
 from pgcli.estimators.trajectories import Trajectories, from_steps, pad_columns
 
 __all__ = [
@@ -73,14 +80,18 @@ __all__ = [
     "kl_slopes",
     "lambda_returns",
     "leave_one_out_baseline",
+    "log_weights",
     "mean_baseline",
     "optimal_baseline",
     "pad_columns",
+    "per_decision_advantages",
     "policy_gradient_loss",
     "policy_gradient_slope",
+    "return_terms",
     "standardized",
     "step_weights",
     "trajectory_returns",
+    "trajectory_weights",
     "value_loss",
     "value_slope",
     "vtrace_returns",

@@ -75,15 +75,18 @@ def _importance(log_ratios: Tensor, weights: Tensor, bound: float, self_normaliz
     return ratios * weights.sum() / (weights * ratios).sum() if self_normalize else ratios
 
 
-def clip_loss(log_ratios: Tensor, advantages: Tensor, weights: Tensor, clip_range: float) -> Tensor:
-    """Compute -Σ w min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) with ρ = π/μ and ε = `clip_range`.
+def clip_loss(
+    log_ratios: Tensor, advantages: Tensor, weights: Tensor, clip_range: float, clip_range_high: float | None = None
+) -> Tensor:
+    """Compute -Σ w min(ρ A, clip(ρ, 1 - ε, 1 + ε') A) with ρ = π/μ, ε = `clip_range` and ε' = `clip_range_high`, or ε.
 
-    At ρ = 1 its gradient is that of `policy_gradient_loss`. It is 0 where A > 0 and ρ > 1 + ε, or A < 0 and ρ < 1 - ε.
+    At ρ = 1 its gradient is that of `policy_gradient_loss`. It is 0 where A > 0 and ρ > 1 + ε', or A < 0 and ρ < 1 - ε.
 
-    Args: as `importance_sampling_loss`. Returns: a scalar, in reward units. Source: Schulman et al. (2017), eq. 7.
+    Args: as `importance_sampling_loss`. Returns: a scalar, in reward units.
+    Source: Schulman et al. (2017), eq. 7; Yu et al. (2025), eq. 8, on two ranges.
     """
     ratios = log_ratios.exp()
-    clipped = ratios.clamp(1 - clip_range, 1 + clip_range)
+    clipped = ratios.clamp(1 - clip_range, 1 + (clip_range if clip_range_high is None else clip_range_high))
     return -(weights * torch.minimum(ratios * advantages, clipped * advantages)).sum()
 
 
@@ -113,11 +116,14 @@ def importance_sampling_slope(
     return policy_gradient_slope(ratios * advantages, weights)
 
 
-def clip_slope(log_ratios: Array, advantages: Array, weights: Array, clip_range: float) -> Array:
+def clip_slope(
+    log_ratios: Array, advantages: Array, weights: Array, clip_range: float, clip_range_high: float | None = None
+) -> Array:
     """Compute ∂/∂log π of `clip_loss`, [M]: -w ρ A, and 0 where the clipped term is smaller."""
     ratios = np.exp(log_ratios)
     plain = ratios * advantages
-    kept = plain <= np.minimum(np.maximum(ratios, 1 - clip_range), 1 + clip_range) * advantages
+    high = 1 + (clip_range if clip_range_high is None else clip_range_high)
+    kept = plain <= np.minimum(np.maximum(ratios, 1 - clip_range), high) * advantages
     slope: Array = -(weights * plain * kept)
     return slope
 
@@ -165,18 +171,22 @@ def explained_variance(values: Tensor, targets: Tensor) -> float | None:
     return 1 - float((targets - values).var(correction=0)) / variance if variance > 0 else None
 
 
-def standardized(advantages: Tensor, floor: float = 0.0) -> Tensor:
+def standardized(advantages: Tensor, floor: float = 0.0, correction: int = 0) -> Tensor:
     """Compute (A - mean A) / max(σ, floor).
 
-    σ is the population standard deviation of the batch. Equal advantages become 0, never 0/0; a σ that overflows makes
-    them nan, not 0. `floor` is the spread that rounding alone can cause: if a baseline cancels all advantages, the
-    remaining noise must not be amplified. Biased: this multiplies the gradient by a random factor.
+    σ² is Σ (A - mean A)² / (M - correction): with 0 that of the population, with 1 that of a sample. Equal advantages
+    become 0, never 0/0; a σ that overflows makes them nan, not 0. `floor` is the spread that rounding alone can cause:
+    if a baseline cancels all advantages, the remaining noise must not be amplified. Biased: this multiplies the
+    gradient by a random factor.
 
     Args: advantages, [M], over the valid steps; floor, in their unit. Returns: [M], without a unit.
     """
     shifted = advantages - advantages[:1]  # equal advantages are now exactly 0
     centred = shifted - shifted.mean()
-    deviation = centred.square().mean().sqrt().clamp(min=max(floor, torch.finfo(centred.dtype).tiny))
+    variance = centred.square().mean()
+    if correction:
+        variance = variance * (len(centred) / max(len(centred) - correction, 1))
+    deviation = variance.sqrt().clamp(min=max(floor, torch.finfo(centred.dtype).tiny))
     return centred / torch.where(deviation.isinf(), torch.nan, deviation)
 
 

@@ -28,15 +28,19 @@ def lambda_returns(rewards: Tensor, discounts: Tensor, next_values: Tensor, lamb
         raise ValueError(f"rewards, discounts, next_values and lambdas differ in shape: {shapes}")
     if len(rewards) == 0:
         return torch.zeros_like(rewards)
-    bootstrap = discounts * (1 - lambdas)
-    returns = rewards + torch.where(bootstrap == 0, 0, bootstrap * next_values)
-    rows, weights, following = returns.numpy(), (discounts * lambdas).numpy(), next_values[-1].numpy()
+    returns, continuations = _terms(rewards, discounts, next_values, lambdas)
+    rows, weights, following = returns.numpy(), continuations.numpy(), next_values[-1].numpy()
     brought = np.zeros_like(rows)  # from the next row; numpy takes a third of torch's time for short rows
     with np.errstate(over="ignore", invalid="ignore"):  # as in torch
         for row, w, b, goes_on in zip(rows[::-1], weights[::-1], brought[::-1], (weights != 0)[::-1], strict=True):
             np.multiply(w, following, out=b, where=goes_on)
             following = np.add(row, b, out=row)
     return returns
+
+
+def _terms(rewards: Tensor, discounts: Tensor, next_values: Tensor, lambdas: Tensor) -> tuple[Tensor, Tensor]:
+    bootstrap = discounts * (1 - lambdas)
+    return rewards + torch.where(bootstrap == 0, 0, bootstrap * next_values), discounts * lambdas
 
 
 def trajectory_returns(
@@ -57,9 +61,24 @@ def trajectory_returns(
 
     Returns: [T, N], in reward units. Source: as `lambda_returns`; Pardo et al. (2018) on time limits.
     """
+    return lambda_returns(rewards, *_factors(rewards, gamma, lam, terminated, cut, next_values))
+
+
+def return_terms(
+    rewards: Tensor, gamma: float, lam: float, terminated: Tensor, cut: Tensor, next_values: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute x and c of the λ-returns of trajectories as G_t = x_t + c_t G_t+1, with c = 0 in the last row of each.
+
+    Args: as `trajectory_returns`. Returns: x in reward units, and c, both [T, N].
+    """
+    return _terms(rewards, *_factors(rewards, gamma, lam, terminated, cut, next_values))
+
+
+def _factors(
+    rewards: Tensor, gamma: float, lam: float, terminated: Tensor, cut: Tensor, next_values: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     discounts = torch.where(terminated, 0.0, torch.full_like(rewards, gamma))
-    lambdas = torch.where(cut, 0.0, torch.full_like(rewards, lam))
-    return lambda_returns(rewards, discounts, next_values, lambdas)
+    return discounts, next_values, torch.where(cut, 0.0, torch.full_like(rewards, lam))
 
 
 def vtrace_returns(

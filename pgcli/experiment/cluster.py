@@ -22,7 +22,7 @@ from pgcli.experiment.recorder import Context
 from pgcli.experiment.run import Request, Result, failure_of, run_experiment
 from pgcli.records import Iteration, Record
 from pgcli.runs.files import make_folder, storage
-from pgcli.system.ray_cluster import check_versions, join, versions
+from pgcli.system.ray_cluster import check_versions, join, versions_and_source
 from pgcli.system.signals import StopOnSignal
 
 POLL_SECONDS = 0.2
@@ -150,7 +150,7 @@ class _PlacedRun:
         remote: Any = ray.remote(**options)
         self._handle: Any = remote(_RunActor).remote()
         patience = RELEASE_SECONDS if self._losses else 0.0
-        self._handle.run.remote(self._request, versions(), sys.path, self._sign.name, patience)
+        self._handle.run.remote(self._request, versions_and_source(), sys.path, self._sign.name, patience)
         self._ask_for_news()
         self.is_up = False
 
@@ -158,7 +158,10 @@ class _PlacedRun:
         self._answer = self._handle.news.options(concurrency_group="talk").remote()
 
     def _replace(self, error: Exception) -> Result | None:
-        """Place the run again, or return a failure after too many losses; never overwrite twice."""
+        """Place the run again, or return a failure after too many losses.
+
+        Never overwrite twice.
+        """
         self._losses += 1
         if self._losses == TRIES:
             reason = str(error).strip().splitlines()[-1]
@@ -181,13 +184,16 @@ class _RunActor:
         self._save = False
 
     def run(self, request: Request, owner: dict[str, str], path: list[str], sign: str, patience: float) -> None:
-        """Run, with the owner's module path. Wait `patience` seconds for a previous actor's lock."""
+        """Run, with the owner's module path.
+
+        Wait `patience` seconds for a previous actor's lock.
+        """
         stop, place = time.monotonic() + patience, request.folder / request.path
         with contextlib.suppress(OSError):
             os.chdir(request.folder)
         sys.path += [entry for entry in path if entry not in sys.path]
         try:
-            check_versions(owner, versions(), platform.node())
+            check_versions(owner, versions_and_source(), platform.node())
             if not os.path.exists(sign):
                 message = f"{place}: {platform.node()} sees another folder there"
                 raise RunDirectoryError(message, "set --run-dir to a folder that all machines of the cluster share")

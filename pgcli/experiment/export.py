@@ -26,6 +26,7 @@ from pgcli.policies.distributions import (
     StateDependentGaussian,
     TanhGaussian,
 )
+from pgcli.policies.networks import is_plain
 from pgcli.policies.normalizers import CLIP, EPSILON, Normalizer
 from pgcli.policies.observations import Encoder, Key
 from pgcli.policies.policy import FORBIDDEN, Policy
@@ -76,6 +77,11 @@ def to_onnx(policy: Policy, metadata: dict[str, str]) -> bytes:
     `standard_deviation`; `action`, the most probable action for the environment; `memory_after`.
     """
     encoder, graph = policy.encoder, _Graph()
+    if not is_plain(policy.network):
+        raise UsageError(
+            "a policy with its own network, LayerNorm or residual layers cannot be exported",
+            "export policies with plain layers; torch.onnx can export `pgcli.load(…).policy.network`",
+        )
     if not (encoder.size or encoder.images):
         raise UsageError("a policy without observations cannot be exported")
     inputs = dict[tuple[Key, ...], str]()
@@ -214,7 +220,10 @@ def _numbers(
 
 
 def _normalized(graph: _Graph, normalizer: Normalizer, x: str) -> str:
-    """Add (x - mean) / √(variance + ε), clipped, in float64 as in `Normalizer`, and cast to float32."""
+    """Add (x - mean) / √(variance + ε), clipped.
+
+    It is computed in float64, as in `Normalizer`, and cast to float32.
+    """
     deviation = (normalizer.variance + EPSILON).sqrt()
     shifted = graph.op("Sub", x, graph.constant(normalizer.mean))
     scaled = graph.op("Div", shifted, graph.constant(deviation))
@@ -247,6 +256,13 @@ def _forward(graph: _Graph, network: nn.Sequential, x: str) -> str:
                 x = graph.op("Flatten", x)
             case nn.Identity():
                 pass
+            case nn.SiLU():  # without operators in all versions of ONNX
+                x = graph.op("Mul", x, graph.op("Sigmoid", x))
+            case nn.GELU():
+                half, root = (graph.constant(np.float32(number)) for number in (0.5, 2**0.5))
+                one = graph.constant(np.float32(1))
+                share = graph.op("Mul", half, graph.op("Add", one, graph.op("Erf", graph.op("Div", x, root))))
+                x = graph.op("Mul", x, share)
             case _:
                 x = graph.op(ACTIVATION_OF[type(module)].operator, x)
     return x

@@ -111,6 +111,11 @@ def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0,
 
 def refuse_foreign_modules(config: Config, path: Path) -> None:
     """Raise EnvironmentFailure for modules from outside Gymnasium: an import runs their code."""
+    if config.policy.network is not None:
+        raise EnvironmentFailure(
+            f"{path} runs `{config.policy.network.rpartition(':')[0]}`, which contains the policy's network",
+            "if you trust its code: --trust, or trust=True in Python, runs it",
+        )
     wrappers = [wrapper.name for env in (config.env, config.evaluation_env) for wrapper in env.wrappers]
     for name in (config.env.id, *wrappers):
         module, colon, _ = name.rpartition(":")

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
-from pgcli.config import Config, load_config, to_data
+from pgcli.config import Config, to_data
 from pgcli.config.order import differences
 from pgcli.errors import RunDirectoryError
-from pgcli.runs.directory import is_run
-from pgcli.runs.files import storage
-from pgcli.runs.information import find_run_hint
+from pgcli.system.locations import SUFFIXES
 
 # Keys that a resumed run may change. HARMLESS: with the same bytes as one long run.
 CHANGEABLE = ("training.", "optimizer.", "evaluation.", "checkpoint.", "sampling.", "diagnostics.")
 BUDGETS = ("training.iterations", "training.env_steps", "training.seconds")
 STOPPING = ("evaluation.stop_at", "evaluation.stop_evaluations", "evaluation.patience")  # and stop_at_return
 HARMLESS = (*BUDGETS, "evaluation.every", *STOPPING, "checkpoint.", "sampling.", "diagnostics.")
-
-
-def stored_config(path: Path) -> Config:
-    """Read the config of the run in `path`. Raises: RunDirectoryError, ConfigError."""
-    with storage(path):
-        exists = (path / "config.yaml").is_file()
-    if not exists:
-        what = "has no config.yaml" if is_run(path) else "not a run directory"
-        raise RunDirectoryError(f"{path}: {what}", find_run_hint(path))
-    return load_config(str(path / "config.yaml"))
 
 
 def changes_of(config: Config, stored: Config, path: Path) -> list[str]:
@@ -42,6 +31,17 @@ def changes_of(config: Config, stored: Config, path: Path) -> list[str]:
             "a run cannot change these; use another --run-dir, or --overwrite this one",
         )
     return [f"{key}={after}" for key, (_, after) in sorted(changes.items())]
+
+
+def user_code(config: Config, folder: Path) -> dict[str, str]:
+    """Return the files that a config names, relative to `folder`, with the SHA-256 of their content."""
+    wrappers = [wrapper.name for env in (config.env, config.evaluation_env) for wrapper in env.wrappers]
+    found = {}
+    for location in (config.algorithm.estimator, config.policy.network, config.env.id, *wrappers):
+        file, colon, _ = (location or "").rpartition(":")
+        if colon and file.endswith(SUFFIXES) and (folder / file).is_file():
+            found[file] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+    return found
 
 
 def is_exact(config: Config, changes: list[str]) -> bool:

@@ -26,7 +26,7 @@ from pgcli.environments.vector.native_trial import vector_form_notice
 from pgcli.errors import PgcliError, RunDirectoryError, UsageError, typed
 from pgcli.experiment.build import build_learner, columns_of, environments_of, released, restore, worker_pool
 from pgcli.experiment.recorder import Context, Outcome, Recorder
-from pgcli.experiment.resume import changes_of, is_exact, stored_config
+from pgcli.experiment.resume import changes_of, is_exact, user_code
 from pgcli.records import Notice
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import (
@@ -38,7 +38,7 @@ from pgcli.runs.directory import (
     move_aside,
 )
 from pgcli.runs.files import make_folder, storage
-from pgcli.runs.information import read_status
+from pgcli.runs.information import Labels, config_of_run, read_status
 from pgcli.runs.lock import lock
 from pgcli.runs.tables import check_info_names
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
@@ -66,7 +66,10 @@ Result = Outcome | Failure
 
 @dataclass(frozen=True)
 class Request:
-    """A requested run. `folder` is the current folder at that time; environments may change it."""
+    """A requested run.
+
+    `folder` is the current folder at that time; environments may change it.
+    """
 
     config: Config
     path: Path
@@ -75,6 +78,7 @@ class Request:
     overwrite: bool = False
     which: str = "latest"  # the checkpoint that a resumed run starts from
     folder: Path = field(default_factory=Path.cwd)
+    labels: Labels | None = None
     share: int = 1  # runs that share the cores of this machine or of the cluster
 
 
@@ -87,7 +91,9 @@ def failure_of(error: Exception) -> Failure:
 
 
 def run_experiment(request: Request, context: Context = Context()) -> Outcome:  # noqa: B008 - immutable
-    """Train into the run directory `request.path`; with `resume`, continue an existing run.
+    """Train into the run directory `request.path`.
+
+    With `resume`, continue an existing run.
 
     Raises: RunDirectoryError, RunInUse, EnvironmentFailure, Diverged, Interrupted.
     """
@@ -148,9 +154,10 @@ def _ignored(config: Config, learner: Learner) -> Iterator[str]:
     """Describe the keys without effect in this run that are valid in its config."""
     for one in without_effect(config):
         yield f"{one.message} and is ignored"
-    policy, deviation = learner.policy, config.policy.initial_standard_deviation
-    if policy.distribution.is_discrete and deviation != PolicyConfig().initial_standard_deviation:
-        yield "`policy.initial_standard_deviation` has no effect: the actions are not continuous"
+    policy, default = config.policy, PolicyConfig()
+    for key in ("initial_standard_deviation", "log_std_bounds"):
+        if learner.policy.distribution.is_discrete and getattr(policy, key) != getattr(default, key):
+            yield f"`policy.{key}` has no effect: the actions are not continuous"
     if config.training.compile and isinstance(learner.agent.gradient, ClosedForm):
         yield "`training.compile` has no effect: these networks have closed-form gradients"
 
@@ -178,8 +185,9 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
     config = request.config
     if directory.is_new and request.which == "latest":
         if is_run(path):
-            changes_of(config, stored_config(path), path)
-        directory.start(config, request.command, reward_threshold(config.evaluation_env))
+            changes_of(config, config_of_run(path), path)
+        directory.start(config, request.command, reward_threshold(config.evaluation_env), request.labels)
+        directory.record_user_code(user_code(config, request.folder))
         return True
     file = find_checkpoint(path, request.which)
     checkpoint = checkpoints.load(file)
@@ -200,7 +208,10 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
         )
     exact = is_exact(config, changes) and not lost
     threshold = reward_threshold(config.evaluation_env)
-    directory.restart(config, request.command, changes, exact, checkpoint.counters, threshold)
+    directory.restart(config, request.command, changes, exact, checkpoint.counters, threshold, request.labels)
+    for changed in directory.record_user_code(user_code(config, request.folder)):
+        context.watch(Notice(f"{changed} has changed since the run last started, so its results may differ"))
+        directory.mark_inexact()
     return True
 
 

@@ -42,7 +42,7 @@ def stacks(configs: Sequence[Config], jobs: int, most: int | None) -> list[list[
 
 def _key(config: Config) -> str:
     """Return what runs of one group have in common; "" for a run that must be alone."""
-    training, sampling, logging = config.training, config.sampling, config.logging
+    policy, training, sampling, logging = config.policy, config.training, config.sampling, config.logging
     if (
         sampling.workers not in (0, "auto")
         or sampling.backend != "local"
@@ -53,8 +53,11 @@ def _key(config: Config) -> str:
         or config.algorithm.estimator is not None
         or logging.tensorboard
         or logging.wandb
-        or config.policy.memory != "none"
-        or config.policy.distribution == "state_dependent_gaussian"
+        or policy.network is not None
+        or policy.layer_norm
+        or policy.residual
+        or policy.memory != "none"
+        or policy.distribution == "state_dependent_gaussian"
     ):
         return ""
     try:

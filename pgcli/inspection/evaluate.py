@@ -53,7 +53,9 @@ def assess(
     video: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Evaluate an agent on new episodes, film another one, and return the object of `pgcli eval --json`.
+    """Evaluate an agent on new episodes and film another one.
+
+    Return the object of `pgcli eval --json`.
 
     Returns are discounted by `gamma`, in reward units; the spread of one episode is None. The number of worker
     processes does not affect the result; with 0, the main process plays. `overrides` change the environment.

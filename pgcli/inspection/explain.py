@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from pgcli.config import Config, flat, load_config, override, to_data
+from pgcli.config import Config, flat, override, to_data
 from pgcli.config.order import differences
 from pgcli.errors import ConfigError, RunDirectoryError, typed
 from pgcli.inspection import findings
 from pgcli.inspection.findings import Array
 from pgcli.report.text import Finding, duration, percent, short, table
 from pgcli.runs.files import open_file
-from pgcli.runs.information import find_run_hint, read_information, read_status
+from pgcli.runs.information import config_of_run, find_run_hint, read_information, read_status
 from pgcli.runs.lock import is_held
 from pgcli.runs.tables import Table, first_difference, read_table
 
@@ -36,7 +36,9 @@ _MOST_KEYS = 12  # differing keys shown in a terminal
 
 
 def show(path: Path) -> dict[str, Any]:
-    """Summarize the run in `path`; return the object that `pgcli show --json` prints. Writes nothing.
+    """Summarize the run in `path`; return the object that `pgcli show --json` prints.
+
+    Writes nothing.
 
     Raises: RunDirectoryError if there is no run, or a file is missing, truncated or damaged.
     """
@@ -90,18 +92,14 @@ def show(path: Path) -> dict[str, Any]:
 
 
 def _open(path: Path) -> tuple[Config, dict[str, Any], str]:
-    """Read config and status; return them with the state: that of status.json, or killed."""
+    """Read config and status.
+
+    Return them with the state: that of status.json, or killed.
+    """
     if not path.is_dir():
         what = "a file, not a run directory" if path.exists() else "no such run directory"
         raise RunDirectoryError(f"{path}: {what}", find_run_hint(path))
-    if not (path / "config.yaml").is_file():
-        raise RunDirectoryError(f"{path}: not a run directory", find_run_hint(path))
-    try:
-        config = load_config(str(path / "config.yaml"))
-    except ConfigError as error:
-        hint = "another version of pgcli wrote it, or it was edited"
-        raise RunDirectoryError(f"{path}/config.yaml: not a valid config: {error.message}", hint) from None
-    status = read_status(path)
+    config, status = config_of_run(path), read_status(path)
     state = status["status"]
     return config, status, "killed" if state == "running" and is_held(path) is False else state
 
@@ -249,9 +247,12 @@ def _checks(
         *("zero_variance_groups", config.group_size > 1 and _there(metrics["zero_variance_groups"])),
         lambda: findings.zero_variance_groups(k, metrics["zero_variance_groups"], groups),
     )
+    weighted = (
+        batch if algorithm.ratios == "step" else np.minimum(k + 1, algorithm.reuse) * (config.rollout.episodes or 0)
+    )
     yield (
         *("low_effective_sample_size", _there(metrics["effective_sample_size"]) and steps * algorithm.reuse > 1),
-        lambda: findings.low_effective_sample_size(k, metrics["effective_sample_size"], batch),
+        lambda: findings.low_effective_sample_size(k, metrics["effective_sample_size"], weighted),
     )
     greedy = config.evaluation.mode == "greedy" and config.rollout.horizon is None
     yield "greedy_gap", greedy and metrics.rows > 0, lambda: _greedy_gap(metrics, evaluations)
@@ -280,7 +281,10 @@ def _there(column: Array) -> bool:
 
 
 def _gradients(path: Path, ended: bool) -> tuple[Array, Array, Array] | None:
-    """Return iterations, signal-to-noise ratios and variances of the estimator that gradients.csv names first."""
+    """Return iterations, signal-to-noise ratios and variances of gradients.csv.
+
+    They are those of the estimator that the table names first.
+    """
     if not (path / "gradients.csv").exists():
         return None
     table = read_table(path / "gradients.csv", ("estimator", "gradient_variance", "snr"), whole=ended)
@@ -391,7 +395,9 @@ def _value(value: Any) -> str:
 
 
 def differ(a: Path, b: Path) -> dict[str, Any]:
-    """Compare two runs; return the object that `pgcli show A B --json` prints. Writes nothing.
+    """Compare two runs; return the object that `pgcli show A B --json` prints.
+
+    Writes nothing.
 
     Raises: RunDirectoryError if one of them cannot be read.
     """

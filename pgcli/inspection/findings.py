@@ -127,12 +127,12 @@ def zero_variance_groups(iteration: Array, zero: Array, groups: float) -> Findin
 def low_effective_sample_size(iteration: Array, size: Array, batch: Array) -> Finding | None:
     """Find that the late effective sample size (Σρ)² / Σρ² is below half of the batch.
 
-    Source: Kong (1992) for the size, Doucet & Johansen (2009) for one half. Args: batch, its steps.
+    Source: Kong (1992) for the size, Doucet & Johansen (2009) for one half. Args: batch, its steps or trajectories.
     """
     late = _late(size / batch)
     if late is None or (share := float(np.median((size / batch)[late]))) >= LOW_ESS:
         return None
-    text = f"the effective sample size is {percent(share)} of the batch: a few steps dominate the estimate"
+    text = f"the effective sample size is {percent(share)} of the batch: a few of its weights dominate the estimate"
     return Finding(
         "warning",
         text,
@@ -273,6 +273,9 @@ def _sure(looks: int) -> float:
 
 
 def _late(values: Array) -> NDArray[np.int64] | None:
-    """Return the indices of the last quarter of the finite entries, at least one; None without any."""
+    """Return the indices of the last quarter of the finite entries, at least one.
+
+    None without any.
+    """
     known = np.flatnonzero(np.isfinite(values))
     return known[-max(1, len(known) // 4) :] if len(known) else None

@@ -1,4 +1,6 @@
-"""`pgcli eval --replay`: simulate a training episode again, compare it with its row in episodes.csv, and film it.
+"""`pgcli eval --replay`: simulate a training episode again.
+
+The result is compared with its row in episodes.csv, and filmed.
 
 Training stores no frames. An episode is a function of derived seeds and the policy at the start of its iteration.
 A checkpoint has that policy, or it is recomputed from an earlier checkpoint.
@@ -28,14 +30,14 @@ from pgcli.errors import EnvironmentFailure, RunDirectoryError, UsageError
 from pgcli.experiment.build import environments_of
 from pgcli.experiment.load import refuse_foreign_modules
 from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated
-from pgcli.experiment.resume import has_constant_schedules, stored_config
+from pgcli.experiment.resume import has_constant_schedules
 from pgcli.policies.policy import Policy
 from pgcli.report.frames import Frame, FrameReader, rate
 from pgcli.report.text import table
 from pgcli.report.video import FilmedEpisode, check_name, drawing, played, write
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import is_run
-from pgcli.runs.information import find_run_hint
+from pgcli.runs.information import config_of_run, find_run_hint
 from pgcli.runs.tables import read_table
 from pgcli.sampling.chunks import chunk_ranges
 from pgcli.sampling.episodes import episode_seed
@@ -104,7 +106,7 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
         check_name(video)
     if not is_run(path):
         raise RunDirectoryError(f"{path}: not a run directory", find_run_hint(path))
-    config = stored_config(path)
+    config = config_of_run(path)
     if not trust:
         refuse_foreign_modules(config, path)
     recorded = _find(path, which)
@@ -205,7 +207,9 @@ def _uses_vector_form(config: Config) -> bool:
 
 
 def _choose_start(path: Path, config: Config, first: int, iteration: int) -> tuple[Path | None, Config]:
-    """Choose the newest checkpoint from which iteration `first` and later ones can be recomputed, and its config.
+    """Choose the checkpoint from which a replay starts, and its config.
+
+    It is the newest from which iteration `first` and later ones can be recomputed.
 
     A checkpoint has the config of the iterations before it; config.yaml has the config after the last change.
     """
@@ -332,7 +336,9 @@ class ReplayFrames:
                     yield reader.read(alone.render()[0])
 
     def _vector_states(self) -> Iterator[VectorState]:
-        """Repeat all actions of the chunk that contains the episode; yield the states of the episode.
+        """Repeat all actions of the chunk that contains the episode.
+
+        Yield the states of the episode.
 
         Raises: EnvironmentFailure if an observation differs from the recorded one.
         """
@@ -372,7 +378,10 @@ class ReplayFrames:
         envs.seed(native_seed(config, iteration, columns.start))
 
     def _redrawn_in_single_form(self, states: list[VectorState]) -> Iterator[Frame]:
-        """Set the first state in the single form and repeat the actions; observations must be equal."""
+        """Set the first state in the single form and repeat the actions.
+
+        Observations must be equal.
+        """
         env_id, reader = self._config.env.id, FrameReader(self._config.env.id)
         with closing(SingleEnvironments(self._env, 1)) as known:
             layout = known.layout
@@ -400,7 +409,10 @@ class ReplayFrames:
 
 
 def _position(config: Config, rollout: Rollout, index: int) -> tuple[int, int]:
-    """Return the column and the last row of an episode, given its index among those that ended in its iteration."""
+    """Return the column and the last row of an episode.
+
+    `index` counts the episodes that ended in its iteration.
+    """
     trajectories = rollout.trajectories
     if config.rollout.steps is None:
         return index, int(trajectories.lengths[index]) - 1

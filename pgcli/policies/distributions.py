@@ -72,6 +72,14 @@ class Distribution(nn.Module):
         """Compute -E[log π(a|s)] [M], in nats."""
         raise NotImplementedError
 
+    def state_parameters(self, outputs: Tensor) -> Tensor:
+        """Return the numbers [M, k] that determine the distribution in each state."""
+        raise NotImplementedError
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        """Compute KL(p‖q) [M], in nats, from `state_parameters` of both: for log-probabilities Σ p (log p - log q)."""
+        return (p.exp() * (p - q)).sum(1)
+
     def scored(self, outputs: Array, actions: Array) -> Scored:
         """Compute log-probabilities and entropy with their gradients, where there is a closed form."""
         raise NotImplementedError
@@ -103,8 +111,9 @@ class Softmax(Distribution):
 
         In float64, u < 1 implies u Σ exp(h) < Σ exp(h), so an action of probability 0 is never drawn.
         """
-        cumulative = np.exp(outputs - outputs.max(1, keepdims=True)).cumsum(1, dtype=np.float64)
-        chosen: Array = (cumulative <= noise[:, None] * cumulative[:, -1:]).sum(1)
+        logits = outputs.T.copy()  # [size, N]: fewer and longer loops
+        cumulative = np.exp(logits - logits.max(0)).cumsum(0, dtype=np.float64)
+        chosen: Array = (cumulative[:-1] <= noise * cumulative[-1]).sum(0)
         return chosen + self.start
 
     def mode(self, outputs: Array) -> Array:
@@ -121,11 +130,15 @@ class Softmax(Distribution):
         log_probs = outputs.log_softmax(1)
         return -(log_probs.exp() * log_probs).sum(1)
 
+    def state_parameters(self, outputs: Tensor) -> Tensor:
+        """Return log π of all actions, [M, size]."""
+        return outputs.log_softmax(1)
+
     def scored(self, outputs: Array, actions: Array) -> Scored:
         """Compute both with ∂log π(a)/∂h = 1_a - π and ∂H/∂h = -π (log π + H)."""
-        chosen = (actions - self.start, np.arange(len(actions)))
-        logs = np.ascontiguousarray(outputs.T)  # [size, M]: a sum over few actions is faster along the first axis
-        logs = logs - logs.max(0)
+        logs = outputs.T.copy()  # [size, M]: a sum over few actions is faster along the first axis
+        chosen = (actions - self.start) * len(actions) + np.arange(len(actions))  # in the flat [size M]
+        logs -= logs.max(0)
         p = np.exp(logs)
         total = p.sum(0)
         p /= total
@@ -137,12 +150,12 @@ class Softmax(Distribution):
 
         def backward(slope: Array, entropy_slope: float) -> tuple[Array, list[Array]]:
             onward = p * -slope
-            onward[chosen] += slope
+            onward.reshape(-1)[chosen] += slope
             if entropy_slope:
                 onward -= entropy_slope * p * (logs + entropy())
             return onward.T, []
 
-        return Scored(logs[chosen], entropy, backward)
+        return Scored(logs.take(chosen), entropy, backward)
 
 
 class Factorised(Distribution):
@@ -178,6 +191,11 @@ class Factorised(Distribution):
         """Compute the sum of the factors' entropies [M], in nats."""
         parts = zip(self.factors, self.slices, strict=True)
         return torch.stack([factor.entropy(outputs[:, part]) for factor, part in parts]).sum(0)
+
+    def state_parameters(self, outputs: Tensor) -> Tensor:
+        """Return log π_i of all values of all entries, [M, size]."""
+        parts = zip(self.factors, self.slices, strict=True)
+        return torch.cat([factor.state_parameters(outputs[:, part]) for factor, part in parts], 1)
 
     def scored(self, outputs: Array, actions: Array) -> Scored:
         """Compute both with the gradients of the factors."""
@@ -225,6 +243,10 @@ class Bernoulli(Distribution):
         """Compute Σ_i [-p log p - (1 - p) log(1 - p)] [M], in nats."""
         p = outputs.sigmoid()
         return -(p * nn.functional.logsigmoid(outputs) + (1 - p) * nn.functional.logsigmoid(-outputs)).sum(1)
+
+    def state_parameters(self, outputs: Tensor) -> Tensor:
+        """Return log p and log (1 - p) of all bits, [M, 2 bits]."""
+        return torch.cat((nn.functional.logsigmoid(outputs), nn.functional.logsigmoid(-outputs)), 1)
 
     def scored(self, outputs: Array, actions: Array) -> Scored:
         """Compute both with ∂log π(a)/∂h = a - p and ∂H/∂h = -h p (1 - p)."""
@@ -284,6 +306,16 @@ class Gaussian(Distribution):
         """Compute Σ_i log(σ_i √2πe) [M], in nats: the same in every state."""
         entropy = (self.log_standard_deviation + math.log(2 * math.pi * math.e) / 2).sum()
         return entropy.expand(len(outputs))
+
+    def state_parameters(self, outputs: Tensor) -> Tensor:
+        """Return μ and log σ, [M, 2 entries]; squashing actions afterwards does not change a KL."""
+        return torch.cat((outputs, self.log_standard_deviation.to(outputs).expand_as(outputs)), 1)
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        """Compute Σ_i log (σ_q/σ_p) + [σ_p² + (μ_p - μ_q)²] / 2σ_q² - 1/2 [M], in nats."""
+        (mean, log_sigma), (other, log_other) = p.chunk(2, 1), q.chunk(2, 1)
+        ratio, moved = log_sigma - log_other, (mean - other) * (-log_other).exp()
+        return (torch.expm1(2 * ratio) / 2 - ratio + moved.square() / 2).sum(1)
 
     def scored(self, outputs: Array, actions: Array) -> Scored:
         """Compute both with ∂log π(a)/∂μ = z/σ, ∂log π(a)/∂log σ = z² - 1 and ∂H/∂log σ = 1."""
@@ -408,6 +440,10 @@ class StateDependentGaussian(Gaussian):
     def entropy(self, outputs: Tensor) -> Tensor:
         """Compute Σ_j log(√(Σ_i φ_i² σ_ij²) √2πe) [M], in nats."""
         return ((self._variance(outputs).log() + math.log(2 * math.pi * math.e)) / 2).sum(1)
+
+    def state_parameters(self, outputs: Tensor) -> Tensor:
+        """Return μ and the logarithm of the standard deviation of each entry, [M, 2 entries]."""
+        return torch.cat((outputs[:, : self.size], self._variance(outputs).log() / 2), 1)
 
     def _variance(self, outputs: Tensor) -> Tensor:
         variance: Tensor = outputs[:, self.size :].square() @ (2 * self.log_standard_deviation).exp()

@@ -27,14 +27,50 @@ Forward = Callable[[Array], Array]
 NATURE_SIDE = 36  # pixels: for smaller images, the nature network's last layer would have no output
 
 
-def mlp(sizes: list[int], activation: ActivationName) -> nn.Sequential:
+class HiddenLayer(nn.Module):
+    """y = f(norm(W x + b)), plus x if it is residual and the sizes are equal.
+
+    Sources: Ba et al. (2016) for LayerNorm, He et al. (2016) for residual layers.
+    """
+
+    def __init__(self, fan_in: int, fan_out: int, activation: ActivationName, layer_norm: bool, residual: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(fan_in, fan_out)
+        self.norm = nn.LayerNorm(fan_out) if layer_norm else nn.Identity()
+        self.activation = ACTIVATIONS[activation].module()
+        self.residual = residual and fan_in == fan_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute y [N, fan_out] from x [N, fan_in]."""
+        y: Tensor = self.activation(self.norm(self.linear(x)))
+        return x + y if self.residual else y
+
+
+def mlp(
+    sizes: list[int], activation: ActivationName, layer_norm: bool = False, residual: bool = False
+) -> nn.Sequential:
     """Build Linear layers of `sizes` with `activation` between; torch's default initialization."""
     layers: list[nn.Module] = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Initializing zero-element")  # a policy without observations
-        for fan_in, fan_out in pairwise(sizes):
-            layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation].module()]
+        for number, (fan_in, fan_out) in enumerate(pairwise(sizes), 2):
+            if (layer_norm or residual) and number < len(sizes):
+                layers.append(HiddenLayer(fan_in, fan_out, activation, layer_norm, residual))
+            else:
+                layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation].module()]
     return nn.Sequential(*layers[:-1])
+
+
+def is_plain(network: nn.Sequential) -> bool:
+    """Return whether a network consists of Linear layers and activations, as the adapters of users and ONNX need."""
+    return all(isinstance(module, nn.Linear) or type(module) in ACTIVATION_OF for module in network)
+
+
+def has_chain(network: nn.Sequential) -> bool:
+    """Return whether the chain rule of a network is written out, in `Chain`."""
+    return is_plain(network) and all(
+        isinstance(module, nn.Linear) or ACTIVATION_OF[type(module)].is_monotone for module in network
+    )
 
 
 def orthogonal(network: nn.Sequential, last_gain: float) -> None:
@@ -42,7 +78,8 @@ def orthogonal(network: nn.Sequential, last_gain: float) -> None:
 
     Source: Saxe et al. (2014); the gains are those of Huang et al. (2022), detail 2.
     """
-    layers = [module for module in network if isinstance(module, nn.Linear | nn.Conv2d)]
+    own = [module.linear if isinstance(module, HiddenLayer) else module for module in network]
+    layers = [module for module in own if isinstance(module, nn.Linear | nn.Conv2d)]  # none of the user's network
     for layer in layers:
         nn.init.orthogonal_(layer.weight, last_gain if layer is layers[-1] else math.sqrt(2))
         if layer.bias is not None:
@@ -52,19 +89,23 @@ def orthogonal(network: nn.Sequential, last_gain: float) -> None:
 def numpy_forward(*networks: nn.Sequential) -> Forward:
     """Return a numpy forward pass `[N, in] → [N, out]` on views of the parameters.
 
-    With several networks of one architecture, it maps [networks, N, in] → [networks, N, out], on copies.
+    With several plain networks of one architecture, it maps [networks, N, in] → [networks, N, out], on copies.
     """
     steps: list[Forward] = []
     for modules in zip(*networks, strict=True):
-        if isinstance(modules[0], nn.Linear):
-            weights = [module.weight.detach().numpy() for module in modules]
-            biases = [module.bias.detach().numpy() for module in modules]
+        module = modules[0]
+        if isinstance(module, nn.Linear):
+            weights = [one.weight.detach().numpy() for one in modules]
+            biases = [one.bias.detach().numpy() for one in modules]
             if len(networks) == 1:
                 steps.append(_linear(weights[0].T, biases[0]))
             else:
                 steps.append(_linear(np.stack(weights).transpose(0, 2, 1), np.stack(biases)[:, None]))
-        elif not isinstance(modules[0], nn.Identity):
-            steps.append(_in_place(ACTIVATION_OF[type(modules[0])].value))
+        elif type(module) not in ACTIVATION_OF:
+            assert len(networks) == 1, "only plain networks act together"
+            steps.append(_through_torch(module))
+        elif not isinstance(module, nn.Identity):
+            steps.append(_in_place(ACTIVATION_OF[type(module)].value))
 
     def forward(x: Array) -> Array:
         for step in steps:
@@ -79,6 +120,15 @@ def _linear(weight: Array, bias: Array) -> Forward:
         product = x @ weight
         product += bias
         return product
+
+    return apply
+
+
+def _through_torch(module: nn.Module) -> Forward:
+    @torch.no_grad()
+    def apply(x: Array) -> Array:
+        found: Array = module(torch.from_numpy(x)).numpy()
+        return found
 
     return apply
 
@@ -103,28 +153,33 @@ class Chain:
             if not isinstance(layer, nn.Identity)
         ]
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Return x [M, in] and the output of each layer; an activation overwrites its input."""
-        outputs = [x]
+    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the input of each layer and the last output; an activation overwrites its input."""
+        inputs = []
         for layer in self._layers:
+            inputs.append(x)
             x = nn.functional.linear(x, *layer[:2]) if isinstance(layer, tuple) else layer.value_(x)
-            outputs.append(x)
-        return outputs
+        return inputs, x
 
-    def backward(self, outputs: Sequence[Tensor], slope: Tensor, *, inner: bool = False) -> Tensor:
-        """Write ∂L/∂parameter for all layers, from ∂L/∂output [M, out] and the result of `forward`.
+    def backward(self, inputs: list[Tensor], slope: Tensor, *, inner: bool = False) -> Tensor:
+        """Write ∂L/∂parameter for all layers, from ∂L/∂output [M, out] and the `inputs` of `forward`.
 
+        Empties `inputs`, so that slopes reuse their memory: it is still in the processor's cache.
         Returns: ∂L/∂x, [M, in], if the chain is an `inner` part of a network.
         """
-        for number, layer in reversed(list(enumerate(self._layers))):
+        for layer in reversed(self._layers):
+            x = inputs.pop()
             if isinstance(layer, tuple):
                 weight, _, of_weight, of_bias = layer
-                torch.mm(slope.t(), outputs[number], out=of_weight)
+                if x.shape[1] < slope.shape[1]:  # a product whose right matrix is narrow takes up to six times as long
+                    of_weight.copy_(torch.mm(x.t(), slope).t())
+                else:
+                    torch.mm(slope.t(), x, out=of_weight)
                 torch.sum(slope, 0, out=of_bias)
-                if number or inner:
+                if inputs or inner:
                     slope = torch.mm(slope, weight)
             else:
-                slope = layer.backward_(slope, outputs[number + 1])
+                slope = layer.backward_(slope, x)
         return slope
 
 

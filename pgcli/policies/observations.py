@@ -281,12 +281,12 @@ class Encoder:
         self.actions = None if self.mask is None else self.mask.size
 
     def in_torch(self, obs: Tensor, dtype: torch.dtype, origin: Tensor | None = None) -> Tensor:
-        """Return the numbers `[M, size]` of observations `[M, …]`, and those of 64-bit integers minus `origin`."""
+        """Return the numbers `[M, size]` of observations `[M, …]`; 64-bit integers minus `origin`."""
         parts = [part.in_torch(part.leaf.unpack(obs), dtype, origin) for part in self.numbers]
         return parts[0] if len(parts) == 1 else torch.cat([obs.new_zeros(len(obs), 0, dtype=dtype), *parts], 1)
 
     def in_numpy(self, obs: Array, dtype: Any = np.float32, origin: Array | None = None) -> Array:
-        """Return the numbers `[N, size]` of observations `[N, …]`, and those of 64-bit integers minus `origin`."""
+        """Return the numbers `[N, size]` of observations `[N, …]`; 64-bit integers minus `origin`."""
         parts = [part.in_numpy(part.leaf.unpack(obs), dtype, origin) for part in self.numbers]
         return parts[0] if len(parts) == 1 else np.concatenate([np.zeros((len(obs), 0), dtype), *parts], 1)
 

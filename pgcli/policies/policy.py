@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from pgcli.config.choices import Mode
 from pgcli.config.schema import PolicyConfig
 from pgcli.errors import UsageError
-from pgcli.policies.distributions import Factorised, Softmax, make_distribution
+from pgcli.policies.distributions import Distribution, Factorised, Gaussian, Softmax, make_distribution
 from pgcli.policies.networks import image_networks, mlp, num_features, numpy_forward, orthogonal
 from pgcli.policies.normalizers import Normalizer
 from pgcli.policies.observations import Encoder
 from pgcli.policies.recurrent import RecurrentNetwork, Sequences
+from pgcli.policies.user_network import user_network
 
 Array = NDArray[Any]
 STATISTICS_ROWS = 256  # images per update of the normalizers
@@ -97,9 +98,13 @@ class Policy(nn.Module):
         if config.memory != "none" and not size:
             raise UsageError("policy.memory: a recurrent policy needs a non-empty observation", "use `memory: none`")
         self.memory = None if config.memory == "none" else RecurrentNetwork(config.memory, size, config.memory_size)
-        sizes = [size if self.memory is None else self.memory.size, *config.hidden_sizes]
-        self.features = sizes[-1]
-        self.distribution = make_distribution(action_space, config, features=sizes[-1])
+        inputs = size if self.memory is None else self.memory.size
+        # The distribution is built first: the order of initial random numbers is part of the result
+        network, self.features = None, [inputs, *config.hidden_sizes][-1]
+        if config.network is not None:
+            network, self.features = user_network(config.network, inputs, config.network_kwargs)
+        self.distribution = make_distribution(action_space, config, features=self.features)
+        _check_start(self.distribution, config.log_std_bounds)
         self.normalizer: Normalizer | None = None
         if config.normalize_obs and self.encoder.size:
             self.normalizer = Normalizer(self.encoder.size, has_origin=self.encoder.has_long)
@@ -107,7 +112,11 @@ class Policy(nn.Module):
             Normalizer(image.shape[0]) if config.normalize_obs or not image.divisors else nn.Identity()
             for image in self.encoder.images
         )
-        self.network = mlp([*sizes, self.distribution.size], config.activation)
+        if network is None:
+            sizes = [inputs, *config.hidden_sizes, self.distribution.size]
+            self.network = mlp(sizes, config.activation, config.layer_norm, config.residual)
+        else:
+            self.network = nn.Sequential(network, nn.Linear(self.features, self.distribution.size))
         if config.init == "orthogonal":
             orthogonal(self.network, last_gain=0.01)
         chooses = isinstance(self.distribution, Softmax | Factorised)  # other actions cannot be masked
@@ -221,6 +230,22 @@ class Policy(nn.Module):
         state_size = 0 if self.memory is None else self.memory.state_size
         noise_steps = self.distribution.noise_steps if mode == "sampled" else None
         return Actor(respond, self.distribution.noise, self.distribution.for_environment, state_size, noise_steps)
+
+
+def _check_start(distribution: Distribution, bounds: list[float] | None) -> None:
+    """Raise UsageError if log σ of a gaussian policy starts beyond its bounds."""
+    if bounds is None or not isinstance(distribution, Gaussian):
+        return
+    low, high = bounds
+    start = distribution.log_standard_deviation.detach()
+    if start.is_meta:
+        return
+    first = float(start.flatten()[0])
+    if not low - 1e-6 <= first <= high + 1e-6:
+        raise UsageError(
+            f"policy.log_std_bounds: log σ starts at {first:.4g}, which is not in [{low:g}, {high:g}]",
+            "change the bounds, or policy.initial_standard_deviation",
+        )
 
 
 def parameters_of(policy: Policy, value: nn.Module | None) -> dict[str, Tensor]:

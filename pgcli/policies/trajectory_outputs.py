@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from pgcli.estimators.trajectories import Trajectories, from_steps
+from pgcli.policies.networks import is_plain
 from pgcli.policies.policy import Policy
 from pgcli.policies.recurrent import Sequences, ranges
 from pgcli.policies.value_function import ValueFunction
@@ -68,7 +69,7 @@ def trajectory_values(policy: Policy, value: ValueFunction | None, trajectories:
     if value is None:
         return torch.zeros(shape, dtype=dtype)
     rows, sequences = valid_steps(policy, trajectories, values=True)
-    values = value(policy, trajectories.obs.flatten(0, 1)[rows].to(policy.device), sequences)
+    values = value(policy, trajectories.obs.flatten(0, 1).index_select(0, rows).to(policy.device), sequences)
     return from_steps(values.to(trajectories.rewards), rows, shape)
 
 
@@ -80,7 +81,8 @@ def trajectory_log_probs(policy: Policy, trajectories: Trajectories) -> Tensor:
 
 def _log_probs(policy: Policy, trajectories: Trajectories, max_length: int | None = None) -> tuple[Tensor, Tensor]:
     rows, sequences = valid_steps(policy, trajectories, max_length=max_length)
-    obs, actions = (x.flatten(0, 1)[rows].to(policy.device) for x in (trajectories.obs, trajectories.actions))
+    steps = (x.flatten(0, 1).index_select(0, rows) for x in (trajectories.obs, trajectories.actions))
+    obs, actions = (x.to(policy.device) for x in steps)
     return policy.distribution.log_probs(policy(obs, sequences), actions).to(rows.device), rows
 
 
@@ -129,7 +131,7 @@ def trajectory_gradients(
         own = coefficients[:, : len(part.mask), start : start + step]
         if not part.mask.any():
             yield own.new_zeros(len(own), own.shape[2], size)
-        elif policy.memory is not None or len(policy.images):
+        elif policy.memory is not None or len(policy.images) or not is_plain(policy.network):
             yield _gradients_in_turn(policy, part, own, max_length)
         else:
             yield _gradients_at_once(policy, part, torch.where(part.mask, own, 0))

@@ -10,6 +10,7 @@ from pgcli.errors import UsageError
 from pgcli.policies.networks import image_networks, mlp, num_features, orthogonal
 from pgcli.policies.policy import Policy
 from pgcli.policies.recurrent import Sequences
+from pgcli.policies.user_network import user_network
 
 
 class ValueFunction(nn.Module):
@@ -22,7 +23,8 @@ class ValueFunction(nn.Module):
         super().__init__()
         hidden_sizes = policy_config.hidden_sizes if config.hidden_sizes is None else config.hidden_sizes
         self.shared = config.shared_trunk
-        if self.shared and not (hidden_sizes or policy.memory or len(policy.images)):
+        trunk = hidden_sizes or policy_config.network or policy.memory or len(policy.images)
+        if self.shared and not trunk:
             raise UsageError(
                 "value.shared_trunk: a policy without hidden layers has no trunk to share",
                 "remove shared_trunk, or set policy.hidden_sizes",
@@ -34,8 +36,13 @@ class ValueFunction(nn.Module):
         )
         size = policy.encoder.size + num_features(self.images)
         size += 0 if policy.memory is None else policy.memory.size
+        layers: list[nn.Module] = []
         sizes = [policy.features] if self.shared else [size, *hidden_sizes]
-        self.network = mlp([*sizes, 1], policy_config.activation)
+        if policy_config.network is not None and config.hidden_sizes is None and not self.shared:
+            own, features = user_network(policy_config.network, size, policy_config.network_kwargs)
+            layers, sizes = [own], [features]
+        options = policy_config.activation, policy_config.layer_norm, policy_config.residual
+        self.network = nn.Sequential(*layers, *mlp([*sizes, 1], *options))
         if policy_config.init == "orthogonal":
             orthogonal(self.network, last_gain=1.0)
 

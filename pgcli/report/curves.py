@@ -7,7 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
@@ -19,7 +19,8 @@ from pgcli.config.messages import dotted
 from pgcli.config.order import orders_of
 from pgcli.config.yaml import parse, read_bytes
 from pgcli.errors import ConfigError, Problem, RunDirectoryError, closest
-from pgcli.records import GRADIENTS, axis
+from pgcli.records import COLUMNS, GRADIENTS, axis
+from pgcli.report.appearance import Appearance
 from pgcli.report.statistics import (
     GRADIENT_RATIOS,
     RESAMPLES,
@@ -41,18 +42,23 @@ _UNITS = {"env_steps": "steps", "iteration": "iterations", "episodes": "episodes
 _MOMENTS = ("snr", "gradient_variance", "trajectory_variance")
 _FEW_RUNS = 5  # with fewer runs, the caption has a warning
 _RARE = 0.2  # share of failing runs in the example of the caption
+_DEFAULT = Appearance()
 _TABLES = {"evaluation.": "evaluations.csv", "gradients.": "gradients.csv", "": "metrics.csv"}  # by the prefix of y
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """The axes, statistic, band and smoothing of a plot."""
+    """The axes, statistic, band and smoothing of a plot.
+
+    `log` is the scale of the y axis, None: that of the column.
+    """
 
     x: XAxis
     y: str
     stat: Stat
     band: Band
     smooth: int
+    log: bool | None = None
 
     @property
     def prefix(self) -> str:
@@ -107,7 +113,7 @@ class Line:
     @property
     def label_and_runs(self) -> str:
         """The label with the number of runs, if lines have different numbers of runs."""
-        return f"{self.label} ({len(self.runs)} run{'s' if len(self.runs) > 1 else ''})"
+        return f"{self.label} ({_counted(len(self.runs), 'run')})"
 
 
 def legend(lines: Sequence[Line]) -> list[str]:
@@ -117,12 +123,82 @@ def legend(lines: Sequence[Line]) -> list[str]:
 
 
 def read_lines(
-    run_dirs: Sequence[Path], x: str, y: str, stat: str, band: str, smooth: int, output: Path | None = None
+    run_dirs: Sequence[Path],
+    x: str,
+    y: str,
+    stat: str,
+    band: str,
+    smooth: int,
+    output: Path | None = None,
+    appearance: Appearance = _DEFAULT,
 ) -> tuple[list[Line], Drawing]:
-    """Read the lines of a plot. Raises: ConfigError for a bad option or column, RunDirectoryError."""
-    drawing = _checked(x, y, stat, band, smooth, output)
+    """Read the lines of a plot.
+
+    Raises: ConfigError for a bad option or column, RunDirectoryError.
+    """
+    drawing = replace(_checked(x, y, stat, band, smooth, output), log=appearance.log)
     runs, without = _drawable(find_runs(run_dirs), drawing)
-    return draw_lines(_without_copies(runs, drawing), without, drawing), drawing
+    lines = _labelled(draw_lines(_without_copies(runs, drawing), without, drawing), appearance.labels)
+    _check_scale(lines, drawing)
+    return lines, drawing
+
+
+def _labelled(lines: Sequence[Line], labels: Sequence[str]) -> list[Line]:
+    """Replace the labels of lines by those of the user.
+
+    Raises: ConfigError unless each line has one of its own.
+    """
+    if not labels:
+        return list(lines)
+    hint = "give one --label per line, in this order: " + ", ".join(f"`{line.label}`" for line in lines)
+    if len(labels) != len(lines):
+        counts = f"{_counted(len(labels), 'label')} for {_counted(len(lines), 'line')}"
+        raise ConfigError([Problem("--label", counts, hint)])
+    if len({label.strip() for label in labels} - {""}) < len(labels):
+        raise ConfigError([Problem("--label", "two lines have the same label, or one has none", hint)])
+    return [replace(line, label=printable(label)) for line, label in zip(lines, labels, strict=True)]
+
+
+def _check_scale(lines: Sequence[Line], drawing: Drawing) -> None:
+    """Report the points that a logarithmic axis cannot show.
+
+    Raises: ConfigError if there are no others.
+    """
+    missing = sum(not_positive(line) for line in lines) if drawing.log else 0
+    if missing == sum(len(line.curve.x) for line in lines):
+        raise ConfigError([Problem("--log", f"`{drawing.y}` has no value above 0", "leave --log out")])
+    if missing:
+        warnings.warn(f"--log: {_counted(missing, 'point')} at or below 0: not drawn", stacklevel=2)
+
+
+def not_positive(line: Line) -> int:
+    """Count the points of a line that a logarithmic axis cannot show."""
+    return int((line.curve.center <= 0).sum())
+
+
+def is_logarithmic(lines: Sequence[Line], drawing: Drawing) -> bool:
+    """Return whether the y axis is logarithmic.
+
+    It is if requested, or if the column spans powers of ten and is positive.
+    """
+    if drawing.log is not None:
+        return drawing.log
+    declared = drawing.column in COLUMNS and COLUMNS[drawing.column].metric.logarithmic
+    return declared and not any(map(not_positive, lines))
+
+
+def smallest_shown(lines: Sequence[Line]) -> float:
+    """Return the lower end of a logarithmic axis.
+
+    The axis shows all lines, and at most a decade of the bands below them.
+    """
+    center = np.concatenate([line.curve.center for line in lines])
+    both = np.concatenate([center, *(line.curve.low for line in lines)])
+    return max(float(center[center > 0].min()) / 10, float(both[both > 0].min()) / 1.2)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _checked(x: str, y: str, stat: str, band: str, smooth: int, output: Path | None) -> Drawing:
@@ -200,7 +276,9 @@ class _NothingToDraw(RunDirectoryError):
 
 
 def _drawable(paths: Sequence[Path], drawing: Drawing) -> tuple[list[RunCurve], list[dict[str, str]]]:
-    """Read the curves of all runs; warn about runs without a number, and return their configs.
+    """Read the curves of all runs.
+
+    Warn about runs without a number, and return their configs.
 
     Raises: RunDirectoryError if no run has a number.
     """
@@ -298,7 +376,10 @@ def _last_of_each_iteration(table: Table) -> Table:
 
 
 def _x_values(path: Path, table: Table, drawing: Drawing) -> Array:
-    """Return x of each row; an evaluation has x of the previous iteration, and 0 before the first."""
+    """Return x of each row.
+
+    An evaluation has x of the previous iteration, and 0 before the first.
+    """
     if drawing.x in table.numbers:
         return table[drawing.x]
     file, column = ("timing.csv", "elapsed_seconds") if drawing.x == "seconds" else ("metrics.csv", "episodes")
@@ -341,7 +422,10 @@ def _ending(path: Path) -> str:
 
 
 def draw_lines(runs: Sequence[RunCurve], without: Sequence[dict[str, str]], drawing: Drawing) -> list[Line]:
-    """Group runs that differ only in their seed; `without` are the configs of runs without a number."""
+    """Group runs that differ only in their seed.
+
+    `without` are the configs of runs without a number.
+    """
     groups: dict[frozenset[tuple[str, str]], list[RunCurve]] = {}
     for run in runs:
         groups.setdefault(run.experiment, []).append(run)
@@ -379,13 +463,18 @@ def _labels(settings: Sequence[dict[str, str]]) -> list[str]:
 def caption(lines: Sequence[Line], drawing: Drawing) -> str:
     """Describe lines and bands: method, number of runs or episodes, and runs that ended early."""
     several, single = ([line for line in lines if (len(line.runs) > 1) == more] for more in (True, False))
-    sentences = [*_of_several(several, drawing), *_of_single(single, drawing, bool(several))]
+    sentences = [*(_of_several(lines, drawing) if several else ()), *_of_single(single, drawing, bool(several))]
     for line in lines:
-        sentences += _endings(line, drawing, f"{shortened(line.label, 40)}: " if len(lines) > 1 else "")
+        label = f"{shortened(line.label, 40)}: " if len(lines) > 1 else ""
+        sentences += _endings(line, drawing, label)
+        if drawing.log and (missing := not_positive(line)):
+            sentences.append(f"{label}{missing} of {_counted(len(line.curve.x), 'point')} at or below 0: not drawn.")
     if any(run.curve.x[-1] < line.curve.x[-1] for line in lines for run in line.runs):
-        sentences.append("Runs that ended early keep their last value.")
+        sentences.append("After its end, a run keeps its last value.")
     if any(_is_interpolated(run.curve, line.curve) for line in lines for run in line.runs):
         sentences.append("Runs are interpolated linearly, which narrows the band of noisy runs.")
+    if is_logarithmic(lines, drawing) and any((line.curve.low <= 0).any() for line in lines):
+        sentences.append("A band that reaches 0 ends at the edge of the figure.")
     if drawing.smooth > 1:
         sentences.append(f"Each run smoothed over {drawing.smooth} points.")
     return printable(" ".join(sentences))
@@ -397,8 +486,7 @@ def _is_interpolated(curve: Curve, line: Aggregate) -> bool:
 
 
 def _of_several(lines: Sequence[Line], drawing: Drawing) -> Iterator[str]:
-    if not lines:
-        return
+    """Describe lines of which at least one is of several runs."""
     sizes = [len(line.runs) for line in lines]
     ratio = drawing.of_gradients and drawing.column in GRADIENT_RATIOS
     statistic, method = (
@@ -414,29 +502,31 @@ def _of_several(lines: Sequence[Line], drawing: Drawing) -> Iterator[str]:
     match drawing.band:
         case "ci95":
             yield f"Band: 95 % interval ({method})."
-            if drawing.stat == "median" and min(sizes) < 6:
+            if drawing.stat == "median" and any(1 < size < 6 for size in sizes):
                 yield "The median of fewer than 6 runs has no interval."
         case "bootstrap":
             yield f"Band: 95 % bootstrap interval ({RESAMPLES:,} resamples of runs), too narrow for few runs."
         case "standard_error":
             yield "Band: ± one standard error over runs."
-    for size in sorted({size for size in sizes if size < _FEW_RUNS}):
-        missed = f"{100 * (1 - _RARE) ** size:.0f} %"
-        yield f"{size} runs are few: with probability {missed}, they miss a failure that occurs in 1 of 5 runs."
+    fewest = min(size for size in sizes if size > 1)
+    if fewest < _FEW_RUNS:
+        missed = f"{100 * (1 - _RARE) ** fewest:.0f} %"
+        yield f"{fewest} runs are few: with probability {missed}, they miss a failure that occurs in 1 of 5 runs."
 
 
 def _of_single(lines: Sequence[Line], drawing: Drawing, others: bool) -> Iterator[str]:
     if not lines or (drawing.band == "none" and others):
         return
+    one = "One run" if len(lines) == 1 else "One run each"
     if drawing.band == "none":
-        yield "One run."
+        yield f"{one}."
         return
     episodes = {line.runs[0].episodes for line in lines}
     number = f"{episodes.pop()}" if len(episodes) == 1 and None not in episodes else "its"
     of = f"{number} evaluation episodes" if drawing.of_evaluations else "an iteration's episodes"
     known = drawing.column == "return_mean"
     band = f"band: ± one standard error over {of}." if known else "no band: one run has no spread."
-    yield f"Single runs: {band}" if others else f"One run. {band[0].upper() + band[1:]}"
+    yield f"Single runs: {band}" if others else f"{one}. {band[0].upper() + band[1:]}"
 
 
 def _endings(line: Line, drawing: Drawing, label: str) -> Iterator[str]:

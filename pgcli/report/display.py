@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PLAIN_INTERVAL = 1.0  # seconds between plain lines
 LIVE_INTERVAL = 0.1  # minimum seconds between refreshes
 LABEL_WIDTH = len("evaluation")
-OF_POLICY = ("entropy", "grad_norm", "approx_kl", "clip_fraction")
+OF_POLICY = ("entropy", "grad_norm", "approx_kl", "step_kl", "clip_fraction")
 OF_VALUE = ("explained_variance", "value_loss")
 LIVE_SHARE = 0.01  # maximum share of the run time for refreshing
 BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", " .:-=+*#"  # from low to high
@@ -100,7 +100,10 @@ class PlainDisplay(Display):
 
 
 class LiveDisplay(Display):
-    """Draws on stderr, in at most 1 % of the run time. A closed terminal does not stop the run."""
+    """Draws on stderr, in at most 1 % of the run time.
+
+    A closed terminal does not stop the run.
+    """
 
     def __init__(self, view: View) -> None:
         from rich.console import Console
@@ -280,7 +283,7 @@ def _panel(run: RunProgress, width: int, bars: str, closed: bool) -> Table:
     algorithm = config.algorithm
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True, min_width=LABEL_WIDTH)
-    grid.add_column(no_wrap=True, overflow="ellipsis")
+    grid.add_column(overflow="fold")  # a narrow terminal shows all, on more lines
     title = Text(config.name, style="bold")
     parts = [config.env.id, algorithm.returns, f"baseline {algorithm.baseline}"]
     if algorithm.objective != "policy_gradient":
@@ -350,7 +353,10 @@ def _rows(runs: Sequence[RunProgress], width: int, bars: str) -> Table:
 
 
 class ComparisonView:
-    """The variants of a comparison, a row each. `labels`: variant of each run; `reused`: existing runs."""
+    """The variants of a comparison, a row each.
+
+    `labels`: variant of each run; `reused`: existing runs.
+    """
 
     def __init__(self, labels: Sequence[str], reused: int) -> None:
         self.labels, self.reused = list(labels), reused

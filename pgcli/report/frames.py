@@ -21,7 +21,10 @@ _HINT = "return a uint8 array [height, width, 3] from render() where render_mode
 
 
 class FrameReader:
-    """Reads the frames of one environment, with values in [0, 1] or [0, 255]; decided once per film."""
+    """Reads the frames of one environment, with values in [0, 1] or [0, 255].
+
+    The range is decided once per film.
+    """
 
     def __init__(self, env_id: str) -> None:
         self._env_id, self._is_unit = env_id, True

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -17,22 +16,12 @@ import numpy as np
 from pgcli.config import Config
 from pgcli.errors import PgcliError
 from pgcli.experiment.run import Request
-from pgcli.records import Evaluation, Iteration, Notice, Record, more_columns
+from pgcli.records import OPTIONAL, Evaluation, Iteration, LogEntry, Notice, Record, more_columns
 from pgcli.runs.tables import header_of, read_table, rows_of
 from pgcli.system.leaving import remove_folder, temporary_folder
 
 FILMED_STEPS = 500  # maximum length of the filmed episode
 _PREFIXES = {"metrics": "metrics", "timing": "timing", "evaluations": "evaluation"}  # by table
-
-
-@dataclass(frozen=True)
-class LogEntry:
-    """The numbers of one record, by `table/column`; `elapsed` is relative to the start of the session, in seconds."""
-
-    iteration: int
-    env_steps: int
-    values: dict[str, float]
-    elapsed: float = 0.0
 
 
 class Log(Protocol):
@@ -138,11 +127,17 @@ class _Logs:
             yield
         except Exception as error:
             self._logs.pop(name, None)
-            self._notify(f"{name} failed; training continues without it: {type(error).__name__}: {error}")
+            what = f"{type(error).__name__}: {error}"
+            if isinstance(error, OSError) and error.filename:
+                what = f"{error.filename}: {error.strerror}"
+            self._notify(f"{name} failed; training continues without it: {what}")
 
 
 def past_entries(path: Path, iteration: int) -> Iterator[LogEntry]:
-    """Yield the table rows before `iteration`; an evaluation precedes the iteration of its number."""
+    """Yield the table rows before `iteration`.
+
+    An evaluation precedes the iteration of its number.
+    """
     entries: dict[tuple[int, bool], dict[str, float]] = {}  # by iteration, and whether they are of its end
     steps: dict[tuple[int, bool], int] = {}
     for name, prefix in _PREFIXES.items():
@@ -163,7 +158,7 @@ def past_entries(path: Path, iteration: int) -> Iterator[LogEntry]:
 
 
 def _entry_of(record: Iteration | Evaluation) -> LogEntry:
-    more = more_columns(list(record.info), stops=False)
+    more = more_columns(list(record.info), stops=False, metrics=list(OPTIONAL))
     values = {
         f"{_PREFIXES[name]}/{column}": float(cell)
         for name, rows in rows_of(record, more).items()

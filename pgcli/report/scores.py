@@ -1,4 +1,4 @@
-"""Compare the scores of two variants: differences, probabilities of improvement, profiles, repeated looks.
+"""Compare the scores of two variants: differences, profiles, repeated looks.
 
 A score is the final return of one run; scores of one task are [n], one for each of n runs.
 Source of the aggregates: Agarwal et al. (2021), Deep Reinforcement Learning at the Edge of the Statistical Precipice.
@@ -9,17 +9,19 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from pgcli.report.statistics import CONFIDENCE, Array, mean_interval
+from pgcli.report.statistics import CONFIDENCE, Array
 
 POWER = 0.8  # Cohen (1988): the usual probability of detecting an existing effect
 MOST_SEEDS = 10_000
 FEW_SEEDS = 5  # minimum for an interval of P(x > y)
 SPENT = 0.8  # share of the remaining false positives that each look spends
 UNLIKE = 0.05  # significance level at which two standard deviations differ
+S = TypeVar("S")  # a seed, or a run
 LIKELY = 0.8  # confidence of the range of seeds that would show a difference
 
 
@@ -40,7 +42,9 @@ def probability_of_improvement(*tasks: Array, axis: int = -1) -> Array:
 
 
 def improvement_interval(x: Array, y: Array, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Compute Brunner & Munzel's interval of P(X > Y) + P(X = Y) / 2 on the logit scale, for unlike distributions too.
+    """Compute Brunner & Munzel's interval of P(X > Y) + P(X = Y) / 2.
+
+    It is computed on the logit scale, for unlike distributions too.
 
     With p_i the share of y below x_i, and q_j that of x above y_j, Var[p̂] is estimated by s²(p) / n + s²(q) / k, with
     Welch's degrees of freedom. Scores that hardly overlap show too little variance: it is at least p̂ (1 - p̂) / (n k).
@@ -67,7 +71,9 @@ def improvement_interval(x: Array, y: Array, confidence: float = CONFIDENCE) -> 
 
 
 def performance_profile(scores: Array, thresholds: Array) -> tuple[Array, Array, Array]:
-    """Compute the share of runs with a score above each threshold, with its 95 % interval, that of a binomial share.
+    """Compute the share of runs with a score above each threshold.
+
+    Its 95 % interval is that of a binomial share.
 
     Source: Agarwal et al. (2021), section 4.2: the run-score distribution; Clopper & Pearson (1934) for the interval.
     Args: scores [n], thresholds [k]. Returns: share, low and high, [k] in [0, 1].
@@ -82,7 +88,10 @@ def performance_profile(scores: Array, thresholds: Array) -> tuple[Array, Array,
 
 
 def steps_to(threshold: float, env_steps: Array, returns: Array) -> float:
-    """Return the env steps of the first evaluation whose mean return reaches the threshold, inf if none does."""
+    """Return the env steps of the first evaluation that reaches the threshold.
+
+    The result is inf if none does.
+    """
     reached = np.flatnonzero(returns >= threshold)
     return float(env_steps[reached[0]]) if len(reached) else math.inf
 
@@ -91,7 +100,9 @@ def steps_to(threshold: float, env_steps: Array, returns: Array) -> float:
 
 
 def look_alpha(look: int, alpha: float = 1 - CONFIDENCE) -> float:
-    """Return the false positives that the look with this number, from 1, may have: α · 0.8 · 0.2^(look - 1).
+    """Return α · 0.8 · 0.2^(look - 1): the false positives that a look may have.
+
+    `look` is its number, from 1.
 
     All looks together have at most α, however many there are, if each tests seeds that no earlier one has used.
     The first one costs little: t(0.98, n - 1) is 6 % to 13 % above t(0.975, n - 1) for 10 to 3 seeds.
@@ -100,12 +111,12 @@ def look_alpha(look: int, alpha: float = 1 - CONFIDENCE) -> float:
     return alpha * SPENT * (1 - SPENT) ** (look - 1)
 
 
-def fresh_seeds(seeds: Sequence[int], earlier: Sequence[Sequence[int]]) -> tuple[int, list[int]]:
+def fresh_seeds(seeds: Sequence[S], earlier: Sequence[Sequence[S]]) -> tuple[int, list[S]]:
     """Return the number of a look at these seeds, and the seeds that no earlier look has used.
 
     Looking at the same seeds again is the same look. A look without a fresh seed is not a new look.
     """
-    used = set[int]()
+    used = set[S]()
     for number, one in enumerate(earlier, 1):
         if set(one) == set(seeds):
             return number, [seed for seed in seeds if seed not in used]
@@ -114,21 +125,26 @@ def fresh_seeds(seeds: Sequence[int], earlier: Sequence[Sequence[int]]) -> tuple
     return len(earlier) + bool(fresh), fresh
 
 
-# Paired differences
+# Differences
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Paired differences d_i = x_i - y_i of two variants, one for each of n seeds, and what they show."""
+    """The difference of the means of two variants, from n runs of x and k of y, and what it shows.
+
+    Paired, its runs have the same seeds, and d_i = x_i - y_i. Unpaired, they are independent.
+    """
 
     n: int
+    k: int
+    paired: bool
     mean: float
-    deviation: float  # standard deviation of the d_i, with n - 1; nan for one seed
+    deviation: float  # standard deviation of the d_i; unpaired, of a run: √((s_x² + s_y²) / 2); nan for one run
     low: float  # the interval of the mean at `confidence`
     high: float
     confidence: float
-    wins: int  # seeds on which x is above y
-    ties: int
+    wins: int | None  # seeds on which x is above y; None if unpaired
+    ties: int | None
     deviations: tuple[float, float]  # of x and of y
     alike: bool  # those do not differ
     improvement: float  # P(x > y)
@@ -144,7 +160,10 @@ class Difference:
 
     @property
     def shown(self) -> bool:
-        """Whether the interval of the claim excludes equality; False if the differences have no spread."""
+        """Whether the interval of the claim excludes equality.
+
+        False if the differences have no spread.
+        """
         if not self.deviation > 0:
             return False
         if self.alike:
@@ -169,30 +188,72 @@ def paired_difference(
     """
     if x.shape != y.shape or x.ndim != 1 or not len(x):
         raise ValueError("paired differences need one score of each variant per seed")
-    d, n, level = x - y, len(x), 1 - (1 - confidence) / comparisons
+    d, n = x - y, len(x)
+    deviation = float(d.std(ddof=1)) if n > 1 else math.nan
+    spread = _Spread(float(d.mean()), deviation, deviation / math.sqrt(n), n - 1)
+    alphas = (1 - confidence) / comparisons, (1 - (next_confidence or confidence)) / comparisons
+    return replace(_difference(x, y, spread, *alphas), wins=int((d > 0).sum()), ties=int((d == 0).sum()))
+
+
+def unpaired_difference(
+    x: Array, y: Array, comparisons: int = 1, confidence: float = CONFIDENCE, next_confidence: float | None = None
+) -> Difference:
+    """Compute x̄ - ȳ of independent runs with Welch's interval, and the seeds of each variant needed to show it.
+
+        x̄ - ȳ ± t(1 - α / 2, ν) e,   e² = u + v,   u = s_x² / n,   v = s_y² / k
+        ν = e⁴ / (u² / (n - 1) + v² / (k - 1))
+
+    Args: x [n] and y [k]; the others as in `paired_difference`. Source: Welch (1947).
+    """
+    if x.ndim != 1 or y.ndim != 1 or not (len(x) and len(y)):
+        raise ValueError("a difference needs scores of both variants")
+    n, k, mean = len(x), len(y), float(x.mean() - y.mean())
+    spread = _Spread(mean, math.nan, math.nan, min(n, k) - 1, samples=2)
+    if min(n, k) > 1:
+        u, v = float(x.var(ddof=1)) / n, float(y.var(ddof=1)) / k
+        degrees = (u + v) ** 2 / (u**2 / (n - 1) + v**2 / (k - 1)) if u + v else min(n, k) - 1
+        spread = _Spread(mean, math.sqrt((n * u + k * v) / 2), math.sqrt(u + v), degrees, samples=2)
+    alphas = (1 - confidence) / comparisons, (1 - (next_confidence or confidence)) / comparisons
+    return _difference(x, y, spread, *alphas)
+
+
+class _Spread(NamedTuple):
+    """A difference of means, the standard deviation that it is measured in, its standard error and degrees."""
+
+    mean: float
+    deviation: float
+    error: float
+    degrees: float
+    samples: int = 1  # 2 if unpaired
+
+
+def _difference(x: Array, y: Array, spread: _Spread, alpha: float, later: float) -> Difference:
+    """Compute the interval at level α, and the seeds that show the difference at level `later`."""
     needed: int | None = None
     likely: tuple[int | None, int | None] = (None, None)
-    deviation, deviations, alike, low, high = math.nan, (math.nan, math.nan), True, math.nan, math.nan
-    if n > 1:
-        deviation, deviations = float(d.std(ddof=1)), (float(x.std(ddof=1)), float(y.std(ddof=1)))
-        low, high = (float(edge) for edge in mean_interval(d, level))
-        alike = _alike(*deviations, n)
-    alpha = (1 - (next_confidence or confidence)) / comparisons
+    deviations, alike, half = (math.nan, math.nan), True, math.nan
+    if spread.degrees > 0:
+        from scipy import stats
+
+        deviations, alike = (float(x.std(ddof=1)), float(y.std(ddof=1))), _alike(x, y)
+        half = float(stats.t.ppf(1 - alpha / 2, spread.degrees)) * spread.error
     if not alike:
-        likely = max(FEW_SEEDS, 1 + math.floor(math.log(alpha / 2, 0.5))), None  # if all x are above all y
-    elif deviation > 0:
-        effect = float(d.mean()) / deviation
-        needed, likely = seeds_needed(effect, alpha), _likely_seeds(effect, n, alpha)
-    improvement = improvement_interval(x, y, level)
+        likely = max(FEW_SEEDS, 1 + math.floor(math.log(later / 2, 0.5))), None  # if all x are above all y
+    elif spread.deviation > 0:
+        needed = seeds_needed(spread.mean / spread.deviation, later, POWER, spread.samples)
+        likely = _likely_seeds(spread, later)
+    improvement = improvement_interval(x, y, 1 - alpha)
     return Difference(
-        n=n,
-        mean=float(d.mean()),
-        deviation=deviation,
-        low=low,
-        high=high,
-        confidence=level,
-        wins=int((d > 0).sum()),
-        ties=int((d == 0).sum()),
+        n=len(x),
+        k=len(y),
+        paired=spread.samples == 1,
+        mean=spread.mean,
+        deviation=spread.deviation,
+        low=spread.mean - half,
+        high=spread.mean + half,
+        confidence=1 - alpha,
+        wins=None,
+        ties=None,
         deviations=deviations,
         alike=alike,
         improvement=float(probability_of_improvement(x, y)),
@@ -203,47 +264,50 @@ def paired_difference(
     )
 
 
-def _alike(first: float, second: float, n: int) -> bool:
+def _alike(x: Array, y: Array) -> bool:
     """Return whether a two-sided F test finds no difference of two standard deviations."""
     from scipy import stats
 
-    small, large = sorted((first, second))
-    return large == 0 or (small > 0 and 2 * float(stats.f.sf((large / small) ** 2, n - 1, n - 1)) > UNLIKE)
+    small, large = sorted((x, y), key=lambda one: float(one.std(ddof=1)))
+    low, high = float(small.std(ddof=1)), float(large.std(ddof=1))
+    return high == 0 or (low > 0 and 2 * float(stats.f.sf((high / low) ** 2, len(large) - 1, len(small) - 1)) > UNLIKE)
 
 
-def seeds_needed(effect: float, alpha: float, power: float = POWER) -> int | None:
-    """Find the fewest paired seeds with which a t test shows a true effect d̄ / s with the given power.
+def seeds_needed(effect: float, alpha: float, power: float = POWER, samples: int = 1) -> int | None:
+    """Find the fewest seeds with which a t test shows a true effect d̄ / s with the given power.
 
-    The power of n seeds is P(T > t(1 - α / 2, n - 1)), T noncentral t with n - 1 degrees of freedom and noncentrality
-    |effect| √n; the other tail has less than α / 2 and is left out.
-    Returns: None if it is more than 10,000. Source: Cohen (1988), section 2.3; Colas et al. (2018), section 4.
+    The power of n seeds is P(T > t(1 - α / 2, ν)), T noncentral t with ν = n - 1 degrees of freedom and noncentrality
+    |effect| √n; for two independent `samples` of n seeds each, ν = 2 (n - 1) and |effect| √(n / 2). The other tail has
+    less than α / 2 and is left out.
+    Returns: None if it is more than 10,000. Source: Cohen (1988), sections 2.2 and 2.3; Colas et al. (2018), section 4.
     """
     from scipy import stats
 
     def power_of(n: int) -> float:
-        shift = min(abs(effect) * math.sqrt(n), 1e6)  # scipy returns nan for 1e12
-        return float(stats.nct.sf(stats.t.isf(alpha / 2, n - 1), n - 1, shift))
+        degrees, shift = samples * (n - 1), min(abs(effect) * math.sqrt(n / samples), 1e6)  # scipy: nan for 1e12
+        return float(stats.nct.sf(stats.t.isf(alpha / 2, degrees), degrees, shift))
 
     needed = 2 + bisect_left(range(2, MOST_SEEDS + 1), power, key=power_of)  # the power grows with n
     return needed if needed <= MOST_SEEDS else None
 
 
-def _likely_seeds(effect: float, n: int, alpha: float) -> tuple[int | None, int | None]:
+def _likely_seeds(spread: _Spread, alpha: float) -> tuple[int | None, int | None]:
     """Return `seeds_needed` of the largest and of the smallest effect in an 80 % interval around the observed one.
 
-    The interval inverts the noncentral t distribution of √n d̄ / s. Where it has effects of either sign, no number of
-    seeds is enough for the smallest: None. Source: Cumming & Finch (2001), section 4.
+    The interval inverts the noncentral t distribution of the difference over its standard error. Where it has effects
+    of either sign, no number of seeds is enough for the smallest: None. Source: Cumming & Finch (2001), section 4.
     """
     from scipy import optimize, stats
 
-    t = min(abs(effect) * math.sqrt(n), 1e3)
+    t = min(abs(spread.mean) / spread.error, 1e3)
 
     def above(shift: float, quantile: float) -> float:
-        probability = float(stats.nct.cdf(t, n - 1, shift))
+        probability = float(stats.nct.cdf(t, spread.degrees, shift))
         return (float(shift < t) if math.isnan(probability) else probability) - quantile  # nan: far from t
 
-    def effect_at(quantile: float) -> float:
-        return float(optimize.brentq(above, -10 - t, 10 + 4 * t, (quantile,), xtol=1e-3)) / math.sqrt(n)
+    def needed(quantile: float) -> int | None:
+        shift = float(optimize.brentq(above, -10 - t, 10 + 4 * t, (quantile,), xtol=1e-3))
+        effect = shift * spread.error / spread.deviation
+        return seeds_needed(effect, alpha, POWER, spread.samples) if effect > 0 else None
 
-    large, small = effect_at((1 - LIKELY) / 2), effect_at((1 + LIKELY) / 2)
-    return seeds_needed(large, alpha), seeds_needed(small, alpha) if small > 0 else None
+    return needed((1 - LIKELY) / 2), needed((1 + LIKELY) / 2)

@@ -1,4 +1,4 @@
-"""Statistics over runs: intervals of means, interquartile means and medians, and learning curves of several runs.
+"""Statistics over runs: means, medians, their intervals, and learning curves.
 
 Intervals are of samples [..., n], over the last axis: n runs that differ only in their seed. `tests/uncertainty.py`
 measures how often they contain the true value; docs/compare.md has the table.
@@ -108,7 +108,9 @@ def bootstrap_interval(
     confidence: float = CONFIDENCE,
     paired: bool = False,
 ) -> Interval:
-    """Compute the percentile bootstrap interval of a statistic of independent samples. It is too narrow for few values.
+    """Compute the percentile bootstrap interval of a statistic of independent samples.
+
+    It is too narrow for few values.
 
     Each sample is resampled on its own: one sample per task is the stratified bootstrap over runs. With `paired`, the
     same values are drawn of each. All rows see the same resamples, so a row's interval depends on that row alone.
@@ -156,13 +158,18 @@ def _no_interval(samples: Array) -> Interval:
 
 
 def ratio_of_means(values: Array, weights: Array, axis: int = -1) -> Array:
-    """Compute Σ y / Σ w, which a mean of ratios y / w overstates where w is noisy; nan unless Σ w is positive."""
+    """Compute Σ y / Σ w, which a mean of ratios y / w overstates where w is noisy.
+
+    nan unless Σ w is positive.
+    """
     total = weights.sum(axis)
     return np.asarray(np.where(total > 0, values.sum(axis) / np.where(total > 0, total, 1), np.nan))
 
 
 def ratio_interval(values: Array, weights: Array) -> Interval:
-    """Compute Student's interval of Σ y / Σ w from its linear terms (y - r w) / w̄: that of a mean where w = 1.
+    """Compute Student's interval of Σ y / Σ w from its linear terms (y - r w) / w̄.
+
+    It is that of a mean where w = 1.
 
     Source: Cochran (1977), Sampling Techniques, section 6.3.
     """
@@ -177,7 +184,9 @@ def _linear_terms(values: Array, weights: Array) -> Array:
 
 
 def gradient_ratio(name: str, snr: Array, variance: Array, trajectory_variance: Array) -> tuple[Array, Array]:
-    """Return y and w of a column of gradients.csv that averages as Σ y / Σ w: `snr` or `trajectories_for_snr_1`.
+    """Return y and w of a column of gradients.csv that averages as Σ y / Σ w.
+
+    The column is `snr` or `trajectories_for_snr_1`.
 
     |g|² - v and v are unbiased, their ratio is not: over measurements or runs, the signal-to-noise ratio is
     Σ (|g|² - v) / Σ v, and the trajectories for a ratio of 1 are Σ N v / Σ (|g|² - v).
@@ -209,7 +218,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """An aggregate of several curves, all [P]; `n` is the number of curves at x; no interval is nan."""
+    """An aggregate of several curves, all [P]; `n` is the number of curves at x.
+
+    Without an interval, low and high are nan.
+    """
 
     x: Array
     n: NDArray[np.int64]
@@ -219,7 +231,9 @@ class Aggregate:
 
 
 def value_at(x: Array, y: Array, at: Array | float) -> Array:
-    """Interpolate a run's values linearly at other x; beyond its points, repeat the last value.
+    """Interpolate a run's values linearly at other x.
+
+    Beyond its points, repeat the last value.
 
     All runs keep their last value, also if they diverged, stopped or were interrupted. So a mean is never over
     survivors only. Curves and scores follow this rule. Returns: nan before the first point.

@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from pgcli.config import Config, flat, to_data
-from pgcli.report.logs import LogEntry
+from pgcli.records import LogEntry
+from pgcli.runs.files import own_folder
 
 
 class TensorBoard:
-    """Event files in the folder `tensorboard` of a run. They replace those of earlier sessions."""
+    """Event files in the folder `tensorboard` of a run.
+
+    They replace those of earlier sessions.
+    """
 
     def __init__(self, config: Config, path: Path) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams import summary_v2
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = path / "tensorboard"
+        folder = own_folder(path, "tensorboard")
         for file in folder.glob("events.out.tfevents.*"):
             file.unlink()
         self._summary, self._opened = Summary, time.time()
@@ -38,7 +42,10 @@ class TensorBoard:
         self._add(self._summary(value=values), entry.env_steps, made)  # add_scalar takes as long for a single number
 
     def picture(self, name: str, file: Path, env_steps: int) -> None:
-        """Write a .png or an animated .gif; `add_image` and `add_video` would encode it again."""
+        """Write a .png or an animated .gif.
+
+        `add_image` and `add_video` would encode it again.
+        """
         from PIL import Image
 
         with Image.open(file) as shown:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from pgcli.records import Sample
 
 WIDTH = 80  # columns
+LEAST_TEXT = 20  # columns of a text beside its label
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,14 @@ def table(
     width: int | None = WIDTH,
     break_on_hyphens: bool = True,
 ) -> list[str]:
-    """Format rows of a label and a text. Labels begin in column `indent`, texts in column `start`.
+    """Format rows of a label and a text.
 
-    Texts are wrapped to `width` columns; with None, they are not wrapped.
+    Labels begin in column `indent`, texts in column `start`.
+
+    Texts are wrapped to `width` columns, or to those of a narrower terminal; with None, they are not wrapped.
     """
     lines = []
+    width = width and max(_fitting(width), start + LEAST_TEXT)
     for label, text in rows:
         first = f"{' ' * indent}{label:<{start - indent}}"
         if width is None:
@@ -56,8 +62,16 @@ def table(
     return lines
 
 
+def _fitting(width: int) -> int:
+    """Return the width, or that of stdout's terminal if it is narrower."""
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return min(width, shutil.get_terminal_size((width, 24)).columns) if is_terminal else width
+
+
 def columns(rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None) -> list[str]:
-    """Format rows as left-aligned columns, two spaces apart. The first row is the header.
+    """Format rows as left-aligned columns, two spaces apart.
+
+    The first row is the header.
 
     With `styles`, the header is bold, and a last cell that is a key of `styles` has that Rich style.
     """
@@ -74,7 +88,7 @@ def columns(rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = No
         cells = [Text(printable(cell)) for cell in row]  # without Rich's markup
         cells[-1].style = styles.get(row[-1], "")
         drawn.add_row(*cells)
-    console = Console(width=WIDTH + 20, force_terminal=True)
+    console = Console(width=_fitting(WIDTH + 20), force_terminal=True)
     with console.capture() as captured:
         console.print(drawn)
     return captured.get().rstrip("\n").splitlines()
@@ -90,16 +104,26 @@ def finite(value: Any) -> Any:
 
 
 def mean_and_error(sample: Sample) -> str:
-    """Format `mean ± standard error`, or the mean of a single value; small values with three decimals."""
+    """Format `mean ± standard error`, or the mean of a single value.
+
+    Small values have three decimals.
+    """
     small = abs(sample.mean) < 10 and sample.standard_error is not None and sample.standard_error < 0.1
     digits = 3 if small else 1
     error = "" if sample.standard_error is None else f" ± {sample.standard_error:.{digits}f}"
     return f"{sample.mean:.{digits}f}{error}"
 
 
+def same_decimals(*values: float) -> list[str]:
+    """Format values that belong together with one decimal, three below 2, or more if all are tiny."""
+    largest = max(map(abs, values))
+    digits = 1 if largest >= 2 else max(3, 1 - math.floor(math.log10(largest))) if largest > 0 else 3
+    return [f"{value:.{digits}f}" for value in values]
+
+
 def short(value: float) -> str:
-    """Format a return."""
-    return f"{value:.3f}" if abs(value) < 2 else f"{value:.1f}"
+    """Format a return, or another number of an evaluation."""
+    return same_decimals(value)[0]
 
 
 def percent(share: float) -> str:

@@ -109,7 +109,9 @@ def played(
 
 @contextmanager
 def drawing(config: EnvConfig) -> Iterator[None]:
-    """Convert exceptions while rendering to EnvironmentFailure; run pygame without a screen.
+    """Convert exceptions while rendering to EnvironmentFailure.
+
+    Run pygame without a screen.
 
     Errors of the output file are raised outside.
     """
@@ -146,7 +148,10 @@ def _write_gif(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> N
 
 
 def _timed(frames: Iterator[Frame], episode: FilmedEpisode) -> Iterator[tuple[int, Frame]]:
-    """Yield each frame with its duration in ticks; skip frames that are too short to show."""
+    """Yield each frame with its duration in ticks.
+
+    Skip frames that are too short to show.
+    """
     shown: tuple[int, Frame] | None = None
     for number, frame in enumerate(frames):
         start = round(number * GIF_TICK / episode.fps)

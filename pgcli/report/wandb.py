@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 from pgcli.config import Config, to_data
-from pgcli.report.logs import LogEntry
+from pgcli.records import LogEntry
+from pgcli.runs.files import own_folder
 
 
 class WandB:
@@ -16,12 +17,13 @@ class WandB:
     def __init__(self, config: Config, path: Path) -> None:
         import wandb
 
-        shutil.rmtree(path / "wandb", ignore_errors=True)
+        folder = own_folder(path, "wandb")
+        shutil.rmtree(folder, ignore_errors=True)
         quiet = wandb.Settings(
             silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True, x_disable_meta=True
         )
         name = f"{config.name}/seed-{config.seed}"
-        os.environ.setdefault("WANDB_CACHE_DIR", str(path / "wandb" / "cache"))
+        os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "cache"))
         self._wandb = wandb
         self._run = wandb.init(
             mode="offline", dir=path, project="pgcli", name=name, config=to_data(config), settings=quiet

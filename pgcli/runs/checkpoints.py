@@ -135,7 +135,7 @@ def _load(path: Path) -> Checkpoint:
 
 
 def _decode(file: BinaryIO, size: int, name: str) -> Checkpoint:
-    """Read and verify a checkpoint. The header is checked against the size of the file before tensors are read."""
+    """Read and verify a checkpoint, its header before its tensors."""
     try:
         header = _read_header(file, size)
         text = header.pop("__metadata__")
@@ -227,16 +227,21 @@ def follow(pointer: Path) -> Path:
     """
     bad = pointer
     try:
-        data = read_json(pointer)
-        if not _NAME.fullmatch(str(data.get("file"))):
-            raise CheckpointError(f"{pointer}: does not name a checkpoint")
-        bad = pointer.parent / str(data["file"])
-        if digest_of(bad) != data.get("sha256"):
+        bad, digest = target_of(pointer)
+        if digest_of(bad) != digest:
             raise CheckpointError(f"{bad}: damaged: does not match the sha256 in {pointer.name}")
     except RunDirectoryError as error:
         error.hint = _offer(bad)
         raise
     return bad
+
+
+def target_of(pointer: Path) -> tuple[Path, str]:
+    """Return the checkpoint that a pointer file names, and its sha256. Raises: RunDirectoryError."""
+    data = read_json(pointer)
+    if not (isinstance(name := data.get("file"), str) and _NAME.fullmatch(name)):
+        raise CheckpointError(f"{pointer}: does not name a checkpoint")
+    return pointer.parent / name, str(data.get("sha256"))
 
 
 def _offer(bad: Path) -> str:

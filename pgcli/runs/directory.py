@@ -21,19 +21,21 @@ from pgcli.records import TABLES, Evaluation, Iteration, more_columns
 from pgcli.runs import checkpoints
 from pgcli.runs.digests import DIGESTS, digests_of, sealed
 from pgcli.runs.files import Folder, opened, read_json, storage
-from pgcli.runs.information import find_run_hint, read_information, read_status
+from pgcli.runs.information import Labels, find_run_hint, read_information, read_status, with_labels
 from pgcli.runs.tables import (
     TableWriter,
     has_rows,
     header_of,
     lengths_before,
     more_of,
+    optional_metrics,
     read_header,
     read_table,
     rows_of,
     set_columns,
     tables_of,
 )
+from pgcli.system.packages import versions
 
 _FOLDERS = ("checkpoints", "crash", "tensorboard", "wandb")  # that a run writes
 
@@ -71,11 +73,14 @@ class RunDirectory:
             self._checkpoints = self._folder.subfolder("checkpoints")
         return self._checkpoints
 
-    def start(self, config: Config, command: list[str], reward_threshold: float | None) -> None:
+    def start(
+        self, config: Config, command: list[str], reward_threshold: float | None, labels: Labels | None = None
+    ) -> None:
         """Write the initial files of a run. run.json is first, because it marks the folder as pgcli's."""
         check_owner(self.path)
         self._folder.check()
-        self._folder.write_json("run.json", _circumstances(config, command, reward_threshold))
+        run = _circumstances(config, command, reward_threshold)
+        self._folder.write_json("run.json", with_labels(run, labels))
         self._folder.write("config.yaml", _config_text(config, self.path))
         self._remove_temporary()
         for name in TABLES:
@@ -91,6 +96,7 @@ class RunDirectory:
         exact: bool,
         counters: dict[str, int],
         reward_threshold: float | None,
+        labels: Labels | None = None,
     ) -> None:
         """Reset the run to its state after `counters["iteration"]` updates, and open it for appending.
 
@@ -118,7 +124,7 @@ class RunDirectory:
             resume["extends"] = True  # keeps the checkpoint of the former end
         run.setdefault("resumes", []).append(resume)
         self._results = _results(run)
-        self._folder.write_json("run.json", run)
+        self._folder.write_json("run.json", with_labels(run, labels))
         self._folder.write("config.yaml", _config_text(config, self.path))
         self._open_tables(config, more_of("episodes", read_header(self.path / "episodes.csv")) or ())
         self.best = _best_evaluation(self.path / "evaluations.csv")
@@ -126,7 +132,8 @@ class RunDirectory:
 
     def _open_tables(self, config: Config, info: Sequence[str]) -> None:
         """Open the tables for appending, with a column for each name in `info`."""
-        self._config, self._more = config, more_columns(info, stops=config.evaluation.stops)
+        metrics = optional_metrics(config)
+        self._config, self._more = config, more_columns(info, stops=config.evaluation.stops, metrics=metrics)
         for name in tables_of(config):
             file, header = f"{name}.csv", header_of(name, self._more.get(name, ()))
             if read_header(self.path / file) not in ([], header):
@@ -182,6 +189,16 @@ class RunDirectory:
         with closing(self._folder.subfolder("crash")) as folder:
             folder.write(f"{name}.py", program.encode())
         return self.path / "crash" / f"{name}.py"
+
+    def record_user_code(self, digests: dict[str, str]) -> list[str]:
+        """Record the digests of the user's files in run.json; return the files that changed since the last start."""
+        run = read_information(self.path)
+        before = run.get("user_code") or {}
+        if before == digests:
+            return []
+        self._folder.check()
+        self._folder.write_json("run.json", run | {"user_code": digests})
+        return [file for file, digest in digests.items() if before.get(file, digest) != digest]
 
     def mark_inexact(self) -> None:
         """Record in run.json that the run differs from an uninterrupted run."""
@@ -366,20 +383,6 @@ def _circumstances(config: Config, command: list[str], reward_threshold: float |
             "processor": platform.machine(),
             "cores": os.cpu_count(),
         },
-    }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of packages that affect results."""
-    import gymnasium
-    import numpy
-    import torch
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "gymnasium": gymnasium.__version__,
-        "numpy": numpy.__version__,
     }
 
 

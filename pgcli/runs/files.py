@@ -249,6 +249,13 @@ def opened(folder: Path | Folder) -> Iterator[Folder]:
         found.close()
 
 
+def own_folder(path: Path, name: str) -> Path:
+    """Return a subfolder of a run for other libraries to write in; create it if missing. Raises: NotRegular."""
+    with opened(path) as run:
+        run.subfolder(name).close()
+    return path / name
+
+
 def make_folder(path: Path) -> None:
     """Create a folder and its parents, durably."""
     if not path.is_dir():

@@ -1,16 +1,21 @@
-"""Read and validate run.json and status.json, which may come from other machines."""
+"""Read and validate config.yaml, run.json and status.json of a run, which may come from other machines."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pgcli.errors import RunDirectoryError, closest, typed
-from pgcli.runs.files import read_json
+from pgcli.config import Config, load_config
+from pgcli.errors import ConfigError, RunDirectoryError, UsageError, closest, typed
+from pgcli.runs.files import read_json, storage
 
+_LONGEST_NOTE = 1000
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -33,6 +38,9 @@ class _Information(_Json):
     versions: dict[str, str | None] = {}
     resumes: list[_Resume] = []
     git_commit: str | None = None
+    tags: list[str] = []
+    note: str = ""
+    user_code: dict[str, str] = {}
 
 
 class _Status(_Json):
@@ -43,6 +51,32 @@ class _Status(_Json):
     sha256: str = ""
 
 
+@dataclass(frozen=True)
+class Labels:
+    """The tags and the note that a user gives a run, for `pgcli ls`. They do not affect its results."""
+
+    tags: tuple[str, ...] = ()
+    note: str = ""
+
+
+def check_labels(tags: Sequence[str], note: str) -> Labels:
+    """Return the labels. Raises: UsageError for an empty tag, one with spaces or commas, or a long text."""
+    for tag in tags:
+        if not re.fullmatch(r"[^\s,=<>!]{1,60}", tag):
+            raise UsageError(f"--tag {tag!r}: not a tag", "use a word of at most 60 characters without `,=<>!`")
+    if len(note) > _LONGEST_NOTE:
+        raise UsageError(f"--note: {len(note):,} characters", f"use at most {_LONGEST_NOTE:,}")
+    return Labels(tuple(dict.fromkeys(tags)), note)
+
+
+def with_labels(run: dict[str, Any], labels: Labels | None) -> dict[str, Any]:
+    """Return the content of run.json with labels added: new tags, and a new note if there is one."""
+    labels = labels or Labels()
+    tags = list(dict.fromkeys([*run.get("tags", []), *labels.tags]))
+    note = labels.note or run.get("note", "")
+    return run | ({"tags": tags} if tags else {}) | ({"note": note} if note else {})
+
+
 def read_information(path: Path) -> dict[str, Any]:
     """Read run.json of the run in `path`. Raises: RunDirectoryError with the file and the key."""
     return _read(path / "run.json", _Information)
@@ -51,6 +85,25 @@ def read_information(path: Path) -> dict[str, Any]:
 def read_status(path: Path) -> dict[str, Any]:
     """Read status.json of the run in `path`. Raises: RunDirectoryError with the file and the key."""
     return _read(path / "status.json", _Status)
+
+
+def stored_config(path: Path) -> Config:
+    """Read the config of the run in `path`. Raises: RunDirectoryError, ConfigError."""
+    with storage(path):
+        if not (path / "config.yaml").is_file():
+            is_run = any((path / name).exists() for name in ("metrics.csv", "checkpoints"))
+            what = "has no config.yaml" if is_run else "not a run directory"
+            raise RunDirectoryError(f"{path}: {what}", find_run_hint(path))
+    return load_config(str(path / "config.yaml"))
+
+
+def config_of_run(path: Path) -> Config:
+    """Read the config of a run that does not continue. Raises: RunDirectoryError, also for an invalid config."""
+    try:
+        return stored_config(path)
+    except ConfigError as error:
+        hint = "another version of pgcli wrote it, or it was edited"
+        raise RunDirectoryError(f"{path}/config.yaml: not a valid config: {error.message}", hint) from None
 
 
 def find_run_hint(path: Path) -> str:

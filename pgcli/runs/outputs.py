@@ -71,7 +71,12 @@ def is_ours(path: Path) -> bool:
 
 
 def _check_run(path: Path) -> None:
-    """Raise RunDirectoryError for the name of a run's own file."""
+    """Raise RunDirectoryError for the name of a run's own file, or if a link leads out of a run."""
+    for above in path.absolute().parents:
+        inside = ".." not in path.absolute().relative_to(above).parts and (above / "run.json").exists()
+        if inside and not path.parent.resolve().is_relative_to(above.resolve()):
+            what = f"{path}: a link in this path leads out of the run {typed(above)}"
+            raise RunDirectoryError(what, "replace the link by a folder, or choose a file outside the run")
     folder = path.parent
     run = folder.parent if folder.name in ("checkpoints", "crash") else folder
     if (path.name in _OF_A_RUN or run != folder) and (run / "run.json").exists():

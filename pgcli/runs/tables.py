@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pgcli.config import Config
 from pgcli.errors import RunDirectoryError, UsageError, closest, typed
-from pgcli.records import COLUMNS, STOPPED_BY, TABLES, Cell, Evaluation, Iteration, columns
+from pgcli.records import COLUMNS, OPTIONAL, STOPPED_BY, TABLES, Cell, Evaluation, Iteration, columns
 from pgcli.runs.files import Folder, naming, open_file, write_all
 from pgcli.system.turns import sync_file
 
@@ -43,6 +43,18 @@ def tables_of(config: Config) -> list[str]:
     return [name for name in TABLES if name != "gradients" or config.diagnostics.every is not None]
 
 
+def optional_metrics(config: Config) -> list[str]:
+    """Return the optional columns of metrics.csv that a run with this config has."""
+    optimizer = config.optimizer
+    present = {
+        "kl_coef": config.algorithm.has_adaptive_kl,
+        "step_kl": optimizer.name == "natural",
+        "backtracks": optimizer.line_search,
+        "rejected_steps": optimizer.name == "natural",
+    }
+    return [name for name in OPTIONAL if present[name]]
+
+
 def header_of(name: str, more: Sequence[str] = ()) -> list[str]:
     """Return the names of a table's columns: its own, then `more`."""
     return [column.name for column in columns(name, more)]
@@ -56,7 +68,7 @@ def more_of(name: str, header: Sequence[str]) -> list[str] | None:
 
 def check_info_names(config: Config) -> None:
     """Raise UsageError for a name of `logging.info` or `evaluation.stop_at` that cannot be a column."""
-    known = {name: header_of(name, [STOPPED_BY.name]) for name in ("metrics", "evaluations", "episodes")}
+    known = {name: header_of(name, [STOPPED_BY.name, *OPTIONAL]) for name in ("metrics", "evaluations", "episodes")}
     for name in config.logging.info or ():
         if any(name in header for header in known.values()):
             raise UsageError(f"logging.info: the column `{name}` already exists", "remove it")
@@ -198,7 +210,7 @@ class TableFile:
         self.cut = self.cut or bool(rest or skipped)
 
     def columns(self, names: Collection[str]) -> dict[str, bool]:
-        """Return which of these columns and `iteration` the table has, in its order, and whether they are words."""
+        """Return the columns among these and `iteration`, in order, and whether they are words."""
         wanted = {"iteration", *names}
         return {name: name in COLUMNS and COLUMNS[name].metric.text for name in self.header if name in wanted}
 

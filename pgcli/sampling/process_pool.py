@@ -1,20 +1,24 @@
 """A pool of worker processes with their own environments and policies.
 
-Workers run whole chunks. Pipes carry small messages. Shared tensors carry the parameters and the results of each
-worker; the system frees them when the last process that maps them ends, even after a crash.
+Workers run whole chunks. A shared tensor carries the parameters. Tasks and results are anonymous files, sent when
+they are complete, so that a process that stops or dies never blocks another one. The system frees this memory when the
+last process that uses it ends, even after a crash.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
+import io
 import os
 import pickle
 import signal
+import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import accumulate
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -29,7 +33,7 @@ from pgcli.config.schema import EnvConfig, PolicyConfig
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.policy import Policy, parameters_of
 from pgcli.sampling.chunks import EnvironmentCache
-from pgcli.sampling.pool import HANG_SECONDS, TRIES, Task, build_policy, closing_error, pickled_apart, sendable
+from pgcli.sampling.pool import HANG_SECONDS, TRIES, Pickler, Task, build_policy, closing_error, sendable
 from pgcli.system.process_state import changes, environments_turn, kept, report_changes
 from pgcli.system.processes import POLL_SECONDS, Check, ignore_interrupts, process_context, start_process
 
@@ -90,8 +94,7 @@ class ProcessPool:
         failure: Exception | None = None
         try:
             for worker in self._workers.values():
-                with contextlib.suppress(OSError):
-                    worker.connection.send(None)
+                worker.send(None)
             for worker in self._workers.values():
                 failure = failure or worker.closing_error(stop)
         finally:
@@ -132,7 +135,7 @@ class _Worker:
 
     def __init__(self, env: EnvConfig, policy: PolicyConfig, parameters: Tensor, progress: Tensor) -> None:
         context = process_context()
-        self._progress, self._results = progress, torch.empty(0, dtype=torch.uint8)
+        self._progress = progress
         self.connection, theirs = context.Pipe()
         alive, self._alive = context.Pipe(duplex=False)  # closed when this process ends
         arguments = (theirs, alive, parameters, progress, env, policy, os.getcwd())
@@ -146,11 +149,11 @@ class _Worker:
         """The number of the current or last task."""
         return int(self._progress[_TASK])
 
-    def send(self, tasks: dict[int, Task]) -> None:
-        """Send tasks. Raises an error if pickling fails."""
+    def send(self, tasks: dict[int, Task] | None) -> None:
+        """Send tasks, or None to end the worker. Raises an error if pickling fails."""
         self._since = time.monotonic()
-        with contextlib.suppress(OSError):  # `loss` reports it
-            self.connection.send(tasks)
+        with contextlib.suppress(ConnectionError):  # `loss` reports it
+            _send(self.connection, tasks)
 
     def loss(self) -> str:
         """Return how the worker died, or that it hangs; "" if it works."""
@@ -169,23 +172,19 @@ class _Worker:
         try:
             if not self.connection.poll():
                 return None
-            data, parts, larger, failures, changed = self.connection.recv()
-        except (EOFError, OSError):
+            results, failures, changed = _receive(self.connection)
+        except (EOFError, ConnectionError):
             self._gone = True
             self._process.join(1)  # `loss` reports how it ended
             return None
         report_changes(changed)
-        if larger is not None:
-            self._results = larger
-        if parts and isinstance(parts[0], int):  # sizes in shared memory
-            parts = [part.copy() for part in _parts(self._results, parts)]
-        return pickle.loads(data, buffers=parts), failures
+        return results, failures
 
     def closing_error(self, stop: float) -> Exception | None:
         """Wait until the worker has closed its environments; return the error, if any."""
         with contextlib.suppress(EOFError, OSError):
             if self.connection.poll(max(stop - time.monotonic(), 0)):
-                error = self.connection.recv()
+                error = _receive(self.connection)
                 return error if isinstance(error, Exception) else None
         return None
 
@@ -209,16 +208,48 @@ def _shared(tensor: Tensor) -> Tensor:
     return shared
 
 
-def _parts(shared: Tensor, sizes: Sequence[int]) -> list[NDArray[np.uint8]]:
-    """Return views of consecutive parts of shared bytes."""
-    array = shared.numpy()
-    return [array[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
-
-
 def _views(shared: Tensor, like: list[NDArray[Any]]) -> list[NDArray[Any]]:
-    """Return views of shared bytes with the types and shapes of the arrays `like`."""
-    parts = _parts(shared, [array.nbytes for array in like])
-    return [part.view(array.dtype).reshape(array.shape) for part, array in zip(parts, like, strict=True)]
+    """Return views of consecutive parts of shared bytes, with the types and shapes of the arrays `like`."""
+    parts = np.split(shared.numpy(), list(accumulate(array.nbytes for array in like)))
+    return [part.view(array.dtype).reshape(array.shape) for part, array in zip(parts, like, strict=False)]
+
+
+def _send(connection: Connection, value: object) -> None:
+    """Send an object without waiting for its receiver. Raises: ConnectionError; EnvironmentFailure without memory."""
+    if not hasattr(os, "memfd_create"):  # not on Linux: a large object waits for its receiver
+        file = io.BytesIO()
+        Pickler(file, 5).dump(value)
+        connection.send_bytes(file.getvalue())
+        return
+    try:
+        with open(os.memfd_create("pgcli"), "w+b") as shared, _socket(connection) as there:
+            Pickler(shared, 5).dump(value)
+            shared.flush()
+            socket.send_fds(there, [b"\0"], [shared.fileno()])
+    except ConnectionError:
+        raise
+    except OSError as error:
+        message = f"no memory is left for the data of worker processes: {error.strerror}"
+        raise EnvironmentFailure(message, "sampling.workers=0 needs no shared memory") from None
+
+
+def _receive(connection: Connection) -> Any:
+    """Receive an object: wait for its message, but not for its bytes. Raises: EOFError, OSError."""
+    if not hasattr(os, "memfd_create"):
+        return pickle.loads(connection.recv_bytes())
+    with _socket(connection) as there:
+        message, descriptors, *_ = socket.recv_fds(there, 1, 1)
+    if not message:
+        raise EOFError
+    if not descriptors:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    with open(descriptors[0], "rb") as shared:
+        shared.seek(0)
+        return pickle.load(shared)
+
+
+def _socket(connection: Connection) -> socket.socket:
+    return socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
 
 
 # ------------------------------------------------------------------------------------------------- in the worker
@@ -246,7 +277,6 @@ def _work(
     report = progress.numpy()
     report[:] = 0
     policy: Policy | None = None
-    block, is_full = torch.empty(0, dtype=torch.uint8), False
     environments = EnvironmentCache(env)
 
     def check() -> None:
@@ -254,7 +284,7 @@ def _work(
 
     while True:
         try:
-            tasks: dict[int, Task] | None = connection.recv()
+            tasks: dict[int, Task] | None = _receive(connection)
         except EOFError:
             os._exit(0)
         if tasks is None:
@@ -275,21 +305,12 @@ def _work(
             except BaseException as error:
                 failures[number] = sendable(error)
                 break
-        data, buffers = pickled_apart(results)
-        sizes, larger = [len(buffer) for buffer in buffers], None
-        if sum(sizes) > len(block) and not is_full:
-            try:
-                block = larger = _shared(torch.empty(int(1.25 * sum(sizes)), dtype=torch.uint8))
-            except RuntimeError:
-                is_full = True
-        if sum(sizes) > len(block):  # through the pipe
-            connection.send((data, list(map(bytearray, buffers)), None, failures, changes()))
-            continue
-        for part, buffer in zip(_parts(block, sizes), buffers, strict=True):
-            part[:] = buffer
-        connection.send((data, sizes, larger, failures, changes()))
+        try:
+            _send(connection, (results, failures, changes()))
+        except EnvironmentFailure as error:
+            _send(connection, ({}, {min(tasks): error}, []))
     with contextlib.suppress(OSError):
-        connection.send(closing_error(environments))
+        _send(connection, closing_error(environments))
     os._exit(0)  # immediately: everything is sent
 
 

@@ -28,7 +28,7 @@ from pgcli.sampling.chunks import EnvironmentCache
 from pgcli.sampling.pool import HANG_SECONDS, TRIES, Task, build_policy, closing_error, pickled_apart, sendable
 from pgcli.system.process_state import environments_turn, kept
 from pgcli.system.processes import Check
-from pgcli.system.ray_cluster import POLL_SECONDS, check_versions, cpus, versions
+from pgcli.system.ray_cluster import POLL_SECONDS, check_versions, cpus, versions_and_source
 
 PLACE_SECONDS = 60.0  # to wait for a CPU that others use
 PULSE_SECONDS = 2.0  # between two queries of an actor's steps
@@ -49,7 +49,7 @@ class RayPool:
         self, env: EnvConfig, policy: PolicyConfig, count: int, leave: Callable[[], None] = lambda: None
     ) -> None:
         self._env, self._policy, self.count, self._leave = env, policy, count, leave
-        self._versions = versions()
+        self._versions = versions_and_source()
         self._actors: dict[int, _ActorHandle] = {}
         self._arrays: Arrays = []
         self._parameters: Any = None  # reference in the object store
@@ -252,7 +252,7 @@ class _RemoteWorker:
         self._steps = 0
         self._refusal: PgcliError | None = None
         try:
-            check_versions(owner, versions(), platform.node())
+            check_versions(owner, versions_and_source(), platform.node())
         except PgcliError as error:
             self._refusal = error
 

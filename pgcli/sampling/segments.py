@@ -71,13 +71,6 @@ def segment_seed(config: Config, column: int, episode: int) -> int:
     return derived_seed(config.seed, Purpose.RESET, column, episode)
 
 
-def segment_seeds(parts: Sequence[CollectSegment | RestoreColumns], columns: Array, episode: Array) -> DerivedSeeds:
-    """Derive the reset seeds of episodes in some columns of all parts, from the number of each column's episode."""
-    part, column = np.divmod(columns, len(parts[0].chunk))
-    own, starts = np.array([one.config.seed for one in parts], object), np.array([one.chunk.start for one in parts])
-    return DerivedSeeds(own[part], Purpose.RESET, column + starts[part], episode[columns])
-
-
 def native_seed(config: Config, iteration: int, first: int) -> int:
     """Derive the seed of a vector form, whose first column is `first`, for one iteration of segments."""
     return derived_seed(config.seed, Purpose.RESET, iteration, first)
@@ -310,7 +303,7 @@ class _LiveColumns:
                 episode += ~running
                 acting.memory = np.where(running[:, None], acting.memory, 0)
                 fresh = np.flatnonzero(~running)
-                next_obs = envs.restart(fresh.tolist(), segment_seeds(parts, fresh, episode))
+                next_obs = envs.restart(fresh.tolist(), _reset_seeds(parts, episode.copy()))
             restore_modes()
             rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))
             obs, running, waiting = next_obs, ~over, bool(over.any())
@@ -370,7 +363,7 @@ class _LiveColumns:
     ) -> Array:
         """Repeat the actions since the reset; return which columns succeeded, bool [N]."""
         actor = policy.actor("sampled")
-        obs = self.envs.reset(segment_seeds(parts, np.arange(len(state.over)), state.episode))
+        obs = self.envs.reset(_reset_seeds(parts, state.episode))
         alive = ~state.over
         for t, actions in enumerate(_padded(state.action_history)):
             check()
@@ -385,6 +378,15 @@ class _LiveColumns:
 
     def _simulator(self) -> dict[str, Array]:
         return self.envs.arrays() if isinstance(self.envs, VectorEnvironments) else {}
+
+
+def _reset_seeds(parts: Sequence[CollectSegment | RestoreColumns], episode: Array) -> DerivedSeeds:
+    """Return the reset seed of each column of all parts, from the number of its episode."""
+    columns = np.concatenate([part.chunk for part in parts])
+    if len(parts) == 1:
+        return DerivedSeeds(parts[0].config.seed, Purpose.RESET, columns, episode)
+    seeds = np.array([part.config.seed for part in parts for _ in part.chunk], object)
+    return DerivedSeeds(seeds, Purpose.RESET, columns, episode)
 
 
 def _part(trajectories: Trajectories, columns: slice) -> Trajectories:

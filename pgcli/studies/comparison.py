@@ -5,31 +5,25 @@ The CSV tables and JSON keep the column name `arm` for a variant, because script
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pgcli.config import Config
 from pgcli.errors import RunDirectoryError
 from pgcli.report.scores import (
-    FEW_SEEDS,
-    MOST_SEEDS,
-    Difference,
-    fresh_seeds,
     improvement_interval,
     look_alpha,
     paired_difference,
     performance_profile,
     probability_of_improvement,
     steps_to,
+    unpaired_difference,
 )
 from pgcli.report.statistics import (
     Array,
@@ -43,69 +37,46 @@ from pgcli.report.statistics import (
 )
 from pgcli.report.text import short
 from pgcli.runs.files import make_folder, storage, write_whole
-from pgcli.runs.information import read_information, read_status
 from pgcli.runs.outputs import is_ours
-from pgcli.runs.tables import Table, read_table
-from pgcli.studies.page import TABLES, as_csv, markdown, same_decimals
+from pgcli.studies.existing import check_budget
+from pgcli.studies.looks import Look, look_at, read_looks
+from pgcli.studies.page import RETURN, TABLES, as_csv, markdown, quantity
+from pgcli.studies.sentences import conclusion, notes
+from pgcli.studies.summaries import RunSummary, read_run
+from pgcli.studies.variants import Comparison, Variant, digest, settings_table
 from pgcli.system.streams import printable
 
 FIGURES = ("returns", "differences", "curves")
 PROFILE_POINTS = 101
-UNEQUAL = 0.05  # relative difference in env steps that a note reports
-MOSTLY_EVALUATION = 0.5  # share of the variance over seeds for a note about evaluation episodes
+_NO_NUMBER = "`logging.info` names the entries of info that evaluations average"
 SHARE_OF_GAIN = 0.9  # of the improvement over untrained policies; default threshold if the environment has none
 
 
-@dataclass(frozen=True)
-class RunSummary:
-    """The results of one run; `env_steps` and `returns` [E] are its evaluations."""
-
-    seed: int
-    path: Path
-    status: str
-    reason: str
-    env_steps: Array
-    returns: Array
-    error: float  # standard error of the last evaluation
-    steps: int  # trained
-    iterations: int
-    seconds: float
-    steps_per_second: float
-    threshold: float | None  # registered with the environment
-    versions: str
-    gradients: dict[str, tuple[float, float]]  # estimator: means of v and of |g|² - v over its measurements
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run completed its budget."""
-        return self.status == "finished"
-
-
 def write_report(
-    folder: Path,
-    config: Config,
-    paths: Mapping[str, Mapping[int, Path]],
-    threshold: float | None,
-    command: Sequence[str],
+    comparison: Comparison, threshold: float | None, command: Sequence[str], column: str = RETURN
 ) -> dict[str, Any]:
-    """Compare runs by their final evaluations, and write report.md, figures and tables into `folder`.
+    """Compare runs by their final evaluations, and write report.md, figures and tables into the folder.
 
-    The score of a run is the mean return of its last evaluation, also if it diverged or failed, as in a learning
+    The score of a run is the value of `column` in its last evaluation, also if it diverged or failed, as in a learning
     curve. Without an evaluation, it is the lowest evaluation of the comparison. No run is skipped. looks.csv lists the
     looks at each pair in this folder's reports, with their seeds.
-    Args: config, of any variant, for the shared settings; paths, the run directories by variant and seed, with the same
-    seeds for each variant.
-    Raises: RunDirectoryError if a run is unreadable or no run has an evaluation.
+    Raises: RunDirectoryError if a run is unreadable or no run has a number in the column; UsageError if existing runs
+        have unequal budgets.
     """
-    runs = {label: [read_run(path, seed) for seed, path in one.items()] for label, one in paths.items()}
-    result = analyze(runs, threshold, read_looks(folder / "looks.csv")) | {
+    folder, variants = comparison.folder, comparison.variants
+    runs = {one.label: [read_run(path, seed, column) for seed, path in one.runs] for one in variants}
+    if comparison.exists:
+        check_budget(comparison, runs)
+    config = variants[0].config
+    result = analyze(runs, threshold, read_looks(folder / "looks.csv"), column, variants) | {
         "directory": str(folder),
         "name": config.name,
         "command": f"pgcli {shlex.join(command)}",
-        "env": config.env.id,
-        "seeds": list(next(iter(paths.values()))),
-        "env_steps": config.training.env_steps,
+        "env": config.evaluation_env.id,
+        "seeds": comparison.seeds,
+        "env_steps": comparison.env_steps,
         "evaluation": f"{config.evaluation.episodes} episodes, {config.evaluation.mode}",
+        "settings": settings_table(variants),
     }
     from pgcli.studies.figures import draw  # imports matplotlib
 
@@ -120,7 +91,7 @@ def write_report(
                 write_whole(path, printable(as_csv(result[name])).encode())
             else:
                 path.unlink(missing_ok=True)  # of an earlier report
-        draw(folder, result, [run.path for one in runs.values() for run in one if len(run.returns)])
+        draw(folder, result, [run.path for one in runs.values() for run in one if len(run.values)])
     return result
 
 
@@ -135,135 +106,70 @@ def check_folder(folder: Path) -> None:
             )
 
 
-# Reading
-
-
-def read_run(path: Path, seed: int) -> RunSummary:
-    """Read the results of a run in any state."""
-    status = read_status(path) if (path / "status.json").exists() else {}
-    state = str(status.get("status", "not started"))
-    ended = state == "finished"
-    evaluations = _read(path / "evaluations.csv", ("env_steps", "return_mean", "return_standard_error"), ended)
-    metrics = _read(path / "metrics.csv", ("env_steps",), ended)
-    timing = _read(path / "timing.csv", ("elapsed_seconds", "collect_seconds", "update_seconds"), ended)
-    information = read_information(path) if (path / "run.json").exists() else {}
-    value = information.get("reward_threshold")
-    steps = int(metrics["env_steps"][-1]) if metrics.rows else 0
-    worked = float(np.nansum(timing["collect_seconds"]) + np.nansum(timing["update_seconds"]))
-    versions = {"pgcli": information.get("pgcli")} | dict(information.get("versions") or {})
-    return RunSummary(
-        seed,
-        path,
-        state,
-        str(status.get("reason", "")),
-        evaluations["env_steps"],
-        evaluations["return_mean"],
-        float(evaluations["return_standard_error"][-1]) if evaluations.rows else math.nan,
-        steps,
-        metrics.rows,
-        float(timing["elapsed_seconds"][-1]) if timing.rows else math.nan,
-        steps / worked if worked else math.nan,
-        float(value) if isinstance(value, int | float) else None,
-        ", ".join(f"{name} {version}" for name, version in versions.items() if version),
-        _gradients(path / "gradients.csv", ended),
-    )
-
-
-def _read(path: Path, columns: Sequence[str], ended: bool) -> Table:
-    """Read a table; an unfinished run may lack it."""
-    return read_table(path, columns, whole=ended) if ended or path.exists() else Table(path)
-
-
-def _gradients(path: Path, ended: bool) -> dict[str, tuple[float, float]]:
-    if not path.exists():
-        return {}
-    table = read_table(path, ("estimator", "gradient_variance", "snr"), whole=ended)
-    names = table.words.get("estimator", np.full(table.rows, "gradient"))
-    signal = table["snr"] * table["gradient_variance"]
-    found = {}
-    for name in dict.fromkeys(names.tolist()):
-        rows = (names == name) & np.isfinite(signal)
-        if rows.any():
-            found[name] = float(table["gradient_variance"][rows].mean()), float(signal[rows].mean())
-    return found
-
-
-def read_looks(path: Path) -> list[dict[str, Any]]:
-    """Read the looks of earlier reports: digests of a and b, number, seeds."""
-    if not path.exists():
-        return []
-    hint = "it lists earlier looks; without it, compare fresh seeds in another folder (-o)"
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        return [
-            {"a": row["a"], "b": row["b"], "look": int(row["look"]), "seeds": [int(x) for x in row["seeds"].split()]}
-            for row in rows
-        ]
-    except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
-        raise RunDirectoryError(f"{path}: damaged: {error}", hint) from None
-
-
 # Tables
 
 
 def analyze(
-    runs: dict[str, list[RunSummary]], threshold: float | None = None, earlier: Sequence[dict[str, Any]] = ()
+    runs: dict[str, list[RunSummary]],
+    threshold: float | None = None,
+    earlier: Sequence[dict[str, Any]] = (),
+    column: str = RETURN,
+    variants: Sequence[Variant] = (),
 ) -> dict[str, Any]:
-    """Compute all tables of a comparison from its runs by variant, in the same order of seeds.
+    """Compute all tables of a comparison from its runs by variant.
 
-    A pair is tested on the seeds that no earlier look at it has used.
-    Args: earlier, the rows of looks.csv.
+    Args: earlier, the rows of looks.csv; variants, for their digests and start states, or else all have the same.
     """
     every = [run for one in runs.values() for run in one]
-    lowest = min((float(run.returns.min()) for run in every if len(run.returns)), default=math.nan)
+    lowest = min((float(run.values.min()) for run in every if len(run.values)), default=math.nan)
     if math.isnan(lowest):
-        raise RunDirectoryError(
-            f"{every[0].path.parent}: no run has an evaluation", every[0].reason or "see the messages of the runs"
-        )
+        what = "an evaluation" if column == RETURN else f"a number in column `{column}`"
+        hint = every[0].reason or ("see the messages of the runs" if column == RETURN else _NO_NUMBER)
+        raise RunDirectoryError(f"{every[0].path.parent}: no run has {what}", hint)
     scores = {label: np.array([_score(run, lowest) for run in one]) for label, one in runs.items()}
-    goal, rule = _threshold(runs, scores, threshold)
-    pairs, looks = _pairs(runs, scores, list(earlier))
+    goal, rule = _threshold(runs, scores, threshold, column)
+    pairs, looks = _pairs(runs, scores, list(earlier), column, {one.label: one for one in variants})
     return {
+        "column": column,
         "threshold": goal,
         "threshold_rule": rule,
         "arms": [_variant_row(label, one, scores[label], goal) for label, one in runs.items()],
         "pairs": pairs,
         "runs": [
-            _run_row(label, run, score, goal)
+            _run_row(label, run, score, goal, column)
             for label, one in runs.items()
             for run, score in zip(one, scores[label].tolist(), strict=True)
         ],
         "profile": list(_profile_rows(scores)),
         "gradients": list(_gradient_rows(runs)),
         "looks": looks,
-        "notes": list(_notes(runs, scores)),
+        "notes": [*_unpaired_notes(pairs), *notes(runs, scores, column)],
     }
 
 
 def _score(run: RunSummary, lowest: float) -> float:
     """Return the value of a run at the end of the budget."""
-    return float(value_at(run.env_steps, run.returns, math.inf)) if len(run.returns) else lowest
+    return float(value_at(run.env_steps, run.values, math.inf)) if len(run.values) else lowest
 
 
 def _threshold(
-    runs: dict[str, list[RunSummary]], scores: dict[str, Array], wanted: float | None
+    runs: dict[str, list[RunSummary]], scores: dict[str, Array], wanted: float | None, column: str
 ) -> tuple[float | None, str]:
     """Return the threshold, or None, and the rule that chose it."""
     if wanted is not None:
         return wanted, "set by --threshold"
-    evaluated = [run for one in runs.values() for run in one if len(run.returns)]
-    registered = {run.threshold for run in evaluated}
+    evaluated = [run for one in runs.values() for run in one if len(run.values)]
+    registered = {run.threshold if column == RETURN else None for run in evaluated}
     if len(registered) == 1 and (known := registered.pop()) is not None:
         return known, "the environment's reward threshold"
-    start = float(np.mean([run.returns[0] for run in evaluated]))
+    start = float(np.mean([run.values[0] for run in evaluated]))
     best = max(float(interquartile_mean(one)) for one in scores.values())
     if best <= start:
-        return None, "the environment has none, and no variant ends above the untrained policies"
+        return None, "none is registered, and no variant ends above the untrained policies"
     goal = start + SHARE_OF_GAIN * (best - start)
     way = f"from the mean of untrained policies, {short(start)}, to the best variant's IQM, {short(best)}"
-    rule = f"{100 * SHARE_OF_GAIN:.0f} % of the way {way}, because the environment has no reward threshold"
-    return goal, rule
+    why = "the environment has no reward threshold" if column == RETURN else "only returns have a registered threshold"
+    return goal, f"{100 * SHARE_OF_GAIN:.0f} % of the way {way}, because {why}"
 
 
 def _columns(name: str, value: Any, interval: tuple[Any, Any]) -> dict[str, float]:
@@ -272,7 +178,7 @@ def _columns(name: str, value: Any, interval: tuple[Any, Any]) -> dict[str, floa
 
 
 def _steps_to(goal: float | None, run: RunSummary) -> float:
-    return math.nan if goal is None else steps_to(goal, run.env_steps, run.returns)
+    return math.nan if goal is None else steps_to(goal, run.env_steps, run.values)
 
 
 def _finite_median(values: Sequence[float]) -> float:
@@ -304,34 +210,43 @@ def _variant_row(label: str, runs: list[RunSummary], scores: Array, goal: float 
 
 
 def _pairs(
-    runs: dict[str, list[RunSummary]], scores: dict[str, Array], looks: list[dict[str, Any]]
+    runs: dict[str, list[RunSummary]],
+    scores: dict[str, Array],
+    looks: list[dict[str, Any]],
+    column: str,
+    variants: Mapping[str, Variant],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Test each pair of variants; return the rows of pairs and of all looks, including new ones."""
     rows, couples = [], list(combinations(runs, 2))
-    seeds = [run.seed for run in next(iter(runs.values()))]
+    digests = {label: digest(variants[label].config) if variants else label for label in runs}
+    starts = {label: variants[label].start_states if variants else None for label in runs}
     for a, b in couples:
-        names = [runs[label][0].path.parent.name.rpartition("-")[2] for label in (a, b)]  # digests of their configs
-        earlier = [look["seeds"] for look in looks if {look["a"], look["b"]} == set(names)]
-        look, fresh = fresh_seeds(seeds, earlier)
-        if fresh and look > len(earlier):
-            looks = [*looks, {"a": names[0], "b": names[1], "look": look, "seeds": seeds}]
-        rows.append(_pair_row(a, b, scores[a], scores[b], [seeds.index(seed) for seed in fresh], look, len(couples)))
+        seeds = [run.seed for run in runs[a]], [run.seed for run in runs[b]]
+        look = look_at(seeds, (digests[a], digests[b]), column, looks, same_starts=starts[a] == starts[b])
+        if look.row is not None:
+            looks = [*looks, look.row]
+        rows.append(_pair_row(a, b, scores[a], scores[b], look, len(couples), column))
     return rows, looks
 
 
-def _pair_row(a: str, b: str, x: Array, y: Array, fresh: list[int], look: int, pairs: int) -> dict[str, Any]:
-    tested = fresh or list(range(len(x)))  # without fresh seeds, the numbers describe all seeds and test nothing
-    confidence, later = 1 - look_alpha(look), 1 - look_alpha(look + 1)
-    difference = paired_difference(x[tested], y[tested], pairs, confidence, later)
-    varied = len(x) > 1 and x.std() > 0 and y.std() > 0
-    sentence = conclusion(a, b, difference, look)
+def _pair_row(a: str, b: str, x: Array, y: Array, look: Look, pairs: int, column: str) -> dict[str, Any]:
+    fresh = all(look.tested)
+    at_a, at_b = look.tested if fresh else look.described  # without fresh runs, the numbers test nothing
+    confidence, later = 1 - look_alpha(look.number), 1 - look_alpha(look.number + 1)
+    compute = unpaired_difference if look.unpaired else paired_difference
+    difference = compute(x[at_a], y[at_b], pairs, confidence, later)
+    x, y = x[look.described[0]], y[look.described[1]]
+    varied = not look.unpaired and len(x) > 1 and x.std() > 0 and y.std() > 0
+    sentence = conclusion(a, b, difference, look.number, column)
     if not fresh:
         sentence = f"`{a}` and `{b}`: earlier looks used all these seeds; only fresh seeds are tested."
     return {
         "a": a,
         "b": b,
-        "look": look,
-        "seeds": len(fresh),
+        "look": look.number,
+        "seeds": len(look.tested[0]),
+        "seeds_b": len(look.tested[1]),
+        "unpaired": look.unpaired,
         "difference": difference.mean,
         "difference_low": difference.low,
         "difference_high": difference.high,
@@ -342,7 +257,7 @@ def _pair_row(a: str, b: str, x: Array, y: Array, fresh: list[int], look: int, p
         "ties": difference.ties,
         **_columns("improvement", probability_of_improvement(x, y), improvement_interval(x, y)),
         "claim": difference.claim,
-        "shown": difference.shown and bool(fresh),
+        "shown": difference.shown and fresh,
         "seeds_needed": difference.seeds_needed,
         "seeds_needed_low": difference.seeds_range[0],
         "seeds_needed_high": difference.seeds_range[1],
@@ -350,66 +265,22 @@ def _pair_row(a: str, b: str, x: Array, y: Array, fresh: list[int], look: int, p
     }
 
 
-def conclusion(a: str, b: str, difference: Difference, look: int = 1) -> str:
-    """Describe what a pair's difference shows, or how many fresh seeds would show it."""
-    d, n = difference, difference.n
-    seeds = f"{n} paired seeds" if look == 1 else f"{n} fresh paired seeds, look {look}"
-    higher, lower = (a, b) if d.mean >= 0 else (b, a)
-    if n == 1:
-        return f"`{a}` and `{b}`: one seed has no spread, so nothing is shown."
-    if d.deviation == 0:
-        same = "the same return" if d.mean == 0 else f"`{higher}` above by the same {short(abs(d.mean))}"
-        return f"`{a}` and `{b}`: {same} on each of {n} seeds. Without spread, nothing is shown."
-    if not d.alike:
-        return _probability_claim(a, b, d, seeds)
-    low, high = (d.low, d.high) if d.mean >= 0 else (-d.high, -d.low)
-    size, *edges = same_decimals(abs(d.mean), low, high)
-    interval = " to ".join(edges)
-    if d.shown:
-        return f"The mean of `{higher}` is above that of `{lower}` by {size} ({interval}; {seeds}): shown."
-    return (
-        f"The mean of `{higher}` is above that of `{lower}` by {size} ({interval}): not shown with {seeds}. "
-        f"About {seed_range(d.seeds_needed, *d.seeds_range)} fresh seeds would show it. Another look "
-        "counts only fresh seeds, so that all looks together have at most 5 % false positives."
-    )
+def _unpaired_notes(pairs: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield which pairs are not paired, by reason."""
+    for why in dict.fromkeys(pair["unpaired"] for pair in pairs if pair["unpaired"]):
+        found = [f"`{pair['a']}` and `{pair['b']}`" for pair in pairs if pair["unpaired"] == why]
+        names = "All pairs" if len(found) == len(pairs) > 1 else ", ".join(found)
+        yield f"{names}: unpaired, because {why}. The intervals are Welch's, of independent runs."
 
 
-def _probability_claim(a: str, b: str, d: Difference, seeds: str) -> str:
-    """Describe P(a > b) if standard deviations differ, because a mean could hide rare failures."""
-    size, *spreads = same_decimals(abs(d.mean), *d.deviations)
-    unlike = f"their standard deviations differ ({spreads[0]} and {spreads[1]})"
-    if math.isnan(d.improvement_low):
-        higher, lower = (a, b) if d.mean >= 0 else (b, a)
-        few = f"not shown with {seeds}, because {unlike} and a rare failure may be missing"
-        more = f"At least {d.seeds_range[0]} fresh seeds could show that one ends above the other"
-        return f"The mean of `{higher}` is above that of `{lower}` by {size}: {few}. {more}."
-    ahead = d.improvement >= 0.5
-    higher, lower = (a, b) if ahead else (b, a)
-    p, low, high = (
-        (d.improvement, d.improvement_low, d.improvement_high)
-        if ahead
-        else (1 - d.improvement, 1 - d.improvement_high, 1 - d.improvement_low)
-    )
-    claim = f"A run of `{higher}` ends above one of `{lower}` with P = {p:.2f} ({low:.2f} to {high:.2f}; {seeds})"
-    shown = "shown" if d.shown else f"not shown; at least {d.seeds_range[0]} fresh seeds could show it"
-    return f"{claim}: {shown}. No claim about means: {unlike}."
-
-
-def seed_range(needed: int | None, low: int | None, high: int | None) -> str:
-    """Format a number of seeds with its range: `8 (5 to 41)`, `8 (5 or more)`."""
-    most = f"more than {MOST_SEEDS:,}"
-    first = most if low is None else f"{low:,}"
-    return f"{most if needed is None else f'{needed:,}'} ({first} {'or more' if high is None else f'to {high:,}'})"
-
-
-def _run_row(label: str, run: RunSummary, score: float, goal: float | None) -> dict[str, Any]:
+def _run_row(label: str, run: RunSummary, score: float, goal: float | None, column: str) -> dict[str, Any]:
     return {
         "arm": label,
         "seed": run.seed,
         "status": run.status,
-        "final_return": score,
-        "last_evaluation": float(run.returns[-1]) if len(run.returns) else math.nan,
-        "best_evaluation": float(run.returns.max()) if len(run.returns) else math.nan,
+        f"final_{quantity(column)}": score,
+        "last_evaluation": float(run.values[-1]) if len(run.values) else math.nan,
+        "best_evaluation": float(run.values.max()) if len(run.values) else math.nan,
         "steps_to_threshold": _steps_to(goal, run),
         "env_steps": run.steps,
         "iterations": run.iterations,
@@ -437,41 +308,3 @@ def _gradient_rows(runs: dict[str, list[RunSummary]]) -> Iterator[dict[str, Any]
             variance, signal = found.T
             row |= _columns("gradient_variance", variance.mean(), mean_interval(variance))
             yield row | _columns("snr", ratio_of_means(signal, variance), ratio_interval(signal, variance))
-
-
-def _notes(runs: dict[str, list[RunSummary]], scores: dict[str, Array]) -> Iterator[str]:
-    """Yield the limits of the conclusions: unfinished runs, unequal budgets, few seeds or episodes."""
-    for label, one in runs.items():
-        for run, score in zip(one, scores[label].tolist(), strict=True):
-            if not run.finished:
-                why = f": {run.reason}" if run.reason else ""
-                ended = f"`{label}`, seed {run.seed}: {run.status} at iteration {run.iterations}{why}"
-                rule = "its last evaluation" if len(run.returns) else "the lowest of all evaluations"
-                yield f"{ended}. Its score is {short(score)}, {rule}."
-    trained = [[run.steps for run in one if run.finished] for one in runs.values()]
-    used = [float(np.mean(steps)) for steps in trained if steps]
-    if used and max(used) > (1 + UNEQUAL) * min(used):
-        steps = f"{min(used):,.0f} to {max(used):,.0f} env steps"
-        yield (
-            f"The variants used {steps} on average, because runs end with a whole iteration. A larger budget or fewer "
-            "episodes per iteration reduce the difference."
-        )
-    versions = {run.versions for one in runs.values() for run in one if run.versions}
-    if len(versions) > 1:
-        yield f"The runs were made with different versions: {'; '.join(sorted(versions))}."
-    seeds = len(next(iter(runs.values())))
-    if seeds == 1:
-        yield "One seed has no spread: there are no intervals."
-        return
-    if seeds < FEW_SEEDS:
-        yield (
-            f"{seeds} seeds are few: with probability {100 * 0.8**seeds:.0f} %, they miss a failure in 1 of "
-            "5 seeds. Their intervals assume approximately normal returns."
-        )
-    for label, one in runs.items():
-        noise = float(np.mean([run.error**2 for run in one]))
-        if noise > MOSTLY_EVALUATION * scores[label].var(ddof=1) > 0:
-            yield (
-                f"`{label}`: most of its spread over seeds comes from the evaluation episodes. A larger "
-                "evaluation.episodes gives narrower intervals."
-            )

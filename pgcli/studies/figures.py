@@ -1,4 +1,4 @@
-"""The figures of a comparison: final returns with their profile, paired differences, learning curves."""
+"""The figures of a comparison: final values with their profile, paired differences, learning curves."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from pgcli.report.curves import shortened
 from pgcli.report.plots import COLORS, STYLE, plain, plot
 from pgcli.runs.files import write_whole
+from pgcli.studies.page import quantity
 
 MOST_PAIRS = 40  # as many as fit on a page
 
@@ -25,17 +26,18 @@ def draw(folder: Path, result: dict[str, Any], runs: Sequence[Path]) -> None:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # an emoji becomes a box
         write_whole(folder / "returns.png", _png(_returns(result)))
         write_whole(folder / "differences.png", _png(_differences(result)))
-        plot(runs, "env_steps", "evaluation.return_mean", "iqm", "ci95", 1, folder / "curves.png", overwrite=True)
+        y = f"evaluation.{result['column']}"
+        plot(runs, "env_steps", y, "iqm", "ci95", 1, folder / "curves.png", overwrite=True)
 
 
 def _returns(result: dict[str, Any]) -> Figure:
-    """Draw final returns and IQM of each variant with its interval, and performance profiles."""
-    variants = result["arms"]
+    """Draw final values and IQM of each variant with its interval, and performance profiles."""
+    variants, name = result["arms"], plain(quantity(result["column"]))
     figure = Figure(figsize=(9.6, max(2.6, 1.2 + 0.42 * len(variants))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for row, variant in enumerate(variants):
         color = COLORS[row % len(COLORS)]
-        finals = [run["final_return"] for run in result["runs"] if run["arm"] == variant["arm"]]
+        finals = [run[f"final_{quantity(result['column'])}"] for run in result["runs"] if run["arm"] == variant["arm"]]
         left.plot(finals, [row + 0.18] * len(finals), "o", color=color, alpha=0.45, markersize=4, markeredgewidth=0)
         low, high = variant["iqm_low"], variant["iqm_high"]
         if not math.isnan(low):
@@ -53,15 +55,15 @@ def _returns(result: dict[str, Any]) -> Figure:
                 axes.axvline(result["threshold"], color="0.4", linestyle="--", linewidth=1, zorder=1)
     left.set_yticks(range(len(variants)), [_label(variant["arm"]) for variant in variants])
     left.set_ylim(len(variants) - 0.5, -0.6)
-    left.set_xlabel("final return: seeds, interquartile mean, its 95 % interval")
-    right.set_xlabel("return τ")
+    left.set_xlabel(f"final {name}: seeds, interquartile mean, its 95 % interval")
+    right.set_xlabel(f"{name} τ")
     right.set_ylabel("share of seeds above τ")
     right.set_ylim(-0.03, 1.03)
     return figure
 
 
 def _differences(result: dict[str, Any]) -> Figure:
-    """Draw the mean paired difference of each pair with its interval; filled if it is shown."""
+    """Draw the mean difference of each pair with its interval; filled if it is shown."""
     pairs = result["pairs"][:MOST_PAIRS]
     figure = Figure(figsize=(8.0, max(1.9, 1.0 + 0.44 * len(pairs))), layout="constrained")
     axes = figure.add_subplot()
@@ -75,12 +77,14 @@ def _differences(result: dict[str, Any]) -> Figure:
     labels = [f"{_label(pair['a'])}\n− {_label(pair['b'])}" for pair in pairs]
     axes.set_yticks(range(len(pairs)), labels, fontsize=7.5)
     axes.set_ylim(len(pairs) - 0.5, -0.5)
-    axes.set_xlabel("paired difference of the final return")
+    axes.set_xlabel(f"difference of the final {plain(quantity(result['column']))}")
     more = f" The first {MOST_PAIRS} of {len(result['pairs'])} pairs." if len(result["pairs"]) > MOST_PAIRS else ""
     levels = sorted({f"{100 * pair['confidence']:.4g} %" for pair in pairs})
     seeds = sorted({pair["seeds"] for pair in pairs})
+    kinds = dict.fromkeys("unpaired: Welch's t" if pair["unpaired"] else "paired: Student's t" for pair in pairs)
+    method = " or ".join(kinds)
     caption = (
-        f"Mean over {' or '.join(map(str, seeds))} seeds, with its interval (Student's t, {' or '.join(levels)}); "
+        f"Mean over {' or '.join(map(str, seeds))} seeds, with its interval ({method}, {' or '.join(levels)}); "
         f"filled: the difference is shown.{more}"
     )
     figure.supxlabel(caption, fontsize=6.5, color="0.35", x=0.01, ha="left")

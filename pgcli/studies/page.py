@@ -10,16 +10,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pgcli.report.scores import LIKELY, MOST_SEEDS, POWER
-from pgcli.report.text import WIDTH, columns, duration, short
+from pgcli.report.text import WIDTH, columns, duration, same_decimals, short
 
-TABLES = ("arms", "pairs", "runs", "profile", "gradients", "looks")
+TABLES = ("arms", "pairs", "runs", "settings", "profile", "gradients", "looks")
+RETURN = "return_mean"  # the column of evaluations.csv that is compared by default
 Result = dict[str, Any]  # of `pgcli.studies.comparison.write_report`, or one row of its tables
 
 _METHOD = """\
 - **IQM**: the mean of the middle half of the seeds (Agarwal et al. 2021, Deep Reinforcement Learning at the Edge of the
   Statistical Precipice). Its interval is that of a trimmed mean (Tukey & McLaughlin 1963). That of a mean is Student's.
-- **Differences** are paired by seed: both variants have the same start states. The interval is the mean ± Student's t
-  quantile times s / √n, with α divided by {pairs} (Bonferroni). *Shown*: the interval excludes 0.
+- **Differences** are paired where both variants have the same seeds and start states. The interval is the mean ±
+  Student's t quantile times s / √n, with α divided by {pairs} (Bonferroni). Unpaired, it is Welch's.
+  *Shown*: the interval excludes 0.
 - **Unequal spreads**: if the standard deviations of a and b differ (F test at 5 %), rare failures can make equal means
   look different. The claim is then about P(a > b). It needs at least the number of seeds in the table, even if every
   run of a is above every run of b.
@@ -32,9 +34,15 @@ _METHOD = """\
   interval is Brunner & Munzel's on the logit scale, from 5 seeds on.
 - **Episodes**: the part of the standard error that comes from the evaluation's episodes. More seeds and more
   `evaluation.episodes` make it smaller.
-- **Performance profile**: the share of seeds that end above each return, with its pointwise 95 % Clopper-Pearson band.
-- Every run counts with its last evaluation, also if it diverged or failed. No run is skipped.
+- **Performance profile**: the share of seeds that end above each value, with its pointwise 95 % Clopper-Pearson band.
+- Every run counts with its last evaluation, also if it diverged or failed. No run is skipped. Without an evaluation it
+  counts with the lowest one, because higher values are assumed to be better.
 """
+
+
+def quantity(column: str) -> str:
+    """Return the name of the compared number: `return` for return_mean, `is_success` for is_success."""
+    return column.removesuffix("_mean")
 
 
 def as_csv(rows: Sequence[Result]) -> str:
@@ -57,7 +65,7 @@ def _cell(value: Any) -> Any:
 def comparison_text(result: Result) -> str:
     """Return the report's folder and main numbers as text, in 80 columns unless variant names are longer."""
     goal, pairs = result["threshold"], result["pairs"]
-    head = ("variant", "final return: IQM [95 %]", "mean")
+    head = ("variant", f"final {quantity(result['column'])}: IQM [95 %]", "mean")
     rows = [(*head, *(() if goal is None else (f"reached {goal:g}", "median steps")))]
     for variant in result["arms"]:
         reached = (
@@ -82,25 +90,28 @@ def _below_labels(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def markdown(result: Result) -> str:
     """Return the report: conclusions, their numbers, the method."""
-    sections = (_head, _conclusions, _final_returns, _differences, _sample_efficiency, _gradients, _wall_time, _method)
+    sections = (
+        *(_head, _conclusions, _final_returns, _differences, _sample_efficiency, _gradients, _settings, _wall_time),
+        _method,
+    )
     texts = ["\n".join(section(result)) for section in sections]
     return "\n\n".join(text for text in texts if text) + "\n"
 
 
 def _head(result: Result) -> Iterator[str]:
     labels = [f"`{variant['arm']}`" for variant in result["arms"]]
-    seeds = result["seeds"]
+    seeds = sorted(result["seeds"])
     listed = ", ".join(map(str, seeds))
     if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1)):
         listed = f"{seeds[0]} to {seeds[-1]}"
-    paired = f"seed {listed}" if len(seeds) == 1 else f"{len(seeds)} paired seeds ({listed})"
+    steps = "" if result["env_steps"] is None else f", {result['env_steps']:,} env steps for every run"
     yield f"# {result['name']}: {' · '.join(labels) if len(labels) < 4 else f'{len(labels)} variants'}"
     yield ""
     yield (
-        f"{result['env']}, {paired}, {result['env_steps']:,} env steps for every run. "
-        "Returns are those of each run's **final** evaluation"
+        f"{result['env']}, {'seed' if len(seeds) == 1 else 'seeds'} {listed}{steps}. "
+        f"Compared is `{result['column']}` of each run's **final** evaluation"
     )
-    yield f"({result['evaluation']}, undiscounted): no best checkpoint, no best seed."
+    yield f"({result['evaluation']}): no best checkpoint, no best seed."
     yield from ("", "```", result["command"], "```")
 
 
@@ -114,7 +125,7 @@ def _conclusions(result: Result) -> Iterator[str]:
 
 
 def _final_returns(result: Result) -> Iterator[str]:
-    yield from ("## Final return", "")
+    yield from (f"## Final {quantity(result['column'])}", "")
     yield from _header("variant", "runs", "IQM [95 %]", "mean [95 %]", "standard error (episodes)", "over seeds")
     for variant in result["arms"]:
         bad = ", ".join(f"{variant[how]} {how}" for how in ("diverged", "failed") if variant[how])
@@ -126,7 +137,7 @@ def _final_returns(result: Result) -> Iterator[str]:
             _errors(variant["standard_error"], variant["evaluation_standard_error"]),
             " to ".join(same_decimals(variant["min"], variant["max"])),
         )
-    yield from ("", "![Final returns: every seed, interquartile means, performance profiles](returns.png)")
+    yield from ("", "![Final values: every seed, interquartile means, performance profiles](returns.png)")
 
 
 def _differences(result: Result) -> Iterator[str]:
@@ -139,12 +150,14 @@ def _differences(result: Result) -> Iterator[str]:
             f"`{pair['a']}` - `{pair['b']}`",
             short(pair["difference"]),
             edges and f"{edges} ({_percent(pair['confidence'])})",
-            f"on {pair['wins']} of {pair['seeds']}" + (f", equal on {pair['ties']}" if pair["ties"] else ""),
+            "unpaired"
+            if pair["unpaired"]
+            else f"on {pair['wins']} of {pair['seeds']}" + (f", equal on {pair['ties']}" if pair["ties"] else ""),
             _estimate(pair, "improvement"),
             f"{pair['claim']}: yes" if pair["shown"] else "no",
             _seeds(pair["seeds_needed"], pair["seeds_needed_low"], pair["seeds_needed_high"]),
         )
-    yield from ("", "![Paired differences with their intervals](differences.png)")
+    yield from ("", "![Differences with their intervals](differences.png)")
 
 
 def _sample_efficiency(result: Result) -> Iterator[str]:
@@ -153,7 +166,7 @@ def _sample_efficiency(result: Result) -> Iterator[str]:
     if goal is None:
         yield f"No threshold: {rule}."
     else:
-        yield f"Env steps to the first evaluation with a return of {goal:g}: {rule}."
+        yield f"Env steps to the first evaluation with `{result['column']}` of at least {goal:g}: {rule}."
         yield from ("A run that does not reach it counts as later than all others.", "")
         yield from _header("variant", "reached", "median env steps [95 %]")
         for variant in result["arms"]:
@@ -177,6 +190,16 @@ def _gradients(result: Result) -> Iterator[str]:
             edges = "" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]"
             cells.append("" if math.isnan(value) else f"{value:.3g}{edges}")
         yield _row(f"`{row['arm']}`", row["estimator"], str(row["seeds"]), *cells)
+
+
+def _settings(result: Result) -> Iterator[str]:
+    if not result["settings"]:
+        return
+    labels = [variant["arm"] for variant in result["arms"]]
+    values = {(row["key"], row["arm"]): row["value"] for row in result["settings"]}
+    yield from ("## Settings that differ", "", *_header("key", *(f"`{label}`" for label in labels)))
+    for key in dict.fromkeys(key for key, _ in values):
+        yield _row(f"`{key}`", *(f"`{values[key, label]}`" for label in labels))
 
 
 def _wall_time(result: Result) -> Iterator[str]:
@@ -237,9 +260,3 @@ def _seeds(needed: int | None, low: int | None, high: int | None) -> str:
 
 def _steps(value: float) -> str:
     return f"{value:,.0f}" if math.isfinite(value) else "not reached"
-
-
-def same_decimals(*values: float) -> list[str]:
-    """Format returns that belong together, with one decimal, or three if all are small."""
-    digits = 3 if max(map(abs, values)) < 2 else 1
-    return [f"{value:.{digits}f}" for value in values]

@@ -1,7 +1,7 @@
-"""The variants of a comparison: their configs and runs; find complete runs and train the others.
+"""The variants of a comparison: settings of one config, several configs, or folders of existing runs.
 
-A variant is a config with one value for each compared key. The runs are variants × seeds. The name of a variant's
-folder has a digest of its config, so comparisons in one folder share the runs of equal variants.
+The runs of a trained comparison are variants × seeds. The name of a variant's folder has a digest of its config, so
+comparisons in one folder share the runs of equal variants.
 """
 
 from __future__ import annotations
@@ -9,139 +9,150 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pgcli.config import Config, load_config, override, to_data
+from pgcli.config import Config, flat, load_config, override, shipped_configs, to_data
+from pgcli.config.names import OTHER_KEYS, as_text, folder_name, short_keys
 from pgcli.config.order import differences, orders_of
 from pgcli.config.rules import CONDITIONAL, effective, without_effect
-from pgcli.config.schema import DEFAULT_ITERATIONS, PolicyConfig
-from pgcli.errors import Diverged, Interrupted, PgcliError, RunDirectoryError, RunInUse, UsageError
-from pgcli.runs.information import read_status
+from pgcli.config.schema import DEFAULT_ITERATIONS
+from pgcli.errors import RunDirectoryError, UsageError
+from pgcli.runs.information import find_run_hint
 
-if TYPE_CHECKING:
-    from pgcli.experiment.jobs import Failure
-
-# Equal for all variants: budget, evaluation and files.
-_SHARED = ("name", "seed", "training.", "evaluation.", "checkpoint.", "sampling.", "logging.", "diagnostics.")
-_TASK = ("env.id", "env.kwargs", "env.max_episode_steps")
-_LONGEST = 60  # characters of a folder's name before its digest
+_UNLISTED = ("name", "seed", "checkpoint.", "sampling.", "logging.")  # without effect on results
+_NOTHING = "for example `pgcli compare CONFIG algorithm.baseline=none,mean`, two configs, or two folders of runs"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One setting of a comparison: its name, its config for any seed, and the folder of its runs."""
+    """One setting of a comparison: its label, its config for any seed, and its runs as pairs of seed and directory."""
 
     label: str
     config: Config
-    folder: Path
+    runs: list[tuple[int, Path]]
 
-    def run_path(self, seed: int) -> Path:
-        """Return the run directory of a seed."""
-        return self.folder / f"seed-{seed}"
+    @property
+    def start_states(self) -> object:
+        """What the reset seeds of episodes depend on, in addition to the seed of a run."""
+        return "segments" if self.config.rollout.steps is not None else self.config.group_size
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Variants, seeds and the folder of their runs and the report."""
+    """Variants, the folder of the report, and whether their runs exist already; `env_steps` is their budget."""
 
     variants: list[Variant]
-    seeds: list[int]
     folder: Path
+    env_steps: int | None
+    exists: bool = False
     notices: list[str] = field(default_factory=list)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of all variants, in order of their first run."""
+        return list(dict.fromkeys(seed for variant in self.variants for seed, _ in variant.runs))
 
     @property
     def runs(self) -> list[tuple[Config, Path]]:
         """All runs, ordered by seed, so that an interrupted comparison has equal numbers of each variant."""
         return [
-            (override(variant.config, [f"seed={seed}"]), variant.run_path(seed))
-            for seed in self.seeds
+            (override(variant.config, [f"seed={seed}"]), path)
+            for at in self.seeds
             for variant in self.variants
+            for seed, path in variant.runs
+            if seed == at
         ]
 
 
-def parse_comparison(location: str, overrides: Sequence[str], seeds: list[int], folder: Path | None) -> Comparison:
-    """Read a config with `KEY=A,B` for each compared key, and `KEY=VALUE` for others.
+# From words to configs
+
+
+def sorted_words(words: Sequence[str]) -> tuple[list[str], list[Path], list[str]]:
+    """Sort words into configs, folders of runs, and `KEY=VALUE`. Raises: UsageError for a mixture, RunDirectoryError.
+
+    A folder has runs, unless its name is that of a shipped config and it has none.
+    """
+    configs, folders, settings = [], [], []
+    for word in words:
+        path = Path(word)
+        if path.is_dir() and (word not in shipped_configs() or any(path.rglob("metrics.csv"))):
+            folders.append(path)
+        elif "=" in word and not path.is_file():
+            settings.append(word)
+        else:
+            configs.append(word)
+    if folders and (other := next(iter([*settings, *configs]), None)):
+        if other in configs and not (Path(other).exists() or other in shipped_configs()):
+            raise RunDirectoryError(f"{other}: no such directory", find_run_hint(Path(other)))
+        what = "a setting" if other in settings else "a config"
+        raise UsageError(
+            f"`{folders[0]}` is a folder of existing runs, and `{other}` is {what}: they cannot be combined",
+            f"compare folders of runs, or configs, which are trained; {folders[0]}/…/config.yaml is a config",
+        )
+    return configs, folders, settings
+
+
+def parse_comparison(
+    configs: Sequence[str], settings: Sequence[str], seeds: list[int], folder: Path | None
+) -> Comparison:
+    """Plan the runs of all combinations of configs and values; `KEY=A,B` has several values.
 
     Every run has the same budget of env steps. For segments, it may follow from the number of iterations. Whole
     episodes differ in length, so they need training.env_steps.
     Raises: ConfigError, UsageError.
     """
     fixed, axes = [], []
-    for word in overrides:
+    for word in settings:
         key, equals, value = word.partition("=")
         values = split_values(value) if equals else []
         if len(values) > 1:
             axes.append((key, values))
         else:
             fixed.append(word)
-    _check_axes(axes, fixed)
+    _check_axes(configs, axes, fixed)
     keys = [key for key, _ in axes]
-    choices = list(product(*(values for _, values in axes)))
-    configs = _load(location, [[*fixed, *map("=".join, zip(keys, chosen, strict=True))] for chosen in choices])
-    steps = _equal_budget(configs)
-    notices = _notices(configs, keys, steps)
-    equal = [f"training.env_steps={steps}", "training.iterations=null"]
-    configs = [override(config.without_stopping(), equal) for config in configs]
-    names = [key.rpartition(".")[2] for key in keys]
-    short = names if len(set(names)) == len(names) else keys
-    if folder is None:
-        folder = Path("runs") / _folder_name("-".join([f"{configs[0].name}-compare", *short]))
-    labels = [", ".join(map("=".join, zip(short, chosen, strict=True))) for chosen in choices]
-    _check_different(labels, configs)
-    variants = [
-        Variant(label, config, folder / "runs" / f"{_folder_name(label)}-{digest(config)}")
-        for label, config in zip(labels, configs, strict=True)
+    choices = list(product(configs, *(values for _, values in axes)))
+    words = [(location, [*fixed, *map("=".join, zip(keys, values, strict=True))]) for location, *values in choices]
+    loaded = _load(words)
+    doubts = check_comparable(loaded)
+    steps = _equal_budget(loaded)
+    short = short_keys(keys)
+    named = _location_names(configs) if len(configs) > 1 else {configs[0]: ""}
+    labels = [
+        ", ".join(filter(None, (named[location], *map("=".join, zip(short, values, strict=True)))))
+        for location, *values in choices
     ]
-    return Comparison(variants, seeds, folder, notices)
+    notices = [*_notices(loaded, steps), *doubts]
+    if len(configs) > 1:
+        notices += list(_differing_keys(loaded))
+    equal = [f"training.env_steps={steps}", "training.iterations=null"]
+    ready = [override(config.without_stopping(), equal) for config in loaded]
+    if folder is None:
+        names = list(dict.fromkeys(config.name for config in ready))
+        folder = default_folder([*names, *short] if len(configs) > 1 else [names[0], *short])
+    check_different(labels, ready)
+    variants = []
+    for label, config in zip(labels, ready, strict=True):
+        home = folder / "runs" / f"{folder_name(label)}-{digest(config)}"
+        variants.append(Variant(label, config, [(seed, home / f"seed-{seed}") for seed in seeds]))
+    return Comparison(variants, folder, steps, notices=notices)
 
 
-def _load(location: str, overrides: Sequence[Sequence[str]]) -> list[Config]:
+def _location_names(locations: Sequence[str]) -> dict[str, str]:
+    """Return short names of configs: without `.yaml`, if they stay different."""
+    names = {one: re.sub(r"\.ya?ml$", "", one) for one in locations}
+    return names if len(set(names.values())) == len(names) else {one: one for one in locations}
+
+
+def _load(variants: Sequence[tuple[str, list[str]]]) -> list[Config]:
     """Load the config of each variant. A key must have an effect in at least one. Raises: ConfigError."""
-    idle = [{one.key for one in without_effect(load_config(location, words, CONDITIONAL))} for words in overrides]
+    idle = [{one.key for one in without_effect(load_config(name, words, CONDITIONAL))} for name, words in variants]
     used = CONDITIONAL.difference(set[str].intersection(*idle))
-    return [load_config(location, words, used) for words in overrides]
-
-
-def _check_different(labels: Sequence[str], configs: Sequence[Config]) -> None:
-    """Raise UsageError if two variants would train the same run."""
-    known: dict[str, int] = {}
-    for number, config in enumerate(configs):
-        first = known.setdefault(digest(effective(config)), number)
-        if first == number:
-            continue
-        idle = [one for i in (first, number) for one in without_effect(configs[i])]
-        raise UsageError(
-            f"`{labels[first]}` and `{labels[number]}` train the same run"
-            + "".join(f": {one.message}" for one in idle[:1]),
-            idle[0].fix if idle else "remove one of the values",
-        )
-
-
-def _check_deviations(variants: Sequence[Variant]) -> None:
-    """Raise UsageError if variants differ only in the initial deviation of discrete actions."""
-    from gymnasium.spaces import Box
-
-    from pgcli.environments.checks import check_environment
-
-    key = "policy.initial_standard_deviation"
-    if len({variant.config.policy.initial_standard_deviation for variant in variants}) == 1:
-        return
-    space = check_environment(variants[0].config.env).action_space
-    if not isinstance(space, Box):
-        same = [
-            override(variant.config, [f"{key}={PolicyConfig().initial_standard_deviation}"]) for variant in variants
-        ]
-        try:
-            _check_different([variant.label for variant in variants], same)
-        except UsageError as error:
-            error.message += f": `{key}` has no effect with action space {space}"
-            raise
+    return [load_config(name, words, used) for name, words in variants]
 
 
 def split_values(text: str) -> list[str]:
@@ -169,6 +180,123 @@ def split_values(text: str) -> list[str]:
     return values
 
 
+# Fair comparisons
+
+
+def _check_axes(configs: Sequence[str], axes: list[tuple[str, list[str]]], fixed: list[str]) -> None:
+    keys = [key for key, _ in axes]
+    if not configs or not (keys or len(configs) > 1):
+        raise UsageError("nothing to compare", _NOTHING)
+    if len(set(keys)) < len(keys):
+        raise UsageError("a key has several values twice", "use one KEY=A,B per key")
+    if twice := next((one for one in configs if configs.count(one) > 1), None):
+        raise UsageError(f"`{twice}` occurs twice: both would train the same run", "name each config once")
+    if "seed" in [word.partition("=")[0] for word in fixed]:
+        raise UsageError("a comparison does not use seed=…", "set the seeds with --seeds 0-9")
+    for key in keys:
+        if key.startswith(OTHER_KEYS):
+            hint = "set the seeds with --seeds 0-9" if key == "seed" else f"give `{key}` one value"
+            raise UsageError(f"`{key}` cannot differ between variants: they share budget and evaluation", hint)
+
+
+def check_comparable(configs: Sequence[Config]) -> list[str]:
+    """Raise UsageError unless all variants have one task and one evaluation; return notices of doubtful differences."""
+    environments = [config.evaluation_env for config in configs]
+    for name in ("id", "kwargs", "max_episode_steps"):
+        if len({json.dumps(getattr(env, name)) for env in environments}) > 1:
+            raise UsageError(
+                f"`env.{name}` changes the task, and returns of different tasks are not comparable",
+                "compare variants on one task; `evaluation.env` evaluates all of them on the same one",
+            )
+    for name in ("episodes", "mode"):
+        values = list(dict.fromkeys(getattr(config.evaluation, name) for config in configs))
+        if len(values) > 1:
+            found = " and ".join(map(str, values))
+            raise UsageError(
+                f"the variants have different evaluations: `evaluation.{name}` is {found}",
+                f"compare their configs with evaluation.{name}={values[0]}",
+            )
+    if len({json.dumps(to_data(config)["env"]["wrappers"]) for config in _evaluated(configs)}) > 1:
+        return ["the variants have different wrappers: if a wrapper changes rewards, returns are not comparable"]
+    return []
+
+
+def _evaluated(configs: Sequence[Config]) -> list[Config]:
+    """Return the configs with the environment of evaluations as `env`."""
+    return [config.model_copy(update={"env": config.evaluation_env}) for config in configs]
+
+
+def check_different(labels: Sequence[str], configs: Sequence[Config]) -> None:
+    """Raise UsageError if two variants would train the same run."""
+    known: dict[str, int] = {}
+    for number, config in enumerate(configs):
+        first = known.setdefault(result_digest(config), number)
+        if first == number:
+            continue
+        idle = [one for i in (first, number) for one in without_effect(configs[i])]
+        raise UsageError(
+            f"`{labels[first]}` and `{labels[number]}` train the same run"
+            + "".join(f": {one.message}" for one in idle[:1]),
+            idle[0].fix if idle else "remove one of them",
+        )
+
+
+def _notices(configs: Sequence[Config], steps: int) -> Iterator[str]:
+    """Yield notices about replaced settings."""
+    rules = ("stop_at_return", "stop_at", "patience")
+    if left_out := [key for key in rules if any(getattr(config.evaluation, key) for config in configs)]:
+        names = ", ".join(f"evaluation.{key}" for key in left_out)
+        yield f"{names} {'is' if len(left_out) == 1 else 'are'} ignored: every run uses its whole budget"
+    if any(config.training.env_steps is None for config in configs):
+        yield f"every run has {steps:,} env steps: iterations times steps per iteration"
+
+
+def _differing_keys(configs: Sequence[Config]) -> Iterator[str]:
+    if keys := differing_settings(configs):
+        yield f"the configs differ in {', '.join(keys)}; report.md lists the values"
+
+
+def budget(config: Config) -> int | None:
+    """Return the env steps of a run, or None if they depend on the lengths of episodes or on the clock."""
+    training, rollout = config.training, config.rollout
+    if training.seconds is not None or (training.env_steps is not None and training.iterations is not None):
+        return None
+    if training.env_steps is None and rollout.steps:
+        return (training.iterations or DEFAULT_ITERATIONS) * rollout.steps * config.env.num_envs
+    return training.env_steps
+
+
+def _equal_budget(configs: Sequence[Config]) -> int:
+    """Return the env steps of every run. Raises: UsageError if the variants' budgets differ or are unknown."""
+    budgets = set()
+    for config in configs:
+        training = config.training
+        if training.seconds is not None:
+            raise UsageError(
+                "with training.seconds, variants have unequal numbers of env steps",
+                "add training.seconds=null training.env_steps=100000",
+            )
+        if training.env_steps is not None and training.iterations is not None:
+            raise UsageError(
+                "training.iterations may end a variant before its env steps", "add training.iterations=null"
+            )
+        steps = budget(config)
+        if steps is None:
+            also = "" if training.iterations is None else " training.iterations=null"
+            raise UsageError(
+                "iterations of whole episodes have unequal numbers of env steps, and variants need the same number",
+                f"add training.env_steps=100000{also}; `pgcli doctor` estimates the steps per iteration",
+            )
+        budgets.add(steps)
+    if len(budgets) > 1:
+        most = max(budgets)
+        raise UsageError("the variants have unequal numbers of env steps", f"add training.env_steps={most}")
+    return int(budgets.pop())
+
+
+# Names and digests
+
+
 def digest(config: Config) -> str:
     """Return a digest of a config without seed and sampling: eight hexadecimal digits."""
     data = {key: value for key, value in to_data(config).items() if key not in ("seed", "sampling")}
@@ -176,141 +304,35 @@ def digest(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def is_complete(config: Config, path: Path) -> bool:
-    """Return whether `path` has a run of `config` that finished or diverged."""
-    try:
-        if read_status(path)["status"] not in ("finished", "diverged"):
-            return False
-        found = load_config(str(path / "config.yaml"))
-    except PgcliError:
-        return False
-    found = found.model_copy(update={"sampling": config.sampling})  # sampling does not affect results
-    return not differences(to_data(found), to_data(config))
+def result_digest(config: Config) -> str:
+    """Return a digest of the settings that results depend on, without the seed: equal ones train the same run."""
+    plain = Config()
+    same = {name: getattr(plain, name) for name in ("name", "checkpoint", "logging")}
+    return digest(effective(config).model_copy(update=same))
 
 
-def run_comparison(
-    comparison: Comparison, jobs: int, quiet: bool, threshold: float | None, command: list[str]
-) -> tuple[dict[str, Any] | None, list[Failure]]:
-    """Train the incomplete runs and write the report.
-
-    Returns: the object of `pgcli compare --json`, and the failed runs, which count in it (see `write_report`). None
-    instead of the object if a run directory is unusable or in use.
-    Raises: Interrupted, after saving the unfinished runs.
-    """
-    from pgcli.studies.comparison import check_folder, write_report  # imports numpy
-
-    check_folder(comparison.folder)
-    missing = [(config, path) for config, path in comparison.runs if not is_complete(config, path)]
-    failures = _train(comparison, missing, jobs, quiet) if missing else []
-    if any(failure.exit_code in (RunDirectoryError.exit_code, RunInUse.exit_code) for failure in failures):
-        return None, failures
-    variants = comparison.variants
-    paths = {variant.label: {seed: variant.run_path(seed) for seed in comparison.seeds} for variant in variants}
-    result = write_report(comparison.folder, variants[0].config, paths, threshold, command)
-    return result, [
-        failure for failure in failures if failure.exit_code != Diverged.exit_code
-    ]  # a diverged run is a result
+def differing_settings(configs: Sequence[Config]) -> dict[str, list[Any]]:
+    """Return the keys in which configs differ, with the value of each config; without seeds and output settings."""
+    data = [to_data(config) for config in configs]
+    found: dict[str, list[Any]] = {}
+    for number, other in enumerate(data[1:], 1):
+        for key, (first, value) in differences(data[0], other).items():
+            if not key.startswith(_UNLISTED):
+                found.setdefault(key, [first] * len(data))[number] = value
+    order = list(flat(data[0]))
+    return dict(sorted(found.items(), key=lambda one: order.index(one[0]) if one[0] in order else len(order)))
 
 
-def _train(comparison: Comparison, missing: list[tuple[Config, Path]], jobs: int, quiet: bool) -> list[Failure]:
-    from pgcli.environments.registry import spec
-    from pgcli.system.streams import results_only
-
-    with results_only():
-        spec(missing[0][0].env)  # reports an unknown environment before torch is imported
-        _check_deviations(comparison.variants)
-
-        from pgcli.experiment.jobs import Failure, run_all
-        from pgcli.experiment.run import Request, check_request
-        from pgcli.report.display import ComparisonView, make_display
-        from pgcli.report.logs import logged
-
-        requests = [Request(config, path, sys.argv[1:], resume=True) for config, path in missing]
-        for request in requests:
-            check_request(request)
-        labels = {variant.folder: variant.label for variant in comparison.variants}
-        complete = len(comparison.runs) - len(missing)
-        view = ComparisonView([labels[path.parent] for _, path in missing], complete)
-        try:
-            with closing(make_display(view, quiet)) as display:
-                results = run_all(requests, jobs, display.show, logged)
-        except Interrupted as interruption:
-            interruption.hint = "run the same command again to continue"
-            raise
-    return [result for result in results if isinstance(result, Failure)]
+def default_folder(names: Sequence[str]) -> Path:
+    """Return the folder of a comparison: `runs/FIRST-compare-OTHERS`."""
+    first, *others = names
+    return Path("runs") / folder_name("-".join([f"{first}-compare", *others]))
 
 
-def _check_axes(axes: list[tuple[str, list[str]]], fixed: list[str]) -> None:
-    keys = [key for key, _ in axes]
-    if not keys:
-        raise UsageError("nothing to compare", "give a key several values, for example algorithm.baseline=none,mean")
-    if len(set(keys)) < len(keys):
-        raise UsageError("a key has several values twice", "use one KEY=A,B per key")
-    if "seed" in [word.partition("=")[0] for word in fixed]:
-        raise UsageError("a comparison does not use seed=…", "set the seeds with --seeds 0-9")
-    for key in keys:
-        if key.startswith(_SHARED):
-            hint = "set the seeds with --seeds 0-9" if key == "seed" else f"give `{key}` one value"
-            raise UsageError(f"`{key}` cannot differ between variants: they share budget and evaluation", hint)
-        if key.startswith(_TASK):
-            raise UsageError(
-                f"`{key}` changes the task, and returns of different tasks are not comparable",
-                "run one comparison per task",
-            )
-
-
-def _notices(configs: list[Config], keys: list[str], steps: int) -> list[str]:
-    """Return notices about replaced settings, and settings that may make returns incomparable."""
-    notices = []
-    left_out = {
-        key: None
-        for config in configs
-        for key in ("stop_at_return", "stop_at", "patience")
-        if getattr(config.evaluation, key)
-    }
-    if left_out:
-        names = ", ".join(f"evaluation.{key}" for key in left_out)
-        notices.append(f"{names} {'is' if len(left_out) == 1 else 'are'} ignored: every run uses its whole budget")
-    if any(key.startswith("env.wrappers") for key in keys):
-        notices.append("the variants have different wrappers: if a wrapper changes rewards, returns are not comparable")
-    if any(config.training.env_steps is None for config in configs):
-        notices.append(f"every run has {steps:,} env steps: iterations times steps per iteration")
-    return notices
-
-
-def _equal_budget(configs: list[Config]) -> int:
-    """Return the env steps of every run. Raises: UsageError if the variants' budgets differ or are unknown."""
-    budgets = set()
-    for config in configs:
-        training, rollout = config.training, config.rollout
-        if training.seconds is not None:
-            raise UsageError(
-                "with training.seconds, variants have unequal numbers of env steps",
-                "add training.seconds=null training.env_steps=100000",
-            )
-        if training.env_steps is not None:
-            if training.iterations is not None:
-                raise UsageError(
-                    "training.iterations may end a variant before its env steps", "add training.iterations=null"
-                )
-            budgets.add(training.env_steps)
-        elif rollout.steps:
-            budgets.add((training.iterations or DEFAULT_ITERATIONS) * rollout.steps * config.env.num_envs)
-        else:
-            also = "" if training.iterations is None else " training.iterations=null"
-            raise UsageError(
-                "iterations of whole episodes have unequal numbers of env steps, and variants need the same number",
-                f"add training.env_steps=100000{also}; `pgcli doctor` estimates the steps per iteration",
-            )
-    if len(budgets) > 1:
-        most = max(budgets)
-        raise UsageError("the variants have unequal numbers of env steps", f"add training.env_steps={most}")
-    return int(budgets.pop())
-
-
-def _folder_name(text: str) -> str:
-    """Convert a label to a folder name."""
-    return (
-        re.sub(r"[^\w.=,-]+", "_", re.sub(r"[\[\]{}'\"]", "", text), flags=re.ASCII).strip("_-.")[:_LONGEST]
-        or "variant"
-    )
+def settings_table(variants: Sequence[Variant]) -> list[dict[str, Any]]:
+    """Return the settings in which variants differ: a row for each key and variant."""
+    return [
+        {"key": key, "arm": variant.label, "value": as_text(value)}
+        for key, values in differing_settings([variant.config for variant in variants]).items()
+        for variant, value in zip(variants, values, strict=True)
+    ]

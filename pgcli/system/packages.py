@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 import re
+from contextlib import suppress
 from importlib import metadata
 
 from pgcli.errors import UsageError
 
+_PACKAGES = ("torch", "gymnasium", "numpy", "Box2D", "mujoco", "ale-py")  # results depend on them if installed
 DISTRIBUTION = "policy-gradient-cli"  # `pgcli` on PyPI is the PostgreSQL client
 
 
@@ -30,5 +33,9 @@ def install_command(extra: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of torch, gymnasium and numpy. Imports none of them."""
-    return {name: metadata.version(name) for name in ("torch", "gymnasium", "numpy")}
+    """Return the versions of Python and of the installed packages that affect results. Imports none of them."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -48,7 +48,7 @@ def process_context() -> ForkServerContext | SpawnContext:
     if os.name != "posix":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pgcli.experiment.run"])
+    context.set_forkserver_preload(["pgcli.system.fork_server", "pgcli.experiment.run"])
     folder, tempfile.tempdir = tempfile.tempdir, _folder_of_sockets()
     here = os.getcwd()
     os.chdir("/")  # the server searches its folder for modules first

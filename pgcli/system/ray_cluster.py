@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import platform
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pgcli
 from pgcli.errors import EnvironmentFailure
 from pgcli.system.leaving import STOP, remove_folder, temporary_folder
-from pgcli.system.packages import require
+from pgcli.system.packages import require, versions
 
 PORT_SECONDS = 3.0  # to connect to the port
 CONNECT_SECONDS = 30.0  # to the cluster behind it
@@ -26,7 +24,6 @@ START_SECONDS = 120.0  # to a local Ray, on a machine that may be busy
 DISCONNECT_SECONDS = 20.0  # then Ray's processes end with this process
 POLL_SECONDS = 0.05
 _SOCKETS = len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")  # characters, in Ray's folder
-_PACKAGES = ("torch", "gymnasium", "numpy", "Box2D", "mujoco", "ale-py")  # results depend on them if installed
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
@@ -149,18 +146,10 @@ def cores() -> int:
     return count
 
 
-def versions() -> dict[str, str]:
+def versions_and_source() -> dict[str, str]:
     """Return the versions that must agree on all machines; pgcli's has a digest of its source."""
-    package = Path(pgcli.__file__).parent
-    text = b"".join(file.read_bytes() for file in sorted(package.rglob("*.py")))
-    found = {
-        "python": platform.python_version(),
-        "pgcli": f"{pgcli.__version__}-{hashlib.sha256(text).hexdigest()[:8]}",
-    }
-    for name in _PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+    text = b"".join(file.read_bytes() for file in sorted(Path(pgcli.__file__).parent.rglob("*.py")))
+    return versions() | {"pgcli": f"{pgcli.__version__}-{hashlib.sha256(text).hexdigest()[:8]}"}
 
 
 def check_versions(ours: dict[str, str], theirs: dict[str, str], host: str) -> None:

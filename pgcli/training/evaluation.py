@@ -90,7 +90,10 @@ def evaluate(
 
 
 class Evaluator:
-    """Evaluates the policy during a run, in separate environments. Does not affect training."""
+    """Evaluates the policy during a run, in separate environments.
+
+    Does not affect training.
+    """
 
     def __init__(self, config: Config, executor: ChunkExecutor) -> None:
         env = config.evaluation.env.applied_to(executor.environments.config)
@@ -104,7 +107,9 @@ class Evaluator:
     def evaluate(
         self, policy: Policy, iteration: int, env_steps: int, check: Check, stopped_by: str = ""
     ) -> Evaluation:
-        """Evaluate the policy after `iteration` updates; with `stopped_by`, on fresh episodes.
+        """Evaluate the policy after `iteration` updates.
+
+        With `stopped_by`, it uses fresh episodes.
 
         The evaluation that triggers a stop is selected, so it overestimates the return. Fresh seeds give an unbiased
         estimate.

@@ -1,4 +1,7 @@
-"""The training loop: collect, update, evaluate. Yields records and writes no files."""
+"""The training loop: collect, update, evaluate.
+
+Yields records and writes no files.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,10 @@ Values = Mapping[str, float]  # of one evaluation, by column of evaluations.csv
 
 
 class Stopping:
-    """Counts consecutive evaluations. Depends on evaluations only: resumed runs stop as long runs do."""
+    """Counts consecutive evaluations.
+
+    Depends on evaluations only: resumed runs stop as long runs do.
+    """
 
     def __init__(self, config: EvaluationConfig, earlier: Iterable[Values] = ()) -> None:
         self._config, self._reached, self._best, self._worse = config, 0, -math.inf, 0
@@ -20,7 +23,10 @@ class Stopping:
             self._count(values)
 
     def add(self, evaluation: Evaluation) -> str:
-        """Count an evaluation; return the rule that ends the run, `goal` or `patience`, or ""."""
+        """Count an evaluation.
+
+        Return the rule that ends the run, `goal` or `patience`, or "".
+        """
         cells = {column.name: column.value(evaluation) for column in columns("evaluations", list(evaluation.info))}
         self._count({name: x for name, x in cells.items() if isinstance(x, int | float)})
         if self._config.goals and self._reached >= self._config.stop_evaluations:

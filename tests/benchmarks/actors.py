@@ -1,4 +1,4 @@
-"""What a cluster costs: `python tests/benchmarks/actors.py` prints the tables of docs/cluster.md, as measured here.
+"""The cost of a cluster: this script prints the tables of docs/cluster.md for this machine.
 
 Bytes are counted on what really comes back from a chunk; times are medians, and what is compared alternates.
 """
@@ -56,7 +56,7 @@ class WeighingPool(LocalPool):
 
 
 def nothing(environments: EnvironmentCache, policy: Policy, check: Callable[[], None]) -> None:
-    """Do nothing: only the way to the worker and back takes time."""
+    """Do nothing, to time the way to the worker and back."""
 
 
 def bulk(environments: EnvironmentCache, policy: Policy, check: Callable[[], None]) -> np.ndarray[Any, Any]:
@@ -69,13 +69,13 @@ def ignore() -> None:
 
 
 def weight(thing: object) -> int:
-    """Count the bytes of a thing on its way."""
+    """Return the number of bytes of a pickled object."""
     data, buffers = pickled_apart(thing)
     return len(data) + sum(map(len, buffers))
 
 
 def bytes_per_step() -> None:
-    """Weigh the third iteration of the shipped configs, in chunks of 8 columns."""
+    """Count the bytes of the third iteration of the shipped configs, in chunks of 8 columns."""
     print("| config | env steps | per chunk there | per step back | of that, trajectories alone | parameters |")
     print("|---|--:|--:|--:|--:|--:|")
     for name in ("cartpole", "lunar-lander/ppo", "half-cheetah/ppo"):
@@ -97,14 +97,14 @@ def bytes_per_step() -> None:
 
 
 def plain(trajectories: Trajectories) -> int:
-    """Count the bytes of the steps that are real."""
+    """Count the bytes of the unmasked steps."""
     rows = [x.reshape(*x.shape[:2], -1) for x in (trajectories.obs, trajectories.actions, trajectories.rewards)]
     per_step = sum(x.shape[2] * x.element_size() for x in rows) + 3  # terminated, truncated, mask
     return per_step * trajectories.num_steps
 
 
 def assembling() -> None:
-    """Time what the command's process does with what comes back, by its CPU: unpack, copy, put together."""
+    """Time the command's process while it joins results: unpickle, copy, concatenate (CPU time)."""
     print("| config | per chunk | putting together, per step |\n|---|--:|--:|")
     for name in ("lunar-lander/ppo", "half-cheetah/ppo"):
         config = load_config(name, ["env.chunk_size=8", "env.num_envs=32"])
@@ -134,7 +134,7 @@ def timed(action: Callable[[], object]) -> float:
 
 
 def cpu_per_step() -> None:
-    """Time collecting and updating in one process, by the CPU's time, which other work on the machine is not in."""
+    """Time collecting and updating in one process, in CPU time, without other load."""
     print("| config | collect, µs per step | update, µs per step |")
     print("|---|--:|--:|")
     for name in ("cartpole", "lunar-lander/baseline", "lunar-lander/ppo", "half-cheetah/ppo"):
@@ -155,7 +155,7 @@ def cpu_per_step() -> None:
 
 
 def overhead(config: Config) -> None:
-    """Compare pools: tasks of nothing, 32 MB from each, and an iteration's rollout."""
+    """Compare pools: empty tasks, 32 MB from each worker, and an iteration's rollout."""
     environments = EnvironmentCache(environments_of(config))
     policy = build_learner(config, environments).policy
     pools: dict[str, WorkerPool] = {"this process": LocalPool(environments)}
@@ -200,14 +200,14 @@ def overhead(config: Config) -> None:
 
 
 def fetch(reference: Any) -> None:
-    """Copy what is in the store."""
+    """Copy an object of the store."""
     import ray
 
     ray.get(reference)[0].copy()
 
 
 def store() -> None:
-    """Time the object store on this machine: parameters in, and out again."""
+    """Time Ray's object store on this machine: put and get the parameters."""
     import ray
 
     print("| bytes | put | get |\n|--:|--:|--:|")
@@ -223,7 +223,7 @@ def store() -> None:
 
 
 def main() -> None:
-    """Measure."""
+    """Print all tables."""
     torch.set_num_threads(1)
     bytes_per_step()
     print()

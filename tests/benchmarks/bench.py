@@ -1,8 +1,9 @@
-"""Speed as ratios, both sides measured in turn in one run: `make bench`, or `bench.py startup solved work parts …`.
+"""Speed as ratios, measured alternately in one run: `make bench`, or `bench.py startup work …`.
 
 Every side of a comparison is a process of its own with one thread for torch; sides alternate, so that a slow minute of
-the machine slows both, and what is told is the median of the ratios. `CLEANRL` and `CLEANRL_PYTHON` name a checkout of
+the machine slows both, and the result is the median of the ratios. `CLEANRL` and `CLEANRL_PYTHON` name a checkout of
 CleanRL and a Python that it runs in (gymnasium 0.29.1, as it pins); without them, its rows are left out.
+rejax is installed into `build/rejax`, outside pgcli's environment; where that fails, its rows are left out.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ PPO: dict[str, Any] = {"returns": "lambda_return", "baseline": "value", "objecti
 
 
 def work(env: str, columns: int, steps: int | None, **sections: Any) -> dict[str, Any]:
-    """Give a config as plain data: segments of `steps` rows, or one episode in each column."""
+    """Return a config as plain data: segments of `steps` rows, or one episode in each column."""
     rollout = {"episodes": columns} if steps is None else {"episodes": None, "steps": steps}
     return {"env": {"id": env, "num_envs": columns}, "rollout": rollout} | sections
 
@@ -88,7 +89,10 @@ REINFORCE, WIDE, ZOO, LANDER, CHEETAH, BASELINE = WORKS
 def learner(
     number: int, workers: int, chunk_size: int | None = None, env_id: str | None = None
 ) -> tuple[Callable[[int], tuple[int, float, float]], Callable[[], None]]:
-    """Build what does iteration i, and gives its env steps and the seconds of rollout and of update; and its end."""
+    """Build a function of iteration i, and a function that closes it.
+
+    The first returns the env steps and the seconds of rollout and update.
+    """
     import torch
 
     from pgcli.algorithm.learner import Learner, build_agent
@@ -124,7 +128,7 @@ def learner(
 
 
 def as_a_run_does() -> None:
-    """Settle memory as `pgcli train` does before the first iteration."""
+    """Collect garbage, as `pgcli train` does before the first iteration."""
     from pgcli.system.processes import keep_freed_memory
 
     gc.freeze()
@@ -132,7 +136,7 @@ def as_a_run_does() -> None:
 
 
 def pgcli_side(number: int, workers: int, chunk_size: int | None = None) -> None:
-    """Train from scratch; print env steps per second of rollout and update, and the peak of resident memory."""
+    """Train; print env steps per second of rollout and update, and the peak of resident memory."""
     iterate, close = learner(number, workers, chunk_size)
     iterate(0)  # warms up
     steps, spent = 0, 0.0
@@ -146,7 +150,7 @@ def pgcli_side(number: int, workers: int, chunk_size: int | None = None) -> None
 
 
 def workers_side(env_id: str) -> None:
-    """Train the same twice, with one worker and with two, iteration by iteration in turn; print seconds of each."""
+    """Train alternately with one worker and with two; print the seconds of each iteration."""
     sides = [learner(SHORT[BASELINE], workers, 8, env_id) for workers in (1, 2)]
     steps, spent = 0, [[0.0, 0.0], [0.0, 0.0]]
     for iteration in itertools.count():
@@ -163,7 +167,7 @@ def workers_side(env_id: str) -> None:
 
 
 def sb3_side(number: int) -> None:
-    """Do the same with Stable-Baselines3: A2C for REINFORCE, PPO at the settings of the work for PPO."""
+    """Train with Stable-Baselines3: A2C for REINFORCE, PPO at the settings of the work for PPO."""
     import torch
     from stable_baselines3 import A2C, PPO
     from stable_baselines3.common.env_util import make_vec_env
@@ -221,7 +225,7 @@ def raw_side(env_id: str, columns: int) -> None:
 
 
 def tell(rate: float) -> None:
-    """Print what a side measured. The peak is that of this process, its workers apart."""
+    """Print the measurements of a side. The peak is that of this process, without workers."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     megabytes = peak / (1024 if sys.platform != "darwin" else 1024**2)
     print(json.dumps({"rate": rate, "megabytes": megabytes}))
@@ -231,7 +235,7 @@ SIDES: dict[str, Callable[..., None]] = {"pgcli": pgcli_side, "workers": workers
 
 
 def side(kind: str, *arguments: object) -> Callable[[], dict[str, Any]]:
-    """Make a side that is measured in its own process."""
+    """Return a side that runs in its own process."""
 
     def measure() -> dict[str, Any]:
         words = [PYTHON, __file__, "--side", kind, *map(json.dumps, arguments)]
@@ -243,7 +247,7 @@ def side(kind: str, *arguments: object) -> Callable[[], dict[str, Any]]:
 
 
 def cleanrl(script: str, *words: str) -> Callable[[], dict[str, float]] | None:
-    """Make a side of CleanRL's script, whose last line of SPS is taken: steps per second since its start."""
+    """Return a side that runs CleanRL's script and reads its last steps per second."""
     if "CLEANRL" not in os.environ:
         return None
     program = [os.environ.get("CLEANRL_PYTHON", PYTHON), str(Path(os.environ["CLEANRL"]) / "cleanrl" / script)]
@@ -253,6 +257,70 @@ def cleanrl(script: str, *words: str) -> Callable[[], dict[str, float]] | None:
             words_ = [*program, "--no-cuda", *words]
             shown = subprocess.run(words_, env=ENVIRONMENT, cwd=folder, capture_output=True, text=True, check=True)
         return {"rate": float(re.findall(r"SPS: (\d+)", shown.stdout)[-1])}
+
+    return measure
+
+
+REJAX = ("jax==0.10.2", "rejax==0.1.3", "gymnax==0.0.9")
+TRAIN_REJAX = """
+import json, os, sys, time
+
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+if hasattr(os, "sched_setaffinity"):  # compiling uses all cores otherwise
+    os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])
+import jax
+from rejax import PPO
+
+settings, repetitions = json.loads(sys.argv[1]), int(sys.argv[2])
+settings |= {"skip_initial_evaluation": True, "eval_freq": settings["total_timesteps"]}
+algo = PPO.create(**settings).replace(eval_callback=lambda *_: 0)
+train = jax.jit(algo.train).lower(jax.random.PRNGKey(0)).compile()
+steps, begin = 0, time.perf_counter()
+for seed in range(repetitions):
+    steps += int(jax.block_until_ready(train(jax.random.PRNGKey(seed)))[0].global_step)
+print(json.dumps({"rate": steps / (time.perf_counter() - begin)}))
+"""
+
+
+def rejax_python() -> str | None:
+    """Return a Python that has rejax; install it if necessary. None, with a sentence, if that is impossible."""
+    folder = Path(__file__).parents[2] / "build" / "rejax"
+    python, installed = folder / "bin" / "python", folder / ".installed"
+    try:
+        if not installed.exists():
+            subprocess.run([PYTHON, "-m", "venv", "--clear", folder], check=True, capture_output=True)
+            subprocess.run([python, "-m", "pip", "install", "-q", *REJAX], check=True, capture_output=True)
+            installed.touch()
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"rejax is left out, because it could not be installed: {error}", file=sys.stderr)
+        return None
+    return str(python)
+
+
+def rejax(number: int, steps: int, repetitions: int) -> Callable[[], dict[str, float]] | None:
+    """Make a side of rejax's PPO at the settings of a work: compiled, with as many environment steps."""
+    if (python := rejax_python()) is None:
+        return None
+    data = list(WORKS.values())[number]
+    settings = {
+        "env": "CartPole-v1",
+        "total_timesteps": steps,
+        "num_envs": data["env"]["num_envs"],
+        "num_steps": data["rollout"]["steps"],
+        "num_epochs": data["algorithm"]["update_epochs"],
+        "num_minibatches": data["algorithm"]["num_minibatches"],
+        "ent_coef": data["algorithm"]["entropy_coef"],
+        "clip_eps": data["value"]["clip_range"],
+        "learning_rate": data["optimizer"]["learning_rate"],
+        "max_grad_norm": data["optimizer"]["max_grad_norm"],
+        "agent_kwargs": {"activation": "tanh", "hidden_layer_sizes": [64, 64]},
+    }
+    words = [python, "-c", TRAIN_REJAX, json.dumps(settings), str(repetitions)]
+
+    def measure() -> dict[str, float]:
+        shown = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+        found: dict[str, float] = json.loads(shown.stdout.splitlines()[-1])
+        return found
 
     return measure
 
@@ -273,12 +341,12 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def command(*words: str) -> Callable[[], object]:
-    """Make a process of a command line, whatever its exit code."""
+    """Return a side that runs a command and ignores its exit code."""
     return lambda: subprocess.run(words, capture_output=True, check=False)
 
 
 def in_turn(*actions: Callable[[], Any], repetitions: int = REPETITIONS) -> Iterator[tuple[Any, ...]]:
-    """Do the actions one after the other, several times."""
+    """Run the actions in turn, several times."""
     for _ in range(repetitions):
         yield tuple(action() for action in actions)
 
@@ -289,7 +357,7 @@ def compare(
     """Print the median of the ratios of the rates, and of the peaks of memory where both are known."""
     wanted = "" if goal is None else f"≥ {goal:g}"
     if theirs is None:
-        print(f"| {what} | | {wanted} | left out: CLEANRL is not set |", flush=True)
+        print(f"| {what} | | {wanted} | left out: the peer is not installed |", flush=True)
         return
     pairs = list(in_turn(ours, theirs))
     ratio = statistics.median(one["rate"] / other["rate"] for one, other in pairs)
@@ -330,7 +398,7 @@ def startup() -> None:
 
 
 def solved(seeds: Sequence[int] = range(10)) -> None:
-    """Time `pgcli train cartpole` from process start to the end, and hold each result against fresh episodes."""
+    """Time `pgcli train cartpole` from process start to end; evaluate each policy on fresh episodes."""
     torch_times, times, returns = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
@@ -356,10 +424,10 @@ def peers() -> None:
     """Compare rollout + update with the peers at the same settings."""
     number = SHORT
     wide = ("--num-envs", "64", "--num-steps", "128", "--total-timesteps", "200000")
-    compare(f"{REINFORCE} ÷ SB3's A2C, 8 environments", side("pgcli", number[REINFORCE], 0), side("sb3", 0), 30)
-    compare(f"{WIDE} ÷ CleanRL's ppo.py", side("pgcli", number[WIDE], 0), cleanrl("ppo.py", *wide), 5)
+    compare(f"{REINFORCE} ÷ SB3's A2C, 8 environments", side("pgcli", number[REINFORCE], 0), side("sb3", 0), 60)
+    compare(f"{WIDE} ÷ CleanRL's ppo.py", side("pgcli", number[WIDE], 0), cleanrl("ppo.py", *wide), 12)
     compare(f"{WIDE} ÷ SB3's PPO", side("pgcli", number[WIDE], 0), side("sb3", number[WIDE]), None)
-    compare(f"{ZOO} ÷ SB3's PPO", side("pgcli", number[ZOO], 0), side("sb3", number[ZOO]), 4)
+    compare(f"{ZOO} ÷ SB3's PPO", side("pgcli", number[ZOO], 0), side("sb3", number[ZOO]), 6)
     lander = number[LANDER]
     compare(f"{LANDER} ÷ SB3's PPO", side("pgcli", lander, 0), side("sb3", lander), 3)
     compare(f"{LANDER}, 2 workers ÷ SB3's PPO", side("pgcli", lander, 2, 8), side("sb3", lander), 5)
@@ -369,6 +437,65 @@ def peers() -> None:
     compare(f"{CHEETAH} ÷ SB3's PPO", side("pgcli", cheetah, 0), side("sb3", cheetah), None)
 
 
+def compiled(steps: int = 500_000) -> None:
+    """Compare with rejax, a compiled peer: training alone, and from the start of the process."""
+    training, whole = rejax(SHORT[WIDE], 24 * 8192, 5), rejax(SHORT[WIDE], steps, 1)
+    compare(f"{WIDE} ÷ rejax after compiling", side("pgcli", SHORT[WIDE], 0), training, 1)
+    if whole is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "config.yaml"
+        budget = {"training": {"env_steps": steps}, "evaluation": {"every": None}}
+        config.write_text(json.dumps(WORKS[WIDE] | budget))
+        train = command(PYTHON, "-m", "pgcli", "train", str(config), "--run-dir", f"{folder}/run", "--overwrite", "-q")
+        pairs = list(in_turn(partial(seconds, whole), partial(seconds, train), repetitions=3))
+    ratio = statistics.median(theirs / ours for theirs, ours in pairs)
+    theirs, ours = (statistics.median(pair[n] for pair in pairs) for n in (0, 1))
+    what = f"{WIDE}, process start to {steps:,} steps: rejax ÷ `pgcli train`"
+    row(what, ratio, "≥ 3", f"{theirs:.1f} and {ours:.1f} s")
+
+
+def arithmetic() -> None:
+    """Compare a gradient in closed form with its products and tanh alone, at their fastest."""
+    import torch
+
+    torch.set_num_threads(1)
+    as_a_run_does()
+    for rows in (2048, 256):
+        with torch.no_grad():
+            both = (partial(seconds, one) for one in gradient_and_products(rows))
+            times = list(in_turn(*both, repetitions=500))
+        ours, products = map(min, zip(*times, strict=True))
+        what = f"a gradient of a 4-64-64-2 network, {rows:,} rows ÷ its products and tanh"
+        row(what, ours / products, "≤ 1.15", f"{1e6 * ours:.0f} and {1e6 * products:.0f} µs")
+
+
+def gradient_and_products(rows: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return a gradient of a tanh network, and the same products and tanh of other numbers."""
+    import numpy as np
+    import torch
+
+    from pgcli.policies.networks import Chain, mlp
+
+    network = mlp([4, 64, 64, 2], "tanh")
+    chain = Chain(network, {one: torch.zeros_like(one, requires_grad=False) for one in network.parameters()})
+    x, h, slope = torch.randn(rows, 4), torch.randn(rows, 64), torch.randn(rows, 2)
+    first, second, last = (layer.weight.detach() for layer in network if isinstance(layer, torch.nn.Linear))
+    forward = ((x, first.t()), (h, second.t()), (h, last.t()))
+    backward = ((slope.t(), h), (slope, last), (h.t(), h), (h, second), (x.t(), h))
+
+    def gradient() -> None:
+        chain.backward(chain.forward(x)[0], slope)
+
+    def products() -> None:
+        for factors in (*forward, *backward):
+            torch.mm(*factors)
+        for _ in range(2):
+            np.tanh(h.numpy())
+
+    return gradient, products
+
+
 def raw() -> None:
     """Compare rollout + update with the environment alone."""
     compare(
@@ -376,8 +503,70 @@ def raw() -> None:
     )
 
 
+FORMS = {
+    "Acrobot-v1": 15,
+    "Pendulum-v1": 40,
+    "MountainCar-v0": 30,
+    "MountainCarContinuous-v0": 15,
+    "CartPole-v1": 10,
+    "Taxi-v4": 40,
+    "CliffWalking-v1": 40,
+    "FrozenLake-v1": 40,
+    "Blackjack-v1": 20,
+}
+
+
+def forms() -> None:
+    """Compare pgcli's vector forms in numpy with `gym.make`, with random actions and restarts."""
+    for name, goal in FORMS.items():
+        pairs = rates_of_form(name)
+        rates = [statistics.median(pair[n] for pair in pairs) for n in (0, 1)]
+        ratio = statistics.median(one / other for one, other in pairs)
+        row(f"{name}, 64 columns ÷ `gym.make`", ratio, f"≥ {goal}", f"{rates[0]:,.0f} and {rates[1]:,.0f} env steps/s")
+
+
+def rates_of_form(name: str, columns: int = 64, rows: int = 200) -> list[tuple[float, float]]:
+    """Return pairs of rates by CPU time in this process: the form's and `gym.make`'s."""
+    import gymnasium as gym
+    import numpy as np
+
+    from pgcli.config.schema import EnvConfig
+    from pgcli.environments.vector.arrays import ArrayEnvironments
+    from pgcli.environments.vector.forms import numpy_form
+    from pgcli.seeding import DerivedSeeds, Purpose
+
+    config = EnvConfig(id=name)
+    form = numpy_form(config)
+    assert form is not None
+    envs, single, running = ArrayEnvironments(config, columns, form), gym.make(name), np.ones(columns, bool)
+    single.reset(seed=0)
+    everyone, episode = np.arange(columns), np.zeros(columns, np.int64)
+    envs.reset(DerivedSeeds(0, Purpose.RESET, everyone, 0))
+    actions = [np.array([envs.action_space.sample() for _ in range(columns)]) for _ in range(rows)]
+
+    def ours() -> float:
+        begin = time.process_time()
+        for chosen in actions:
+            step = envs.step(chosen, running)
+            if len(over := (step.terminated | step.truncated).nonzero()[0]):
+                episode[over] += 1
+                envs.restart(over.tolist(), DerivedSeeds(0, Purpose.RESET, everyone, episode.copy()))
+        return rows * columns / (time.process_time() - begin)
+
+    def theirs() -> float:
+        begin = time.process_time()
+        for chosen in actions:
+            for action in chosen[:4]:  # takes as long as the other side
+                _, _, terminated, truncated, _ = single.step(action)
+                if terminated or truncated:
+                    single.reset()
+        return 4 * rows / (time.process_time() - begin)
+
+    return list(in_turn(ours, theirs, repetitions=10 * REPETITIONS))
+
+
 def workers() -> None:
-    """Compare two workers with one: rollout + update, and what two processes of the raw environment gain here."""
+    """Compare two workers with one: rollout + update, and two processes of the raw environment."""
     for env_id in ("LunarLander-v3", "Acrobot-v1", "HalfCheetah-v5"):
         found = []
         for both, alone in in_turn(side("workers", env_id), side("raw", env_id, 8)):
@@ -406,7 +595,7 @@ def workers() -> None:
 
 
 def parts() -> None:
-    """Compare one iteration with the sum of its parts measured alone: environment, policy, estimate, update."""
+    """Compare one iteration with the sum of its parts: environment, policy, estimate, update."""
     for name in WORKS:
         shown = subprocess.run(
             [PYTHON, __file__, "--side", "parts", json.dumps(name)],
@@ -465,7 +654,7 @@ def parts_side(name: str) -> None:
                 running = mask[t]
             elif not running.all():
                 fresh = np.flatnonzero(~running).tolist()
-                envs.restart(fresh, [t] * len(fresh))
+                envs.restart(fresh, [t] * n)
             step = envs.step(given[t], running)
             running = ~(step.terminated | step.truncated) | ~running
 
@@ -484,7 +673,7 @@ def parts_side(name: str) -> None:
         agent.load_state_dict(state)
         agent.update(trajectories, 1)
 
-    count = itertools.count(2)  # segments go on; episodes are the same every time
+    count = itertools.count(2)  # segments continue; episodes repeat
 
     def iteration() -> None:
         agent.load_state_dict(state)
@@ -508,7 +697,7 @@ SIDES["parts"] = parts_side
 
 
 def growth() -> None:
-    """Say how memory, time and disk grow: with iterations, episodes, parameters, rows, checkpoints."""
+    """Report how memory, time and disk grow: with iterations, episodes, parameters, rows, checkpoints."""
     with tempfile.TemporaryDirectory() as folder:
         memory_of_a_long_run(Path(folder))
         many_rows(Path(folder))
@@ -557,7 +746,7 @@ def memory_of_a_long_run(folder: Path, iterations: int = 10_000) -> None:
 
 
 def many_rows(folder: Path, rows: int = 1_000_000) -> None:
-    """Give the run of before 10^6 rows, its own over and over, and a checkpoint to match; plot it and go on."""
+    """Repeat the rows of a run up to 10^6, with a matching checkpoint; plot and resume it."""
     from dataclasses import replace
 
     from pgcli.runs import checkpoints
@@ -600,7 +789,7 @@ def many_rows(folder: Path, rows: int = 1_000_000) -> None:
 
 
 def share_of_checkpoints(folder: Path) -> None:
-    """Say what share of the time of training `cartpole` goes into saving: all of it, and the default cadence alone."""
+    """Report the share of training time that saving takes: in total, and at the default cadence."""
     from pgcli.config.schema import Config
 
     code = """
@@ -678,7 +867,10 @@ SECTIONS = {
     "solved": solved,
     "parts": parts,
     "peers": peers,
+    "compiled": compiled,
+    "arithmetic": arithmetic,
     "raw": raw,
+    "forms": forms,
     "workers": workers,
     "growth": growth,
 }

@@ -24,7 +24,10 @@ from pgcli.report.statistics import interquartile_mean, trimmed_mean_interval
 
 ROOT = Path(__file__).parent.parent.parent
 DATA, PAGE = ROOT / "docs/results.csv", ROOT / "docs/results.md"
-MEASURED = [name for name in shipped_configs() if not name.startswith("lesson/")]  # the lesson has its own numbers
+# The lesson has its own numbers, peers/ is for comparison with those of other programs, and the configs without an
+# environment are starting points.
+GENERAL = ("ppo", "a2c", "trpo", "reinforce", "grpo")
+MEASURED = [name for name in shipped_configs() if not name.startswith(("lesson/", "peers/")) and name not in GENERAL]
 COLUMNS = "config,seed,env_steps,sampled,sampled_standard_error,greedy,greedy_standard_error".split(",")
 EPISODES = 100
 MORE_EPISODES = {"Blackjack-v1": 20_000}  # whose returns have a large variance
@@ -203,7 +206,7 @@ def number(value: float) -> str:
 
 
 def interval(values: list[float], errors: list[float]) -> str:
-    """Format the interquartile mean with its 95 % interval over seeds and over the episodes that they share.
+    """Format the interquartile mean with its 95 % interval over seeds and episodes.
 
     Args: returns and their standard errors over episodes. All seeds share the episodes, so their errors have about the
     same sign, and the mean of the errors is the error of the interquartile mean.

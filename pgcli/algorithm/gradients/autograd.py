@@ -41,7 +41,7 @@ class Autograd:
     """The gradient of any policy and value function."""
 
     def __init__(self, policy: Policy, value: ValueFunction | None, losses: Losses, *, compile: bool = False) -> None:
-        self._policy, self._losses = policy, losses
+        self._policy, self._losses, self._is_shared = policy, losses, value is not None and value.shared
         self._parameters = list(policy.parameters()), [] if value is None else list(value.parameters())
         networks: list[Callable[..., Tensor]] = [policy.forward, policy.trunk]
         if value is not None:
@@ -62,7 +62,7 @@ class Autograd:
             case "value":
                 terms, parameters = self.value_terms(batch), value
             case "joint":
-                trunk = self._trunk(batch.obs, batch.sequences)
+                trunk = self._trunk(batch.obs, batch.sequences) if self._is_shared else None
                 terms = joint_terms(self.policy_terms(batch, progress, trunk), self.value_terms(batch, trunk))
                 parameters = policy + value
             case _:

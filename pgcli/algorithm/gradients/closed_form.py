@@ -18,7 +18,7 @@ from pgcli.algorithm.losses import Losses, Step, Terms, joint_terms
 from pgcli.algorithm.optimizers import flattened, unflattened
 from pgcli.algorithm.parts import PartName
 from pgcli.policies.distributions import Scored
-from pgcli.policies.networks import Chain
+from pgcli.policies.networks import Chain, has_chain
 from pgcli.policies.policy import FORBIDDEN, Policy
 from pgcli.policies.value_function import ValueFunction
 
@@ -28,7 +28,9 @@ Array = NDArray[Any]
 def has_closed_form(policy: Policy, value: ValueFunction | None) -> bool:
     """Return whether all networks and the distribution have a closed form."""
     images = len(policy.images) or (value is not None and len(value.images))
-    return policy.device.type == "cpu" and policy.memory is None and not images and policy.distribution.has_closed_form
+    networks = [policy.network, *([] if value is None else [value.network])]
+    plain = policy.memory is None and not images and all(map(has_chain, networks))
+    return policy.device.type == "cpu" and plain and policy.distribution.has_closed_form
 
 
 class ClosedForm:
@@ -38,7 +40,7 @@ class ClosedForm:
     """
 
     def __init__(self, policy: Policy, value: ValueFunction | None, losses: Losses) -> None:
-        self._policy, self._losses = policy, losses
+        self._policy, self._losses, self._is_shared = policy, losses, value is not None and value.shared
         first, second = list(policy.parameters()), [] if value is None else list(value.parameters())
         parameters: list[Tensor] = [*first, *second]
         self._gradient = torch.zeros_like(flattened(parameters), requires_grad=False)
@@ -59,23 +61,30 @@ class ClosedForm:
         """Return ∂loss/∂θ [dim] and the terms of the loss."""
         match part:
             case "policy":
-                outputs = self._network.forward(batch.inputs)
-                scored, slope = self._policy_slope(batch, outputs[-1], progress)
-                self._network.backward(outputs, slope)
+                inputs, outputs = self._network.forward(batch.inputs)
+                scored, slope = self._policy_slope(batch, outputs, progress)
+                self._network.backward(inputs, slope)
                 return self._of_policy, lambda: self._policy_terms(scored, batch, progress)
             case "value":
-                outputs = self._value_network.forward(batch.inputs)
-                self._value_network.backward(outputs, self._value_slope(batch, outputs[-1]))
-                return self._of_value, lambda: self._losses.value_terms(outputs[-1][:, 0], batch)
+                inputs, values = self._value_network.forward(batch.inputs)
+                self._value_network.backward(inputs, self._value_slope(batch, values))
+                return self._of_value, lambda: self._losses.value_terms(values[:, 0], batch)
+            case "joint" if not self._is_shared:
+                _, policy_terms = self(batch, "policy", progress)
+                _, value_terms = self(batch, "value", progress)
+                return self._gradient, lambda: joint_terms(policy_terms(), value_terms())
             case "joint":
-                outputs = self._trunk.forward(batch.inputs)
-                actions, values = self._head.forward(outputs[-1]), self._value_network.forward(outputs[-1])
-                scored, slope = self._policy_slope(batch, actions[-1], progress)
-                from_policy = self._head.backward(actions, slope, inner=True)
-                from_value = self._value_network.backward(values, self._value_slope(batch, values[-1]), inner=True)
-                self._trunk.backward(outputs, from_policy + from_value)
+                inputs, features = self._trunk.forward(batch.inputs)
+                (of_head, outputs), (of_value, values) = (
+                    self._head.forward(features),
+                    self._value_network.forward(features),
+                )
+                scored, slope = self._policy_slope(batch, outputs, progress)
+                from_policy = self._head.backward(of_head, slope, inner=True)
+                from_value = self._value_network.backward(of_value, self._value_slope(batch, values), inner=True)
+                self._trunk.backward(inputs, from_policy + from_value)
                 return self._gradient, lambda: joint_terms(
-                    self._policy_terms(scored, batch, progress), self._losses.value_terms(values[-1][:, 0], batch)
+                    self._policy_terms(scored, batch, progress), self._losses.value_terms(values[:, 0], batch)
                 )
             case _:
                 assert_never(part)

@@ -28,6 +28,7 @@ from pgcli.errors import UsageError, closest
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.activations import ACTIVATION_OF, ACTIVATIONS
 from pgcli.policies.distributions import Softmax
+from pgcli.policies.networks import is_plain
 from pgcli.policies.policy import Policy
 from pgcli.system.locations import split
 from pgcli.system.notebooks import needed_code
@@ -246,6 +247,11 @@ def check_policy(policy: Policy) -> None:
         ),
         (policy.memory is not None, "a recurrent policy has no score of a single step", "use `policy.memory: none`"),
         (len(policy.images) > 0, "the tutorial's policy does not read images", "use `policy.image_network: none`"),
+        (
+            not is_plain(policy.network),
+            "the tutorial's policy has plain layers only",
+            "remove `policy.layer_norm` and `policy.residual`",
+        ),
         (policy.masked, "the tutorial's policy does not support action masks", "use `policy.action_mask: none`"),
     )
     for unfit, why, hint in problems:

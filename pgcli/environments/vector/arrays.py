@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import closing
 
@@ -17,6 +16,8 @@ from pgcli.environments.vector.form import Array, Form
 from pgcli.environments.vector.streams import Streams
 from pgcli.policies.observations import Layout
 from pgcli.seeding import DerivedSeeds
+
+_EPISODES, _MOST_STARTS = 32, 2**16  # prepared ahead: episodes of each column, of all columns together
 
 
 class ArrayEnvironments:
@@ -35,33 +36,36 @@ class ArrayEnvironments:
             self._form = kind(env.unwrapped, self.layout)
         checked = check_environment(config)
         self.longest_episode = checked.longest_episode
-        self._limit = math.inf if checked.time_limit is None else checked.time_limit
+        self._limit = checked.time_limit or 2**62
         self._num_envs = num_envs
+        self._upcoming = _Upcoming(self._form, max(1, min(_EPISODES, _MOST_STARTS // num_envs)))
 
     def reset(self, seeds: Sequence[int]) -> Array:
         """Start an episode in every column and return the observations, [N, …]."""
-        self._random = self._streams(seeds)
-        first = self._form.reset(self._random)
-        self._state: Array = first.astype(self._form.dtype)
-        self._age = np.zeros(self._num_envs, np.int64)
-        self._obs = self._form.observe(first)
+        starts = _Starts(self._form, seeds.array() if isinstance(seeds, DerivedSeeds) else np.array(seeds, np.uint64))
+        self._state: Array = starts.state.astype(self._form.dtype)
+        self._random, self._obs, self._age = starts.random, starts.obs, np.zeros(self._num_envs, np.int64)
         return self._obs
 
     def restart(self, columns: Sequence[int], seeds: Sequence[int]) -> Array:
         """Start an episode in some columns, each with its own seed; return all observations, [N, …]."""
-        places, random = np.array(columns), self._streams(seeds)
-        first = self._form.reset(random)
+        chosen = np.array(columns)
+        if isinstance(seeds, DerivedSeeds):
+            starts, places = self._upcoming.find(chosen, seeds)
+        else:
+            own = [seeds[column] for column in columns]
+            starts, places = _Starts(self._form, np.array(own, np.uint64)), np.arange(len(chosen))
+        self._state[:, chosen], self._age[chosen] = starts.state[:, places], 0
         if self._form.is_random:
-            self._random.replace(places, random)
-        self._state[:, places], self._age[places] = first, 0
+            self._random.replace(chosen, starts.random, places)
         self._obs = self._obs.copy()
-        self._obs[places] = self._form.observe(first)
+        self._obs[chosen] = starts.obs[places]
         return self._obs
 
     def step(self, actions: Array, running: Array) -> Step:
         """Execute the actions in the columns that are running."""
         self._stepped = running
-        if not running.all():
+        if np.count_nonzero(running) < self._num_envs:
             return self._step_some(actions, running)
         self._state, rewards, terminated = self._form.step(self._state, actions, self._random)
         self._age += 1
@@ -92,6 +96,30 @@ class ArrayEnvironments:
     def close(self) -> None:
         """Do nothing: arrays have no resources."""
 
-    def _streams(self, seeds: Sequence[int]) -> Streams:
-        array = seeds.array() if isinstance(seeds, DerivedSeeds) else np.array(seeds, np.uint64)
-        return Streams(array, self._form.draws, narrow=self._form.narrow)
+
+class _Starts:
+    """The starts of M episodes: first states [K, M], observations [M, …], and the streams that continue them."""
+
+    def __init__(self, form: Form, seeds: Array) -> None:
+        self.random = Streams(seeds, form.draws, narrow=form.narrow)
+        self.state = form.reset(self.random)
+        self.obs = form.observe(self.state)
+
+
+class _Upcoming:
+    """The starts of the next episodes of all columns, prepared together: a thousand take little longer than one."""
+
+    def __init__(self, form: Form, episodes: int) -> None:
+        """Args: episodes: the number of episodes that are prepared for each column."""
+        self._form, self._episodes = form, episodes
+        self._seeds: DerivedSeeds | None = None  # of the first prepared episode of each column
+        self._starts: _Starts
+
+    def find(self, columns: Array, seeds: DerivedSeeds) -> tuple[_Starts, Array]:
+        """Return starts, and the places in them of the episodes of some columns."""
+        if self._seeds is not None and seeds.equals_but_for_last(self._seeds):
+            ahead = (seeds.last - self._seeds.last)[columns]
+            if ahead.max() < self._episodes and ahead.min() >= 0:
+                return self._starts, columns * self._episodes + ahead
+        self._seeds, self._starts = seeds, _Starts(self._form, seeds.ahead(self._episodes))
+        return self._starts, columns * self._episodes

@@ -57,8 +57,10 @@ class Blackjack(Form):
 
 def _deal(hand: Array, columns: Array, random: Streams) -> None:
     """Add a card to a hand in some columns."""
-    card = _DECK[random.choice(len(_DECK), columns)]
-    hand[:, columns] += np.array([card, (card == 1) & (hand[1, columns] == 0), np.ones_like(card)])
+    card, (total, has_ace, count) = _DECK[random.choice(len(_DECK), columns)], hand
+    total[columns] += card
+    has_ace[columns] |= card == 1
+    count[columns] += 1
 
 
 def _value(hand: Array) -> Array:

@@ -49,7 +49,16 @@ class Form:
 def square(x: Array) -> Array:
     """Return x² as `x**2` of one number computes it: with the C library's `pow`.
 
-    It rounds differently than x x, and than `x**2` of an array, in one of a thousand numbers.
+    In one of a thousand numbers, `pow` rounds differently than x x and than `x**2` of an array. `float_power` calls it
+    for float64. For float32, they differ only near the middle between two numbers (by at most 0.002 of their distance).
     """
-    squared: Array = np.float_power(x, 2.0)
+    squared: Array
+    if x.dtype != np.float32:
+        squared = np.float_power(x, 2.0)
+        return squared
+    exact = np.square(x, dtype=np.float64)
+    squared = exact.astype(np.float32)
+    rest = exact.view(np.int64) & (2**29 - 1)  # the bits that float32 does not have
+    for number in (np.abs(rest - 2**28) < 2**21).nonzero()[0]:
+        squared[number] = x[number] ** 2
     return squared

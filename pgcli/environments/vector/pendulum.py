@@ -25,7 +25,7 @@ class Pendulum(Form):
         env, (theta, velocity) = self._env, state
         u = np.minimum(np.maximum(actions[:, 0], -env.max_torque), env.max_torque)
         angle = (theta + np.pi) % (2 * np.pi) - np.pi
-        costs = square(angle) + 0.1 * square(velocity) + 0.001 * np.array([one**2 for one in u])
+        costs = square(angle) + 0.1 * square(velocity) + 0.001 * square(u)
         gravity, torque = 3 * env.g / (2 * env.l) * np.sin(theta), 3.0 / (env.m * env.l**2) * u
         velocity = velocity + (gravity + torque) * env.dt
         velocity = np.minimum(np.maximum(velocity, -env.max_speed), env.max_speed)

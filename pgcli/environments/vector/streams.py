@@ -42,11 +42,12 @@ class Streams:
         """
         words = sequence_words([seeds & _LOW, seeds >> _HALF], 8).astype(np.uint64)
         state_high, state_low, high, low = (words[n] | words[n + 1] << _HALF for n in range(0, 8, 2))
-        self._increment: Wide = (high << _ONE | low >> _SHIFT, low << _ONE | _ONE)
-        self._state = _advanced(_sum((state_high, state_low), self._increment), self._increment, 1)
+        increment = (high << _ONE | low >> _SHIFT, low << _ONE | _ONE)
+        state = _advanced(_sum((state_high, state_low), increment), increment, 1)
+        self._generators = np.array([*state, *increment])
         self._draws, self._parts = draws, 1 + narrow
         self._all = self._columns = np.arange(len(seeds))  # `_columns`: those that draw
-        self._at = np.zeros(len(seeds), np.int64)
+        self._at, self._most = np.zeros(len(seeds), np.int64), 0  # numbers of the block that were drawn; a bound of it
         self._fill()
 
     def random(self) -> Array:
@@ -77,28 +78,32 @@ class Streams:
         finally:
             self._columns = self._all
 
-    def replace(self, columns: Array, others: Streams) -> None:
-        """Replace the streams of some columns by others of the same kind."""
-        pairs = zip((*self._state, *self._increment), (*others._state, *others._increment), strict=True)
-        for own, other in ((self._at, others._at), *pairs):
-            own[columns] = other
-        self._block[:, columns] = others._block
+    def replace(self, columns: Array, others: Streams, places: Array) -> None:
+        """Replace the streams of some columns by those at some places of others of the same kind."""
+        self._at[columns], self._most = others._at[places], max(self._most, others._most)
+        self._generators[:, columns] = others._generators[:, places]
+        self._block[:, columns] = others._block[:, places]
 
     def _next(self, columns: Array) -> Array:
         """Return the next numbers of some columns, uint64."""
+        if self._most >= len(self._block):
+            self._most = int(self._at.max())
+            if self._most >= len(self._block):
+                high, low, *increment = self._generators
+                self._generators[:2] = _advanced((high, low), (increment[0], increment[1]), self._at // self._parts)
+                self._at %= self._parts
+                self._fill()
+        self._most += 1
         at = self._at[columns]
-        if at.max(initial=0) >= len(self._block):
-            self._state = _advanced(self._state, self._increment, self._at // self._parts)
-            self._at %= self._parts
-            self._fill()
-            at = self._at[columns]
         self._at[columns] = at + 1
-        drawn: Array = self._block[at, columns]
+        drawn: Array = self._block.take(at * len(self._at) + columns)
         return drawn
 
     def _fill(self) -> None:
         """Compute the next numbers of all columns, [draws, N]."""
-        high, low = _advanced(self._state, self._increment, np.arange(1, self._draws + 1)[:, None])
+        self._most = self._parts - 1
+        high, low, *increment = self._generators
+        high, low = _advanced((high, low), (increment[0], increment[1]), np.arange(1, self._draws + 1)[:, None])
         mixed, rotation = high ^ low, high >> _ROTATION
         self._block: Array = mixed >> rotation | mixed << ((_WORD - rotation) & _SHIFT)
         if self._parts == 2:  # the low half comes first

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pgcli.environments.vector.form import Array, Form
-from pgcli.environments.vector.streams import MOST_DRAWS, Streams
+from pgcli.environments.vector.streams import Streams
 from pgcli.policies.observations import ACTION_MASK, Layout
 
 
@@ -26,7 +26,7 @@ class Tabular(Form):
         rows = [env.P[state][action] for state, action in product(states, range(self._actions))]
         most = max(map(len, rows))
         self.is_random, self._width = most > 1, most + (most > 1)
-        self.draws = MOST_DRAWS if self.is_random else 1
+        self.draws = 16 if self.is_random else 1
         # A draw of at least the sum of all probabilities, which may be rounded, selects the first outcome.
         padded = [[*row, *[row[0]] * (self._width - len(row))] for row in rows]
         probability, after, rewards, terminated = (np.array(x) for x in zip(*(zip(*row) for row in padded)))  # noqa: B905

@@ -1,4 +1,6 @@
-"""Estimators written from their definitions: loops over the steps of a trajectory, sums over all later steps.
+"""Estimators written from their definitions.
+
+They loop over the steps of a trajectory and sum over all later steps.
 
 Nothing here is shared with pgcli's own estimators: λ-returns and V-trace are the sums that define them, not
 recursions, and gradients are sums of scores, not derivatives of a loss.
@@ -50,7 +52,10 @@ def reward_to_go(trajectory: ScoredTrajectory, t: int, gamma: float) -> float:
 
 
 def lambda_return(trajectory: ScoredTrajectory, t: int, gamma: float, lam: float) -> float:
-    """Compute (1 - λ) Σ_n λ^(n-1) G^(n) + λ^(m-1) G^(m), with G^(n) = r_t + … + γ^n V(s_t+n) and m steps to the end."""
+    """Compute (1 - λ) Σ_n λ^(n-1) G^(n) + λ^(m-1) G^(m).
+
+    G^(n) = r_t + … + γ^n V(s_t+n), with m steps to the end.
+    """
     ahead = len(trajectory) - t
     total = lam ** (ahead - 1) * reward_to_go(trajectory, t, gamma)
     for n in range(1, ahead):
@@ -60,13 +65,65 @@ def lambda_return(trajectory: ScoredTrajectory, t: int, gamma: float, lam: float
 
 
 def vtrace_return(trajectory: ScoredTrajectory, t: int, gamma: float, lam: float) -> float:
-    """Compute q_t = r_t + γ v_t+1, with v_s = V_s + Σ_k γ^(k-s) (Π_{i<k} c_i) ρ_k δ_k (Espeholt et al. 2018, eq. 1)."""
+    """Compute q_t = r_t + γ v_t+1 of V-trace.
+
+    v_s = V_s + Σ_k γ^(k-s) (Π_{i<k} c_i) ρ_k δ_k (Espeholt et al. 2018, eq. 1).
+    """
     rewards, values, bounded = trajectory.rewards, trajectory.values, [min(ratio, 1.0) for ratio in trajectory.ratios]
     v = values[t + 1]
     for k in range(t + 1, len(trajectory)):
         error = rewards[k] + gamma * values[k + 1] - values[k]
         v += gamma ** (k - t - 1) * math.prod(lam * c for c in bounded[t + 1 : k]) * bounded[k] * error
     return rewards[t] + gamma * v
+
+
+def weight_of(trajectory: ScoredTrajectory, t: int, algorithm: AlgorithmConfig) -> float:
+    """Compute the importance weight of step t, at most `importance_bound`; after the end, of the last step."""
+    ratios, n = trajectory.ratios, len(trajectory)
+    match algorithm.ratios:
+        case "step":
+            weight = ratios[min(t, n - 1)]
+        case "per_decision":
+            weight = math.prod(ratios[: t + 1])
+        case "trajectory":
+            weight = math.prod(ratios)
+        case "sequence":
+            weight = math.prod(ratios) ** (1 / n)
+    return min(weight, algorithm.importance_bound or math.inf)
+
+
+def weights_of(batch: Sequence[ScoredTrajectory], algorithm: AlgorithmConfig) -> list[list[float]]:
+    """Compute the importance weights of products of ratios, divided by their mean over trajectories if configured."""
+    found = [[weight_of(one, t, algorithm) for t in range(len(one))] for one in batch]
+    if not algorithm.self_normalize:
+        return found
+    means = [
+        sum(weight_of(one, t, algorithm) for one in batch) / len(batch) for t in range(max(len(one) for one in batch))
+    ]
+    return [[weight / means[t] for t, weight in enumerate(row)] for row in found]
+
+
+def weighted_return(trajectory: ScoredTrajectory, t: int, weights: list[float], algorithm: AlgorithmConfig) -> float:
+    """Compute G_t with each reward times the weight of its step, and V(s_k) times that of step k - 1.
+
+    The score of t has weight W_t, so an earlier reward has this weight as well.
+    """
+    gamma, lam, n = algorithm.gamma, algorithm.gae_lambda, len(trajectory)
+    rewards, values = trajectory.rewards, trajectory.values
+
+    def ahead(end: int) -> float:
+        paid = sum(gamma ** (k - t) * weights[k] * rewards[k] for k in range(t, end))
+        return paid + gamma ** (end - t) * weights[end - 1] * values[end]
+
+    match algorithm.returns:
+        case "total":
+            before = sum(gamma**k * weights[t] * rewards[k] for k in range(t))
+            return before + gamma**t * ahead(n)
+        case "lambda_return":
+            mixed = sum((1 - lam) * lam ** (k - t - 1) * ahead(k) for k in range(t + 1, n))
+            return mixed + lam ** (n - t - 1) * ahead(n)
+        case _:
+            return ahead(n)
 
 
 def returns_of(trajectory: ScoredTrajectory, algorithm: AlgorithmConfig) -> list[float]:
@@ -111,7 +168,9 @@ def baseline_of(
 
 
 def gradient(batch: Sequence[ScoredTrajectory], columns: int, algorithm: AlgorithmConfig) -> Array:
-    """Compute the estimate of ∇J, [dim], by `algorithm` from the trajectories of a number of columns.
+    """Compute the estimate of ∇J, [dim], by `algorithm`.
+
+    It is that of the trajectories of a number of columns.
 
     ĝ = Σ_nt w_nt ρ_nt A_nt ∇log π(a_nt|s_nt), plus the gradients of the entropy bonus and the KL penalty.
     """
@@ -126,8 +185,10 @@ def gradient(batch: Sequence[ScoredTrajectory], columns: int, algorithm: Algorit
             for n, t in steps:
                 if first <= n < first + size:
                     advantages[n, t] = advantages[n, t] / deviation if deviation > negligible else 0.0
-    if algorithm.standardize == "batch":
-        mean, deviation = float(np.mean(list(advantages.values()))), float(np.std(list(advantages.values())))
+    if algorithm.standardize in ("batch", "minibatch"):  # the batch is one minibatch here
+        values = list(advantages.values())
+        sample = algorithm.standardize == "minibatch" and len(values) > 1
+        mean, deviation = float(np.mean(values)), float(np.std(values, ddof=int(sample)))
         advantages = {at: (a - mean) / deviation if deviation > negligible else 0.0 for at, a in advantages.items()}
     weights = {}
     for n, t in steps:
@@ -139,21 +200,31 @@ def gradient(batch: Sequence[ScoredTrajectory], columns: int, algorithm: Algorit
     match algorithm.objective:
         case "policy_gradient":
             ratios = dict.fromkeys(steps, 1.0)
+        case "importance_sampling" if algorithm.ratios != "step":
+            of_steps = weights_of(batch, algorithm)
+            ratios = {(n, t): of_steps[n][t] for n, t in steps}
         case "importance_sampling":
             ratios = {at: min(ratio, algorithm.importance_bound or math.inf) for at, ratio in ratios.items()}
             if algorithm.self_normalize:
                 mean = sum(weights[at] * ratios[at] for at in steps) / sum(weights.values())
                 ratios = {at: ratio / mean for at, ratio in ratios.items()}
         case "clip":
+            ratios = {(n, t): weight_of(batch[n], t, algorithm) for n, t in steps}
             for at, ratio in ratios.items():
-                beyond = ratio > 1 + algorithm.clip_range if advantages[at] > 0 else ratio < 1 - algorithm.clip_range
+                low, high = algorithm.clip_ranges
+                beyond = ratio > 1 + high if advantages[at] > 0 else ratio < 1 - low
                 ratios[at] = 0.0 if beyond else ratio
-    terms = [weights[n, t] * ratios[n, t] * advantages[n, t] * batch[n].scores[t] for n, t in steps]
+    weighted = {at: ratios[at] * advantages[at] for at in steps}
+    if algorithm.objective == "importance_sampling" and algorithm.ratios == "per_decision":
+        for n, t in steps:  # A = G - b
+            baseline = ratios[n, t] * (returns[n][t] - advantages[n, t])
+            weighted[n, t] = weighted_return(batch[n], t, of_steps[n], algorithm) - baseline
+    terms = [weights[n, t] * weighted[n, t] * batch[n].scores[t] for n, t in steps]
     total: Array = sum(terms, np.zeros(()))
     for n, t in steps:
         total = total + algorithm.entropy_coef * batch[n].entropy_scores[t] / len(steps)
-        if algorithm.kl_coef > 0:
-            total = total - algorithm.kl_coef * (batch[n].ratios[t] - 1) * batch[n].scores[t] / len(steps)
+        if algorithm.initial_kl_coef > 0:
+            total = total - algorithm.initial_kl_coef * (batch[n].ratios[t] - 1) * batch[n].scores[t] / len(steps)
     return total
 
 

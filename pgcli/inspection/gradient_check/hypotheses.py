@@ -1,4 +1,6 @@
-"""Formulas that a user's estimator may have computed: ways to weight the scores, some right, the others known mistakes.
+"""Formulas that a user's estimator may have computed.
+
+They weight the scores in different ways: some are right, the others known mistakes.
 
 A formula is ĝ = c Σ_nt w_nt ∇log π(a_nt|s_nt) with w = m(X - b) / k: returns X, a baseline b, a map m, a divisor k of
 each step or episode, and a factor c of each batch. It has one component of each kind and predicts every estimate.
@@ -54,7 +56,10 @@ class Batches:
 
 
 class Component(NamedTuple):
-    """One way to compute a part of the estimate; `text` is its deviation, empty if it is right."""
+    """One way to compute a part of the estimate.
+
+    `text` is its deviation, empty if it is right.
+    """
 
     text: str
     wrong: bool  # a mistake, not a choice
@@ -92,7 +97,10 @@ def _forwards(r: Array, gamma: float) -> Array:
 
 
 def _carried(r: Array, mask: Array, gamma: float) -> Array:
-    """G = r + γ G backwards through each episode, starting from the G that the episode before has left."""
+    """Compute G = r + γ G backwards through each episode.
+
+    It starts from the G of the episode before.
+    """
     found, carry = np.zeros(r.shape), np.zeros(len(r))
     for n in range(r.shape[1]):
         for t in reversed(range(r.shape[2])):
@@ -181,7 +189,10 @@ def _others(x: Array, batches: Batches, mask: Array) -> Array:
 
 
 def _of_starts(function: Callable[[Array], Array]) -> Callable[[Array, Batches, Array], Array]:
-    """Apply `function` to one number per episode, [B, N] → [B, N] or [B, 1]: the return of its first step."""
+    """Apply `function` to the return of the first step of each episode.
+
+    Shapes: [B, N] → [B, N] or [B, 1].
+    """
     return lambda x, batches, mask: function(x[..., 0])[..., None]
 
 
@@ -356,7 +367,10 @@ class Hypothesis(NamedTuple):
         return bool(self.steps.note)
 
     def advantages(self, batches: Batches) -> tuple[Array, Array, Array, Any]:
-        """Return X, X - b and the mask of the steps whose rewards count, [B, N, T], and the factor of X - b."""
+        """Return X, X - b, the mask of steps, and the factor of X - b.
+
+        All but the factor are [B, N, T]; the mask has the steps whose rewards count.
+        """
         _, mask = self.steps.compute(batches.mask)
         rewards = np.where(mask, batches.rewards, 0)
         x, factor = self.returns.compute(rewards, batches.discounts, mask)
@@ -384,7 +398,10 @@ def contract(weights: Array, scores: Array) -> Array:
 
 
 def _all_hypotheses() -> Iterator[Hypothesis]:
-    """Yield the formulas with few deviations. The first three returns are right, the fourth lacks γ^t only."""
+    """Yield the formulas with few deviations.
+
+    The first three returns are right, the fourth lacks γ^t only.
+    """
     for number, returns in enumerate(RETURNS):
         for count in range(DEVIATIONS + 1 - (number > 3)):
             for changed in combinations(range(1, len(KINDS)), count):
@@ -431,7 +448,10 @@ IMPLIED = {"the returns of the episodes": BASELINES[4].text, "the returns of all
 
 
 def deviations_of(formula: Hypothesis, batches: Batches) -> Iterator[tuple[str, Array]]:
-    """Yield standard deviations of a batch, [B], by which an estimator may divide, and what they are of."""
+    """Yield standard deviations of a batch, [B], and their names.
+
+    An estimator may divide by them.
+    """
     x, _, mask, _ = formula.advantages(batches)
     starts, ones = x[..., :1], np.ones_like(mask[..., :1])
     episodes, steps = IMPLIED

@@ -24,8 +24,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from pgcli.algorithm.learner import build_agent
+from pgcli.algorithm.natural_gradient import NaturalGradient, conjugate_gradient
 from pgcli.algorithm.policy_gradient import PolicyGradient, estimate_gradient
-from pgcli.config.rules import violations
+from pgcli.config.rules import violations, without_effect
 from pgcli.config.schema import AlgorithmConfig, Config, EnvConfig, PolicyConfig, ValueConfig
 from pgcli.environments.single import make_environment
 from pgcli.estimators.trajectories import Trajectories
@@ -47,13 +48,14 @@ from pgcli.inspection.gradient_check.problems import (
     corridor_mdp,
     grid_mdp,
     kept_steps,
+    lake_mdp,
 )
 from pgcli.policies.policy import Policy
-from pgcli.policies.trajectory_outputs import trajectory_ratios, trajectory_values
+from pgcli.policies.trajectory_outputs import trajectory_ratios, trajectory_values, valid_steps
 
 Array = NDArray[Any]
 Verdict = Literal["wrong", "biased by design", "unbiased"]  # the worst first
-CELL = ("returns", "baseline", "objective")
+CELL = ("returns", "baseline", "objective", "ratios")
 SIGNIFICANCE = 1e-6  # p-values below it mean `wrong`
 ESTIMATES = 256  # of a sampled problem
 TARGET_ERROR = 0.03  # relative error of E[g] that a sampled problem finds
@@ -68,6 +70,7 @@ KEPT = (
 NETWORK = (  # keys of the policy that the check does not cover
     *("activation", "init", "initial_standard_deviation", "normalize_obs"),
     *("image_network", "backpropagation_steps", "action_mask"),
+    *("layer_norm", "residual", "network", "network_kwargs"),
 )
 GROUP = 2  # columns of a group
 ROUNDING = 1e-9  # relative to the largest number
@@ -105,11 +108,28 @@ class Measurement:
     expected: list[float]  # E[g] by definition
 
 
+@dataclass(frozen=True)
+class NaturalMeasurement:
+    """The relative error of (F + λ I)⁻¹ ∇J on one problem."""
+
+    problem: str
+    error: float  # with the iterations of the config
+    converged_error: float  # with enough of them
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether more iterations do not find it."""
+        return not self.converged_error < 1e-6
+
+
 # ------------------------------------------------------------------------------------------------------ whole configs
 
 
 def check_config(config: Config, kind: type, sampled: bool = True) -> dict[str, Any]:
-    """Measure the estimator of a config on every problem that fits: the result of `pgcli check CONFIG --json`."""
+    """Measure the estimator of a config on every problem that fits.
+
+    Return the object that `pgcli check CONFIG --json` prints.
+    """
     torch.set_num_threads(1)
     problems, left_out = problems_for(config, kind, sampled)
     found = [measure(config, problem) for problem in problems]
@@ -118,11 +138,22 @@ def check_config(config: Config, kind: type, sampled: bool = True) -> dict[str, 
     kept = [reason.partition(KEPT) for reason in reasons if KEPT in reason]
     reasons = [reason for reason in reasons if KEPT not in reason]
     reasons += [f"{kept[0][0]}{KEPT}{','.join(factor for *_, factor in kept)}"] if kept else []
+    natural = []
+    if config.optimizer.name == "natural":
+        natural = [
+            measure_natural(config, one) for one in problems if isinstance(one, FiniteProblem) and not one.sampled
+        ]
+        if not natural:
+            left_out = [*left_out, "F⁻¹ ∇J is compared on enumerated problems, which have discrete actions"]
+    verdicts = [one.verdict for one in found]
+    wrong = [one.problem for one in natural if one.is_wrong]
+    verdicts += ["wrong"] if wrong else []
     return {
-        "estimator": f"{algorithm.returns} × {algorithm.baseline} × {algorithm.objective}",
-        "verdict": min((one.verdict for one in found), key=get_args(Verdict).index, default="unbiased"),
-        "reasons": reasons,
+        "estimator": " × ".join(getattr(algorithm, key) for key in CELL[: 3 if algorithm.ratios == "step" else 4]),
+        "verdict": min(verdicts, key=get_args(Verdict).index, default="unbiased"),
+        "reasons": [*reasons, *(f"F⁻¹ ∇J is wrong on {name}" for name in wrong)],
         "problems": [asdict(one) for one in found],
+        "natural_gradient": [asdict(one) for one in natural],
         "left_out": left_out,
     }
 
@@ -130,12 +161,14 @@ def check_config(config: Config, kind: type, sampled: bool = True) -> dict[str, 
 def check_grid(config: Config, kind: type) -> dict[str, Any]:
     """Check every cell of the grid that the rules accept with the other keys of `config`.
 
-    Sampled problems are left out, except for continuous actions, which have no others.
+    Problems that take more than a second are left out, except for continuous actions, which have no others.
     """
     cells, refused = [], 0
     for cell in product(*(get_args(AlgorithmConfig.model_fields[key].annotation) for key in CELL)):
         variant = in_cell(config, *cell)
-        if any(violations(variant)):
+        if any(violations(variant)) or any(
+            one.key == "algorithm.ratios" for one in without_effect(variant) if one.refused
+        ):
             refused += 1
         else:
             cells.append(dict(zip(CELL, cell, strict=True)) | check_config(variant, kind, sampled=False))
@@ -146,15 +179,16 @@ def check_grid(config: Config, kind: type) -> dict[str, Any]:
     }
 
 
-def in_cell(config: Config, returns: str, baseline: str, objective: str) -> Config:
+def in_cell(config: Config, returns: str, baseline: str, objective: str, ratios: str = "step") -> Config:
     """Return `config` in another cell of the grid, without the keys that have no effect there."""
     algorithm = config.algorithm
-    keys: dict[str, Any] = {"returns": returns, "baseline": baseline, "objective": objective}
+    keys: dict[str, Any] = {"returns": returns, "baseline": baseline, "objective": objective, "ratios": ratios}
     if baseline == "group":
         keys["group_size"] = algorithm.group_size or config.rollout.episodes
     else:
         keys |= {"group_size": None, "group_mean": "whole"}
-    if algorithm.standardize == "group" and not (baseline == "group" and returns == "total"):
+    own_group = baseline == "group" and returns == "total"
+    if ratios == "per_decision" or (algorithm.standardize == "group" and not own_group):
         keys["standardize"] = "none"
     if returns == "total":
         keys["discount_weighting"] = False
@@ -185,6 +219,8 @@ def bias_reasons(config: Config, problem: CheckProblem) -> Iterator[Reason]:
     """Yield the reasons for which the estimator of `config` is biased on `problem` by design."""
     algorithm, several, n = config.algorithm, problem.horizon > 1, config.rollout.episodes
     whole = algorithm.returns == "total" or not problem.lengths_vary
+    if problem.off_policy and algorithm.ratios == "per_decision":
+        whole = not several  # rewards after t have other weights than the own part of the baseline
     if algorithm.baseline == "mean":
         own = "baseline: mean has each trajectory's own part in it, which leaves 1 - 1/N of the gradient"
         yours = "" if n is None else f": {1 - 1 / n:.3g} with your {n:,} episodes"
@@ -192,8 +228,9 @@ def bias_reasons(config: Config, problem: CheckProblem) -> Iterator[Reason]:
     if algorithm.baseline == "group" and algorithm.group_mean == "whole":
         own = "baseline: group has each trajectory's own part in it, which leaves 1 - 1/group_size of the gradient"
         yield Reason(f"{own}: {1 - 1 / config.group_size:.3g} with yours", 1 - 1 / GROUP if whole else None)
-    if algorithm.standardize == "batch":
-        yield Reason("standardize: batch divides by the deviation of the batch itself, a random factor")
+    if algorithm.standardize in ("batch", "minibatch"):
+        what = algorithm.standardize
+        yield Reason(f"standardize: {what} divides by the deviation of the {what} itself, a random factor")
     if algorithm.standardize == "group":
         yield Reason("standardize: group weighs each group by one over its own deviation, which turns the gradient")
     if algorithm.average != "episodes" and several:
@@ -212,18 +249,25 @@ def bias_reasons(config: Config, problem: CheckProblem) -> Iterator[Reason]:
     if algorithm.entropy_coef > 0:
         yield Reason("entropy_coef adds the gradient of the entropy")
     if problem.off_policy:
+        if several and algorithm.ratios == "step":
+            yield Reason("ratios: step corrects the action of each step, not the states and rewards that μ leads to")
+        if several and algorithm.ratios == "sequence":
+            yield Reason("ratios: sequence is the geometric mean of a trajectory's ratios, not their product")
         if algorithm.objective == "clip":
             yield Reason("objective: clip stops at ratios beyond 1 ± ε, once the policy has moved")
         if algorithm.importance_bound is not None:
             yield Reason("importance_bound truncates the weights of actions that have become likelier")
         if algorithm.self_normalize:
             yield Reason("self_normalize divides by the mean weight of the batch itself")
-        if algorithm.kl_coef > 0:
+        if algorithm.initial_kl_coef > 0:
             yield Reason("kl_coef adds the gradient of the KL divergence, once the policy has moved")
 
 
 def known_factor(reasons: Sequence[Reason]) -> float | None:
-    """Return the factor by which ∇J is scaled, 1 without a reason; None if it is not only scaled."""
+    """Return the factor by which ∇J is scaled, 1 without a reason.
+
+    None if it is not only scaled.
+    """
     factors = [reason.factor for reason in reasons if reason.factor is not None]
     return math.prod(factors) if len(factors) == len(reasons) else None
 
@@ -232,7 +276,11 @@ def known_factor(reasons: Sequence[Reason]) -> float | None:
 
 
 def problems_for(config: Config, kind: type, sampled: bool = True) -> tuple[list[CheckProblem], list[str]]:
-    """Return problems that fit a config and the kind of its actions, and notes on those that are left out."""
+    """Return problems that fit a config and the kind of its actions.
+
+    Also return notes on the problems left out. Without `sampled`, the sampled problems and the lake, which takes more
+    than a second, are left out.
+    """
     distribution, memory = config.policy.distribution, config.policy.memory != "none"
     found, left_out = list[CheckProblem](), list[str]()
     if kind is spaces.Box:
@@ -260,6 +308,12 @@ def problems_for(config: Config, kind: type, sampled: bool = True) -> tuple[list
     chain = chain_mdp(3, 0.0, 1.0)
     found.append(FiniteProblem("chain", "3 steps, paid at the end", chain, kind, 4 if grouped else 3, [0.0, 0.5]))
     found.append(FiniteProblem("corridor", "4 places, cut after 3 steps", corridor_mdp(3), kind, 2))
+    if config.algorithm.objective != "policy_gradient":
+        about = "the chain, once the policy has moved"
+        found.append(FiniteProblem("moved chain", about, chain, kind, 2, [0.0, 0.5], off_policy=True))
+        if sampled:
+            about = "FrozenLake of 2 × 2, cut after 2 steps, once the policy has moved"
+            found.append(FiniteProblem("moved lake", about, lake_mdp("SFHG", 2), kind, 2, off_policy=True))
     if config.rollout.steps:
         found.append(FiniteProblem("segments", "the chain in segments of 4 rows", chain, kind, 2, [0.0, 0.5], rows=4))
     if memory:
@@ -270,7 +324,7 @@ def problems_for(config: Config, kind: type, sampled: bool = True) -> tuple[list
     return found, left_out
 
 
-def _reduced(config: Config, problem: CheckProblem) -> Config:
+def reduced(config: Config, problem: CheckProblem) -> Config:
     """Return the estimator of `config` for `problem`, with the smallest policy and defaults for everything else."""
     algorithm = config.algorithm
     if algorithm.group_size is not None:
@@ -293,7 +347,10 @@ def _reduced(config: Config, problem: CheckProblem) -> Config:
 
 
 def measure(config: Config, problem: CheckProblem) -> Measurement:
-    """Measure the estimator of `config` on `problem`; a sampled one with enough columns to find an error of 3 %."""
+    """Measure the estimator of `config` on `problem`.
+
+    A sampled problem gets enough columns to find an error of 3 %.
+    """
     found = _measure(config, problem)
     if found.smallest_error is None or found.smallest_error <= TARGET_ERROR:
         return found
@@ -307,7 +364,7 @@ def _measure(config: Config, problem: CheckProblem) -> Measurement:
     reasons, distribution, config = (
         list(bias_reasons(config, problem)),
         config.policy.distribution,
-        _reduced(config, problem),
+        reduced(config, problem),
     )
     algorithm = config.algorithm
     agent = build_agent(problem.observation_space, problem.action_space, config)
@@ -326,12 +383,12 @@ def _measure(config: Config, problem: CheckProblem) -> Measurement:
         firsts = range(0, ESTIMATES, max(AT_ONCE // problem.columns, 1))
         counts = [min(ESTIMATES - first, firsts.step) for first in firsts]
         sampled = (problem.data(policy, count, random) for count in counts)
-        found = [_estimates(agent, data.trajectories, batches_of(data, problem.columns)[0]) for data in sampled]
+        found = [estimates_of(agent, data.trajectories, batches_of(data, problem.columns)[0]) for data in sampled]
         return _compare(problem, reasons, truth, np.concatenate(found), factor * truth, None)
     data = problem.data(policy, ESTIMATES, random)
     whole = data.trajectories
     batches, probabilities = batches_of(data, problem.columns, exchangeable=config.group_size == 1)
-    estimates = _estimates(agent, whole, batches)
+    estimates = estimates_of(agent, whole, batches)
     if factor is not None:
         return _compare(problem, reasons, truth, estimates, factor * truth, probabilities)
     scores = step_scores(policy, whole)
@@ -348,7 +405,7 @@ def _measure(config: Config, problem: CheckProblem) -> Measurement:
     return _compare(problem, reasons, truth, estimates, by_definition, probabilities)
 
 
-def _estimates(agent: PolicyGradient, whole: Trajectories, batches: Sequence[tuple[int, ...]]) -> Array:
+def estimates_of(agent: PolicyGradient, whole: Trajectories, batches: Sequence[tuple[int, ...]]) -> Array:
     """Compute the agent's estimates of ∇J, [B, dim], from batches of columns."""
     if agent.config.algorithm.objective == "policy_gradient":
         whole = replace(whole, behavior_log_probs=None)
@@ -357,8 +414,40 @@ def _estimates(agent: PolicyGradient, whole: Trajectories, batches: Sequence[tup
     return np.stack([-flat(one, parameters).numpy() for one in each])
 
 
+def measure_natural(config: Config, problem: FiniteProblem) -> NaturalMeasurement:
+    """Compare conjugate gradients on pgcli's F with the inverse of F = E[Σ_t ∇log π ∇log πᵀ] / E[T], enumerated."""
+    settings = config.optimizer
+    agent = build_agent(problem.observation_space, problem.action_space, reduced(config, problem))
+    policy, optimizer = agent.policy.double(), agent.parts[0].optimizer
+    assert isinstance(optimizer, NaturalGradient)
+    problem.initialize(policy)
+    data = problem.data(policy, ESTIMATES, np.random.default_rng(3))
+    assert data.probabilities is not None
+    scores, whole, truth = (
+        step_scores(policy, data.trajectories),
+        data.trajectories,
+        gradient_of_return(problem, policy, 1),
+    )
+    weights = data.probabilities * whole.mask.numpy()
+    weights /= weights.sum()
+    damped = np.einsum("tn,tni,tnj->ij", weights, scores, scores) + settings.damping * np.eye(len(truth))
+    expected = np.linalg.pinv(damped, rcond=1e-10, hermitian=True) @ truth
+    batch, _ = agent.batch(replace(whole, behavior_log_probs=None))
+    rows, _ = valid_steps(policy, whole)
+    product, g = optimizer.fisher(batch, torch.from_numpy(weights.ravel())[rows]), torch.from_numpy(truth)
+
+    def error(iterations: int) -> float:
+        found = conjugate_gradient(product, g, iterations, settings.damping, 1e-14).numpy()
+        return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+    return NaturalMeasurement(problem.name, error(settings.cg_iterations), error(10 * len(truth)))
+
+
 def exact_factor(scores: Array, whole: Trajectories, gamma: float, truth: Array) -> float:
-    """Compute E[g]·∇J/|∇J|² of reward-to-go with γ^t and a mean baseline: 1 if the scores are those of the episodes."""
+    """Compute E[g]·∇J/|∇J|² of reward-to-go with γ^t and a mean baseline.
+
+    It is 1 if the scores are those of the episodes.
+    """
     discounted = whole.rewards.numpy() * gamma ** np.arange(len(whole.rewards))[:, None]
     to_go = discounted[::-1].cumsum(0)[::-1]
     advantages = to_go - to_go.mean(1, keepdims=True)
@@ -377,7 +466,9 @@ def gradient_of_return(problem: CheckProblem, policy: Policy, gamma: float) -> A
 def batches_of(
     data: ProblemData, columns: int, exchangeable: bool = False
 ) -> tuple[list[tuple[int, ...]], Array | None]:
-    """Return all batches of a number of columns with their probabilities, or divide a sample into batches.
+    """Return all batches of a number of columns with their probabilities.
+
+    A sample is divided into batches.
 
     If columns are `exchangeable`, one batch represents all orders of its columns.
     """
@@ -400,7 +491,9 @@ def _compare(
     expected: Array,
     probabilities: Array | None,
 ) -> Measurement:
-    """Compare estimates [B, dim] with ∇J and with their expectation by definition, [dim], or of each, [B, dim].
+    """Compare estimates [B, dim] with ∇J and with their expectation.
+
+    The expectation by definition is [dim], or [B, dim] for each estimate.
 
     `probabilities` [B] are those of all batches; None for a sample.
     """
@@ -461,7 +554,10 @@ def summarize(
 
 
 def hotelling(differences: Array, negligible: float) -> float:
-    """Compute Hotelling's p-value for rows [B, dim] of mean 0; 0 if a coordinate that does not vary is not 0."""
+    """Compute Hotelling's p-value for rows [B, dim] of mean 0.
+
+    It is 0 if a coordinate that does not vary is not 0.
+    """
     from scipy.stats import f  # only a sample needs it
 
     count, mean = len(differences), differences.mean(0)
@@ -477,7 +573,9 @@ def hotelling(differences: Array, negligible: float) -> float:
 
 
 def detectable_error(differences: Array, wanted: Array, negligible: float) -> float:
-    """Compute the smallest relative error of `wanted` [dim] that Hotelling's test finds with probability POWER.
+    """Compute the smallest relative error of `wanted` [dim] that is found.
+
+    Hotelling's test finds it with probability POWER.
 
     With an error δ of the length, T² has the noncentral distribution F(k, B - k, λ), λ = B δ² m S⁺ m.
     """
@@ -497,7 +595,10 @@ def detectable_error(differences: Array, wanted: Array, negligible: float) -> fl
 
 
 def _principal_axes(differences: Array, negligible: float) -> tuple[Array, Array, Array, float]:
-    """Return the variances of rows [B, dim] along their principal axes, which vary, and the bound for the others."""
+    """Return the variances of rows [B, dim] along their principal axes.
+
+    Also return the axes, which of them vary, and the bound for the others.
+    """
     dim = differences.shape[1]
     variances, axes = np.linalg.eigh(np.cov(differences.T).reshape(dim, dim))
     largest = float(variances.max())

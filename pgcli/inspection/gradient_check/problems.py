@@ -1,4 +1,6 @@
-"""Small problems with a known ∇J: all trajectories enumerated, a model solved backwards in time, or a closed form.
+"""Small problems with a known ∇J.
+
+∇J comes from all trajectories, from a model solved backwards in time, or in closed form.
 
 J(θ) = E[Σ_t γ^t r_t] is written as a function of the policy's probabilities and differentiated. Neither sampling nor
 the policy gradient theorem is used.
@@ -28,7 +30,10 @@ Outcome = tuple[float, int, float, bool]  # probability, next state, reward, ter
 
 @dataclass(frozen=True)
 class ProblemData:
-    """Columns to make batches of: all possible ones with their `probabilities` [N], or without them a sample."""
+    """Columns for batches.
+
+    These are all possible columns with their `probabilities` [N], or a sample without them.
+    """
 
     trajectories: Trajectories
     probabilities: Array | None
@@ -59,7 +64,10 @@ def _sampled(obs: Array, actions: Array, rewards: Array, terminated: Array, mask
 
 @dataclass(frozen=True)
 class FiniteMDP:
-    """`moves[s][a]` lists the outcomes of an action. Episodes start in state 0 and are truncated at `horizon`."""
+    """`moves[s][a]` lists the outcomes of an action.
+
+    Episodes start in state 0 and are truncated at `horizon`.
+    """
 
     moves: Sequence[Sequence[Sequence[Outcome]]]
     features: Array  # the observation of each state, [S, F]
@@ -67,7 +75,10 @@ class FiniteMDP:
 
 
 class Trajectory(NamedTuple):
-    """A trajectory of a finite problem, whole or cut: one more state than actions, which are indices of a list."""
+    """A trajectory of a finite problem, whole or cut.
+
+    It has one more state than actions. Actions are indices of a list.
+    """
 
     states: tuple[int, ...]
     actions: tuple[int, ...]
@@ -79,7 +90,9 @@ class Trajectory(NamedTuple):
 def enumerate_trajectories(
     mdp: FiniteMDP, rows: int | None = None, state: int = 0, t: int = 0
 ) -> Iterator[tuple[float, Trajectory]]:
-    """Yield all possible trajectories from `state` at time `t` with the product of their transition probabilities.
+    """Yield all possible trajectories from `state` at time `t`.
+
+    Each comes with the product of its transition probabilities.
 
     They are whole episodes; with `rows`, at most that many steps of each.
     """
@@ -95,7 +108,10 @@ def enumerate_trajectories(
 
 
 def enumerate_segments(mdp: FiniteMDP, rows: int) -> Iterator[tuple[float, list[Trajectory]]]:
-    """Yield all possible segments of `rows` rows from a reset; a masked row follows each episode that ended."""
+    """Yield all possible segments of `rows` rows from a reset.
+
+    A masked row follows each episode that ended.
+    """
     for p, first in enumerate_trajectories(mdp, rows):
         left = rows - len(first.actions) - 1
         if left <= 0 or not (first.terminated or first.truncated):
@@ -125,7 +141,10 @@ def to_trajectories(mdp: FiniteMDP, actions: Array, columns: Sequence[Sequence[T
 
 
 def _all_actions(kind: type, count: int) -> tuple[spaces.Space[Any], Array]:
-    """Return a space of `count` actions (a power of 2, except for Discrete), and all of them as a policy draws them."""
+    """Return a space of `count` actions, and all actions as a policy draws them.
+
+    `count` is a power of 2, except for Discrete.
+    """
     if kind is spaces.Discrete:
         return spaces.Discrete(count), np.arange(count)
     bits = int(math.log2(count))
@@ -179,7 +198,10 @@ class FiniteProblem:
         return ProblemData(replace(trajectories, behavior_log_probs=log_probs), probabilities)
 
     def expected_return(self, policy: Policy, gamma: float) -> Tensor:
-        """Compute J: Σ_τ P(τ) R(τ) over all episodes; if `sampled`, by dynamic programming."""
+        """Compute J: Σ_τ P(τ) R(τ) over all episodes.
+
+        If `sampled`, use dynamic programming.
+        """
         if self.sampled:
             return self._value_of_start(policy, gamma)
         episodes = list(enumerate_trajectories(self.mdp))
@@ -189,7 +211,10 @@ class FiniteProblem:
         return (weighted * trajectory_log_probs(policy, trajectories).sum(0).exp()).sum()
 
     def _value_of_start(self, policy: Policy, gamma: float) -> Tensor:
-        """Compute V_0(s_0) by V_t(s) = Σ_a π(a|s) [r(s,a) + γ Σ_s' p(s'|s,a) V_t+1(s')], backwards from the horizon."""
+        """Compute V_0(s_0) backwards from the horizon.
+
+        V_t(s) = Σ_a π(a|s) [r(s,a) + γ Σ_s' p(s'|s,a) V_t+1(s')]
+        """
         moves, states, count = self.mdp.moves, len(self.mdp.moves), len(self.actions)
         rewards, transitions = np.zeros((states, count)), np.zeros((states, count, states))
         for state, row in enumerate(moves):
@@ -233,7 +258,9 @@ class FiniteProblem:
 
 @dataclass
 class ContinuousProblem:
-    """s' = s + a and r = -s² - (a - 1)² on a line, from s = 1: a linear-quadratic problem; of one step, a target.
+    """A linear-quadratic problem: s' = s + a and r = -s² - (a - 1)², from s = 1.
+
+    With one step, it is a target.
 
     Under a linear policy with Gaussian noise, s is Gaussian, so J follows from its mean and variance. A single step is
     computed by quadrature, which covers the squashed Gaussian too.
@@ -282,7 +309,10 @@ class ContinuousProblem:
         return s
 
     def expected_return(self, policy: Policy, gamma: float) -> Tensor:
-        """Compute J from the moments of s; for one step by Gauss-Hermite quadrature, exact for a quadratic."""
+        """Compute J from the moments of s.
+
+        One step uses Gauss-Hermite quadrature, exact for a quadratic.
+        """
         distribution: Any = policy.distribution
         if self.horizon == 1:
             outputs = policy(torch.ones(1, 1, dtype=torch.float64))[0]
@@ -307,7 +337,9 @@ class ContinuousProblem:
 
 @dataclass
 class ExplorationProblem(ContinuousProblem):
-    """s' = s + 0.3 a, for noise that depends on the state: (s, 1) is observed, and a = μ + σ₁ s z₁ + σ₂ z₂.
+    """A problem for noise that depends on the state: s' = s + 0.3 a.
+
+    (s, 1) is observed, and a = μ + σ₁ s z₁ + σ₂ z₂.
 
     Steps that share z are a polynomial in it, so Gauss-Hermite quadrature over it is exact, and the value stays a
     quadratic in s.
@@ -320,7 +352,10 @@ class ExplorationProblem(ContinuousProblem):
         self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
 
     def initialize(self, policy: Policy) -> None:
-        """Set a policy that moves s down, too far for any number of steps: ∇J is large and of one direction."""
+        """Set a policy that moves s down, too far for any number of steps.
+
+        ∇J is then large and has one direction.
+        """
         super().initialize(policy)
         head: Any = policy.network[0]
         distribution: Any = policy.distribution
@@ -334,7 +369,10 @@ class ExplorationProblem(ContinuousProblem):
         return np.concatenate((s, np.ones_like(s)), 1)
 
     def expected_return(self, policy: Policy, gamma: float) -> Tensor:
-        """Compute J backwards: before each block of steps that share z, the value is v₀ + v₁ s + v₂ s²."""
+        """Compute J backwards over the blocks of steps that share z.
+
+        Before each block, the value is v₀ + v₁ s + v₂ s².
+        """
         gain, constant, bias = torch.cat([parameter.flatten() for parameter in policy.network.parameters()])
         distribution: Any = policy.distribution
         first, second = distribution.log_standard_deviation.flatten().exp()
@@ -378,7 +416,10 @@ def bandit_mdp(rewards: Sequence[float]) -> FiniteMDP:
 
 
 def chain_mdp(steps: int, each: float, end: float, features: Array | None = None) -> FiniteMDP:
-    """Right (1) continues and pays `each`; left (0) ends the episode; the last step right ends it and adds `end`."""
+    """Right (1) continues and pays `each`; left (0) ends the episode.
+
+    The last step right ends it and adds `end`.
+    """
     moves = [
         [[(1.0, 0, each, True)], [(1.0, k + 1, each, False) if k < steps - 1 else (1.0, 0, each + end, True)]]
         for k in range(steps)
@@ -387,7 +428,10 @@ def chain_mdp(steps: int, each: float, end: float, features: Array | None = None
 
 
 def corridor_mdp(limit: int, features: Array | None = None) -> FiniteMDP:
-    """Four places, left and right, from the second. Rewards depend on place and action; the last place ends it."""
+    """Four places, left and right, from the second.
+
+    Rewards depend on place and action; the last place ends it.
+    """
     places = (1, 0, 2, 3)  # state 0 is the second place
     state_of = {place: state for state, place in enumerate(places)}
     rewards = {0: (0.0, 0.5), 1: (-0.5, 1.0), 2: (0.25, 2.0)}
@@ -399,7 +443,10 @@ def corridor_mdp(limit: int, features: Array | None = None) -> FiniteMDP:
 
 
 def grid_mdp(side: int, slip: float, limit: int) -> FiniteMDP:
-    """A grid whose far corner pays 1 and ends it; a step goes sideways with probability `slip` and costs 0.05."""
+    """A grid whose far corner pays 1 and ends it.
+
+    A step goes sideways with probability `slip` and costs 0.05.
+    """
     directions = ((-1, 0), (1, 0), (0, -1), (0, 1))
     possible = ((0, 2, 3), (1, 2, 3), (0, 1, 2), (0, 1, 3))  # for each action: itself and the two sideways
 
@@ -411,3 +458,24 @@ def grid_mdp(side: int, slip: float, limit: int) -> FiniteMDP:
 
     moves = [[[outcome(s, a, taken) for taken in possible[a]] for a in range(4)] for s in range(side * side)]
     return FiniteMDP(moves, np.eye(side * side), limit)
+
+
+def lake_mdp(tiles: str, limit: int) -> FiniteMDP:
+    """A slippery FrozenLake: a square of tiles S, F, H and G; an action goes in its direction or to a side, 1/3 each.
+
+    The goal pays 1 and ends it, as a hole does; a step costs 0.1.
+    """
+    side = math.isqrt(len(tiles))
+    directions = ((0, -1), (1, 0), (0, 1), (-1, 0))  # left, down, right, up: their neighbours are the sides
+    moves: list[list[list[Outcome]]] = []
+    for state in range(len(tiles)):
+        row: list[list[Outcome]] = []
+        for action in range(4):
+            shares: dict[int, float] = {}
+            for taken in (action - 1, action, (action + 1) % 4):
+                moved = zip(divmod(state, side), directions[taken], strict=True)
+                x, y = (min(max(at + step, 0), side - 1) for at, step in moved)
+                shares[x * side + y] = shares.get(x * side + y, 0.0) + 1 / 3
+            row.append([(p, s, float(tiles[s] == "G") - 0.1, tiles[s] in "GH") for s, p in shares.items()])
+        moves.append(row)
+    return FiniteMDP(moves, np.eye(len(tiles)), limit)

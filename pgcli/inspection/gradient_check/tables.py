@@ -18,9 +18,9 @@ def check_text(result: dict[str, Any], terminal: bool) -> str:
     """Write a check for people: with colours on a terminal, plain in a pipe."""
     styles = COLOURS if terminal else None
     if "cells" in result:
-        cells = [("returns", "baseline", "objective", "bias", "cosine", "verdict")]
+        cells = [("returns", "baseline", "objective", "ratios", "bias", "cosine", "verdict")]
         cells += (
-            (cell["returns"], cell["baseline"], cell["objective"], *_range(cell["problems"]), cell["verdict"])
+            (*(cell[key] for key in cells[0][:4]), *_range(cell["problems"]), cell["verdict"])
             for cell in result["cells"]
         )
         refused = f"{result['refused']} more cells are rejected by the rules of a config."
@@ -44,6 +44,10 @@ def check_text(result: dict[str, Any], terminal: bool) -> str:
     found = [f"{one['smallest_error']:.2g} ({one['problem']})" for one in result["problems"] if one["smallest_error"]]
     if found:
         lines += _labelled("power: ", [f"a relative error of E[g] is found from {', '.join(found)} on"])
+    errors = [f"{one['error']:.2g} ({one['problem']})" for one in result.get("natural_gradient", ())]
+    if errors:
+        text = f"(F + λ I)⁻¹ ∇J has a relative error of {', '.join(errors)} with cg_iterations of the config"
+        lines += _labelled("natural gradient: ", [text])
     lines += _labelled("left out: ", result.get("left_out", ()))
     return "\n".join([*lines, *(_labelled("", [f"{about}.", LEGEND]) if result["problems"] else ())])
 

@@ -1,8 +1,12 @@
-"""What `pgcli check` checks: a config, or the user's own code. Errors in naming it need no torch."""
+"""What `pgcli check` checks: a config, or the user's own code.
+
+Errors in naming it need no torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from pgcli.config import Config, load_config, override
@@ -19,7 +23,9 @@ def is_user_code(target: str | None) -> TypeGuard[str]:
 def check_target(
     target: str | None, overrides: Sequence[str], everything: bool, time_limit: float = 10.0
 ) -> dict[str, Any]:
-    """Check an estimator or policy class FILE:NAME, or a config: the object that `pgcli check --json` prints.
+    """Check an estimator or policy class FILE:NAME, or a config.
+
+    Return the object that `pgcli check --json` prints.
 
     Without a target, the defaults are checked with a softmax policy; with `everything`, all cells of the grid, by
     default those of the exact gradient. A config that names the user's estimator has that one checked.
@@ -38,7 +44,7 @@ def check_target(
         location = config.algorithm.estimator
     with results_only():
         if location is not None:
-            from pgcli.inspection.gradient_check.time_limit import check_user_code
+            from pgcli.inspection.gradient_check.user_estimators import check_user_code
 
             return check_user_code(location, time_limit)
 
@@ -46,3 +52,15 @@ def check_target(
 
         kind = action_kind(config)
         return check_grid(config, kind) if everything else check_config(config, kind)
+
+
+def check_age(target: str | None, overrides: Sequence[str], oldest: int, output: Path) -> Path:
+    """Draw bias and variance of the importance weights of a config over the age of the data, and return the file.
+
+    Raises: ConfigError, UsageError, RunDirectoryError.
+    """
+    config = override(Config(), overrides) if target is None else load_config(target, overrides)
+    with results_only():
+        from pgcli.inspection.gradient_check.age import draw_age
+
+        return draw_age(config, oldest, output)

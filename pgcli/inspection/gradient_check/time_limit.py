@@ -1,4 +1,6 @@
-"""Check a user's code in a process of its own, which ends when a call takes too long, in Python or in C.
+"""Check a user's code in a process of its own, with a time limit.
+
+The process ends when a call takes too long, in Python or in C.
 
 The kernel's timer ends the process, so neither a loop without bytecode nor a lost parent keeps it alive. Without such
 timers (Windows) the check runs in this process, without a limit.
@@ -24,19 +26,19 @@ ALL_SECONDS = 300.0  # for all calls together
 Report = Callable[[str, float], None]  # what is called now, and the seconds that it may take
 
 
-def check_user_code(location: str, seconds: float = 10.0) -> dict[str, Any]:
-    """Check a user's function or policy class: the object that `pgcli check FILE:NAME --json` prints.
+Check = Callable[[str, Report, float], dict[str, Any]]  # of the code at a location, with the seconds of one call
 
-    Args: seconds: how long one call of the user's code may take.
-    Raises: UsageError: if the file cannot be run or has no such name.
+
+def within_time(check: Check, location: str, seconds: float) -> dict[str, Any]:
+    """Return the result of `check` on the code at `location`; a call that takes too long makes it wrong.
+
+    Raises: UsageError: if loading the file ends the process or takes too long; what `check` raises.
     """
     if not hasattr(signal, "setitimer"):
-        from pgcli.inspection.gradient_check.user_estimators import check_loaded
-
-        return check_loaded(location, lambda what, limit: None, seconds)
+        return check(location, lambda what, limit: None, seconds)
     context = multiprocessing.get_context("fork") if may_fork() else process_context()
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_check, args=(theirs, location, seconds))
+    process = context.Process(target=_check, args=(theirs, check, location, seconds))
     process.start()
     theirs.close()
     what, limit = "it", seconds
@@ -60,7 +62,10 @@ def check_user_code(location: str, seconds: float = 10.0) -> dict[str, Any]:
 
 
 def _ended(location: str, code: int, what: str, limit: float) -> dict[str, Any]:
-    """Describe a process that ended without a result: the verdict, or UsageError if the file did not load."""
+    """Describe a process that ended without a result.
+
+    The result is a verdict, or UsageError if the file did not load.
+    """
     if code == -signal.SIGALRM:
         text = f"{what} did not return within {limit:g} s: is there an endless loop?"
     else:
@@ -70,7 +75,7 @@ def _ended(location: str, code: int, what: str, limit: float) -> dict[str, Any]:
     return {"estimator": location, "problems": [], "notes": [], "verdict": "wrong", "reasons": [text]}
 
 
-def _check(connection: Connection, location: str, seconds: float) -> None:
+def _check(connection: Connection, check: Check, location: str, seconds: float) -> None:
     """Check in this process, and send each call and the result."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
@@ -86,9 +91,7 @@ def _check(connection: Connection, location: str, seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, limit)
 
     try:
-        from pgcli.inspection.gradient_check.user_estimators import check_loaded
-
-        result: tuple[str, Any] = ("result", check_loaded(location, report, seconds))
+        result: tuple[str, Any] = ("result", check(location, report, seconds))
     except BaseException as error:
         error.add_note("".join(traceback.format_exception(error)))
         result = ("error", error)

@@ -25,7 +25,7 @@ from pgcli.inspection.gradient_check.diagnosis import Estimates, diagnose
 from pgcli.inspection.gradient_check.hypotheses import BASELINES, HYPOTHESES, Batches
 from pgcli.inspection.gradient_check.measurement import batches_of, gradient_of_return, summarize
 from pgcli.inspection.gradient_check.problems import FiniteProblem, chain_mdp, corridor_mdp, initialize_linear
-from pgcli.inspection.gradient_check.time_limit import LOADING_SECONDS, Report
+from pgcli.inspection.gradient_check.time_limit import LOADING_SECONDS, Report, within_time
 from pgcli.inspection.gradient_check.user_policies import CheckFailed, attempt, check_class
 from pgcli.policies.activations import ACTIVATIONS
 from pgcli.policies.policy import Policy
@@ -86,7 +86,10 @@ class EnumeratedProblem:
 
 
 class _RememberedScores(TutorialPolicy):
-    """The tutorial's policy; scores are computed once for each state and action, until the parameters change."""
+    """The tutorial's policy.
+
+    Scores are computed once for each state and action, until the parameters change.
+    """
 
     def __init__(self, policy: Policy, known: dict[tuple[bytes, int], torch.Tensor]) -> None:
         super().__init__(policy)
@@ -118,8 +121,17 @@ def _relu_scores(policy: Policy, states: Array, actions: Array) -> Array:
 # ----------------------------------------------------------------------------------------------------------- the check
 
 
+def check_user_code(location: str, seconds: float = 10.0) -> dict[str, Any]:
+    """Check a user's function or policy class: the object that `pgcli check FILE:NAME --json` prints.
+
+    Args: seconds: how long one call of the user's code may take.
+    Raises: UsageError: if the file cannot be run or has no such name.
+    """
+    return within_time(check_loaded, location, seconds)
+
+
 def check_loaded(location: str, report: Report, seconds: float) -> dict[str, Any]:
-    """Load a user's function or policy class and check it: the object that `pgcli check FILE:NAME --json` prints.
+    """Load and check a user's code in this process.
 
     Args: report: is called before each call of the user's code; seconds: how long one may take.
     Raises: UsageError: if the file cannot be run or has no such name.
@@ -186,7 +198,10 @@ def _check_function(function: Any, report: Report, seconds: float) -> dict[str, 
 
 
 def _variance_ratio(problem: EnumeratedProblem, call: Callable[[EnumeratedProblem, Array], Array], count: int) -> float:
-    """Measure an unbiased estimator's variance, relative to the reference's, on sampled batches of many episodes."""
+    """Measure an unbiased estimator's variance, relative to the reference's.
+
+    The batches are sampled and have many episodes.
+    """
     random = np.random.default_rng(5)
     index = random.choice(len(problem.episodes), (count, SAMPLED_EPISODES), p=problem.chances)
     reference = REFERENCE.predict(problem.batches(index)) / SAMPLED_EPISODES
@@ -217,7 +232,10 @@ class Caller:
         self._parameters = TutorialPolicy(policy).get_parameters()
 
     def estimates(self, problem: EnumeratedProblem, index: Array) -> Array:
-        """Call the estimator with each of the batches `index`, [B, N]: [B, dim]. Raises: CheckFailed."""
+        """Call the estimator with each of the batches `index`, [B, N]: [B, dim].
+
+        Raises: CheckFailed.
+        """
         found: list[Array] = []
         misshapen: list[Any] = []
         for number, rollouts in enumerate(problem.rollouts(index)):
@@ -243,7 +261,10 @@ class Caller:
         return np.stack(found)
 
     def _call(self, rollouts: Rollouts, gamma: float) -> Any:
-        """Call the estimator once. Raises: CheckFailed: if it raises or changes its arguments."""
+        """Call the estimator once.
+
+        Raises: CheckFailed: if it raises or changes its arguments.
+        """
         given, adapter = deepcopy(rollouts), _RememberedScores(self._policy, self._scores)
         self._report(f"a call for episodes of lengths {_lengths(rollouts)}", self._seconds)
         when = f", for episodes of lengths {_lengths(rollouts)}"
@@ -284,7 +305,10 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _shape_error(results: list[Any], problem: EnumeratedProblem, index: Array) -> str:
-    """Describe results of a wrong shape; their sum may be that of a hypothesis over the parameters."""
+    """Describe results of a wrong shape.
+
+    Their sum may be that of a hypothesis over the parameters.
+    """
     dim = len(problem.truth)
     error = f"it returned {describe_wrong_result(results[0], dim)}"
     try:

@@ -1,4 +1,7 @@
-"""Check a user's policy class with the tutorial's methods: its score against the gradient of its own log π(a|s)."""
+"""Check a user's policy class with the tutorial's methods.
+
+Its score is compared with the gradient of its own log π(a|s).
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ class CheckFailed(Exception):
 
 
 def attempt(what: str, function: Callable[[], Any], when: str = "") -> Any:
-    """Call a user's function. Raises: CheckFailed: if that raises, with the exception as its cause."""
+    """Call a user's function.
+
+    Raises: CheckFailed: if that raises, with the exception as its cause.
+    """
     try:
         return function()
     except BaseException as error:
@@ -53,7 +59,10 @@ KNOWN: dict[str, Known] = {
 
 
 def check_class(found: type) -> dict[str, Any]:
-    """Check a policy class: `verdict`, `reasons` and `notes` of the object that `pgcli check --json` prints."""
+    """Check a policy class.
+
+    Return `verdict`, `reasons` and `notes` of the object that `pgcli check --json` prints.
+    """
     notes = [
         "the class is checked only: `pgcli train` trains pgcli's own networks (`pgcli train tutorial` one of this form)"
     ]
@@ -73,7 +82,10 @@ def check_class(found: type) -> dict[str, Any]:
 
 
 def _mistakes(found: type, notes: list[str]) -> Iterator[str]:
-    """Yield the mistakes that leave the rest testable. Raises: CheckFailed: for the others."""
+    """Yield the mistakes that leave the rest testable.
+
+    Raises: CheckFailed: for the others.
+    """
     policy = _built(found)
     methods = ("dim", "get_parameters", "set_parameters", "draw_action", "grad_log")
     if missing := [name for name in methods if not hasattr(policy, name)]:

@@ -1,0 +1,140 @@
+"""Run a comparison: train its missing runs, then write its report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pgcli.config import Config, load_config, override, to_data
+from pgcli.config.messages import shown
+from pgcli.config.order import differences
+from pgcli.config.schema import PolicyConfig
+from pgcli.errors import (
+    ConfigError,
+    Diverged,
+    Interrupted,
+    PgcliError,
+    Problem,
+    RunDirectoryError,
+    RunInUse,
+    UsageError,
+    closest,
+)
+from pgcli.records import COLUMNS, EVALUATIONS
+from pgcli.runs.information import read_status
+from pgcli.studies.variants import Comparison, check_different
+
+if TYPE_CHECKING:
+    from pgcli.experiment.jobs import Failure
+
+
+def run_comparison(
+    comparison: Comparison,
+    jobs: int,
+    quiet: bool,
+    threshold: float | None,
+    command: list[str],
+    y: str,
+    stack: int | None = None,
+) -> tuple[dict[str, Any] | None, list[Failure]]:
+    """Train the incomplete runs and write the report.
+
+    Returns: the object of `pgcli compare --json`, and the failed runs, which count in it (see `write_report`). None
+    instead of the object if a run directory is unusable or in use.
+    Raises: Interrupted, after saving the unfinished runs.
+    """
+    from pgcli.studies.comparison import check_folder, write_report  # imports numpy
+    from pgcli.studies.existing import columns_of
+
+    configs = [variant.config for variant in comparison.variants]
+    own = [column.name for column in EVALUATIONS]
+    names = dict.fromkeys(name for config in configs for name in config.info_names)
+    column = compared_column(y, configs, columns_of(comparison) if comparison.exists else [*own, *names])
+    check_folder(comparison.folder)
+    missing = [] if comparison.exists else [run for run in comparison.runs if not is_complete(*run)]
+    failures = _train(comparison, missing, jobs, quiet, stack) if missing else []
+    if any(failure.exit_code in (RunDirectoryError.exit_code, RunInUse.exit_code) for failure in failures):
+        return None, failures
+    result = write_report(comparison, threshold, command, column)
+    return result, [one for one in failures if one.exit_code != Diverged.exit_code]  # a diverged run is a result
+
+
+def compared_column(y: str, configs: Sequence[Config], names: Collection[str]) -> str:
+    """Return the column of evaluations.csv that `-y` names. Raises: ConfigError, UsageError."""
+    column = y.removeprefix("evaluation.")
+    known = [name for name in names if not (name in COLUMNS and COLUMNS[name].metric.text)]
+    if column not in known:
+        close = closest(column, known)
+        hint = f"did you mean `{close}`?" if close else f"`logging.info=[{column}]` adds a column from info"
+        raise ConfigError([Problem("-y", f"evaluations.csv has no column of numbers `{column}`", hint)])
+    if column == "discounted_return_mean" and len({config.algorithm.gamma for config in configs}) > 1:
+        raise UsageError("the variants discount with different `algorithm.gamma`", "compare `-y return_mean`")
+    return column
+
+
+def is_complete(config: Config, path: Path) -> bool:
+    """Return whether `path` has a run of `config` that finished or diverged."""
+    try:
+        if read_status(path)["status"] not in ("finished", "diverged"):
+            return False
+        found = load_config(str(path / "config.yaml"))
+    except PgcliError:
+        return False
+    found = found.model_copy(update={"sampling": config.sampling})  # sampling does not affect results
+    return not differences(to_data(found), to_data(config))
+
+
+def _train(
+    comparison: Comparison, missing: list[tuple[Config, Path]], jobs: int, quiet: bool, stack: int | None
+) -> list[Failure]:
+    from pgcli.environments.registry import spec
+    from pgcli.system.streams import results_only
+
+    with results_only():
+        spec(missing[0][0].env)  # reports an unknown environment before torch is imported
+        _check_deviations(comparison)
+
+        from pgcli.experiment.jobs import Failure, run_all
+        from pgcli.experiment.run import Request, check_request
+        from pgcli.report.display import ComparisonView, make_display
+        from pgcli.report.logs import logged
+
+        requests = [Request(config, path, sys.argv[1:], resume=True) for config, path in missing]
+        for request in requests:
+            check_request(request)
+        labels = {path: variant.label for variant in comparison.variants for _, path in variant.runs}
+        complete = len(comparison.runs) - len(missing)
+        view = ComparisonView([labels[path] for _, path in missing], complete)
+        try:
+            with closing(make_display(view, quiet)) as display:
+                results = run_all(requests, jobs, display.show, logged, stack)
+        except Interrupted as interruption:
+            interruption.hint = "run the same command again to continue"
+            raise
+    return [result for result in results if isinstance(result, Failure)]
+
+
+def _check_deviations(comparison: Comparison) -> None:
+    """Raise UsageError if variants differ only in the deviation of discrete actions."""
+    from gymnasium.spaces import Box
+
+    from pgcli.environments.checks import check_environment
+
+    configs, default = [variant.config for variant in comparison.variants], PolicyConfig()
+    policies = [config.policy for config in configs]
+    keys = ("initial_standard_deviation", "log_std_bounds")
+    differing = [key for key in keys if any(getattr(one, key) != getattr(policies[0], key) for one in policies)]
+    if not differing:
+        return
+    space = check_environment(configs[0].env).action_space
+    if not isinstance(space, Box):
+        words = [f"policy.{key}={shown(getattr(default, key))}" for key in differing]
+        same = [override(config, words) for config in configs]
+        try:
+            check_different([variant.label for variant in comparison.variants], same)
+        except UsageError as error:
+            error.message += f": `policy.{differing[0]}` has no effect with action space {space}"
+            raise
