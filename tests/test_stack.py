@@ -1,4 +1,4 @@
-"""Stacked seeds: runs that share their rollouts in one process have the files of runs that train alone."""
+"""Stacked seeds: runs that share their rollouts have the files of runs that train alone."""
 
 from __future__ import annotations
 

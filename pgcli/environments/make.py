@@ -92,9 +92,9 @@ def make_environments(
 
 
 def make_stacked_environments(config: EnvConfig, count: int, width: int) -> Environments:
-    """Build the environments of `count` seeds, `width` for each; every seed has the episodes that it has alone.
+    """Build stackable environments of `count` seeds, `width` for each.
 
-    They must be stackable.
+    Every seed has the episodes that it has alone.
     """
     one = make_environments(config, width)
     if isinstance(one, VectorEnvironments):

@@ -71,7 +71,7 @@ def _key(config: Config) -> str:
 
 
 def _room(config: Config, jobs: int) -> int:
-    """Return how many runs fit into half of the memory and of the open files, if `jobs` processes share them."""
+    """Return how many runs of a process fit into half of the memory and of the open files."""
     checked, rollout = check_environment(config.env), config.rollout
     layout = Layout(checked.observation_space)
     steps = rollout.steps or rollout.horizon or checked.time_limit or USUAL_STEPS

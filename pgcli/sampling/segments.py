@@ -253,9 +253,9 @@ def _columns_in(environments: EnvironmentCache, chunk: range) -> _LiveColumns:
 
 
 class _LiveColumns:
-    """Environments in the process that steps them: those of a chunk, or of chunks of equal width of several seeds.
+    """The environments of a chunk, or of chunks of several seeds, in the process that steps them.
 
-    `states` are those of the chunks; empty if unknown.
+    The chunks have the same width. `states` are their states; empty if unknown.
     """
 
     def __init__(self, env: EnvConfig, num_envs: int) -> None:
@@ -280,7 +280,7 @@ class _LiveColumns:
     def collect(
         self, parts: Sequence[CollectSegment], policies: Sequence[Policy], check: Check
     ) -> list[tuple[Trajectories, list[EndedEpisode]]]:
-        """Step every column `rollout.steps` times; return the trajectories and the ended episodes of each part."""
+        """Step every column `rollout.steps` times; return trajectories and ended episodes of each part."""
         states, self.states = self.states, []
         first, width, envs = parts[0], len(parts[0].chunk), self.envs
         generators = [generator(part.config.seed, Purpose.ACT, part.iteration, part.chunk.start) for part in parts]

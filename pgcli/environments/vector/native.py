@@ -113,7 +113,7 @@ class VectorEnvironments:
 
 
 class StackedVectorEnvironments(VectorEnvironments):
-    """Several sets of environments in one vector form; each set starts as it would alone, with its own generator."""
+    """Several sets of environments in one vector form; each set starts as it would alone."""
 
     def __init__(self, config: EnvConfig, count: int, width: int, one: VectorEnvironments) -> None:
         super().__init__(config, count * width)
