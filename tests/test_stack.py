@@ -104,24 +104,18 @@ def test_stacked_runs_have_the_bytes_of_runs_alone(overrides: Sequence[str], tmp
     assert files(tmp_path / "stacked") == files(tmp_path / "alone")
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        pytest.param(["evaluation.stop_at_return=24", "optimizer.learning_rate=0.02"], id="episodes"),
-        pytest.param([*SEGMENTS, "evaluation.stop_at_return=-30"], id="segments"),
-    ],
-)
+@pytest.mark.parametrize("overrides", [(), SEGMENTS], ids=["episodes", "segments"])
 def test_a_run_that_stops_early_leaves_the_stack(overrides: Sequence[str], tmp_path: Path, shared: list[int]) -> None:
-    configs = settings("evaluation.every=1", *overrides)
+    configs = settings(*overrides)
+    configs[1] = settings(*overrides, "evaluation.stop_at_return=-1000", "evaluation.stop_evaluations=2")[1]
     results = trained(tmp_path / "alone", configs, 1)
-    ends = [result.last.iteration for result in results if isinstance(result, Outcome) and result.last]
-    assert len(set(ends)) > 1, ends
+    assert [result.last.iteration for result in results if isinstance(result, Outcome) and result.last] == [4, 2, 4]
     trained(tmp_path / "stacked", configs)
-    assert 2 in shared
+    assert {2, 3} <= set(shared)
     assert files(tmp_path / "stacked") == files(tmp_path / "alone")
 
 
-@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_run_that_diverges_or_cannot_start_does_not_affect_the_others(tmp_path: Path, shared: list[int]) -> None:
     configs = settings("optimizer.name=sgd", "policy.activation=identity", count=4)
     configs[1] = configs[1].model_copy(
@@ -156,7 +150,7 @@ def test_an_interrupted_stack_resumes_in_other_stacks_with_the_same_bytes(
     assert caught.value.hint == "the same command with --resume continues"
     assert all((tmp_path / f"stacked/{number}/status.json").read_text().count("interrupted") for number in range(4))
     trained(tmp_path / "stacked", configs, 2, resume=True)
-    assert set(shared) == {4, 2}
+    assert {2, 4} <= set(shared)
     assert files(tmp_path / "stacked") == files(tmp_path / "alone")
 
 
