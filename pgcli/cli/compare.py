@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pgcli.cli import completion
-from pgcli.cli.arguments import AsJson, Quiet
+from pgcli.cli.arguments import AsJson, Quiet, Stack
 from pgcli.cli.output import print_report
 
 
@@ -31,6 +31,7 @@ def compare(
         str, typer.Option("-y", help="Column of evaluations.csv to compare; higher values are assumed to be better.")
     ] = "evaluation.return_mean",
     jobs: Annotated[int, typer.Option(min=1, help="Number of runs to train in parallel.")] = 1,
+    stack: Stack = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -84,9 +85,9 @@ def compare(
         make_folder(folder)
     with lock(folder):  # two comparisons in one folder would disturb each other
         if suite is not None:
-            result, failures = run_suite(suite, plans, folder, jobs, quiet, sys.argv[1:], y)
+            result, failures = run_suite(suite, plans, folder, jobs, quiet, sys.argv[1:], y, stack)
         else:
-            result, failures = run_comparison(plans[""], jobs, quiet, threshold, sys.argv[1:], y)
+            result, failures = run_comparison(plans[""], jobs, quiet, threshold, sys.argv[1:], y, stack)
     for failure in failures:
         print_message(failure.text)
     if result is not None:
