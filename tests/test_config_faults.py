@@ -50,12 +50,12 @@ def accepted(text: str | bytes, *overrides: str) -> Config:
 KEYS = [
     (
         "optimizer: {betas: [0.9]}",
-        "1:20: `optimizer.betas` should be a list of at least 2 entries, got [0.9]",
+        "1:13: `optimizer.betas` should be a list of at least 2 entries, got [0.9]",
         "Decay of the first and the second moment",
     ),
     (
         "algorithm: {objective: clip, clip_range: [0.1]}",
-        "1:42: `algorithm.clip_range` should be a list of at least 2 entries, got [0.1]",
+        "1:30: `algorithm.clip_range` should be a list of at least 2 entries, got [0.1]",
         "ε of objective clip",
     ),
     (
@@ -70,36 +70,36 @@ KEYS = [
     ),
     (
         "algorithm: {objective: clip, clip_range: {low: 1}}",
-        "1:42: `algorithm.clip_range` should be a number or a list, got {low: 1}",
+        "1:30: `algorithm.clip_range` should be a number or a list, got {low: 1}",
         "ε of objective clip",
     ),
     (
         "algorithm: {objective: clip, kl_coef: {}}",
-        "1:39: `algorithm.kl_coef` needs the key `target`",
+        "1:30: `algorithm.kl_coef` needs the key `target`",
         "add `target: …`. KL(μ‖π) of an update, in nats.",
     ),
     (
         "algorithm: {objective: clip, kl_coef: {target: a}}",
-        "1:48: `algorithm.kl_coef.target` should be a number, got 'a'",
+        "1:40: `algorithm.kl_coef.target` should be a number, got 'a'",
         "write a number like",
     ),
     (
         "algorithm: {objective: clip, kl_coef: {target: 0}}",
-        "1:48: `algorithm.kl_coef.target` should be greater than 0, got 0",
+        "1:40: `algorithm.kl_coef.target` should be greater than 0, got 0",
         "KL(μ‖π) of an update",
     ),
     (
         "algorithm: {objective: clip, kl_coef: high}",
-        "1:39: `algorithm.kl_coef` should be a number or a section with keys, got 'high'",
+        "1:30: `algorithm.kl_coef` should be a number or a section with keys, got 'high'",
         "write a number like",
     ),
     (
         "algorithm: {objective: clip, kl_coef: -1}",
-        "1:39: `algorithm.kl_coef` should be at least 0, got -1",
+        "1:30: `algorithm.kl_coef` should be at least 0, got -1",
         "Weight of a penalty on KL",
     ),
-    ("env: {rebuild: 3}", "1:16: `env.rebuild` should be 'auto', true or false, got 3", "true: build a new instance"),
-    ("sampling: {workers: -1}", "1:21: `sampling.workers` should be at least 0, got -1", "0: collect in the main"),
+    ("env: {rebuild: 3}", "1:7: `env.rebuild` should be 'auto', true or false, got 3", "true: build a new instance"),
+    ("sampling: {workers: -1}", "1:12: `sampling.workers` should be at least 0, got -1", "0: collect in the main"),
     ("algorithm: {gama: 0.9}", "1:13: unknown key `algorithm.gama`", "did you mean `algorithm.gamma`?"),
     ("algorithm:\n  gama: 0.9", "2:3: unknown key `algorithm.gama`", "did you mean `algorithm.gamma`?"),
     ("gamma: 0.9", "1:1: unknown key `gamma`", "did you mean `algorithm.gamma`?"),

@@ -186,7 +186,10 @@ def _check_tokens(text: str, source: Source) -> None:
 
 
 def _check_size(root: yaml.Node, source: Source) -> None:
-    """Raise ConfigError if aliases expand to more than MAX_VALUES values, to a deep nest, or to themselves."""
+    """Raise ConfigError if aliases expand to too much.
+
+    That is to more than MAX_VALUES values, to twice MAX_DEPTH levels, or to themselves.
+    """
     sizes: dict[int, tuple[int, int]] = {}  # values and depth of each node; (0, 0) while it is being measured
 
     def measure(node: yaml.Node) -> tuple[int, int]:
