@@ -305,7 +305,7 @@ def fields(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tup
 
 def keys(data: dict[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     for key, value in data.items():
-        if isinstance(value, dict) and key not in ("kwargs", "stop_at"):
+        if isinstance(value, dict) and key not in ("kwargs", "network_kwargs", "stop_at"):
             yield from keys(value, (*prefix, key))
         else:
             yield (*prefix, key)

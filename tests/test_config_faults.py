@@ -127,7 +127,7 @@ KEYS = [
     ("<<: 1", "1:1: `<<` merges a mapping", "write `<<: *name`"),
     ("<<: [{seed: 1}, 2]", "1:1: `<<` merges a mapping", "write `<<: *name`"),
     ("<<: {seed: 1}\n<<: {name: a}", "2:1: a second `<<`", "merge a list"),
-    ("env: &e {id: a}\nrollout: {<<: *e}", "1:10: unknown key `rollout.id`", "the keys here are episodes"),
+    ("env: &e {id: a}\nrollout: {<<: *e}", "1:10: unknown key `rollout.id`", "did you mean `env.id`?"),
     ("env: {<<: {3: a}}", "1:12: a key must be text, got 3", "put it in quotes: '3'"),
 ]
 
@@ -183,8 +183,16 @@ TYPES = [
     ("policy: {hidden_sizes: 64}", "`policy.hidden_sizes` should be a list, got 64", "did you mean `[64]`?"),
     ("policy:\n  hidden_sizes: [64,\n   a]", "3:4: `policy.hidden_sizes[1]` should be a whole number, got 'a'", "200"),
     ("policy: {hidden_sizes: [64, null]}", "1:29: `policy.hidden_sizes[1]` should be a whole number, got null", "["),
-    ("policy: {activation: tanhh}", "should be 'tanh', 'relu', 'elu' or 'identity', got 'tanhh'", "mean `tanh`?"),
-    ("policy: {activation: ReLU}", "should be 'tanh', 'relu', 'elu' or 'identity', got 'ReLU'", "mean `relu`?"),
+    (
+        "policy: {activation: tanhh}",
+        "should be 'tanh', 'relu', 'elu', 'silu', 'gelu' or 'identity', got 'tanhh'",
+        "mean `tanh`?",
+    ),
+    (
+        "policy: {activation: ReLU}",
+        "should be 'tanh', 'relu', 'elu', 'silu', 'gelu' or 'identity', got 'ReLU'",
+        "mean `relu`?",
+    ),
     ("algorithm: {baseline: null}", "'group' or 'value', got null", "did you mean `none`?"),
     (
         "env: CartPole-v1",
@@ -330,8 +338,8 @@ SYNTAX: list[tuple[str | bytes, str, str]] = [
     ("name: &x a\nenv: {id: &x b}", "2:11: this anchor (`&…`) exists already", "another name"),
     ("env: &e {kwargs: {x: *e}}", "1:6: this value contains itself", "remove the alias"),
     (
-        "\n".join(f"k{n}: &k{n} {{kwargs: {{x: {f'*k{n - 1}' if n else 1}}}}}" for n in range(20)),
-        "17:20: nested deeper than 32 levels",
+        "\n".join(f"k{n}: &k{n} {{kwargs: {{x: {f'*k{n - 1}' if n else 1}}}}}" for n in range(40)),
+        "nested deeper than 32 levels",
         "fewer",
     ),
     (b"\xef\xbb\xbfseed: x", "1:1: `seed` should be a whole number, got 'x'", "write a whole number"),

@@ -174,10 +174,12 @@ def _validate(
         message = "empty config" if empty else f"expected a mapping of keys to values, got {shown(source.data)}"
         raise source.error(source.place(()), message, "a minimal config is `env: {id: CartPole-v1}`")
     problems = Problems(source)
-    written = flat(source.data).keys()
+    written = set(flat(source.data)) if base else set()
     if base:
         source.data = _merged(base, source.data, to_data(Config()))
-    idle = _idle_in_file(source) & written if base else _idle_in_file(source)
+    idle = _idle_in_file(source)
+    if base:
+        idle &= written
     for text in overrides:
         _apply(text, source.data, problems)
     data = _plain(source.data, (), problems)

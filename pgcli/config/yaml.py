@@ -188,7 +188,7 @@ def _check_tokens(text: str, source: Source) -> None:
 def _check_size(root: yaml.Node, source: Source) -> None:
     """Raise ConfigError if aliases expand to too much.
 
-    That is to more than MAX_VALUES values, deeper than MAX_DEPTH, or to themselves.
+    That is to more than MAX_VALUES values, to twice MAX_DEPTH levels, or to themselves.
     """
     sizes: dict[int, tuple[int, int]] = {}  # values and depth of each node; (0, 0) while it is being measured
 
@@ -206,7 +206,7 @@ def _check_size(root: yaml.Node, source: Source) -> None:
         if values > MAX_VALUES:
             message = f"aliases expand to more than {MAX_VALUES:,} values"
             raise source.error(_place(node), message, "repeat only what is needed")
-        if depth > MAX_DEPTH:
+        if depth > 2 * MAX_DEPTH:  # a depth up to this is reported with its key
             raise source.error(_place(node), f"nested deeper than {MAX_DEPTH} levels", "use fewer levels")
         sizes[id(node)] = values, depth
         return values, depth
