@@ -40,7 +40,8 @@ class _File(BaseModel):
 class Suite:
     """A suite file.
 
-    It has configs, the settings of each environment, seeds, and known scores (random, reference)."""
+    It has configs, the settings of each environment, seeds, and known scores (random, reference).
+    """
 
     name: str
     configs: list[str]
