@@ -73,10 +73,7 @@ def run_suite(
     y: str,
     stack: int | None = None,
 ) -> tuple[dict[str, Any] | None, list[Failure]]:
-    """Run the comparison of each environment and write the report of the suite.
-
-    Returns: as `run_comparison`.
-    """
+    """Compare on each environment, and report the suite; return as `run_comparison`."""
     results, failures = {}, []
     for name, comparison in plans.items():
         result, failed = run_comparison(comparison, jobs, quiet, None, command, y, stack)

@@ -1,7 +1,4 @@
-"""Suite files: the same configs on several environments.
-
-Each environment is a comparison in a folder of its own.
-"""
+"""Suite files: the same configs on several environments, each a comparison."""
 
 from __future__ import annotations
 
@@ -38,10 +35,7 @@ class _File(BaseModel):
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite file.
-
-    It has configs, the settings of each environment, seeds, and known scores (random, reference).
-    """
+    """A suite: configs, settings by environment, seeds, known (random, reference)."""
 
     name: str
     configs: list[str]
