@@ -196,7 +196,9 @@ def _shared(tensor: Tensor) -> Tensor:
 
 
 class _Mail:
-    """One end of a connection. On Linux, an object is written to shared memory before its receiver learns of it.
+    """One end of a connection.
+
+    On Linux, an object is written to shared memory before its receiver learns of it.
 
     The memory is used again for the next object, so the receiver must read each object before it answers.
     """

@@ -73,7 +73,10 @@ def run_suite(
     y: str,
     stack: int | None = None,
 ) -> tuple[dict[str, Any] | None, list[Failure]]:
-    """Run the comparison of each environment and write the report of the suite; returns as `run_comparison`."""
+    """Run the comparison of each environment and write the report of the suite.
+
+    Returns as `run_comparison`.
+    """
     results, failures = {}, []
     for name, comparison in plans.items():
         result, failed = run_comparison(comparison, jobs, quiet, None, command, y, stack)

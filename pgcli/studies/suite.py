@@ -1,4 +1,7 @@
-"""Suite files: the same configs on several environments. Each environment is a comparison in a folder of its own."""
+"""Suite files: the same configs on several environments.
+
+Each environment is a comparison in a folder of its own.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ class _File(BaseModel):
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite file: configs, the settings of each environment, seeds, and known scores (random, reference)."""
+    """A suite file: configs, settings of each environment, seeds, known scores.
+
+    Known scores are those of random play and of a reference.
+    """
 
     name: str
     configs: list[str]

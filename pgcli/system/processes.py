@@ -73,7 +73,10 @@ def process_context() -> ForkServerContext | SpawnContext:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise Interrupted at once on a stop signal that a command only notes: a fork server that imports answers late."""
+    """Raise Interrupted at once on a stop signal that a command only notes.
+
+    A fork server that imports answers late.
+    """
     is_main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in STOP} if is_main else {}
 
