@@ -45,7 +45,7 @@ schema: $(BASE) ## configs/schema.json and docs/config.md, from the config's sch
 	$(BIN)/pgcli init --schema > configs/schema.json
 	$(BIN)/python -c 'from pgcli.config.reference import markdown; print(markdown())' > docs/config.md
 
-bench: $(INSTALLED) ## speed, as ratios in one run, against Stable-Baselines3; minutes
+bench: $(INSTALLED) ## speed, as ratios in one run, against Stable-Baselines3 and rejax; minutes
 	$(PIP) -e '.[bench]'
 	$(BIN)/python tests/benchmarks/bench.py
 
@@ -57,7 +57,7 @@ results: $(INSTALLED) ## docs/results.md: train every shipped config over ten se
 	$(BIN)/python tests/benchmarks/results.py
 
 clean: ## remove what these commands made, runs aside
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build/rejax
 
 $(BASE): pyproject.toml constraints.txt
 	@echo "installing pgcli into .venv: about a minute and 1.3 GB"

@@ -62,7 +62,10 @@ class DerivedSeeds(Sequence[int]):
     """The derived seeds of N columns: one on access, or all of them together in `array`."""
 
     def __init__(self, seed: int | Array, purpose: Purpose, *indices: int | Array) -> None:
-        """Args: seed: one, or one per column, objects [N]. indices: of `derived_seed`, each one or one per column."""
+        """Keep the arguments of `derived_seed`: one of each, or one per column.
+
+        Args: seed: a number, or objects [N].
+        """
         self._seed, self._purpose, self._indices = seed, purpose, indices
 
     def __len__(self) -> int:

@@ -24,6 +24,7 @@ from test_environments import PATHS
 from test_grid import CELLS
 
 from pgcli.algorithm import batch as batch_module
+from pgcli.algorithm import importance as importance_module
 from pgcli.algorithm import losses as losses_module
 from pgcli.algorithm import policy_gradient as agent_module
 from pgcli.algorithm.gradients.user_code import TutorialPolicy
@@ -59,6 +60,7 @@ from pgcli.policies.policy import Policy
 from pgcli.runs import checkpoints
 
 EXACT = 1e-10
+OFF_POLICY = ("algorithm.objective=importance_sampling", "algorithm.baseline=none")
 IN_FULL = ("algorithm.average=episodes", "algorithm.discount_weighting=true")  # the gradient of the return
 
 
@@ -390,7 +392,13 @@ BREAKS: list[tuple[Any, str, Broken, tuple[str, ...], str]] = [
         "corridor",
     ),
     (agent_module, "mean_baseline", lambda f: lambda r, m: 0.9 * f(r, m), (), "chain"),
-    (batch_module, "standardized", lambda f: lambda a, x: 0.99 * f(a, x), ("algorithm.standardize=batch",), "bandit"),
+    (
+        batch_module,
+        "standardized",
+        lambda f: lambda *given, **more: 0.99 * f(*given, **more),
+        ("algorithm.standardize=batch",),
+        "bandit",
+    ),
     (
         returns_module,
         "lambda_returns",
@@ -401,7 +409,7 @@ BREAKS: list[tuple[Any, str, Broken, tuple[str, ...], str]] = [
     (
         losses_module,
         "clip_slope",
-        lambda f: lambda lr, a, w, c: f(lr, a, w, 2 * c),
+        lambda f: lambda lr, a, w, low, high: f(lr, a, w, 2 * low, 2 * high),
         ("algorithm.objective=clip",),
         "moved bandit",
     ),
@@ -411,6 +419,20 @@ BREAKS: list[tuple[Any, str, Broken, tuple[str, ...], str]] = [
         lambda f: lambda lr, a, w, b, s: f(0.9 * lr, a, w, b, s),
         (*IN_FULL, "algorithm.objective=importance_sampling", "algorithm.baseline=none"),
         "moved bandit",
+    ),
+    (
+        importance_module,
+        "log_weights",
+        lambda f: lambda lr, mask, ratios: 0.9 * f(lr, mask, ratios),
+        (*IN_FULL, *OFF_POLICY, "algorithm.ratios=trajectory"),
+        "moved chain",
+    ),
+    (
+        importance_module,
+        "per_decision_advantages",
+        lambda f: lambda w, x, c, b: w * f(torch.ones_like(w), x, c, b),  # each reward with the weight of the score
+        (*IN_FULL, *OFF_POLICY, "algorithm.ratios=per_decision"),
+        "moved lake",
     ),
     (
         Softmax,

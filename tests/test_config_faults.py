@@ -331,7 +331,7 @@ SYNTAX: list[tuple[str | bytes, str, str]] = [
     ("env: &e {kwargs: {x: *e}}", "1:6: this value contains itself", "remove the alias"),
     (
         "\n".join(f"k{n}: &k{n} {{kwargs: {{x: {f'*k{n - 1}' if n else 1}}}}}" for n in range(20)),
-        "17:6: nested deeper than 32 levels",
+        "17:20: nested deeper than 32 levels",
         "fewer",
     ),
     (b"\xef\xbb\xbfseed: x", "1:1: `seed` should be a whole number, got 'x'", "write a whole number"),
@@ -723,8 +723,9 @@ def test_other_libraries_names_for_a_choice_get_a_suggestion(text: str, hint: st
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("reinforce", ["blackjack/reinforce", "cartpole/reinforce", "shows 4 more"]),
-        ("reinforec", ["blackjack/reinforce", "cartpole/reinforce", "shows 4 more"]),
+        ("baseline", ["cartpole/baseline", "acrobot/baseline", "shows 1 more"]),
+        ("baselnie", ["cartpole/baseline", "acrobot/baseline", "shows 1 more"]),
+        ("reinforec", ["did you mean `reinforce`?"]),
         ("hopper", ["`hopper/ppo` or `hopper/reinforce`?"]),
         ("pendulum-ppo", ["did you mean `pendulum/ppo`?"]),
         ("cartpole/pp0", ["did you mean `cartpole/ppo`?"]),

@@ -142,12 +142,44 @@ while not (Path("pid").exists() and Path("pid").read_text()):
     time.sleep(0.01)
 os._exit(0)
 """
+INTERRUPTED = """
+import os, signal, threading, time
+from pathlib import Path
+from pgcli.errors import Interrupted
+from pgcli.system.processes import interruptible, process_context, start_process
+from pgcli.system.signals import StopOnSignal
+
+def interrupt():
+    while not (Path("pid").exists() and Path("pid").read_text()):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+with StopOnSignal() as stop:
+    threading.Thread(target=interrupt, daemon=True).start()
+    for call in (lambda: start_process(process_context(), print, ()), stop.check):
+        try:
+            with interruptible():
+                call()
+        except Interrupted as interrupted:
+            print(interrupted.exit_code, flush=True)
+os._exit(0)
+"""
 IMPORTED = """
 import os, time
 from pathlib import Path
 Path(__file__).with_name("pid").write_text(str(os.getpid()))
 time.sleep(600)
 """
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux ends a process with its parent")
+def test_an_interrupt_does_not_wait_for_a_fork_server_that_still_imports(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(IMPORTED)
+    command, environment = [sys.executable, "-c", INTERRUPTED], whole({"PYTHONPATH": str(tmp_path)})
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout == "130\n130\n", done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux ends a process with its parent")

@@ -114,7 +114,8 @@ def test_an_activations_forms_agree_with_torch_and_its_derivatives_with_autograd
     np.testing.assert_allclose(activation.value(array, array), y.detach(), rtol=1e-15)
     values = activation.value_(plain)
     torch.testing.assert_close(values, y.detach(), rtol=1e-15, atol=0)
-    torch.testing.assert_close(activation.backward_(slope.clone(), values), expected, rtol=1e-14, atol=0)
+    if activation.is_monotone:
+        torch.testing.assert_close(activation.backward_(slope.clone(), values), expected, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -131,6 +132,7 @@ def test_tanh_is_exact_to_two_units_and_the_same_in_acting_and_learning(dtype: t
     for start, stop in ((0, 1), (1, 2), (3, 70), (20_000, 20_013)):  # independent of the batch and the place in it
         np.testing.assert_array_equal(tanh.value_(in_torch[start:stop].clone()), y[start:stop])
     np.testing.assert_array_equal(tanh.value_(in_torch[:, None].repeat(1, 3).t()), [y] * 3)
+    assert tanh.module()(in_torch[20_000]) == y[20_000]
     assert math.isnan(tanh.value(np.array([math.nan], dtype))[0])
 
 

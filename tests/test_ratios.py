@@ -329,7 +329,10 @@ def test_old_data_bias_steps_and_sequences_and_make_products_vary() -> None:
         (["--age", "3"], "--age and -o"),
         (["-o", "a.png"], "--age and -o"),
         (["--age", "3", "-o", "a.txt"], "not a .png"),
-        (["algorithm.baseline=value", "--age", "3", "-o", "a.png"], "whole episodes without a value function"),
+        (
+            ["cartpole", "algorithm.baseline=value", "--age", "3", "-o", "a.png"],
+            "whole episodes without a value function",
+        ),
     ],
 )
 def test_a_figure_over_age_needs_a_file_and_whole_episodes(arguments: list[str], words: str, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_gradients_clipped_together_are_those_of_one_optimizer_with_one_norm(way
             chosen = torch.from_numpy(rows)
             new = log_probs(theirs.policy, batch.obs[chosen], batch.actions[chosen])
             ratio, a = (new - batch.behavior_log_probs[chosen]).exp(), raw.advantages[chosen]
-            a = (a - a.mean()) / a.std(correction=0)
+            a = (a - a.mean()) / a.std()
             values = theirs.value(theirs.policy, batch.obs[chosen])
             loss = -torch.minimum(ratio * a, ratio.clamp(0.9, 1.4) * a).mean()
             loss = loss + 0.7 * (values - batch.returns[chosen]).square().mean()

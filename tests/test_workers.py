@@ -277,11 +277,11 @@ finally:
 @pytest.mark.parametrize(
     ("size", "error"),
     [
-        (1000, "error: no shared memory is left for the parameters of the policy"),
+        (10, "error: no shared memory is left for worker processes"),
         (200_000, "error: no memory is left for the data of worker processes: File too large"),
         (2**30, ""),
     ],
-    ids=["no room for parameters", "no room for results", "room"],
+    ids=["no room", "no room for results", "room"],
 )
 def test_too_little_shared_memory_is_reported(size: int, error: str) -> None:
     command = [sys.executable, "-c", IN_LITTLE_SHARED_MEMORY, str(size)]

@@ -21,7 +21,7 @@ from pgcli.algorithm.policy_gradient import estimate_gradient
 from pgcli.config import load_config, override
 from pgcli.experiment.build import environments_of
 from pgcli.report import scores
-from pgcli.report.statistics import INTERVALS, Array, bootstrap_interval, mean_interval
+from pgcli.report.statistics import INTERVALS, Array, bootstrap_interval
 from pgcli.sampling.chunks import EnvironmentCache
 from pgcli.sampling.episodes import collect_episodes
 from pgcli.sampling.executor import ChunkExecutor
@@ -120,16 +120,18 @@ def false_positives(comparisons: int = 2_000) -> str:
     scores._likely_seeds = lambda *_: (None, None)
 
     def rows() -> Iterator[list[str]]:
-        for name, pair in PAIRS.items():
+        unpaired = {f"{name}, unpaired": (PAIRS[name], scores.unpaired_difference) for name in SHAPES}
+        paired = {name: (pair, scores.paired_difference) for name, pair in PAIRS.items()}
+        for name, (pair, difference) in (paired | unpaired).items():
             cells = [name]
             for n in (3, 5, 10, 20):
                 draw, found, alone = np.random.default_rng(n), 0, 0
                 for _ in range(comparisons):
                     x, y = pair(draw, n)
-                    one = scores.paired_difference(x, y, confidence=1 - scores.look_alpha(1))
+                    one = difference(x, y, confidence=1 - scores.look_alpha(1))
                     found += one.shown and one.claim == "mean"
-                    low, high = mean_interval(x - y)
-                    alone += bool(low > 0 or high < 0)
+                    t_alone = difference(x, y)
+                    alone += bool(t_alone.low > 0 or t_alone.high < 0)
                 cells.append(f"{100 * found / comparisons:.1f} % ({100 * alone / comparisons:.0f} %)")
             yield cells
 

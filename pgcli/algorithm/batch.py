@@ -23,7 +23,10 @@ ROUNDING = 1e-6  # relative error of an advantage in float32, with a margin
 
 @dataclass(frozen=True)
 class Decisions:
-    """The terms of the returns, G_t = past_t + Σ_{l≥t} (Π_{t≤k<l} c_k) x_l: each reward is weighted separately."""
+    """The terms of the returns, G_t = past_t + Σ_{l≥t} (Π_{t≤k<l} c_k) x_l.
+
+    Each reward is weighted separately.
+    """
 
     terms: Tensor  # x, [T, N], in reward units
     continuations: Tensor  # c, [T, N]

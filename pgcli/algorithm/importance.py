@@ -17,7 +17,9 @@ LARGE = 300.0  # e^300 and its square are finite
 
 
 class TrajectoryRatios:
-    """The logarithms of the importance weights of the C trajectories in a batch, from ln ρ [M], without gradient.
+    """The logarithms of the importance weights of the C trajectories in a batch.
+
+    They come from ln ρ [M] and have no gradient.
 
     A batch consists of whole trajectories. Sums run on the CPU in float64, over tables [T, C].
     """
@@ -66,7 +68,9 @@ class TrajectoryRatios:
         return weighted
 
     def sums(self) -> tuple[Tensor, Tensor]:
-        """Return Σ W and Σ W² over the trajectories, divided by their number in the whole batch and by its share.
+        """Return Σ W and Σ W² over the trajectories.
+
+        They are divided by the number in the whole batch and by the share of this one.
 
         So the means over minibatches, weighted by their shares, are means over trajectories.
         """

@@ -74,7 +74,9 @@ class Losses:
         return float(self.adaptive_kl_coef) if isinstance(coefficient, AdaptiveKL) else coefficient
 
     def adapt_kl_coef(self, kl: float | None) -> None:
-        """Halve an adaptive weight below a KL of target / 1.5, and double it above 1.5 target; within 1e-6 and 1e6.
+        """Halve an adaptive weight below a KL of target / 1.5, and double it above 1.5 target.
+
+        It stays within 1e-6 and 1e6.
 
         Source: Schulman et al. (2017), section 4.
         """

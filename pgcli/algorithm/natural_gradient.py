@@ -1,4 +1,7 @@
-"""The natural gradient, θ ← θ + α F⁻¹ ĝ, and TRPO: the same step, limited by the KL and by a line search."""
+"""The natural gradient, θ ← θ + α F⁻¹ ĝ, and TRPO.
+
+TRPO limits the same step by the KL and by a line search.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,10 @@ class NaturalGradient(Optimizer):
         return Update(learning_rate=0.0, step_kl=0.0, backtracks=TRIALS, rejected_steps=1)
 
     def fisher(self, batch: Batch, weights: Tensor) -> Product:
-        """Return v → F v, with F the Hessian of Σ w KL(π_old‖π_θ) at θ_old for weights w [M]; differentiates twice."""
+        """Return v → F v, with F the Hessian of Σ w KL(π_old‖π_θ) at θ_old for weights w [M].
+
+        It differentiates twice.
+        """
         distribution, parameters = self._policy.distribution, self.parameters
         with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):  # its RNNs have no second derivative
             now = distribution.state_parameters(self._policy(batch.obs, batch.sequences).double())

@@ -40,6 +40,26 @@ CheckpointOrRun = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Also replace a file that pgcli did not write.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as a JSON object.")]
+
+
+def _stack(text: str) -> int | None:
+    """Parse `--stack`: a number, or None for `auto`."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not int(text):
+        raise typer.BadParameter(f"{text!r} is neither auto nor a whole number from 1")
+    return int(text)
+
+
+Stack = Annotated[
+    int | None,
+    typer.Option(
+        parser=_stack,
+        metavar="auto|N",
+        help="Most seeds that share their rollouts in one process; 1: none. Does not affect results.",
+        show_default="auto",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Trust = Annotated[
     bool,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -34,12 +35,11 @@ def rm(
         print_message(f"{run} with {others}, which pgcli did not write" if others else str(run))
     if not yes:
         count = f"{len(found)} run director{'y' if len(found) == 1 else 'ies'}"
-        try:
-            agreed = typer.confirm(f"Remove {count}?", default=False, err=True)
-        except typer.Abort:
-            print_message("")
-            raise UsageError("nothing was removed: no answer", "`pgcli rm --yes` does not ask") from None
-        if not agreed:
+        print_message(f"Remove {count}? [y/N]")  # to stderr; the result on stdout is the removed directories
+        answer = sys.stdin.readline()
+        if not answer:
+            raise UsageError("nothing was removed: no answer", "`pgcli rm --yes` does not ask")
+        if answer.strip().lower() not in ("y", "yes"):
             print_message("nothing was removed")
             return
     remove_runs(list(found), list(found.values()))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgcli.cli.arguments import Config, Overrides, Quiet, check_environment
+from pgcli.cli.arguments import Config, Overrides, Quiet, Stack, check_environment
 from pgcli.cli.output import print_result
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def train(
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Train one run per seed: 0-4 or 0,3,7.", show_default=False)] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Number of runs to train in parallel.")] = 1,
+    stack: Stack = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an existing run; start a new one if there is none.")
     ] = False,
@@ -66,10 +67,10 @@ def train(
     requests = [Request(one, path_of(one.seed), sys.argv[1:], resume, overwrite, labels=labels) for one in configs]
     for request in requests:
         check_request(request)  # all requests, before the first run starts
-    train_all(requests, jobs, quiet)
+    train_all(requests, jobs, quiet, stack)
 
 
-def train_all(requests: Sequence[Request], jobs: int, quiet: bool) -> None:
+def train_all(requests: Sequence[Request], jobs: int, quiet: bool, stack: int | None = None) -> None:
     """Train `jobs` runs at a time and print their directories.
 
     Exit with the code of the first failure.
@@ -85,7 +86,7 @@ def train_all(requests: Sequence[Request], jobs: int, quiet: bool) -> None:
 
     view = TrainingView([request.config for request in requests])
     with results_only(), closing(make_display(view, quiet)) as display:
-        results = run_all(requests, jobs, display.show, logged)
+        results = run_all(requests, jobs, display.show, logged, stack)
     for result in results:
         if isinstance(result, Failure):
             print_message(result.text)

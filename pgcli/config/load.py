@@ -57,7 +57,9 @@ def load_config(location: str, overrides: Sequence[str] = (), ignored: Collectio
 
 
 def _base(source: Source, folder: Path) -> dict[str, Any]:
-    """Remove the key `base` from a config, and return the keys of the config that it names, without its name.
+    """Remove the key `base` from a config.
+
+    Return the keys of the config that it names, without its name.
 
     A base is a valid config without a base. Raises: ConfigError.
     """
@@ -163,7 +165,10 @@ def _validate(
     ignored: Collection[str] = (),
     base: dict[str, Any] | None = None,
 ) -> Config:
-    """Apply the config to its base and the overrides to both, and build the Config; raise all problems together."""
+    """Apply the config to its base and the overrides to both, and build the Config.
+
+    Raise all problems together.
+    """
     if not isinstance(source.data, dict):
         empty = source.data is None and source.lines
         message = "empty config" if empty else f"expected a mapping of keys to values, got {shown(source.data)}"

@@ -60,7 +60,7 @@ _SYNTAX_ERRORS = (
         (part, "expected `key: value`, indented like the keys above", _INDENTATION)
         for part in ("<document start>", "expected key", "expected <block end>")
     ),
-    ("duplicate anchor", "this anchor (`&…`) exists already", "choose another name"),
+    ("second occurrence", "this anchor (`&…`) exists already", "choose another name"),
     (
         "undefined alias",
         "this alias (`*…`) has no anchor (`&…`) above it",
@@ -186,7 +186,10 @@ def _check_tokens(text: str, source: Source) -> None:
 
 
 def _check_size(root: yaml.Node, source: Source) -> None:
-    """Raise ConfigError if aliases expand to more than MAX_VALUES values, deeper than MAX_DEPTH, or to themselves."""
+    """Raise ConfigError if aliases expand to too much.
+
+    That is to more than MAX_VALUES values, deeper than MAX_DEPTH, or to themselves.
+    """
     sizes: dict[int, tuple[int, int]] = {}  # values and depth of each node; (0, 0) while it is being measured
 
     def measure(node: yaml.Node) -> tuple[int, int]:

@@ -1,4 +1,7 @@
-"""N environments stepped together: in numpy, in the environment's own vector form, or one after the other."""
+"""N environments stepped together.
+
+They are stepped in numpy, in the environment's own vector form, or one after the other.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from pgcli.config.choices import VectorForm
 from pgcli.config.schema import EnvConfig
 from pgcli.environments.checks import check_environment
 from pgcli.environments.outputs import Array, Step
+from pgcli.environments.registry import spec
 from pgcli.environments.single import SingleEnvironments
 from pgcli.environments.vector.arrays import ArrayEnvironments
 from pgcli.environments.vector.forms import numpy_form
-from pgcli.environments.vector.native import VectorEnvironments
+from pgcli.environments.vector.native import StackedVectorEnvironments, VectorEnvironments
 from pgcli.environments.vector.native_trial import vector_form_fault
 from pgcli.errors import UsageError
 from pgcli.policies.observations import Layout
@@ -88,3 +92,29 @@ def make_environments(
         if form := numpy_form(config):
             return ArrayEnvironments(config, num_envs, form)
     return SingleEnvironments(config, num_envs)
+
+
+def make_stacked_environments(config: EnvConfig, count: int, width: int) -> Environments:
+    """Build stackable environments of `count` seeds, `width` for each.
+
+    Every seed has the episodes that it has alone.
+    """
+    one = make_environments(config, width)
+    if isinstance(one, VectorEnvironments):
+        return StackedVectorEnvironments(config, count, width, one)
+    return make_environments(config, count * width)
+
+
+def is_stackable(config: EnvConfig, segments: bool = False) -> bool:
+    """Return whether the environments of several seeds can be one set.
+
+    They must have a vector form of known code. The columns of an environment's own form share a generator, so a set of
+    several seeds cannot start further episodes in `segments`.
+    """
+    known = str(spec(config).entry_point).startswith("gymnasium.envs.") and not config.wrappers
+    if config.vectorization == "sync" or not known:
+        return False
+    checked = check_environment(config)
+    if not checked.adds_mask and not config.shares_seeds and vector_form_fault(config, resumable=True) == "":
+        return not segments
+    return config.vectorization == "auto" and numpy_form(config) is not None

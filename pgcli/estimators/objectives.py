@@ -78,7 +78,9 @@ def _importance(log_ratios: Tensor, weights: Tensor, bound: float, self_normaliz
 def clip_loss(
     log_ratios: Tensor, advantages: Tensor, weights: Tensor, clip_range: float, clip_range_high: float | None = None
 ) -> Tensor:
-    """Compute -Σ w min(ρ A, clip(ρ, 1 - ε, 1 + ε') A) with ρ = π/μ, ε = `clip_range` and ε' = `clip_range_high`, or ε.
+    """Compute -Σ w min(ρ A, clip(ρ, 1 - ε, 1 + ε') A) with ρ = π/μ.
+
+    ε = `clip_range` and ε' = `clip_range_high`, or ε.
 
     At ρ = 1 its gradient is that of `policy_gradient_loss`. It is 0 where A > 0 and ρ > 1 + ε', or A < 0 and ρ < 1 - ε.
 

@@ -54,7 +54,9 @@ def trajectory_weights(log_weights: Tensor, bound: float = math.inf, self_normal
 
 
 def per_decision_advantages(weights: Tensor, terms: Tensor, continuations: Tensor, baseline: Tensor) -> Tensor:
-    """Compute Σ_{l≥t} (Π_{t≤k<l} c_k) W_l x_l - W_t b_t: each term of G_t = x_t + c_t G_t+1 has its own weight.
+    """Compute Σ_{l≥t} (Π_{t≤k<l} c_k) W_l x_l - W_t b_t.
+
+    Each term of G_t = x_t + c_t G_t+1 has its own weight.
 
     W_l is the weight of the product up to l. So a reward is weighted by the ratios of the actions before it, and not
     by those after it.

@@ -67,7 +67,9 @@ def trajectory_returns(
 def return_terms(
     rewards: Tensor, gamma: float, lam: float, terminated: Tensor, cut: Tensor, next_values: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Compute x and c of the λ-returns of trajectories as G_t = x_t + c_t G_t+1, with c = 0 in the last row of each.
+    """Compute x and c of the λ-returns of trajectories as G_t = x_t + c_t G_t+1.
+
+    c = 0 in the last row of each trajectory.
 
     Args: as `trajectory_returns`. Returns: x in reward units, and c, both [T, N].
     """

@@ -57,6 +57,10 @@ class Trajectories:
         taken = {name: x[: rows + (name == "obs"), chosen] for name, x in vars(self).items() if isinstance(x, Tensor)}
         return Trajectories(**taken | ({} if self.memory is None else {"memory": self.memory[chosen]}))
 
+    def contiguous(self) -> Trajectories:
+        """Return the same trajectories, with tensors of their own if they are parts of others."""
+        return Trajectories(**{name: x.contiguous() for name, x in vars(self).items() if isinstance(x, Tensor)})
+
 
 def pad_columns(parts: list[Trajectories]) -> Trajectories:
     """Concatenate chunks of columns, padded to the longest."""

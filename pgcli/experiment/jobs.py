@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -15,12 +15,17 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from pgcli.errors import EnvironmentFailure, Interrupted, PgcliError
+from pgcli.experiment.build import environments_of, released
 from pgcli.experiment.cluster import run_on_cluster
 from pgcli.experiment.recorder import Context, Outcome
 from pgcli.experiment.run import Failure, Request, Result, failure_of, run_experiment
-from pgcli.records import Record
+from pgcli.experiment.stacks import stacks
+from pgcli.records import Notice, Record
+from pgcli.sampling.chunks import EnvironmentCache
+from pgcli.sampling.stack import Stack
 from pgcli.system.leaving import leave
-from pgcli.system.processes import ignore_interrupts, process_context, start_process
+from pgcli.system.process_state import kept
+from pgcli.system.processes import ignore_interrupts, interruptible, process_context, start_process
 from pgcli.system.signals import StopOnSignal
 
 __all__ = ["Failure", "Outcome", "run_all"]
@@ -28,32 +33,69 @@ __all__ = ["Failure", "Outcome", "run_all"]
 Watch = Callable[[Record, int], None]
 Logs = Callable[[Request, Callable[[Record], None]], AbstractContextManager[Callable[[Record], None]]]
 POLL_SECONDS = 0.2
+_CONTINUE = "the same command with --resume continues"
 
 
-def run_all(requests: Sequence[Request], jobs: int, watch: Watch, logs: Logs) -> list[Result]:
+def run_all(requests: Sequence[Request], jobs: int, watch: Watch, logs: Logs, stack: int | None = None) -> list[Result]:
     """Run every request, `jobs` at a time; one that fails does not stop the others.
 
     Args: watch: receives every record with the number of its run. logs: `logs(request, watch)` also writes the
-    records of a run for other tools, in the process of the run.
+    records of a run for other tools, in the process of the run. stack: how many runs of a process may share their
+    rollouts; None: as many as the memory allows.
     Raises: Interrupted, once every run in progress has saved its state.
     """
     with StopOnSignal() as stop:
-        if jobs > 1 and len(requests) > 1:
-            shared = [replace(request, share=min(jobs, len(requests))) for request in requests]
-            if requests[0].config.sampling.backend == "ray":
-                return run_on_cluster(shared, jobs, watch, stop)
-            return _run_in_processes(shared, jobs, watch, logs, stop)
-        results: list[Result] = []
-        for number, request in enumerate(requests):
-            try:
-                with logs(request, partial(_numbered, watch, number)) as watch_one:
-                    context = Context(watch_one, stop.check, stop.asked_to_save)
-                    results.append(run_experiment(request, context))
-            except Interrupted:
-                raise
-            except Exception as error:
-                results.append(failure_of(error))
-        return results
+        if jobs > 1 and len(requests) > 1 and requests[0].config.sampling.backend == "ray":
+            return run_on_cluster([_sharing(request, jobs, requests) for request in requests], jobs, watch, stop)
+        groups = stacks([request.config for request in requests], jobs, stack)
+        if jobs > 1 and len(groups) > 1:
+            shared = [_sharing(request, jobs, groups) for request in requests]
+            results = _run_in_processes(shared, groups, jobs, watch, logs, stop)
+        else:
+            results = {}
+            for group in groups:
+                results |= _run_group({number: requests[number] for number in group}, watch, logs, stop)
+        return [results[number] for number in range(len(requests))]
+
+
+def _sharing(request: Request, jobs: int, units: Sequence[object]) -> Request:
+    return replace(request, share=min(jobs, len(units)))
+
+
+def _run_group(requests: Mapping[int, Request], watch: Watch, logs: Logs, stop: StopOnSignal) -> dict[int, Result]:
+    """Run one request, or a stack. Raises: Interrupted, once every run has saved its state."""
+    results, interruptions, saving = dict[int, Result](), list[Interrupted](), set[int]()
+
+    def asked_to_save(number: int) -> bool:
+        if stop.asked_to_save():
+            saving.update(requests)
+        asked = number in saving
+        saving.discard(number)
+        return asked
+
+    def run(number: int, stack: Stack | None = None) -> None:
+        try:
+            with logs(requests[number], partial(_numbered, watch, number)) as watch_one:
+                context = Context(watch_one, stop.check, partial(asked_to_save, number), stack)
+                results[number] = run_experiment(requests[number], context)
+        except Interrupted as interruption:
+            interruptions.append(interruption)
+        except Exception as error:
+            results[number] = failure_of(error)
+
+    first, *others = requests
+    if others:
+        environments = EnvironmentCache(environments_of(requests[first].config))
+        with kept(), released(environments):
+            stack = Stack(environments, stop.check, lambda text: watch(Notice(text), first))
+            stack.run([partial(run, number, stack) for number in requests])
+    else:
+        run(first)
+    for interruption in interruptions:
+        if others:
+            interruption.message, interruption.hint = str(interruption.args[0]), _CONTINUE
+        raise interruption
+    return results
 
 
 def _numbered(watch: Watch, number: int, record: Record) -> None:
@@ -61,28 +103,35 @@ def _numbered(watch: Watch, number: int, record: Record) -> None:
 
 
 def _run_in_processes(
-    requests: Sequence[Request], jobs: int, watch: Watch, logs: Logs, stop: StopOnSignal
-) -> list[Result]:
-    context = process_context()
-    waiting = list(enumerate(requests))
-    running: dict[Connection, tuple[int, BaseProcess]] = {}
+    requests: Sequence[Request], groups: list[list[int]], jobs: int, watch: Watch, logs: Logs, stop: StopOnSignal
+) -> dict[int, Result]:
+    with interruptible():
+        context = process_context()
+    waiting = list(groups)
+    running: dict[Connection, tuple[list[int], BaseProcess]] = {}
     results: dict[int, Result] = {}
     interruption: Interrupted | None = None
     while waiting or running:
         while waiting and len(running) < jobs and interruption is None:
-            number, request = waiting.pop(0)
+            group = waiting.pop(0)
             here, there = context.Pipe(duplex=False)
-            process = start_process(context, _child, (request, there, logs))
+            own = {number: requests[number] for number in group}
+            try:
+                with interruptible():
+                    process = start_process(context, _child, (own, there, logs))
+            except Interrupted:  # `stop.check` raises it again
+                break
             there.close()
-            running[here] = (number, process)
+            running[here] = (group, process)
         for connection in wait(list(running), POLL_SECONDS):
             assert isinstance(connection, Connection)
-            number, process = running[connection]
+            group, process = running[connection]
             try:
-                message = connection.recv()
+                number, message = connection.recv()
             except EOFError:
                 process.join()
-                results.setdefault(number, _death(requests[number], process.exitcode or 0))
+                for number in group:
+                    results.setdefault(number, _death(requests[number], process.exitcode or 0))
                 del running[connection]
                 continue
             if isinstance(message, Outcome | Failure):
@@ -102,9 +151,9 @@ def _run_in_processes(
                 for _, process in running.values():
                     process.terminate()
     if interruption is not None:
-        interruption.hint = "the same command with --resume continues"
+        interruption.hint = _CONTINUE
         raise interruption
-    return [results[number] for number in range(len(requests))]
+    return results
 
 
 def _death(request: Request, code: int) -> Failure:
@@ -119,28 +168,29 @@ def _death(request: Request, code: int) -> Failure:
     return Failure(exit_code, str(error))
 
 
-def _child(request: Request, connection: Connection, logs: Logs) -> None:
-    """Run one request and send its records and its result to the parent.
+def _child(requests: Mapping[int, Request], connection: Connection, logs: Logs) -> None:
+    """Run a group of requests and send their records and results to the parent.
 
     Stop if the parent ends.
     """
 
-    def watch(record: Record) -> None:
+    def watch(record: Record, number: int) -> None:
         try:
-            connection.send(record)
+            connection.send((number, record))
         except OSError:
             raise Interrupted(signal.SIGTERM) from None
 
     ignore_interrupts()  # a terminal's Ctrl-C reaches the parent, which forwards it
     threading.Thread(target=_stop_without_parent, daemon=True).start()
-    result: Result
+    results: dict[int, Result]
     try:
-        with StopOnSignal((signal.SIGTERM,)) as stop, logs(request, watch) as watch_one:
-            result = run_experiment(request, Context(watch_one, stop.check, stop.asked_to_save))
+        with StopOnSignal((signal.SIGTERM,)) as stop:
+            results = _run_group(requests, watch, logs, stop)
     except Exception as error:
-        result = failure_of(error)
+        results = dict.fromkeys(requests, failure_of(error))
     with contextlib.suppress(OSError):  # the parent has ended
-        connection.send(result)
+        for result in results.items():
+            connection.send(result)
     leave(0)  # a simulator's threads would keep the process alive and the parent waiting
 
 

@@ -12,6 +12,7 @@ from pgcli.experiment.resume import result_config
 from pgcli.records import Evaluation, Iteration, Notice, Record
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import RunDirectory
+from pgcli.sampling.stack import Stack
 from pgcli.system.process_state import changes, restore_process
 from pgcli.system.processes import Check
 from pgcli.training.loop import Training
@@ -38,6 +39,7 @@ class Context:
     watch: Callable[[Record], None] = lambda record: None
     check: Check = lambda: None  # called before every step; may raise Interrupted
     asked_to_save: Callable[[], bool] = lambda: False  # called after every iteration
+    stack: Stack | None = None  # the seeds that this run shares its rollouts with
 
 
 class Recorder:

@@ -7,7 +7,7 @@ import math
 import os
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -44,6 +44,7 @@ from pgcli.runs.tables import check_info_names
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.sampler import make_sampler
+from pgcli.sampling.stack import StackedPool
 from pgcli.system.locations import split
 from pgcli.system.memory import memory_error
 from pgcli.system.packages import require
@@ -98,7 +99,8 @@ def run_experiment(request: Request, context: Context = Context()) -> Outcome:  
     """
     check_request(request)
     path = request.folder / request.path
-    with kept(), _paths_as_typed(request, path), storage(path), ExitStack() as resources:
+    process = kept() if context.stack is None else nullcontext()  # one for all seeds of a stack
+    with process, _paths_as_typed(request, path), storage(path), ExitStack() as resources:
         run = _built(request, context, resources)
         check_owner(path)
         if is_run(path) and request.overwrite:
@@ -129,6 +131,8 @@ def _built(request: Request, context: Context, resources: ExitStack) -> Training
     pool = worker_pool(config, environments, request.share, context.check)
     if pool.count:  # workers wait during an update
         learner.run = SecondProcess()
+    elif context.stack is not None:
+        pool = StackedPool(environments, context.stack)
     executor = resources.enter_context(released(ChunkExecutor(environments, pool)))
     form = vector_form_notice(environments_of(config), resumable=config.rollout.steps is not None)
     for notice in (*_ignored(config, learner), *check_environment(config.env).notices, *([form] if form else [])):

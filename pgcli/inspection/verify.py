@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby, pairwise, zip_longest
+from collections.abc import Callable, Iterator
+from itertools import pairwise, zip_longest
 from math import fsum, isnan
 from pathlib import Path
-from sys import maxsize
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,13 +26,12 @@ from pgcli.runs.directory import is_run
 from pgcli.runs.files import MAX_JSON_BYTES, open_file, storage
 from pgcli.runs.information import config_of_run, find_run_hint, read_information, read_status
 from pgcli.runs.lock import lock_to_read
-from pgcli.runs.tables import Table, as_csv, more_of, read_header, read_table, rows_of, table_file, tables_of
+from pgcli.runs.tables import Table, as_csv, more_of, read_table, rows_of, table_file, tables_of
 from pgcli.sampling.segments import in_todays_form
 from pgcli.system.packages import versions
 from pgcli.training.evaluation import Evaluator
 from pgcli.training.loop import train
 
-Row = dict[str, str]
 Array = NDArray[np.float64]
 Checkpoints = dict[Path, checkpoints.Checkpoint]
 
@@ -55,17 +53,17 @@ def verify(path: Path, *, everything: bool = False, trust: bool = False) -> dict
         unreadable = list(_unreadable(path, config))
         findings = [Finding("failed", text) for text in unreadable]
         tables, kept, recomputed = _Tables(path), Checkpoints(), list[int]()
-        _check("digests", findings, _compare_digests(path))
-        _check("checkpoints", findings, _read_checkpoints(path, config, kept))
-        _check("tables", findings, _compare_tables(path, config, tables))
-        _check("evaluations", findings, _compare_evaluations(tables))
+        _check(findings, _compare_digests(path))
+        _check(findings, _read_checkpoints(path, config, kept))
+        _check(findings, _compare_tables(path, config, tables))
+        _check(findings, _compare_evaluations(tables))
         if tables.has_gradients or config.diagnostics.every is not None:
-            _check("gradients", findings, _compare_gradients(path, config, tables))
-        _check("checkpoints", findings, _compare_checkpoints(path, kept, tables))
-        _check("status", findings, _compare_status(path, tables))
+            _check(findings, _compare_gradients(path, config, tables))
+        _check(findings, _compare_checkpoints(path, kept, tables))
+        _check(findings, _compare_status(path, tables))
         if not any(finding.level == "failed" for finding in findings):
-            _check("iterations", findings, _recompute(path, config, kept, tables, everything, recomputed))
-            _check("evaluations", findings, _recompute_evaluation(path, config, kept, tables))
+            _check(findings, _recompute(path, config, kept, tables, everything, recomputed))
+            _check(findings, _recompute_evaluation(path, config, kept, tables))
     return {
         "run": str(path),
         "passed": not any(finding.level == "failed" for finding in findings),
@@ -83,22 +81,21 @@ def verification_text(result: dict[str, Any]) -> str:
     return "\n".join([result["run"], *table(rows, 8)])
 
 
-def _check(name: str, findings: list[Finding], found: Iterator[Finding]) -> None:
+def _check(findings: list[Finding], found: Iterator[Finding]) -> None:
     """Add the findings of a check, up to its first error; skip those that an earlier check has added."""
     try:
         findings += [finding for finding in found if finding not in findings]
     except PgcliError as error:
         failed = Finding("failed", error.message)
         findings += [] if failed in findings else [failed]
-    except OSError as error:
-        findings.append(Finding("failed", f"{error.filename}: {error.strerror}"))
-    except (LookupError, ValueError, TypeError, ArithmeticError) as error:  # a cell is missing or not a number
-        findings.append(Finding("failed", f"the {name} cannot be read: {error}"))
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
 def _unreadable(path: Path, config: Config) -> Iterator[str]:
-    """Yield an error for each file that is missing, not a regular file, or not JSON with the expected types."""
+    """Yield an error for each unreadable file.
+
+    It is missing, not a regular file, or not JSON with the expected types.
+    """
     folder = path / "checkpoints"
     files: list[tuple[Callable[[Path], object], Path]] = [(read_information, path), (read_status, path)]
     pointers = (folder / name for name in ("latest.json", "best.json"))
@@ -146,35 +143,27 @@ def _check_columns(name: str, header: list[str]) -> None:
         raise RunDirectoryError(f"{name}.csv: the first columns are not those that pgcli writes")
 
 
-def _rows(path: Path, name: str, since: int = 0) -> Iterator[Row]:
-    """Yield the rows of a table from an iteration on; skip earlier blocks by their last lines."""
-    with table_file(path / f"{name}.csv") as file:
-        for lines in file.blocks():
-            if int(lines.rpartition(b"\n")[2].partition(b",")[0]) < since:
-                continue
-            for line in lines.decode().split("\n"):
-                row = dict(zip(file.header, line.split(","), strict=True))
-                if int(row["iteration"]) >= since:
-                    yield row
+class _Recorded(NamedTuple):
+    """The header of a table, and its rows from an iteration on."""
+
+    header: list[str]
+    rows: dict[int, list[list[str]]]
+
+    @staticmethod
+    def read(path: Path, name: str, since: int) -> _Recorded:
+        """Read a table; skip blocks before `since` by their last lines."""
+        rows = dict[int, list[list[str]]]()
+        with table_file(path / f"{name}.csv") as file:
+            for lines in file.blocks():
+                if _iteration(lines.rpartition(b"\n")[2]) >= since:
+                    for line in lines.split(b"\n"):
+                        if (number := _iteration(line)) >= since:
+                            rows.setdefault(number, []).append(line.decode().split(","))
+        return _Recorded(file.header, rows)
 
 
-class _RowsByIteration:
-    """The rows of the tables by iteration; each table is read once, forwards."""
-
-    def __init__(self, path: Path, names: Iterable[str], since: int) -> None:
-        groups = (groupby(_rows(path, name, since), lambda row: int(row["iteration"])) for name in names)
-        self._tables = dict(zip(names, groups, strict=True))
-        self.more = {name: more_of(name, read_header(path / f"{name}.csv")) or () for name in names}
-        self._next: dict[str, tuple[int, list[Row]]] = {}
-
-    def of(self, name: str, iteration: int) -> list[Row]:
-        """Return the rows of an iteration; calls for a table must be in increasing order."""
-        number, rows = self._next.get(name, (-1, []))
-        while number < iteration:
-            number, group = next(self._tables[name], (maxsize, iter(())))
-            rows = list(group)
-        self._next[name] = number, rows
-        return rows if number == iteration else []
+def _iteration(line: bytes) -> int:
+    return int(line.partition(b",")[0])
 
 
 def _read_checkpoints(path: Path, config: Config, kept: Checkpoints) -> Iterator[Finding]:
@@ -438,14 +427,14 @@ def _recompute(
     file = min(starts) if everything else max(starts)
     first, name = kept[file].counters["iteration"], file.name
     names = ["metrics", "episodes", "evaluations", *(["gradients"] if tables.has_gradients else [])]
-    rows = _RowsByIteration(path, names, first)
+    recorded = {name: _Recorded.read(path, name, first) for name in names}
     with repeated(path, without_clock(config.without_stopping(), last), file) as (run, lost):
         if lost:
             yield Finding("note", f"{lost} environments are not reproducible: no iteration recomputed")
             return
         for record in train(run):
             if not isinstance(record, Notice):
-                _compare(record, rows, since)
+                _compare(record, recorded, since)
             if isinstance(record, Iteration):
                 recomputed.append(record.iteration)
                 later = path / "checkpoints" / checkpoints.file_name(run.counters.iteration)
@@ -479,30 +468,32 @@ def _recompute_evaluation(path: Path, config: Config, kept: Checkpoints, tables:
         again = Evaluator(config, run.executor).evaluate(
             run.learner.policy, number, run.counters.env_steps, lambda: None, stopped_by
         )
-    _compare(again, _RowsByIteration(path, ["evaluations"], number), number)
+    _compare(again, {"evaluations": _Recorded.read(path, "evaluations", number)}, number)
     yield Finding("ok", f"the last evaluation, after {number} iterations, recomputed: identical, byte for byte")
 
 
-def _compare(record: Iteration | Evaluation, tables: _RowsByIteration, since: int) -> None:
+def _compare(record: Iteration | Evaluation, recorded: dict[str, _Recorded], since: int) -> None:
     """Raise RunDirectoryError unless a recomputed record has the same bytes as its rows in the tables.
 
     A resume may change the schedule of evaluations and gradients; gradients are compared from `since` on.
     """
-    for name, again in rows_of(record, tables.more).items():
+    more = {name: more_of(name, one.header) or () for name, one in recorded.items()}
+    for name, again in rows_of(record, more).items():
         if name == "timing" or not again or (name == "gradients" and record.iteration < since):
             continue
-        rows = tables.of(name, record.iteration)
-        if isinstance(record, Evaluation):
-            rows = [row for row in rows if row.get("stopped_by", "") == record.stopped_by]
+        header, rows = recorded[name].header, recorded[name].rows.get(record.iteration, [])
+        if isinstance(record, Evaluation) and "stopped_by" in header:
+            rows = [row for row in rows if row[header.index("stopped_by")] == record.stopped_by]
         if not rows and name in ("evaluations", "gradients"):
             continue
-        for row, line in zip(rows, as_csv(again).splitlines(), strict=True):
-            for (column, cell), found in zip(row.items(), line.split(","), strict=True):
+        lines, where = as_csv(again).splitlines(), f"{name}.csv: iteration {record.iteration} has"
+        if len(rows) != len(lines):
+            raise RunDirectoryError(f"{where} {len(rows)} rows, but recomputed it has {len(lines)}")
+        for row, line in zip(rows, lines, strict=True):
+            for column, cell, found in zip(header, row, line.split(","), strict=True):
                 if cell != found:
-                    raise RunDirectoryError(
-                        f"{name}.csv: iteration {record.iteration} has {column} {cell or 'empty'}, but recomputed "
-                        f"it is {found or 'empty'}"
-                    )
+                    what = f"{column} {cell or 'empty'}, but recomputed it is {found or 'empty'}"
+                    raise RunDirectoryError(f"{where} {what}")
 
 
 def _compare_tensors(file: Path, saved: dict[str, Tensor], again: dict[str, Tensor]) -> None:

@@ -77,7 +77,10 @@ class Distribution(nn.Module):
         raise NotImplementedError
 
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
-        """Compute KL(p‖q) [M], in nats, from `state_parameters` of both: for log-probabilities Σ p (log p - log q)."""
+        """Compute KL(p‖q) [M], in nats, from `state_parameters` of both.
+
+        For log-probabilities it is Σ p (log p - log q).
+        """
         return (p.exp() * (p - q)).sum(1)
 
     def scored(self, outputs: Array, actions: Array) -> Scored:

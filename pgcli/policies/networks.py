@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -61,7 +62,10 @@ def mlp(
 
 
 def is_plain(network: nn.Sequential) -> bool:
-    """Return whether a network consists of Linear layers and activations, as the adapters of users and ONNX need."""
+    """Return whether a network consists of Linear layers and activations.
+
+    The adapters of users and ONNX need that.
+    """
     return all(isinstance(module, nn.Linear) or type(module) in ACTIVATION_OF for module in network)
 
 
@@ -85,13 +89,23 @@ def orthogonal(network: nn.Sequential, last_gain: float) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def numpy_forward(network: nn.Sequential) -> Forward:
-    """Return a numpy forward pass `[N, in] → [N, out]` on views of the parameters."""
+def numpy_forward(*networks: nn.Sequential) -> Forward:
+    """Return a numpy forward pass `[N, in] → [N, out]` on views of the parameters.
+
+    With several plain networks of one architecture, it maps [networks, N, in] → [networks, N, out], on copies.
+    """
     steps: list[Forward] = []
-    for module in network:
+    for modules in zip(*networks, strict=True):
+        module = modules[0]
         if isinstance(module, nn.Linear):
-            steps.append(_linear(module.weight.detach().numpy().T, module.bias.detach().numpy()))
+            weights = [one.weight.detach().numpy() for one in modules]
+            biases = [one.bias.detach().numpy() for one in modules]
+            if len(networks) == 1:
+                steps.append(_linear(weights[0].T, biases[0]))
+            else:
+                steps.append(_linear(np.stack(weights).transpose(0, 2, 1), np.stack(biases)[:, None]))
         elif type(module) not in ACTIVATION_OF:
+            assert len(networks) == 1, "only plain networks act together"
             steps.append(_through_torch(module))
         elif not isinstance(module, nn.Identity):
             steps.append(_in_place(ACTIVATION_OF[type(module)].value))

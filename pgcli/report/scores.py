@@ -198,7 +198,9 @@ def paired_difference(
 def unpaired_difference(
     x: Array, y: Array, comparisons: int = 1, confidence: float = CONFIDENCE, next_confidence: float | None = None
 ) -> Difference:
-    """Compute x̄ - ȳ of independent runs with Welch's interval, and the seeds of each variant needed to show it.
+    """Compute x̄ - ȳ of independent runs with Welch's interval.
+
+    Also compute the seeds of each variant that would show it.
 
         x̄ - ȳ ± t(1 - α / 2, ν) e,   e² = u + v,   u = s_x² / n,   v = s_y² / k
         ν = e⁴ / (u² / (n - 1) + v² / (k - 1))
@@ -218,7 +220,10 @@ def unpaired_difference(
 
 
 class _Spread(NamedTuple):
-    """A difference of means, the standard deviation that it is measured in, its standard error and degrees."""
+    """A difference of means, with its standard error and degrees of freedom.
+
+    `deviation` is the standard deviation that it is measured in.
+    """
 
     mean: float
     deviation: float
@@ -292,7 +297,9 @@ def seeds_needed(effect: float, alpha: float, power: float = POWER, samples: int
 
 
 def _likely_seeds(spread: _Spread, alpha: float) -> tuple[int | None, int | None]:
-    """Return `seeds_needed` of the largest and of the smallest effect in an 80 % interval around the observed one.
+    """Return `seeds_needed` of the largest and of the smallest likely effect.
+
+    These are the ends of an 80 % interval around the observed effect.
 
     The interval inverts the noncentral t distribution of the difference over its standard error. Where it has effects
     of either sign, no number of seeds is enough for the smallest: None. Source: Cumming & Finch (2001), section 4.

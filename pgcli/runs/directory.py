@@ -191,7 +191,10 @@ class RunDirectory:
         return self.path / "crash" / f"{name}.py"
 
     def record_user_code(self, digests: dict[str, str]) -> list[str]:
-        """Record the digests of the user's files in run.json; return the files that changed since the last start."""
+        """Record the digests of the user's files in run.json.
+
+        Return the files that changed since the last start.
+        """
         run = read_information(self.path)
         before = run.get("user_code") or {}
         if before == digests:

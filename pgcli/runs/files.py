@@ -20,6 +20,7 @@ from typing import Any
 
 from pgcli.errors import RunDirectoryError
 from pgcli.system.limits import limit_of
+from pgcli.system.turns import sync_file
 
 TEMPORARY = ".writing-"
 FILE_MODE, FOLDER_MODE = 0o664, 0o775  # limits under any umask: other users cannot write to a run
@@ -171,7 +172,7 @@ class Folder:
             try:
                 try:
                     write_all(descriptor, content)
-                    os.fsync(descriptor)
+                    sync_file(descriptor)
                     if not _holds_bytes(descriptor, content):
                         raise OSError(errno.EIO, "the file content differs from the written data")
                 finally:
@@ -203,7 +204,7 @@ class Folder:
         try:
             with naming(self.path / name):
                 os.ftruncate(descriptor, size)
-                os.fsync(descriptor)
+                sync_file(descriptor)
         finally:
             os.close(descriptor)
 
@@ -226,7 +227,7 @@ class Folder:
             return
         try:
             with naming(self.path):
-                os.fsync(self._descriptor)
+                sync_file(self._descriptor)
         except OSError as error:
             if error.errno not in _UNABLE:
                 raise
@@ -249,7 +250,10 @@ def opened(folder: Path | Folder) -> Iterator[Folder]:
 
 
 def own_folder(path: Path, name: str) -> Path:
-    """Return a subfolder of a run for other libraries to write in; create it if missing. Raises: NotRegular."""
+    """Return a subfolder of a run for other libraries to write in; create it if missing.
+
+    Raises: NotRegular.
+    """
     with opened(path) as run:
         run.subfolder(name).close()
     return path / name

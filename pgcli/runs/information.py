@@ -1,4 +1,7 @@
-"""Read and validate config.yaml, run.json and status.json of a run, which may come from other machines."""
+"""Read and validate config.yaml, run.json and status.json of a run.
+
+They may come from other machines.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,10 @@ def stored_config(path: Path) -> Config:
 
 
 def config_of_run(path: Path) -> Config:
-    """Read the config of a run that does not continue. Raises: RunDirectoryError, also for an invalid config."""
+    """Read the config of a run that does not continue.
+
+    Raises: RunDirectoryError, also for an invalid config.
+    """
     try:
         return stored_config(path)
     except ConfigError as error:

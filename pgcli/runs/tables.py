@@ -27,6 +27,7 @@ from pgcli.config import Config
 from pgcli.errors import RunDirectoryError, UsageError, closest, typed
 from pgcli.records import COLUMNS, OPTIONAL, STOPPED_BY, TABLES, Cell, Evaluation, Iteration, columns
 from pgcli.runs.files import Folder, naming, open_file, write_all
+from pgcli.system.turns import sync_file
 
 Array = NDArray[np.float64]
 Words = NDArray[np.object_]  # of str
@@ -134,7 +135,7 @@ class TableWriter:
             with naming(self.path):
                 if not self._folder.holds(self._name, self._descriptor):
                     raise FileNotFoundError(errno.ENOENT, "was deleted or replaced during the run")
-                os.fsync(self._descriptor)
+                sync_file(self._descriptor)
             self._synced = True
 
     def close(self) -> None:

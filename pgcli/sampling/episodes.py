@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,14 +111,30 @@ class CollectEpisodes:
     iteration: int
     mode: Mode = "sampled"
 
-    def __call__(self, columns: range, envs: Environments, actor: Actor, check: Check) -> tuple[Trajectories, Array]:
-        """Return the trajectories of a chunk and the numbers reported at their ends, [N, K]."""
-        config, iteration = self.config, self.iteration
-        seeds = episode_seeds(config, iteration, columns)
-        random = generator(config.seed, Purpose.ACT, iteration, columns.start)
-        names = config.info_names
-        steps = list(play(envs, actor, seeds, random, config.rollout.horizon, check, names))
-        return to_trajectories(steps), reported(steps, len(columns), len(names))
+    @property
+    def kind(self) -> Hashable:
+        """Everything but seeds that `play` depends on."""
+        return self.config.rollout.horizon, self.config.info_names
+
+    def seeds(self, columns: range) -> DerivedSeeds:
+        """Return the reset seed of each column."""
+        return episode_seeds(self.config, self.iteration, columns)
+
+    def generator(self, columns: range) -> np.random.Generator:
+        """Return the random stream of the actions."""
+        return generator(self.config.seed, Purpose.ACT, self.iteration, columns.start)
+
+    def play(
+        self, seeds: Sequence[int], generator: np.random.Generator, envs: Environments, actor: Actor, check: Check
+    ) -> tuple[Trajectories, Array]:
+        """Return the trajectories and the numbers reported at their ends, [N, K]."""
+        names = self.config.info_names
+        steps = list(play(envs, actor, seeds, generator, self.config.rollout.horizon, check, names))
+        return to_trajectories(steps), reported(steps, len(seeds), len(names))
+
+    def part(self, result: tuple[Trajectories, Array], columns: slice) -> tuple[Trajectories, Array]:
+        """Return the result of neighbouring columns, cut after their longest episode."""
+        return result[0].columns(columns).contiguous(), result[1][columns]
 
 
 @dataclass(frozen=True)
@@ -132,16 +149,29 @@ class MeasureEpisodes:
     indices: tuple[int, ...]
     names: tuple[str, ...] = ()
 
-    def __call__(self, columns: range, envs: Environments, actor: Actor, check: Check) -> Array:
+    @property
+    def kind(self) -> Hashable:
+        """Everything but seeds that `play` depends on."""
+        return self.mode, self.gamma, self.horizon, self.names
+
+    def seeds(self, columns: range) -> DerivedSeeds:
+        """Return the reset seed of each column."""
+        return DerivedSeeds(self.seed, self.purposes[0], *self.indices, np.array(columns))
+
+    def generator(self, columns: range) -> np.random.Generator:
+        """Return the random stream of the actions."""
+        return generator(self.seed, self.purposes[1], *self.indices, columns.start)
+
+    def play(
+        self, seeds: Sequence[int], generator: np.random.Generator, envs: Environments, actor: Actor, check: Check
+    ) -> Array:
         """Return undiscounted and discounted returns, lengths and reported numbers, [3 + K, N].
 
         Raises: EnvironmentFailure if a return is not finite.
         """
-        seeds = DerivedSeeds(self.seed, self.purposes[0], *self.indices, np.array(columns))
-        random = generator(self.seed, self.purposes[1], *self.indices, columns.start)
-        sums = np.zeros((3, len(columns)))
+        sums = np.zeros((3, len(seeds)))
         discount, info = 1.0, list[Transition]()
-        for transition in play(envs, actor, seeds, random, self.horizon, check, self.names):
+        for transition in play(envs, actor, seeds, generator, self.horizon, check, self.names):
             if transition.info is not None:
                 info.append(transition)
             rewards = np.where(transition.running, transition.rewards, 0.0).astype(np.float64, copy=False)
@@ -150,4 +180,8 @@ class MeasureEpisodes:
         if not np.isfinite(sums).all():
             worst = seeds[int(np.flatnonzero(~np.isfinite(sums).all(0))[0])]
             raise EnvironmentFailure(f"non-finite rewards in the evaluation episode with reset seed {worst}")
-        return np.concatenate((sums, reported(info, len(columns), len(self.names)).T))
+        return np.concatenate((sums, reported(info, len(seeds), len(self.names)).T))
+
+    def part(self, result: Array, columns: slice) -> Array:
+        """Return the result of neighbouring columns."""
+        return result[:, columns]

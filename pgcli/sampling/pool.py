@@ -104,13 +104,12 @@ def sendable(error: BaseException) -> Exception:
 def pickled_apart(result: object) -> tuple[bytes, list[memoryview]]:
     """Pickle a result; return the bytes of its tensors and arrays separately."""
     stream, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
-    Pickler(stream, 5, buffer_callback=buffers.append).dump(result)
+    _Pickler(stream, 5, buffer_callback=buffers.append).dump(result)
     return stream.getvalue(), [buffer.raw() for buffer in buffers]
 
 
-class Pickler(pickle.Pickler):
-    """Pickles tensors as arrays, whose bytes `buffer_callback` may receive."""
+class _Pickler(pickle.Pickler):
+    """Pickles tensors as arrays, whose bytes `buffer_callback` receives."""
 
     def reducer_override(self, value: object) -> Any:
-        """Return how to rebuild a tensor."""
         return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented

@@ -1,8 +1,8 @@
 """A pool of worker processes with their own environments and policies.
 
-Workers run whole chunks. A shared tensor carries the parameters. Tasks and results are anonymous files, sent when
-they are complete, so that a process that stops or dies never blocks another one. The system frees this memory when the
-last process that uses it ends, even after a crash.
+Workers run whole chunks. Parameters, tasks and results are sent as anonymous files in memory once they are complete, so
+a process that stops or dies never blocks another one. The system frees this memory when the last process that uses it
+ends, even after a crash.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import io
 import os
 import pickle
 import signal
@@ -19,7 +18,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
-from itertools import accumulate
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -33,11 +31,13 @@ from pgcli.config.schema import EnvConfig, PolicyConfig
 from pgcli.errors import EnvironmentFailure
 from pgcli.policies.policy import Policy, parameters_of
 from pgcli.sampling.chunks import EnvironmentCache
-from pgcli.sampling.pool import HANG_SECONDS, TRIES, Pickler, Task, build_policy, closing_error, sendable
+from pgcli.sampling.pool import HANG_SECONDS, TRIES, Task, build_policy, closing_error, pickled_apart, sendable
 from pgcli.system.process_state import changes, environments_turn, kept, report_changes
-from pgcli.system.processes import POLL_SECONDS, Check, ignore_interrupts, process_context, start_process
+from pgcli.system.processes import POLL_SECONDS, Check, ignore_interrupts, interruptible, process_context, start_process
 
+Array = NDArray[Any]
 CLOSE_SECONDS = 5.0
+WITHOUT_WORKERS = "sampling.workers=0 needs no shared memory"
 _STEPS, _TASK = 0, 1  # a worker's progress: the number of steps so far, and of its task
 
 
@@ -47,12 +47,11 @@ class ProcessPool:
     def __init__(self, env: EnvConfig, policy: PolicyConfig, count: int) -> None:
         self._env, self._policy, self.count = env, policy, count
         self._workers: dict[int, _Worker] = {}
-        self._parameters: Tensor | None = None  # bytes, shared
         self._progress: Tensor | None = None  # [count, 2], shared
 
     def map(self, policy: Policy, tasks: Mapping[int, Task], check: Check) -> dict[int, Any]:
         """Run the tasks, see WorkerPool. Replace workers that die or hang, and repeat their tasks."""
-        self._share(policy)
+        parameters = [tensor.numpy() for tensor in parameters_of(policy, None).values()]
         results: dict[int, Any] = {}
         failures: dict[int, Exception] = {}
         losses = Counter[int]()
@@ -62,7 +61,7 @@ class ProcessPool:
         busy: dict[int, _Worker] = {}
         try:
             for index, share in shares.items():
-                busy[index] = self._send(index, share)
+                busy[index] = self._send(index, parameters, share)
             while busy:
                 check()
                 wait([worker.connection for worker in busy.values()], POLL_SECONDS)
@@ -75,7 +74,7 @@ class ProcessPool:
                                 f"the worker process of chunk {worker.task} {reason}, {TRIES} times in a row",
                                 "sampling.workers=0 runs the environments in this process and shows the cause",
                             )
-                        busy[index] = self._send(index, shares[index])
+                        busy[index] = self._send(index, parameters, shares[index])
                     elif answer := worker.receive():
                         results |= answer[0]
                         failures |= answer[1]
@@ -103,26 +102,13 @@ class ProcessPool:
         if failure is not None:
             raise failure
 
-    def _share(self, policy: Policy) -> None:
-        """Copy the parameters to the shared memory of the workers."""
-        arrays = [tensor.numpy() for tensor in parameters_of(policy, None).values()]
-        if self._parameters is None:
-            try:
-                self._parameters = _shared(torch.empty(sum(array.nbytes for array in arrays), dtype=torch.uint8))
-                self._progress = _shared(torch.zeros(self.count, 2, dtype=torch.int64))
-            except RuntimeError:
-                message = "no shared memory is left for the parameters of the policy"
-                raise EnvironmentFailure(message, "sampling.workers=0 needs no shared memory") from None
-        for shared, array in zip(_views(self._parameters, arrays), arrays, strict=True):
-            shared[...] = array
-
-    def _send(self, index: int, tasks: dict[int, Task]) -> _Worker:
+    def _send(self, index: int, parameters: list[Array], tasks: dict[int, Task]) -> _Worker:
         """Send tasks to a worker; start the worker first if necessary."""
-        assert self._parameters is not None
-        assert self._progress is not None
+        if self._progress is None:
+            self._progress = _shared(torch.zeros(self.count, 2, dtype=torch.int64))
         if index not in self._workers:
-            self._workers[index] = _Worker(self._env, self._policy, self._parameters, self._progress[index])
-        self._workers[index].send(tasks)
+            self._workers[index] = _Worker(self._env, self._policy, self._progress[index])
+        self._workers[index].send((parameters, tasks))
         return self._workers[index]
 
     def _end(self, index: int) -> None:
@@ -133,13 +119,14 @@ class ProcessPool:
 class _Worker:
     """The parent's handle of one worker process."""
 
-    def __init__(self, env: EnvConfig, policy: PolicyConfig, parameters: Tensor, progress: Tensor) -> None:
-        context = process_context()
-        self._progress = progress
-        self.connection, theirs = context.Pipe()
-        alive, self._alive = context.Pipe(duplex=False)  # closed when this process ends
-        arguments = (theirs, alive, parameters, progress, env, policy, os.getcwd())
-        self._process = start_process(context, _work, arguments, daemon=True)
+    def __init__(self, env: EnvConfig, policy: PolicyConfig, progress: Tensor) -> None:
+        with interruptible():
+            context = process_context()
+            self.connection, theirs = context.Pipe()
+            alive, self._alive = context.Pipe(duplex=False)  # closed when this process ends
+            arguments = (theirs, alive, progress, env, policy, os.getcwd())
+            self._process = start_process(context, _work, arguments, daemon=True)
+        self._mail, self._progress = _Mail(self.connection), progress
         theirs.close()
         alive.close()
         self._steps, self._since, self._gone = -1, time.monotonic(), False
@@ -149,11 +136,11 @@ class _Worker:
         """The number of the current or last task."""
         return int(self._progress[_TASK])
 
-    def send(self, tasks: dict[int, Task] | None) -> None:
-        """Send tasks, or None to end the worker. Raises an error if pickling fails."""
+    def send(self, work: tuple[list[Array], dict[int, Task]] | None) -> None:
+        """Send parameters and tasks, or None to end the worker. Raises an error if pickling fails."""
         self._since = time.monotonic()
         with contextlib.suppress(ConnectionError):  # `loss` reports it
-            _send(self.connection, tasks)
+            self._mail.send(work)
 
     def loss(self) -> str:
         """Return how the worker died, or that it hangs; "" if it works."""
@@ -172,7 +159,7 @@ class _Worker:
         try:
             if not self.connection.poll():
                 return None
-            results, failures, changed = _receive(self.connection)
+            results, failures, changed = self._mail.receive()
         except (EOFError, ConnectionError):
             self._gone = True
             self._process.join(1)  # `loss` reports how it ended
@@ -184,7 +171,7 @@ class _Worker:
         """Wait until the worker has closed its environments; return the error, if any."""
         with contextlib.suppress(EOFError, OSError):
             if self.connection.poll(max(stop - time.monotonic(), 0)):
-                error = _receive(self.connection)
+                error = self._mail.receive()
                 return error if isinstance(error, Exception) else None
         return None
 
@@ -193,63 +180,76 @@ class _Worker:
         self._process.kill()
         self._process.join()
         self._process.close()
-        self.connection.close()
+        self._mail.close()
         self._alive.close()
 
 
 def _shared(tensor: Tensor) -> Tensor:
-    """Move a tensor to shared memory. Raises RuntimeError if it is full."""
+    """Move a tensor to shared memory."""
     try:
         shared: Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]  # torch's
     except RuntimeError:
         for file in Path("/dev/shm").glob(f"torch_{os.getpid()}_*"):  # torch leaves an empty file
             file.unlink(missing_ok=True)
-        raise
+        raise EnvironmentFailure("no shared memory is left for worker processes", WITHOUT_WORKERS) from None
     return shared
 
 
-def _views(shared: Tensor, like: list[NDArray[Any]]) -> list[NDArray[Any]]:
-    """Return views of consecutive parts of shared bytes, with the types and shapes of the arrays `like`."""
-    parts = np.split(shared.numpy(), list(accumulate(array.nbytes for array in like)))
-    return [part.view(array.dtype).reshape(array.shape) for part, array in zip(parts, like, strict=False)]
+class _Mail:
+    """One end of a connection. On Linux, an object is written to shared memory before its receiver learns of it.
 
+    The memory is used again for the next object, so the receiver must read each object before it answers.
+    """
 
-def _send(connection: Connection, value: object) -> None:
-    """Send an object without waiting for its receiver. Raises: ConnectionError; EnvironmentFailure without memory."""
-    if not hasattr(os, "memfd_create"):  # not on Linux: a large object waits for its receiver
-        file = io.BytesIO()
-        Pickler(file, 5).dump(value)
-        connection.send_bytes(file.getvalue())
-        return
-    try:
-        with open(os.memfd_create("pgcli"), "w+b") as shared, _socket(connection) as there:
-            Pickler(shared, 5).dump(value)
-            shared.flush()
-            socket.send_fds(there, [b"\0"], [shared.fileno()])
-    except ConnectionError:
-        raise
-    except OSError as error:
-        message = f"no memory is left for the data of worker processes: {error.strerror}"
-        raise EnvironmentFailure(message, "sampling.workers=0 needs no shared memory") from None
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._memory = open(os.memfd_create("pgcli"), "w+b") if hasattr(os, "memfd_create") else None  # noqa: SIM115
 
+    def send(self, value: object) -> None:
+        """Send an object. Raises: ConnectionError; EnvironmentFailure without memory."""
+        data, buffers = pickled_apart(value)
+        if self._memory is None:  # a large object waits for its receiver
+            self.connection.send((data, list(map(bytearray, buffers))))
+            return
+        try:
+            self._memory.seek(0)
+            pickle.dump([len(data), *map(len, buffers)], self._memory)
+            self._memory.writelines([data, *buffers])
+            self._memory.flush()
+            with self._socket() as there:
+                socket.send_fds(there, [b"\0"], [self._memory.fileno()])
+        except ConnectionError:
+            raise
+        except OSError as error:
+            message = f"no memory is left for the data of worker processes: {error.strerror}"
+            raise EnvironmentFailure(message, WITHOUT_WORKERS) from None
 
-def _receive(connection: Connection) -> Any:
-    """Receive an object: wait for its message, but not for its bytes. Raises: EOFError, OSError."""
-    if not hasattr(os, "memfd_create"):
-        return pickle.loads(connection.recv_bytes())
-    with _socket(connection) as there:
-        message, descriptors, *_ = socket.recv_fds(there, 1, 1)
-    if not message:
-        raise EOFError
-    if not descriptors:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-    with open(descriptors[0], "rb") as shared:
-        shared.seek(0)
-        return pickle.load(shared)
+    def receive(self) -> Any:
+        """Receive an object: wait for its message, but not for its bytes. Raises: EOFError, OSError."""
+        if self._memory is None:
+            data, buffers = self.connection.recv()
+            return pickle.loads(data, buffers=buffers)
+        with self._socket() as there:
+            message, descriptors, *_ = socket.recv_fds(there, 1, 1)
+        if not message:
+            raise EOFError
+        if not descriptors:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        with open(descriptors[0], "rb") as memory:
+            memory.seek(0)
+            parts = [np.empty(size, np.uint8).data for size in pickle.load(memory)]
+            for part in parts:
+                memory.readinto(part)
+        return pickle.loads(parts[0], buffers=parts[1:])
 
+    def close(self) -> None:
+        """Close the connection and the memory."""
+        self.connection.close()
+        if self._memory is not None:
+            self._memory.close()
 
-def _socket(connection: Connection) -> socket.socket:
-    return socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
+    def _socket(self) -> socket.socket:
+        return socket.fromfd(self.connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
 
 
 # ------------------------------------------------------------------------------------------------- in the worker
@@ -258,7 +258,6 @@ def _socket(connection: Connection) -> socket.socket:
 def _work(
     connection: Connection,
     alive: Connection,
-    parameters: Tensor,
     progress: Tensor,
     env: EnvConfig,
     policy_config: PolicyConfig,
@@ -277,18 +276,19 @@ def _work(
     report = progress.numpy()
     report[:] = 0
     policy: Policy | None = None
-    environments = EnvironmentCache(env)
+    mail, environments = _Mail(connection), EnvironmentCache(env)
 
     def check() -> None:
         report[_STEPS] += 1
 
     while True:
         try:
-            tasks: dict[int, Task] | None = _receive(connection)
+            work: tuple[list[Array], dict[int, Task]] | None = mail.receive()
         except EOFError:
             os._exit(0)
-        if tasks is None:
+        if work is None:
             break
+        parameters, tasks = work
         results: dict[int, Any] = {}
         failures: dict[int, Exception] = {}
         for number, task in tasks.items():
@@ -297,20 +297,19 @@ def _work(
             try:
                 if policy is None:
                     policy = build_policy(env, policy_config)
-                arrays = [tensor.numpy() for tensor in parameters_of(policy, None).values()]
-                for array, shared in zip(arrays, _views(parameters, arrays), strict=True):
-                    array[...] = shared
+                for tensor, array in zip(parameters_of(policy, None).values(), parameters, strict=True):
+                    tensor.numpy()[...] = array
                 with environments_turn():
                     results[number] = task(environments, policy, check)
             except BaseException as error:
                 failures[number] = sendable(error)
                 break
         try:
-            _send(connection, (results, failures, changes()))
+            mail.send((results, failures, changes()))
         except EnvironmentFailure as error:
-            _send(connection, ({}, {min(tasks): error}, []))
+            mail.send(({}, {min(tasks): error}, []))
     with contextlib.suppress(OSError):
-        _send(connection, closing_error(environments))
+        mail.send(closing_error(environments))
     os._exit(0)  # immediately: everything is sent
 
 

@@ -9,6 +9,7 @@ new generator in each iteration, and its state is its arrays.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from pgcli.errors import CheckpointError
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.observations import Layout
 from pgcli.policies.policy import ActingState, Policy
+from pgcli.policies.stacked import stacked_actor
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.rollout import (
@@ -167,7 +169,7 @@ class SegmentSampler:
         actions = arrays.get("actions", np.zeros((0, n)))
         for number, example in enumerate(self._examples):
             if isinstance(example.envs, VectorEnvironments):
-                example.state = None
+                example.states = []
                 example.envs.reset([0])
                 expected |= {f"{number}.{name}": array for name, array in example.envs.arrays().items()}
             else:
@@ -193,18 +195,42 @@ class CollectSegment:
     token: str | None  # of the initial state; None at the start of a run
     state: ColumnState | None = None
 
+    @property
+    def columns(self) -> int:
+        """The number of columns."""
+        return len(self.chunk)
+
+    @property
+    def kind(self) -> Hashable:
+        """What chunks of different seeds must have in common to be collected as one."""
+        return CollectSegment, self.config.rollout.steps, self.config.info_names, self.columns, self.token is None
+
     def __call__(self, environments: EnvironmentCache, policy: Policy, check: Check) -> Segment | None:
         """Continue from the state; restore it first if necessary."""
-        columns, failed = _columns_in(environments, self.chunk), 0
+        return self._collected([self], _columns_in(environments, self.chunk), [policy], check)[0]
+
+    def together(
+        self, tasks: Sequence[CollectSegment], environments: EnvironmentCache, policies: Sequence[Policy], check: Check
+    ) -> Sequence[Segment | None]:
+        """Return the results of the chunks of several seeds."""
+        return self._collected(tasks, _columns_in(environments, range(len(tasks) * self.columns)), policies, check)
+
+    def _collected(
+        self, tasks: Sequence[CollectSegment], columns: _LiveColumns, policies: Sequence[Policy], check: Check
+    ) -> Sequence[Segment | None]:
+        failed = [0] * len(tasks)
         if self.token is None:
-            columns.start(self.config, policy)
-        elif columns.state is None or columns.state.token != self.token:
-            if self.state is None:
-                return None
-            failed = columns.restore(self.config, self.state, policy, check)
-        trajectories, episodes = columns.collect(self.config, policy, self.iteration, check)
-        assert columns.state is not None
-        return Segment(trajectories, episodes, columns.state, failed)
+            columns.start(tasks, policies[0])
+        elif [state.token for state in columns.states] != [task.token for task in tasks]:
+            states = [task.state for task in tasks if task.state is not None]
+            if len(states) < len(tasks):
+                return [None] * len(tasks)
+            failed = columns.restore(tasks, states, policies[0], check)
+        results = columns.collect(tasks, policies, check)
+        return [
+            Segment(trajectories, episodes, state, lost)
+            for (trajectories, episodes), state, lost in zip(results, columns.states, failed, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -218,50 +244,56 @@ class RestoreColumns:
     def __call__(self, environments: EnvironmentCache, policy: Policy, check: Check) -> tuple[ColumnState, int]:
         """Return the reached state, and how many columns start a new episode instead."""
         columns = _columns_in(environments, self.chunk)
-        failed = columns.restore(self.config, self.state, policy, check)
-        assert columns.state is not None
-        return columns.state, failed
+        failed = columns.restore([self], [self.state], policy, check)
+        return columns.states[0], failed[0]
 
 
 def _columns_in(environments: EnvironmentCache, chunk: range) -> _LiveColumns:
-    return environments.get(chunk, lambda: _LiveColumns(environments.config, chunk))
+    return environments.get(chunk, lambda: _LiveColumns(environments.config, len(chunk)))
 
 
 class _LiveColumns:
-    """A chunk's environments in the process that steps them; `state` is None if unknown."""
+    """The environments of a chunk, or of chunks of several seeds, in the process that steps them.
 
-    def __init__(self, env: EnvConfig, chunk: range) -> None:
-        self._chunk, self.envs = chunk, make_environments(env, len(chunk), resumable=True)
-        self.state: ColumnState | None = None
+    The chunks have the same width. `states` are their states; empty if unknown.
+    """
+
+    def __init__(self, env: EnvConfig, num_envs: int) -> None:
+        self.envs = make_environments(env, num_envs, resumable=True)
+        self.states: list[ColumnState] = []
 
     def close(self) -> None:
         """Free the resources of the simulators."""
         self.envs.close()
 
-    def start(self, config: Config, policy: Policy) -> None:
+    def start(self, parts: Sequence[CollectSegment], policy: Policy) -> None:
         """Reset every column to its episode 0."""
-        self.state, n = None, len(self._chunk)
-        obs = self.envs.reset([segment_seed(config, column, 0) for column in self._chunk])
+        self.states, n = [], len(parts[0].chunk)
+        obs = self.envs.reset([segment_seed(part.config, column, 0) for part in parts for column in part.chunk])
         counts, sums, memory = np.zeros(n, int), np.zeros(n), policy.actor("sampled").start(n)
         history = [] if isinstance(self.envs, VectorEnvironments) else [np.empty(0)] * n
-        never = np.zeros(n, bool)
-        self.state = ColumnState(counts, never, obs, counts, sums, sums, memory, history, self._simulator())
+        self.states = [
+            ColumnState(counts, counts > 0, own, counts, sums, sums, memory, history, self._simulator())
+            for own in np.split(obs, len(parts))
+        ]
 
     def collect(
-        self, config: Config, policy: Policy, iteration: int, check: Check
-    ) -> tuple[Trajectories, list[EndedEpisode]]:
-        """Step every column `rollout.steps` times; return the trajectories and the episodes that ended."""
-        state, self.state = self.state, None
-        assert state is not None
-        chunk, envs, actor = self._chunk, self.envs, policy.actor("sampled")
-        random = generator(config.seed, Purpose.ACT, iteration, chunk.start)
+        self, parts: Sequence[CollectSegment], policies: Sequence[Policy], check: Check
+    ) -> list[tuple[Trajectories, list[EndedEpisode]]]:
+        """Step every column `rollout.steps` times; return trajectories and ended episodes of each part."""
+        states, self.states = self.states, []
+        first, width, envs = parts[0], len(parts[0].chunk), self.envs
+        generators = [generator(part.config.seed, Purpose.ACT, part.iteration, part.chunk.start) for part in parts]
+        actor = policies[0].actor("sampled")
+        if len(parts) > 1:
+            actor = stacked_actor(policies, "sampled", generators, width)
         if isinstance(envs, VectorEnvironments):
-            envs.seed(native_seed(config, iteration, chunk.start))
-        acting = ActingState(actor, random, len(chunk), memory=state.memory)
-        columns, episode, obs, running = np.array(chunk), state.episode.copy(), state.obs, ~state.over
-        rows, waiting, names, infos = [], bool(state.over.any()), config.info_names, dict[int, Array]()
-
-        for t in range(config.rollout.steps or 0):
+            envs.seed(native_seed(first.config, first.iteration, first.chunk.start))
+        state = _joined(states)
+        acting = ActingState(actor, generators[0], len(state.over), memory=state.memory)
+        episode, obs, running = state.episode.copy(), state.obs, ~state.over
+        rows, waiting, names, infos = [], bool(state.over.any()), first.config.info_names, dict[int, Array]()
+        for t in range(first.config.rollout.steps or 0):
             check()
             actions = acting.act(obs)
             next_obs, rewards, terminated, truncated = envs.step(actor.for_environment(actions), running)
@@ -271,53 +303,68 @@ class _LiveColumns:
                 episode += ~running
                 acting.memory = np.where(running[:, None], acting.memory, 0)
                 fresh = np.flatnonzero(~running)
-                seeds = DerivedSeeds(config.seed, Purpose.RESET, columns, episode.copy())
-                next_obs = envs.restart(fresh.tolist(), seeds)
+                next_obs = envs.restart(fresh.tolist(), _reset_seeds(parts, episode.copy()))
             restore_modes()
             rows.append(Transition(obs, actions, rewards, terminated, truncated, running, next_obs))
             obs, running, waiting = next_obs, ~over, bool(over.any())
             if waiting and names and (info := envs.reported(names, over)) is not None:
                 infos[t] = info
-        before = torch.from_numpy(state.memory) if actor.state_size else None
-        trajectories = replace(to_trajectories(rows), memory=before)
-        places, ended, sums = _ended(trajectories, state, config.algorithm.gamma)
-        if infos:
-            found = (named(names, infos[t][column].tolist()) if t in infos else {} for t, column in places)
-            ended = [one._replace(info=numbers) for one, numbers in zip(ended, found, strict=True)]
-        if sums["lengths"].max() > envs.longest_episode:
-            raise endless_episode(envs.longest_episode)
-        history = _extended(state.action_history, trajectories.actions.numpy(), sums["lengths"])
-        self.state = ColumnState(
-            episode, ~running, obs, **sums, memory=acting.memory, action_history=history, simulator=self._simulator()
-        )
-        return trajectories, ended
+        together, results = to_trajectories(rows), []
+        for number, (part, before) in enumerate(zip(parts, states, strict=True)):
+            columns = slice(number * width, (number + 1) * width)
+            trajectories = _part(together, columns) if len(parts) > 1 else together
+            if actor.state_size:
+                trajectories = replace(trajectories, memory=torch.from_numpy(before.memory))
+            places, ended, sums = _ended(trajectories, before, part.config.algorithm.gamma)
+            if infos:
+                found = (named(names, infos[t][columns][n].tolist()) if t in infos else {} for t, n in places)
+                ended = [one._replace(info=numbers) for one, numbers in zip(ended, found, strict=True)]
+            if sums["lengths"].max() > envs.longest_episode:
+                raise endless_episode(envs.longest_episode)
+            history = _extended(before.action_history, trajectories.actions.numpy(), sums["lengths"])
+            after = (episode[columns], ~running[columns], obs[columns])
+            memory, simulator = acting.memory[columns], self._simulator()
+            self.states.append(ColumnState(*after, **sums, memory=memory, action_history=history, simulator=simulator))
+            results.append((trajectories, ended))
+        return results
 
-    def restore(self, config: Config, state: ColumnState, policy: Policy, check: Check) -> int:
-        """Restore the columns; return how many failed and start a new episode instead."""
-        self.state = None
+    def restore(
+        self,
+        parts: Sequence[CollectSegment | RestoreColumns],
+        states: Sequence[ColumnState],
+        policy: Policy,
+        check: Check,
+    ) -> list[int]:
+        """Restore the columns; return how many of each part failed and start a new episode instead."""
+        self.states = []
         if isinstance(self.envs, VectorEnvironments):
             self.envs.reset([0])
-            self.envs.restore(state.simulator)
-            self.state = state
-            return 0
-        reached = self._replay(config, state, policy, check) | state.over
-        lengths, returns, sums = (np.where(reached, x, 0) for x in (state.lengths, state.returns, state.discounted))
-        history = [actions[:length] for actions, length in zip(state.action_history, lengths.tolist(), strict=True)]
-        self.state = replace(
-            state,
-            over=state.over | ~reached,
-            lengths=lengths,
-            returns=returns,
-            discounted=sums,
-            action_history=history,
-        )
-        return int((~reached).sum())
+            self.envs.restore(states[0].simulator)
+            self.states = list(states)
+            return [0]
+        reached = self._replay(parts, _joined(states), policy, check)
+        for state, own in zip(states, np.split(reached, len(parts)), strict=True):
+            own = own | state.over
+            lengths, returns, sums = (np.where(own, x, 0) for x in (state.lengths, state.returns, state.discounted))
+            history = [actions[:length] for actions, length in zip(state.action_history, lengths.tolist(), strict=True)]
+            restored = replace(
+                state,
+                over=state.over | ~own,
+                lengths=lengths,
+                returns=returns,
+                discounted=sums,
+                action_history=history,
+            )
+            self.states.append(restored)
+        return [int((state.over & ~before.over).sum()) for state, before in zip(self.states, states, strict=True)]
 
-    def _replay(self, config: Config, state: ColumnState, policy: Policy, check: Check) -> Array:
+    def _replay(
+        self, parts: Sequence[CollectSegment | RestoreColumns], state: ColumnState, policy: Policy, check: Check
+    ) -> Array:
         """Repeat the actions since the reset; return which columns succeeded, bool [N]."""
         actor = policy.actor("sampled")
-        seeds = [segment_seed(config, *one) for one in zip(self._chunk, state.episode.tolist(), strict=True)]
-        obs, alive = self.envs.reset(seeds), ~state.over
+        obs = self.envs.reset(_reset_seeds(parts, state.episode))
+        alive = ~state.over
         for t, actions in enumerate(_padded(state.action_history)):
             check()
             running = (t < state.lengths) & alive
@@ -331,6 +378,31 @@ class _LiveColumns:
 
     def _simulator(self) -> dict[str, Array]:
         return self.envs.arrays() if isinstance(self.envs, VectorEnvironments) else {}
+
+
+def _reset_seeds(parts: Sequence[CollectSegment | RestoreColumns], episode: Array) -> DerivedSeeds:
+    """Return the reset seed of each column of all parts, from the number of its episode."""
+    columns = np.concatenate([part.chunk for part in parts])
+    if len(parts) == 1:
+        return DerivedSeeds(parts[0].config.seed, Purpose.RESET, columns, episode)
+    seeds = np.array([part.config.seed for part in parts for _ in part.chunk], object)
+    return DerivedSeeds(seeds, Purpose.RESET, columns, episode)
+
+
+def _part(trajectories: Trajectories, columns: slice) -> Trajectories:
+    """Return all rows of neighbouring columns, without the state of a recurrent policy."""
+    tensors = {name: x[:, columns].contiguous() for name, x in vars(trajectories).items() if isinstance(x, Tensor)}
+    return Trajectories(**tensors)
+
+
+def _joined(states: Sequence[ColumnState]) -> ColumnState:
+    """Return one state for the columns of all states; those of several have no simulator."""
+    if len(states) == 1:
+        return states[0]
+    names = ("episode", "over", "obs", "lengths", "returns", "discounted", "memory")
+    arrays = {name: np.concatenate([getattr(state, name) for state in states]) for name in names}
+    history = [actions for state in states for actions in state.action_history]
+    return ColumnState(**arrays, action_history=history, simulator={})
 
 
 def _padded(actions: list[Array]) -> Array:

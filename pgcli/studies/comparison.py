@@ -279,6 +279,7 @@ def _run_row(label: str, run: RunSummary, score: float, goal: float | None, colu
         "seed": run.seed,
         "status": run.status,
         f"final_{quantity(column)}": score,
+        "first_evaluation": float(run.values[0]) if len(run.values) else math.nan,
         "last_evaluation": float(run.values[-1]) if len(run.values) else math.nan,
         "best_evaluation": float(run.values.max()) if len(run.values) else math.nan,
         "steps_to_threshold": _steps_to(goal, run),

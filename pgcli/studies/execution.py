@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from pgcli.errors import (
 )
 from pgcli.records import COLUMNS, EVALUATIONS
 from pgcli.runs.information import read_status
+from pgcli.studies.suite import Suite
 from pgcli.studies.variants import Comparison, check_different
 
 if TYPE_CHECKING:
@@ -32,7 +33,13 @@ if TYPE_CHECKING:
 
 
 def run_comparison(
-    comparison: Comparison, jobs: int, quiet: bool, threshold: float | None, command: list[str], y: str
+    comparison: Comparison,
+    jobs: int,
+    quiet: bool,
+    threshold: float | None,
+    command: list[str],
+    y: str,
+    stack: int | None = None,
 ) -> tuple[dict[str, Any] | None, list[Failure]]:
     """Train the incomplete runs and write the report.
 
@@ -49,11 +56,34 @@ def run_comparison(
     column = compared_column(y, configs, columns_of(comparison) if comparison.exists else [*own, *names])
     check_folder(comparison.folder)
     missing = [] if comparison.exists else [run for run in comparison.runs if not is_complete(*run)]
-    failures = _train(comparison, missing, jobs, quiet) if missing else []
+    failures = _train(comparison, missing, jobs, quiet, stack) if missing else []
     if any(failure.exit_code in (RunDirectoryError.exit_code, RunInUse.exit_code) for failure in failures):
         return None, failures
     result = write_report(comparison, threshold, command, column)
     return result, [one for one in failures if one.exit_code != Diverged.exit_code]  # a diverged run is a result
+
+
+def run_suite(
+    suite: Suite,
+    plans: Mapping[str, Comparison],
+    folder: Path,
+    jobs: int,
+    quiet: bool,
+    command: list[str],
+    y: str,
+    stack: int | None = None,
+) -> tuple[dict[str, Any] | None, list[Failure]]:
+    """Run the comparison of each environment and write the report of the suite; returns as `run_comparison`."""
+    results, failures = {}, []
+    for name, comparison in plans.items():
+        result, failed = run_comparison(comparison, jobs, quiet, None, command, y, stack)
+        failures += failed
+        if result is None:
+            return None, failures
+        results[name] = result
+    from pgcli.studies.suite_report import write_suite  # imports numpy
+
+    return write_suite(folder, suite.name, results, suite.scores, command), failures
 
 
 def compared_column(y: str, configs: Sequence[Config], names: Collection[str]) -> str:
@@ -81,7 +111,9 @@ def is_complete(config: Config, path: Path) -> bool:
     return not differences(to_data(found), to_data(config))
 
 
-def _train(comparison: Comparison, missing: list[tuple[Config, Path]], jobs: int, quiet: bool) -> list[Failure]:
+def _train(
+    comparison: Comparison, missing: list[tuple[Config, Path]], jobs: int, quiet: bool, stack: int | None
+) -> list[Failure]:
     from pgcli.environments.registry import spec
     from pgcli.system.streams import results_only
 
@@ -102,7 +134,7 @@ def _train(comparison: Comparison, missing: list[tuple[Config, Path]], jobs: int
         view = ComparisonView([labels[path] for _, path in missing], complete)
         try:
             with closing(make_display(view, quiet)) as display:
-                results = run_all(requests, jobs, display.show, logged)
+                results = run_all(requests, jobs, display.show, logged, stack)
         except Interrupted as interruption:
             interruption.hint = "run the same command again to continue"
             raise

@@ -106,7 +106,10 @@ def columns_of(comparison: Comparison) -> list[str]:
 
 
 def check_budget(comparison: Comparison, runs: Mapping[str, Sequence[RunSummary]]) -> None:
-    """Raise UsageError unless all variants have the same budget, or used about the same number of env steps."""
+    """Raise UsageError unless all variants have comparable budgets.
+
+    They have the same budget, or used about the same number of env steps.
+    """
     if len({_declared(variant.config) for variant in comparison.variants}) == 1:
         return
     whole = {label: [run.steps for run in one if run.finished and not run.stopped] for label, one in runs.items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pgcli.report.curves import shortened
@@ -43,11 +44,7 @@ def _returns(result: dict[str, Any]) -> Figure:
         if not math.isnan(low):
             left.plot([low, high], [row, row], color=color, linewidth=3, solid_capstyle="butt")
         left.plot([variant["iqm"]], [row], "|", color="black", markersize=11, markeredgewidth=1.5)
-        profile = [point for point in result["profile"] if point["arm"] == variant["arm"]]
-        x = [point["threshold"] for point in profile]
-        right.step(x, [point["share"] for point in profile], color=color, linewidth=1.5, where="post")
-        edges = ([point[edge] for point in profile] for edge in ("share_low", "share_high"))
-        right.fill_between(x, *edges, color=color, alpha=0.12, linewidth=0, step="post")
+        _profile(right, result, variant["arm"], color)
     if result["threshold"] is not None:
         low, high = left.get_xlim()
         if low - (high - low) / 2 <= result["threshold"] <= high + (high - low) / 2:
@@ -60,6 +57,29 @@ def _returns(result: dict[str, Any]) -> Figure:
     right.set_ylabel("share of seeds above τ")
     right.set_ylim(-0.03, 1.03)
     return figure
+
+
+def draw_profiles(file: Path, result: dict[str, Any]) -> None:
+    """Draw the performance profiles of a suite, with a legend."""
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = figure.add_subplot()
+        for row, variant in enumerate(result["arms"]):
+            _profile(axes, result, variant["arm"], COLORS[row % len(COLORS)])
+        axes.set_xlabel("normalised score τ: 0 is random, 1 the reference")
+        axes.set_ylabel("share of runs above τ, mean over tasks")
+        axes.set_ylim(-0.03, 1.03)
+        axes.legend()
+        write_whole(file, _png(figure))
+
+
+def _profile(axes: Axes, result: dict[str, Any], label: str, color: str) -> None:
+    points = [point for point in result["profile"] if point["arm"] == label]
+    x = [point["threshold"] for point in points]
+    axes.step(x, [point["share"] for point in points], color=color, linewidth=1.5, where="post", label=_label(label))
+    low, high = ([point[edge] for point in points] for edge in ("share_low", "share_high"))
+    axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0, step="post")
 
 
 def _differences(result: dict[str, Any]) -> Figure:

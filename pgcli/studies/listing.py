@@ -130,7 +130,10 @@ def _order(value: Any) -> tuple[int, float, str]:
 
 
 def listing_text(rows: Sequence[Row], more: Sequence[str] = ()) -> str:
-    """Format runs as a table, with the additional columns or keys `more`; columns without a value are left out."""
+    """Format runs as a table, with the additional columns or keys `more`.
+
+    Columns without a value are left out.
+    """
     names = [
         name for name in dict.fromkeys((*SHOWN, *more)) if any(_value(row, name) not in (None, "", []) for row in rows)
     ]

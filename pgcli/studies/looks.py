@@ -20,7 +20,9 @@ Row = dict[str, Any]  # of looks.csv: column, digests a and b of the variants, n
 
 @dataclass(frozen=True)
 class Look:
-    """A look at a pair: its number, and the positions of the described and of the tested runs of a and of b.
+    """A look at a pair: its number, and positions of runs of a and of b.
+
+    There are positions of the described and of the tested runs.
 
     `unpaired` is the reason why the runs are not paired; "" if they are. `row` is the row of a new look.
     """

@@ -71,7 +71,7 @@ def comparison_text(result: Result) -> str:
         reached = (
             () if goal is None else (f"{variant['reached']} of {variant['seeds']}", _steps(variant["steps_median"]))
         )
-        rows.append((variant["arm"], _estimate(variant, "iqm"), short(variant["mean"]), *reached))
+        rows.append((variant["arm"], estimate(variant, "iqm"), short(variant["mean"]), *reached))
     lines = columns(rows) if max(map(len, columns(rows))) <= WIDTH else _below_labels(rows)
     for text in (*result["notes"], *(pair["sentence"] for pair in pairs)):
         lines += textwrap.wrap(text.replace("`", ""), WIDTH, subsequent_indent="  ", break_on_hyphens=False)
@@ -126,14 +126,14 @@ def _conclusions(result: Result) -> Iterator[str]:
 
 def _final_returns(result: Result) -> Iterator[str]:
     yield from (f"## Final {quantity(result['column'])}", "")
-    yield from _header("variant", "runs", "IQM [95 %]", "mean [95 %]", "standard error (episodes)", "over seeds")
+    yield from header("variant", "runs", "IQM [95 %]", "mean [95 %]", "standard error (episodes)", "over seeds")
     for variant in result["arms"]:
         bad = ", ".join(f"{variant[how]} {how}" for how in ("diverged", "failed") if variant[how])
-        yield _row(
+        yield table_row(
             f"`{variant['arm']}`",
             f"{variant['seeds']} ({bad})" if bad else f"{variant['seeds']}",
-            _estimate(variant, "iqm"),
-            _estimate(variant, "mean"),
+            estimate(variant, "iqm"),
+            estimate(variant, "mean"),
             _errors(variant["standard_error"], variant["evaluation_standard_error"]),
             " to ".join(same_decimals(variant["min"], variant["max"])),
         )
@@ -142,18 +142,18 @@ def _final_returns(result: Result) -> Iterator[str]:
 
 def _differences(result: Result) -> Iterator[str]:
     yield from ("## Differences", "")
-    yield from _header("a - b", "mean", "interval", "a above b", "P(a > b) [95 %]", "shown", "fresh seeds to show it")
+    yield from header("a - b", "mean", "interval", "a above b", "P(a > b) [95 %]", "shown", "fresh seeds to show it")
     for pair in result["pairs"]:
         low, high = pair["difference_low"], pair["difference_high"]
         edges = "" if math.isnan(low) else " to ".join(same_decimals(low, high))
-        yield _row(
+        yield table_row(
             f"`{pair['a']}` - `{pair['b']}`",
             short(pair["difference"]),
             edges and f"{edges} ({_percent(pair['confidence'])})",
             "unpaired"
             if pair["unpaired"]
             else f"on {pair['wins']} of {pair['seeds']}" + (f", equal on {pair['ties']}" if pair["ties"] else ""),
-            _estimate(pair, "improvement"),
+            estimate(pair, "improvement"),
             f"{pair['claim']}: yes" if pair["shown"] else "no",
             _seeds(pair["seeds_needed"], pair["seeds_needed_low"], pair["seeds_needed_high"]),
         )
@@ -168,11 +168,11 @@ def _sample_efficiency(result: Result) -> Iterator[str]:
     else:
         yield f"Env steps to the first evaluation with `{result['column']}` of at least {goal:g}: {rule}."
         yield from ("A run that does not reach it counts as later than all others.", "")
-        yield from _header("variant", "reached", "median env steps [95 %]")
+        yield from header("variant", "reached", "median env steps [95 %]")
         for variant in result["arms"]:
             steps, low, high = (variant[f"steps_{x}"] for x in ("median", "low", "high"))
             edges = "" if math.isnan(low) or low == high else f" [{_steps(low)}, {_steps(high)}]"
-            yield _row(f"`{variant['arm']}`", f"{variant['reached']} of {variant['seeds']}", _steps(steps) + edges)
+            yield table_row(f"`{variant['arm']}`", f"{variant['reached']} of {variant['seeds']}", _steps(steps) + edges)
     yield from ("", "![Learning curves](curves.png)")
 
 
@@ -182,14 +182,14 @@ def _gradients(result: Result) -> Iterator[str]:
     yield from ("## Gradients", "")
     yield "Over measurements and seeds: the mean variance, and the ratio of means Σ(|g|² - v) / Σv, with 95 % intervals"
     yield from ("over seeds. Each variant measures at its own parameters.", "")
-    yield from _header("variant", "estimator", "seeds", "gradient variance", "signal-to-noise ratio")
+    yield from header("variant", "estimator", "seeds", "gradient variance", "signal-to-noise ratio")
     for row in result["gradients"]:
         cells = []
         for x in ("gradient_variance", "snr"):
             value, low, high = row[x], row[f"{x}_low"], row[f"{x}_high"]
             edges = "" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]"
             cells.append("" if math.isnan(value) else f"{value:.3g}{edges}")
-        yield _row(f"`{row['arm']}`", row["estimator"], str(row["seeds"]), *cells)
+        yield table_row(f"`{row['arm']}`", row["estimator"], str(row["seeds"]), *cells)
 
 
 def _settings(result: Result) -> Iterator[str]:
@@ -197,18 +197,18 @@ def _settings(result: Result) -> Iterator[str]:
         return
     labels = [variant["arm"] for variant in result["arms"]]
     values = {(row["key"], row["arm"]): row["value"] for row in result["settings"]}
-    yield from ("## Settings that differ", "", *_header("key", *(f"`{label}`" for label in labels)))
+    yield from ("## Settings that differ", "", *header("key", *(f"`{label}`" for label in labels)))
     for key in dict.fromkeys(key for key, _ in values):
-        yield _row(f"`{key}`", *(f"`{values[key, label]}`" for label in labels))
+        yield table_row(f"`{key}`", *(f"`{values[key, label]}`" for label in labels))
 
 
 def _wall_time(result: Result) -> Iterator[str]:
     yield from ("## Wall time", "", "Measured on the machine that trained the runs, including its other load.", "")
     rate_head = "steps per second of collecting and updating (median)"
-    yield from _header("variant", "env steps (mean)", "time of a run (median)", rate_head)
+    yield from header("variant", "env steps (mean)", "time of a run (median)", rate_head)
     for variant in result["arms"]:
         seconds, rate = variant["seconds_median"], variant["steps_per_second_median"]
-        yield _row(
+        yield table_row(
             f"`{variant['arm']}`",
             f"{variant['env_steps_mean']:,.0f}",
             "" if math.isnan(seconds) else duration(seconds),
@@ -227,11 +227,13 @@ def _method(result: Result) -> Iterator[str]:
 # Cells
 
 
-def _header(*names: str) -> tuple[str, str]:
-    return _row(*names), "|---|" + "--:|" * (len(names) - 1)
+def header(*names: str) -> tuple[str, str]:
+    """Return the first two lines of a Markdown table."""
+    return table_row(*names), "|---|" + "--:|" * (len(names) - 1)
 
 
-def _row(*cells: str) -> str:
+def table_row(*cells: str) -> str:
+    """Return a line of a Markdown table."""
     return f"| {' | '.join(cell.replace('|', '¦') for cell in cells)} |"
 
 
@@ -239,7 +241,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.4g} %"
 
 
-def _estimate(row: Result, name: str) -> str:
+def estimate(row: Result, name: str) -> str:
+    """Format a number with its interval."""
     value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
     return short(value) if math.isnan(low) else "{} [{}, {}]".format(*same_decimals(value, low, high))
 

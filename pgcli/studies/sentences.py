@@ -1,4 +1,4 @@
-"""The sentences of a comparison: what the difference of a pair shows, and the limits of the conclusions."""
+"""The sentences of a comparison: conclusions about pairs, and their limits."""
 
 from __future__ import annotations
 

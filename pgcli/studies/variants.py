@@ -29,7 +29,10 @@ _NOTHING = "for example `pgcli compare CONFIG algorithm.baseline=none,mean`, two
 
 @dataclass(frozen=True)
 class Variant:
-    """One setting of a comparison: its label, its config for any seed, and its runs as pairs of seed and directory."""
+    """One setting of a comparison: its label, its config for any seed, and its runs.
+
+    Runs are pairs of seed and directory.
+    """
 
     label: str
     config: Config
@@ -43,7 +46,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Variants, the folder of the report, and whether their runs exist already; `env_steps` is their budget."""
+    """Variants, the folder of the report, and whether their runs exist already.
+
+    `env_steps` is their budget.
+    """
 
     variants: list[Variant]
     folder: Path
@@ -72,7 +78,9 @@ class Comparison:
 
 
 def sorted_words(words: Sequence[str]) -> tuple[list[str], list[Path], list[str]]:
-    """Sort words into configs, folders of runs, and `KEY=VALUE`. Raises: UsageError for a mixture, RunDirectoryError.
+    """Sort words into configs, folders of runs, and `KEY=VALUE`.
+
+    Raises: UsageError for a mixture, RunDirectoryError.
 
     A folder has runs, unless its name is that of a shipped config and it has none.
     """
@@ -200,7 +208,10 @@ def _check_axes(configs: Sequence[str], axes: list[tuple[str, list[str]]], fixed
 
 
 def check_comparable(configs: Sequence[Config]) -> list[str]:
-    """Raise UsageError unless all variants have one task and one evaluation; return notices of doubtful differences."""
+    """Raise UsageError unless all variants have one task and one evaluation.
+
+    Return notices of doubtful differences.
+    """
     environments = [config.evaluation_env for config in configs]
     for name in ("id", "kwargs", "max_episode_steps"):
         if len({json.dumps(getattr(env, name)) for env in environments}) > 1:
@@ -267,7 +278,10 @@ def budget(config: Config) -> int | None:
 
 
 def _equal_budget(configs: Sequence[Config]) -> int:
-    """Return the env steps of every run. Raises: UsageError if the variants' budgets differ or are unknown."""
+    """Return the env steps of every run.
+
+    Raises: UsageError if the variants' budgets differ or are unknown.
+    """
     budgets = set()
     for config in configs:
         training = config.training
@@ -305,14 +319,20 @@ def digest(config: Config) -> str:
 
 
 def result_digest(config: Config) -> str:
-    """Return a digest of the settings that results depend on, without the seed: equal ones train the same run."""
+    """Return a digest of the settings that results depend on, without the seed.
+
+    Configs with equal digests train the same run.
+    """
     plain = Config()
     same = {name: getattr(plain, name) for name in ("name", "checkpoint", "logging")}
     return digest(effective(config).model_copy(update=same))
 
 
 def differing_settings(configs: Sequence[Config]) -> dict[str, list[Any]]:
-    """Return the keys in which configs differ, with the value of each config; without seeds and output settings."""
+    """Return the keys in which configs differ, with the value of each config.
+
+    Seeds and output settings are left out.
+    """
     data = [to_data(config) for config in configs]
     found: dict[str, list[Any]] = {}
     for number, other in enumerate(data[1:], 1):

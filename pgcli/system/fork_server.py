@@ -1,4 +1,7 @@
-"""Imported first by the fork server: Linux ends the server with the process that started it, also during imports."""
+"""Imported first by the fork server.
+
+Linux ends the server with the process that started it, also during imports.
+"""
 
 from __future__ import annotations
 

@@ -25,6 +25,14 @@ def limit_of(error: OSError) -> tuple[str, str] | None:
     return None
 
 
+def open_files() -> int:
+    """Return how many files this process may have open."""
+    if sys.platform == "win32":
+        return 512
+    limit: int = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 2**20 if limit == resource.RLIM_INFINITY else limit
+
+
 def _soft(name: str) -> str:
     if sys.platform == "win32":
         return "unknown"

@@ -6,6 +6,7 @@ import importlib.util
 import platform
 import re
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 
 from pgcli.errors import UsageError
@@ -32,8 +33,12 @@ def install_command(extra: str) -> str:
     return f"pip install {names}"
 
 
+@cache
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed packages that affect results. Imports none of them."""
+    """Return the versions of Python and of the installed packages that affect results.
+
+    Imports none of them.
+    """
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):

@@ -9,18 +9,20 @@ import pickle
 import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Generic, TypeVar
 
-from pgcli.errors import EnvironmentFailure
-from pgcli.system.leaving import temporary_folder
+from pgcli.errors import EnvironmentFailure, Interrupted
+from pgcli.system.leaving import STOP, temporary_folder
 from pgcli.system.limits import limit_of
 
 Check = Callable[[], None]
@@ -67,6 +69,27 @@ def process_context() -> ForkServerContext | SpawnContext:
         tempfile.tempdir = folder
         os.chdir(here)
     return context
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise Interrupted at once on a stop signal that a command only notes: a fork server that imports answers late."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in STOP} if is_main else {}
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        handlers[number](number, frame)  # type: ignore[operator, misc]  # a function
+        raise Interrupted(number)
+
+    try:
+        for number, handler in handlers.items():
+            if callable(handler):
+                signal.signal(number, interrupt)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if callable(handler):
+                signal.signal(number, handler)
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType, TracebackType
@@ -68,7 +69,8 @@ class StopOnSignal:
         return asked
 
     def _read_signals(self) -> None:
-        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)  # asyncio removes it
+        if threading.current_thread() is threading.main_thread():  # only the main thread may
+            signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)  # asyncio removes it
         with suppress(BlockingIOError):
             for number in os.read(self._reader, 4096):
                 if number in SAVE:

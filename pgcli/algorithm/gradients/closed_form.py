@@ -75,13 +75,11 @@ class ClosedForm:
                 return self._gradient, lambda: joint_terms(policy_terms(), value_terms())
             case "joint":
                 inputs, features = self._trunk.forward(batch.inputs)
-                (of_head, outputs), (of_value, values) = (
-                    self._head.forward(features),
-                    self._value_network.forward(features),
-                )
+                of_actions, outputs = self._head.forward(features)
+                of_values, values = self._value_network.forward(features)
                 scored, slope = self._policy_slope(batch, outputs, progress)
-                from_policy = self._head.backward(of_head, slope, inner=True)
-                from_value = self._value_network.backward(of_value, self._value_slope(batch, values), inner=True)
+                from_policy = self._head.backward(of_actions, slope, inner=True)
+                from_value = self._value_network.backward(of_values, self._value_slope(batch, values), inner=True)
                 self._trunk.backward(inputs, from_policy + from_value)
                 return self._gradient, lambda: joint_terms(
                     self._policy_terms(scored, batch, progress), self._losses.value_terms(values[:, 0], batch)

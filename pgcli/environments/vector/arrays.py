@@ -1,4 +1,7 @@
-"""Environments of a vector form in numpy. Each column has its own reset seed, as single environments have."""
+"""Environments of a vector form in numpy.
+
+Each column has its own reset seed, as single environments have.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,10 @@ class ArrayEnvironments:
 
 
 class _Starts:
-    """The starts of M episodes: first states [K, M], observations [M, …], and the streams that continue them."""
+    """The starts of M episodes: first states [K, M] and observations [M, …].
+
+    `random` continues them.
+    """
 
     def __init__(self, form: Form, seeds: Array) -> None:
         self.random = Streams(seeds, form.draws, narrow=form.narrow)
@@ -107,7 +113,10 @@ class _Starts:
 
 
 class _Upcoming:
-    """The starts of the next episodes of all columns, prepared together: a thousand take little longer than one."""
+    """The starts of the next episodes of all columns, prepared together.
+
+    A thousand take little longer than one.
+    """
 
     def __init__(self, form: Form, episodes: int) -> None:
         """Args: episodes: the number of episodes that are prepared for each column."""

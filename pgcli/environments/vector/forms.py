@@ -25,7 +25,10 @@ _COLUMNS, _STEPS = 2, 80  # of the trial
 
 
 class _Entry(NamedTuple):
-    """A form, `module:Class` in this package, and the arguments of Gymnasium's constructor that it supports."""
+    """A form, `module:Class` in this package, and its supported arguments.
+
+    They are arguments of Gymnasium's constructor.
+    """
 
     form: str
     arguments: frozenset[str] = frozenset()

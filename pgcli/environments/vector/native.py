@@ -112,6 +112,33 @@ class VectorEnvironments:
         raise EnvironmentFailure(message, "use env.vectorization=sync to find the episode") from error
 
 
+class StackedVectorEnvironments(VectorEnvironments):
+    """Several sets of environments in one vector form; each set starts as it would alone."""
+
+    def __init__(self, config: EnvConfig, count: int, width: int, one: VectorEnvironments) -> None:
+        super().__init__(config, count * width)
+        self._width, self._one = width, one
+
+    def reset(self, seeds: Sequence[int]) -> Array:
+        """Start an episode in every column, from the seed of the first column of each set."""
+        obs, arrays = [], list[dict[str, Array]]()
+        for first in range(0, len(seeds), self._width):
+            obs.append(self._one.reset([seeds[first]]))
+            arrays.append(self._one.arrays())
+        super().reset([seeds[0]])
+        for name, array in self.arrays().items():
+            axes = [axis for axis, (n, m) in enumerate(zip(array.shape, arrays[0][name].shape, strict=True)) if n != m]
+            if axes:
+                self.restore({name: np.concatenate([one[name] for one in arrays], axes[0])})
+        self._obs = np.concatenate(obs)
+        return self._obs
+
+    def close(self) -> None:
+        """Free the resources of the simulators."""
+        self._one.close()
+        super().close()
+
+
 def is_restorable(envs: VectorEnvironments, spare: VectorEnvironments) -> bool:
     """Return whether `spare` continues exactly as `envs` after restoring its arrays and seed.
 

@@ -1,4 +1,6 @@
-"""The random generators of N reset seeds, drawn together: bit for bit those that Gymnasium builds one by one.
+"""The random generators of N reset seeds, built together.
+
+They equal those that Gymnasium builds one by one, bit for bit.
 
 Gymnasium seeds an environment with `np.random.Generator(np.random.PCG64(seed))`, which takes 10 µs a column. Here the
 two algorithms run on arrays. A 128-bit number is a pair of uint64 arrays, its high and its low half.

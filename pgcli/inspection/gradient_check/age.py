@@ -1,4 +1,7 @@
-"""Bias and variance of importance weights over the age of the data, from all batches of a small problem."""
+"""Bias and variance of importance weights over the age of the data.
+
+They come from all batches of a small problem.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,9 @@ class Aged(NamedTuple):
 
 
 def over_age(config: Config, oldest: int) -> list[Aged]:
-    """Compute the bias and the standard deviation of each kind of importance weights, for data up to `oldest` updates.
+    """Compute the bias and the standard deviation of each kind of importance weights.
+
+    The data are up to `oldest` updates old.
 
     The policy survives a step with probability p, and begins with 1/2. Each update is one exact step of ascent along
     ∇J with `optimizer.learning_rate`. The estimate is that of `config` from two trajectories.
@@ -76,7 +81,10 @@ def over_age(config: Config, oldest: int) -> list[Aged]:
 
 
 def _ascended(problem: FiniteProblem, policy: Policy, config: Config, updates: int) -> list[Policy]:
-    """Take exact steps of gradient ascent; return the policy before each and after the last, which is `policy`."""
+    """Take exact steps of gradient ascent.
+
+    Return the policy before each and after the last, which is `policy`.
+    """
     policies = [deepcopy(policy)]
     for _ in range(updates):
         gradient = torch.from_numpy(gradient_of_return(problem, policy, config.algorithm.gamma))

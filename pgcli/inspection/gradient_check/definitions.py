@@ -78,7 +78,10 @@ def vtrace_return(trajectory: ScoredTrajectory, t: int, gamma: float, lam: float
 
 
 def weight_of(trajectory: ScoredTrajectory, t: int, algorithm: AlgorithmConfig) -> float:
-    """Compute the importance weight of step t, at most `importance_bound`; after the end, of the last step."""
+    """Compute the importance weight of step t, at most `importance_bound`.
+
+    After the end, it is that of the last step.
+    """
     ratios, n = trajectory.ratios, len(trajectory)
     match algorithm.ratios:
         case "step":
@@ -93,7 +96,10 @@ def weight_of(trajectory: ScoredTrajectory, t: int, algorithm: AlgorithmConfig) 
 
 
 def weights_of(batch: Sequence[ScoredTrajectory], algorithm: AlgorithmConfig) -> list[list[float]]:
-    """Compute the importance weights of products of ratios, divided by their mean over trajectories if configured."""
+    """Compute the importance weights of products of ratios.
+
+    If configured, they are divided by their mean over trajectories.
+    """
     found = [[weight_of(one, t, algorithm) for t in range(len(one))] for one in batch]
     if not algorithm.self_normalize:
         return found

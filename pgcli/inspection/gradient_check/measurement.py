@@ -325,7 +325,10 @@ def problems_for(config: Config, kind: type, sampled: bool = True) -> tuple[list
 
 
 def reduced(config: Config, problem: CheckProblem) -> Config:
-    """Return the estimator of `config` for `problem`, with the smallest policy and defaults for everything else."""
+    """Return the estimator of `config` for `problem`.
+
+    It has the smallest policy, and defaults for everything else.
+    """
     algorithm = config.algorithm
     if algorithm.group_size is not None:
         algorithm = algorithm.model_copy(update={"group_size": GROUP})
@@ -415,7 +418,10 @@ def estimates_of(agent: PolicyGradient, whole: Trajectories, batches: Sequence[t
 
 
 def measure_natural(config: Config, problem: FiniteProblem) -> NaturalMeasurement:
-    """Compare conjugate gradients on pgcli's F with the inverse of F = E[Σ_t ∇log π ∇log πᵀ] / E[T], enumerated."""
+    """Compare conjugate gradients on pgcli's F with the inverse of the enumerated F.
+
+    F = E[Σ_t ∇log π ∇log πᵀ] / E[T].
+    """
     settings = config.optimizer
     agent = build_agent(problem.observation_space, problem.action_space, reduced(config, problem))
     policy, optimizer = agent.policy.double(), agent.parts[0].optimizer

@@ -461,7 +461,9 @@ def grid_mdp(side: int, slip: float, limit: int) -> FiniteMDP:
 
 
 def lake_mdp(tiles: str, limit: int) -> FiniteMDP:
-    """A slippery FrozenLake: a square of tiles S, F, H and G; an action goes in its direction or to a side, 1/3 each.
+    """A slippery FrozenLake: a square of tiles S, F, H and G.
+
+    An action goes in its direction or to a side, 1/3 each.
 
     The goal pays 1 and ends it, as a hole does; a step costs 0.1.
     """

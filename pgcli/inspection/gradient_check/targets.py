@@ -55,7 +55,9 @@ def check_target(
 
 
 def check_age(target: str | None, overrides: Sequence[str], oldest: int, output: Path) -> Path:
-    """Draw bias and variance of the importance weights of a config over the age of the data, and return the file.
+    """Draw bias and variance of a config's importance weights over the age of the data.
+
+    Return the file.
 
     Raises: ConfigError, UsageError, RunDirectoryError.
     """
