@@ -228,7 +228,7 @@ def test_too_few_iterations_of_conjugate_gradients_are_measured() -> None:
         assert result["verdict"] != "wrong"
         errors.append(result["natural_gradient"][2]["error"])
     assert errors[0] > 1e-3
-    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-10
 
 
 SEGMENTS = "rollout={episodes: null, steps: 8}"
