@@ -7,13 +7,29 @@ import math
 import torch
 from torch import Tensor
 
-from pgcli.algorithm.batch import Batch
+from pgcli.algorithm.batch import Batch, Decisions
 from pgcli.config.schema import AlgorithmConfig
 from pgcli.errors import Diverged
 from pgcli.estimators.ratios import log_weights, per_decision_advantages, trajectory_weights
-from pgcli.estimators.trajectories import from_steps
+from pgcli.estimators.returns import return_terms
+from pgcli.estimators.trajectories import Trajectories, from_steps
 
 LARGE = 300.0  # e^300 and its square are finite
+
+
+def decisions_of(algorithm: AlgorithmConfig, trajectories: Trajectories, values: Tensor) -> Decisions | None:
+    """Return the terms of the actions' returns for `ratios: per_decision`; total returns are discounted from t = 0."""
+    if algorithm.ratios != "per_decision":
+        return None
+    rewards, ends = trajectories.rewards, (trajectories.terminated, trajectories.cut)
+    lam = algorithm.gae_lambda if algorithm.returns == "lambda_return" else 1.0
+    terms, continuations = return_terms(rewards, algorithm.gamma, lam, *ends, values[1:])
+    if algorithm.returns != "total":
+        return Decisions(terms, continuations, torch.zeros_like(rewards))
+    discounts = algorithm.gamma ** torch.arange(len(rewards), dtype=rewards.dtype)[:, None]
+    past = (discounts * rewards).cumsum(0) - discounts * rewards
+    goes_on = trajectories.mask & ~trajectories.terminated & ~trajectories.cut
+    return Decisions(discounts * terms, goes_on.to(rewards), past)
 
 
 class TrajectoryRatios:

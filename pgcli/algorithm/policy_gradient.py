@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgcli.algorithm.batch import Batch, Decisions, Estimate, flatten, minibatches
+from pgcli.algorithm.batch import Batch, Estimate, flatten, minibatches
 from pgcli.algorithm.gradients import make_gradient
 from pgcli.algorithm.gradients.protocol import Gradient
 from pgcli.algorithm.gradients.user_code import UserEstimator
+from pgcli.algorithm.importance import decisions_of
 from pgcli.algorithm.losses import EpochMeans, Losses, Terms, check_terms
 from pgcli.algorithm.optimizers import clip_grad_norm_, scheduled, unflattened
 from pgcli.algorithm.parts import Job, Part, Runner, in_turn, parts_of
 from pgcli.config.schema import Config
 from pgcli.estimators.baselines import group_baseline, leave_one_out_baseline, mean_baseline, optimal_baseline
-from pgcli.estimators.returns import return_terms, trajectory_returns, vtrace_returns
+from pgcli.estimators.returns import trajectory_returns, vtrace_returns
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.policy import Policy
 from pgcli.policies.trajectory_outputs import squared_score_norms, trajectory_ratios, trajectory_values
@@ -51,8 +52,8 @@ class PolicyGradient:
         values = trajectory_values(self.policy, self.value, trajectories)  # [T + 1, N]; zeros without a value function
         to_go, returns = self._returns(trajectories, values)
         baseline = self._baseline(trajectories, returns, values)
-        decisions = self._decisions(trajectories, values) if self.config.algorithm.ratios == "per_decision" else None
-        return Estimate(returns - baseline, baseline, to_go, values, decisions)
+        terms = decisions_of(self.config.algorithm, trajectories, values)
+        return Estimate(returns - baseline, baseline, to_go, values, terms)
 
     def _returns(self, trajectories: Trajectories, values: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the targets of V and the returns of the actions, both [T, N]."""
@@ -73,19 +74,6 @@ class PolicyGradient:
                 return vtrace_returns(rewards, algorithm.gamma, algorithm.gae_lambda, *ends, values, ratios)
             case _:
                 assert_never(algorithm.returns)
-
-    def _decisions(self, trajectories: Trajectories, values: Tensor) -> Decisions:
-        """Compute the terms of the returns of the actions; for total returns, discounted from the start."""
-        algorithm, rewards = self.config.algorithm, trajectories.rewards
-        lam = algorithm.gae_lambda if algorithm.returns == "lambda_return" else 1.0
-        ends = trajectories.terminated, trajectories.cut
-        terms, continuations = return_terms(rewards, algorithm.gamma, lam, *ends, values[1:])
-        if algorithm.returns != "total":
-            return Decisions(terms, continuations, torch.zeros_like(rewards))
-        discounts = algorithm.gamma ** torch.arange(len(rewards), dtype=rewards.dtype)[:, None]
-        past = (discounts * rewards).cumsum(0) - discounts * rewards
-        goes_on = trajectories.mask & ~trajectories.terminated & ~trajectories.cut
-        return Decisions(discounts * terms, goes_on.to(rewards), past)
 
     def _baseline(self, trajectories: Trajectories, returns: Tensor, values: Tensor) -> Tensor:
         """Compute b, broadcastable to [T, N]; for total returns over all trajectories, else per step t."""
