@@ -18,7 +18,10 @@ LARGE = 300.0  # e^300 and its square are finite
 
 
 def decisions_of(algorithm: AlgorithmConfig, trajectories: Trajectories, values: Tensor) -> Decisions | None:
-    """Return the terms of the actions' returns for `ratios: per_decision`; total returns are discounted from t = 0."""
+    """Return the terms of the actions' returns for `ratios: per_decision`, else None.
+
+    Total returns are discounted from t = 0.
+    """
     if algorithm.ratios != "per_decision":
         return None
     rewards, ends = trajectories.rewards, (trajectories.terminated, trajectories.cut)
