@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -91,6 +92,11 @@ def random_batch(dtype: torch.dtype = torch.float64) -> Trajectories:
         actions=torch.randint(4, (5, 4), generator=draw),
         rewards=torch.randn(5, 4, dtype=torch.float64, generator=draw) * batch.mask,
     )
+
+
+def mostly_slow(values: Iterable[str], fast: Collection[str], reason: str) -> list[Any]:
+    """Return parameters of a test: those not in `fast` are marked slow."""
+    return [one if one in fast else pytest.param(one, marks=pytest.mark.slow(reason)) for one in values]
 
 
 def is_running(pid: int) -> bool:

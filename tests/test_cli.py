@@ -115,11 +115,18 @@ SEGMENTS = [
 ]
 
 
+SLOW = pytest.mark.slow("trains each three times")
+
+
 @pytest.mark.parametrize(
     ("number", "env"),
     [
         (signal.SIGKILL, [*SEGMENTS, "policy={normalize_obs: true, hidden_sizes: [8]}", "env.id=Pendulum-v1"]),
-        (signal.SIGINT, [*SEGMENTS, "policy={init: orthogonal, hidden_sizes: [8]}", "env.id=LunarLander-v3"]),
+        pytest.param(
+            signal.SIGINT,
+            [*SEGMENTS, "policy={init: orthogonal, hidden_sizes: [8]}", "env.id=LunarLander-v3"],
+            marks=SLOW,
+        ),
         (
             signal.SIGTERM,
             [
@@ -128,10 +135,18 @@ SEGMENTS = [
                 "env.id=InvertedPendulum-v5",
             ],
         ),
-        (signal.SIGKILL, ["algorithm={returns: vtrace, baseline: value, objective: importance_sampling, reuse: 2}"]),
+        pytest.param(
+            signal.SIGKILL,
+            ["algorithm={returns: vtrace, baseline: value, objective: importance_sampling, reuse: 2}"],
+            marks=SLOW,
+        ),
         (signal.SIGINT, ["env.vectorization=native"]),
-        (signal.SIGTERM, ["env.vectorization=sync"]),
-        (signal.SIGKILL, ["env.id=FrozenLake-v1", "algorithm.baseline=group", "algorithm.group_size=5"]),
+        pytest.param(signal.SIGTERM, ["env.vectorization=sync"], marks=SLOW),
+        pytest.param(
+            signal.SIGKILL,
+            ["env.id=FrozenLake-v1", "algorithm.baseline=group", "algorithm.group_size=5"],
+            marks=SLOW,
+        ),
     ],
 )
 def test_a_stopped_and_resumed_run_has_the_bytes_of_an_uninterrupted_run(

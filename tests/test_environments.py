@@ -17,7 +17,7 @@ import pytest
 import worlds
 from command_line import Command, pgcli
 from gymnasium import spaces
-from helpers import config, segment_sampler
+from helpers import config, is_running, segment_sampler
 from test_cli import TINY, contents, rows
 
 from pgcli.config import config_from_data
@@ -891,23 +891,15 @@ def test_jobs_save_and_exit_if_their_parent_dies(tmp_path: Path) -> None:
     assert process.pid not in children
     process.send_signal(signal.SIGKILL)
     process.wait()
-    deadline = time.monotonic() + 20
-    while any(map(alive, children)) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 60
+    while any(map(is_running, children)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    left = [pid for pid in children if alive(pid)]
+    left = [pid for pid in children if is_running(pid)]
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left
     for lock in locks:
         assert json.loads((lock.parent / "status.json").read_text())["status"] == "interrupted"
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_an_outdated_version_is_reported_once_per_run(tmp_path: Path) -> None:

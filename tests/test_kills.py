@@ -8,6 +8,7 @@ from pathlib import Path
 
 import kills
 import pytest
+from helpers import mostly_slow
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills are shown where processes can be forked")
 
@@ -26,7 +27,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return Runs()
 
 
-@pytest.mark.parametrize("case", kills.CASES)
+@pytest.mark.parametrize("case", mostly_slow(kills.CASES, ["segments", "reuse", "jobs"], "runs each case seven times"))
 def test_a_run_that_is_killed_three_times_ends_with_the_same_bytes(
     case: str, whole: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import autograd, config, executor_for, flat_batch, segment_sampler, trajectories
+from helpers import autograd, config, executor_for, flat_batch, mostly_slow, segment_sampler, trajectories
 from test_spaces import returns
 from torch import Tensor, nn
 
@@ -214,8 +214,11 @@ def test_the_minibatches_of_an_epoch_contain_every_step_once_and_sum_to_the_batc
         torch.testing.assert_close(one, other)
 
 
+LEARNERS = ["episodes", "segments, shared trunk", "segments, own network", "reuse"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("learner", ["episodes", "segments, shared trunk", "segments, own network", "reuse"])
+@pytest.mark.parametrize("learner", mostly_slow(LEARNERS, ["episodes", "reuse"], "learns for a second each"))
 def test_a_recurrent_policy_learns_to_remember(kind: str, learner: str) -> None:
     whole = learner in ("episodes", "reuse")
     clip = {"objective": "clip", "update_epochs": 4, "num_minibatches": 2 if whole else 4}

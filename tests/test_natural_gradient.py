@@ -13,7 +13,7 @@ import pytest
 import torch
 from command_line import pgcli
 from gymnasium import spaces
-from helpers import config, flat_batch, learner_of, random_batch, softmax_agent, trajectories
+from helpers import config, flat_batch, learner_of, mostly_slow, random_batch, softmax_agent, trajectories
 from helpers import log_probs as log_probs_of
 from test_closed_form import SPACES, agent_of, batch_of
 from torch import Tensor
@@ -478,7 +478,7 @@ def contents(run: Path) -> dict[str, bytes]:
     return tables | {name: x.numpy().tobytes() for name, x in checkpoint.tensors.items()}
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", mostly_slow(RUNS, ["trpo"], "trains each four times"))
 def test_a_run_that_is_resumed_or_has_workers_has_the_same_bytes(name: str, tmp_path: Path) -> None:
     words = [*SMALL, *RUNS[name], "policy.hidden_sizes=[4]", "env.chunk_size=2"]
     for run, more in (("whole", []), ("workers", ["sampling.workers=2"])):

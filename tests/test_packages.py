@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from command_line import pgcli
+from helpers import mostly_slow
 from test_cli import contents
 
 from pgcli.config import Config, to_data
@@ -48,7 +49,7 @@ def train(folder: Path, env_id: str, *settings: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", STRANGERS)
+@pytest.mark.parametrize("name", mostly_slow(STRANGERS, ["counts chosen", "goals in float64"], "trains many packages"))
 def test_a_third_party_environment_trains_and_resumes_with_the_same_bytes(name: str, tmp_path: Path) -> None:
     env_id, *settings = STRANGERS[name]
     whole = train(tmp_path / "whole", env_id, *settings, *SMALL)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from command_line import pgcli
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv, CartPoleVectorEnv
-from helpers import Counting
+from helpers import Counting, mostly_slow
 from PIL import Image
 
 from pgcli.config import load_config
@@ -75,7 +75,7 @@ def chosen(told: list[dict[str, str]]) -> list[dict[str, str]]:
     return [told[0], told[-1], max(told, key=lambda row: int(row["length"]))]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, ["native episodes", "segments"], "films whole episodes"))
 def test_a_training_episode_is_repeated_and_filmed_completely(
     kind: str, runs: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import Array, config, executor_for
+from helpers import Array, config, executor_for, mostly_slow
 from tasks import ACTIONS, EPISODE_STEPS, OBSERVATIONS
 
 from pgcli.algorithm.learner import Learner, build_agent
@@ -59,7 +59,10 @@ def identity(iterations: int, learning_rate: float, **kwargs: str) -> list[float
     )
 
 
-@pytest.mark.parametrize("observation", OBSERVATIONS)
+FAST = [name for name in OBSERVATIONS if "image" not in name or name in ("image, channels last", "image in a dict")]
+
+
+@pytest.mark.parametrize("observation", mostly_slow(OBSERVATIONS, FAST, "learns from large observations"))
 def test_a_policy_learns_from_observations_of_any_space(observation: str) -> None:
     before, after = identity(30, 0.01, observation=observation)
     assert before < 3 < 5 < after <= EPISODE_STEPS

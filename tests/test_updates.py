@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import autograd, config, executor_for, flat_batch, learner_of, log_probs, random_batch
+from helpers import autograd, config, executor_for, flat_batch, learner_of, log_probs, mostly_slow, random_batch
 from torch import Tensor
 
 from pgcli.algorithm import learner as learning
@@ -385,8 +385,11 @@ def update_with_a_spare_core(trouble: str) -> None:
     assert not active_children()
 
 
+TROUBLES = ["none", "none, with TRPO", "killed", "stopped", "failed", "two threads"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-@pytest.mark.parametrize("trouble", ["none", "none, with TRPO", "killed", "stopped", "failed", "two threads"])
+@pytest.mark.parametrize("trouble", mostly_slow(TROUBLES, ["none", "stopped"], "waits for processes"))
 def test_the_value_function_learns_the_same_in_a_second_process(trouble: str) -> None:
     code = f"import test_updates; test_updates.update_with_a_spare_core({trouble!r})"
     alone = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
