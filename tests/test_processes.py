@@ -53,14 +53,14 @@ settings = override(Config(), [*words, "training.iterations=12", "evaluation.eve
 faults = []
 request = Request(settings, Path("run"), [], folder=Path(sys.argv[1]))
 run_experiment(request, Context(lambda record: faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)))
-print(faults[-2] - faults[-7])
+print(sorted(after - before for before, after in zip(faults[2:-2], faults[3:-1]))[4])
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_a_run_reuses_its_memory(tmp_path: Path) -> None:
     shown = subprocess.run([sys.executable, "-c", RUN, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert int(shown.stdout) < 100, "pages, in five iterations"
+    assert int(shown.stdout) < 20, "pages: the median of an iteration; some grow a table of Python's"
 
 
 def test_a_run_hides_earlier_objects_from_the_garbage_collector_until_its_end(tmp_path: Path) -> None:
