@@ -32,6 +32,14 @@ RunDir = Annotated[
     Path,
     typer.Argument(metavar="RUN_DIR", help="Run directory.", autocompletion=completion.run_directories),
 ]
+RunDirs = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN_DIR",
+        help="Run directories, or folders that contain them.",
+        autocompletion=completion.run_directories,
+    ),
+]
 CheckpointOrRun = Annotated[
     Path,
     typer.Argument(

@@ -7,8 +7,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from pgcli.cli import completion
-from pgcli.cli.arguments import Overwrite
+from pgcli.cli.arguments import Overwrite, RunDirs
 from pgcli.cli.output import print_result, terminal
 from pgcli.config.choices import Band, Stat, XAxis
 
@@ -21,14 +20,7 @@ _FIGURE: Any = {"rich_help_panel": "Appearance"}
 
 
 def plot(
-    run_dirs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUN_DIR",
-            help="Run directories, or folders that contain them.",
-            autocompletion=completion.run_directories,
-        ),
-    ],
+    run_dirs: RunDirs,
     x: Annotated[
         XAxis, typer.Option("-x", metavar="UNIT", help=f"Unit of the x-axis: {', '.join(get_args(XAxis))}.")
     ] = "env_steps",

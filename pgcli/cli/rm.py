@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pgcli.cli import completion
+from pgcli.cli.arguments import RunDirs
 from pgcli.cli.output import print_result
 
 
 def rm(
-    run_dirs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUN_DIR",
-            help="Run directories, or folders that contain them.",
-            autocompletion=completion.run_directories,
-        ),
-    ],
+    run_dirs: RunDirs,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Remove run directories, after asking. Nothing else is removed."""
