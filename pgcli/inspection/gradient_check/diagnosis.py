@@ -149,7 +149,9 @@ def _constant(problems: Sequence[Estimates], factors: Sequence[Array]) -> float 
 
 
 def _divisions(formula: Hypothesis) -> Iterator[Component]:
-    right: Callable[[Batches], Array] = lambda b: np.full(len(b.mask), float(b.mask.shape[1]))  # noqa: E731
+    def right(b: Batches) -> Array:
+        return np.full(len(b.mask), float(b.mask.shape[1]))
+
     if formula.one_episode:
         yield Component("", False, lambda b: np.ones(len(b.mask)))
         yield Component("it is divided by N, although one episode is used: 1/N of the gradient", True, right)
