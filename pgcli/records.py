@@ -224,10 +224,7 @@ Record = Iteration | Evaluation | Notice
 
 
 def _metrics(kind: type, of: Callable[[R], object], prefix: str = "", names: Sequence[str] = ()) -> Iterator[Column[R]]:
-    """Yield the columns of `kind`, or of its fields `names`.
-
-    `of` returns the object of a record.
-    """
+    """Yield the columns of `kind`, or of its fields `names`, of the object `of` a record."""
     hints = get_type_hints(kind, include_extras=True)
     metrics = {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
 

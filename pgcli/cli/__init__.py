@@ -21,10 +21,7 @@ _VALUES = {"int": "N", "float": "X", "str": "TEXT", "Path": "PATH"}  # by type
 
 
 class _Help:
-    """Names the values of options in help texts as a user types them: N, TEXT, PATH.
-
-    Flags and arguments have none.
-    """
+    """Names the values of options in help texts as a user types them; flags have none."""
 
     def get_params(self, ctx: Any) -> Any:
         parameters = super().get_params(ctx)  # type: ignore[misc]  # a mixin of click commands

@@ -165,10 +165,7 @@ def _validate(
     ignored: Collection[str] = (),
     base: dict[str, Any] | None = None,
 ) -> Config:
-    """Apply the config to its base and the overrides to both, and build the Config.
-
-    Raise all problems together.
-    """
+    """Apply config and overrides to the base and build the Config; raise all problems together."""
     if not isinstance(source.data, dict):
         empty = source.data is None and source.lines
         message = "empty config" if empty else f"expected a mapping of keys to values, got {shown(source.data)}"
@@ -243,10 +240,7 @@ def _apply(text: str, data: dict[str, Any], problems: Problems) -> None:
 
 
 def _set(data: Any, path: tuple[str, ...], value: Any) -> Path_:
-    """Write `value` at `path`.
-
-    Return the part of `path` that is not a mapping, if any.
-    """
+    """Write `value` at `path`; return the part of `path` that is not a mapping, if any."""
     default: Any = to_data(Config())
     for depth, part in enumerate(path[:-1], 1):
         default = default.get(part, {}) if isinstance(default, dict) else {}

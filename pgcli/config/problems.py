@@ -79,10 +79,7 @@ class Problems:
         return number, self._origins[number][1].place(path)
 
     def _origin(self, path: Path_) -> int:
-        """Return the number of the last override that wrote `path` or a key inside it.
-
-        0 is the file.
-        """
+        """Return the number of the last override that wrote `path` or a key inside it; 0 for the file."""
         file = self._origins[0][1]
         for number, (key, _) in reversed(list(enumerate(self._origins))[1:]):
             if path[: len(key)] == key or (key[: len(path)] == path and path not in file.positions):

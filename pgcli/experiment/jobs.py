@@ -169,10 +169,7 @@ def _death(request: Request, code: int) -> Failure:
 
 
 def _child(requests: Mapping[int, Request], connection: Connection, logs: Logs) -> None:
-    """Run a group of requests and send their records and results to the parent.
-
-    Stop if the parent ends.
-    """
+    """Run requests and send their records and results to the parent; stop if the parent ends."""
 
     def watch(record: Record, number: int) -> None:
         try:

@@ -177,10 +177,7 @@ def _measure_repeatability(config: EnvConfig) -> Repeatability:
 
 
 def _vanishes_in_float32(numbers: Array) -> bool:
-    """Return whether float32 changes a column of [N, size] noticeably.
-
-    That is by more than a tenth of its standard deviation.
-    """
+    """Return whether float32 changes a column [N, size] by a tenth of its standard deviation."""
     spread, error = numbers.std(0), np.abs(numbers.astype(np.float32) - numbers).max(0)
     return bool(((spread > 0) & (error > spread / 10)).any())
 
@@ -398,10 +395,7 @@ def _cost_findings(config: Config, estimate: dict[str, Any]) -> Iterator[Finding
 
 
 def _describe_space(name: str, space: spaces.Space[Any]) -> dict[str, Any]:
-    """Return kind, shape, type and extreme bounds of a space.
-
-    None for infinite bounds.
-    """
+    """Return kind, shape, type and extreme bounds of a space; None for infinite bounds."""
     known: dict[str, Any] = {"name": name, "kind": type(space).__name__, "shape": list(space.shape or ())}
     match space:
         case spaces.Box():

@@ -94,10 +94,7 @@ def show(path: Path) -> dict[str, Any]:
 
 
 def _open(path: Path) -> tuple[Config, dict[str, Any], str]:
-    """Read config and status.
-
-    Return them with the state: that of status.json, or killed.
-    """
+    """Read config, status and state: that of status.json, or killed."""
     if not path.is_dir():
         what = "a file, not a run directory" if path.exists() else "no such run directory"
         raise RunDirectoryError(f"{path}: {what}", find_run_hint(path))
@@ -254,10 +251,7 @@ def _there(column: Array) -> bool:
 
 
 def _gradients(path: Path, ended: bool) -> tuple[Array, Array, Array] | None:
-    """Return iterations, signal-to-noise ratios and variances of gradients.csv.
-
-    They are those of the estimator that the table names first.
-    """
+    """Return iterations, snr and variances of the estimator that gradients.csv names first."""
     if not (path / "gradients.csv").exists():
         return None
     table = read_table(path / "gradients.csv", ("estimator", "gradient_variance", "snr"), whole=ended)

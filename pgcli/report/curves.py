@@ -144,10 +144,7 @@ def read_lines(
 
 
 def _labelled(lines: Sequence[Line], labels: Sequence[str]) -> list[Line]:
-    """Replace the labels of lines by those of the user.
-
-    Raises: ConfigError unless each line has one of its own.
-    """
+    """Replace the labels of lines by the user's. Raises: ConfigError unless each line has its own."""
     if not labels:
         return list(lines)
     hint = "give one --label per line, in this order: " + ", ".join(f"`{line.label}`" for line in lines)
@@ -160,10 +157,7 @@ def _labelled(lines: Sequence[Line], labels: Sequence[str]) -> list[Line]:
 
 
 def _check_scale(lines: Sequence[Line], drawing: Drawing) -> None:
-    """Report the points that a logarithmic axis cannot show.
-
-    Raises: ConfigError if there are no others.
-    """
+    """Report points that a logarithmic axis cannot show. Raises: ConfigError if there are no others."""
     missing = sum(not_positive(line) for line in lines) if drawing.log else 0
     if missing == sum(len(line.curve.x) for line in lines):
         raise ConfigError([Problem("--log", f"`{drawing.y}` has no value above 0", "leave --log out")])
@@ -376,10 +370,7 @@ def _last_of_each_iteration(table: Table) -> Table:
 
 
 def _x_values(path: Path, table: Table, drawing: Drawing) -> Array:
-    """Return x of each row.
-
-    An evaluation has x of the previous iteration, and 0 before the first.
-    """
+    """Return x of each row; an evaluation has x of the previous iteration, and 0 before the first."""
     if drawing.x in table.numbers:
         return table[drawing.x]
     file, column = ("timing.csv", "elapsed_seconds") if drawing.x == "seconds" else ("metrics.csv", "episodes")

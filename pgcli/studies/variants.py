@@ -278,10 +278,7 @@ def budget(config: Config) -> int | None:
 
 
 def _equal_budget(configs: Sequence[Config]) -> int:
-    """Return the env steps of every run.
-
-    Raises: UsageError if the variants' budgets differ or are unknown.
-    """
+    """Return the env steps of every run. Raises: UsageError if budgets differ or are unknown."""
     budgets = set()
     for config in configs:
         training = config.training

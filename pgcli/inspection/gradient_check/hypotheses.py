@@ -97,10 +97,7 @@ def _forwards(r: Array, gamma: float) -> Array:
 
 
 def _carried(r: Array, mask: Array, gamma: float) -> Array:
-    """Compute G = r + γ G backwards through each episode.
-
-    It starts from the G of the episode before.
-    """
+    """Compute G = r + γ G backwards, from the G of the episode before."""
     found, carry = np.zeros(r.shape), np.zeros(len(r))
     for n in range(r.shape[1]):
         for t in reversed(range(r.shape[2])):
@@ -189,10 +186,7 @@ def _others(x: Array, batches: Batches, mask: Array) -> Array:
 
 
 def _of_starts(function: Callable[[Array], Array]) -> Callable[[Array, Batches, Array], Array]:
-    """Apply `function` to the return of the first step of each episode.
-
-    Shapes: [B, N] → [B, N] or [B, 1].
-    """
+    """Apply `function`, [B, N] → [B, N] or [B, 1], to the return of each episode's first step."""
     return lambda x, batches, mask: function(x[..., 0])[..., None]
 
 
@@ -398,10 +392,7 @@ def contract(weights: Array, scores: Array) -> Array:
 
 
 def _all_hypotheses() -> Iterator[Hypothesis]:
-    """Yield the formulas with few deviations.
-
-    The first three returns are right, the fourth lacks γ^t only.
-    """
+    """Yield the formulas with few deviations, the right ones first."""
     for number, returns in enumerate(RETURNS):
         for count in range(DEVIATIONS + 1 - (number > 3)):
             for changed in combinations(range(1, len(KINDS)), count):

@@ -601,10 +601,7 @@ def detectable_error(differences: Array, wanted: Array, negligible: float) -> fl
 
 
 def _principal_axes(differences: Array, negligible: float) -> tuple[Array, Array, Array, float]:
-    """Return the variances of rows [B, dim] along their principal axes.
-
-    Also return the axes, which of them vary, and the bound for the others.
-    """
+    """Return variances of rows [B, dim] along principal axes; axes; which vary; a bound for others."""
     dim = differences.shape[1]
     variances, axes = np.linalg.eigh(np.cov(differences.T).reshape(dim, dim))
     largest = float(variances.max())

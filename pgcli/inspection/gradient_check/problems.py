@@ -211,10 +211,7 @@ class FiniteProblem:
         return (weighted * trajectory_log_probs(policy, trajectories).sum(0).exp()).sum()
 
     def _value_of_start(self, policy: Policy, gamma: float) -> Tensor:
-        """Compute V_0(s_0) backwards from the horizon.
-
-        V_t(s) = Σ_a π(a|s) [r(s,a) + γ Σ_s' p(s'|s,a) V_t+1(s')]
-        """
+        """Compute V_0(s_0) backwards: V_t(s) = Σ_a π(a|s) [r(s,a) + γ Σ_s' p(s'|s,a) V_t+1(s')]."""
         moves, states, count = self.mdp.moves, len(self.mdp.moves), len(self.actions)
         rewards, transitions = np.zeros((states, count)), np.zeros((states, count, states))
         for state, row in enumerate(moves):
