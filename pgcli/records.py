@@ -43,10 +43,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Column(Generic[R]):
-    """A column of a table: its name, and its value in a record of type R.
-
-    None is an empty cell.
-    """
+    """A column of a table: its name, and its value in a record of type R. None is an empty cell."""
 
     name: str
     value: Callable[[R], Cell]

@@ -112,10 +112,7 @@ def to_data(config: Config) -> dict[str, Any]:
 
 
 def flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten plain data: `{env: {id: a}}` becomes `{"env.id": "a"}`.
-
-    An empty mapping is a value.
-    """
+    """Flatten plain data: `{env: {id: a}}` becomes `{"env.id": "a"}`. An empty mapping is a value."""
     if not isinstance(data, dict) or not data:
         return {prefix: data}
     inner = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in data.items()]
@@ -123,10 +120,7 @@ def flat(data: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """Return the whole config as YAML, including defaults.
-
-    Training on it repeats the run.
-    """
+    """Return the whole config as YAML, including defaults. Training on it repeats the run."""
     return dump(to_data(config))
 
 

@@ -35,10 +35,7 @@ class Problems:
         self._invalid.add(path)
 
     def add_conflict(self, keys: Sequence[str], message: str, fix: str, at: str | None = None) -> None:
-        """Add a conflict between keys, at `at` or the key that the user wrote.
-
-        Skip invalid keys.
-        """
+        """Add a conflict between keys, at `at` or the key that the user wrote. Skip invalid keys."""
         paths = [path_of(key) for key in keys]
         if not any(map(self._is_invalid, paths)):
             self._append(max(paths, key=self._is_written) if at is None else path_of(at), message, fix)

@@ -120,10 +120,7 @@ T = TypeVar("T", bound=Closeable)
 
 @contextmanager
 def released(resource: T) -> Iterator[T]:
-    """Close `resource` at the end.
-
-    An error in it does not hide the exception that ended the run.
-    """
+    """Close `resource` at the end. An error in it does not hide the exception that ended the run."""
     try:
         yield resource
     except BaseException:

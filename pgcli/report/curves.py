@@ -132,10 +132,7 @@ def read_lines(
     output: Path | None = None,
     appearance: Appearance = _DEFAULT,
 ) -> tuple[list[Line], Drawing]:
-    """Read the lines of a plot.
-
-    Raises: ConfigError for a bad option or column, RunDirectoryError.
-    """
+    """Read the lines of a plot. Raises: ConfigError for a bad option or column, RunDirectoryError."""
     drawing = replace(_checked(x, y, stat, band, smooth, output), log=appearance.log)
     runs, without = _drawable(find_runs(run_dirs), drawing)
     lines = _labelled(draw_lines(_without_copies(runs, drawing), without, drawing), appearance.labels)
@@ -413,10 +410,7 @@ def _ending(path: Path) -> str:
 
 
 def draw_lines(runs: Sequence[RunCurve], without: Sequence[dict[str, str]], drawing: Drawing) -> list[Line]:
-    """Group runs that differ only in their seed.
-
-    `without` are the configs of runs without a number.
-    """
+    """Group runs that differ only in their seed. `without` are the configs of runs without a number."""
     groups: dict[frozenset[tuple[str, str]], list[RunCurve]] = {}
     for run in runs:
         groups.setdefault(run.experiment, []).append(run)

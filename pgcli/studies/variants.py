@@ -164,10 +164,7 @@ def _load(variants: Sequence[tuple[str, list[str]]]) -> list[Config]:
 
 
 def split_values(text: str) -> list[str]:
-    """Split `A,B` at commas outside brackets, braces and quotes.
-
-    Raises: UsageError for an empty value.
-    """
+    """Split `A,B` at commas outside brackets, braces and quotes. Raises: UsageError for an empty value."""
     values, depth, quote = [""], 0, ""
     for char in text:
         if quote:

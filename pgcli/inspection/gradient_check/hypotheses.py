@@ -56,10 +56,7 @@ class Batches:
 
 
 class Component(NamedTuple):
-    """One way to compute a part of the estimate.
-
-    `text` is its deviation, empty if it is right.
-    """
+    """One way to compute a part of the estimate. `text` is its deviation, empty if it is right."""
 
     text: str
     wrong: bool  # a mistake, not a choice
@@ -439,10 +436,7 @@ IMPLIED = {"the returns of the episodes": BASELINES[4].text, "the returns of all
 
 
 def deviations_of(formula: Hypothesis, batches: Batches) -> Iterator[tuple[str, Array]]:
-    """Yield standard deviations of a batch, [B], and their names.
-
-    An estimator may divide by them.
-    """
+    """Yield standard deviations of a batch, [B], and their names. An estimator may divide by them."""
     x, _, mask, _ = formula.advantages(batches)
     starts, ones = x[..., :1], np.ones_like(mask[..., :1])
     episodes, steps = IMPLIED

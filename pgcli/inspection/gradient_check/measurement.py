@@ -264,10 +264,7 @@ def bias_reasons(config: Config, problem: CheckProblem) -> Iterator[Reason]:
 
 
 def known_factor(reasons: Sequence[Reason]) -> float | None:
-    """Return the factor by which ∇J is scaled, 1 without a reason.
-
-    None if it is not only scaled.
-    """
+    """Return the factor by which ∇J is scaled, 1 without a reason. None if it is not only scaled."""
     factors = [reason.factor for reason in reasons if reason.factor is not None]
     return math.prod(factors) if len(factors) == len(reasons) else None
 

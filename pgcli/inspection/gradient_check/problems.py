@@ -198,10 +198,7 @@ class FiniteProblem:
         return ProblemData(replace(trajectories, behavior_log_probs=log_probs), probabilities)
 
     def expected_return(self, policy: Policy, gamma: float) -> Tensor:
-        """Compute J: Σ_τ P(τ) R(τ) over all episodes.
-
-        If `sampled`, use dynamic programming.
-        """
+        """Compute J: Σ_τ P(τ) R(τ) over all episodes. If `sampled`, use dynamic programming."""
         if self.sampled:
             return self._value_of_start(policy, gamma)
         episodes = list(enumerate_trajectories(self.mdp))
@@ -306,10 +303,7 @@ class ContinuousProblem:
         return s
 
     def expected_return(self, policy: Policy, gamma: float) -> Tensor:
-        """Compute J from the moments of s.
-
-        One step uses Gauss-Hermite quadrature, exact for a quadratic.
-        """
+        """Compute J from the moments of s. One step uses Gauss-Hermite quadrature, exact for a quadratic."""
         distribution: Any = policy.distribution
         if self.horizon == 1:
             outputs = policy(torch.ones(1, 1, dtype=torch.float64))[0]

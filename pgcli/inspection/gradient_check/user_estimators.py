@@ -226,10 +226,7 @@ class Caller:
         self._parameters = TutorialPolicy(policy).get_parameters()
 
     def estimates(self, problem: EnumeratedProblem, index: Array) -> Array:
-        """Call the estimator with each of the batches `index`, [B, N]: [B, dim].
-
-        Raises: CheckFailed.
-        """
+        """Call the estimator with each of the batches `index`, [B, N]: [B, dim]. Raises: CheckFailed."""
         found: list[Array] = []
         misshapen: list[Any] = []
         for number, rollouts in enumerate(problem.rollouts(index)):

@@ -32,10 +32,7 @@ class CheckFailed(Exception):
 
 
 def attempt(what: str, function: Callable[[], Any], when: str = "") -> Any:
-    """Call a user's function.
-
-    Raises: CheckFailed: if that raises, with the exception as its cause.
-    """
+    """Call a user's function. Raises: CheckFailed: if that raises, with the exception as its cause."""
     try:
         return function()
     except BaseException as error:
