@@ -38,7 +38,8 @@ class Problems:
         """Add a conflict between keys, at `at` or the key that the user wrote. Skip invalid keys."""
         paths = [path_of(key) for key in keys]
         if not any(map(self._is_invalid, paths)):
-            self._append(max(paths, key=self._is_written) if at is None else path_of(at), message, fix)
+            written = max(paths, key=lambda path: (self._origin(path) > 0, path in self._origins[0][1].positions))
+            self._append(written if at is None else path_of(at), message, fix)
 
     def is_overridden(self, key: str) -> bool:
         """Return whether an override wrote `key`."""
@@ -67,9 +68,6 @@ class Problems:
     def _is_invalid(self, path: Path_) -> bool:
         """Return whether `path`, a part of it, or its container is invalid."""
         return any(path[: len(bad)] == bad[: len(path)] for bad in self._invalid)
-
-    def _is_written(self, path: Path_) -> tuple[bool, bool]:
-        return self._origin(path) > 0, path in self._origins[0][1].positions
 
     def _position(self, path: Path_) -> tuple[int, Place]:
         number = self._origin(path)

@@ -456,18 +456,14 @@ def caption(lines: Sequence[Line], drawing: Drawing) -> str:
             sentences.append(f"{label}{missing} of {_counted(len(line.curve.x), 'point')} at or below 0: not drawn.")
     if any(run.curve.x[-1] < line.curve.x[-1] for line in lines for run in line.runs):
         sentences.append("After its end, a run keeps its last value.")
-    if any(_is_interpolated(run.curve, line.curve) for line in lines for run in line.runs):
+    pairs = [(line.curve.x, run.curve.x) for line in lines for run in line.runs]
+    if any(not np.isin(x[x <= own[-1]], own).all() for x, own in pairs):
         sentences.append("Runs are interpolated linearly, which narrows the band of noisy runs.")
     if is_logarithmic(lines, drawing) and any((line.curve.low <= 0).any() for line in lines):
         sentences.append("A band that reaches 0 ends at the edge of the figure.")
     if drawing.smooth > 1:
         sentences.append(f"Each run smoothed over {drawing.smooth} points.")
     return printable(" ".join(sentences))
-
-
-def _is_interpolated(curve: Curve, line: Aggregate) -> bool:
-    within = line.x[line.x <= curve.x[-1]]
-    return not np.isin(within, curve.x).all()
 
 
 def _of_several(lines: Sequence[Line], drawing: Drawing) -> Iterator[str]:

@@ -101,7 +101,7 @@ class RunDirectory:
         if was_finished:
             resume["extends"] = True  # keeps the checkpoint of the former end
         run.setdefault("resumes", []).append(resume)
-        self._checkpoints.results = _results(run)
+        self._checkpoints.results = {one["iteration"] for one in run["resumes"] if one.get("extends")}
         self._folder.write_json("run.json", with_labels(run, labels))
         self._folder.write("config.yaml", _config_text(config, self.path))
         self._tables.open(config, more_of("episodes", read_header(self.path / "episodes.csv")) or ())
@@ -206,11 +206,6 @@ def check_owner(path: Path) -> None:
             f"{path}: contains {', '.join(found)}, which pgcli did not write",
             "choose another --run-dir; nothing was changed",
         )
-
-
-def _results(run: dict[str, Any]) -> set[int]:
-    """Return the iterations at which the run had finished before it was extended."""
-    return {one["iteration"] for one in run.get("resumes", []) if one.get("extends")}
 
 
 def _best_evaluation(file: Path) -> tuple[float, int] | None:

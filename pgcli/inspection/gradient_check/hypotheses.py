@@ -397,12 +397,10 @@ def _all_hypotheses() -> Iterator[Hypothesis]:
                 yield from (Hypothesis(returns, *parts[1:]) for parts in product([returns], *choices[1:]))
 
 
-def _simplicity(hypothesis: Hypothesis) -> tuple[int, int]:
-    changed = sum(part is not kind[0] for part, kind in zip(hypothesis, KINDS, strict=True))
-    return len(hypothesis.texts), changed
-
-
-HYPOTHESES: Sequence[Hypothesis] = sorted(_all_hypotheses(), key=_simplicity)
+HYPOTHESES: Sequence[Hypothesis] = sorted(  # the simplest first
+    _all_hypotheses(),
+    key=lambda one: (len(one.texts), sum(part is not kind[0] for part, kind in zip(one, KINDS, strict=True))),
+)
 
 
 # ------------------------------------------------------------------------------------------------- factors of a batch
