@@ -21,14 +21,7 @@ from pgcli.runs.checkpoint_folder import CheckpointFolder
 from pgcli.runs.digests import DIGESTS, digests_of, sealed
 from pgcli.runs.files import Folder, opened, read_json, storage
 from pgcli.runs.information import Labels, find_run_hint, read_information, read_status, with_labels
-from pgcli.runs.tables import (
-    RunTables,
-    has_rows,
-    lengths_before,
-    more_of,
-    read_header,
-    read_table,
-)
+from pgcli.runs.tables import RunTables, has_rows, lengths_before, more_of, read_header, read_table
 from pgcli.system.packages import versions
 
 _FOLDERS = ("checkpoints", "crash", "tensorboard", "wandb")  # that a run writes

@@ -15,16 +15,7 @@ from pgcli.errors import CheckpointError, EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Actor, Policy
 from pgcli.sampling.executor import ChunkExecutor
-from pgcli.sampling.rollout import (
-    Array,
-    EndedEpisode,
-    Rollout,
-    Transition,
-    named,
-    play,
-    reported,
-    to_trajectories,
-)
+from pgcli.sampling.rollout import Array, EndedEpisode, Rollout, Transition, named, play, reported, to_trajectories
 from pgcli.seeding import DerivedSeeds, Purpose, generator
 from pgcli.system.processes import Check
 
@@ -43,8 +34,7 @@ class EpisodeSampler:
         ended = ended_episodes(trajectories, self._config.algorithm.gamma)
         names = self._config.info_names
         return Rollout(
-            trajectories,
-            [one._replace(info=named(names, row)) for one, row in zip(ended, info.tolist(), strict=True)],
+            trajectories, [one._replace(info=named(names, row)) for one, row in zip(ended, info.tolist(), strict=True)]
         )
 
     def state_dict(self, iteration: int) -> dict[str, Tensor]:
