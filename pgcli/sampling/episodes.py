@@ -29,8 +29,12 @@ class EpisodeSampler:
         self._config, self._executor = config, executor
 
     def collect(self, policy: Policy, iteration: int, check: Check) -> Rollout:
-        """Collect `rollout.episodes` episodes."""
-        trajectories, info = _collect(self._config, self._executor, policy, iteration, check)
+        """Collect `rollout.episodes` episodes. Raises: EnvironmentFailure."""
+        assert self._config.rollout.episodes is not None
+        work = CollectEpisodes(self._config, iteration)
+        chunks = self._executor.map(work, self._config.rollout.episodes, policy, check)
+        parts, infos = zip(*chunks, strict=True)
+        trajectories, info = pad_columns(list(parts)), np.concatenate(infos)
         ended = ended_episodes(trajectories, self._config.algorithm.gamma)
         names = self._config.info_names
         return Rollout(
@@ -48,26 +52,6 @@ class EpisodeSampler:
                 f"{sorted(tensors)[0]} is in the checkpoint, but a sampler of whole episodes has no state"
             )
         return 0
-
-
-def collect_episodes(
-    config: Config, executor: ChunkExecutor, policy: Policy, iteration: int, check: Check
-) -> Trajectories:
-    """Collect `rollout.episodes` whole episodes, one column each.
-
-    A pure function of (policy, iteration). Raises: EnvironmentFailure.
-    """
-    return _collect(config, executor, policy, iteration, check)[0]
-
-
-def _collect(
-    config: Config, executor: ChunkExecutor, policy: Policy, iteration: int, check: Check
-) -> tuple[Trajectories, Array]:
-    """Collect whole episodes and the numbers that each reported at its end, [N, K]."""
-    assert config.rollout.episodes is not None
-    chunks = executor.map(CollectEpisodes(config, iteration), config.rollout.episodes, policy, check)
-    trajectories, info = zip(*chunks, strict=True)
-    return pad_columns(list(trajectories)), np.concatenate(info)
 
 
 def episode_seed(config: Config, iteration: int, column: int) -> int:
