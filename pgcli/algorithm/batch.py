@@ -22,6 +22,15 @@ ROUNDING = 1e-6  # relative error of an advantage in float32, with a margin
 
 
 @dataclass(frozen=True)
+class Decisions:
+    """The terms of the returns, each with its own weight: G_t = past_t + Σ_{l≥t} (Π_{t≤k<l} c_k) x_l."""
+
+    terms: Tensor  # x, [T, N], in reward units
+    continuations: Tensor  # c, [T, N]
+    past: Tensor  # [T, N]: of total returns, the rewards before t
+
+
+@dataclass(frozen=True)
 class Estimate:
     """A = returns - baseline and targets G of V, both [T, N], and V [T + 1, N], in reward units."""
 
@@ -29,6 +38,7 @@ class Estimate:
     baseline: Tensor  # [T, N], or broadcastable
     returns: Tensor
     values: Tensor
+    decisions: Decisions | None = None  # with `algorithm.ratios: per_decision`
 
     def without_baseline(self) -> Estimate:
         """Return the estimate with b = 0."""

@@ -6,7 +6,6 @@ for each epoch, for each minibatch:   θ ← θ + α Σ w_t A_t ∇log π(a_t|s_
 from __future__ import annotations
 
 from functools import cached_property, partial
-from typing import assert_never
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from pgcli.algorithm.batch import Batch, Estimate, flatten, minibatches
 from pgcli.algorithm.gradients import make_gradient
 from pgcli.algorithm.gradients.protocol import Gradient
 from pgcli.algorithm.gradients.user_code import UserEstimator
+from pgcli.algorithm.importance import decisions_of
 from pgcli.algorithm.losses import EpochMeans, Losses, Terms, check_terms
 from pgcli.algorithm.optimizers import clip_grad_norm_, scheduled, unflattened
 from pgcli.algorithm.parts import Job, Part, Runner, in_turn, parts_of
@@ -51,7 +51,8 @@ class PolicyGradient:
         values = trajectory_values(self.policy, self.value, trajectories)  # [T + 1, N]; zeros without a value function
         to_go, returns = self._returns(trajectories, values)
         baseline = self._baseline(trajectories, returns, values)
-        return Estimate(returns - baseline, baseline, to_go, values)
+        terms = decisions_of(self.config.algorithm, trajectories, values)
+        return Estimate(returns - baseline, baseline, to_go, values, terms)
 
     def _returns(self, trajectories: Trajectories, values: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the targets of V and the returns of the actions, both [T, N]."""
@@ -70,8 +71,6 @@ class PolicyGradient:
             case "vtrace":
                 ratios = trajectory_ratios(self.policy, trajectories)
                 return vtrace_returns(rewards, algorithm.gamma, algorithm.gae_lambda, *ends, values, ratios)
-            case _:
-                assert_never(algorithm.returns)
 
     def _baseline(self, trajectories: Trajectories, returns: Tensor, values: Tensor) -> Tensor:
         """Compute b, broadcastable to [T, N]; for total returns over all trajectories, else per step t."""
@@ -90,8 +89,6 @@ class PolicyGradient:
                 return group_baseline(returns, peers, self.config.group_size, algorithm.group_mean == "leave_one_out")
             case "value":
                 return values[:1] if total else values[:-1]
-            case _:
-                assert_never(algorithm.baseline)
 
     def batch(self, trajectories: Trajectories, estimate: Estimate | None = None) -> tuple[Batch, Update]:
         """Return the steps to learn from, by the own or another estimate, and the metrics so far."""
