@@ -880,6 +880,7 @@ def test_a_second_signal_ends_a_run_whose_environment_hangs(in_step: bool, tmp_p
         assert json.loads((tmp_path / "run/checkpoints/latest.json").read_text())["iteration"] >= 0
 
 
+@pytest.mark.slow("starts two jobs and waits for their end; test_workers has workers that exit with their parent")
 def test_jobs_save_and_exit_if_their_parent_dies(tmp_path: Path) -> None:
     world = ["env.id=worlds:World", "rollout.episodes=10000000", "--seeds", "0,1", "--jobs", "2"]  # one long iteration
     process = begun(

@@ -53,7 +53,13 @@ def test_requested_numbers_are_columns_and_other_values_empty_cells(tmp_path: Pa
     assert list(rows(tmp_path / "none/episodes.csv")[0])[-1] == "ended"
 
 
-@pytest.mark.parametrize("how", [(), SEGMENTS], ids=["whole episodes", "segments"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param((), id="whole episodes"),
+        pytest.param(SEGMENTS, id="segments", marks=pytest.mark.slow("the same with segments")),
+    ],
+)
 def test_workers_and_a_resumed_run_write_the_same_bytes(how: tuple[str, ...], tmp_path: Path) -> None:
     words = (REPORTING, *how, "env.chunk_size=2", "checkpoint.every=1", "evaluation.every=1")
     train("one", *words, "training.iterations=4", cwd=tmp_path)

@@ -188,25 +188,33 @@ def test_an_unsuitable_network_is_rejected(
     assert hint in caught.value.hint
 
 
-def test_a_network_trains_in_workers_resumes_exactly_and_needs_trust(here: Path) -> None:
-    keys = [
-        *("policy.network=my.py:Net", "env.chunk_size=2", "rollout={episodes: 4, horizon: 20}"),
-        *("evaluation={episodes: 2, every: null}", "checkpoint.every=1", "training.env_steps=null"),
-    ]
+KEYS = (
+    *("policy.network=my.py:Net", "env.chunk_size=2", "rollout={episodes: 4, horizon: 20}"),
+    *("evaluation={episodes: 2, every: null}", "checkpoint.every=1", "training.env_steps=null"),
+)
+SHORT = ("--run-dir", "short", "training.iterations=1", "--quiet")
+
+
+@pytest.mark.slow("starts workers")
+def test_a_network_trains_in_workers_and_resumes_exactly(here: Path) -> None:
     long = ("--run-dir", "long", "training.iterations=3", "sampling.workers=2")
-    pgcli("train", "reinforce", *keys, *long, "--quiet", cwd=here)
-    pgcli("train", "reinforce", *keys, "--run-dir", "short", "training.iterations=1", "--quiet", cwd=here)
+    pgcli("train", "reinforce", *KEYS, *long, "--quiet", cwd=here)
+    pgcli("train", "reinforce", *KEYS, *SHORT, cwd=here)
     pgcli("resume", "short", "training.iterations=3", cwd=here)
     for table in ("metrics.csv", "evaluations.csv"):
         assert (here / "long" / table).read_bytes().splitlines()[-1] == (
             (here / "short" / table).read_bytes().splitlines()[-1]
         )
+
+
+def test_a_network_needs_trust_and_its_changes_are_noticed(here: Path) -> None:
+    pgcli("train", "reinforce", *KEYS, *SHORT, cwd=here)
     digests = json.loads((here / "short/run.json").read_text())["user_code"]
     assert list(digests) == ["my.py"]
-    assert "my.py" in pgcli("eval", "long", "--episodes", "1", cwd=here, code=3).stderr
-    pgcli("eval", "long", "--episodes", "1", "--trust", cwd=here)
+    assert "my.py" in pgcli("eval", "short", "--episodes", "1", cwd=here, code=3).stderr
+    pgcli("eval", "short", "--episodes", "1", "--trust", cwd=here)
     (here / "my.py").write_text(CODE + "\n# changed\n")
-    done = pgcli("resume", "short", "training.iterations=4", cwd=here)
+    done = pgcli("resume", "short", "training.iterations=2", cwd=here)
     assert "my.py has changed since the run last started" in done.stderr
     assert json.loads((here / "short/run.json").read_text())["exact"] is False
     assert json.loads((here / "short/run.json").read_text())["user_code"] != digests

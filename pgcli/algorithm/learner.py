@@ -46,8 +46,8 @@ class Measure(Protocol):
 class Learner:
     """Updates an agent.
 
-    Args: run: executes the parts of an update, in sequence or in two processes. measure: every `diagnostics.every`
-        iterations.
+    Args: run: executes the parts of an update, in sequence or in two processes. measure: returns the rows of
+        gradients.csv, every `diagnostics.every` iterations.
     """
 
     def __init__(self, agent: PolicyGradient, run: Runner = in_turn, measure: Measure | None = None) -> None:
