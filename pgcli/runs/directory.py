@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pgcli.records import TABLES, Evaluation, Iteration, more_columns
 from pgcli.runs import checkpoints
 from pgcli.runs.digests import DIGESTS, digests_of, sealed
 from pgcli.runs.files import Folder, opened, read_json, storage
-from pgcli.runs.information import Labels, find_run_hint, read_information, read_status, with_labels
+from pgcli.runs.information import Labels, WarmStart, find_run_hint, read_information, read_status, with_labels
 from pgcli.runs.tables import (
     TableWriter,
     has_rows,
@@ -54,7 +55,7 @@ class RunDirectory:
         self._checkpoints: Folder | None = None
         self._tables: dict[str, TableWriter] = {}
         self._more: dict[str, list[str]] = {}  # by table, the columns after its own
-        self._results = set[int]()  # iterations at which the run had finished before it was extended
+        self._results = set[int]()  # iterations whose checkpoints are kept: former ends, and a warm start
 
     @property
     def status(self) -> dict[str, Any]:
@@ -74,14 +75,22 @@ class RunDirectory:
         return self._checkpoints
 
     def start(
-        self, config: Config, command: list[str], reward_threshold: float | None, labels: Labels | None = None
+        self,
+        config: Config,
+        command: list[str],
+        reward_threshold: float | None,
+        labels: Labels | None = None,
+        warm_start: WarmStart | None = None,
     ) -> None:
         """Write the initial files of a run. run.json is first, because it marks the folder as pgcli's."""
         check_owner(self.path)
         self._folder.check()
         run = _circumstances(config, command, reward_threshold)
+        if warm_start is not None:
+            run["warm_start"] = asdict(warm_start)
+        self._results = _results(run)
         self._folder.write_json("run.json", with_labels(run, labels))
-        self._folder.write("config.yaml", _config_text(config, self.path))
+        self._folder.write("config.yaml", _config_text(config, self.path, run))
         self._remove_temporary()
         for name in TABLES:
             self._folder.delete(f"{name}.csv")  # may be incomplete, or of another version
@@ -125,7 +134,7 @@ class RunDirectory:
         run.setdefault("resumes", []).append(resume)
         self._results = _results(run)
         self._folder.write_json("run.json", with_labels(run, labels))
-        self._folder.write("config.yaml", _config_text(config, self.path))
+        self._folder.write("config.yaml", _config_text(config, self.path, run))
         self._open_tables(config, more_of("episodes", read_header(self.path / "episodes.csv")) or ())
         self.best = _best_evaluation(self.path / "evaluations.csv")
         self._point_to_best()
@@ -275,8 +284,9 @@ def check_owner(path: Path) -> None:
 
 
 def _results(run: dict[str, Any]) -> set[int]:
-    """Return the iterations at which the run had finished before it was extended."""
-    return {one["iteration"] for one in run.get("resumes", []) if one.get("extends")}
+    """Return the iterations at which the run had finished before it was extended, and that of a warm start: 0."""
+    ends = {one["iteration"] for one in run.get("resumes", []) if one.get("extends")}
+    return ends | {0} if run.get("warm_start") else ends
 
 
 def _best_evaluation(file: Path) -> tuple[float, int] | None:
@@ -366,9 +376,10 @@ def _find_in(path: Path, which: str) -> Path:
     return files[-1]  # the pointer is optional: each checkpoint has its own checksum
 
 
-def _config_text(config: Config, path: Path) -> bytes:
-    name = f"{path.name}/config.yaml" if path.name.isprintable() else "config.yaml"  # a comment must stay on one line
-    return f"# pgcli train {name} repeats this run\n{to_yaml(config)}".encode()
+def _config_text(config: Config, path: Path, run: dict[str, Any]) -> bytes:
+    folder = f"{path.name}/" if path.name.isprintable() else ""  # a comment must stay on one line
+    start = f" --from {folder}checkpoints/{checkpoints.file_name(0)}" if run.get("warm_start") else ""
+    return f"# pgcli train {folder}config.yaml{start} repeats this run\n{to_yaml(config)}".encode()
 
 
 def _circumstances(config: Config, command: list[str], reward_threshold: float | None) -> dict[str, Any]:
