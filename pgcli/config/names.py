@@ -66,6 +66,6 @@ def with_run_name(config: Config, origin: Origin, overrides: Sequence[str], star
 
 
 def _source_name(start: Path) -> str:
-    """Return the last names of the path of a run, or of a checkpoint in it: `cartpole_seed-0_iteration-000030`."""
+    """Return the last names of a path: `cartpole_seed-0_iteration-000030`."""
     parts = (start if start.name not in ("", "..") else start.absolute()).with_suffix("").parts
     return "_".join([part for part in parts if part != "checkpoints"][-3 if start.suffix == ".safetensors" else -2 :])

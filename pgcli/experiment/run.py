@@ -156,7 +156,7 @@ def _built(request: Request, path: Path, context: Context, resources: ExitStack)
 
 
 def check_start(request: Request) -> None:
-    """Raise UsageError or CheckpointError if the run cannot start from `request.warm_start`. Writes nothing."""
+    """Raise UsageError or CheckpointError for an unsuitable warm start. Writes nothing."""
     if request.warm_start is not None and (request.overwrite or not has_own_state(request.path)):
         environments = EnvironmentCache(environments_of(request.config))
         with _paths_as_typed(request, request.path), released(environments):

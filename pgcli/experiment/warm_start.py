@@ -34,7 +34,7 @@ _LONGEST = 200  # characters of a space in a message
 
 
 def find_start(source: Path) -> WarmStart:
-    """Return the checkpoint `source`, or the last checkpoint of the run `source`. Raises: RunDirectoryError."""
+    """Return a checkpoint, or the last one of a run. Raises: RunDirectoryError."""
     file = find_checkpoint(source)
     iteration = checkpoints.load(file).counters["iteration"]
     return WarmStart(str(source.absolute()), str(file.absolute()), checkpoints.digest_of(file), iteration)
@@ -50,7 +50,7 @@ def start_of(path: Path, source: Path, *, resume: bool) -> WarmStart:
 
 
 def check_same_start(start: WarmStart | None, path: Path) -> None:
-    """Raise RunDirectoryError unless the run in `path` started from the checkpoint `start`, or from new weights."""
+    """Raise RunDirectoryError unless the run in `path` has this start; None: new weights."""
     recorded = recorded_start(path)
     if (start and start.sha256) == (recorded and recorded.sha256):
         return

@@ -284,7 +284,7 @@ def check_owner(path: Path) -> None:
 
 
 def _results(run: dict[str, Any]) -> set[int]:
-    """Return the iterations at which the run had finished before it was extended, and that of a warm start: 0."""
+    """Return the iterations of former ends of the run; and 0, for a warm start."""
     ends = {one["iteration"] for one in run.get("resumes", []) if one.get("extends")}
     return ends | {0} if run.get("warm_start") else ends
 
