@@ -389,7 +389,7 @@ TROUBLES = ["none", "none, with TRPO", "killed", "stopped", "failed", "two threa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-@pytest.mark.parametrize("trouble", mostly_slow(TROUBLES, ["none", "stopped"], "waits for processes"))
+@pytest.mark.parametrize("trouble", mostly_slow(TROUBLES, ["none"], "waits for processes"))
 def test_the_value_function_learns_the_same_in_a_second_process(trouble: str) -> None:
     code = f"import test_updates; test_updates.update_with_a_spare_core({trouble!r})"
     alone = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -53,10 +53,7 @@ class Recorder:
         self._explores = run.learner.policy.distribution.is_discrete
 
     def save(self, *, best: bool = False) -> None:
-        """Save a checkpoint of the state after the last completed iteration.
-
-        Raises: Diverged.
-        """
+        """Save a checkpoint of the state after the last completed iteration. Raises: Diverged."""
         config, counters, learner = self._run.config, self._run.counters, self._run.learner
         learner.check_finite()
         tensors = learner.state_dict() | self._run.sampler.state_dict(counters.iteration)
