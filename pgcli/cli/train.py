@@ -75,18 +75,14 @@ def train_all(requests: Sequence[Request], jobs: int, quiet: bool, stack: int | 
 
     Exit with the code of the first failure.
     """
-    from contextlib import closing
-
+    from pgcli.api.commands import train_requests
     from pgcli.errors import typed
-    from pgcli.experiment.jobs import Failure, run_all
-    from pgcli.report.display import TrainingView, make_display
-    from pgcli.report.logs import logged
+    from pgcli.experiment.run import Failure
     from pgcli.report.text import outcome_text
     from pgcli.system.streams import print_message, results_only
 
-    view = TrainingView([request.config for request in requests])
-    with results_only(), closing(make_display(view, quiet)) as display:
-        results = run_all(requests, jobs, display.show, logged, stack)
+    with results_only():
+        results = train_requests(requests, jobs, quiet=quiet, stack=stack)
     for result in results:
         if isinstance(result, Failure):
             print_message(result.text)

@@ -108,12 +108,12 @@ def config_from_data(data: Any, name: str) -> Config:
     return _validate(Source(printable(name), data, lines=False), ())
 
 
-def read_config(origin: Origin, overrides: Sequence[str] = ()) -> Config:
+def read_config(origin: Origin, overrides: Sequence[str] = (), ignored: Collection[str] = ()) -> Config:
     """Return a config from a path, a shipped name, plain data or another config. Raises: ConfigError."""
     if isinstance(origin, str):
-        return load_config(origin, overrides)
+        return load_config(origin, overrides, ignored)
     config = origin if isinstance(origin, Config) else config_from_data(origin, "config")
-    return override(config, overrides)
+    return override(config, overrides, ignored)
 
 
 def to_data(config: Config) -> dict[str, Any]:

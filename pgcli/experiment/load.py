@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -82,7 +83,9 @@ class Agent:
 
 
 @kept()
-def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0, trust: bool = False) -> Agent:
+def load(
+    run_or_checkpoint: str | os.PathLike[str], which: str = "latest", *, seed: int = 0, trust: bool = False
+) -> Agent:
     """Load an agent from a run directory or a checkpoint file.
 
     Args:

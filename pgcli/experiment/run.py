@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -56,10 +57,15 @@ from pgcli.training.loop import Counters, Training, train
 
 @dataclass(frozen=True)
 class Failure:
-    """How a run failed."""
+    """How a run failed. `error` is missing where it comes from another process and is not pgcli's."""
 
     exit_code: int
     text: str
+    error: Exception | None = field(default=None, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # an exception of the user's may not be picklable
+        known = self.error if isinstance(self.error, PgcliError) else None
+        return Failure, (self.exit_code, self.text, known)
 
 
 Result = Outcome | Failure
@@ -88,8 +94,8 @@ def failure_of(error: Exception) -> Failure:
     """Return the message of a user's mistake, or the traceback of a bug."""
     known = error if isinstance(error, PgcliError) else memory_error(error)
     if known is not None:
-        return Failure(known.exit_code, str(known))
-    return Failure(1, "".join(traceback.format_exception(error)))
+        return Failure(known.exit_code, str(known), known)
+    return Failure(1, "".join(traceback.format_exception(error)), error)
 
 
 def run_experiment(request: Request, context: Context = Context()) -> Outcome:  # noqa: B008 - immutable
