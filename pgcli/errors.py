@@ -18,6 +18,7 @@ import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 class PgcliError(Exception):
@@ -30,11 +31,22 @@ class PgcliError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[Any, ...]:  # errors of other processes keep their hint and all else
+        return _again, (type(self), self.args, self.__dict__)
+
     def __str__(self) -> str:
         message, hint = (
             text.replace("\n", "\\n") for text in (self.message, self.hint)
         )  # a name may contain line breaks
         return f"error: {message}" + (f"\nhint: {hint}" if hint else "")
+
+
+def _again(kind: type[PgcliError], arguments: tuple[Any, ...], attributes: dict[str, Any]) -> PgcliError:
+    """Build an error that was pickled."""
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    error.__dict__.update(attributes)
+    return error
 
 
 def closest(word: str, candidates: Iterable[str]) -> str | None:

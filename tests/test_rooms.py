@@ -33,6 +33,7 @@ FLOORS = (
     ("report",),
     ("inspection",),
     ("studies",),
+    ("api",),
     ("cli",),
     ("__main__",),
 )

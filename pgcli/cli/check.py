@@ -51,8 +51,6 @@ def check(
     from pgcli.inspection.gradient_check.targets import check_age, check_target, is_user_code
 
     own = is_user_code(target)
-    if own and (everything or overrides):
-        raise UsageError("--all and KEY=VALUE apply to configs only", "remove them to check your own code")
     if strict and not own:
         raise UsageError("--strict applies to your own code only", "for example `pgcli check my.py:reinforce --strict`")
     if age is not None or output is not None:

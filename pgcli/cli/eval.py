@@ -55,28 +55,37 @@ def eval(
     """Evaluate a trained policy on new episodes, film it, or replay a training episode."""
     from pgcli.system.streams import print_message, results_only
 
-    film_path = video and video.absolute()  # the environment may change the current folder
-    if video is not None:
-        from pgcli.runs.outputs import check_output
-
-        check_output(video, inputs=[checkpoint], overwrite=overwrite)
     if replay is None:
-        from pgcli.experiment.load import load
-        from pgcli.inspection.evaluate import assess
+        from pgcli.inspection.evaluate import evaluate_checkpoint
         from pgcli.inspection.evaluate import evaluation_text as text
 
         with results_only():
-            agent = load(checkpoint, which, trust=trust)
-            result = assess(agent, episodes, mode, gamma, horizon, seed, workers, film_path, overrides or [])
+            result = evaluate_checkpoint(
+                *(checkpoint, overrides or []),
+                which=which,
+                episodes=episodes,
+                mode=mode,
+                gamma=gamma,
+                horizon=horizon,
+                seed=seed,
+                workers=workers,
+                video=video,
+                overwrite=overwrite,
+                trust=trust,
+            )
     else:
         _check_replay(context, overrides or [])
         from pgcli.inspection.replay import replay as replay_episode
         from pgcli.inspection.replay import replay_text as text
+        from pgcli.runs.outputs import check_output
 
+        if video is not None:
+            check_output(video, inputs=[checkpoint], overwrite=overwrite)
+        film_path = video and video.absolute()  # the environment may change the current folder
         with results_only():
             result = replay_episode(checkpoint, replay, film_path, trust=trust, tell=print_message)
-    if "video" in result:
-        result["video"] = str(video)  # as the user wrote it
+        if "video" in result:
+            result["video"] = str(video)  # as the user wrote it
     print_report(result, as_json, text)
     if not result.get("matches", True):
         raise typer.Exit(7)

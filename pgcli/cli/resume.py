@@ -21,9 +21,6 @@ def resume(
     quiet: Quiet = False,
 ) -> None:
     """Resume an interrupted run, or extend a finished one with a larger budget."""
-    from pgcli.config import override
-    from pgcli.experiment.run import Request
-    from pgcli.runs.information import stored_config
+    from pgcli.experiment.plan import plan_resume
 
-    config = override(stored_config(run_dir), overrides or [])
-    train_all([Request(config, run_dir, sys.argv[1:], resume=True, which=which)], 1, quiet)
+    train_all([plan_resume(run_dir, overrides or [], which, sys.argv[1:])], 1, quiet)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgcli.cli.arguments import Config, Overrides, Quiet, Stack, check_environment
+from pgcli.cli import completion
+from pgcli.cli.arguments import Config, Overrides, Quiet, Stack
 from pgcli.cli.output import print_result
 
 if TYPE_CHECKING:
@@ -31,6 +32,16 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Move an existing run to NAME~1, and start a new one.")
     ] = False,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="RUN|CHECKPOINT",
+            help="Start with the weights and the observation normalizer of a checkpoint, or of a run's last one.",
+            show_default=False,
+            autocompletion=completion.checkpoints,
+        ),
+    ] = None,
     tag: Annotated[
         list[str] | None, typer.Option(metavar="WORD", help="Tag of the run, for `pgcli ls`. May be repeated.")
     ] = None,
@@ -40,33 +51,22 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a policy and write a run directory. Its NAME lists the overrides."""
-    from pgcli.config import load_config, override
-    from pgcli.config.names import with_run_name
-    from pgcli.config.seeds import parse_seeds
-    from pgcli.errors import UsageError
+    from pgcli.experiment.plan import plan_runs
     from pgcli.runs.information import check_labels
+    from pgcli.system.streams import results_only
 
-    if resume and overwrite:
-        raise UsageError("--resume and --overwrite cannot be combined")
     labels = check_labels(tag or [], note)
-    base = load_config(config, overrides or [])
-    if run_dir is None:
-        base = with_run_name(base, config, overrides or [])
-    if seeds is not None and any(text.startswith("seed=") for text in overrides or []):
-        raise UsageError("--seeds and seed=… cannot be combined")
-    configs = [base] if seeds is None else [override(base, [f"seed={seed}"]) for seed in parse_seeds(seeds)]
-    check_environment(base.env)
-
-    from pgcli.experiment.run import Request, check_request
-
-    def path_of(seed: int) -> Path:
-        if run_dir and seeds is None:
-            return run_dir
-        return (run_dir or Path("runs") / base.name) / f"seed-{seed}"
-
-    requests = [Request(one, path_of(one.seed), sys.argv[1:], resume, overwrite, labels=labels) for one in configs]
-    for request in requests:
-        check_request(request)  # all requests, before the first run starts
+    with results_only():
+        requests = plan_runs(
+            *(config, overrides or []),
+            run_dir=run_dir,
+            seeds=seeds,
+            resume=resume,
+            overwrite=overwrite,
+            start=start,
+            labels=labels,
+            command=sys.argv[1:],
+        )
     train_all(requests, jobs, quiet, stack)
 
 
@@ -75,18 +75,14 @@ def train_all(requests: Sequence[Request], jobs: int, quiet: bool, stack: int | 
 
     Exit with the code of the first failure.
     """
-    from contextlib import closing
-
+    from pgcli.api.commands import train_requests
     from pgcli.errors import typed
-    from pgcli.experiment.jobs import Failure, run_all
-    from pgcli.report.display import TrainingView, make_display
-    from pgcli.report.logs import logged
+    from pgcli.experiment.run import Failure
     from pgcli.report.text import outcome_text
     from pgcli.system.streams import print_message, results_only
 
-    view = TrainingView([request.config for request in requests])
-    with results_only(), closing(make_display(view, quiet)) as display:
-        results = run_all(requests, jobs, display.show, logged, stack)
+    with results_only():
+        results = train_requests(requests, jobs, quiet=quiet, stack=stack)
     for result in results:
         if isinstance(result, Failure):
             print_message(result.text)

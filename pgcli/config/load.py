@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ _OF_EVERY_RUN = {
     *("seed", "env.chunk_size", "env.rebuild", "rollout.horizon", "policy.activation", "algorithm.gae_lambda"),
     *("algorithm.value_coef", "optimizer.max_grad_norm", "sampling.backend", "training.threads", "checkpoint.keep"),
 }
+
+Origin = str | Mapping[str, Any] | Config  # of a config: a path or a shipped name, plain data, or another config
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -104,6 +106,14 @@ def override(config: Config, overrides: Sequence[str], ignored: Collection[str] 
 def config_from_data(data: Any, name: str) -> Config:
     """Validate plain data, for example from a checkpoint; `name` appears in messages."""
     return _validate(Source(printable(name), data, lines=False), ())
+
+
+def read_config(origin: Origin, overrides: Sequence[str] = (), ignored: Collection[str] = ()) -> Config:
+    """Return a config from a path, a shipped name, plain data or another config. Raises: ConfigError."""
+    if isinstance(origin, str):
+        return load_config(origin, overrides, ignored)
+    config = origin if isinstance(origin, Config) else config_from_data(origin, "config")
+    return override(config, overrides, ignored)
 
 
 def to_data(config: Config) -> dict[str, Any]:

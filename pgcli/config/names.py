@@ -6,9 +6,10 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from pgcli.config.load import load_config, to_data
+from pgcli.config.load import Origin, read_config, to_data
 from pgcli.config.order import differences
 from pgcli.config.schema import Config
 from pgcli.errors import ConfigError
@@ -37,20 +38,23 @@ def as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def with_run_name(config: Config, location: str, overrides: Sequence[str]) -> Config:
-    """Return the config with a name that lists its overrides: `cartpole,learning_rate=0.01`.
+def with_run_name(config: Config, origin: Origin, overrides: Sequence[str], start: Path | None = None) -> Config:
+    """Return the config with a name that lists what was changed: `cartpole,learning_rate=0.01`.
 
     So a run with another key does not collide with the run of the config itself. Seed, budget, evaluation and output
     are not in the name, because one run may be continued with other ones. A name in `overrides` is kept.
+
+    Args: origin: the config before the overrides; start: the run or the checkpoint that the weights come from.
     """
-    if not overrides or any(text.startswith("name=") for text in overrides):
+    if any(text.startswith("name=") for text in overrides):
         return config
     try:
-        plain = load_config(location)
+        plain = read_config(origin) if overrides else config
     except ConfigError:  # the file is valid with the overrides only
         plain = Config()
     changed = differences(to_data(plain), to_data(config))
-    values = {key: value for key, (_, value) in changed.items() if not key.startswith(OTHER_KEYS)}
+    values = {} if start is None else {"from": _source_name(start)}
+    values |= {key: value for key, (_, value) in changed.items() if not key.startswith(OTHER_KEYS)}
     if not values:
         return config
     words = map("=".join, zip(short_keys(list(values)), map(as_text, values.values()), strict=True))
@@ -59,3 +63,9 @@ def with_run_name(config: Config, location: str, overrides: Sequence[str]) -> Co
         digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()[:8]
         text = f"{text[: _LONGEST - len(digest) - 1]}-{digest}"
     return config.model_copy(update={"name": text})
+
+
+def _source_name(start: Path) -> str:
+    """Return the last names of a path: `cartpole_seed-0_iteration-000030`."""
+    parts = (start if start.name not in ("", "..") else start.absolute()).with_suffix("").parts
+    return "_".join([part for part in parts if part != "checkpoints"][-3 if start.suffix == ".safetensors" else -2 :])

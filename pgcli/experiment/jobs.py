@@ -161,7 +161,7 @@ def _death(request: Request, code: int) -> Failure:
         error = EnvironmentFailure(f"{request.path}: {request.config.env.id} exited Python with code {code}")
         exit_code = error.exit_code
     error.hint = "the same command with --resume continues from the last checkpoint"
-    return Failure(exit_code, str(error))
+    return Failure(exit_code, str(error), error)
 
 
 def _child(requests: Mapping[int, Request], connection: Connection, logs: Logs) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.config import Config
 from pgcli.config.choices import Mode
+from pgcli.config.schema import EnvConfig
 from pgcli.environments.outputs import non_finite_rows
 from pgcli.environments.single import make_environment
 from pgcli.errors import EnvironmentFailure
@@ -80,7 +83,9 @@ class Agent:
 
 
 @kept()
-def load(run_or_checkpoint: str | Path, which: str = "latest", *, seed: int = 0, trust: bool = False) -> Agent:
+def load(
+    run_or_checkpoint: str | os.PathLike[str], which: str = "latest", *, seed: int = 0, trust: bool = False
+) -> Agent:
     """Load an agent from a run directory or a checkpoint file.
 
     Args:
@@ -116,13 +121,18 @@ def refuse_foreign_modules(config: Config, path: Path) -> None:
             f"{path} runs `{config.policy.network.rpartition(':')[0]}`, which contains the policy's network",
             "if you trust its code: --trust, or trust=True in Python, runs it",
         )
-    wrappers = [wrapper.name for env in (config.env, config.evaluation_env) for wrapper in env.wrappers]
-    for name in (config.env.id, *wrappers):
+    for module in foreign_modules((config.env, config.evaluation_env)):
+        raise EnvironmentFailure(
+            f"{path} imports the module `{module}`, which is not Gymnasium's own for this purpose",
+            "if you trust its code: --trust, or trust=True in Python, imports it",
+        )
+
+
+def foreign_modules(environments: Sequence[EnvConfig]) -> Iterator[str]:
+    """Yield the modules outside Gymnasium that environments and their wrappers import."""
+    wrappers = [wrapper.name for env in environments for wrapper in env.wrappers]
+    for name in (*(env.id for env in environments), *wrappers):
         module, colon, _ = name.rpartition(":")
         own = module == "gymnasium.wrappers" if name in wrappers else module.partition(".")[0] == "gymnasium"
-        own = own and not module.endswith(".py")  # a file in the current folder
-        if colon and not own:
-            raise EnvironmentFailure(
-                f"{path} imports the module `{module}`, which is not Gymnasium's own for this purpose",
-                "if you trust its code: --trust, or trust=True in Python, imports it",
-            )
+        if colon and not (own and not module.endswith(".py")):  # a file in the current folder is not Gymnasium's
+            yield module

@@ -7,10 +7,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from pgcli.config import Config, override
+from pgcli.errors import CheckpointError
 from pgcli.experiment.build import build_learner, environments_of, restore
 from pgcli.experiment.resume import has_constant_schedules, is_exact
 from pgcli.runs import checkpoints
-from pgcli.runs.information import read_information
+from pgcli.runs.information import read_information, recorded_start
 from pgcli.sampling.chunks import EnvironmentCache
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.sampler import make_sampler
@@ -21,9 +22,14 @@ from pgcli.training.loop import Counters, Training
 def repeated(path: Path, config: Config, file: Path | None) -> Iterator[tuple[Training, int]]:
     """Yield the run of `path` in the state of checkpoint `file`, or at its start if None.
 
+    The start of a run with a warm start is its own checkpoint of iteration 0.
     Yields: the run, and the number of its environments that were not restored.
     Raises: CheckpointError, EnvironmentFailure.
     """
+    if file is None and (start := recorded_start(path)) is not None:
+        file = path / "checkpoints" / checkpoints.file_name(0)
+        if not file.exists():
+            raise CheckpointError(f"{file}: is missing, and the run cannot be repeated: it started from {start}")
     with closing(ChunkExecutor(EnvironmentCache(environments_of(config)))) as executor:
         learner = build_learner(config, executor.environments, user_code=False)
         run = Training(config, executor, learner, make_sampler(config, executor), Counters())

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +28,7 @@ from pgcli.errors import PgcliError, RunDirectoryError, UsageError, typed
 from pgcli.experiment.build import build_learner, columns_of, environments_of, released, restore, worker_pool
 from pgcli.experiment.recorder import Context, Outcome, Recorder
 from pgcli.experiment.resume import changes_of, is_exact, user_code
+from pgcli.experiment.warm_start import check_same_start, has_own_state, initialize
 from pgcli.records import Notice
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import (
@@ -38,7 +40,7 @@ from pgcli.runs.directory import (
     move_aside,
 )
 from pgcli.runs.files import make_folder, storage
-from pgcli.runs.information import Labels, config_of_run, read_status
+from pgcli.runs.information import Labels, WarmStart, config_of_run, read_status
 from pgcli.runs.lock import lock
 from pgcli.runs.tables import check_info_names
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
@@ -55,10 +57,15 @@ from pgcli.training.loop import Counters, Training, train
 
 @dataclass(frozen=True)
 class Failure:
-    """How a run failed."""
+    """How a run failed. `error` is missing where it comes from another process and is not pgcli's."""
 
     exit_code: int
     text: str
+    error: Exception | None = field(default=None, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # an exception of the user's may not be picklable
+        known = self.error if isinstance(self.error, PgcliError) else None
+        return Failure, (self.exit_code, self.text, known)
 
 
 Result = Outcome | Failure
@@ -79,6 +86,7 @@ class Request:
     which: str = "latest"  # the checkpoint that a resumed run starts from
     folder: Path = field(default_factory=Path.cwd)
     labels: Labels | None = None
+    warm_start: WarmStart | None = None
     share: int = 1  # runs that share the cores of this machine or of the cluster
 
 
@@ -86,8 +94,8 @@ def failure_of(error: Exception) -> Failure:
     """Return the message of a user's mistake, or the traceback of a bug."""
     known = error if isinstance(error, PgcliError) else memory_error(error)
     if known is not None:
-        return Failure(known.exit_code, str(known))
-    return Failure(1, "".join(traceback.format_exception(error)))
+        return Failure(known.exit_code, str(known), known)
+    return Failure(1, "".join(traceback.format_exception(error)), error)
 
 
 def run_experiment(request: Request, context: Context = Context()) -> Outcome:  # noqa: B008 - immutable
@@ -101,7 +109,7 @@ def run_experiment(request: Request, context: Context = Context()) -> Outcome:  
     path = request.folder / request.path
     process = kept() if context.stack is None else nullcontext()  # one for all seeds of a stack
     with process, _paths_as_typed(request, path), storage(path), ExitStack() as resources:
-        run = _built(request, context, resources)
+        run = _built(request, path, context, resources)
         check_owner(path)
         if is_run(path) and request.overwrite:
             with lock(path):
@@ -121,12 +129,15 @@ def run_experiment(request: Request, context: Context = Context()) -> Outcome:  
             return replace(recorder.outcome(), path=request.path)
 
 
-def _built(request: Request, context: Context, resources: ExitStack) -> Training:
+def _built(request: Request, path: Path, context: Context, resources: ExitStack) -> Training:
     """Build everything that the run needs, before any file is written."""
     config = request.config
     environments = resources.enter_context(released(EnvironmentCache(environments_of(config))))
     check_evaluation(config.evaluation_env, config.env)
     learner = build_learner(config, environments)
+    notices = _ignored(config, learner)
+    if request.warm_start is not None and (request.overwrite or not has_own_state(path)):
+        notices += initialize(learner, request.warm_start)
     keep_freed_memory()
     pool = worker_pool(config, environments, request.share, context.check)
     if pool.count:  # workers wait during an update
@@ -135,7 +146,7 @@ def _built(request: Request, context: Context, resources: ExitStack) -> Training
         pool = StackedPool(environments, context.stack)
     executor = resources.enter_context(released(ChunkExecutor(environments, pool)))
     form = vector_form_notice(environments_of(config), resumable=config.rollout.steps is not None)
-    for notice in (*_ignored(config, learner), *check_environment(config.env).notices, *([form] if form else [])):
+    for notice in (*notices, *check_environment(config.env).notices, *([form] if form else [])):
         context.watch(Notice(notice))
     if learner.policy.masked:
         context.watch(Notice("actions are masked; `policy.action_mask: none` ignores the mask"))
@@ -150,16 +161,24 @@ def _built(request: Request, context: Context, resources: ExitStack) -> Training
     return Training(config, executor, learner, make_sampler(config, executor), Counters())
 
 
-def _ignored(config: Config, learner: Learner) -> Iterator[str]:
+def check_start(request: Request) -> None:
+    """Raise UsageError or CheckpointError for an unsuitable warm start. Writes nothing."""
+    if request.warm_start is not None and (request.overwrite or not has_own_state(request.path)):
+        environments = EnvironmentCache(environments_of(request.config))
+        with _paths_as_typed(request, request.path), released(environments):
+            initialize(build_learner(request.config, environments, user_code=False), request.warm_start)
+
+
+def _ignored(config: Config, learner: Learner) -> list[str]:
     """Describe the keys without effect in this run that are valid in its config."""
-    for one in without_effect(config):
-        yield f"{one.message} and is ignored"
+    found = [f"{one.message} and is ignored" for one in without_effect(config)]
     policy, default = config.policy, PolicyConfig()
     for key in ("initial_standard_deviation", "log_std_bounds"):
         if learner.policy.distribution.is_discrete and getattr(policy, key) != getattr(default, key):
-            yield f"`policy.{key}` has no effect: the actions are not continuous"
+            found.append(f"`policy.{key}` has no effect: the actions are not continuous")
     if config.training.compile and isinstance(learner.agent.gradient, ClosedForm):
-        yield "`training.compile` has no effect: these networks have closed-form gradients"
+        found.append("`training.compile` has no effect: these networks have closed-form gradients")
+    return found
 
 
 _COUNTER = {"iterations": "iteration", "env_steps": "env_steps", "seconds": "seconds"}  # of each budget
@@ -186,7 +205,8 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
     if directory.is_new and request.which == "latest":
         if is_run(path):
             changes_of(config, config_of_run(path), path)
-        directory.start(config, request.command, reward_threshold(config.evaluation_env), request.labels)
+        threshold = reward_threshold(config.evaluation_env)
+        directory.start(config, request.command, threshold, request.labels, request.warm_start)
         directory.record_user_code(user_code(config, request.folder))
         return True
     file = find_checkpoint(path, request.which)
@@ -249,6 +269,9 @@ def check_request(request: Request) -> None:
         run = is_run(path)
     if request.config.algorithm.estimator is not None:
         split(request.config.algorithm.estimator)
+    if run and request.resume:
+        with _paths_as_typed(request, request.folder / path):
+            check_same_start(request.warm_start, path)
     if run and not (request.resume or request.overwrite):
         raise RunDirectoryError(
             f"{path}: a run already exists",

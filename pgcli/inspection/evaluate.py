@@ -13,8 +13,9 @@ from pgcli.config.choices import Mode
 from pgcli.config.schema import EvaluationEnvConfig
 from pgcli.environments.checks import check_evaluation
 from pgcli.errors import UsageError
-from pgcli.experiment.load import Agent
+from pgcli.experiment.load import Agent, load
 from pgcli.report.text import short, table
+from pgcli.runs.outputs import check_output
 from pgcli.sampling.chunks import EnvironmentCache
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.process_pool import ProcessPool
@@ -40,6 +41,33 @@ def with_environment(config: Config, overrides: Sequence[str]) -> Config:
     evaluation = config.evaluation.model_copy(update={"env": EvaluationEnvConfig()})
     copy = config.model_copy(update={"env": config.evaluation_env, "evaluation": evaluation})
     return override(copy, overrides)
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    overrides: Sequence[str] = (),
+    *,
+    which: str = "latest",
+    episodes: int = 100,
+    mode: Mode = "sampled",
+    gamma: float = 1.0,
+    horizon: int | None = None,
+    seed: int = 0,
+    workers: int = 0,
+    video: Path | None = None,
+    overwrite: bool = False,
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Load and evaluate a checkpoint or a run; return the object of `pgcli eval --json`.
+
+    Raises: CheckpointError, UsageError, EnvironmentFailure, RunDirectoryError.
+    """
+    if video is not None:
+        check_output(video, inputs=[checkpoint], overwrite=overwrite)
+    film_path = video and video.absolute()  # the environment may change the current folder
+    agent = load(checkpoint, which, trust=trust)
+    result = assess(agent, episodes, mode, gamma, horizon, seed, workers, film_path, overrides)
+    return result | ({"video": str(video)} if "video" in result else {})  # as the user wrote it
 
 
 def assess(

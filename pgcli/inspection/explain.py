@@ -61,6 +61,10 @@ def show(path: Path) -> dict[str, Any]:
     found = [
         replace(finding, name=name, key=_new_advice(finding.key, config)) for name, finding in looked.items() if finding
     ]
+    if information.get("warm_start"):
+        found = [
+            replace(one, text=one.text.replace("the untrained policy", "the policy at the start")) for one in found
+        ]
     last = reached["evaluation"]
     if last is not None and isinstance(threshold, int | float) and last["return_mean"] >= threshold:
         # warnings become notes once the environment is solved
@@ -86,6 +90,7 @@ def show(path: Path) -> dict[str, Any]:
         **reached,
         "versions": information.get("versions", {}),
         "exact": bool(information.get("exact", True)),
+        "warm_start": information.get("warm_start"),
         "resumes": len(information.get("resumes", [])),
         "findings": [one.select(*FIELDS) for one in (*_of_status(path, state, status, information, config), *found)],
         "checked": list(looked),
@@ -315,6 +320,7 @@ def explanation_text(result: dict[str, Any]) -> str:
         ("status", f"{result['status']}{reason}"),
         ("trained", f"{result['name']} on {result['env']}, seed {result['seed']}: {steps}{seconds}"),
         ("config", changed or "all defaults"),
+        *([("started from", _start(start))] if (start := result["warm_start"]) else []),
         *_reached_rows(result),
         ("time", shares or "none yet"),
     ]
@@ -340,12 +346,17 @@ def _reached_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield (
         "reached",
         f"{short(last['return_mean'])}{error} after {last['iteration']} updates ({how}); best "
-        f"{short(best['return_mean'])} after {best['iteration']}; untrained {short(first['return_mean'])}",
+        f"{short(best['return_mean'])} after {best['iteration']}; "
+        f"{'at the start' if result['warm_start'] else 'untrained'} {short(first['return_mean'])}",
     )
     if goal is not None:
         solved = result["solved"]
         when = "not reached" if solved is None else f"first reached after {solved['env_steps']:,} env steps"
         yield "solved at", f"a return of {goal:g}: {when}"
+
+
+def _start(start: dict[str, Any] | None) -> str:
+    return f"{start['checkpoint']} (sha256 {start['sha256'][:12]})" if start else "new weights"
 
 
 def _value(value: Any) -> str:
@@ -382,6 +393,7 @@ def differ(a: Path, b: Path) -> dict[str, Any]:
             for key in {**versions[0], **versions[1]}
             if versions[0].get(key) != versions[1].get(key)
         },
+        "warm_start": [one.get("warm_start") for one in information],
         "tables": tables,
         "same": all(part["same"] for part in tables.values()),
         "better": _better(a, b, one, other),
@@ -455,6 +467,8 @@ def difference_text(result: dict[str, Any]) -> str:
         rows.append(("", f"… and {len(config) - _MOST_KEYS} more; see --json"))
     versions = ", ".join(f"{key} {x} → {y}" for key, (x, y) in result["versions"].items())
     rows.append(("versions", versions or "the same"))
+    if any(result["warm_start"]):
+        rows.append(("started from", " → ".join(map(_start, result["warm_start"]))))
     rows += ((name.removesuffix(".csv"), _difference(part)) for name, part in result["tables"].items())
     if not result["same"]:
         rows.append(("better", _better_text(result["better"])))

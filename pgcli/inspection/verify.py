@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgcli.config import Config
-from pgcli.errors import PgcliError, RunDirectoryError
+from pgcli.errors import CheckpointError, PgcliError, RunDirectoryError
 from pgcli.experiment.load import refuse_foreign_modules
 from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated, without_clock
 from pgcli.experiment.resume import changes_of
@@ -24,7 +24,7 @@ from pgcli.runs import checkpoints
 from pgcli.runs.digests import DIGESTS, ITSELF, changed_files, is_sealed
 from pgcli.runs.directory import is_run
 from pgcli.runs.files import MAX_JSON_BYTES, open_file, storage
-from pgcli.runs.information import config_of_run, find_run_hint, read_information, read_status
+from pgcli.runs.information import config_of_run, find_run_hint, read_information, read_status, recorded_start
 from pgcli.runs.lock import lock_to_read
 from pgcli.runs.tables import Table, as_csv, more_of, read_table, rows_of, table_file, tables_of
 from pgcli.sampling.segments import in_todays_form
@@ -61,6 +61,7 @@ def verify(path: Path, *, everything: bool = False, trust: bool = False) -> dict
             _check(findings, _compare_gradients(path, config, tables))
         _check(findings, _compare_checkpoints(path, kept, tables))
         _check(findings, _compare_status(path, tables))
+        _check(findings, _compare_start(path, kept))
         if not any(finding.level == "failed" for finding in findings):
             _check(findings, _recompute(path, config, kept, tables, everything, recomputed))
             _check(findings, _recompute_evaluation(path, config, kept, tables))
@@ -378,6 +379,27 @@ def _compare_checkpoints(path: Path, kept: Checkpoints, tables: _Tables) -> Iter
         highest = found["iteration"][found["return_mean"] == found["return_mean"].max(initial=-np.inf)]
         if best not in highest:
             yield Finding("note", f"best.json points to iteration {best}, which is not the best in evaluations.csv")
+
+
+def _compare_start(path: Path, kept: Checkpoints) -> Iterator[Finding]:
+    """Compare the first weights of a run with the checkpoint that they came from, if it still exists."""
+    if (start := recorded_start(path)) is None:
+        return
+    file, source = path / "checkpoints" / checkpoints.file_name(0), Path(start.checkpoint)
+    if file not in kept:
+        raise RunDirectoryError(f"{file}: is missing; the run started from it, a copy of {start}")
+    try:
+        found = checkpoints.load(source).agent if checkpoints.digest_of(source) == start.sha256 else None
+    except CheckpointError as error:
+        yield Finding("note", f"the run started from {start}, which cannot be compared: {error.message}")
+        return
+    if found is None:
+        yield Finding("note", f"the run started from {start}, which has changed since; the run has its own copy")
+        return
+    for name, tensor in kept[file].agent.items():
+        if name.startswith(("policy.", "value.")) and name in found and not tensor.equal(found[name]):
+            raise RunDirectoryError(f"{file}: {name} differs from {start}, which the run started from")
+    yield Finding("ok", f"the run started with the weights of {start}")
 
 
 def _compare_status(path: Path, tables: _Tables) -> Iterator[Finding]:

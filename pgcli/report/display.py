@@ -53,9 +53,13 @@ class View(Protocol):
 
 
 def make_display(view: View, quiet: bool) -> Display:
-    """Choose a display for a view: none if `quiet`, live in a terminal, plain lines elsewhere."""
+    """Choose a display for a view: none if `quiet`, live in a notebook or a terminal, else lines."""
+    from pgcli.report.notebook import NotebookDisplay, in_notebook
+
     if quiet:
         return Display()
+    if in_notebook():
+        return NotebookDisplay(view)
     dumb = os.environ.get("TERM", "") in ("dumb", "unknown")
     return LiveDisplay(view) if sys.stderr is not None and sys.stderr.isatty() and not dumb else PlainDisplay(view)
 

@@ -112,6 +112,12 @@ def plot(
     return output
 
 
+def figure(run_dirs: Sequence[Path], x: str, y: str, suffix: str) -> bytes:
+    """Return a figure of learning curves without writing a file. Raises: RunDirectoryError, as `plot`."""
+    lines, drawing = read_lines(run_dirs, x, y, "mean", "ci95", 1, None, _DEFAULT)
+    return _as_figure(lines, drawing, _DEFAULT, suffix)
+
+
 def _as_csv(lines: Sequence[Line]) -> str:
     rows: list[list[Cell]] = [[*CURVE_COLUMNS]]
     for line in lines:

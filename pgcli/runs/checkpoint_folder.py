@@ -16,7 +16,7 @@ class CheckpointFolder:
     def __init__(self, run: Folder) -> None:
         self._run = run
         self._opened: Folder | None = None
-        self.results = set[int]()  # iterations at which the run had finished before it was extended
+        self.results = set[int]()  # iterations whose checkpoints are kept: former ends, and a warm start
 
     @property
     def folder(self) -> Folder:

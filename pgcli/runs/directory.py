@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 from contextlib import closing, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pgcli.runs import checkpoints
 from pgcli.runs.checkpoint_folder import CheckpointFolder
 from pgcli.runs.digests import DIGESTS, digests_of, sealed
 from pgcli.runs.files import Folder, opened, read_json, storage
-from pgcli.runs.information import Labels, find_run_hint, read_information, read_status, with_labels
+from pgcli.runs.information import Labels, WarmStart, find_run_hint, read_information, read_status, with_labels
 from pgcli.runs.tables import RunTables, has_rows, lengths_before, more_of, read_header, read_table
 from pgcli.system.packages import versions
 
@@ -50,14 +51,22 @@ class RunDirectory:
         return not (has_rows(self.path / "metrics.csv") or checkpoints.list_checkpoints(self.path / "checkpoints"))
 
     def start(
-        self, config: Config, command: list[str], reward_threshold: float | None, labels: Labels | None = None
+        self,
+        config: Config,
+        command: list[str],
+        reward_threshold: float | None,
+        labels: Labels | None = None,
+        warm_start: WarmStart | None = None,
     ) -> None:
         """Write the initial files of a run. run.json is first, because it marks the folder as pgcli's."""
         check_owner(self.path)
         self._folder.check()
         run = _circumstances(config, command, reward_threshold)
+        if warm_start is not None:
+            run["warm_start"] = asdict(warm_start)
+        self._checkpoints.results = _results(run)
         self._folder.write_json("run.json", with_labels(run, labels))
-        self._folder.write("config.yaml", _config_text(config, self.path))
+        self._folder.write("config.yaml", _config_text(config, self.path, run))
         self._remove_temporary()
         for name in TABLES:
             self._folder.delete(f"{name}.csv")  # may be incomplete, or of another version
@@ -93,9 +102,9 @@ class RunDirectory:
         resume = {"iteration": iteration, "command": command, "overrides": overrides}
         extends = {"extends": True} if was_finished else {}  # keeps the checkpoint of the former end
         run.setdefault("resumes", []).append(resume | extends)
-        self._checkpoints.results = {one["iteration"] for one in run["resumes"] if one.get("extends")}
+        self._checkpoints.results = _results(run)
         self._folder.write_json("run.json", with_labels(run, labels))
-        self._folder.write("config.yaml", _config_text(config, self.path))
+        self._folder.write("config.yaml", _config_text(config, self.path, run))
         self._tables.open(config, more_of("episodes", read_header(self.path / "episodes.csv")) or ())
         self.best = _best_evaluation(self.path / "evaluations.csv")
         self._checkpoints.point_to_best(self._best_iteration)
@@ -194,6 +203,12 @@ def check_owner(path: Path) -> None:
         )
 
 
+def _results(run: dict[str, Any]) -> set[int]:
+    """Return the iterations of former ends of the run; and 0, for a warm start."""
+    ends = {one["iteration"] for one in run.get("resumes", []) if one.get("extends")}
+    return ends | {0} if run.get("warm_start") else ends
+
+
 def _best_evaluation(file: Path) -> tuple[float, int] | None:
     """Return the mean return and the iteration of the first best evaluation."""
     table = read_table(file, ("return_mean",))
@@ -274,9 +289,10 @@ def _find_in(path: Path, which: str) -> Path:
     return files[-1]  # the pointer is optional: each checkpoint has its own checksum
 
 
-def _config_text(config: Config, path: Path) -> bytes:
-    name = f"{path.name}/config.yaml" if path.name.isprintable() else "config.yaml"  # a comment must stay on one line
-    return f"# pgcli train {name} repeats this run\n{to_yaml(config)}".encode()
+def _config_text(config: Config, path: Path, run: dict[str, Any]) -> bytes:
+    folder = f"{path.name}/" if path.name.isprintable() else ""  # a comment must stay on one line
+    start = f" --from {folder}checkpoints/{checkpoints.file_name(0)}" if run.get("warm_start") else ""
+    return f"# pgcli train {folder}config.yaml{start} repeats this run\n{to_yaml(config)}".encode()
 
 
 def _circumstances(config: Config, command: list[str], reward_threshold: float | None) -> dict[str, Any]:

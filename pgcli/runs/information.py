@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +34,13 @@ class _Resume(_Json):
     overrides: list[str]
 
 
+class _WarmStart(_Json):
+    source: str
+    checkpoint: str
+    sha256: str
+    iteration: _Count
+
+
 class _Information(_Json):
     pgcli: str | None = None
     reward_threshold: float | None = None
@@ -44,6 +51,7 @@ class _Information(_Json):
     tags: list[str] = []
     note: str = ""
     user_code: dict[str, str] = {}
+    warm_start: _WarmStart | None = None
 
 
 class _Status(_Json):
@@ -60,6 +68,19 @@ class Labels:
 
     tags: tuple[str, ...] = ()
     note: str = ""
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """The checkpoint from which a run took its first weights. All paths are absolute."""
+
+    source: str  # as the user named it: a run directory or a checkpoint
+    checkpoint: str
+    sha256: str
+    iteration: int
+
+    def __str__(self) -> str:
+        return f"{self.checkpoint} (sha256 {self.sha256[:12]})"
 
 
 def check_labels(tags: Sequence[str], note: str) -> Labels:
@@ -83,6 +104,14 @@ def with_labels(run: dict[str, Any], labels: Labels | None) -> dict[str, Any]:
 def read_information(path: Path) -> dict[str, Any]:
     """Read run.json of the run in `path`. Raises: RunDirectoryError with the file and the key."""
     return _read(path / "run.json", _Information)
+
+
+def recorded_start(path: Path) -> WarmStart | None:
+    """Return the checkpoint from which the run in `path` started; None for new weights or without a run."""
+    if not (path / "run.json").exists():
+        return None
+    found = read_information(path).get("warm_start")
+    return found and WarmStart(*(found[one.name] for one in fields(WarmStart)))
 
 
 def read_status(path: Path) -> dict[str, Any]:

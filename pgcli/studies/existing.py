@@ -12,7 +12,7 @@ from pgcli.config.names import as_text
 from pgcli.config.schema import DEFAULT_ITERATIONS
 from pgcli.errors import UsageError, typed
 from pgcli.report.curves import find_runs
-from pgcli.runs.information import stored_config
+from pgcli.runs.information import recorded_start, stored_config
 from pgcli.runs.tables import read_header
 from pgcli.studies.summaries import RunSummary
 from pgcli.studies.variants import (
@@ -42,7 +42,8 @@ def existing_comparison(folders: Sequence[Path], seeds: Collection[int] | None, 
         for path in find_runs([folder]):
             config = stored_config(path)
             if seeds is None or config.seed in seeds:
-                groups.setdefault((folder, digest(config)), []).append((config, path))
+                start = recorded_start(path)
+                groups.setdefault((folder, f"{digest(config)} {start and start.sha256}"), []).append((config, path))
     copies = _copies([found for group in groups.values() for found in group])
     kept = {key: [(config, path) for config, path in group if path not in copies] for key, group in groups.items()}
     kept = {key: group for key, group in kept.items() if group}

@@ -60,6 +60,8 @@ class _State:
 def kept() -> Iterator[None]:
     """Keep all settings (numpy and torch: defaults); at the end, restore their original values."""
     outer = _State.wanted, _State.copies, _State.folder
+    if outer[0] is None:
+        _State.changed = {}  # of an earlier call
     found = {one.name: one.get() for one in _present()}
     ours = {one.name: found[one.name] if one.value is FOUND else one.value for one in _present()}
     _State.wanted, _State.copies, _State.folder = ours, tuple(map(_copy, range(3))), None

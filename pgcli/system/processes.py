@@ -116,7 +116,8 @@ def start_process(
     for _ in range(TRIES):
         process: BaseProcess = context.Process(target=work, args=arguments, daemon=daemon)
         try:
-            process.start()
+            with _without_main():
+                process.start()
             return process
         except (EOFError, ConnectionError) as lost:
             error = lost
@@ -125,6 +126,19 @@ def start_process(
         except OSError as failed:
             raise cannot_start(failed) from None
     raise cannot_start(error)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep a new process from importing the main module: a script would call pgcli once more."""
+    main = sys.modules["__main__"]
+    names: dict[str, Any] = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
+    vars(main).update(__file__=None, __spec__=None)
+    try:
+        yield
+    finally:
+        vars(main).pop("__file__", None)
+        vars(main).update(names)
 
 
 def cannot_start(error: Exception | None) -> EnvironmentFailure:

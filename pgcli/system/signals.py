@@ -19,7 +19,9 @@ _SHOW_CURSOR = "\x1b[?25h"
 
 
 class StopOnSignal:
-    """Make the next `check()` raise Interrupted after a stop signal; exit on a second one.
+    """Make the next `check()` raise Interrupted after a stop signal.
+
+    A second one has the effect that it had before; by default, it ends the process.
 
     SIGUSR1 requests a checkpoint. The handlers only record a signal, so no state is ever half changed. Python also
     writes each signal to a pipe, where `check` finds those that arrived while an environment had its own handlers.
@@ -27,6 +29,7 @@ class StopOnSignal:
 
     def __init__(self, signals: Sequence[int] = STOP) -> None:
         self._signals, self._restored = signals, 0
+        self._is_main = threading.current_thread() is threading.main_thread()
         self._received: int | None = None
         self._save = False
         self._handlers: dict[int, Any] = {}
@@ -36,6 +39,8 @@ class StopOnSignal:
         self._reader, self._writer = os.pipe()
         for descriptor in (self._reader, self._writer):
             os.set_blocking(descriptor, False)
+        if not self._is_main:  # Python gives signals to the main thread only
+            return self
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._before = process_state.handlers()
         self._handlers = dict.fromkeys(self._signals, self._note) | dict.fromkeys(SAVE, self._note_save)
@@ -48,8 +53,9 @@ class StopOnSignal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        process_state.require("signal handlers", self._before)
-        signal.set_wakeup_fd(self._wakeup)
+        if self._is_main:
+            process_state.require("signal handlers", self._before)
+            signal.set_wakeup_fd(self._wakeup)
         os.close(self._reader)
         os.close(self._writer)
 
@@ -85,5 +91,9 @@ class StopOnSignal:
         if self._received is not None:
             if sys.stderr is not None and sys.stderr.isatty():
                 os.write(2, _SHOW_CURSOR.encode())
+            if callable(
+                before := self._before.get(number)
+            ):  # of pgcli's commands: `leave`; of a notebook: an exception
+                before(number, frame)
             leave(128 + number)
         self._received = number

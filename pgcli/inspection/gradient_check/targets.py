@@ -5,14 +5,18 @@ Errors in naming it need no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from pgcli.config import Config, load_config, override
+from pgcli.config.load import Origin, read_config
 from pgcli.config.rules import CONDITIONAL
+from pgcli.errors import UsageError
 from pgcli.system.locations import SUFFIXES, split
 from pgcli.system.streams import results_only
+
+Target = Origin | Callable[..., Any] | None  # a config, FILE:NAME, or the user's own function or class
 
 
 def is_user_code(target: str | None) -> TypeGuard[str]:
@@ -21,9 +25,9 @@ def is_user_code(target: str | None) -> TypeGuard[str]:
 
 
 def check_target(
-    target: str | None, overrides: Sequence[str], everything: bool, time_limit: float = 10.0
+    target: Target, overrides: Sequence[str], everything: bool, time_limit: float = 10.0
 ) -> dict[str, Any]:
-    """Check an estimator or policy class FILE:NAME, or a config.
+    """Check an estimator or policy class, FILE:NAME or an object, or a config.
 
     Return the object that `pgcli check --json` prints.
 
@@ -33,20 +37,24 @@ def check_target(
     Args: time_limit: seconds that one call of the user's code may take.
     Raises: ConfigError, UsageError, EnvironmentFailure.
     """
-    config, location = Config(), target
-    if is_user_code(target):
+    config, location = Config(), None
+    own = callable(target) or (isinstance(target, str) and is_user_code(target))
+    if own and (everything or overrides):
+        raise UsageError("--all and KEY=VALUE apply to configs only", "remove them to check your own code")
+    if isinstance(target, str) and own:
         split(target)  # before torch is imported
-    else:
+        location = target
+    elif not callable(target):
         exact = ["algorithm.average=episodes", "algorithm.discount_weighting=true"] if everything else []
         default = [*exact, "policy.distribution=softmax", *overrides]
         ignored = CONDITIONAL if everything else ()  # a key has its effect in some cells of the grid
-        config = override(config, default, ignored) if target is None else load_config(target, overrides, ignored)
+        config = override(config, default, ignored) if target is None else read_config(target, overrides, ignored)
         location = config.algorithm.estimator
     with results_only():
-        if location is not None:
+        if location is not None or callable(target):
             from pgcli.inspection.gradient_check.user_estimators import check_user_code
 
-            return check_user_code(location, time_limit)
+            return check_user_code(location or target, time_limit)
 
         from pgcli.inspection.gradient_check.measurement import action_kind, check_config, check_grid
 

@@ -34,9 +34,10 @@ def within_time(check: Check, location: str, seconds: float) -> dict[str, Any]:
 
     Raises: UsageError: if loading the file ends the process or takes too long; what `check` raises.
     """
-    if not hasattr(signal, "setitimer"):
+    forks = may_fork()
+    if not hasattr(signal, "setitimer") or not (forks or _is_picklable(check)):
         return check(location, lambda what, limit: None, seconds)
-    context = multiprocessing.get_context("fork") if may_fork() else process_context()
+    context = multiprocessing.get_context("fork") if forks else process_context()
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_check, args=(theirs, check, location, seconds))
     process.start()
@@ -59,6 +60,12 @@ def within_time(check: Check, location: str, seconds: float) -> dict[str, Any]:
         process.kill()
         process.join()
         ours.close()
+
+
+def _is_picklable(check: Check) -> bool:
+    """Return whether another process can import what is checked: not a function of a notebook or script."""
+    checked = next(iter(getattr(check, "args", ())), None)
+    return checked is None or (getattr(checked, "__module__", "__main__") != "__main__" and "<" not in str(checked))
 
 
 def _ended(location: str, code: int, what: str, limit: float) -> dict[str, Any]:

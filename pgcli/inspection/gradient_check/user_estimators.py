@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -118,13 +119,15 @@ def _relu_scores(policy: Policy, states: Array, actions: Array) -> Array:
 # ----------------------------------------------------------------------------------------------------------- the check
 
 
-def check_user_code(location: str, seconds: float = 10.0) -> dict[str, Any]:
+def check_user_code(target: Any, seconds: float = 10.0) -> dict[str, Any]:
     """Check a user's function or policy class: the object that `pgcli check FILE:NAME --json` prints.
 
-    Args: seconds: how long one call of the user's code may take.
+    Args: target: FILE:NAME, or the function or class itself; seconds: how long one call of it may take.
     Raises: UsageError: if the file cannot be run or has no such name.
     """
-    return within_time(check_loaded, location, seconds)
+    if isinstance(target, str):
+        return within_time(check_loaded, target, seconds)
+    return within_time(partial(check_object, target), getattr(target, "__name__", repr(target)), seconds)
 
 
 def check_loaded(location: str, report: Report, seconds: float) -> dict[str, Any]:
@@ -133,10 +136,14 @@ def check_loaded(location: str, report: Report, seconds: float) -> dict[str, Any
     Args: report: is called before each call of the user's code; seconds: how long one may take.
     Raises: UsageError: if the file cannot be run or has no such name.
     """
-    torch.set_num_threads(1)
     report("running the file", LOADING_SECONDS)
-    found = user_code.load_user_code(location)
-    result: dict[str, Any] = {"estimator": location, "problems": [], "notes": []}
+    return check_object(user_code.load_user_code(location), location, report, seconds)
+
+
+def check_object(found: Any, name: str, report: Report, seconds: float) -> dict[str, Any]:
+    """Check a user's function or class in this process; the other arguments as in `check_loaded`."""
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {"estimator": name, "problems": [], "notes": []}
     if isinstance(found, type):
         report("a method of the class", LOADING_SECONDS)
         return result | check_class(found)
