@@ -518,6 +518,7 @@ FORMS = {
 
 def forms() -> None:
     """Compare pgcli's vector forms in numpy with `gym.make`, with random actions and restarts."""
+    as_a_run_does()
     for name, goal in FORMS.items():
         pairs = rates_of_form(name)
         rates = [statistics.median(pair[n] for pair in pairs) for n in (0, 1)]

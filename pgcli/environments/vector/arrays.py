@@ -20,6 +20,7 @@ from pgcli.environments.vector.streams import Streams
 from pgcli.policies.observations import Layout
 from pgcli.seeding import DerivedSeeds
 
+_ONE = np.array(1)
 _EPISODES, _MOST_STARTS = 32, 2**16  # prepared ahead: episodes of each column, of all columns together
 
 
@@ -39,7 +40,7 @@ class ArrayEnvironments:
             self._form = kind(env.unwrapped, self.layout)
         checked = check_environment(config)
         self.longest_episode = checked.longest_episode
-        self._limit = checked.time_limit or 2**62
+        self._limit = np.array(checked.time_limit or 2**62)
         self._num_envs = num_envs
         self._upcoming = _Upcoming(self._form, max(1, min(_EPISODES, _MOST_STARTS // num_envs)))
 
@@ -71,7 +72,7 @@ class ArrayEnvironments:
         if np.count_nonzero(running) < self._num_envs:
             return self._step_some(actions, running)
         self._state, rewards, terminated = self._form.step(self._state, actions, self._random)
-        self._age += 1
+        self._age += _ONE
         self._obs = self._form.observe(self._state)
         return Step(self._obs, rewards, terminated, self._age >= self._limit)
 
@@ -128,7 +129,7 @@ class _Upcoming:
         """Return starts, and the places in them of the episodes of some columns."""
         if self._seeds is not None and seeds.equals_but_for_last(self._seeds):
             ahead = (seeds.last - self._seeds.last)[columns]
-            if ahead.max() < self._episodes and ahead.min() >= 0:
+            if not np.count_nonzero(ahead.view(np.uint64) >= self._episodes):  # a negative number is a large one
                 return self._starts, columns * self._episodes + ahead
         self._seeds, self._starts = seeds, _Starts(self._form, seeds.ahead(self._episodes))
         return self._starts, columns * self._episodes
