@@ -16,6 +16,7 @@ from pgcli.environments.checks import check_environment
 from pgcli.environments.outputs import Step
 from pgcli.environments.single import make_environment
 from pgcli.environments.vector.form import Array, Form
+from pgcli.environments.vector.native import VectorEnvironments
 from pgcli.environments.vector.streams import Streams
 from pgcli.policies.observations import Layout
 from pgcli.seeding import DerivedSeeds
@@ -99,6 +100,39 @@ class ArrayEnvironments:
 
     def close(self) -> None:
         """Do nothing: arrays have no resources."""
+
+
+class StackedArrayEnvironments(ArrayEnvironments):
+    """Whole episodes of several seeds in numpy. Each seed starts as in the environment's own vector form `one`."""
+
+    def __init__(self, config: EnvConfig, count: int, width: int, one: VectorEnvironments, kind: type[Form]) -> None:
+        super().__init__(config, count * width, kind)
+        self._width, self._one = width, one
+        self._random = Streams(np.zeros(count * width, np.uint64), 1)  # steps draw nothing
+
+    def reset(self, seeds: Sequence[int]) -> Array:
+        """Start an episode in every column, from the seed of the first column of each set."""
+        obs, states = zip(
+            *((self._one.reset([seed]), self._one.arrays()["state"]) for seed in seeds[:: self._width]), strict=True
+        )
+        self._state, self._obs = np.concatenate(states, 1), np.concatenate(obs)
+        self._age, self._live = 0, np.arange(self._num_envs)
+        return self._obs
+
+    def step(self, actions: Array, running: Array) -> Step:
+        """Execute the actions in the columns that are running, the only ones that the state still has."""
+        if np.count_nonzero(running) < len(self._live):
+            self._state, self._live = self._state.compress(running[self._live], 1), running.nonzero()[0]
+        live = self._live if len(self._live) < self._num_envs else slice(None)
+        obs, rewards, terminated = self._obs.copy(), np.zeros(self._num_envs), np.zeros(self._num_envs, bool)
+        self._state, rewards[live], terminated[live] = self._form.step(self._state, actions[live], self._random)
+        obs[live] = self._form.observe(self._state)
+        self._obs, self._stepped, self._age = obs, running, self._age + 1
+        return Step(obs, rewards, terminated, running if self._age >= self._limit else np.zeros_like(running))
+
+    def close(self) -> None:
+        """Free the resources of the simulator."""
+        self._one.close()
 
 
 class _Starts:
