@@ -13,11 +13,11 @@ from command_line import pgcli
 from numpy.typing import NDArray
 
 from pgcli.config.schema import EnvConfig
-from pgcli.environments.make import make_environments, make_stacked_environments
+from pgcli.environments.make import make_environments, make_episode_environments
 from pgcli.environments.masks import MaskColumns, draw
 from pgcli.environments.single import SingleEnvironments, make_environment
 from pgcli.environments.vector import forms
-from pgcli.environments.vector.arrays import ArrayEnvironments, StackedArrayEnvironments
+from pgcli.environments.vector.arrays import ArrayEnvironments, NativeArrayEnvironments
 from pgcli.environments.vector.native import StackedVectorEnvironments, VectorEnvironments
 from pgcli.environments.vector.pendulum import Pendulum
 from pgcli.environments.vector.streams import Streams
@@ -189,8 +189,8 @@ def test_groups_use_the_form_in_numpy_and_other_runs_the_native_one() -> None:
 
 def test_stacked_seeds_step_in_numpy_as_in_their_own_form() -> None:
     config = EnvConfig(id="CartPole-v1", max_episode_steps=25)  # some columns fall before, others reach the limit
-    ours = make_stacked_environments(config, 3, 20)
-    assert isinstance(ours, StackedArrayEnvironments)
+    ours = make_episode_environments(config, 3, 20)
+    assert isinstance(ours, NativeArrayEnvironments)
     native = StackedVectorEnvironments(config, 3, 20, VectorEnvironments(config, 20))
     with closing(ours), closing(native):
         assert ours.reset(range(60)).tobytes() == native.reset(range(60)).tobytes()
@@ -205,7 +205,7 @@ def test_stacked_seeds_step_in_numpy_as_in_their_own_form() -> None:
     assert any(ended[::2])
     assert ended[-1]
     minus_zero = EnvConfig(id="CartPole-v1", kwargs={"sutton_barto_reward": True})  # a reward of the native form only
-    with closing(make_stacked_environments(minus_zero, 2, 3)) as envs:
+    with closing(make_episode_environments(minus_zero, 2, 3)) as envs:
         assert isinstance(envs, StackedVectorEnvironments)
 
 

@@ -102,8 +102,13 @@ class ArrayEnvironments:
         """Do nothing: arrays have no resources."""
 
 
-class StackedArrayEnvironments(ArrayEnvironments):
-    """Whole episodes of several seeds in numpy. Each seed starts as in the environment's own vector form `one`."""
+class NativeArrayEnvironments(ArrayEnvironments):
+    """Whole episodes of some seeds in numpy, with the bytes of the environment's own vector form.
+
+    Each seed starts as `one`, which is in that form.
+    """
+
+    form: VectorForm = "native"
 
     def __init__(self, config: EnvConfig, count: int, width: int, one: VectorEnvironments, kind: type[Form]) -> None:
         super().__init__(config, count * width, kind)
@@ -112,11 +117,10 @@ class StackedArrayEnvironments(ArrayEnvironments):
 
     def reset(self, seeds: Sequence[int]) -> Array:
         """Start an episode in every column, from the seed of the first column of each set."""
-        obs, states = zip(
-            *((self._one.reset([seed]), self._one.arrays()["state"]) for seed in seeds[:: self._width]), strict=True
-        )
+        sets = [seeds[first] for first in range(0, self._num_envs, self._width)]
+        obs, states = zip(*((self._one.reset([seed]), self._one.arrays()["state"]) for seed in sets), strict=True)
         self._state, self._obs = np.concatenate(states, 1), np.concatenate(obs)
-        self._age, self._live = 0, np.arange(self._num_envs)
+        self._steps, self._live = 0, np.arange(self._num_envs)
         return self._obs
 
     def step(self, actions: Array, running: Array) -> Step:
@@ -127,8 +131,8 @@ class StackedArrayEnvironments(ArrayEnvironments):
         obs, rewards, terminated = self._obs.copy(), np.zeros(self._num_envs), np.zeros(self._num_envs, bool)
         self._state, rewards[live], terminated[live] = self._form.step(self._state, actions[live], self._random)
         obs[live] = self._form.observe(self._state)
-        self._obs, self._stepped, self._age = obs, running, self._age + 1
-        return Step(obs, rewards, terminated, running if self._age >= self._limit else np.zeros_like(running))
+        self._obs, self._stepped, self._steps = obs, running, self._steps + 1
+        return Step(obs, rewards, terminated, running if self._steps >= self._limit else np.zeros_like(running))
 
     def close(self) -> None:
         """Free the resources of the simulator."""

@@ -15,7 +15,7 @@ from pgcli.environments.failures import is_user_error
 from pgcli.environments.masks import MaskColumns, draw
 from pgcli.environments.registry import spec
 from pgcli.environments.single import SingleEnvironments, uses_fresh_instances
-from pgcli.environments.vector.arrays import ArrayEnvironments, StackedArrayEnvironments
+from pgcli.environments.vector.arrays import ArrayEnvironments, NativeArrayEnvironments
 from pgcli.environments.vector.form import Array, Form
 from pgcli.environments.vector.native import StackedVectorEnvironments, VectorEnvironments
 from pgcli.errors import PgcliError
@@ -86,7 +86,7 @@ def form_of_native(config: EnvConfig) -> type[Form] | None:
         one = VectorEnvironments(config, _COLUMNS)
         native = StackedVectorEnvironments(config, _COLUMNS, _COLUMNS, one)
         with closing(native):
-            ours = StackedArrayEnvironments(config, _COLUMNS, _COLUMNS, one, form)
+            ours = NativeArrayEnvironments(config, _COLUMNS, _COLUMNS, one, form)
             _equal[key] = _episodes(ours) == _episodes(native)
     return form if _equal[key] else None
 
@@ -132,7 +132,7 @@ def _played(envs: SingleEnvironments | ArrayEnvironments) -> list[bytes]:
     return [x.tobytes() for x in results]
 
 
-def _episodes(envs: StackedArrayEnvironments | StackedVectorEnvironments) -> list[bytes]:
+def _episodes(envs: NativeArrayEnvironments | StackedVectorEnvironments) -> list[bytes]:
     """Return the bytes of an episode in each column, with random actions, cut after a few steps."""
     obs = envs.reset(range(_COLUMNS**2))
     random, running = np.random.default_rng(0), np.ones(len(obs), bool)
