@@ -103,9 +103,9 @@ class ArrayEnvironments:
 
 
 class NativeArrayEnvironments(ArrayEnvironments):
-    """Whole episodes of some seeds in numpy, with the bytes of the environment's own vector form.
+    """Whole episodes in numpy, with the bytes of the environment's own vector form.
 
-    Each seed starts as `one`, which is in that form.
+    Each of several seeds starts as `one`, which is in that form.
     """
 
     form: VectorForm = "native"

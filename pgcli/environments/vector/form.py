@@ -47,7 +47,10 @@ class Form:
 
 
 def operands(*numbers: float, dtype: type = np.float64) -> list[Array]:
-    """Return constants as arrays without axes: numpy converts a Python number in each operation, for 0.4 µs."""
+    """Return constants as arrays without axes.
+
+    An operation of 64 columns takes 0.2 µs with one, and 0.6 with a Python number, which numpy converts each time.
+    """
     return [np.array(number, dtype) for number in numbers]
 
 
