@@ -13,12 +13,12 @@ from command_line import pgcli
 from numpy.typing import NDArray
 
 from pgcli.config.schema import EnvConfig
-from pgcli.environments.make import make_environments
+from pgcli.environments.make import make_environments, make_episode_environments
 from pgcli.environments.masks import MaskColumns, draw
 from pgcli.environments.single import SingleEnvironments, make_environment
 from pgcli.environments.vector import forms
-from pgcli.environments.vector.arrays import ArrayEnvironments
-from pgcli.environments.vector.native import VectorEnvironments
+from pgcli.environments.vector.arrays import ArrayEnvironments, NativeArrayEnvironments
+from pgcli.environments.vector.native import StackedVectorEnvironments, VectorEnvironments
 from pgcli.environments.vector.pendulum import Pendulum
 from pgcli.environments.vector.streams import Streams
 from pgcli.errors import UsageError
@@ -185,6 +185,28 @@ def test_groups_use_the_form_in_numpy_and_other_runs_the_native_one() -> None:
     config = EnvConfig(id="CartPole-v1")
     assert isinstance(make_environments(config, 2), VectorEnvironments)
     assert isinstance(make_environments(config.with_shared_seeds(), 2), ArrayEnvironments)
+
+
+def test_stacked_seeds_step_in_numpy_as_in_their_own_form() -> None:
+    config = EnvConfig(id="CartPole-v1", max_episode_steps=25)  # some columns fall before, others reach the limit
+    ours = make_episode_environments(config, 3, 20)
+    assert isinstance(ours, NativeArrayEnvironments)
+    native = StackedVectorEnvironments(config, 3, 20, VectorEnvironments(config, 20))
+    with closing(ours), closing(native):
+        assert ours.reset(range(60)).tobytes() == native.reset(range(60)).tobytes()
+        random, running, ended = np.random.default_rng(0), np.ones(60, bool), []
+        while running.any():
+            actions = random.integers(0, 2, 60)
+            step, like = ours.step(actions, running), native.step(actions, running)
+            for one, other in zip(step, like, strict=True):
+                assert one[running].astype(other.dtype).tobytes() == other[running].tobytes()
+            ended += [step.terminated[running].any(), step.truncated[running].any()]
+            running = running & ~(step.terminated | step.truncated)
+    assert any(ended[::2])
+    assert ended[-1]
+    minus_zero = EnvConfig(id="CartPole-v1", kwargs={"sutton_barto_reward": True})  # a reward of the native form only
+    with closing(make_episode_environments(minus_zero, 2, 3)) as envs:
+        assert isinstance(envs, StackedVectorEnvironments)
 
 
 def test_a_form_with_other_results_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

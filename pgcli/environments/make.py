@@ -16,8 +16,8 @@ from pgcli.environments.checks import check_environment
 from pgcli.environments.outputs import Array, Step
 from pgcli.environments.registry import spec
 from pgcli.environments.single import SingleEnvironments
-from pgcli.environments.vector.arrays import ArrayEnvironments
-from pgcli.environments.vector.forms import numpy_form
+from pgcli.environments.vector.arrays import ArrayEnvironments, NativeArrayEnvironments
+from pgcli.environments.vector.forms import form_of_native, numpy_form
 from pgcli.environments.vector.native import StackedVectorEnvironments, VectorEnvironments
 from pgcli.environments.vector.native_trial import vector_form_fault
 from pgcli.errors import UsageError
@@ -94,15 +94,17 @@ def make_environments(
     return SingleEnvironments(config, num_envs)
 
 
-def make_stacked_environments(config: EnvConfig, count: int, width: int) -> Environments:
-    """Build stackable environments of `count` seeds, `width` for each.
+def make_episode_environments(config: EnvConfig, count: int, width: int) -> Environments:
+    """Build the environments of `count` seeds, `width` for each, for whole episodes.
 
-    Every seed has the episodes that it has alone.
+    Several seeds must be stackable. Every seed has the episodes that it has alone.
     """
     one = make_environments(config, width)
     if isinstance(one, VectorEnvironments):
-        return StackedVectorEnvironments(config, count, width, one)
-    return make_environments(config, count * width)
+        if form := form_of_native(config):
+            return NativeArrayEnvironments(config, count, width, one, form)
+        return one if count == 1 else StackedVectorEnvironments(config, count, width, one)
+    return one if count == 1 else make_environments(config, count * width)
 
 
 def is_stackable(config: EnvConfig, segments: bool = False) -> bool:

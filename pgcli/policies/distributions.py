@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,7 +115,9 @@ class Softmax(Distribution):
         In float64, u < 1 implies u Σ exp(h) < Σ exp(h), so an action of probability 0 is never drawn.
         """
         logits = outputs.T.copy()  # [size, N]: fewer and longer loops
-        cumulative = np.exp(logits - logits.max(0)).cumsum(0, dtype=np.float64)
+        cumulative = np.exp(logits - logits.max(0)).astype(np.float64)
+        for before, row in pairwise(cumulative):  # `cumsum` takes 13 ns a number
+            row += before
         chosen: Array = (cumulative[:-1] <= noise * cumulative[-1]).sum(0)
         return chosen + self.start
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pgcli.config.schema import EnvConfig
-from pgcli.environments.make import Environments, make_environments, make_stacked_environments
+from pgcli.environments.make import Environments, make_episode_environments
 from pgcli.system.memory import check_memory
 from pgcli.system.process_state import restore_process
 
@@ -42,11 +42,11 @@ class EnvironmentCache:
 
     def of_width(self, width: int) -> Environments:
         """Return `width` environments for whole episodes; every call returns the same objects."""
-        return self.get(width, partial(make_environments, self.config, width))
+        return self.of_stack(1, width)
 
     def of_stack(self, count: int, width: int) -> Environments:
         """Return the environments of `count` seeds, `width` for each, as one set for whole episodes."""
-        return self.get((count, width), partial(make_stacked_environments, self.config, count, width))
+        return self.get((count, width), partial(make_episode_environments, self.config, count, width))
 
     def for_evaluation(self, config: EnvConfig) -> EnvironmentCache:
         """Return the cache of evaluation environments; every call returns the same object."""

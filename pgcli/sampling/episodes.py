@@ -149,7 +149,9 @@ class MeasureEpisodes:
             if transition.info is not None:
                 info.append(transition)
             rewards = np.where(transition.running, transition.rewards, 0.0).astype(np.float64, copy=False)
-            sums += (rewards, discount * rewards, transition.running)
+            sums[0] += rewards
+            sums[1] += discount * rewards
+            sums[2] += transition.running
             discount *= self.gamma
         if not np.isfinite(sums).all():
             worst = seeds[int(np.flatnonzero(~np.isfinite(sums).all(0))[0])]

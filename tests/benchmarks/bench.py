@@ -79,9 +79,19 @@ WORKS: dict[str, dict[str, Any]] = {
     "REINFORCE with a value baseline, LunarLander, 32 environments": work(
         "LunarLander-v3", 32, None, algorithm={"returns": "reward_to_go", "baseline": "value"}
     ),
+    "REINFORCE with a mean baseline, Acrobot, 64 environments": work(
+        "Acrobot-v1", 64, None, algorithm={"baseline": "mean"}
+    ),
+    "PPO, Pendulum, 4 x 1024, 10 epochs of 64": work(
+        "Pendulum-v1",
+        4,
+        1024,
+        algorithm=PPO | {"update_epochs": 10, "num_minibatches": 64, "gamma": 0.9},
+        optimizer={"learning_rate": 0.001, "max_grad_norm": 0.5},
+    ),
 }
 SHORT = {name: number for number, name in enumerate(WORKS)}
-REINFORCE, WIDE, ZOO, LANDER, CHEETAH, BASELINE = WORKS
+REINFORCE, WIDE, ZOO, LANDER, CHEETAH, BASELINE, ACROBOT, PENDULUM = WORKS
 
 # ------------------------------------------------------------------------------------- one side: a process of its own
 
@@ -370,8 +380,8 @@ def compare(
 
 TO_THE_FIRST_STEP = """
 import os, sys
-from pgcli.environments.vector.native import VectorEnvironments
-VectorEnvironments.step = lambda *_: os._exit(0)
+from pgcli.policies.policy import ActingState
+ActingState.act = lambda *_: os._exit(0)
 sys.argv = ["pgcli", "train", "cartpole", "--run-dir", os.path.join(__import__("tempfile").mkdtemp(), "run"), "--quiet"]
 from pgcli.__main__ import main
 main()
@@ -428,6 +438,9 @@ def peers() -> None:
     compare(f"{WIDE} ÷ CleanRL's ppo.py", side("pgcli", number[WIDE], 0), cleanrl("ppo.py", *wide), 12)
     compare(f"{WIDE} ÷ SB3's PPO", side("pgcli", number[WIDE], 0), side("sb3", number[WIDE]), None)
     compare(f"{ZOO} ÷ SB3's PPO", side("pgcli", number[ZOO], 0), side("sb3", number[ZOO]), 6)
+    acrobot, pendulum = number[ACROBOT], number[PENDULUM]
+    compare(f"{ACROBOT} ÷ SB3's A2C, 8 environments", side("pgcli", acrobot, 0), side("sb3", acrobot), 20)
+    compare(f"{PENDULUM} ÷ SB3's PPO", side("pgcli", pendulum, 0), side("sb3", pendulum), 6)
     lander = number[LANDER]
     compare(f"{LANDER} ÷ SB3's PPO", side("pgcli", lander, 0), side("sb3", lander), 3)
     compare(f"{LANDER}, 2 workers ÷ SB3's PPO", side("pgcli", lander, 2, 8), side("sb3", lander), 5)
@@ -453,6 +466,23 @@ def compiled(steps: int = 500_000) -> None:
     theirs, ours = (statistics.median(pair[n] for pair in pairs) for n in (0, 1))
     what = f"{WIDE}, process start to {steps:,} steps: rejax ÷ `pgcli train`"
     row(what, ratio, "≥ 3", f"{theirs:.1f} and {ours:.1f} s")
+
+
+def stacked() -> None:
+    """Compare a seed of `cartpole` among a hundred in stacks with a seed of twenty that train one by one."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def each(count: int, *words: str) -> float:
+            train = [PYTHON, "-m", "pgcli", "train", "cartpole", "--seeds", f"0-{count - 1}", "--jobs", "2", "-q"]
+            run = command(*train, "--run-dir", f"{folder}/runs", "--overwrite", *words)
+            return seconds(run) / count
+
+        sides = partial(each, 100), partial(each, 20, "--stack", "1")
+        pairs = list(in_turn(*sides, repetitions=2))
+    ratio = statistics.median(alone / together for together, alone in pairs)
+    together, alone = (statistics.median(pair[n] for pair in pairs) for n in (0, 1))
+    what = "`pgcli train cartpole --seeds 0-99 --jobs 2`: seeds per second ÷ with `--stack 1`"
+    row(what, ratio, "", f"{together:.2f} and {alone:.2f} s a seed")
 
 
 def arithmetic() -> None:
@@ -518,6 +548,7 @@ FORMS = {
 
 def forms() -> None:
     """Compare pgcli's vector forms in numpy with `gym.make`, with random actions and restarts."""
+    as_a_run_does()
     for name, goal in FORMS.items():
         pairs = rates_of_form(name)
         rates = [statistics.median(pair[n] for pair in pairs) for n in (0, 1)]
@@ -630,7 +661,8 @@ def parts_side(name: str) -> None:
     torch.set_num_threads(1)
     config = Config.model_validate(WORKS[name])
     n = config.env.num_envs
-    executor, envs = ChunkExecutor(EnvironmentCache(config.env)), make_environments(config.env, n)
+    executor, whole_episodes = ChunkExecutor(EnvironmentCache(config.env)), config.rollout.steps is None
+    envs = executor.environments.of_width(n) if whole_episodes else make_environments(config.env, n)
     agent = Learner(build_agent(envs.observation_space, envs.action_space, config))
     sampler = make_sampler(config, executor)
     state = {key: value.clone() for key, value in agent.state_dict().items()}
@@ -642,7 +674,6 @@ def parts_side(name: str) -> None:
     given = [actor.for_environment(row_) for row_ in actions]
     noise, generator, memory = actor.noise(np.random.default_rng(0), 64, n), np.random.default_rng(0), actor.start(n)
     seeds = [derived_seed(config.seed, Purpose.RESET, 1, column) for column in range(n)]
-    whole_episodes = config.rollout.steps is None
 
     def environment() -> None:
         if whole_episodes or not environment.started:  # type: ignore[attr-defined]
@@ -868,6 +899,7 @@ SECTIONS = {
     "parts": parts,
     "peers": peers,
     "compiled": compiled,
+    "stacked": stacked,
     "arithmetic": arithmetic,
     "raw": raw,
     "forms": forms,

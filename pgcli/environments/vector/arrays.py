@@ -16,10 +16,12 @@ from pgcli.environments.checks import check_environment
 from pgcli.environments.outputs import Step
 from pgcli.environments.single import make_environment
 from pgcli.environments.vector.form import Array, Form
+from pgcli.environments.vector.native import VectorEnvironments
 from pgcli.environments.vector.streams import Streams
 from pgcli.policies.observations import Layout
 from pgcli.seeding import DerivedSeeds
 
+_ONE = np.array(1)
 _EPISODES, _MOST_STARTS = 32, 2**16  # prepared ahead: episodes of each column, of all columns together
 
 
@@ -39,7 +41,7 @@ class ArrayEnvironments:
             self._form = kind(env.unwrapped, self.layout)
         checked = check_environment(config)
         self.longest_episode = checked.longest_episode
-        self._limit = checked.time_limit or 2**62
+        self._limit = np.array(checked.time_limit or 2**62)
         self._num_envs = num_envs
         self._upcoming = _Upcoming(self._form, max(1, min(_EPISODES, _MOST_STARTS // num_envs)))
 
@@ -71,7 +73,7 @@ class ArrayEnvironments:
         if np.count_nonzero(running) < self._num_envs:
             return self._step_some(actions, running)
         self._state, rewards, terminated = self._form.step(self._state, actions, self._random)
-        self._age += 1
+        self._age += _ONE
         self._obs = self._form.observe(self._state)
         return Step(self._obs, rewards, terminated, self._age >= self._limit)
 
@@ -98,6 +100,43 @@ class ArrayEnvironments:
 
     def close(self) -> None:
         """Do nothing: arrays have no resources."""
+
+
+class NativeArrayEnvironments(ArrayEnvironments):
+    """Whole episodes in numpy, with the bytes of the environment's own vector form.
+
+    Each of several seeds starts as `one`, which is in that form.
+    """
+
+    form: VectorForm = "native"
+
+    def __init__(self, config: EnvConfig, count: int, width: int, one: VectorEnvironments, kind: type[Form]) -> None:
+        super().__init__(config, count * width, kind)
+        self._width, self._one = width, one
+        self._random = Streams(np.zeros(count * width, np.uint64), 1)  # steps draw nothing
+
+    def reset(self, seeds: Sequence[int]) -> Array:
+        """Start an episode in every column, from the seed of the first column of each set."""
+        sets = [seeds[first] for first in range(0, self._num_envs, self._width)]
+        obs, states = zip(*((self._one.reset([seed]), self._one.arrays()["state"]) for seed in sets), strict=True)
+        self._state, self._obs = np.concatenate(states, 1), np.concatenate(obs)
+        self._steps, self._live = 0, np.arange(self._num_envs)
+        return self._obs
+
+    def step(self, actions: Array, running: Array) -> Step:
+        """Execute the actions in the columns that are running, the only ones that the state still has."""
+        if np.count_nonzero(running) < len(self._live):
+            self._state, self._live = self._state.compress(running[self._live], 1), running.nonzero()[0]
+        live = self._live if len(self._live) < self._num_envs else slice(None)
+        obs, rewards, terminated = self._obs.copy(), np.zeros(self._num_envs), np.zeros(self._num_envs, bool)
+        self._state, rewards[live], terminated[live] = self._form.step(self._state, actions[live], self._random)
+        obs[live] = self._form.observe(self._state)
+        self._obs, self._stepped, self._steps = obs, running, self._steps + 1
+        return Step(obs, rewards, terminated, running if self._steps >= self._limit else np.zeros_like(running))
+
+    def close(self) -> None:
+        """Free the resources of the simulator."""
+        self._one.close()
 
 
 class _Starts:
@@ -128,7 +167,7 @@ class _Upcoming:
         """Return starts, and the places in them of the episodes of some columns."""
         if self._seeds is not None and seeds.equals_but_for_last(self._seeds):
             ahead = (seeds.last - self._seeds.last)[columns]
-            if ahead.max() < self._episodes and ahead.min() >= 0:
+            if not np.count_nonzero(ahead.view(np.uint64) >= self._episodes):  # a negative number is a large one
                 return self._starts, columns * self._episodes + ahead
         self._seeds, self._starts = seeds, _Starts(self._form, seeds.ahead(self._episodes))
         return self._starts, columns * self._episodes

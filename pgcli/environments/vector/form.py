@@ -46,6 +46,19 @@ class Form:
         return None
 
 
+def operands(*numbers: float, dtype: type = np.float64) -> list[Array]:
+    """Return constants as arrays without axes.
+
+    An operation of 64 columns takes 0.2 µs with one, and 0.6 with a Python number, which numpy converts each time.
+    """
+    return [np.array(number, dtype) for number in numbers]
+
+
+_TWO = np.array(2.0)
+_BELOW_FLOAT32 = np.array(2**29 - 1)  # the bits of a float64 that a float32 does not have
+_FIRST_NEAR, _NEAR = np.array(2**21 - 2**28), np.array(2**22)
+
+
 def square(x: Array) -> Array:
     """Return x² as `x**2` of one number computes it: with the C library's `pow`.
 
@@ -54,11 +67,10 @@ def square(x: Array) -> Array:
     """
     squared: Array
     if x.dtype != np.float32:
-        squared = np.float_power(x, 2.0)
+        squared = np.float_power(x, _TWO)
         return squared
-    exact = np.square(x, dtype=np.float64)
+    exact = np.square(x.astype(np.float64))
     squared = exact.astype(np.float32)
-    rest = exact.view(np.int64) & (2**29 - 1)  # the bits that float32 does not have
-    for number in (np.abs(rest - 2**28) < 2**21).nonzero()[0]:
+    for number in ((exact.view(np.int64) + _FIRST_NEAR & _BELOW_FLOAT32) < _NEAR).nonzero()[0]:
         squared[number] = x[number] ** 2
     return squared

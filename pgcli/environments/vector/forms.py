@@ -15,8 +15,9 @@ from pgcli.environments.failures import is_user_error
 from pgcli.environments.masks import MaskColumns, draw
 from pgcli.environments.registry import spec
 from pgcli.environments.single import SingleEnvironments, uses_fresh_instances
-from pgcli.environments.vector.arrays import ArrayEnvironments
+from pgcli.environments.vector.arrays import ArrayEnvironments, NativeArrayEnvironments
 from pgcli.environments.vector.form import Array, Form
+from pgcli.environments.vector.native import StackedVectorEnvironments, VectorEnvironments
 from pgcli.errors import PgcliError
 
 _CONTROL, _TOYS = "gymnasium.envs.classic_control", "gymnasium.envs.toy_text"
@@ -73,6 +74,23 @@ def numpy_form(config: EnvConfig) -> type[Form] | None:
     return form if _equal[key] else None
 
 
+def form_of_native(config: EnvConfig) -> type[Form] | None:
+    """Return the form in numpy whose episodes equal those of the environment's own vector form, or None.
+
+    Both start at the same states. The trial runs once per process.
+    """
+    form, key = numpy_form(config), f"native {config!r}"
+    if form is None or form.is_random:
+        return None
+    if key not in _equal:
+        one = VectorEnvironments(config, _COLUMNS)
+        native = StackedVectorEnvironments(config, _COLUMNS, _COLUMNS, one)
+        with closing(native):
+            ours = NativeArrayEnvironments(config, _COLUMNS, _COLUMNS, one, form)
+            _equal[key] = _episodes(ours) == _episodes(native)
+    return form if _equal[key] else None
+
+
 def _is_plain(value: Any) -> bool:
     """Return whether an argument has a value of the usual kind: no null, nan or huge number."""
     if isinstance(value, list | tuple):
@@ -111,4 +129,17 @@ def _played(envs: SingleEnvironments | ArrayEnvironments) -> list[bytes]:
         over = (step.terminated | step.truncated).nonzero()[0].tolist()
         if over:
             results.append(envs.restart(over, [2**62 + number * _COLUMNS + column for column in range(_COLUMNS)]))
+    return [x.tobytes() for x in results]
+
+
+def _episodes(envs: NativeArrayEnvironments | StackedVectorEnvironments) -> list[bytes]:
+    """Return the bytes of an episode in each column, with random actions, cut after a few steps."""
+    obs = envs.reset(range(_COLUMNS**2))
+    random, running = np.random.default_rng(0), np.ones(len(obs), bool)
+    results = [obs]
+    for _ in range(_STEPS):
+        actions = np.array([draw(envs.action_space, None, random) for _ in running])
+        step = envs.step(actions, running)
+        results += [step.obs[running], step.rewards[running].astype(np.float64), *(one[running] for one in step[2:])]
+        running = running & ~(step.terminated | step.truncated)
     return [x.tobytes() for x in results]

@@ -9,12 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from pgcli.environments.vector.form import Array, Form
+from pgcli.environments.vector.form import Array, Form, operands
 from pgcli.environments.vector.streams import Streams
+from pgcli.policies.observations import Layout
+
+_ZERO, _TENTH, _SLOPE, _THREE = operands(0.0, 0.1, 0.0025, 3)
+_ONE = np.array(1)
 
 
 class MountainCar(Form):
     """The state is position and velocity; the action pushes left, not at all or right."""
+
+    def __init__(self, env: Any, layout: Layout) -> None:
+        """Compute the constants of the equations."""
+        self._force, self._gravity = operands(env.force, -env.gravity)
+        self._valley = _Valley(env, np.float64)
 
     def reset(self, random: Streams) -> Array:
         """Return a position in the valley, at rest."""
@@ -23,10 +32,10 @@ class MountainCar(Form):
 
     def step(self, state: Array, actions: Array, random: Streams) -> tuple[Array, Array, Array]:
         """Execute one step of reward -1; the goal is terminal."""
-        env, (position, velocity) = self._env, state
-        velocity = velocity + ((actions - 1) * env.force + np.cos(3 * position) * -env.gravity)
-        state, over = _moved(env, position, velocity)
-        return state, np.full(len(over), -1.0), over
+        position, velocity = state
+        velocity = velocity + ((actions - _ONE) * self._force + np.cos(_THREE * position) * self._gravity)
+        *moved, over = self._valley.moved(position, velocity)
+        return np.array(moved), np.full(len(over), -1.0), over
 
     def observe(self, state: Array) -> Array:
         """Return position and velocity."""
@@ -40,6 +49,11 @@ class ContinuousMountainCar(MountainCar):
     before the first step, then 0.
     """
 
+    def __init__(self, env: Any, layout: Layout) -> None:
+        """Compute the constants of the equations."""
+        self._env, self._first, self._later = env, _Valley(env, np.float64), _Valley(env, np.float32)
+        self._power, self._most = operands(env.power, env.max_action, dtype=np.float32)
+
     def reset(self, random: Streams) -> Array:
         """Return a position in the valley, at rest."""
         first = super().reset(random)
@@ -47,27 +61,41 @@ class ContinuousMountainCar(MountainCar):
 
     def step(self, state: Array, actions: Array, random: Streams) -> tuple[Array, Array, Array]:
         """Execute one step; its reward is 100 at the goal, minus a tenth of the squared action."""
-        action = actions[:, 0]
-        after = np.zeros_like(state)
-        after[:2], over = self._moved(state[:2].astype(np.float32), action)
+        action, after = actions[:, 0], np.zeros(state.shape)
+        after[0], after[1], over = self._moved(self._later, state[:2].astype(np.float32), action)
         if len(first := state[2].nonzero()[0]):
-            moved, over[first] = self._moved(state[:2, first], action[first])
-            after[:2, first] = moved.astype(np.float32)
-        return after, 100.0 * over - np.square(action, dtype=np.float64) * 0.1, over
+            *moved, over[first] = self._moved(self._first, state[:2, first], action[first])
+            after[:2, first] = np.array(moved, np.float32)
+        rewards = _ZERO - np.square(action.astype(np.float64)) * _TENTH
+        if len(goal := over.nonzero()[0]):
+            rewards[goal] += 100.0
+        return after, rewards, over
 
-    def _moved(self, state: Array, action: Array) -> tuple[Array, Array]:
-        env, (position, velocity) = self._env, state
-        slope = 0.0025 * np.cos(3 * position, dtype=np.float64)
-        push = action * env.power - slope.astype(action.dtype)
-        if (outside := np.abs(action) > env.max_action).any():  # a bound is a Python number, which is float64
-            bound = np.where(action > 0, env.max_action, env.min_action)
-            push = np.where(outside, (bound * env.power - slope).astype(state.dtype), push)
-        return _moved(env, position, velocity + push.astype(state.dtype, copy=False))
+    def _moved(self, valley: _Valley, state: Array, action: Array) -> tuple[Array, Array, Array]:
+        position, velocity = state
+        slope = _SLOPE * np.cos((valley.three * position).astype(np.float64))
+        push = action * self._power - slope.astype(np.float32)
+        if len(outside := (np.abs(action) > self._most).nonzero()[0]):  # a bound is a Python number, which is float64
+            bound = np.where(action[outside] > 0, self._env.max_action, self._env.min_action)
+            push = push.astype(state.dtype)
+            push[outside] = bound * self._env.power - slope[outside]
+        return valley.moved(position, velocity + push)
 
 
-def _moved(env: Any, position: Array, velocity: Array) -> tuple[Array, Array]:
-    """Return the state after a step with this velocity, and whether it is at the goal."""
-    velocity = np.minimum(np.maximum(velocity, -env.max_speed), env.max_speed)
-    position = np.minimum(np.maximum(position + velocity, env.min_position), env.max_position)
-    np.maximum(velocity, 0, out=velocity, where=position == env.min_position)  # the wall on the left
-    return np.array([position, velocity]), (position >= env.goal_position) & (velocity >= env.goal_velocity)
+class _Valley:
+    """The bounds of the valley, in the type that Gymnasium computes in."""
+
+    def __init__(self, env: Any, dtype: type) -> None:
+        self._left, self._right, self._min_speed, self._max_speed, self._goal, self._goal_speed, self.three = operands(
+            *(env.min_position, env.max_position, -env.max_speed, env.max_speed),
+            *(env.goal_position, env.goal_velocity, 3),
+            dtype=dtype,
+        )
+
+    def moved(self, position: Array, velocity: Array) -> tuple[Array, Array, Array]:
+        """Return position and velocity after a step with this velocity, and whether the car is at the goal."""
+        velocity = np.minimum(np.maximum(velocity, self._min_speed), self._max_speed)
+        position = np.minimum(np.maximum(position + velocity, self._left), self._right)
+        if len(wall := (position == self._left).nonzero()[0]):
+            velocity[wall] = np.maximum(velocity[wall], 0)
+        return position, velocity, (position >= self._goal) & (velocity >= self._goal_speed)

@@ -29,6 +29,9 @@ MOST_DRAWS = 32
 _HALF, _LOW = np.uint64(32), np.uint64(2**32 - 1)
 _ROTATION, _WORD = np.uint64(58), np.uint64(64)
 _ONE, _SHIFT = np.uint64(1), np.uint64(63)
+_ONE_MORE = np.array(1)
+_MANY = 256  # columns
+_UNUSED, _STEP = np.uint64(11), 2.0**-53  # of a number in [0, 1)
 
 
 class Streams:
@@ -40,21 +43,25 @@ class Streams:
         Args:
             seeds: uint64 [N].
             draws: 64-bit numbers that are computed together, at most 32.
-            narrow: divide each into two 32-bit numbers, as `Generator.choice` does.
+            narrow: divide each into two 32-bit numbers, for `choice`; otherwise numbers are in [0, 1).
         """
         words = sequence_words([seeds & _LOW, seeds >> _HALF], 8).astype(np.uint64)
         state_high, state_low, high, low = (words[n] | words[n + 1] << _HALF for n in range(0, 8, 2))
         increment = (high << _ONE | low >> _SHIFT, low << _ONE | _ONE)
         state = _advanced(_sum((state_high, state_low), increment), increment, 1)
-        self._generators = np.array([*state, *increment])
         self._draws, self._parts = draws, 1 + narrow
-        self._all = self._columns = np.arange(len(seeds))  # `_columns`: those that draw
-        self._at, self._most = np.zeros(len(seeds), np.int64), 0  # numbers of the block that were drawn; a bound of it
+        # A row per column: its generator, which is state and increment, then its next numbers.
+        self._rows = np.empty((len(seeds), 4 + draws * self._parts), np.uint64)
+        self._rows[:, :4] = np.transpose([*state, *increment])
+        self._numbers = self._rows.reshape(-1).view(np.uint64 if narrow else np.float64)
+        self._first = np.arange(4, self._rows.size, self._rows.shape[1])  # the place of each column's first number
+        self._at, self._most = np.zeros(len(seeds), np.int64), 0  # numbers of a row that were drawn; a bound of it
+        self._columns: Array | None = None  # that draw; None: all
         self._fill()
 
     def random(self) -> Array:
         """Draw a number in [0, 1) for each column, as `Generator.random` does."""
-        return (self._next(self._columns) >> np.uint64(11)) * 2.0**-53
+        return self._next(self._columns)
 
     def uniform(self, low: float, high: float) -> Array:
         """Draw a number in [low, high) for each column, as `Generator.uniform` does."""
@@ -65,11 +72,12 @@ class Streams:
 
         Source: Lemire (2019), "Fast random integer generation in an interval".
         """
-        columns = self._columns if where is None else self._columns[where]
+        columns = self._columns if where is None else where if self._columns is None else self._columns[where]
         products = self._next(columns) * np.uint64(count)
-        while (rejected := (products & _LOW) < 2**32 % count).any():  # once in 2^32 / count draws
-            products[rejected] = self._next(columns[rejected]) * np.uint64(count)
-        return (products >> _HALF).astype(np.int64)
+        lowest = np.uint64(2**32 % count)  # a product with a smaller low half is rejected: once in 2^32 / count draws
+        while len(rejected := ((products & _LOW) < lowest).nonzero()[0]):
+            products[rejected] = self._next(rejected if columns is None else columns[rejected]) * np.uint64(count)
+        return (products >> _HALF).view(np.int64)
 
     @contextmanager
     def only(self, columns: Array) -> Iterator[None]:
@@ -78,38 +86,48 @@ class Streams:
         try:
             yield
         finally:
-            self._columns = self._all
+            self._columns = None
 
     def replace(self, columns: Array, others: Streams, places: Array) -> None:
         """Replace the streams of some columns by those at some places of others of the same kind."""
         self._at[columns], self._most = others._at[places], max(self._most, others._most)
-        self._generators[:, columns] = others._generators[:, places]
-        self._block[:, columns] = others._block[:, places]
+        self._rows[columns] = others._rows[places]
 
-    def _next(self, columns: Array) -> Array:
-        """Return the next numbers of some columns, uint64."""
-        if self._most >= len(self._block):
+    def _next(self, columns: Array | None) -> Array:
+        """Return the next numbers of some columns, or of all."""
+        if self._most >= self._draws * self._parts:
             self._most = int(self._at.max())
-            if self._most >= len(self._block):
-                high, low, *increment = self._generators
-                self._generators[:2] = _advanced((high, low), (increment[0], increment[1]), self._at // self._parts)
+            if self._most >= self._draws * self._parts:
+                high, low, *increment = self._rows[:, :4].T
+                self._rows[:, :2] = np.transpose(_advanced((high, low), tuple(increment), self._at // self._parts))
                 self._at %= self._parts
                 self._fill()
         self._most += 1
-        at = self._at[columns]
-        self._at[columns] = at + 1
-        drawn: Array = self._block.take(at * len(self._at) + columns)
+        if columns is None:
+            drawn: Array = self._numbers.take(self._first + self._at)
+            self._at += _ONE_MORE
+        else:
+            at = self._at[columns]
+            drawn = self._numbers.take(self._first[columns] + at)
+            self._at[columns] = at + _ONE_MORE
         return drawn
 
     def _fill(self) -> None:
-        """Compute the next numbers of all columns, [draws, N]."""
+        """Compute the next numbers of all columns."""
         self._most = self._parts - 1
-        high, low, *increment = self._generators
-        high, low = _advanced((high, low), (increment[0], increment[1]), np.arange(1, self._draws + 1)[:, None])
+        high, low, *increment = self._rows[:, :4].T.copy()
+        first = self._draws if len(high) < _MANY else 1  # few columns: the number of operations decides, not their size
+        states = np.array(_advanced((high, low), (increment[0], increment[1]), np.arange(1, first + 1)[:, None]))
+        while (count := states.shape[1]) < self._draws:  # as many follow, each `count` steps after one of these
+            more = _advanced((states[0], states[1]), (increment[0], increment[1]), count)
+            states = np.concatenate((states, more), 1)
+        high, low = states[:, : self._draws]
         mixed, rotation = high ^ low, high >> _ROTATION
-        self._block: Array = mixed >> rotation | mixed << ((_WORD - rotation) & _SHIFT)
+        numbers: Array = mixed >> rotation | mixed << ((_WORD - rotation) & _SHIFT)
         if self._parts == 2:  # the low half comes first
-            self._block = np.stack((self._block & _LOW, self._block >> _HALF), 1).reshape(2 * self._draws, -1)
+            self._rows[:, 4::2], self._rows[:, 5::2] = (numbers & _LOW).T, (numbers >> _HALF).T
+        else:
+            self._rows[:, 4:] = ((numbers >> _UNUSED) * _STEP).T.view(np.uint64)
 
 
 def _advanced(state: Wide, increment: Wide, steps: int | Array) -> Wide:

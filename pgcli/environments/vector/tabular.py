@@ -6,6 +6,7 @@ Source: Gymnasium, `toy_text`: `env.P[state][action]` lists (probability, next s
 
 from __future__ import annotations
 
+from functools import reduce
 from itertools import product
 from typing import Any
 
@@ -22,10 +23,10 @@ class Tabular(Form):
     dtype = np.int64
 
     def __init__(self, env: Any, layout: Layout) -> None:
-        states, self._actions = range(len(env.P)), len(env.P[0])
+        states, self._actions = range(len(env.P)), np.array(len(env.P[0]))
         rows = [env.P[state][action] for state, action in product(states, range(self._actions))]
         most = max(map(len, rows))
-        self.is_random, self._width = most > 1, most + (most > 1)
+        self.is_random, self._width = most > 1, np.array(most + (most > 1))
         self.draws = 16 if self.is_random else 1
         # A draw of at least the sum of all probabilities, which may be rounded, selects the first outcome.
         padded = [[*row, *[row[0]] * (self._width - len(row))] for row in rows]
@@ -52,7 +53,8 @@ class Tabular(Form):
         """Draw the next states from the table."""
         row = state[0] * self._actions + actions
         if self.is_random:
-            row = row * self._width + (random.random() >= self._limits.take(row, 1)).sum(0)
+            passed = random.random() >= self._limits.take(row, 1)
+            row = reduce(np.add, passed.view(np.uint8), row * self._width)
         self._info = row
         return self._after.take(row)[None], self._rewards.take(row), self._terminated.take(row)
 
