@@ -18,7 +18,19 @@ import pytest
 import torch
 from command_line import pgcli
 from gymnasium import spaces
-from helpers import World, ascent, bandit, chain, config, mapped, moments, random_batch, softmax_agent, trajectories
+from helpers import (
+    World,
+    ascent,
+    bandit,
+    chain,
+    collect_episodes,
+    config,
+    mapped,
+    moments,
+    random_batch,
+    softmax_agent,
+    trajectories,
+)
 from torch import Tensor
 
 from pgcli.algorithm.gradient_variance import measure, with_estimator
@@ -38,7 +50,6 @@ from pgcli.report.plots import plot
 from pgcli.runs import checkpoints
 from pgcli.runs.tables import header_of
 from pgcli.sampling.chunks import EnvironmentCache
-from pgcli.sampling.episodes import collect_episodes
 from pgcli.sampling.executor import ChunkExecutor
 
 EXACT = 1e-10

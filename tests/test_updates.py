@@ -19,7 +19,17 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import autograd, config, executor_for, flat_batch, learner_of, log_probs, mostly_slow, random_batch
+from helpers import (
+    autograd,
+    collect_episodes,
+    config,
+    executor_for,
+    flat_batch,
+    learner_of,
+    log_probs,
+    mostly_slow,
+    random_batch,
+)
 from torch import Tensor
 
 from pgcli.algorithm import learner as learning
@@ -29,7 +39,6 @@ from pgcli.algorithm.learner import Learner
 from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.algorithm.reuse import with_log_probs
 from pgcli.errors import Diverged, UsageError
-from pgcli.sampling.episodes import collect_episodes
 from pgcli.seeding import Purpose, generator
 from pgcli.system import processes
 

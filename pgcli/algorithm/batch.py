@@ -111,11 +111,7 @@ class Batch:
 
 
 def flatten(
-    config: Config,
-    policy: Policy,
-    inputs: Callable[[Tensor], Tensor],
-    trajectories: Trajectories,
-    estimate: Estimate,
+    config: Config, policy: Policy, inputs: Callable[[Tensor], Tensor], trajectories: Trajectories, estimate: Estimate
 ) -> tuple[Batch, Update]:
     """Standardize and weight the advantages, and flatten the valid steps.
 

@@ -164,10 +164,7 @@ def _similar_names(location: str, shipped: Collection[str]) -> list[str]:
 
 
 def _validate(
-    source: Source,
-    overrides: Sequence[str],
-    ignored: Collection[str] = (),
-    base: dict[str, Any] | None = None,
+    source: Source, overrides: Sequence[str], ignored: Collection[str] = (), base: dict[str, Any] | None = None
 ) -> Config:
     """Apply config and overrides to the base and build the Config; raise all problems together."""
     if not isinstance(source.data, dict):

@@ -338,11 +338,7 @@ RULES: tuple[Rule, ...] = (
         "use `standardize: none`, or `ratios: trajectory`",
     ),
     Rule(
-        {
-            "algorithm.ratios": "per_decision",
-            "algorithm.self_normalize": True,
-            "diagnostics.every": Not(None),
-        },
+        {"algorithm.ratios": "per_decision", "algorithm.self_normalize": True, "diagnostics.every": Not(None)},
         "each time step has a normalizer of its own, for which the gradient variance has no formula",
         "remove self_normalize or diagnostics.every",
     ),
@@ -475,10 +471,7 @@ RULES: tuple[Rule, ...] = (
     *(
         Rule({f"{section}.kwargs.{name}": _has_argument(section, name)}, _GYMNASIUM, fix)
         for section in _ENVIRONMENTS
-        for name, fix in (
-            ("max_episode_steps", f"set `{section}.max_episode_steps`"),
-            ("render_mode", "remove it"),
-        )
+        for name, fix in (("max_episode_steps", f"set `{section}.max_episode_steps`"), ("render_mode", "remove it"))
     ),
     *(
         Rule({f"{section}.wrappers": _has_wrapper(section, name)}, f"{name}: {reason}", fix)

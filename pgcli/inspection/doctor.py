@@ -303,7 +303,7 @@ def _bytes_of(tensors: dict[str, torch.Tensor]) -> int:
 
 
 def _environment_findings(config: Config, limit: int | None, evaluated: StartCheck) -> Iterator[Finding]:
-    """Report vector form, time limit, and what differs in the evaluation environment, which was checked as well."""
+    """Report vector form, time limit, and the differences of the evaluation environment."""
     if notice := vector_form_notice(environments_of(config), resumable=config.rollout.steps is not None):
         yield Finding("note", notice)
     if limit is None:

@@ -198,13 +198,7 @@ def _new_advice(advice: str, config: Config) -> str:
 
 
 def _checks(
-    path: Path,
-    ended: bool,
-    config: Config,
-    metrics: Table,
-    timing: Table,
-    evaluations: Table,
-    episodes: Table,
+    path: Path, ended: bool, config: Config, metrics: Table, timing: Table, evaluations: Table, episodes: Table
 ) -> Iterator[tuple[str, bool, Callable[[], Finding | None]]]:
     """Yield every check: its name, whether its data exist, and its function."""
     algorithm, k = config.algorithm, metrics["iteration"]

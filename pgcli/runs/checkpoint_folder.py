@@ -1,4 +1,4 @@
-"""The checkpoints of a run that is written: which are kept, and the pointers to the latest and the best."""
+"""Write the checkpoints of a run, delete old ones, and point to the latest and the best."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class CheckpointFolder:
                 self.folder.delete(old.name)
 
     def rewind(self, iteration: int) -> None:
-        """Point `latest.json` to the checkpoint of `iteration`, and delete the later ones, which no pointer names."""
+        """Point `latest.json` to the checkpoint of `iteration`, and delete the later ones."""
         here = self.folder.path / checkpoints.file_name(iteration)
         checkpoints.point(self.folder, "latest.json", here, checkpoints.digest_of(here))
         for path in checkpoints.list_checkpoints(self.folder.path):

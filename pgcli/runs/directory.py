@@ -22,14 +22,7 @@ from pgcli.runs.checkpoint_folder import CheckpointFolder
 from pgcli.runs.digests import DIGESTS, digests_of, sealed
 from pgcli.runs.files import Folder, opened, read_json, storage
 from pgcli.runs.information import Labels, WarmStart, find_run_hint, read_information, read_status, with_labels
-from pgcli.runs.tables import (
-    RunTables,
-    has_rows,
-    lengths_before,
-    more_of,
-    read_header,
-    read_table,
-)
+from pgcli.runs.tables import RunTables, has_rows, lengths_before, more_of, read_header, read_table
 from pgcli.system.packages import versions
 
 _FOLDERS = ("checkpoints", "crash", "tensorboard", "wandb")  # that a run writes
@@ -106,10 +99,9 @@ class RunDirectory:
                 self._folder.truncate(path.name, length)
         run["exact"] = bool(run.get("exact", True)) and exact
         run["reward_threshold"] = reward_threshold  # of the evaluation environment, which may change
-        resume: dict[str, Any] = {"iteration": iteration, "command": command, "overrides": overrides}
-        if was_finished:
-            resume["extends"] = True  # keeps the checkpoint of the former end
-        run.setdefault("resumes", []).append(resume)
+        resume = {"iteration": iteration, "command": command, "overrides": overrides}
+        extends = {"extends": True} if was_finished else {}  # keeps the checkpoint of the former end
+        run.setdefault("resumes", []).append(resume | extends)
         self._checkpoints.results = _results(run)
         self._folder.write_json("run.json", with_labels(run, labels))
         self._folder.write("config.yaml", _config_text(config, self.path, run))
@@ -124,10 +116,7 @@ class RunDirectory:
         self.iterations = record.iteration + 1
 
     def add_evaluation(self, record: Evaluation) -> bool:
-        """Append an evaluation to evaluations.csv, and return whether it is the best so far.
-
-        An evaluation on new episodes after a stop is never the best.
-        """
+        """Append an evaluation; return whether it is the best so far, which none after a stop is."""
         self._folder.check()
         self._tables.append(record)
         is_best = not record.stopped_by and (self.best is None or record.returns.mean > self.best[0])
@@ -149,10 +138,7 @@ class RunDirectory:
         return self.path / "crash" / f"{name}.py"
 
     def record_user_code(self, digests: dict[str, str]) -> list[str]:
-        """Record the digests of the user's files in run.json.
-
-        Return the files that changed since the last start.
-        """
+        """Record the digests of the user's files in run.json; return the files that changed."""
         run = read_information(self.path)
         before = run.get("user_code") or {}
         if before == digests:

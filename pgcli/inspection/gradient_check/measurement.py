@@ -30,13 +30,7 @@ from pgcli.config.rules import violations, without_effect
 from pgcli.config.schema import AlgorithmConfig, Config, EnvConfig, PolicyConfig, ValueConfig
 from pgcli.environments.single import make_environment
 from pgcli.estimators.trajectories import Trajectories
-from pgcli.inspection.gradient_check.definitions import (
-    flat,
-    gradient,
-    scored_trajectories,
-    select_columns,
-    step_scores,
-)
+from pgcli.inspection.gradient_check.definitions import flat, gradient, scored_trajectories, select_columns, step_scores
 from pgcli.inspection.gradient_check.problems import (
     CheckProblem,
     ContinuousProblem,
