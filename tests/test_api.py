@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
 import pickle
@@ -243,10 +244,10 @@ def test_seeds_and_a_warm_start(home: Path, run: pgcli.Run) -> None:
 
 def right(rollouts: Any, policy: Any, gamma: float) -> Any:
     total = 0.0
-    for states, actions, rewards in rollouts:
-        for t in range(len(rewards)):
-            after = sum(gamma ** (k - t) * rewards[k] for k in range(t, len(rewards)))
-            total = total + gamma**t * after * policy.grad_log(states[t], actions[t])
+    for rollout in rollouts:
+        for t, (state, action, _) in enumerate(rollout):
+            after = sum(gamma**k * reward for k, (_, _, reward) in enumerate(rollout) if k >= t)
+            total = total + after * policy.grad_log(state, action)
     return total / len(rollouts)
 
 
@@ -381,7 +382,7 @@ def test_a_script_without_a_main_guard_may_use_processes(home: Path) -> None:
 
 def as_notebook(page: Path) -> Any:
     """Return the Markdown page as a notebook: its python blocks are the cells of code."""
-    from nbformat import v4
+    v4: Any = importlib.import_module("nbformat.v4")
 
     parts = re.split(r"```python\n(.*?)```\n", page.read_text(), flags=re.DOTALL)
     cells = [(v4.new_code_cell if n % 2 else v4.new_markdown_cell)(part.strip()) for n, part in enumerate(parts)]

@@ -168,6 +168,14 @@ def test_a_run_continues_after_a_change_of_its_source(change: str, home: Path) -
     run_experiment(plan_resume(home / "cut", ["training.iterations=5"]))
 
 
+def test_all_seeds_have_the_same_start(home: Path) -> None:
+    train(home / "many/seed-5", CARTPOLE, "seed=5", "training.iterations=1", start=home / "source")
+    train(home / "source", CARTPOLE, "training.iterations=5", resume=True)
+    with pytest.raises(RunDirectoryError, match=r"started from .*000004.*others would start from .*000005"):
+        plan_runs("cartpole", CARTPOLE[1], run_dir=home / "many", seeds="5-6", resume=True, start=home / "source")
+    assert not Path("many/seed-6").exists()
+
+
 @pytest.mark.slow("trains several runs")
 def test_a_run_killed_before_its_first_checkpoint_needs_its_source(home: Path) -> None:
     train(home / "cut", CARTPOLE, "seed=5", start=home / "source")

@@ -254,7 +254,7 @@ def compare(
         for failure in failures:
             raise failure.error or PgcliError(failure.text)
     assert result is not None  # without a failure there is a result
-    return Report(result, comparison_text if planned.suite is None else suite_text)
+    return Report(result, comparison_text if planned.suite is None else suite_text, planned.notices)
 
 
 def check(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,10 +93,16 @@ def _cell(value: Any) -> str:
 
 
 class Report(dict[str, Any]):
-    """The result of a command: the object of its `--json`; as text, what the command prints."""
+    """The result of a command: the object of its `--json`; as text, what the command prints.
 
-    def __init__(self, result: dict[str, Any], text: Callable[[dict[str, Any]], str]) -> None:
+    `notices` are those that the command prints before it starts.
+    """
+
+    def __init__(
+        self, result: dict[str, Any], text: Callable[[dict[str, Any]], str], notices: Sequence[str] = ()
+    ) -> None:
         super().__init__(result)
+        self.notices = list(notices)
         self._text = text
 
     def __str__(self) -> str:

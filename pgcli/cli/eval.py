@@ -53,41 +53,46 @@ def eval(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a trained policy on new episodes, film it, or replay a training episode."""
+    from pgcli.system.streams import results_only
+
+    if replay is not None:
+        _check_replay(context, overrides or [])
+        _replay(checkpoint, replay, video, overwrite, trust, as_json)
+        return
+    from pgcli.inspection.evaluate import evaluate_checkpoint, evaluation_text
+
+    with results_only():
+        result = evaluate_checkpoint(
+            *(checkpoint, overrides or []),
+            which=which,
+            episodes=episodes,
+            mode=mode,
+            gamma=gamma,
+            horizon=horizon,
+            seed=seed,
+            workers=workers,
+            video=video,
+            overwrite=overwrite,
+            trust=trust,
+        )
+    print_report(result, as_json, evaluation_text)
+
+
+def _replay(run: Path, which: str, video: Path | None, overwrite: bool, trust: bool, as_json: bool) -> None:
+    """Replay a training episode. Exit with 7 if it differs from the recorded one."""
+    from pgcli.inspection.replay import replay, replay_text
+    from pgcli.runs.outputs import check_output
     from pgcli.system.streams import print_message, results_only
 
-    if replay is None:
-        from pgcli.inspection.evaluate import evaluate_checkpoint
-        from pgcli.inspection.evaluate import evaluation_text as text
-
-        with results_only():
-            result = evaluate_checkpoint(
-                *(checkpoint, overrides or []),
-                which=which,
-                episodes=episodes,
-                mode=mode,
-                gamma=gamma,
-                horizon=horizon,
-                seed=seed,
-                workers=workers,
-                video=video,
-                overwrite=overwrite,
-                trust=trust,
-            )
-    else:
-        _check_replay(context, overrides or [])
-        from pgcli.inspection.replay import replay as replay_episode
-        from pgcli.inspection.replay import replay_text as text
-        from pgcli.runs.outputs import check_output
-
-        if video is not None:
-            check_output(video, inputs=[checkpoint], overwrite=overwrite)
-        film_path = video and video.absolute()  # the environment may change the current folder
-        with results_only():
-            result = replay_episode(checkpoint, replay, film_path, trust=trust, tell=print_message)
-        if "video" in result:
-            result["video"] = str(video)  # as the user wrote it
-    print_report(result, as_json, text)
-    if not result.get("matches", True):
+    if video is not None:
+        check_output(video, inputs=[run], overwrite=overwrite)
+    film_path = video and video.absolute()  # the environment may change the current folder
+    with results_only():
+        result = replay(run, which, film_path, trust=trust, tell=print_message)
+    if "video" in result:
+        result["video"] = str(video)  # as the user wrote it
+    print_report(result, as_json, replay_text)
+    if not result["matches"]:
         raise typer.Exit(7)
 
 

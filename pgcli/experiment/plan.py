@@ -54,21 +54,18 @@ def plan_runs(
     spec(base.env)  # reports an unknown environment before torch is imported
 
     from pgcli.experiment.run import Request, check_request, check_start
-    from pgcli.experiment.warm_start import start_of
+    from pgcli.experiment.warm_start import starts_of
 
     home = run_dir or Path("runs") / base.name
     paths = [home if run_dir and seeds is None else home / f"seed-{one.seed}" for one in configs]
+    starts = [None for _ in paths] if start is None else starts_of(paths, start, resume=resume)
     requests = [
-        Request(
-            *(one, path, list(command), resume, overwrite),
-            labels=labels,
-            warm_start=None if start is None else start_of(path, start, resume=resume),
-        )
-        for one, path in zip(configs, paths, strict=True)
+        Request(one, path, list(command), resume, overwrite, labels=labels, warm_start=source)
+        for one, path, source in zip(configs, paths, starts, strict=True)
     ]
     for request in requests:
         check_request(request)
-    check_start(requests[0])
+    check_start(requests)
     return requests
 
 

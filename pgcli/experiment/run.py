@@ -6,7 +6,7 @@ import gc
 import math
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -161,12 +161,14 @@ def _built(request: Request, path: Path, context: Context, resources: ExitStack)
     return Training(config, executor, learner, make_sampler(config, executor), Counters())
 
 
-def check_start(request: Request) -> None:
+def check_start(requests: Sequence[Request]) -> None:
     """Raise UsageError or CheckpointError for an unsuitable warm start. Writes nothing."""
-    if request.warm_start is not None and (request.overwrite or not has_own_state(request.path)):
-        environments = EnvironmentCache(environments_of(request.config))
-        with _paths_as_typed(request, request.path), released(environments):
-            initialize(build_learner(request.config, environments, user_code=False), request.warm_start)
+    for request in requests:
+        if request.warm_start is not None and (request.overwrite or not has_own_state(request.path)):
+            environments = EnvironmentCache(environments_of(request.config))
+            with _paths_as_typed(request, request.path), released(environments):
+                initialize(build_learner(request.config, environments, user_code=False), request.warm_start)
+            return  # the others differ in their seed only
 
 
 def _ignored(config: Config, learner: Learner) -> list[str]:

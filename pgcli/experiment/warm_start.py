@@ -7,7 +7,7 @@ source any more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,22 @@ def find_start(source: Path) -> WarmStart:
     return WarmStart(str(source.absolute()), str(file.absolute()), checkpoints.digest_of(file), iteration)
 
 
-def start_of(path: Path, source: Path, *, resume: bool) -> WarmStart:
-    """Return the start that `source` names for the run in `path`.
+def starts_of(paths: Sequence[Path], source: Path, *, resume: bool) -> list[WarmStart]:
+    """Return the start that `source` names for each run; it is the same for all.
 
     A resumed run that named the same source keeps its start, also if the source was changed or deleted.
+    Raises: RunDirectoryError if another run would start from what the source is now.
     """
-    recorded = recorded_start(path) if resume else None
-    return recorded if recorded and recorded.source == str(source.absolute()) else find_start(source)
+    named = [recorded_start(path) if resume else None for path in paths]
+    own = [one if one is not None and one.source == str(source.absolute()) else None for one in named]
+    found = None if all(own) else find_start(source)
+    for path, one in zip(paths, own, strict=True):
+        if one is not None and found is not None and one.sha256 != found.sha256:
+            raise RunDirectoryError(
+                f"{path}: the run started from {one}, and the others would start from {found}",
+                "the source has changed; use another --run-dir",
+            )
+    return [start for start in (one or found for one in own) if start is not None]
 
 
 def check_same_start(start: WarmStart | None, path: Path) -> None:

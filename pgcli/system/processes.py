@@ -116,7 +116,7 @@ def start_process(
     for _ in range(TRIES):
         process: BaseProcess = context.Process(target=work, args=arguments, daemon=daemon)
         try:
-            with _without_main():
+            with without_main():
                 process.start()
             return process
         except (EOFError, ConnectionError) as lost:
@@ -129,7 +129,7 @@ def start_process(
 
 
 @contextmanager
-def _without_main() -> Iterator[None]:
+def without_main() -> Iterator[None]:
     """Keep a new process from importing the main module: a script would call pgcli once more."""
     main = sys.modules["__main__"]
     names: dict[str, Any] = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}

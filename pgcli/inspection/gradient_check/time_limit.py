@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from pgcli.errors import UsageError
-from pgcli.system.processes import may_fork, process_context
+from pgcli.system.processes import may_fork, process_context, without_main
 
 LOADING_SECONDS = 60.0
 ALL_SECONDS = 300.0  # for all calls together
@@ -40,7 +40,8 @@ def within_time(check: Check, location: str, seconds: float) -> dict[str, Any]:
     context = multiprocessing.get_context("fork") if forks else process_context()
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_check, args=(theirs, check, location, seconds))
-    process.start()
+    with without_main():
+        process.start()
     theirs.close()
     what, limit = "it", seconds
     try:
