@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from pgcli.config import Config, config_from_data, load_config, override, shipped_configs, to_data, to_yaml
 from pgcli.config.rules import RULES, Not, Rule
-from pgcli.config.yaml import MAX_DEPTH, parse
+from pgcli.config.yaml import MAX_DEPTH, dump, parse
 from pgcli.errors import ConfigError
 
 
@@ -282,6 +282,12 @@ def test_a_written_config_has_every_key_and_reads_like_a_page() -> None:
     assert "\n  hidden_sizes: [64, 64]\n" in text
     assert "\n  wrappers: []\n" in text
     assert "!!" not in text
+
+
+def test_entries_that_were_written_before_keep_their_types() -> None:
+    for value, text in ((1, "1"), (1.0, "1.0"), (True, "true"), ("1", "'1'"), (1, "1"), ([1], "[1]"), ([1.0], "[1.0]")):
+        assert dump({"x": value, "y": {"z": value}}) == f"x: {text}\ny:\n  z: {text}\n"
+    assert dump({}) == "{}\n"
 
 
 def test_a_reader_of_yaml_1_1_reads_the_same_text() -> None:
