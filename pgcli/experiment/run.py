@@ -27,7 +27,7 @@ from pgcli.errors import PgcliError, RunDirectoryError, UsageError, typed
 from pgcli.experiment.build import build_learner, columns_of, environments_of, released, restore, worker_pool
 from pgcli.experiment.recorder import Context, Outcome, Recorder
 from pgcli.experiment.resume import changes_of, is_exact, user_code
-from pgcli.records import Notice
+from pgcli.records import Iteration, Notice, Record
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import (
     RunDirectory,
@@ -80,6 +80,13 @@ class Request:
     folder: Path = field(default_factory=Path.cwd)
     labels: Labels | None = None
     share: int = 1  # runs that share the cores of this machine or of the cluster
+    until: int | None = None  # env steps after which the run pauses
+
+    def pauses_after(self, record: Record) -> bool:
+        """Return whether the run pauses after this record: an iteration beyond `until`, before the last one."""
+        if self.until is None or not isinstance(record, Iteration):
+            return False
+        return record.env_steps > self.until and record.progress < 1
 
 
 def failure_of(error: Exception) -> Failure:
@@ -117,6 +124,8 @@ def run_experiment(request: Request, context: Context = Context()) -> Outcome:  
                 recorder.save()
                 for record in train(run, context.check):
                     recorder.add(record)
+                    if request.pauses_after(record):
+                        return replace(recorder.pause(), path=request.path)
                 recorder.save()
             return replace(recorder.outcome(), path=request.path)
 
