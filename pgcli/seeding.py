@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     VALUE_MINIBATCH = 9
     AFTER_STOP_RESET = 12  # the evaluation on fresh episodes after early stopping
     AFTER_STOP_ACT = 13
+    SEARCH = 14  # the parameters of a trial of `pgcli tune`
 
 
 def _sequence(seed: int, purpose: Purpose, indices: tuple[int, ...]) -> np.random.SeedSequence:

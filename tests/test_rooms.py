@@ -111,6 +111,7 @@ def test_the_estimators_list_every_public_function_with_a_sentence() -> None:
         ["train", "cartpole", "algorithm.gama=1"],
         ["doctor", "cartpole", "algorithm.gama=1"],
         ["compare", "cartpole", "algorithm.gama=1,2", "training.env_steps=100"],
+        ["tune", "cartpole", "algorithm.gama=0.9..1", "training.env_steps=100"],
         ["check", "--help"],
         ["check", "cartpole", "algorithm.gama=1"],
         ["check", "no-such-file.py:reinforce"],

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pgcli import __version__
-from pgcli.cli import check, compare, doctor, eval, export, init, ls, plot, resume, rm, show, train, verify
+from pgcli.cli import check, compare, doctor, eval, export, init, ls, plot, resume, rm, show, train, tune, verify
 
 __all__ = ["app"]
 
@@ -128,6 +128,13 @@ _add(
     "pgcli compare cartpole optimizer.learning_rate=0.03,0.12 training.env_steps=20000 --seeds 0-9",
     "pgcli compare cartpole/ppo cartpole/rloo training.env_steps=100000 --seeds 0-9 --jobs 2",
     "pgcli compare runs/a runs/b -y is_success",
+)
+_add(
+    _COMPARE,
+    tune.tune,
+    "pgcli tune cartpole optimizer.learning_rate=1e-3..1:log training.env_steps=20000 --trials 20",
+    "pgcli tune cartpole/ppo optimizer.learning_rate=1e-4..1e-2:log 'policy.hidden_sizes=[16],[64,64]' --jobs 2",
+    "pgcli tune cartpole/ppo algorithm.gae_lambda=0.8..1 --seeds 100-104 --pruner none --confirm 20",
 )
 _add(
     _CHECK,

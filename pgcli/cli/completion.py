@@ -126,7 +126,7 @@ def overrides(context: typer.Context, incomplete: str) -> list[Offer]:
 
     bash splits `KEY=VALUE` into three words and completes only the last.
     """
-    before = list(context.params.get("overrides") or context.params.get("variants") or [])
+    before: list[str] = next(filter(None, map(context.params.get, ("overrides", "variants", "spaces"))), [])
     if not incomplete and before and (values := _values(before[-1])):  # the word at the cursor is the `=` of a key
         return [(value, "") for value in values]
     if len(before) >= 2 and before[-1] == "=":

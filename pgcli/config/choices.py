@@ -33,6 +33,10 @@ Backend = Literal["local", "ray"]
 Device = Literal["cpu", "cuda"]
 Mode = Literal["sampled", "greedy"]
 
+# searches
+SamplerName = Literal["tpe", "random", "grid"]
+PrunerName = Literal["median", "hyperband", "none"]
+
 # figures
 XAxis = Literal["iteration", "env_steps", "episodes", "seconds"]
 Stat = Literal["mean", "iqm", "median"]

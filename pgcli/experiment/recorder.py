@@ -88,7 +88,16 @@ class Recorder:
         used = counters.used_up(self._run.config.training)
         budget = " and ".join(f"training.{name}={limit}" for name, limit in used.items()) + " reached"
         reason = stop_reason(self._run.config.evaluation, rule) if rule else budget
-        self._directory.set_status("finished", iteration=counters.iteration, reason=reason)
+        return self._ended("finished", reason)
+
+    def pause(self) -> Outcome:
+        """Save the run, mark it as interrupted, and return how far it came."""
+        self.save()
+        return self._ended("interrupted", f"paused after {self._run.counters.env_steps:,} env steps")
+
+    def _ended(self, status: str, reason: str) -> Outcome:
+        counters = self._run.counters
+        self._directory.set_status(status, iteration=counters.iteration, reason=reason)
         seconds = counters.seconds - self._started
         return Outcome(self._directory.path, reason, self._last, self._directory.best, seconds)
 

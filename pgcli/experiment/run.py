@@ -29,7 +29,7 @@ from pgcli.experiment.build import build_learner, columns_of, environments_of, r
 from pgcli.experiment.recorder import Context, Outcome, Recorder
 from pgcli.experiment.resume import changes_of, is_exact, user_code
 from pgcli.experiment.warm_start import check_same_start, has_own_state, initialize
-from pgcli.records import Notice
+from pgcli.records import Iteration, Notice, Record
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import (
     RunDirectory,
@@ -88,6 +88,13 @@ class Request:
     labels: Labels | None = None
     warm_start: WarmStart | None = None
     share: int = 1  # runs that share the cores of this machine or of the cluster
+    until: int | None = None  # env steps after which the run pauses
+
+    def pauses_after(self, record: Record) -> bool:
+        """Return whether the run pauses after this record: an iteration beyond `until`, before the last one."""
+        if self.until is None or not isinstance(record, Iteration):
+            return False
+        return record.env_steps > self.until and record.progress < 1
 
 
 def failure_of(error: Exception) -> Failure:
@@ -125,6 +132,8 @@ def run_experiment(request: Request, context: Context = Context()) -> Outcome:  
                 recorder.save()
                 for record in train(run, context.check):
                     recorder.add(record)
+                    if request.pauses_after(record):
+                        return replace(recorder.pause(), path=request.path)
                 recorder.save()
             return replace(recorder.outcome(), path=request.path)
 

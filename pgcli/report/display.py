@@ -390,17 +390,43 @@ class ComparisonView:
         from rich.text import Text
 
         table = Table.grid(padding=(0, 2))
-        for _ in range(4):
+        table.add_column(min_width=12)  # the only one that becomes narrower for a narrow terminal
+        for _ in range(3):
             table.add_column(no_wrap=True, overflow="ellipsis")
         for label in dict.fromkeys(self.labels):
             runs = [run for run, other in enumerate(self.labels) if other == label]
             share = fmean(self.progress[run] for run in runs)
             known = [value for run in runs if (value := self.returns[run]) is not None]
             table.add_row(
-                Text(label, style="bold"),
+                Text(label, style="bold", no_wrap=True, overflow="ellipsis"),
                 ProgressBar(total=1.0, completed=share, width=16),
                 f"{percent(share):>5}",
                 Text(f"evaluation {short(fmean(known))}" if known else "waiting", style="green"),
             )
         table.caption, table.caption_justify = self.last_line, "left"
         yield table
+
+
+# ------------------------------------------------------------------------------------------------ the trials of `tune`
+
+
+class SearchView(ComparisonView):
+    """The trials that are being trained, a row each, and the number of trials that have ended."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__([], 0)
+        self._total = total
+        self.ended: Sequence[tuple[str, float | None]] = ()  # state and value of each trial
+
+    def begin(self, labels: Sequence[str]) -> None:
+        """Show other runs: the trial of each."""
+        self.labels, self.progress, self.returns = list(labels), [0.0] * len(labels), [None] * len(labels)
+
+    @property
+    def last_line(self) -> str:
+        """Number of trials that have ended, and the best value."""
+        states = [state for state, _ in self.ended]
+        counts = [f"{states.count(state)} {word}" for state, word in (("pruned", "pruned"), ("fail", "failed"))]
+        best = max((value for _, value in self.ended if value is not None), default=None)
+        parts = [f"{len(states)} of {self._total} trials", *(text for text in counts if not text.startswith("0"))]
+        return ", ".join(parts) + ("" if best is None else f", best {short(best)}")

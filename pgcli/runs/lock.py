@@ -17,8 +17,8 @@ _BEGIN = b'{"pid"'
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[Folder]:
-    """Lock the folder `path` for this process, and yield the open folder.
+def lock(path: Path, *, wait: bool = False) -> Iterator[Folder]:
+    """Lock the folder `path` for this process, and yield the open folder. `wait` for another process.
 
     The system unlocks the folder when the process ends, also when it is killed.
     Raises: RunInUse with the locking process; RunDirectoryError for a `.lock` that pgcli did not write, or a file
@@ -27,7 +27,7 @@ def lock(path: Path) -> Iterator[Folder]:
     with storage(path), opened(path) as folder:
         descriptor = folder.open(".lock", os.O_RDWR | os.O_CREAT)
         try:
-            _take(descriptor, path)
+            _take(descriptor, path, wait=wait)
             _check_own(_content(descriptor), path)
             os.ftruncate(descriptor, 0)
             os.lseek(descriptor, 0, os.SEEK_SET)
@@ -70,12 +70,12 @@ def is_held(folder: Path) -> bool | None:
         return None
 
 
-def _take(descriptor: int, path: Path) -> None:
-    """Lock an open file, or raise RunInUse with the process named in it."""
+def _take(descriptor: int, path: Path, *, wait: bool = False) -> None:
+    """Lock an open file; raise RunInUse with the process that locks it, or `wait` for that process."""
     from filelock import lock_descriptor  # `show` needs it only for a run that may be running
 
     try:
-        is_mine = lock_descriptor(descriptor, blocking=False)
+        is_mine = lock_descriptor(descriptor, blocking=wait)
     except OSError as error:
         what = f"{path}: cannot be locked: {error.strerror}"
         raise RunDirectoryError(what, "its file system does not support locks; choose a --run-dir on another") from None

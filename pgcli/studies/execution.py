@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,13 @@ from pgcli.errors import (
     UsageError,
     closest,
 )
-from pgcli.records import COLUMNS, EVALUATIONS
+from pgcli.records import COLUMNS, EVALUATIONS, Record
 from pgcli.runs.information import read_status
 from pgcli.studies.suite import Suite, is_suite, plan_suite, read_suite
 from pgcli.studies.variants import Comparison, check_different, default_folder, parse_comparison, sorted_words
 
 if TYPE_CHECKING:
-    from pgcli.experiment.jobs import Failure
+    from pgcli.experiment.run import Failure, Result
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,7 @@ def run_comparison(
     from pgcli.studies.existing import columns_of
 
     configs = [variant.config for variant in comparison.variants]
-    own = [column.name for column in EVALUATIONS]
-    names = dict.fromkeys(name for config in configs for name in config.info_names)
-    column = compared_column(y, configs, columns_of(comparison) if comparison.exists else [*own, *names])
+    column = compared_column(y, configs, columns_of(comparison) if comparison.exists else None)
     check_folder(comparison.folder)
     missing = [] if comparison.exists else [run for run in comparison.runs if not is_complete(*run)]
     failures = _train(comparison, missing, jobs, quiet, stack) if missing else []
@@ -137,9 +136,16 @@ def _run_suite(
     return write_suite(folder, suite.name, results, suite.scores, command), failures
 
 
-def compared_column(y: str, configs: Sequence[Config], names: Collection[str]) -> str:
-    """Return the column of evaluations.csv that `-y` names. Raises: ConfigError, UsageError."""
+def compared_column(y: str, configs: Sequence[Config], names: Collection[str] | None = None) -> str:
+    """Return the column of evaluations.csv that `-y` names.
+
+    Args: names: the columns of existing runs; None: all that runs with these configs may have.
+    Raises: ConfigError, UsageError.
+    """
     column = y.removeprefix("evaluation.")
+    if names is None:
+        own = [column.name for column in EVALUATIONS]
+        names = dict.fromkeys([*own, *(name for config in configs for name in config.info_names)])
     known = [name for name in names if not (name in COLUMNS and COLUMNS[name].metric.text)]
     if column not in known:
         close = closest(column, known)
@@ -172,24 +178,47 @@ def _train(
         spec(missing[0][0].env)  # reports an unknown environment before torch is imported
         _check_deviations(comparison)
 
-        from pgcli.experiment.jobs import Failure, run_all
-        from pgcli.experiment.run import Request, check_request
+        from pgcli.experiment.run import Failure
         from pgcli.report.display import ComparisonView, make_display
-        from pgcli.report.logs import logged
 
-        requests = [Request(config, path, sys.argv[1:], resume=True) for config, path in missing]
-        for request in requests:
-            check_request(request)
         labels = {path: variant.label for variant in comparison.variants for _, path in variant.runs}
         complete = len(comparison.runs) - len(missing)
         view = ComparisonView([labels[path] for _, path in missing], complete)
-        try:
-            with closing(make_display(view, quiet)) as display:
-                results = run_all(requests, jobs, display.show, logged, stack)
-        except Interrupted as interruption:
-            interruption.hint = "run the same command again to continue"
-            raise
+        with closing(make_display(view, quiet)) as display:
+            results = train_runs(missing, jobs, display.show, stack)
     return [result for result in results if isinstance(result, Failure)]
+
+
+def train_runs(
+    runs: Sequence[tuple[Config, Path]],
+    jobs: int,
+    watch: Callable[[Record, int], None],
+    stack: int | None,
+    until: int | None = None,
+) -> list[Result]:
+    """Train or resume the runs of a study, `jobs` at a time.
+
+    Args: until: env steps after which each run pauses.
+    Raises: Interrupted, after saving them; RunDirectoryError, UsageError before the first one starts.
+    """
+    from pgcli.experiment.jobs import run_all
+    from pgcli.experiment.run import Request, check_request
+    from pgcli.report.logs import logged
+
+    command = without_password(sys.argv[1:])
+    requests = [Request(config, path, command, resume=True, until=until) for config, path in runs]
+    for request in requests:
+        check_request(request)
+    try:
+        return run_all(requests, jobs, watch, logged, stack)
+    except Interrupted as interruption:
+        interruption.hint = "run the same command again to continue"
+        raise
+
+
+def without_password(command: Sequence[str]) -> list[str]:
+    """Return the words of a command with `***` for the password of a URL."""
+    return [re.sub(r"(://[^/:@\s]*):[^/@\s]*@", r"\1:***@", word) for word in command]
 
 
 def _check_deviations(comparison: Comparison) -> None:

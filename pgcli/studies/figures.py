@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pgcli.report.curves import shortened
 from pgcli.report.plots import COLORS, STYLE, plain, plot
@@ -19,6 +20,7 @@ from pgcli.runs.files import write_whole
 from pgcli.studies.page import quantity
 
 MOST_PAIRS = 40  # as many as fit on a page
+_MARKS = {"complete": ("o", COLORS[0], COLORS[0]), "pruned": ("o", "0.45", "white"), "failed": ("x", COLORS[1], "none")}
 
 
 def draw(folder: Path, result: dict[str, Any], runs: Sequence[Path]) -> None:
@@ -72,6 +74,55 @@ def draw_profiles(file: Path, result: dict[str, Any]) -> None:
         axes.set_ylim(-0.03, 1.03)
         axes.legend()
         write_whole(file, _png(figure))
+
+
+def draw_search(folder: Path, result: dict[str, Any]) -> None:
+    """Write history.png, the values of all trials, and importance.png, if it is known."""
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        write_whole(folder / "history.png", _png(_history(result)))
+        if result["importance"]:
+            write_whole(folder / "importance.png", _png(_importance(result)))
+        else:
+            (folder / "importance.png").unlink(missing_ok=True)  # of fewer trials
+
+
+def _history(result: dict[str, Any]) -> Figure:
+    """Draw the value of each trial by number, and the best value so far."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    of = {state: [row for row in result["trials"] if row["state"] == state] for state in _MARKS}
+    complete = of["complete"]
+    best = [max(row["value"] for row in complete[: at + 1]) for at in range(len(complete))]
+    numbers, last = [row["trial"] for row in complete], result["trials"][-1]["trial"]
+    axes.step([*numbers, last], [*best, best[-1]], where="post", color="0.5", linewidth=1, label="best so far")
+    for state, (mark, color, face) in _MARKS.items():
+        x, y = [row["trial"] for row in of[state]], [row["value"] for row in of[state]]
+        where: dict[str, Any] = {}
+        if state == "failed":  # without a value: at the lower edge
+            y, where = [0.03] * len(x), {"transform": axes.get_xaxis_transform()}
+        if x:
+            axes.plot(x, y, mark, color=color, markerfacecolor=face, markersize=5, label=f"{state}: {len(x)}", **where)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("trial")
+    seeds = len(result["seeds"])
+    axes.set_ylabel(
+        f"final {plain(quantity(result['column']))}, {'one seed' if seeds == 1 else f'mean of {seeds} seeds'}"
+    )
+    axes.legend()
+    return figure
+
+
+def _importance(result: dict[str, Any]) -> Figure:
+    """Draw the importance of each key as a bar."""
+    shares = sorted(result["importance"].items(), key=lambda one: one[1])
+    figure = Figure(figsize=(6.4, 1.1 + 0.4 * len(shares)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh([_label(key) for key, _ in shares], [share for _, share in shares], color=COLORS[0], height=0.6)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(f"importance for the best values of {plain(quantity(result['column']))} (PED-ANOVA, sum 1)")
+    return figure
 
 
 def _profile(axes: Axes, result: dict[str, Any], label: str, color: str) -> None:

@@ -121,33 +121,46 @@ def parse_comparison(
             axes.append((key, values))
         else:
             fixed.append(word)
-    _check_axes(configs, axes, fixed)
     keys = [key for key, _ in axes]
+    _check_compared(configs, keys, fixed)
     choices = list(product(configs, *(values for _, values in axes)))
     words = [(location, [*fixed, *map("=".join, zip(keys, values, strict=True))]) for location, *values in choices]
-    loaded = _load(words)
-    doubts = check_comparable(loaded)
-    steps = _equal_budget(loaded)
+    ready, steps, notices = comparable_configs(words)
     short = short_keys(keys)
     named = _location_names(configs) if len(configs) > 1 else {configs[0]: ""}
     labels = [
         ", ".join(filter(None, (named[location], *map("=".join, zip(short, values, strict=True)))))
         for location, *values in choices
     ]
-    notices = [*_notices(loaded, steps), *doubts]
-    if len(configs) > 1 and (differing := differing_settings(loaded)):
+    if len(configs) > 1 and (differing := differing_settings(ready)):
         notices.append(f"the configs differ in {', '.join(differing)}; report.md lists the values")
-    equal = [f"training.env_steps={steps}", "training.iterations=null"]
-    ready = [override(config.without_stopping(), equal) for config in loaded]
     if folder is None:
         names = list(dict.fromkeys(config.name for config in ready))
         folder = default_folder([*names, *short] if len(configs) > 1 else [names[0], *short])
     check_different(labels, ready)
-    variants = []
-    for label, config in zip(labels, ready, strict=True):
-        home = folder / "runs" / f"{folder_name(label)}-{digest(config)}"
-        variants.append(Variant(label, config, [(seed, home / f"seed-{seed}") for seed in seeds]))
+    variants = [variant_of(label, config, seeds, folder) for label, config in zip(labels, ready, strict=True)]
     return Comparison(variants, folder, steps, notices=notices)
+
+
+def comparable_configs(variants: Sequence[tuple[str, list[str]]]) -> tuple[list[Config], int, list[str]]:
+    """Load the config of each variant, and give all of them the same budget, without stopping rules.
+
+    Args: variants: location and overrides of each.
+    Returns: the configs, the env steps of every run, and notices.
+    Raises: ConfigError; UsageError unless they have one task, one evaluation and one budget.
+    """
+    loaded = _load(variants)
+    doubts = check_comparable(loaded)
+    steps = _equal_budget(loaded)
+    equal = [f"training.env_steps={steps}", "training.iterations=null"]
+    ready = [override(config.without_stopping(), equal) for config in loaded]
+    return ready, steps, [*_notices(loaded, steps), *doubts]
+
+
+def variant_of(label: str, config: Config, seeds: Sequence[int], folder: Path) -> Variant:
+    """Return a variant with its runs in `folder`/runs; equal configs with equal labels share runs."""
+    home = folder / "runs" / f"{folder_name(label)}-{digest(config)}"
+    return Variant(label, config, [(seed, home / f"seed-{seed}") for seed in seeds])
 
 
 def _location_names(locations: Sequence[str]) -> dict[str, str]:
@@ -188,16 +201,20 @@ def split_values(text: str) -> list[str]:
 # Fair comparisons
 
 
-def _check_axes(configs: Sequence[str], axes: list[tuple[str, list[str]]], fixed: list[str]) -> None:
-    keys = [key for key, _ in axes]
+def _check_compared(configs: Sequence[str], keys: Sequence[str], fixed: Sequence[str]) -> None:
     if not configs or not (keys or len(configs) > 1):
         raise UsageError("nothing to compare", _NOTHING)
-    if len(set(keys)) < len(keys):
-        raise UsageError("a key has several values twice", "use one KEY=A,B per key")
+    check_axes(keys)
     if twice := next((one for one in configs if configs.count(one) > 1), None):
         raise UsageError(f"`{twice}` occurs twice: both would train the same run", "name each config once")
     if "seed" in [word.partition("=")[0] for word in fixed]:
         raise UsageError("a comparison does not use seed=…", "set the seeds with --seeds 0-9")
+
+
+def check_axes(keys: Sequence[str]) -> None:
+    """Raise UsageError if a key cannot have several values, or has them twice."""
+    if len(set(keys)) < len(keys):
+        raise UsageError("a key has several values twice", "use one KEY=A,B per key")
     for key in keys:
         if key.startswith(OTHER_KEYS):
             hint = "set the seeds with --seeds 0-9" if key == "seed" else f"give `{key}` one value"
@@ -328,10 +345,10 @@ def differing_settings(configs: Sequence[Config]) -> dict[str, list[Any]]:
     return dict(sorted(found.items(), key=lambda one: order.index(one[0]) if one[0] in order else len(order)))
 
 
-def default_folder(names: Sequence[str]) -> Path:
-    """Return the folder of a comparison: `runs/FIRST-compare-OTHERS`."""
+def default_folder(names: Sequence[str], command: str = "compare") -> Path:
+    """Return the folder of a study: `runs/FIRST-compare-OTHERS`."""
     first, *others = names
-    return Path("runs") / folder_name("-".join([f"{first}-compare", *others]))
+    return Path("runs") / folder_name("-".join([first, command, *others]))
 
 
 def settings_table(variants: Sequence[Variant]) -> list[dict[str, Any]]:
