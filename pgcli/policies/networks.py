@@ -164,6 +164,21 @@ class Chain:
             x = nn.functional.linear(x, *layer[:2]) if isinstance(layer, tuple) else layer.value_(x)
         return inputs, x
 
+    def tangent(self, inputs: list[Tensor], along: Mapping[Tensor, Tensor]) -> Tensor:
+        """Return the derivative of the output as the parameters move along `along`, [M, out].
+
+        Args: inputs: of `forward`; they are not changed.
+        """
+        moved = torch.zeros_like(inputs[0])
+        for layer, x in zip(self._layers, inputs, strict=True):
+            if isinstance(layer, tuple):
+                weight, bias, *_ = layer
+                own = nn.functional.linear(x, along[weight], along[bias])
+                moved = own if x is inputs[0] else torch.addmm(own, moved, weight.t())
+            else:
+                moved = layer.backward_(moved, x)  # elementwise, so forward and backward are the same product
+        return moved
+
     def backward(self, inputs: list[Tensor], slope: Tensor, *, inner: bool = False) -> Tensor:
         """Write ∂L/∂parameter for all layers, from ∂L/∂output [M, out] and the `inputs` of `forward`.
 
