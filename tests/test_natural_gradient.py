@@ -496,3 +496,11 @@ def test_a_run_that_is_resumed_or_has_workers_has_the_same_bytes(name: str, tmp_
     pgcli("verify", "part", cwd=tmp_path)
     if name == "trpo":
         pgcli("plot", "part", "-y", "step_kl", "-o", "curve.png", cwd=tmp_path)
+
+
+def test_a_run_that_max_kl_lets_diverge_names_max_kl(tmp_path: Path) -> None:
+    words = [*SMALL, "env.id=Pendulum-v1", "rollout.episodes=4", "optimizer={name: natural, max_kl: 1e+30}"]
+    done = pgcli("train", "cartpole", *words, "training={iterations: 4}", "--run-dir", "run", cwd=tmp_path, code=5)
+    assert "`pgcli resume run optimizer.max_kl=…`" in done.stderr
+    assert "optimizer.learning_rate" not in done.stderr
+    assert "optimizer.max_kl=… (a lower one)" in pgcli("show", "run", cwd=tmp_path).stdout.replace("\n", " ")

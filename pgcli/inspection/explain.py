@@ -84,7 +84,7 @@ def show(path: Path) -> dict[str, Any]:
         "resumes": len(information.get("resumes", [])),
         "findings": [
             one.select(*FIELDS)
-            for one in (*_of_status(path, state, status, information), *_of_user_code(config), *found)
+            for one in (*_of_status(path, config, state, status, information), *_of_user_code(config), *found)
         ],
         "checked": list(looked),
         "not_applicable": [name for name, there, _ in checks if not there],
@@ -161,11 +161,13 @@ def _is_solved(reached: dict[str, Any], threshold: Any) -> bool:
 # ------------------------------------------------------------------------------------------------------------ findings
 
 
-def _of_status(path: Path, state: str, status: dict[str, Any], information: dict[str, Any]) -> Iterator[Finding]:
+def _of_status(
+    path: Path, config: Config, state: str, status: dict[str, Any], information: dict[str, Any]
+) -> Iterator[Finding]:
     at, again = status.get("iteration"), f"pgcli resume {typed(path)}"
     reason = status.get("reason") or "no reason recorded"
     if state == "diverged":
-        again += " optimizer.learning_rate=… (a lower one)"
+        again += f" {config.optimizer.step_key}=… (a lower one)"
         yield Finding("warning", f"diverged: {reason}", at, again, "status")
     elif state == "failed":
         yield Finding("warning", f"failed: {reason}", at, f"{again} (after fixing the cause)", "status")
@@ -191,7 +193,7 @@ def _new_advice(advice: str, config: Config) -> str:
     `KEY=VALUE` becomes "a larger KEY" or "a lower KEY" if the run already has VALUE or beyond.
     """
     kept = []
-    for part in advice.split(", or "):
+    for part in advice.replace("optimizer.learning_rate", config.optimizer.step_key).split(", or "):
         key, equals, _ = part.partition("=")
         if not equals or " " in key:
             kept.append(part)
@@ -222,7 +224,8 @@ def _checks(
     algorithm, k = config.algorithm, metrics["iteration"]
     continuous = _there(metrics["action_standard_deviation"])
     steps = algorithm.update_epochs * algorithm.num_minibatches
-    batch = np.convolve(np.diff(metrics["env_steps"], prepend=0.0), np.ones(algorithm.reuse))[: metrics.rows]
+    taken = np.concatenate((np.zeros(algorithm.reuse), metrics["env_steps"]))
+    batch = taken[algorithm.reuse :] - taken[: -algorithm.reuse]
     groups = (config.rollout.episodes or config.env.num_envs) / config.group_size
     at, returns, errors = (evaluations[name] for name in ("iteration", "return_mean", "return_standard_error"))
     yield (
