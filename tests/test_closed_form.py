@@ -38,7 +38,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "self_normalize": True,
     },
     "clip": {"objective": "clip", "clip_range": 0.1},
-    "clip, two ranges": {"objective": "clip", "clip_range": [0.05, 0.3]},
+    "clip, two ranges": {"objective": "clip", "clip_range": [0.05, 0.8]},
     "clip, adaptive KL penalty": {"objective": "clip", "kl_coef": {"target": 0.01}},
     "clip, KL penalty, entropy": {"objective": "clip", "kl_coef": 0.4, "entropy_coef": 0.3},
 }
