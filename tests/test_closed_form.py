@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pgcli.algorithm.batch import Batch
 from pgcli.algorithm.gradients.closed_form import has_closed_form
+from pgcli.algorithm.gradients.fisher import autograd_product, fisher_product
 from pgcli.algorithm.learner import build_agent
 from pgcli.algorithm.optimizers import unflattened
 from pgcli.algorithm.policy_gradient import PolicyGradient
@@ -37,7 +38,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "self_normalize": True,
     },
     "clip": {"objective": "clip", "clip_range": 0.1},
-    "clip, two ranges": {"objective": "clip", "clip_range": [0.05, 0.3]},
+    "clip, two ranges": {"objective": "clip", "clip_range": [0.05, 0.8]},
     "clip, adaptive KL penalty": {"objective": "clip", "kl_coef": {"target": 0.01}},
     "clip, KL penalty, entropy": {"objective": "clip", "kl_coef": 0.4, "entropy_coef": 0.3},
 }
@@ -148,7 +149,9 @@ def test_forbidden_actions_have_no_gradient_either_way(space: str, entropy_coef:
     masks = random.integers(0, 2, (M, entries)).astype(np.int8)
     masks[:, [0, -1]] = 1  # something is permitted to each factor
     rows = [agent.policy.encoder.layout.pack({"action_mask": mask, "x": random.normal(size=2)}) for mask in masks]
-    assert_same(agent, batch_of(agent, torch.from_numpy(np.stack(rows))), "policy")
+    batch = batch_of(agent, torch.from_numpy(np.stack(rows)))
+    assert_same(agent, batch, "policy")
+    assert_same_fisher(agent, batch)
 
 
 @pytest.mark.parametrize("hidden_sizes", [[], [3], [4, 3, 5]])
@@ -165,6 +168,28 @@ def test_the_chain_rule_through_layers_equals_autograds(activation: Any, hidden_
         onward = chain.backward(inputs, slope, inner=True)
     for one, other in zip([*gradient_of.values(), onward], expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def assert_same_fisher(agent: PolicyGradient, batch: Batch) -> None:
+    size = sum(parameter.numel() for parameter in agent.policy.parameters())
+    draw = torch.Generator().manual_seed(5)
+    for v in torch.randn(3, size, dtype=torch.float64, generator=draw):
+        found, expected = (form(agent.policy, batch, batch.weights)(v) for form in (fisher_product, autograd_product))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "elu"])
+@pytest.mark.parametrize("hidden_sizes", [[], [6, 5]])
+@pytest.mark.parametrize("space", SPACES)
+def test_products_with_the_fisher_matrix_equal_autograds(
+    space: str, hidden_sizes: list[int], activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = agent_of(SPACES[space], policy={"hidden_sizes": hidden_sizes, "activation": activation})
+    draw = torch.Generator().manual_seed(1)
+    batch = batch_of(agent, torch.randn(M, 3, dtype=torch.float64, generator=draw))
+    assert_same_fisher(agent, batch)
+    monkeypatch.setattr(torch.autograd, "grad", None)  # the two implementations are really different
+    fisher_product(agent.policy, batch, batch.weights)(torch.ones(sum(x.numel() for x in agent.policy.parameters())))
 
 
 def test_networks_without_a_closed_form_use_autograd() -> None:

@@ -38,8 +38,7 @@ from torch import distributions as reference
 
 from pgcli.algorithm.batch import Batch, minibatches
 from pgcli.algorithm.learner import Learner, build_agent
-from pgcli.algorithm.losses import Step
-from pgcli.algorithm.parts import PartName
+from pgcli.algorithm.losses import PartName, Step
 from pgcli.algorithm.policy_gradient import PolicyGradient, estimate_gradient
 from pgcli.estimators.baselines import optimal_baseline
 from pgcli.estimators.objectives import (

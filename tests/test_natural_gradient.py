@@ -18,7 +18,9 @@ from helpers import log_probs as log_probs_of
 from test_closed_form import SPACES, agent_of, batch_of
 from torch import Tensor
 
+from pgcli.algorithm import natural_gradient
 from pgcli.algorithm.batch import Batch
+from pgcli.algorithm.gradients.fisher import fisher_product
 from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.algorithm.natural_gradient import NaturalGradient, conjugate_gradient
 from pgcli.algorithm.optimizers import flattened
@@ -105,7 +107,7 @@ def test_the_product_with_the_fisher_matrix_is_that_of_the_expected_outer_produc
     batch = batch_of(agent, torch.randn(12, 3, dtype=torch.float64, generator=draw))
     draws = nodes_of(agent, batch) if "gaussian" in space else all_actions(space, len(batch))
     expected = fisher(agent, batch, draws)
-    multiply = optimizer_of(agent).fisher(batch, batch.weights / batch.weights.sum())
+    multiply = fisher_product(agent.policy, batch, batch.weights / batch.weights.sum())
     found = torch.stack([multiply(v) for v in torch.eye(len(expected), dtype=torch.float64)])
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
@@ -118,7 +120,7 @@ def test_the_fisher_matrix_of_a_recurrent_policy(memory: str) -> None:
     agent.policy.double()
     batch, _ = flat_batch(agent, random_batch())
     expected = fisher(agent, batch, [(0.0, torch.full((len(batch),), a)) for a in range(4)])
-    multiply = optimizer_of(agent).fisher(batch, batch.weights / batch.weights.sum())
+    multiply = fisher_product(agent.policy, batch, batch.weights / batch.weights.sum())
     found = torch.stack([multiply(v) for v in torch.eye(len(expected), dtype=torch.float64)])
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
@@ -381,7 +383,7 @@ def test_equal_advantages_leave_the_policy_as_it_is() -> None:
 def test_a_singular_fisher_matrix_rejects_the_step(optimizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     learner = agent_with(optimizer)
     before = whole_state(learner)
-    monkeypatch.setattr(NaturalGradient, "fisher", lambda *_: torch.zeros_like)
+    monkeypatch.setattr(natural_gradient, "fisher_product", lambda *_: torch.zeros_like)
     update = learner.update(BATCH)
     assert (update.rejected_steps, update.step_kl, update.learning_rate) == (1, 0.0, 0.0)
     assert whole_state(learner) == before
@@ -494,3 +496,11 @@ def test_a_run_that_is_resumed_or_has_workers_has_the_same_bytes(name: str, tmp_
     pgcli("verify", "part", cwd=tmp_path)
     if name == "trpo":
         pgcli("plot", "part", "-y", "step_kl", "-o", "curve.png", cwd=tmp_path)
+
+
+def test_a_run_that_max_kl_lets_diverge_names_max_kl(tmp_path: Path) -> None:
+    words = [*SMALL, "env.id=Pendulum-v1", "rollout.episodes=4", "optimizer={name: natural, max_kl: 1e+30}"]
+    done = pgcli("train", "cartpole", *words, "training={iterations: 4}", "--run-dir", "run", cwd=tmp_path, code=5)
+    assert "`pgcli resume run optimizer.max_kl=…`" in done.stderr
+    assert "optimizer.learning_rate" not in done.stderr
+    assert "optimizer.max_kl=… (a lower one)" in pgcli("show", "run", cwd=tmp_path).stdout.replace("\n", " ")

@@ -20,6 +20,7 @@ from pgcli.errors import UsageError
 from pgcli.experiment.export import to_onnx
 from pgcli.policies.activations import ACTIVATIONS
 from pgcli.policies.networks import HiddenLayer, mlp, numpy_forward
+from pgcli.policies.policy import Policy
 
 OBS, ACTIONS = spaces.Box(-9, 9, (3,), np.float32), spaces.Discrete(4)
 CODE = """
@@ -58,8 +59,48 @@ class Broken(Across):
     def forward(self, x):
         return self.c(x)
 
+class Mixed(nn.Module):
+    def __init__(self, features):
+        super().__init__()
+        self.a, self.norm, self.scale = nn.Linear(features, 4), nn.LayerNorm(4), nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x):
+        assert x.shape[1] > 0
+        h = self.norm(self.a(x)).tanh() * self.scale
+        return torch.cat((h, x.square().mean(1, keepdim=True), nn.functional.gelu(h), x.clamp(-1, 0.5)), 1)
+
+class Twice(nn.Linear):
+    def __init__(self, features):
+        super().__init__(features, 3)
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+class Wave(nn.Module):
+    def __init__(self, features):
+        super().__init__()
+        self.a = nn.Linear(features, 4)
+
+    def forward(self, x):
+        return torch.special.bessel_j0(self.a(x))
+
 def number(features):
     return 3
+
+def without_bias(features):
+    return nn.Linear(features, 3, bias=False)
+
+def steep(features):
+    return nn.ELU(alpha=3.0)
+
+def smooth(features):
+    return nn.GELU(approximate="tanh")
+
+def weighted(features):
+    return nn.utils.parametrizations.weight_norm(nn.Linear(features, 3))
+
+def relu(features):
+    return nn.ReLU()
 """
 
 
@@ -131,16 +172,25 @@ def test_networks_without_a_closed_form_learn_by_autograd(policy: dict[str, Any]
     assert {name for name in before if name.startswith(("policy.network", "value.network"))} <= set(moved)
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu"])
-def test_an_exported_policy_has_the_same_logits(activation: str) -> None:
-    onnx = pytest.importorskip("onnx")
-    agent = build_agent(OBS, ACTIONS, config(policy={"hidden_sizes": [5], "activation": activation}))
-    reference = pytest.importorskip("onnx.reference")
-    model = reference.ReferenceEvaluator(onnx.load_from_string(to_onnx(agent.policy, {})))
-    x = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3)
-    found = dict(zip(model.output_names, model.run(None, {"observation": x}), strict=True))
+def has_the_same_logits(policy: Policy) -> None:
+    session = pytest.importorskip("onnxruntime").InferenceSession(to_onnx(policy, {}))
+    for x in (np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3), np.full((1, 3), 7, np.float32)):
+        found = session.run(["logits"], {"observation": x})[0]
+        with torch.no_grad():
+            np.testing.assert_allclose(found, policy(torch.from_numpy(x)).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [{"activation": "silu"}, {"activation": "gelu"}, {"layer_norm": True}, {"residual": True, "layer_norm": True}],
+    ids=str,
+)
+def test_an_exported_policy_has_the_same_logits(policy: dict[str, Any]) -> None:
+    agent = build_agent(OBS, ACTIONS, config(policy={"hidden_sizes": [5, 5]} | policy))
     with torch.no_grad():
-        np.testing.assert_allclose(found["logits"], agent.policy(torch.from_numpy(x)).numpy(), rtol=1e-5, atol=1e-6)
+        for parameter in agent.policy.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    has_the_same_logits(agent.policy)
 
 
 # ------------------------------------------------------------------------------------------------ of the user's own
@@ -164,6 +214,44 @@ def test_a_users_network_replaces_the_hidden_layers_of_policy_and_value(here: Pa
     gradient, _ = agent.gradient(agent.batch(random_batch(torch.float32))[0], "policy", 0.0)
     other, _ = autograd(agent)(agent.batch(random_batch(torch.float32))[0], "policy", 0.0)
     torch.testing.assert_close(gradient, other)
+
+
+MODULES = ["Net", "Mixed", "Twice", "without_bias", "steep", "smooth", "weighted", "relu"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_users_module_acts_learns_and_is_exported_as_torch_computes_it(name: str, here: Path) -> None:
+    agent = build_agent(OBS, ACTIONS, config(policy={"network": f"my.py:{name}", "normalize_obs": True}))
+    agent.policy.add_statistics(3 * torch.randn(9, 3))
+    batch, x = agent.batch(random_batch(torch.float32))[0], torch.randn(4, 3)
+    expected, _ = autograd(agent)(batch, "policy", 0.0)
+    with torch.no_grad():
+        torch.testing.assert_close(agent.gradient(batch, "policy", 0.0)[0], expected)
+        np.testing.assert_allclose(numpy_forward(agent.policy.network)(x.numpy()), agent.policy.network(x), rtol=1e-5)
+    assert has_closed_form(agent.policy, None) == (name == "relu")
+    has_the_same_logits(agent.policy)
+    assert to_onnx(agent.policy, {}) == to_onnx(agent.policy, {})
+
+
+def test_an_export_of_operations_that_onnx_lacks_is_rejected(here: Path) -> None:
+    agent = build_agent(OBS, ACTIONS, config(policy={"network": "my.py:Wave"}))
+    with pytest.raises(UsageError, match=r"torch cannot export Wave to ONNX: .*bessel_j0") as caught:
+        to_onnx(agent.policy, {})
+    assert "operations that ONNX has" in caught.value.hint
+
+
+def test_a_trace_that_computes_other_numbers_is_rejected(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = build_agent(OBS, ACTIONS, config(policy={"network": "my.py:Net"}))
+    trace = torch.onnx.export
+
+    def wrong(module: Any, *arguments: Any, **options: Any) -> None:
+        module.b.bias.data += 1
+        trace(module, *arguments, **options)
+        module.b.bias.data -= 1
+
+    monkeypatch.setattr(torch.onnx, "export", wrong)
+    with pytest.raises(UsageError, match="traced of Net computes other numbers"):
+        to_onnx(agent.policy, {})
 
 
 @pytest.mark.parametrize(

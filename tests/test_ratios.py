@@ -31,7 +31,7 @@ from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.algorithm.policy_gradient import PolicyGradient, estimate_gradient
 from pgcli.config import Config, choices, override
 from pgcli.errors import Diverged
-from pgcli.estimators.ratios import log_weights, trajectory_weights
+from pgcli.estimators.ratios import log_weights, per_decision_advantages, trajectory_weights
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.inspection.gradient_check.age import over_age
 from pgcli.seeding import Purpose, generator
@@ -63,6 +63,13 @@ def test_the_weights_of_two_trajectories_by_hand() -> None:
     bounded = torch.tensor([[2, 4], [4, 4], [3 / 2, 4]], dtype=torch.float64)
     torch.testing.assert_close(trajectory_weights(logs, 4.0), bounded)
     torch.testing.assert_close(trajectory_weights(logs, 4.0, True), bounded / bounded.mean(1, keepdim=True))
+
+
+def test_a_per_decision_advantage_by_hand() -> None:
+    """Two steps of a trajectory with r = 1, 2, γ = 0.5, W = 3, 5, b = 10, 20: each reward has its own weight."""
+    rewards, weights, baseline = (torch.tensor(row)[:, None] for row in ([1.0, 2.0], [3.0, 5.0], [10.0, 20.0]))
+    found = per_decision_advantages(weights, rewards, torch.tensor([[0.5], [0.5]]), baseline)
+    assert found[:, 0].tolist() == [3 * 1 + 0.5 * 5 * 2 - 3 * 10, 5 * 2 - 5 * 20]
 
 
 # ------------------------------------------------------------------------------------------------- FrozenLake, exactly

@@ -425,6 +425,11 @@ def test_a_policy_that_the_first_update_destroyed_is_found_in_row_0() -> None:
     [
         ([], "optimizer.schedule=linear, or a lower optimizer.learning_rate", None),
         (["optimizer.schedule=linear"], "optimizer.schedule=linear, or a lower optimizer.learning_rate", "a lower "),
+        (
+            ["optimizer={name: natural, max_kl: 0.01}"],
+            "optimizer.schedule=linear, or a lower optimizer.learning_rate",
+            "a lower optimizer.max_kl",
+        ),
         (["optimizer.schedule=cosine"], "optimizer.schedule=linear, or a lower optimizer.learning_rate", "a lower "),
         ([], "algorithm.entropy_coef=0.01", None),
         (["algorithm.entropy_coef=0.05"], "algorithm.entropy_coef=0.01", "a larger algorithm.entropy_coef"),

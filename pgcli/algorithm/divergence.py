@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from pgcli.algorithm.batch import Batch
-from pgcli.algorithm.losses import Step
+from pgcli.algorithm.losses import PartName, Step
 from pgcli.algorithm.optimizers import unflattened
-from pgcli.algorithm.parts import PartName
 from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.errors import Diverged
 from pgcli.policies.policy import parameters_of

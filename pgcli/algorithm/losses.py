@@ -31,6 +31,7 @@ from pgcli.estimators.objectives import (
 from pgcli.records import Update
 
 Array = NDArray[Any]
+PartName = Literal["policy", "value", "joint"]
 Term = Literal[
     "loss", "policy_loss", "value_loss", "entropy", "approx_kl", "ratio", "squared_ratio", "clip_fraction", "grad_norm"
 ]

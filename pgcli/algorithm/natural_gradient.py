@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from pgcli.algorithm.batch import Batch
+from pgcli.algorithm.gradients.fisher import fisher_product
 from pgcli.algorithm.losses import Losses
-from pgcli.algorithm.optimizers import Bounds, Optimizer, flattened
+from pgcli.algorithm.optimizers import Bounds, Optimizer
 from pgcli.config.schema import OptimizerConfig
 from pgcli.errors import Diverged
+from pgcli.policies.distributions import Product
 from pgcli.policies.policy import Policy
 from pgcli.records import Update
 
-Product = Callable[[Tensor], Tensor]
 TRIALS, SHORTER = 15, 0.8  # of the line search: the step, 0.8 of it, 0.64 of it, …
 
 
@@ -52,7 +53,7 @@ class NaturalGradient(Optimizer):
         evaluate = self._evaluation(batch, progress)
         if size == 0:
             return Update(learning_rate=0.0 if settings.max_kl else learning_rate, step_kl=0.0, rejected_steps=0)
-        product = self.fisher(batch, weights / weights.sum())
+        product = fisher_product(self._policy, batch, weights / weights.sum())
         unit = conjugate_gradient(product, g / norm, settings.cg_iterations, settings.damping, precision_of(vector))
         rate, direction = learning_rate, size * unit
         if settings.max_kl is not None:
@@ -72,23 +73,6 @@ class NaturalGradient(Optimizer):
             rate *= SHORTER
         vector.copy_(before)
         return Update(learning_rate=0.0, step_kl=0.0, backtracks=TRIALS, rejected_steps=1)
-
-    def fisher(self, batch: Batch, weights: Tensor) -> Product:
-        """Return v → F v, with F the Hessian of Σ w KL(π_old‖π_θ) at θ_old for weights w [M].
-
-        It differentiates twice.
-        """
-        distribution, parameters = self._policy.distribution, self.parameters
-        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):  # its RNNs have no second derivative
-            now = distribution.state_parameters(self._policy(batch.obs, batch.sequences).double())
-            kl = (weights * distribution.kl(now.detach(), now)).sum()
-            slope = flattened(torch.autograd.grad(kl, parameters, create_graph=True, materialize_grads=True))
-
-        def product(v: Tensor) -> Tensor:
-            along = torch.autograd.grad(slope, parameters, v.to(slope), retain_graph=True, materialize_grads=True)
-            return flattened(along).double()
-
-        return product
 
     def _evaluation(self, batch: Batch, progress: float) -> Callable[[], tuple[float, float]]:
         """Return a function that compares the policy with the present one: KL and gain of the surrogate."""

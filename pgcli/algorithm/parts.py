@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
-from pgcli.algorithm.losses import Losses
+from pgcli.algorithm.losses import Losses, PartName
 from pgcli.algorithm.natural_gradient import NaturalGradient
 from pgcli.algorithm.optimizers import Bounds, Optimizer
 from pgcli.config.schema import Config
@@ -16,8 +16,6 @@ from pgcli.policies.value_function import ValueFunction
 from pgcli.records import Update
 from pgcli.seeding import Purpose
 from pgcli.system.processes import Check
-
-PartName = Literal["policy", "value", "joint"]
 
 
 @dataclass(frozen=True)

@@ -364,6 +364,11 @@ class OptimizerConfig(Section):
         "improves and the KL is at most max_kl (TRPO); after 15 failures, take no step.",
     )
 
+    @property
+    def step_key(self) -> str:
+        """The key that sets the length of a step: with max_kl, learning_rate has no effect."""
+        return "optimizer.learning_rate" if self.max_kl is None else "optimizer.max_kl"
+
 
 class ValueConfig(Section):
     """The value function V(s). Only for baseline value."""

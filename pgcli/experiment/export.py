@@ -1,15 +1,19 @@
 """Export a policy as ONNX: observations → distribution and greedy action.
 
-The graph is built node by node and matches `Policy.actor`. A tracer would need onnxscript, take ten seconds, print
-deprecation warnings and write local paths into the file. This export always has the same bytes for a checkpoint.
+The graph is built node by node and matches `Policy.actor`; it always has the same bytes for a checkpoint. torch traces
+only a network of the user's own. Its newer exporter would need onnxscript, which is not installed with `.[onnx]`.
 """
 
 from __future__ import annotations
 
+import io
+import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -26,13 +30,14 @@ from pgcli.policies.distributions import (
     StateDependentGaussian,
     TanhGaussian,
 )
-from pgcli.policies.networks import is_plain
+from pgcli.policies.networks import HiddenLayer, is_known, num_features
 from pgcli.policies.normalizers import CLIP, EPSILON, Normalizer
 from pgcli.policies.observations import Encoder, Key
 from pgcli.policies.policy import FORBIDDEN, Policy
 from pgcli.policies.recurrent import RecurrentNetwork
 from pgcli.runs.outputs import check_output, write_output
 from pgcli.system.packages import require
+from pgcli.system.streams import printable
 
 Array = NDArray[Any]
 OPSET, IR_VERSION = 17, 8  # of 2022, which all later runtimes support
@@ -77,11 +82,6 @@ def to_onnx(policy: Policy, metadata: dict[str, str]) -> bytes:
     `standard_deviation`; `action`, the most probable action for the environment; `memory_after`.
     """
     encoder, graph = policy.encoder, _Graph()
-    if not is_plain(policy.network):
-        raise UsageError(
-            "a policy with its own network, LayerNorm or residual layers cannot be exported",
-            "export policies with plain layers; torch.onnx can export `pgcli.load(…).policy.network`",
-        )
     if not (encoder.size or encoder.images):
         raise UsageError("a policy without observations cannot be exported")
     inputs = dict[tuple[Key, ...], str]()
@@ -95,7 +95,11 @@ def to_onnx(policy: Policy, metadata: dict[str, str]) -> bytes:
         x, after = _recur(graph, policy.memory, x, memory)
         graph.output("memory_after", after, np.float32, shape)
     *hidden, last = policy.network
-    features = _forward(graph, nn.Sequential(*hidden), x)
+    if hidden and not isinstance(hidden[0], HiddenLayer) and not is_known(hidden[0]):
+        size = policy.encoder.size + num_features(policy.images) if policy.memory is None else policy.memory.size
+        features = graph.insert(_traced(hidden[0], size), x)
+    else:
+        features = _forward(graph, nn.Sequential(*hidden), x)
     outputs = _forward(graph, nn.Sequential(last), features)
     if policy.masked:
         mask = inputs[encoder.mask.path]  # type: ignore[union-attr]  # a masked policy has one
@@ -156,6 +160,14 @@ class _Graph:
     def concat(self, parts: list[str]) -> str:
         """Concatenate columns."""
         return parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=1)
+
+    def insert(self, model: Any, x: str) -> str:
+        """Add the graph of a model with one input, which becomes x, and one output; return the output's name."""
+        inner = self._onnx.compose.add_prefix_graph(model.graph, "network/")
+        self._nodes.append(self._onnx.helper.make_node("Identity", [x], [inner.input[0].name]))
+        self._nodes += inner.node
+        self._constants += inner.initializer
+        return str(inner.output[0].name)
 
     def serialize(self, metadata: dict[str, str]) -> bytes:
         """Check the model with ONNX's checker and return its bytes."""
@@ -251,6 +263,13 @@ def _forward(graph: _Graph, network: nn.Sequential, x: str) -> str:
                 x = graph.op("Conv", x, graph.constant(module.weight), graph.constant(module.bias), strides=strides)
             case nn.Flatten():
                 x = graph.op("Flatten", x)
+            case HiddenLayer():
+                y = _forward(graph, nn.Sequential(module.linear), x)
+                if isinstance(module.norm, nn.LayerNorm):
+                    scale, shift = graph.constant(module.norm.weight), graph.constant(module.norm.bias)
+                    y = graph.op("LayerNormalization", y, scale, shift, epsilon=module.norm.eps)
+                y = _forward(graph, nn.Sequential(module.activation), y)
+                x = graph.op("Add", x, y) if module.residual else y
             case nn.Identity():
                 pass
             case nn.SiLU():  # without operators in all versions of ONNX
@@ -263,6 +282,45 @@ def _forward(graph: _Graph, network: nn.Sequential, x: str) -> str:
             case _:
                 x = graph.op(ACTIVATION_OF[type(module)].operator, x)
     return x
+
+
+def _traced(module: nn.Module, size: int) -> Any:
+    """Return a network of the user's own, of `size` inputs, as an ONNX model that was compared with it.
+
+    Raises: UsageError: if torch cannot trace it, or if the model computes other numbers.
+    """
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    name = type(module).__name__
+    file: Any = io.BytesIO()
+    hint = "write it with operations that ONNX has; `pgcli.load(RUN).policy.network[0]` is the module"
+    random = torch.Generator().manual_seed(0)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # this exporter is deprecated, and warns of each assert on a shape
+            torch.onnx.export(
+                module,
+                (torch.randn(2, size, generator=random),),
+                file,
+                input_names=["x"],
+                output_names=["y"],
+                dynamic_axes={"x": {0: "N"}, "y": {0: "N"}},
+                opset_version=OPSET,
+                dynamo=False,
+            )
+            model = onnx.load_from_string(file.getvalue())
+            evaluate: Any = ReferenceEvaluator(model).run
+            draws = ((1, 1.0), (7, 0.1), (7, 9.0))
+            inputs = [scale * torch.randn(rows, size, generator=random) for rows, scale in draws]
+            pairs = [(evaluate(None, {"x": x.numpy()})[0], module(x).detach().numpy()) for x in inputs]
+    except Exception as error:
+        reason = printable(str(error).partition("\n")[0] or type(error).__name__)
+        raise UsageError(f"policy.network: torch cannot export {name} to ONNX: {reason}", hint) from error
+    for found, expected in pairs:
+        if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-3, atol=1e-5):
+            raise UsageError(f"policy.network: the ONNX graph that torch traced of {name} computes other numbers", hint)
+    return model
 
 
 def _recur(graph: _Graph, memory: RecurrentNetwork, x: str, before: str) -> tuple[str, str]:

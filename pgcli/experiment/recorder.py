@@ -122,8 +122,10 @@ class Recorder:
             raise
         except Diverged as error:  # nothing is saved: the cause is in the state
             directory.set_status("diverged", iteration=counters.iteration, reason=error.message)
-            again = f"pgcli resume {typed(directory.path)} optimizer.learning_rate=…"
+            size = self._run.config.optimizer.step_key
+            again = f"pgcli resume {typed(directory.path)} {size}=…"
             error.message += f" in iteration {counters.iteration} of {directory.path}"
+            error.hint = error.hint.replace("optimizer.learning_rate", size)
             error.hint += f"; `{again}` continues from the last checkpoint"
             raise
         except EnvironmentFailure as fault:
@@ -147,7 +149,7 @@ class Recorder:
             self._explores = False
             self._notice(
                 f"the entropy fell to {entropy:.1g} nats in iteration {record.iteration}: the policy hardly "
-                "explores any more; lower optimizer.learning_rate or raise algorithm.entropy_coef"
+                f"explores any more; lower {self._run.config.optimizer.step_key} or raise algorithm.entropy_coef"
             )
 
     def _notice_changes(self) -> None:

@@ -157,7 +157,7 @@ def _of_status(
     at, again = status.get("iteration"), f"pgcli resume {typed(path)}"
     reason = status.get("reason") or "no reason recorded"
     if state == "diverged":
-        again += " optimizer.learning_rate=… (a lower one)"
+        again += f" {config.optimizer.step_key}=… (a lower one)"
         yield Finding("warning", f"diverged: {reason}", at, again, "status")
     elif state == "failed":
         yield Finding("warning", f"failed: {reason}", at, f"{again} (after fixing the cause)", "status")
@@ -179,7 +179,7 @@ def _new_advice(advice: str, config: Config) -> str:
     `KEY=VALUE` becomes "a larger KEY" or "a lower KEY" if the run already has VALUE or beyond.
     """
     kept = []
-    for part in advice.split(", or "):
+    for part in advice.replace("optimizer.learning_rate", config.optimizer.step_key).split(", or "):
         key, equals, _ = part.partition("=")
         if not equals or " " in key:
             kept.append(part)
@@ -211,7 +211,8 @@ def _checks(
     )
     steps = algorithm.update_epochs * algorithm.num_minibatches * algorithm.reuse
     groups = (config.rollout.episodes or config.env.num_envs) / config.group_size
-    weighted = np.convolve(np.diff(metrics["env_steps"], prepend=0.0), np.ones(algorithm.reuse))[: metrics.rows]
+    taken = np.concatenate((np.zeros(algorithm.reuse), metrics["env_steps"]))
+    weighted = taken[algorithm.reuse :] - taken[: -algorithm.reuse]
     if algorithm.ratios != "step":
         weighted = np.minimum(k + 1, algorithm.reuse) * (config.rollout.episodes or 0)
     yield "entropy_collapse", _there(entropy) and not _there(deviation), lambda: findings.entropy_collapse(k, entropy)

@@ -22,6 +22,7 @@ from pgcli.config.schema import PolicyConfig
 from pgcli.errors import Diverged, EnvironmentFailure, UsageError
 
 Array = NDArray[Any]
+Product = Callable[[Tensor], Tensor]
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -42,7 +43,7 @@ class Distribution(nn.Module):
     noise_steps: consecutive steps that share their noise; None: every step has its own.
     sees_features: the last hidden layer is appended to the outputs, [N, size + features].
     is_discrete: the entropy is discrete, so it is 0 for a deterministic policy.
-    has_closed_form: `scored` is implemented.
+    has_closed_form: `scored` and `fisher` are implemented.
     """
 
     size: int
@@ -85,6 +86,10 @@ class Distribution(nn.Module):
 
     def scored(self, outputs: Array, actions: Array) -> Scored:
         """Compute log-probabilities and entropy with their gradients, where there is a closed form."""
+        raise NotImplementedError
+
+    def fisher(self, outputs: Tensor) -> Product:
+        """Return u → F(s) u, [M, size], with the Fisher matrix of the outputs, where there is a closed form."""
         raise NotImplementedError
 
     def for_environment(self, actions: Array) -> Array:
@@ -162,6 +167,11 @@ class Softmax(Distribution):
 
         return Scored(logs.take(chosen), entropy, backward)
 
+    def fisher(self, outputs: Tensor) -> Product:
+        """Return u → (diag π - π πᵀ) u."""
+        p = outputs.softmax(1)
+        return lambda u: p * (u - (p * u).sum(1, keepdim=True))
+
 
 class Factorised(Distribution):
     """Π_i π_i(a_i|s): one softmax per entry of a MultiDiscrete action, independent given the state."""
@@ -212,6 +222,13 @@ class Factorised(Distribution):
 
         log_probs = np.sum([one.log_probs for one in scored], 0)
         return Scored(log_probs, lambda: np.sum([one.entropy() for one in scored], 0), backward)
+
+    def fisher(self, outputs: Tensor) -> Product:
+        """Return the product of each factor, side by side."""
+        parts = [
+            (part, factor.fisher(outputs[:, part])) for factor, part in zip(self.factors, self.slices, strict=True)
+        ]
+        return lambda u: torch.cat([product(u[:, part]) for part, product in parts], 1)
 
     def for_environment(self, actions: Array) -> Array:
         """Reshape actions to the shape of the space."""
@@ -266,6 +283,11 @@ class Bernoulli(Distribution):
 
         log_probs = self.log_probs(h, torch.from_numpy(actions)).numpy()
         return Scored(log_probs, lambda: self.entropy(h).numpy(), backward)
+
+    def fisher(self, outputs: Tensor) -> Product:
+        """Return u → p (1 - p) u."""
+        variance = outputs.sigmoid() * (-outputs).sigmoid()
+        return lambda u: variance * u
 
     def for_environment(self, actions: Array) -> Array:
         """Convert actions to the shape and type of the space."""
@@ -335,6 +357,11 @@ class Gaussian(Distribution):
 
         log_probs = -(squares / 2 + log_sigma + LOG_2PI / 2).sum(1)
         return Scored(log_probs, lambda: self.entropy(torch.from_numpy(outputs)).detach().numpy(), backward)
+
+    def fisher(self, outputs: Tensor) -> Product:
+        """Return u → u / σ²."""
+        precision = (-2 * self.log_standard_deviation.to(outputs)).exp()
+        return lambda u: precision * u
 
     def for_environment(self, actions: Array) -> Array:
         """Clip actions to the bounds and convert them to the shape and type of the space."""

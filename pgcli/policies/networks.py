@@ -61,12 +61,20 @@ def mlp(
     return nn.Sequential(*layers[:-1])
 
 
-def is_plain(network: nn.Sequential) -> bool:
-    """Return whether a network consists of Linear layers and activations.
+def is_known(module: nn.Module) -> bool:
+    """Return whether pgcli has formulas for a module: a Linear layer with a bias, or an activation.
 
-    The adapters of users and ONNX need that.
+    A module of the user may be a subclass, or have another α, which torch alone computes.
     """
-    return all(isinstance(module, nn.Linear) or type(module) in ACTIVATION_OF for module in network)
+    if type(module) is nn.Linear:
+        return {name for name, _ in module.named_parameters()} == {"weight", "bias"}
+    activation = ACTIVATION_OF.get(type(module))
+    return activation is not None and repr(module) == repr(activation.module())
+
+
+def is_plain(network: nn.Sequential) -> bool:
+    """Return whether a network consists of Linear layers and activations, as the adapters of users need."""
+    return all(map(is_known, network))
 
 
 def has_chain(network: nn.Sequential) -> bool:
@@ -97,16 +105,16 @@ def numpy_forward(*networks: nn.Sequential) -> Forward:
     steps: list[Forward] = []
     for modules in zip(*networks, strict=True):
         module = modules[0]
-        if isinstance(module, nn.Linear):
+        if not is_known(module):
+            assert len(networks) == 1, "only plain networks act together"
+            steps.append(_through_torch(module))
+        elif isinstance(module, nn.Linear):
             weights = [one.weight.detach().numpy() for one in modules]
             biases = [one.bias.detach().numpy() for one in modules]
             if len(networks) == 1:
                 steps.append(_linear(weights[0].T, biases[0]))
             else:
                 steps.append(_linear(np.stack(weights).transpose(0, 2, 1), np.stack(biases)[:, None]))
-        elif type(module) not in ACTIVATION_OF:
-            assert len(networks) == 1, "only plain networks act together"
-            steps.append(_through_torch(module))
         elif not isinstance(module, nn.Identity):
             steps.append(_in_place(ACTIVATION_OF[type(module)].value))
 
@@ -163,6 +171,21 @@ class Chain:
             inputs.append(x)
             x = nn.functional.linear(x, *layer[:2]) if isinstance(layer, tuple) else layer.value_(x)
         return inputs, x
+
+    def tangent(self, inputs: list[Tensor], along: Mapping[Tensor, Tensor]) -> Tensor:
+        """Return the derivative of the output as the parameters move along `along`, [M, out].
+
+        Args: inputs: of `forward`; they are not changed.
+        """
+        moved = torch.zeros_like(inputs[0])
+        for layer, x in zip(self._layers, inputs, strict=True):
+            if isinstance(layer, tuple):
+                weight, bias, *_ = layer
+                own = nn.functional.linear(x, along[weight], along[bias])
+                moved = own if x is inputs[0] else torch.addmm(own, moved, weight.t())
+            else:
+                moved = layer.backward_(moved, x)  # elementwise, so forward and backward are the same product
+        return moved
 
     def backward(self, inputs: list[Tensor], slope: Tensor, *, inner: bool = False) -> Tensor:
         """Write ∂L/∂parameter for all layers, from ∂L/∂output [M, out] and the `inputs` of `forward`.

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from pgcli.algorithm.batch import Batch
-from pgcli.algorithm.losses import Losses, Step, Terms, joint_terms
+from pgcli.algorithm.losses import Losses, PartName, Step, Terms, joint_terms
 from pgcli.algorithm.optimizers import flattened
-from pgcli.algorithm.parts import PartName
 from pgcli.errors import UsageError
 from pgcli.policies.policy import Policy
 from pgcli.policies.value_function import ValueFunction

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgcli.algorithm.batch import Batch
-from pgcli.algorithm.losses import Losses, Step, Terms, joint_terms
+from pgcli.algorithm.losses import Losses, PartName, Step, Terms, joint_terms
 from pgcli.algorithm.optimizers import flattened, unflattened
-from pgcli.algorithm.parts import PartName
 from pgcli.policies.distributions import Scored
 from pgcli.policies.networks import Chain, has_chain
 from pgcli.policies.policy import FORBIDDEN, Policy

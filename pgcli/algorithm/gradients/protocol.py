@@ -7,8 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from pgcli.algorithm.batch import Batch
-from pgcli.algorithm.losses import Step
-from pgcli.algorithm.parts import PartName
+from pgcli.algorithm.losses import PartName, Step
 
 
 class Gradient(Protocol):

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from pgcli.algorithm.batch import Batch
 from pgcli.algorithm.gradients.protocol import Gradient
-from pgcli.algorithm.losses import Step
-from pgcli.algorithm.parts import PartName
+from pgcli.algorithm.losses import PartName, Step
 from pgcli.environments.failures import describe, is_user_error
 from pgcli.errors import UsageError, closest
 from pgcli.estimators.trajectories import Trajectories

@@ -23,8 +23,9 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from pgcli.algorithm.gradients.fisher import fisher_product
 from pgcli.algorithm.learner import build_agent
-from pgcli.algorithm.natural_gradient import NaturalGradient, conjugate_gradient
+from pgcli.algorithm.natural_gradient import conjugate_gradient
 from pgcli.algorithm.policy_gradient import PolicyGradient, estimate_gradient
 from pgcli.config.rules import violations, without_effect
 from pgcli.config.schema import AlgorithmConfig, Config, EnvConfig, PolicyConfig, ValueConfig
@@ -415,8 +416,7 @@ def measure_natural(config: Config, problem: FiniteProblem) -> NaturalMeasuremen
     """
     settings = config.optimizer
     agent = build_agent(problem.observation_space, problem.action_space, reduced(config, problem))
-    policy, optimizer = agent.policy.double(), agent.parts[0].optimizer
-    assert isinstance(optimizer, NaturalGradient)
+    policy = agent.policy.double()
     problem.initialize(policy)
     data = problem.data(policy, ESTIMATES, np.random.default_rng(3))
     assert data.probabilities is not None
@@ -431,7 +431,8 @@ def measure_natural(config: Config, problem: FiniteProblem) -> NaturalMeasuremen
     expected = np.linalg.pinv(damped, rcond=1e-10, hermitian=True) @ truth
     batch, _ = agent.batch(replace(whole, behavior_log_probs=None))
     rows, _ = valid_steps(policy, whole)
-    product, g = optimizer.fisher(batch, torch.from_numpy(weights.ravel())[rows]), torch.from_numpy(truth)
+    product = fisher_product(policy, batch, torch.from_numpy(weights.ravel())[rows])
+    g = torch.from_numpy(truth)
 
     def error(iterations: int) -> float:
         found = conjugate_gradient(product, g, iterations, settings.damping, 1e-14).numpy()
