@@ -82,7 +82,7 @@ def test_a_run_has_the_bytes_of_the_command_and_its_tables_are_arrays(run: pgcli
     assert run.config.policy.hidden_sizes == [8]
     assert run.status == "finished"
     assert run.information["command"] == ["train", "cartpole", *WORDS]
-    assert {one.name for one in run.findings} <= {"no_gain", "fell_after_best", "entropy_collapse", "small_steps"}
+    assert all(one.level in ("note", "warning") and one.text for one in run.findings)
     assert repr(run).endswith(f": finished, 3 iterations, return {run.evaluations['return_mean'][-1]:.4g}>")
     assert repr(run.metrics).startswith("<metrics.csv: 3 rows, ")
 
@@ -267,8 +267,8 @@ def test_check_takes_functions_also_where_the_process_cannot_fork() -> None:
 
 
 def test_check_takes_configs() -> None:
-    exact = {"algorithm": {"discount_weighting": True, "average": "episodes"}, "policy": {"distribution": "softmax"}}
-    report = pgcli.check(exact)
+    algorithm = {"discount_weighting": True, "average": "episodes", "baseline": "leave_one_out"}
+    report = pgcli.check({"algorithm": algorithm, "policy": {"distribution": "softmax"}})
     assert report["verdict"] == "unbiased"
     assert "right: unbiased" in str(report)
 
@@ -406,24 +406,29 @@ def test_the_page_on_notebooks_runs(home: Path) -> None:
     assert any("iteration" in one.data.get("text/html", "") for one in outputs[0] if "data" in one), "progress"
 
 
+def answer(client: Any, request: str) -> Any:
+    """Return the reply of a kernel to a request."""
+    while (message := client.get_shell_msg(timeout=100))["parent_header"].get("msg_id") != request:
+        pass
+    return message["content"]
+
+
 @pytest.mark.slow("starts a Jupyter kernel, and trains")
 @pytest.mark.filterwarnings("ignore")  # of Jupyter's packages
 def test_interrupting_a_cell_keeps_the_kernel_and_the_run(home: Path) -> None:
     manager = pytest.importorskip("jupyter_client.manager")
     kernels, client = manager.start_new_kernel(cwd=str(home))
     try:
-        client.execute(f"import pgcli\nrun = pgcli.train('cartpole', {SMALL | LONG!r}, run_dir='cut')")
+        first = client.execute(f"import pgcli\nrun = pgcli.train('cartpole', {SMALL | LONG!r}, run_dir='cut')")
         while not (Path("cut/metrics.csv").exists() and Path("cut/metrics.csv").read_bytes().count(b"\n") > 2):
             time.sleep(0.05)
         kernels.interrupt_kernel()
-        reply = client.get_shell_msg(timeout=100)["content"]
+        reply = answer(client, first)
         assert (reply["status"], reply["ename"]) == ("error", "KeyboardInterrupt")
-        more = "len(pgcli.Run('cut').metrics) + 1"
-        code = f"settings = {SMALL!r} | {{'training.iterations': {more}, 'checkpoint.every': 1}}"
-        client.execute(
-            f"{code}\nassert pgcli.train('cartpole', settings, run_dir='cut', resume=True).status == 'finished'"
-        )
-        assert client.get_shell_msg(timeout=100)["content"]["status"] == "ok"
+        rows = "len(pgcli.Run('cut').metrics) + 1"
+        code = f"settings = {SMALL!r} | {{'training.iterations': {rows}, 'checkpoint.every': 1}}"
+        more = "pgcli.train('cartpole', settings, run_dir='cut', resume=True).status"
+        assert answer(client, client.execute(f"{code}\nassert {more} == 'finished'"))["status"] == "ok"
     finally:
         client.stop_channels()
         kernels.shutdown_kernel(now=True)

@@ -54,7 +54,6 @@ def temporary_folder(room: int = 0) -> str:
     Args: room: characters for the name of a socket in the folder; systems allow about 100 for the whole path.
     Raises: OSError, with the cause.
     """
-    import atexit
     import shutil  # here, not in a signal handler
     import tempfile
 
@@ -70,7 +69,6 @@ def temporary_folder(room: int = 0) -> str:
                 raise
             continue
         _folders[folder] = os.getpid(), shutil.rmtree
-        atexit.register(remove_folder, folder)  # of a script or a notebook, which ends without `leave`
         return folder
     raise OSError(36, f"the path of the folder for temporary files is too long for a socket: {places[0]}")
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -22,7 +22,7 @@ from types import FrameType, TracebackType
 from typing import Any, Generic, TypeVar
 
 from pgcli.errors import EnvironmentFailure, Interrupted
-from pgcli.system.leaving import STOP, temporary_folder
+from pgcli.system.leaving import STOP, remove_folder, temporary_folder
 from pgcli.system.limits import limit_of
 
 Check = Callable[[], None]
@@ -99,9 +99,12 @@ def interruptible() -> Iterator[None]:
 def _folder_of_sockets() -> str:
     """Create the folder for the fork server's sockets, which must be removed on an immediate exit."""
     try:
-        return temporary_folder(room=len("/pymp-12345678/listener-12345678"))
+        folder = temporary_folder(room=len("/pymp-12345678/listener-12345678"))
     except OSError as error:
         raise cannot_start(error) from None
+    # A script or a notebook ends without `leave`; multiprocessing removes its own folder in it first, at -100
+    util.Finalize(None, remove_folder, (folder,), exitpriority=-200)
+    return folder
 
 
 def start_process(
