@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import random
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +18,11 @@ from optuna.trial import TrialState, create_trial
 
 from pgcli.config import load_config
 from pgcli.errors import ConfigError, PgcliError, RunDirectoryError, UsageError
+from pgcli.experiment.run import Request, run_experiment
 from pgcli.studies.search import Search, check_folder, plan_search
 from pgcli.studies.search_report import best_of
 from pgcli.studies.spaces import Choices, Interval, Space, grid_point, grid_size, parse_space
+from pgcli.studies.summaries import read_run
 from pgcli.studies.trials import Trials, importances, open_trials
 
 WORLD = """\
@@ -354,6 +355,18 @@ def test_importance_is_that_of_the_key_that_decides(tmp_path: Path) -> None:
 # The command
 
 
+def test_a_run_that_pauses_ends_with_the_bytes_of_one_that_does_not(tmp_path: Path) -> None:
+    config = planned(tmp_path, RATE, "training.env_steps=1500", "evaluation.episodes=3", "checkpoint.every=null").start
+    run_experiment(Request(config, tmp_path / "whole", []))
+    for until in (200, 700, None):
+        outcome = run_experiment(Request(config, tmp_path / "parts", [], resume=True, until=until))
+        assert outcome.reason.startswith("training.env_steps=1500" if until is None else "paused after ")
+        steps = read_run(tmp_path / "parts", 0).steps
+        assert steps > (until or 1499)
+    for name in ("metrics.csv", "evaluations.csv", "episodes.csv"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
 def test_a_search_finds_the_rate_and_leaves_a_config_figures_and_runs(tmp_path: Path) -> None:
     done = tune("--trials", "5", "--json", cwd=tmp_path)
     result, out = json.loads(done.stdout), tmp_path / "out"
@@ -486,7 +499,6 @@ def test_a_hidden_learning_rate_is_searched_found_and_confirmed(tmp_path: Path) 
 @pytest.mark.slow("three commands on its runs")
 def test_other_commands_read_the_runs_of_a_search(tmp_path: Path) -> None:
     tune("--trials", "7", "--pruner", "median", "training.env_steps=512", cwd=tmp_path)
-    shutil.copy(tmp_path / "out/best.yaml", tmp_path / "mine.yaml")
     row = ended(tmp_path)[0]
     run = f"out/{row['runs']}/seed-100"
     pgcli("show", run, cwd=tmp_path, PYTHONPATH=HERE)
