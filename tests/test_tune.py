@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import random
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +18,11 @@ from optuna.trial import TrialState, create_trial
 
 from pgcli.config import load_config
 from pgcli.errors import ConfigError, PgcliError, RunDirectoryError, UsageError
+from pgcli.experiment.run import Request, run_experiment
 from pgcli.studies.search import Search, check_folder, plan_search
 from pgcli.studies.search_report import best_of
 from pgcli.studies.spaces import Choices, Interval, Space, grid_point, grid_size, parse_space
+from pgcli.studies.summaries import read_run
 from pgcli.studies.trials import Trials, importances, open_trials
 
 WORLD = """\
@@ -203,31 +204,38 @@ def opened(search: Search) -> Iterator[Trials]:
 
 def drawn(trials: Trials, values: dict[int, float], count: int = 1) -> list[dict[str, Any]]:
     """Claim and end all trials, with a value by number or else a failure; return what was drawn."""
-    found = []
     while claims := trials.claim(count):
         for claim in claims:
-            found.append(trials.all[claim.number].params)
             value = values.get(claim.number)
             state = TrialState.FAIL if value is None else TrialState.COMPLETE
             trials.finish(claim, state, value, "" if value is not None else "the spring is broken")
             claim.lock.close()
-    return found
+    return [trial.params for trial in trials.all]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
-def test_the_values_of_a_trial_depend_on_the_trials_before_it_only(sampler: str, tmp_path: Path) -> None:
-    words = ("optimizer.learning_rate=0.1..0.9:step=0.1", "policy.hidden_sizes=[4],[8]", "training.env_steps=99")
-    values = {number: float(number % 5) for number in range(14) if number != 3}
+@pytest.mark.parametrize(
+    ("sampler", "count"),
+    [
+        ("tpe", 3),
+        ("grid", 1),
+        *(pytest.param(*case, marks=pytest.mark.slow("like tpe in batches")) for case in (("tpe", 1), ("random", 1))),
+    ],
+)
+def test_the_values_of_a_trial_depend_on_the_trials_before_it_only(sampler: str, count: int, tmp_path: Path) -> None:
+    rate = "optimizer.learning_rate=0.1..0.9" + (":step=0.1" if sampler == "grid" else ":log")
+    words = (rate, "policy.hidden_sizes=[4],[8]", "training.env_steps=99")
+    values = {number: float(number % 5) for number in range(14) if number != 3} | {12: 9.0}
     search = planned(tmp_path / "whole", *words, sampler=sampler, trials=14)
     with opened(search) as trials:
-        whole = drawn(trials, values)
+        whole = drawn(trials, values, count)
     assert len(whole) == 14
-    for kept in (1, 12):
+    assert len({str(one) for one in whole}) > 7
+    for kept in (1, 13):
         part = replace(search, folder=tmp_path / f"{kept}")
         with opened(replace(part, trials=kept)) as trials:
-            drawn(trials, values)
+            drawn(trials, values, count)
         with opened(part) as trials:  # the next process
-            assert drawn(trials, values) == whole[kept:]
+            assert drawn(trials, values, count) == whole
 
 
 def test_a_trial_of_a_killed_process_is_continued_and_one_of_another_process_is_not(tmp_path: Path) -> None:
@@ -244,6 +252,17 @@ def test_a_trial_of_a_killed_process_is_continued_and_one_of_another_process_is_
         mine.finish(again, TrialState.COMPLETE, 1.0)
         again.lock.close()
         assert [trial.number for trial in theirs.unfinished] == [0]
+
+
+def test_a_trial_that_ends_while_a_process_looks_for_one_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(planned(tmp_path / "out", trials=1)) as trials:
+        (claim,) = trials.claim(1)
+        monkeypatch.setattr(Trials, "unfinished", trials.unfinished)  # as seen before the end
+        trials.finish(claim, TrialState.COMPLETE, 1.0)
+        claim.lock.close()
+        assert trials.claim(1) == []
 
 
 def test_two_trials_with_equal_values_share_their_runs_in_turn(tmp_path: Path) -> None:
@@ -319,21 +338,24 @@ def test_the_median_pruner_ends_trials_below_the_median_of_complete_ones(tmp_pat
     assert answers == [[False, False]] * 7 + [[True, True], [False, False]]  # medians: 2.5 of six, 2.6 of seven
 
 
-def test_hyperband_asks_again_for_the_same_answer(tmp_path: Path) -> None:
-    """So a search that was killed between two rungs prunes the same trials."""
-    search = planned(tmp_path / "out", trials=16, pruner="hyperband", sampler="random")
-    assert search.rungs == [11, 33]
-    draw, pruned = random.Random(3), 0
-    with opened(search) as trials:
-        for claim in (claim for _ in range(16) for claim in trials.claim(1)):
-            values = {11: draw.random(), 33: draw.random()}
-            first = trials.is_worse(claim, {11: values[11]})
-            assert trials.is_worse(claim, {11: values[11]}) == first
-            worse = first or trials.is_worse(claim, values)
-            pruned += worse
-            trials.finish(claim, TrialState.PRUNED if worse else TrialState.COMPLETE, None if worse else values[33])
-            claim.lock.close()
-    assert 3 < pruned < 16
+def test_hyperband_prunes_the_same_trials_after_a_kill(tmp_path: Path) -> None:
+    """A process that continues a trial beyond both rungs asks at the second one only."""
+    found, early = list[list[tuple[TrialState, dict[str, Any]]]](), set[int]()
+    for asks in ("twice", "once"):
+        search = planned(tmp_path / asks, trials=16, pruner="hyperband", sampler="random")
+        assert search.rungs == [11, 33]
+        draw = random.Random(3)
+        with opened(search) as trials:
+            for claim in (claim for _ in range(16) for claim in trials.claim(1)):
+                values = {11: draw.random(), 33: draw.random() - 1}
+                if asks == "twice" and trials.is_worse(claim, {11: values[11]}):
+                    early.add(claim.number)
+                worse = trials.is_worse(claim, {11: values[11]} if claim.number in early else values)
+                trials.finish(claim, TrialState.PRUNED if worse else TrialState.COMPLETE, None if worse else values[33])
+                claim.lock.close()
+            found.append([(trial.state, trial.system_attrs) for trial in trials.all])
+    assert found[0] == found[1]
+    assert 3 < sum(state == TrialState.PRUNED for state, _ in found[0]) < 16
 
 
 def test_importance_is_that_of_the_key_that_decides(tmp_path: Path) -> None:
@@ -352,6 +374,18 @@ def test_importance_is_that_of_the_key_that_decides(tmp_path: Path) -> None:
 
 
 # The command
+
+
+def test_a_run_that_pauses_ends_with_the_bytes_of_one_that_does_not(tmp_path: Path) -> None:
+    config = planned(tmp_path, RATE, "training.env_steps=1500", "evaluation.episodes=3", "checkpoint.every=null").start
+    run_experiment(Request(config, tmp_path / "whole", []))
+    for until in (200, 700, None):
+        outcome = run_experiment(Request(config, tmp_path / "parts", [], resume=True, until=until))
+        assert outcome.reason.startswith("training.env_steps=1500" if until is None else "paused after ")
+        steps = read_run(tmp_path / "parts", 0).steps
+        assert steps > (until or 1499)
+    for name in ("metrics.csv", "evaluations.csv", "episodes.csv"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_a_search_finds_the_rate_and_leaves_a_config_figures_and_runs(tmp_path: Path) -> None:
@@ -486,7 +520,6 @@ def test_a_hidden_learning_rate_is_searched_found_and_confirmed(tmp_path: Path) 
 @pytest.mark.slow("three commands on its runs")
 def test_other_commands_read_the_runs_of_a_search(tmp_path: Path) -> None:
     tune("--trials", "7", "--pruner", "median", "training.env_steps=512", cwd=tmp_path)
-    shutil.copy(tmp_path / "out/best.yaml", tmp_path / "mine.yaml")
     row = ended(tmp_path)[0]
     run = f"out/{row['runs']}/seed-100"
     pgcli("show", run, cwd=tmp_path, PYTHONPATH=HERE)

@@ -42,10 +42,10 @@ def run_search(
     Returns: the object of `pgcli tune --json`, and the failed runs of the comparison.
     Raises: Interrupted, after saving the unfinished runs; PgcliError if no trial is complete.
     """
-    trials = _opened(search, url, quiet, command)
     with results_only():
         check_environment(search.start.env)
         check_request(Request(search.start, search.folder / "runs", command))
+        trials = _opened(search, url, quiet, command)
         _train_all(search, trials, jobs, quiet, stack)
     home = search.folder / "confirmation"
     with storage(home):
