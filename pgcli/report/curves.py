@@ -43,6 +43,7 @@ _MOMENTS = ("snr", "gradient_variance", "trajectory_variance")
 _FEW_RUNS = 5  # with fewer runs, the caption has a warning
 _RARE = 0.2  # share of failing runs in the example of the caption
 _DEFAULT = Appearance()
+_RETURNS = {"return_mean", "return_median", "return_min", "return_max"}  # in the unit of a reward threshold
 _TABLES = {"evaluation.": "evaluations.csv", "gradients.": "gradients.csv", "": "metrics.csv"}  # by the prefix of y
 
 
@@ -74,6 +75,11 @@ class Drawing:
     def of_evaluations(self) -> bool:
         """Whether y is in evaluations.csv."""
         return self.prefix == "evaluation."
+
+    @property
+    def is_return(self) -> bool:
+        """Whether y has the unit of a reward threshold."""
+        return self.column in _RETURNS
 
     @property
     def of_gradients(self) -> bool:
