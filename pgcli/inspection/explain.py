@@ -222,7 +222,9 @@ def _checks(
     algorithm, k = config.algorithm, metrics["iteration"]
     continuous = _there(metrics["action_standard_deviation"])
     steps = algorithm.update_epochs * algorithm.num_minibatches
-    batch = np.convolve(np.diff(metrics["env_steps"], prepend=0.0), np.ones(algorithm.reuse))[: metrics.rows]
+    batch = np.diff(metrics["env_steps"], prepend=0.0)
+    if metrics.rows:
+        batch = np.convolve(batch, np.ones(algorithm.reuse))[: metrics.rows]
     groups = (config.rollout.episodes or config.env.num_envs) / config.group_size
     at, returns, errors = (evaluations[name] for name in ("iteration", "return_mean", "return_standard_error"))
     yield (

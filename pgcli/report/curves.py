@@ -119,7 +119,7 @@ class Line:
     @property
     def label_and_runs(self) -> str:
         """The label with the number of runs, if lines have different numbers of runs."""
-        return f"{self.label} ({_counted(len(self.runs), 'run')})"
+        return f"{self.label} ({counted(len(self.runs), 'run')})"
 
 
 def legend(lines: Sequence[Line]) -> list[str]:
@@ -158,7 +158,7 @@ def _labelled(lines: Sequence[Line], labels: Sequence[str]) -> list[Line]:
         return list(lines)
     hint = "give one --label per line, in this order: " + ", ".join(f"`{line.label}`" for line in lines)
     if len(labels) != len(lines):
-        counts = f"{_counted(len(labels), 'label')} for {_counted(len(lines), 'line')}"
+        counts = f"{counted(len(labels), 'label')} for {counted(len(lines), 'line')}"
         raise ConfigError([Problem("--label", counts, hint)])
     if len({label.strip() for label in labels} - {""}) < len(labels):
         raise ConfigError([Problem("--label", "two lines have the same label, or one has none", hint)])
@@ -174,7 +174,7 @@ def _check_scale(lines: Sequence[Line], drawing: Drawing) -> None:
     if missing == sum(len(line.curve.x) for line in lines):
         raise ConfigError([Problem("--log", f"`{drawing.y}` has no value above 0", "leave --log out")])
     if missing:
-        warnings.warn(f"--log: {_counted(missing, 'point')} at or below 0: not drawn", stacklevel=2)
+        warnings.warn(f"--log: {counted(missing, 'point')} at or below 0: not drawn", stacklevel=2)
 
 
 def not_positive(line: Line) -> int:
@@ -203,8 +203,9 @@ def smallest_shown(lines: Sequence[Line]) -> float:
     return max(float(center[center > 0].min()) / 10, float(both[both > 0].min()) / 1.2)
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def counted(number: int, what: str) -> str:
+    """Return `1 run` or `2 runs`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _checked(x: str, y: str, stat: str, band: str, smooth: int, output: Path | None) -> Drawing:
@@ -474,7 +475,7 @@ def caption(lines: Sequence[Line], drawing: Drawing) -> str:
         label = f"{shortened(line.label, 40)}: " if len(lines) > 1 else ""
         sentences += _endings(line, drawing, label)
         if drawing.log and (missing := not_positive(line)):
-            sentences.append(f"{label}{missing} of {_counted(len(line.curve.x), 'point')} at or below 0: not drawn.")
+            sentences.append(f"{label}{missing} of {counted(len(line.curve.x), 'point')} at or below 0: not drawn.")
     if any(run.curve.x[-1] < line.curve.x[-1] for line in lines for run in line.runs):
         sentences.append("After its end, a run keeps its last value.")
     if any(_is_interpolated(run.curve, line.curve) for line in lines for run in line.runs):
@@ -573,7 +574,7 @@ def y_label(lines: Sequence[Line], drawing: Drawing) -> str:
 def thousands(value: float) -> str:
     """Format a number of an axis: 25k, 1.5M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
+        if size <= abs(value) < 1e13:
             return f"{value / size:g}{letter}"
     return f"{value:g}"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pgcli.errors import ConfigError, RunDirectoryError
-from pgcli.records import GRADIENTS
+from pgcli.records import GRADIENTS, STOPPED_BY
 from pgcli.report.curves import Drawing, Line, caption, read_lines, x_label
 from pgcli.report.html.charts import Chart, curve_chart, draw, points_for, series_of
 from pgcli.report.html.page import Group
@@ -18,6 +18,7 @@ from pgcli.report.plots import common_threshold
 from pgcli.runs.tables import more_of, read_header
 
 MOST_LINES = 40  # of a chart
+_MOST_REPORTED = 4  # charts of columns that the environment reports
 _OF_TRAINING = (
     *("return_mean", "length_mean", "entropy", "action_standard_deviation", "approx_kl", "step_kl", "clip_fraction"),
     *("explained_variance", "value_loss", "grad_norm", "effective_sample_size", "learning_rate", "kl_coef"),
@@ -34,25 +35,24 @@ def curve_groups(
     Args: labels: of the line of each run, by the run's path; None: those of `pgcli plot`.
     """
     notes: list[str] = []
-    main = [
-        read
-        for name in (column, *_reported(paths))
-        if (read := _read(paths, f"evaluation.{name}", stat, notes, labels)) is not None
-    ]
+    compared = _read(paths, f"evaluation.{column}", stat, notes, labels)
+    more = (_read(paths, f"evaluation.{name}", stat, [], labels) for name in _reported(paths) if name != column)
+    main = [read for read in (compared, *more) if read is not None]
     labels = labels or {run.path: line.label for lines, _ in main[:1] for line in lines for run in line.runs}
     training = [read for name in _OF_TRAINING if (read := _read(paths, name, stat, [], labels)) and _varies(read[0])]
     if not (main or training):
         return []
     points = points_for(sum(len(lines) for lines, _ in (*main, *training)))
-    if len(main) == 1 and len(main[0][0]) == 1 and column == "return_mean":  # one curve: both kinds in one chart
+    if main and len(main[0][0]) == 1 and column == "return_mean":  # one curve: both kinds in one chart
         returns = next((read for read in training if read[1].y == column), None)
-        rest = [read for read in training if read is not returns]
         first = _both(main[0], returns, points)
-        return [Group(_legend([first]), [first], notes=notes), *_small(rest, points)]
+        rest = [curve_chart(*read, points, {}) for read in (*main[1:], *training) if read is not returns]
+        legend = [(one.number, one.label) for one in first.series]
+        return [Group(legend, [first], notes=notes), *([Group([], [], rest)] if rest else [])]
     numbers: dict[str, int] = {}
-    wide = [_chart(read, points, numbers) for read in main]
-    small = [_chart(read, points, numbers) for read in training]
-    return [Group([(number, label) for label, number in numbers.items()], wide, small, notes)]
+    charts = [curve_chart(*read, points, numbers) for read in (*main, *training)]
+    legend = [(number, label) for label, number in numbers.items()]
+    return [Group(legend, charts[: len(main[:1])], charts[len(main[:1]) :], notes)]
 
 
 def gradient_group(paths: Sequence[Path], labels: Mapping[Path, str]) -> Group | None:
@@ -66,14 +66,17 @@ def gradient_group(paths: Sequence[Path], labels: Mapping[Path, str]) -> Group |
     reads = [read for y in _OF_GRADIENTS if (read := _read(paths, y, "mean", [], name)) is not None]
     points = points_for(4 * sum(len(lines) for lines, _ in reads))
     numbers: dict[str, int] = {}
-    charts = [_chart(read, points, numbers) for read in reads]
+    charts = [curve_chart(*read, points, numbers) for read in reads]
     return Group([(number, label) for label, number in numbers.items()], [], charts) if charts else None
 
 
 def _reported(paths: Sequence[Path]) -> list[str]:
     """Return the columns of evaluations that environments report, such as `is_success`."""
-    headers = [read_header(file) for path in paths[:1] if (file := path / "evaluations.csv").is_file()]
-    return [name for header in headers for name in more_of("evaluations", header) or () if name != "stopped_by"][:4]
+    try:
+        header = read_header(paths[0] / "evaluations.csv")
+    except RunDirectoryError:
+        return []
+    return [name for name in more_of("evaluations", header) or () if name != STOPPED_BY.name][:_MOST_REPORTED]
 
 
 def _read(
@@ -89,10 +92,11 @@ def _read(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            lines, drawing = read_lines(paths, "env_steps", y, stat, "ci95", 1)
+            lines, drawing = _read_drawable(paths, y, stat, notes)
         except (ConfigError, RunDirectoryError):
             return None
-    notes += [str(warning.message).capitalize() for warning in caught]
+    texts = [str(warning.message) for warning in caught]
+    notes += [f"{text[0].upper()}{text[1:]}." for text in texts]
     if len(lines) > MOST_LINES:
         notes.append(f"The charts have the first {MOST_LINES} of {len(lines)} curves.")
     if labels is not None:
@@ -101,17 +105,28 @@ def _read(
     return lines[:MOST_LINES], drawing
 
 
+def _read_drawable(paths: Sequence[Path], y: str, stat: str, notes: list[str]) -> Read:
+    """Read the curves of all runs, or of those that can be read. Raises: ConfigError, RunDirectoryError."""
+    try:
+        return read_lines(paths, "env_steps", y, stat, "ci95", 1)
+    except (ConfigError, RunDirectoryError) as error:
+        if len(paths) == 1:
+            raise
+        first = error
+    readable = []
+    for path in paths:
+        try:
+            readable.append((path, read_lines([path], "env_steps", y, stat, "ci95", 1))[0])
+        except (ConfigError, RunDirectoryError) as error:
+            notes.append(f"Not drawn: {error.message}.")
+    if not readable or len(readable) == len(paths):
+        raise first
+    return read_lines(readable, "env_steps", y, stat, "ci95", 1)
+
+
 def _varies(lines: Sequence[Line]) -> bool:
     values = np.concatenate([line.curve.center for line in lines])
     return bool(np.ptp(values) > 0)
-
-
-def _chart(read: Read, points: int, numbers: dict[str, int]) -> Chart:
-    return curve_chart(*read, points, numbers)
-
-
-def _small(reads: Sequence[Read], points: int) -> list[Group]:
-    return [Group([], [], [_chart(read, points, {}) for read in reads])] if reads else []
 
 
 def _both(evaluations: Read, rollouts: Read | None, points: int) -> Chart:
@@ -129,7 +144,3 @@ def _both(evaluations: Read, rollouts: Read | None, points: int) -> Chart:
         text=f"Evaluation: {caption(lines, drawing)} Training: {caption(*rollouts)}",
         rule=None if goal is None else (goal, f"solved: {goal:g}"),
     )
-
-
-def _legend(charts: Sequence[Chart]) -> list[tuple[int, str]]:
-    return list(dict.fromkeys((one.number, one.label) for chart in charts for one in chart.series))

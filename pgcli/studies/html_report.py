@@ -23,7 +23,7 @@ def write_html(folders: Sequence[Path], output: Path | None, *, overwrite: bool 
     Raises: ConfigError for another suffix; RunDirectoryError if a file cannot be read or written.
     """
     if output is not None and output.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError([Problem("-o", f"unsupported format `{output.suffix}`", "use FILE.html")])
+        raise ConfigError([Problem("-o", f"`{output}` is not the name of an HTML file", "use FILE.html")])
     output = output or (folders[0] if len(folders) == 1 else Path()) / NAME
     is_study = len(folders) == 1 and (folders[0] / RESULT).is_file()
     runs = [] if is_study else find_runs(folders)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from pgcli.config import Config, flat, to_data
 from pgcli.config.names import as_text
 from pgcli.errors import PgcliError, typed
 from pgcli.inspection.explain import checked_text, show
+from pgcli.report.curves import counted
 from pgcli.report.html.page import MOST_FILM_BYTES, Film, Section, Table, read_film
 from pgcli.report.text import duration, percent, short
 from pgcli.runs.information import read_information
@@ -41,8 +44,10 @@ class Films:
         """Return the newest films in a run directory."""
         files = [file for folder in (run / "videos", run) for file in folder.glob("*.*")]
         films = [file for file in files if file.suffix.lower() in (".gif", ".mp4") and not file.is_symlink()]
-        found = []
-        for file in sorted(films, key=lambda file: -file.stat().st_mtime)[:most]:
+        found: list[Film] = []
+        for file in sorted(films, key=lambda file: -file.stat().st_mtime):
+            if len(found) == most:
+                break
             try:
                 film = read_film(file, self._page, self._room)
             except OSError:  # not a regular file, or unreadable
@@ -64,8 +69,8 @@ def runs_content(paths: Sequence[Path], page: Path) -> Content:
         raise error
     films, first = Films(page), dict[str, Section]()
     sections = [
-        Section(_title(path, result, len(paths)), f"run-{number}", _section(path, result, films, first, number))
-        for number, (path, result) in enumerate(list(results.items())[:MOST_SECTIONS], 1)
+        _section(path, title, results[path], films, first)
+        for path, title in list(_titles(results).items())[:MOST_SECTIONS]
     ]
     whole = {path: result for path, result in results.items() if isinstance(result, dict)}
     only = next(iter(whole.values())) if len(paths) == 1 else None
@@ -76,8 +81,8 @@ def runs_content(paths: Sequence[Path], page: Path) -> Content:
         "lede": _lede(only) if only else _counts(results),
         "tiles": list(_tiles(only)) if only else [],
         "overview": None if only else _overview(results),
-        "curves": curves[:1],
-        "training": curves[1:],
+        "curves": curves[:1] if only else curves,
+        "training": curves[1:] if only else [],
         "gradients": gradients_content(list(whole), {path: result["name"] for path, result in whole.items()}),
         "only": sections[0].content if only else None,
         "runs": [] if only else sections,
@@ -115,10 +120,14 @@ def _names(results: dict[Path, Content]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
-def _title(path: Path, result: Summary, runs: int) -> str:
-    if runs == 1 or isinstance(result, PgcliError):
-        return str(path)
-    return f"{result['name']}, seed {result['seed']}"
+def _titles(results: Mapping[Path, Summary]) -> dict[Path, str]:
+    """Name each run by its config and seed, or by its path if that is not unique."""
+    names = {
+        path: "" if isinstance(result, PgcliError) else f"{result['name']}, seed {result['seed']}"
+        for path, result in results.items()
+    }
+    every = list(names.values())
+    return {path: name if name and every.count(name) == 1 else str(path) for path, name in names.items()}
 
 
 def _badge(status: str) -> tuple[str, str]:
@@ -127,7 +136,8 @@ def _badge(status: str) -> tuple[str, str]:
 
 def _lede(result: Content) -> str:
     """Describe what was trained, and why it ended."""
-    steps = f"{result['iterations']:,} iterations, {result['env_steps']:,} env steps, {result['episodes']:,} episodes"
+    names = {"iterations": "iteration", "env_steps": "env step", "episodes": "episode"}
+    steps = ", ".join(counted(result[key], name) for key, name in names.items())
     time = "" if result["seconds"] is None else f", {duration(result['seconds'])}"
     reason = f": {result['reason']}" if result["reason"] else ""
     trained = f"Trained on {result['env']} with seed {result['seed']}: {steps}{time}."
@@ -146,9 +156,9 @@ def _tiles(result: Content) -> Iterator[tuple[str, str, str]]:
         yield "Final return", _with_error(last), f"{last['evaluation_episodes']} episodes, {last['mode']}"
         yield (
             *("Best return", short(best["return_mean"])),
-            f"after {best['iteration']:,} updates; untrained {short(first['return_mean'])}",
+            f"after {counted(best['iteration'], 'update')}; untrained {short(first['return_mean'])}",
         )
-    yield "Env steps", f"{result['env_steps']:,}", f"{result['iterations']:,} iterations"
+    yield "Env steps", f"{result['env_steps']:,}", counted(result["iterations"], "iteration")
     if result["seconds"] is not None:
         yield "Time", duration(result["seconds"]), _shares(result)
 
@@ -185,45 +195,50 @@ def _overview(results: dict[Path, Any]) -> Table:
     return Table("Runs, with their final evaluations ± standard error", head, rows, texts=(0, 1))
 
 
-def _section(path: Path, result: Summary, films: Films, first: dict[str, Section], n: int) -> Content:
-    """Return the content of the section of a run.
+def _section(path: Path, title: str, result: Summary, films: Films, first: dict[str, Section]) -> Section:
+    """Return the section of a run.
 
     `first` has the section of the first run with each config; later ones refer to it.
     """
+    anchor = f"run-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
     if isinstance(result, PgcliError):
-        return {"error": result.message, "status": ("warning", "unreadable"), "lede": ""}
+        return Section(title, anchor, {"error": str(result), "status": ("warning", "unreadable"), "lede": ""})
     key = json.dumps(result["config"], sort_keys=True)
-    content = {
-        "error": "",
-        "status": _badge(result["status"]),
-        "lede": _lede(result),
-        "findings": result["findings"],
-        "checked": f"Checked: {checked_text(result)}.",
-        "evaluations": evaluations_table(path, result),
-        "films": films.of(path),
-        "config": config_content(result, first.get(key)),
-        "facts": _facts(path, result),
-        "repeat": repeat_command(path),
-    }
-    first.setdefault(key, Section(_title(path, result, 2), f"run-{n}"))
-    return content
+    section = Section(
+        title,
+        anchor,
+        {
+            "error": "",
+            "status": _badge(result["status"]),
+            "lede": _lede(result),
+            "findings": result["findings"],
+            "checked": f"Checked: {checked_text(result)}.",
+            "evaluations": evaluations_table(path, result),
+            "films": films.of(path),
+            "config": config_content(result, first.get(key)),
+            "facts": _facts(path, result),
+            "repeat": repeat_command(path),
+        },
+    )
+    first.setdefault(key, section)
+    return section
 
 
 def evaluations_table(path: Path, result: Content) -> Table:
     """Return the evaluations of a run; of many, an even selection with the best and the last one."""
     names = ("env_steps", "evaluation_episodes", "return_mean", "return_standard_error", "return_standard_deviation")
     whole = result["status"] not in ("running", "killed")
-    table = read_table(path / "evaluations.csv", (*names, "mode", "length_mean"), whole=whole)
+    table = read_table(path / "evaluations.csv", (*names, "mode", "length_mean", "stopped_by"), whole=whole)
     best = int(np.nanargmax(table["return_mean"])) if np.isfinite(table["return_mean"]).any() else -1
     kept = np.arange(table.rows)
     if table.rows > MOST_ROWS:
         kept = np.union1d(np.linspace(0, table.rows - 1, MOST_ROWS).round().astype(int), [best])
-    modes = table.words.get("mode", np.full(table.rows, ""))
+    modes, stops = (table.words.get(name, np.full(table.rows, "")) for name in ("mode", "stopped_by"))
     rows = [
         [
             _whole(table["iteration"][k]),
             _whole(table["env_steps"][k]),
-            str(modes[k]),
+            f"{modes[k]}, new episodes" if stops[k] else str(modes[k]),
             _whole(table["evaluation_episodes"][k]),
             _number(table["return_mean"][k]) + _number(table["return_standard_error"][k], " ± {:.2g}"),
             _number(table["return_standard_deviation"][k]),
@@ -283,7 +298,7 @@ def _facts(path: Path, result: Content) -> Table:
         "Tags": ", ".join(information.get("tags", [])),
         "Note": information.get("note", ""),
         "Solved at": _solved(result),
-        "Resumed": f"{result['resumes']} times" if result["resumes"] else "",
+        "Resumed": counted(result["resumes"], "time") if result["resumes"] else "",
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         "Git commit": information.get("git_commit") or "",
         "Machine": ", ".join(f"{name} {x}" for name, x in machine.items()) if isinstance(machine, dict) else "",

@@ -128,9 +128,10 @@ def curve_chart(lines: Sequence[Line], drawing: Drawing, points: int, numbers: d
     """
     name = y_label(lines, drawing)
     threshold = common_threshold(lines) if drawing.is_return else None
+    where = " in training" if drawing.is_return and not drawing.of_evaluations else ""
     return draw(
         [series_of(numbers.setdefault(line.label, len(numbers)), line.label, line.curve) for line in lines],
-        f"{name[0].upper()}{name[1:]}",
+        f"{name[0].upper()}{name[1:]}{where}",
         x_label(drawing),
         points,
         text=caption(lines, drawing),

@@ -108,5 +108,4 @@
       });
     }
   }
-  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
 })();
