@@ -27,6 +27,7 @@ from pgcli.studies.page import gradient_rows
 from pgcli.studies.summaries import read_run
 
 MOST_SECTIONS = 50  # runs with a section of their own
+MOST_CONFIGS = 10  # with a table of all keys
 MOST_ROWS = 25  # of a table of evaluations
 PAGE_FILM_BYTES = 4 * MOST_FILM_BYTES
 _LEVELS = {"finished": "ok", "failed": "warning", "diverged": "warning"}  # of a status; others are notes
@@ -42,7 +43,12 @@ class Films:
 
     def of(self, run: Path, most: int = 2) -> list[Film]:
         """Return the newest films in a run directory."""
-        files = [file for folder in (run / "videos", run) for file in folder.glob("*.*")]
+        files = [
+            file
+            for folder in (run / "videos", run)
+            for file in folder.glob("*.*")
+            if not folder.is_symlink() or folder == run
+        ]
         films = [file for file in files if file.suffix.lower() in (".gif", ".mp4") and not file.is_symlink()]
         found: list[Film] = []
         for file in sorted(films, key=lambda file: -file.stat().st_mtime):
@@ -77,7 +83,7 @@ def runs_content(paths: Sequence[Path], page: Path) -> Content:
     curves = curve_groups(list(paths))
     content: Content = {
         "kind": "Report of a run" if only else "Report of several runs",
-        "title": f"{only['name']}, seed {only['seed']}" if only else f"{len(paths)} runs of {_names(whole)}",
+        "title": f"{only['name']}, seed {only['seed']}" if only else f"{len(paths)} runs{_names(whole)}",
         "lede": _lede(only) if only else _counts(results),
         "tiles": list(_tiles(only)) if only else [],
         "overview": None if only else _overview(results),
@@ -94,8 +100,9 @@ def runs_content(paths: Sequence[Path], page: Path) -> Content:
         return content
     if len(paths) > MOST_SECTIONS:
         content["left_out"] = f"The first {MOST_SECTIONS} of {len(paths)} runs have a section."
-    parts = [Section("Runs", "runs"), *([Section("Learning curves", "curves")] if curves else []), *sections]
-    return content | {"contents": parts}
+    titles = {"overview": "Runs", "curves": "Learning curves", "gradients": "Gradient variance"}
+    parts = [Section(title, "runs" if name == "overview" else name) for name, title in titles.items() if content[name]]
+    return content | {"contents": [*parts, *sections]}
 
 
 def gradients_content(paths: Sequence[Path], labels: dict[Path, str]) -> Content | None:
@@ -117,7 +124,7 @@ def gradients_content(paths: Sequence[Path], labels: dict[Path, str]) -> Content
 
 def _names(results: dict[Path, Content]) -> str:
     names = list(dict.fromkeys(result["name"] for result in results.values()))
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return (" of " if names else "") + ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _titles(results: Mapping[Path, Summary]) -> dict[Path, str]:
@@ -215,12 +222,13 @@ def _section(path: Path, title: str, result: Summary, films: Films, first: dict[
             "checked": f"Checked: {checked_text(result)}.",
             "evaluations": evaluations_table(path, result),
             "films": films.of(path),
-            "config": config_content(result, first.get(key)),
+            "config": config_content(result, first.get(key), all_keys=len(first) < MOST_CONFIGS),
             "facts": _facts(path, result),
             "repeat": repeat_command(path),
         },
     )
-    first.setdefault(key, section)
+    if len(first) < MOST_CONFIGS:
+        first.setdefault(key, section)
     return section
 
 
@@ -268,7 +276,7 @@ def _number(value: float, form: str = "") -> str:
     return "" if not np.isfinite(value) else form.format(value) if form else short(value)
 
 
-def config_content(result: Content, first: Section | None = None) -> Content:
+def config_content(result: Content, first: Section | None = None, *, all_keys: bool = True) -> Content:
     """Return the keys of a run that differ from the defaults, and all keys; `first` has the same config."""
     default = flat(to_data(Config()))
     changed = result["changed"]
@@ -281,7 +289,9 @@ def config_content(result: Content, first: Section | None = None) -> Content:
     head, texts = ["key", "value", "default"], (0, 1, 2)
     return {
         "changed": Table("Keys that differ from the defaults", head, rows, texts),
-        "all": None if first else Table("All keys; those that differ are marked", head, every, texts, strong),
+        "all": None
+        if first or not all_keys
+        else Table("All keys; those that differ are marked", head, every, texts, strong),
         "same": first,
     }
 

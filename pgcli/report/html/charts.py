@@ -19,7 +19,7 @@ from pgcli.report.statistics import Aggregate, Array
 SIDE = 1000  # units of a chart's viewBox in both directions; it is stretched to its place in the page
 MOST_POINTS = 500  # of a series
 FEWEST_POINTS = 30
-PAGE_POINTS = 20_000  # of all charts of a page: about 70 bytes each
+PAGE_POINTS = 12_000  # of all charts of a page: about 70 bytes each
 _TICKS = 5
 
 
