@@ -325,7 +325,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_comparison_leaves_a_report_figures_tables_and_runs(home: Path) -> None:
     out = home / "out"
     assert {path.name for path in out.iterdir()} == {
-        *("report.md", "returns.png", "differences.png", "curves.png"),
+        *("report.md", "report.json", "returns.png", "differences.png", "curves.png"),
         *("arms.csv", "pairs.csv", "runs.csv", "settings.csv", "profile.csv", "looks.csv", "runs", ".lock"),
     }
     for row in rows(out / "runs.csv"):

@@ -36,6 +36,8 @@ def test_the_wheel_trains_and_has_the_shipped_configs_inside(tmp_path: Path) -> 
     assert str(tmp_path) in done.stdout
     assert "cartpole" in done.stdout
     assert (tmp_path / "site/pgcli/py.typed").is_file()
+    templates = {path.name for path in (ROOT / "pgcli/report/html/templates").iterdir()}
+    assert {path.name for path in (tmp_path / "site/pgcli/report/html/templates").iterdir()} == templates
     assert next((tmp_path / "site").glob("*.dist-info")).name.startswith("policy_gradient_cli-")
 
 

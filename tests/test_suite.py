@@ -56,7 +56,7 @@ def test_scores_are_normalised_and_aggregated_over_tasks_and_seeds(tmp_path: Pat
     above_half = [point["share"] for point in found["profile"] if point["arm"] == "b" and 0.5 < point["threshold"] < 1]
     assert set(above_half) == {0.5}
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("report.md", "profiles.png", "arms.csv", "pairs.csv", "tasks.csv", "profile.csv")
+        *("report.md", "report.json", "profiles.png", "arms.csv", "pairs.csv", "tasks.csv", "profile.csv")
     }
     flat = result({"a": [5, 5, 5], "b": [5, 5, 5]}, 10)
     with pytest.raises(UsageError, match="no variant ends above the untrained policies"):

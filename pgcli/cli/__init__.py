@@ -13,7 +13,23 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pgcli import __version__
-from pgcli.cli import check, compare, doctor, eval, export, init, ls, plot, resume, rm, show, train, tune, verify
+from pgcli.cli import (
+    check,
+    compare,
+    doctor,
+    eval,
+    export,
+    init,
+    ls,
+    plot,
+    report,
+    resume,
+    rm,
+    show,
+    train,
+    tune,
+    verify,
+)
 
 __all__ = ["app"]
 
@@ -122,6 +138,13 @@ _add(
     "pgcli plot runs/cartpole -y entropy --show",
 )
 _add(_LOOK, show.show, "pgcli show runs/cartpole/seed-0", "pgcli show runs/a/seed-0 runs/b/seed-0")
+_add(
+    _LOOK,
+    report.report,
+    "pgcli report runs/cartpole/seed-0 --open",
+    "pgcli report runs/a runs/b -o two.html",
+    "pgcli report runs/cartpole-compare-learning_rate",
+)
 _add(
     _COMPARE,
     compare.compare,

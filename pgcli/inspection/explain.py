@@ -330,11 +330,16 @@ def explanation_text(result: dict[str, Any]) -> str:
         rows.append((finding["level"], where + finding["text"]))
         if finding["key"]:
             rows.append(("", f"→ {finding['key']}"))
+    rows.append(("checked", checked_text(result)))
+    return "\n".join([result["run"], *table(rows, TEXT_COLUMN, break_on_hyphens=False)])
+
+
+def checked_text(result: dict[str, Any]) -> str:
+    """Return how many checks were made, and which do not apply."""
     checked, absent = len(result["checked"]), len(result["not_applicable"])
     none = "no problems: " if not result["findings"] else ""
     rest = f"; {absent} do not apply: {', '.join(result['not_applicable'])}" if absent else ""
-    rows.append(("checked", f"{none}{checked} checks{rest}"))
-    return "\n".join([result["run"], *table(rows, TEXT_COLUMN, break_on_hyphens=False)])
+    return f"{none}{checked} checks{rest}"
 
 
 def _reached_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:

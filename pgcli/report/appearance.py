@@ -9,6 +9,10 @@ from pathlib import Path
 
 from pgcli.errors import ConfigError, Problem
 
+# Of curves in HTML pages: near those of Okabe & Ito (2008), with a contrast of at least 4.5 to the page's background.
+PAGE_COLORS = ("#0072B2", "#C04F00", "#007A59", "#A64B80", "#8A6100", "#6A51A3", "#202020")
+PAGE_COLORS_DARK = ("#56B4E9", "#F5924E", "#3CC99A", "#E3A3C8", "#E6B94A", "#B4A7F0", "#F2F2F2")
+BACKGROUND, BACKGROUND_DARK = "#FFFFFF", "#14171A"
 SMALLEST, LARGEST = 2.0, 40.0  # inches
 _SIZE = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*[x×]\s*(\d+\.?\d*|\.\d+)\s*", re.ASCII | re.IGNORECASE)
 

@@ -43,6 +43,7 @@ _MOMENTS = ("snr", "gradient_variance", "trajectory_variance")
 _FEW_RUNS = 5  # with fewer runs, the caption has a warning
 _RARE = 0.2  # share of failing runs in the example of the caption
 _DEFAULT = Appearance()
+_RETURNS = {"return_mean", "return_median", "return_min", "return_max"}  # in the unit of a reward threshold
 _TABLES = {"evaluation.": "evaluations.csv", "gradients.": "gradients.csv", "": "metrics.csv"}  # by the prefix of y
 
 
@@ -74,6 +75,11 @@ class Drawing:
     def of_evaluations(self) -> bool:
         """Whether y is in evaluations.csv."""
         return self.prefix == "evaluation."
+
+    @property
+    def is_return(self) -> bool:
+        """Whether y has the unit of a reward threshold."""
+        return self.column in _RETURNS
 
     @property
     def of_gradients(self) -> bool:
@@ -113,7 +119,7 @@ class Line:
     @property
     def label_and_runs(self) -> str:
         """The label with the number of runs, if lines have different numbers of runs."""
-        return f"{self.label} ({_counted(len(self.runs), 'run')})"
+        return f"{self.label} ({counted(len(self.runs), 'run')})"
 
 
 def legend(lines: Sequence[Line]) -> list[str]:
@@ -146,7 +152,7 @@ def _labelled(lines: Sequence[Line], labels: Sequence[str]) -> list[Line]:
         return list(lines)
     hint = "give one --label per line, in this order: " + ", ".join(f"`{line.label}`" for line in lines)
     if len(labels) != len(lines):
-        counts = f"{_counted(len(labels), 'label')} for {_counted(len(lines), 'line')}"
+        counts = f"{counted(len(labels), 'label')} for {counted(len(lines), 'line')}"
         raise ConfigError([Problem("--label", counts, hint)])
     if len({label.strip() for label in labels} - {""}) < len(labels):
         raise ConfigError([Problem("--label", "two lines have the same label, or one has none", hint)])
@@ -159,7 +165,7 @@ def _check_scale(lines: Sequence[Line], drawing: Drawing) -> None:
     if missing == sum(len(line.curve.x) for line in lines):
         raise ConfigError([Problem("--log", f"`{drawing.y}` has no value above 0", "leave --log out")])
     if missing:
-        warnings.warn(f"--log: {_counted(missing, 'point')} at or below 0: not drawn", stacklevel=2)
+        warnings.warn(f"--log: {counted(missing, 'point')} at or below 0: not drawn", stacklevel=2)
 
 
 def not_positive(line: Line) -> int:
@@ -188,8 +194,9 @@ def smallest_shown(lines: Sequence[Line]) -> float:
     return max(float(center[center > 0].min()) / 10, float(both[both > 0].min()) / 1.2)
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def counted(number: int, what: str) -> str:
+    """Return `1 run` or `2 runs`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _checked(x: str, y: str, stat: str, band: str, smooth: int, output: Path | None) -> Drawing:
@@ -453,7 +460,7 @@ def caption(lines: Sequence[Line], drawing: Drawing) -> str:
         label = f"{shortened(line.label, 40)}: " if len(lines) > 1 else ""
         sentences += _endings(line, drawing, label)
         if drawing.log and (missing := not_positive(line)):
-            sentences.append(f"{label}{missing} of {_counted(len(line.curve.x), 'point')} at or below 0: not drawn.")
+            sentences.append(f"{label}{missing} of {counted(len(line.curve.x), 'point')} at or below 0: not drawn.")
     if any(run.curve.x[-1] < line.curve.x[-1] for line in lines for run in line.runs):
         sentences.append("After its end, a run keeps its last value.")
     pairs = [(line.curve.x, run.curve.x) for line in lines for run in line.runs]
@@ -548,7 +555,7 @@ def y_label(lines: Sequence[Line], drawing: Drawing) -> str:
 def thousands(value: float) -> str:
     """Format a number of an axis: 25k, 1.5M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
+        if size <= abs(value) < 1e13:
             return f"{value / size:g}{letter}"
     return f"{value:g}"
 

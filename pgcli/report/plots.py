@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DEFAULT = Appearance()
-_RETURNS = {"return_mean", "return_median", "return_min", "return_max"}  # in the unit of a reward threshold
 # Okabe & Ito (2008), distinct for common kinds of colour blindness; without yellow, which is faint on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES: tuple[Any, ...] = (  # as many as colours: lengths of strokes and gaps, in line widths
@@ -193,7 +192,7 @@ def _draw_lines(axes: Axes, lines: Sequence[Line], labels: Sequence[str], log: b
     for number, (line, label) in enumerate(zip(lines, labels, strict=True)):
         c, color = line.curve, COLORS[number % len(COLORS)]
         center = np.where(c.center > 0, c.center, np.nan) if log else c.center
-        marked = np.flatnonzero(_marked(center)).tolist()
+        marked = np.flatnonzero(with_markers(center)).tolist()
         axes.plot(
             c.x,
             center,
@@ -208,7 +207,7 @@ def _draw_lines(axes: Axes, lines: Sequence[Line], labels: Sequence[str], log: b
         axes.fill_between(c.x, c.low, c.high, color=color, alpha=0.2, linewidth=0)
 
 
-def _marked(center: Array) -> NDArray[np.bool_]:
+def with_markers(center: Array) -> NDArray[np.bool_]:
     """Return which points get a marker.
 
     These are all points of a short line, and those without a neighbour, which draw no line.
@@ -248,7 +247,7 @@ def _draw_axes(axes: Axes, lines: Sequence[Line], drawing: Drawing, appearance: 
     plain_numbers = FuncFormatter(lambda value, _: thousands(float(f"{value:.6g}")))
     log = is_logarithmic(lines, drawing)
     smallest = [smallest_shown(lines)] if log else []
-    threshold = _threshold(lines) if appearance.threshold and drawing.column in _RETURNS else None
+    threshold = common_threshold(lines) if appearance.threshold and drawing.is_return else None
     if threshold is not None and _is_near(threshold, axes, smallest):
         _draw_threshold(axes, threshold)
         smallest += [threshold / 1.2]
@@ -291,7 +290,7 @@ def _draw_threshold(axes: Axes, threshold: float) -> None:
     )
 
 
-def _threshold(lines: Sequence[Line]) -> float | None:
+def common_threshold(lines: Sequence[Line]) -> float | None:
     """Return the reward threshold, if it is the same for all runs."""
     found = {_threshold_of(run.path) for line in lines for run in line.runs}
     return found.pop() if len(found) == 1 else None

@@ -21,6 +21,8 @@ _MARKS = {
     ".gif": b"pgcli",
     ".mp4": b"pgcli",
     ".onnx": b"pgcli_version",
+    ".html": b'<meta name="generator" content="pgcli">',
+    ".htm": b'<meta name="generator" content="pgcli">',
     ".md": b"```\npgcli ",
 }
 _NEAR = 2**16  # bytes

@@ -13,6 +13,7 @@ from pgcli.runs.directory import check_owner, is_run
 from pgcli.runs.files import TEMPORARY, storage
 from pgcli.runs.information import find_run_hint
 from pgcli.runs.lock import lock, lock_to_read
+from pgcli.runs.outputs import is_ours
 
 _OWN = {
     *("config.yaml", "run.json", "status.json", ".lock", *(f"{name}.csv" for name in TABLES)),
@@ -37,7 +38,8 @@ def check_removable(path: Path, inside: Path) -> list[str]:
             raise RunDirectoryError(f"{path}: is the current folder", "run the command from another folder")
         with lock_to_read(path):
             pass
-        return sorted(name for name in os.listdir(path) if name not in _OWN and not name.startswith(TEMPORARY))
+        names = [name for name in os.listdir(path) if name not in _OWN and not name.startswith(TEMPORARY)]
+        return sorted(name for name in names if not ((path / name).is_file() and is_ours(path / name)))
 
 
 def remove_runs(paths: Sequence[Path], inside: Sequence[Path]) -> None:

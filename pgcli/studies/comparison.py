@@ -35,12 +35,12 @@ from pgcli.report.statistics import (
     trimmed_mean_interval,
     value_at,
 )
-from pgcli.report.text import short
-from pgcli.runs.files import make_folder, storage, write_whole
+from pgcli.report.text import finite, short
+from pgcli.runs.files import json_bytes, make_folder, storage, write_whole
 from pgcli.runs.outputs import is_ours
 from pgcli.studies.existing import check_budget
 from pgcli.studies.looks import Look, look_at, read_looks
-from pgcli.studies.page import RETURN, TABLES, as_csv, markdown, quantity
+from pgcli.studies.page import RESULT, RETURN, TABLES, as_csv, markdown, quantity
 from pgcli.studies.sentences import conclusion, notes
 from pgcli.studies.summaries import RunSummary, read_run
 from pgcli.studies.variants import Comparison, Variant, digest, settings_table
@@ -55,7 +55,9 @@ SHARE_OF_GAIN = 0.9  # of the improvement over untrained policies; default thres
 def write_report(
     comparison: Comparison, threshold: float | None, command: Sequence[str], column: str = RETURN
 ) -> dict[str, Any]:
-    """Compare runs by their final evaluations, and write report.md, figures and tables into the folder.
+    """Compare runs by their final evaluations, and write the report into the folder.
+
+    It is report.md, report.json, figures and tables.
 
     The score of a run is the value of `column` in its last evaluation, also if it diverged or failed, as in a learning
     curve. Without an evaluation, it is the lowest evaluation of the comparison. No run is skipped. looks.csv lists the
@@ -85,6 +87,7 @@ def write_report(
         make_folder(folder)
         # first, because it marks the other files as pgcli's
         write_whole(folder / "report.md", printable(markdown(result)).encode())
+        write_whole(folder / RESULT, json_bytes(finite(result)))
         for name in TABLES:
             path = folder / f"{name}.csv"
             if result[name]:
@@ -97,7 +100,7 @@ def write_report(
 
 def check_folder(folder: Path) -> None:
     """Raise RunDirectoryError if a folder has files with the names of a report that pgcli did not write."""
-    names = ["report.md", *(f"{name}.csv" for name in TABLES), *(f"{name}.png" for name in FIGURES)]
+    names = ["report.md", RESULT, *(f"{name}.csv" for name in TABLES), *(f"{name}.png" for name in FIGURES)]
     found = [name for name in names if os.path.lexists(folder / name)]
     with storage(folder):
         if found and not ("report.md" in found and is_ours(folder / "report.md")):
@@ -141,7 +144,7 @@ def analyze(
             for run, score in zip(one, scores[label].tolist(), strict=True)
         ],
         "profile": list(_profile_rows(scores)),
-        "gradients": list(_gradient_rows(runs)),
+        "gradients": list(measured_gradients(runs)),
         "looks": looks,
         "notes": [*_unpaired_notes(pairs), *notes(runs, scores, column)],
     }
@@ -301,7 +304,8 @@ def _profile_rows(scores: dict[str, Array]) -> Iterator[dict[str, Any]]:
             yield {"arm": label, "threshold": x, "share": share, "share_low": low, "share_high": high}
 
 
-def _gradient_rows(runs: dict[str, list[RunSummary]]) -> Iterator[dict[str, Any]]:
+def measured_gradients(runs: dict[str, list[RunSummary]]) -> Iterator[dict[str, Any]]:
+    """Yield the gradient variance of each variant and estimator over its runs."""
     for label, one in runs.items():
         for name in dict.fromkeys(name for run in one for name in run.gradients):
             found = np.array([run.gradients[name] for run in one if name in run.gradients])

@@ -13,7 +13,13 @@ from pgcli.report.scores import LIKELY, MOST_SEEDS, POWER
 from pgcli.report.text import WIDTH, columns, duration, same_decimals, short
 
 TABLES = ("arms", "pairs", "runs", "settings", "profile", "gradients", "looks")
+RESULT = "report.json"  # the object of `pgcli compare --json`, for `pgcli report`
 RETURN = "return_mean"  # the column of evaluations.csv that is compared by default
+Rows = list[list[str]]
+GRADIENTS = (
+    "Over measurements and seeds: the mean variance, and the ratio of means Σ(|g|² - v) / Σv, with 95 % intervals",
+    "over seeds. Each variant measures at its own parameters.",
+)
 Result = dict[str, Any]  # of `pgcli.studies.comparison.write_report`, or one row of its tables
 
 _METHOD = """\
@@ -99,20 +105,29 @@ def markdown(result: Result) -> str:
 
 
 def _head(result: Result) -> Iterator[str]:
+    yield f"# {title(result)}"
+    yield from ("", *about(result))
+    yield from ("", "```", result["command"], "```")
+
+
+def title(result: Result) -> str:
+    """Return the title of a comparison: its name and its variants."""
     labels = [f"`{variant['arm']}`" for variant in result["arms"]]
+    return f"{result['name']}: {' · '.join(labels) if len(labels) < 4 else f'{len(labels)} variants'}"
+
+
+def about(result: Result) -> Iterator[str]:
+    """Yield the lines that describe the task, the seeds and the compared number."""
     seeds = sorted(result["seeds"])
     listed = ", ".join(map(str, seeds))
     if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1)):
         listed = f"{seeds[0]} to {seeds[-1]}"
     steps = "" if result["env_steps"] is None else f", {result['env_steps']:,} env steps for every run"
-    yield f"# {result['name']}: {' · '.join(labels) if len(labels) < 4 else f'{len(labels)} variants'}"
-    yield ""
     yield (
         f"{result['env']}, {'seed' if len(seeds) == 1 else 'seeds'} {listed}{steps}. "
         f"Compared is `{result['column']}` of each run's **final** evaluation"
     )
     yield f"({result['evaluation']}): no best checkpoint, no best seed."
-    yield from ("", "```", result["command"], "```")
 
 
 def _conclusions(result: Result) -> Iterator[str]:
@@ -125,103 +140,155 @@ def _conclusions(result: Result) -> Iterator[str]:
 
 
 def _final_returns(result: Result) -> Iterator[str]:
-    yield from (f"## Final {quantity(result['column'])}", "")
-    yield from header("variant", "runs", "IQM [95 %]", "mean [95 %]", "standard error (episodes)", "over seeds")
-    for variant in result["arms"]:
-        bad = ", ".join(f"{variant[how]} {how}" for how in ("diverged", "failed") if variant[how])
-        yield table_row(
-            f"`{variant['arm']}`",
-            f"{variant['seeds']} ({bad})" if bad else f"{variant['seeds']}",
-            estimate(variant, "iqm"),
-            estimate(variant, "mean"),
-            _errors(variant["standard_error"], variant["evaluation_standard_error"]),
-            " to ".join(same_decimals(variant["min"], variant["max"])),
-        )
+    yield from (f"## Final {quantity(result['column'])}", "", *table(final_rows(result)))
     yield from ("", "![Final values: every seed, interquartile means, performance profiles](returns.png)")
 
 
 def _differences(result: Result) -> Iterator[str]:
-    yield from ("## Differences", "")
-    yield from header("a - b", "mean", "interval", "a above b", "P(a > b) [95 %]", "shown", "fresh seeds to show it")
-    for pair in result["pairs"]:
-        low, high = pair["difference_low"], pair["difference_high"]
-        edges = "" if math.isnan(low) else " to ".join(same_decimals(low, high))
-        yield table_row(
-            f"`{pair['a']}` - `{pair['b']}`",
-            short(pair["difference"]),
-            edges and f"{edges} ({_percent(pair['confidence'])})",
-            "unpaired"
-            if pair["unpaired"]
-            else f"on {pair['wins']} of {pair['seeds']}" + (f", equal on {pair['ties']}" if pair["ties"] else ""),
-            estimate(pair, "improvement"),
-            f"{pair['claim']}: yes" if pair["shown"] else "no",
-            _seeds(pair["seeds_needed"], pair["seeds_needed_low"], pair["seeds_needed_high"]),
-        )
+    yield from ("## Differences", "", *table(difference_rows(result)))
     yield from ("", "![Differences with their intervals](differences.png)")
 
 
 def _sample_efficiency(result: Result) -> Iterator[str]:
-    goal, rule = result["threshold"], result["threshold_rule"]
-    yield from ("## Sample efficiency", "")
-    if goal is None:
-        yield f"No threshold: {rule}."
-    else:
-        yield f"Env steps to the first evaluation with `{result['column']}` of at least {goal:g}: {rule}."
-        yield from ("A run that does not reach it counts as later than all others.", "")
-        yield from header("variant", "reached", "median env steps [95 %]")
-        for variant in result["arms"]:
-            steps, low, high = (variant[f"steps_{x}"] for x in ("median", "low", "high"))
-            edges = "" if math.isnan(low) or low == high else f" [{_steps(low)}, {_steps(high)}]"
-            yield table_row(f"`{variant['arm']}`", f"{variant['reached']} of {variant['seeds']}", _steps(steps) + edges)
+    yield from ("## Sample efficiency", "", *efficiency_texts(result))
+    if result["threshold"] is not None:
+        yield from ("", *table(efficiency_rows(result)))
     yield from ("", "![Learning curves](curves.png)")
 
 
 def _gradients(result: Result) -> Iterator[str]:
-    if not result["gradients"]:
-        return
-    yield from ("## Gradients", "")
-    yield "Over measurements and seeds: the mean variance, and the ratio of means Σ(|g|² - v) / Σv, with 95 % intervals"
-    yield from ("over seeds. Each variant measures at its own parameters.", "")
-    yield from header("variant", "estimator", "seeds", "gradient variance", "signal-to-noise ratio")
-    for row in result["gradients"]:
+    if result["gradients"]:
+        yield from ("## Gradients", "", *GRADIENTS, "", *table(gradient_rows(result["gradients"])))
+
+
+def _settings(result: Result) -> Iterator[str]:
+    if result["settings"]:
+        yield from ("## Settings that differ", "", *table(settings_rows(result)))
+
+
+def _wall_time(result: Result) -> Iterator[str]:
+    yield from ("## Wall time", "", "Measured on the machine that trained the runs, including its other load.", "")
+    yield from table(time_rows(result))
+
+
+def table(rows: Rows) -> list[str]:
+    """Return the lines of a Markdown table whose first row is the head."""
+    return [*header(*rows[0]), *(table_row(*row) for row in rows[1:])]
+
+
+def _method(result: Result) -> Iterator[str]:
+    yield from ("## Method", "", method_text(len(result["pairs"])))
+    yield "Tables: " + ", ".join(f"[{name}.csv]({name}.csv)" for name in TABLES if result[name]) + "."
+
+
+def method_text(pairs: int) -> str:
+    """Return the statistical methods of a comparison, as a Markdown list."""
+    count = "1 pair" if pairs == 1 else f"{pairs} pairs"
+    return _METHOD.format(pairs=count, power=100 * POWER, likely=100 * LIKELY)
+
+
+# Tables: the first row is the head; cells may contain `code`
+
+
+def final_rows(result: Result) -> Rows:
+    """Return the final values of each variant."""
+    rows = [["variant", "runs", "IQM [95 %]", "mean [95 %]", "standard error (episodes)", "over seeds"]]
+    for variant in result["arms"]:
+        bad = ", ".join(f"{variant[how]} {how}" for how in ("diverged", "failed") if variant[how])
+        rows.append(
+            [
+                f"`{variant['arm']}`",
+                f"{variant['seeds']} ({bad})" if bad else f"{variant['seeds']}",
+                estimate(variant, "iqm"),
+                estimate(variant, "mean"),
+                _errors(variant["standard_error"], variant["evaluation_standard_error"]),
+                " to ".join(same_decimals(variant["min"], variant["max"])),
+            ]
+        )
+    return rows
+
+
+def difference_rows(result: Result) -> Rows:
+    """Return the difference of each pair."""
+    rows = [["a - b", "mean", "interval", "a above b", "P(a > b) [95 %]", "shown", "fresh seeds to show it"]]
+    for pair in result["pairs"]:
+        low, high = pair["difference_low"], pair["difference_high"]
+        edges = "" if math.isnan(low) else " to ".join(same_decimals(low, high))
+        ties = f", equal on {pair['ties']}" if pair["ties"] else ""
+        rows.append(
+            [
+                f"`{pair['a']}` - `{pair['b']}`",
+                short(pair["difference"]),
+                edges and f"{edges} ({_percent(pair['confidence'])})",
+                "unpaired" if pair["unpaired"] else f"on {pair['wins']} of {pair['seeds']}{ties}",
+                estimate(pair, "improvement"),
+                f"{pair['claim']}: yes" if pair["shown"] else "no",
+                _seeds(pair["seeds_needed"], pair["seeds_needed_low"], pair["seeds_needed_high"]),
+            ]
+        )
+    return rows
+
+
+def efficiency_texts(result: Result) -> list[str]:
+    """Return how the threshold was chosen, or why there is none."""
+    goal, rule = result["threshold"], result["threshold_rule"]
+    if goal is None:
+        return [f"No threshold: {rule}."]
+    return [
+        f"Env steps to the first evaluation with `{result['column']}` of at least {goal:g}: {rule}.",
+        "A run that does not reach it counts as later than all others.",
+    ]
+
+
+def efficiency_rows(result: Result) -> Rows:
+    """Return the env steps to the threshold of each variant."""
+    rows = [["variant", "reached", "median env steps [95 %]"]]
+    for variant in result["arms"]:
+        steps, low, high = (variant[f"steps_{x}"] for x in ("median", "low", "high"))
+        edges = "" if math.isnan(low) or low == high else f" [{_steps(low)}, {_steps(high)}]"
+        rows.append([f"`{variant['arm']}`", f"{variant['reached']} of {variant['seeds']}", _steps(steps) + edges])
+    return rows
+
+
+def gradient_rows(found: Sequence[Result]) -> Rows:
+    """Return the gradient variance and the signal-to-noise ratio of each variant and estimator."""
+    rows = [["variant", "estimator", "seeds", "gradient variance", "signal-to-noise ratio"]]
+    for row in found:
         cells = []
         for x in ("gradient_variance", "snr"):
             value, low, high = row[x], row[f"{x}_low"], row[f"{x}_high"]
             edges = "" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]"
             cells.append("" if math.isnan(value) else f"{value:.3g}{edges}")
-        yield table_row(f"`{row['arm']}`", row["estimator"], str(row["seeds"]), *cells)
+        rows.append([f"`{row['arm']}`", row["estimator"], str(row["seeds"]), *cells])
+    return rows
 
 
-def _settings(result: Result) -> Iterator[str]:
-    if not result["settings"]:
-        return
+def settings_rows(result: Result) -> Rows:
+    """Return the keys in which variants differ, with the value of each."""
     labels = [variant["arm"] for variant in result["arms"]]
     values = {(row["key"], row["arm"]): row["value"] for row in result["settings"]}
-    yield from ("## Settings that differ", "", *header("key", *(f"`{label}`" for label in labels)))
-    for key in dict.fromkeys(key for key, _ in values):
-        yield table_row(f"`{key}`", *(f"`{values[key, label]}`" for label in labels))
+    head = ["key", *(f"`{label}`" for label in labels)]
+    return [
+        head,
+        *([f"`{key}`", *(f"`{values[key, x]}`" for x in labels)] for key in dict.fromkeys(k for k, _ in values)),
+    ]
 
 
-def _wall_time(result: Result) -> Iterator[str]:
-    yield from ("## Wall time", "", "Measured on the machine that trained the runs, including its other load.", "")
+def time_rows(result: Result) -> Rows:
+    """Return the env steps, the time and the speed of the runs of each variant."""
     rate_head = "steps per second of collecting and updating (median)"
-    yield from header("variant", "env steps (mean)", "time of a run (median)", rate_head)
+    rows = [["variant", "env steps (mean)", "time of a run (median)", rate_head]]
     for variant in result["arms"]:
         seconds, rate = variant["seconds_median"], variant["steps_per_second_median"]
-        yield table_row(
-            f"`{variant['arm']}`",
-            f"{variant['env_steps_mean']:,.0f}",
-            "" if math.isnan(seconds) else duration(seconds),
-            "" if math.isnan(rate) else f"{rate:,.0f}",
+        rows.append(
+            [
+                f"`{variant['arm']}`",
+                f"{variant['env_steps_mean']:,.0f}",
+                "" if math.isnan(seconds) else duration(seconds),
+                "" if math.isnan(rate) else f"{rate:,.0f}",
+            ]
         )
-
-
-def _method(result: Result) -> Iterator[str]:
-    pairs = len(result["pairs"])
-    count = "1 pair" if pairs == 1 else f"{pairs} pairs"
-    yield from ("## Method", "")
-    yield _METHOD.format(pairs=count, power=100 * POWER, likely=100 * LIKELY)
-    yield "Tables: " + ", ".join(f"[{name}.csv]({name}.csv)" for name in TABLES if result[name]) + "."
+    return rows
 
 
 # Cells

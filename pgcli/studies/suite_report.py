@@ -14,10 +14,10 @@ import numpy as np
 from pgcli.errors import UsageError
 from pgcli.report.scores import probability_of_improvement
 from pgcli.report.statistics import Array, bootstrap_interval, interquartile_mean
-from pgcli.report.text import columns, short
-from pgcli.runs.files import storage, write_whole
+from pgcli.report.text import columns, finite, short
+from pgcli.runs.files import json_bytes, storage, write_whole
 from pgcli.studies.comparison import check_folder
-from pgcli.studies.page import as_csv, estimate, header, quantity, table_row
+from pgcli.studies.page import RESULT, Rows, as_csv, estimate, quantity, table
 from pgcli.system.streams import printable
 
 Row = dict[str, Any]
@@ -69,6 +69,7 @@ def write_suite(
 
     with storage(folder):
         write_whole(folder / "report.md", printable(markdown(result)).encode())
+        write_whole(folder / RESULT, json_bytes(finite(result)))
         for table in TABLES:
             write_whole(folder / f"{table}.csv", printable(as_csv(result[table])).encode())
         draw_profiles(folder / "profiles.png", result)
@@ -125,33 +126,45 @@ def suite_text(result: Row) -> str:
     rows = [("variant", "normalised score: IQM [95 %]", "mean over tasks [95 %]")]
     rows += [(one["arm"], estimate(one, "iqm"), estimate(one, "mean")) for one in result["arms"]]
     lines = [result["directory"], *columns(rows)]
-    return "\n".join([*lines, *(_sentence(pair).replace("`", "") for pair in result["pairs"])])
+    return "\n".join([*lines, *(sentence(pair).replace("`", "") for pair in result["pairs"])])
 
 
-def _sentence(pair: Row) -> str:
+def sentence(pair: Row) -> str:
+    """Describe how often a variant is better than another."""
     return f"P(`{pair['a']}` > `{pair['b']}`) over tasks and seeds: {estimate(pair, 'improvement')}"
 
 
 def markdown(result: Row) -> str:
     """Return the report of a suite."""
-    labels = [one["arm"] for one in result["arms"]]
-    lines = [f"# {result['name']}: {len(labels)} variants on {result['arms'][0]['tasks']} tasks", ""]
-    lines += ["```", result["command"], "```", "", "## Over all tasks and seeds", ""]
-    lines += header("variant", "runs", "IQM [95 %]", "mean over tasks [95 %]")
-    for one in result["arms"]:
-        lines.append(table_row(f"`{one['arm']}`", str(one["runs"]), estimate(one, "iqm"), estimate(one, "mean")))
-    lines += ["", *(f"- {_sentence(pair)}" for pair in result["pairs"])]
-    lines += ["", "![Performance profiles](profiles.png)", "", "## By task", ""]
-    lines += header("task", "0 is", "1 is", *(f"`{label}`" for label in labels))
-    for task in dict.fromkeys(row["task"] for row in result["tasks"]):
-        rows = [row for row in result["tasks"] if row["task"] == task]
-        ends = [short(rows[0][end]) + (" (measured)" if rows[0]["measured"] else "") for end in ("random", "reference")]
-        lines.append(table_row(f"`{task}`", *ends, *(estimate(row, "score") for row in rows)))
-    lines += ["", _METHOD]
+    lines = [f"# {title(result)}", "", "```", result["command"], "```", "", "## Over all tasks and seeds", ""]
+    lines += [*table(overall_rows(result)), "", *(f"- {sentence(pair)}" for pair in result["pairs"])]
+    lines += ["", "![Performance profiles](profiles.png)", "", "## By task", "", *table(task_rows(result)), "", METHOD]
     return "\n".join(lines)
 
 
-_METHOD = """\
+def title(result: Row) -> str:
+    """Return the title of a suite."""
+    return f"{result['name']}: {len(result['arms'])} variants on {result['arms'][0]['tasks']} tasks"
+
+
+def overall_rows(result: Row) -> Rows:
+    """Return the scores of each variant over all tasks and seeds."""
+    head = ["variant", "runs", "IQM [95 %]", "mean over tasks [95 %]"]
+    rows = ([f"`{x['arm']}`", str(x["runs"]), estimate(x, "iqm"), estimate(x, "mean")] for x in result["arms"])
+    return [head, *rows]
+
+
+def task_rows(result: Row) -> Rows:
+    """Return the scale of each task, and the scores of the variants on it."""
+    out = [["task", "0 is", "1 is", *(f"`{one['arm']}`" for one in result["arms"])]]
+    for task in dict.fromkeys(row["task"] for row in result["tasks"]):
+        rows = [row for row in result["tasks"] if row["task"] == task]
+        ends = [short(rows[0][end]) + (" (measured)" if rows[0]["measured"] else "") for end in ("random", "reference")]
+        out.append([f"`{task}`", *ends, *(estimate(row, "score") for row in rows)])
+    return out
+
+
+METHOD = """\
 Scores are (value - random) / (reference - random). Measured, *random* is the mean of the untrained policies, and
 *reference* the best variant's IQM on that task. Intervals are percentile bootstraps over the runs of each task
 (Agarwal et al. 2021, Deep Reinforcement Learning at the Edge of the Statistical Precipice), too narrow for few seeds.

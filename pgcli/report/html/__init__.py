@@ -1,0 +1,1 @@
+"""HTML pages: charts as inline SVG, and templates that escape all text."""
