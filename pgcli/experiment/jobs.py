@@ -23,6 +23,7 @@ from pgcli.experiment.stacks import stacks
 from pgcli.records import Notice, Record
 from pgcli.sampling.chunks import EnvironmentCache
 from pgcli.sampling.stack import Stack
+from pgcli.system import git
 from pgcli.system.leaving import leave
 from pgcli.system.process_state import kept
 from pgcli.system.processes import ignore_interrupts, interruptible, process_context, start_process
@@ -44,6 +45,7 @@ def run_all(requests: Sequence[Request], jobs: int, watch: Watch, logs: Logs, st
     rollouts; None: as many as the memory allows.
     Raises: Interrupted, once every run in progress has saved its state.
     """
+    git.look_again()
     with StopOnSignal() as stop:
         if jobs > 1 and len(requests) > 1 and requests[0].config.sampling.backend == "ray":
             return run_on_cluster([_sharing(request, jobs, requests) for request in requests], jobs, watch, stop)

@@ -82,6 +82,9 @@ def show(path: Path) -> dict[str, Any]:
         "versions": information.get("versions", {}),
         "exact": bool(information.get("exact", True)),
         "resumes": len(information.get("resumes", [])),
+        "tags": information.get("tags", []),
+        "note": information.get("note", ""),
+        "code": _code(information),
         "findings": [
             one.select(*FIELDS)
             for one in (*_of_status(path, state, status, information), *_of_user_code(config), *found)
@@ -111,6 +114,15 @@ def _changed(config: Config) -> dict[str, Any]:
     return {
         key: value for key, value in flat(to_data(config)).items() if value != default.get(key) and key not in leave
     }
+
+
+def _code(information: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the repositories of the last start, without diffs; of an earlier version, one commit."""
+    starts = [information, *information.get("resumes", [])]
+    found: list[dict[str, Any]] = next((one["git"] for one in reversed(starts) if one.get("git")), [])
+    if not found and (commit := information.get("git_commit")):
+        found = [{"commit": commit}]
+    return [{key: one.get(key) for key in ("repository", "commit", "dirty")} for one in found]
 
 
 def _shares(timing: Table) -> dict[str, float]:
@@ -354,6 +366,8 @@ def explanation_text(result: dict[str, Any]) -> str:
         ("status", f"{result['status']}{reason}"),
         ("trained", f"{result['name']} on {result['env']}, seed {result['seed']}: {steps}{seconds}"),
         ("config", changed or "all defaults"),
+        *((name, text) for name, text in (("tags", " ".join(result["tags"])), ("note", result["note"])) if text),
+        *(("commit", _commit_text(one)) for one in result["code"]),
         *_reached_rows(result),
         ("time", shares or "none yet"),
     ]
@@ -367,6 +381,12 @@ def explanation_text(result: dict[str, Any]) -> str:
     rest = f"; {absent} do not apply: {', '.join(result['not_applicable'])}" if absent else ""
     rows.append(("checked", f"{none}{checked} checks{rest}"))
     return "\n".join([result["run"], *table(rows, TEXT_COLUMN, break_on_hyphens=False)])
+
+
+def _commit_text(repository: dict[str, Any]) -> str:
+    place, dirty = repository["repository"], repository["dirty"]
+    changes = {True: ", with uncommitted changes: see run.json", False: ", without changes", None: ""}[dirty]
+    return (repository["commit"] or "none")[:12] + (f" of {place}" if place else "") + changes
 
 
 def _reached_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:

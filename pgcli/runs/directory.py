@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -21,7 +19,7 @@ from pgcli.records import TABLES, Evaluation, Iteration, more_columns
 from pgcli.runs import checkpoints
 from pgcli.runs.digests import DIGESTS, digests_of, sealed
 from pgcli.runs.files import Folder, opened, read_json, storage
-from pgcli.runs.information import Labels, find_run_hint, read_information, read_status, with_labels
+from pgcli.runs.information import Labels, find_run_hint, read_information, read_status, with_code, with_labels
 from pgcli.runs.tables import (
     TableWriter,
     has_rows,
@@ -37,7 +35,7 @@ from pgcli.runs.tables import (
 )
 from pgcli.system.packages import versions
 
-_FOLDERS = ("checkpoints", "crash", "tensorboard", "wandb")  # that a run writes
+_FOLDERS = ("checkpoints", "crash", "tensorboard", "wandb", "mlflow")  # that a run writes
 
 
 class RunDirectory:
@@ -74,12 +72,17 @@ class RunDirectory:
         return self._checkpoints
 
     def start(
-        self, config: Config, command: list[str], reward_threshold: float | None, labels: Labels | None = None
+        self,
+        config: Config,
+        command: list[str],
+        reward_threshold: float | None,
+        labels: Labels | None = None,
+        code: dict[str, Any] | None = None,
     ) -> None:
         """Write the initial files of a run. run.json is first, because it marks the folder as pgcli's."""
         check_owner(self.path)
         self._folder.check()
-        run = _circumstances(config, command, reward_threshold)
+        run = _circumstances(config, command, reward_threshold) | (code or {})
         self._folder.write_json("run.json", with_labels(run, labels))
         self._folder.write("config.yaml", _config_text(config, self.path))
         self._remove_temporary()
@@ -97,6 +100,7 @@ class RunDirectory:
         counters: dict[str, int],
         reward_threshold: float | None,
         labels: Labels | None = None,
+        code: dict[str, Any] | None = None,
     ) -> None:
         """Reset the run to its state after `counters["iteration"]` updates, and open it for appending.
 
@@ -124,7 +128,7 @@ class RunDirectory:
             resume["extends"] = True  # keeps the checkpoint of the former end
         run.setdefault("resumes", []).append(resume)
         self._results = _results(run)
-        self._folder.write_json("run.json", with_labels(run, labels))
+        self._folder.write_json("run.json", with_labels(with_code(run, code or {}), labels))
         self._folder.write("config.yaml", _config_text(config, self.path))
         self._open_tables(config, more_of("episodes", read_header(self.path / "episodes.csv")) or ())
         self.best = _best_evaluation(self.path / "evaluations.csv")
@@ -189,19 +193,6 @@ class RunDirectory:
         with closing(self._folder.subfolder("crash")) as folder:
             folder.write(f"{name}.py", program.encode())
         return self.path / "crash" / f"{name}.py"
-
-    def record_user_code(self, digests: dict[str, str]) -> list[str]:
-        """Record the digests of the user's files in run.json.
-
-        Return the files that changed since the last start.
-        """
-        run = read_information(self.path)
-        before = run.get("user_code") or {}
-        if before == digests:
-            return []
-        self._folder.check()
-        self._folder.write_json("run.json", run | {"user_code": digests})
-        return [file for file, digest in digests.items() if before.get(file, digest) != digest]
 
     def mark_inexact(self) -> None:
         """Record in run.json that the run differs from an uninterrupted run."""
@@ -380,19 +371,9 @@ def _circumstances(config: Config, command: list[str], reward_threshold: float |
         "reward_threshold": reward_threshold,
         "exact": True,
         "versions": versions(),
-        "git_commit": _git_commit(),
         "machine": {
             "system": f"{platform.system()} {platform.release()}",
             "processor": platform.machine(),
             "cores": os.cpu_count(),
         },
     }
-
-
-def _git_commit() -> str | None:
-    """Return the git commit of the current folder, if it has one."""
-    git = shutil.which("git")
-    if git is None:
-        return None
-    answer = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None
