@@ -25,8 +25,10 @@ from pgcli.environments.registry import reward_threshold
 from pgcli.environments.vector.native_trial import vector_form_notice
 from pgcli.errors import PgcliError, RunDirectoryError, UsageError, typed
 from pgcli.experiment.build import build_learner, columns_of, environments_of, released, restore, worker_pool
+from pgcli.experiment.loggers import check_loggers
 from pgcli.experiment.recorder import Context, Outcome, Recorder
-from pgcli.experiment.resume import changes_of, is_exact, user_code
+from pgcli.experiment.resume import changes_of, is_exact
+from pgcli.experiment.user_code import changed, code_of
 from pgcli.records import Notice
 from pgcli.runs import checkpoints
 from pgcli.runs.directory import (
@@ -38,7 +40,7 @@ from pgcli.runs.directory import (
     move_aside,
 )
 from pgcli.runs.files import make_folder, storage
-from pgcli.runs.information import Labels, config_of_run, read_status
+from pgcli.runs.information import Labels, config_of_run, read_information, read_status
 from pgcli.runs.lock import lock
 from pgcli.runs.tables import check_info_names
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
@@ -51,6 +53,8 @@ from pgcli.system.packages import require
 from pgcli.system.process_state import kept, restore_process
 from pgcli.system.processes import keep_freed_memory
 from pgcli.training.loop import Counters, Training, train
+
+MOST_NAMES = 5  # of changed files in a notice
 
 
 @dataclass(frozen=True)
@@ -183,11 +187,11 @@ def _what_ended(request: Request, counters: Counters, directory: RunDirectory) -
 def _opened(request: Request, path: Path, run: Training, directory: RunDirectory, context: Context) -> bool:
     """Start a run directory or restore its state; return False for a finished run."""
     config = request.config
+    code = code_of(config, request.folder, request.command)
     if directory.is_new and request.which == "latest":
         if is_run(path):
             changes_of(config, config_of_run(path), path)
-        directory.start(config, request.command, reward_threshold(config.evaluation_env), request.labels)
-        directory.record_user_code(user_code(config, request.folder))
+        directory.start(config, request.command, reward_threshold(config.evaluation_env), request.labels, code)
         return True
     file = find_checkpoint(path, request.which)
     checkpoint = checkpoints.load(file)
@@ -206,12 +210,14 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
         context.watch(
             Notice(f"{lost} of {config.env.num_envs} environments did not repeat their episodes and started new ones")
         )
-    exact = is_exact(config, changes) and not lost
+    edited = changed(read_information(path).get("user_code") or {}, code["user_code"], request.folder)
+    if edited:
+        names = ", ".join(edited[:MOST_NAMES]) + (f" and {len(edited) - MOST_NAMES} more" * (len(edited) > MOST_NAMES))
+        have = "has" if len(edited) == 1 else "have"
+        context.watch(Notice(f"{names} {have} changed since the run last started, so its results may differ"))
+    exact = is_exact(config, changes) and not lost and not edited
     threshold = reward_threshold(config.evaluation_env)
-    directory.restart(config, request.command, changes, exact, checkpoint.counters, threshold, request.labels)
-    for changed in directory.record_user_code(user_code(config, request.folder)):
-        context.watch(Notice(f"{changed} has changed since the run last started, so its results may differ"))
-        directory.mark_inexact()
+    directory.restart(config, request.command, changes, exact, checkpoint.counters, threshold, request.labels, code)
     return True
 
 
@@ -230,11 +236,9 @@ def _paths_as_typed(request: Request, path: Path) -> Iterator[None]:
 
 def check_request(request: Request) -> None:
     """Raise RunDirectoryError for an unusable directory, UsageError for missing packages or devices."""
-    path, logging = request.path, request.config.logging
+    path = request.path
     check_info_names(request.config)
-    for name in ("tensorboard", "wandb"):
-        if getattr(logging, name):
-            require(name, name, f"logging.{name}")
+    check_loggers(request.config.logging)
     if request.config.sampling.backend == "ray":
         require("ray", "ray", "sampling.backend: ray")
     if request.config.training.device == "cuda" and not torch.cuda.is_available():

@@ -17,7 +17,7 @@ class TensorBoard:
     They replace those of earlier sessions.
     """
 
-    def __init__(self, config: Config, path: Path) -> None:
+    def __init__(self, config: Config, path: Path, iteration: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams import summary_v2
         from torch.utils.tensorboard import SummaryWriter
@@ -54,7 +54,7 @@ class TensorBoard:
         image = self._summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
         self._add(self._summary(value=[self._summary.Value(tag=name, image=image)]), env_steps)
 
-    def close(self) -> None:
+    def close(self, finished: bool) -> None:
         """Complete the files."""
         self._writer.close()
 

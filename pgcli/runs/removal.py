@@ -16,7 +16,7 @@ from pgcli.runs.lock import lock, lock_to_read
 
 _OWN = {
     *("config.yaml", "run.json", "status.json", ".lock", *(f"{name}.csv" for name in TABLES)),
-    *("checkpoints", "crash", "plots", "videos", "tensorboard", "wandb"),
+    *("checkpoints", "crash", "plots", "videos", "tensorboard", "wandb", "mlflow"),
 }
 
 

@@ -14,6 +14,13 @@ _UNPRINTABLE = re.compile(
     "\ud800-\udfff]"  # lone surrogates: bytes of a name that are not UTF-8
 )
 
+_PASSWORD = re.compile(r"(://[^\s/@:]*:)[^\s]*@|([?&;]\w*(?:pass|pwd|token|secret|key)\w*=)[^\s&;]+", re.IGNORECASE)
+
+
+def without_passwords(text: str) -> str:
+    """Return `text` with asterisks for passwords in addresses: of user:password@, or of ?password=…."""
+    return _PASSWORD.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", text)
+
 
 def printable(text: str) -> str:
     r"""Return `text` with escapes for characters that a terminal executes, hides or cannot encode.
@@ -26,7 +33,7 @@ def printable(text: str) -> str:
 def print_message(text: str) -> None:
     """Print a text to stderr, unless it is closed or full."""
     with suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(f"{printable(text)}\n")
+        sys.stderr.write(f"{printable(without_passwords(text))}\n")
         sys.stderr.flush()
 
 
