@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pgcli.cli.arguments import Overrides, Quiet, RunDir
+from pgcli.cli.arguments import AsLines, Overrides, Quiet, RunDir
 from pgcli.cli.train import train_all
 
 
@@ -19,6 +19,7 @@ def resume(
         typer.Option(help="Checkpoint to continue from: latest, best, or an iteration number. Deletes later results."),
     ] = "latest",
     quiet: Quiet = False,
+    as_json: AsLines = False,
 ) -> None:
     """Resume an interrupted run, or extend a finished one with a larger budget."""
     from pgcli.config import override
@@ -26,4 +27,4 @@ def resume(
     from pgcli.runs.information import stored_config
 
     config = override(stored_config(run_dir), overrides or [])
-    train_all([Request(config, run_dir, sys.argv[1:], resume=True, which=which)], 1, quiet)
+    train_all([Request(config, run_dir, sys.argv[1:], resume=True, which=which)], 1, quiet, as_json=as_json)

@@ -34,19 +34,21 @@ __all__ = ["Failure", "Outcome", "run_all"]
 Watch = Callable[[Record, int], None]
 Logs = Callable[[Request, Callable[[Record], None]], AbstractContextManager[Callable[[Record], None]]]
 POLL_SECONDS = 0.2
+PIPE = int(getattr(signal, "SIGPIPE", 13))  # the reader of stdout has ended
 _CONTINUE = "the same command with --resume continues"
 
 
 def run_all(requests: Sequence[Request], jobs: int, watch: Watch, logs: Logs, stack: int | None = None) -> list[Result]:
     """Run every request, `jobs` at a time; one that fails does not stop the others.
 
-    Args: watch: receives every record with the number of its run. logs: `logs(request, watch)` also writes the
-    records of a run for other tools, in the process of the run. stack: how many runs of a process may share their
-    rollouts; None: as many as the memory allows.
+    Args: watch: receives every record with the number of its run; the runs stop if its pipe is closed. logs:
+    `logs(request, watch)` also writes the records of a run for other tools, in the process of the run. stack: how many
+    runs of a process may share their rollouts; None: as many as the memory allows.
     Raises: Interrupted, once every run in progress has saved its state.
     """
     git.look_again()
     with StopOnSignal() as stop:
+        watch = partial(_watched, watch, stop)
         if jobs > 1 and len(requests) > 1 and requests[0].config.sampling.backend == "ray":
             return run_on_cluster([_sharing(request, jobs, requests) for request in requests], jobs, watch, stop)
         groups = stacks([request.config for request in requests], jobs, stack)
@@ -58,6 +60,13 @@ def run_all(requests: Sequence[Request], jobs: int, watch: Watch, logs: Logs, st
             for group in groups:
                 results |= _run_group({number: requests[number] for number in group}, watch, logs, stop)
         return [results[number] for number in range(len(requests))]
+
+
+def _watched(watch: Watch, stop: StopOnSignal, record: Record, number: int) -> None:
+    try:
+        watch(record, number)
+    except BrokenPipeError:
+        stop.request(PIPE)
 
 
 def _sharing(request: Request, jobs: int, units: Sequence[object]) -> Request:

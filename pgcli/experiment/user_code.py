@@ -28,9 +28,9 @@ _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}"
 def code_of(config: Config, folder: Path, command: Iterable[str]) -> dict[str, Any]:
     """Return the entries of run.json on the code: `user_code`, `git`, `git_commit`.
 
-    `git` has the repositories of the current folder, whose commit is `git_commit`, of files that the command names, and of the user's code, and
-    pgcli's if it is not installed from a package. Call it when environments, policy and estimator are built, so that
-    their modules are imported.
+    `git` has the repositories of the current folder, whose commit is `git_commit`, of files that the command names,
+    and of the user's code, and pgcli's if it is not installed from a package. Call it when environments, policy and
+    estimator are built, so that their modules are imported.
     """
     files, named = user_code(config, folder), list[Path]()
     for word in command:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, except tab and line feed
@@ -56,8 +57,11 @@ def open_descriptors() -> None:
 
 
 @contextmanager
-def results_only() -> Iterator[None]:
-    """Redirect stdout to stderr, for Python, children and C, and keep the process-wide settings."""
+def results_only() -> Iterator[Callable[[str], None]]:
+    """Redirect stdout to stderr, for Python, children and C, and keep the process-wide settings.
+
+    Yields: a function that writes a text to the real stdout at once. It raises OSError, such as BrokenPipeError.
+    """
     from pgcli.system.process_state import kept
 
     try:
@@ -67,15 +71,21 @@ def results_only() -> Iterator[None]:
         stdout = os.dup(1)
     except (OSError, ValueError, AttributeError):  # closed, full or replaced
         with kept():
-            yield
+            yield partial(print, end="", flush=True)
         return
     os.dup2(2, 1)
     try:
         with kept():
-            yield
+            yield partial(_write, stdout)
     finally:
         try:
             sys.stdout.flush()
         finally:
             os.dup2(stdout, 1)
             os.close(stdout)
+
+
+def _write(descriptor: int, text: str) -> None:
+    rest = text.encode(errors="backslashreplace")
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
