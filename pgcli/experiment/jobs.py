@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -16,7 +15,7 @@ from multiprocessing.process import BaseProcess
 
 from pgcli.errors import EnvironmentFailure, Interrupted, PgcliError
 from pgcli.experiment.build import environments_of, released
-from pgcli.experiment.cluster import run_on_cluster
+from pgcli.experiment.cluster import Logs, run_on_cluster
 from pgcli.experiment.recorder import Context, Outcome
 from pgcli.experiment.run import Failure, Request, Result, failure_of, run_experiment
 from pgcli.experiment.stacks import stacks
@@ -32,7 +31,6 @@ from pgcli.system.signals import StopOnSignal
 __all__ = ["Failure", "Outcome", "run_all"]
 
 Watch = Callable[[Record, int], None]
-Logs = Callable[[Request, Callable[[Record], None]], AbstractContextManager[Callable[[Record], None]]]
 POLL_SECONDS = 0.2
 PIPE = int(getattr(signal, "SIGPIPE", 13))  # the reader of stdout has ended
 _CONTINUE = "the same command with --resume continues"
@@ -50,7 +48,7 @@ def run_all(requests: Sequence[Request], jobs: int, watch: Watch, logs: Logs, st
     with StopOnSignal() as stop:
         watch = partial(_watched, watch, stop)
         if jobs > 1 and len(requests) > 1 and requests[0].config.sampling.backend == "ray":
-            return run_on_cluster([_sharing(request, jobs, requests) for request in requests], jobs, watch, stop)
+            return run_on_cluster([_sharing(request, jobs, requests) for request in requests], jobs, watch, logs, stop)
         groups = stacks([request.config for request in requests], jobs, stack)
         if jobs > 1 and len(groups) > 1:
             shared = [_sharing(request, jobs, groups) for request in requests]

@@ -67,8 +67,9 @@ class MLflow:
         name = config.logging.mlflow_experiment
         try:
             experiment = self._client.create_experiment(name)
-        except MlflowException:
-            found = self._client.get_experiment_by_name(name)
+        except MlflowException as error:
+            exists = error.error_code == "RESOURCE_ALREADY_EXISTS"
+            found = self._client.get_experiment_by_name(name) if exists else None
             if found is None:
                 raise
             experiment = found.experiment_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pgcli.runs.files import opened, own_folder, read_json
 from pgcli.runs.information import read_information
 
 _TIMEOUT = 30.0  # seconds, for the server's answer to a new run
+_FINISH_SECONDS = 120.0  # to send the rest
 _ID = "id.json"  # the run on the server, which the next session continues
 
 
@@ -26,9 +28,11 @@ class WandB:
     """
 
     def __init__(self, config: Config, path: Path, iteration: int) -> None:
+        folder, logging = own_folder(path, "wandb"), config.logging
+        os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "cache"))
+        os.environ.setdefault("WANDB_SILENT", "true")  # also before it reads the settings
         import wandb
 
-        folder, logging = own_folder(path, "wandb"), config.logging
         online, name = logging.wandb_mode == "online", None
         if online and read_information(path).get("exact", True):  # else other points may follow those that it has
             with suppress(RunDirectoryError):
@@ -43,7 +47,6 @@ class WandB:
             x_disable_stats=True,
             x_disable_meta=True,
         )
-        os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "cache"))
         self._wandb, terminal = wandb, sys.stdin
         try:
             with open(os.devnull) as sys.stdin:  # so that it asks for no API key
@@ -85,4 +88,18 @@ class WandB:
 
     def close(self, finished: bool) -> None:
         """Complete the run of this session; online, it shows whether training has finished."""
-        self._run.finish(exit_code=0 if finished else 1)
+        errors = list[Exception]()
+
+        def finish() -> None:
+            try:
+                self._run.finish(exit_code=0 if finished else 1)
+            except Exception as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=finish, daemon=True)  # it waits for a server that is gone
+        thread.start()
+        thread.join(_FINISH_SECONDS)
+        if thread.is_alive():
+            raise TimeoutError(f"not sent after {_FINISH_SECONDS:g} s; `wandb sync {self._run.dir}` sends the rest")
+        if errors:
+            raise errors[0]
