@@ -53,8 +53,8 @@ parity: $(INSTALLED) ## docs/peers.md: one update compared with Stable-Baselines
 	$(PIP) -e '.[bench]'
 	$(BIN)/python tests/peers.py
 
-results: $(INSTALLED) ## docs/results.md: train every shipped config over ten seeds; hours
-	$(BIN)/python tests/benchmarks/results.py
+results: $(INSTALLED) ## docs/results.md: train CONFIGS="a b" (default: all) over ten seeds, where results are stale; hours
+	$(BIN)/python tests/benchmarks/results.py $(CONFIGS)
 
 clean: ## remove what these commands made, runs aside
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build/rejax

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 
 if __name__ == "__main__" and not sys.flags.safe_path:
@@ -9,19 +11,19 @@ if __name__ == "__main__" and not sys.flags.safe_path:
 
 from pgcli.system.leaving import leave, leave_on_signals
 
-leave_on_signals()  # before other imports; commands that save state replace the handlers
+TYPE_CHECKING = False  # instead of typing's, whose import takes time
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
-import io  # noqa: E402
-import os  # noqa: E402
-import re  # noqa: E402
-import warnings  # noqa: E402
-from typing import Any, NoReturn  # noqa: E402
-
-from pgcli.system.streams import open_descriptors, print_message  # noqa: E402
+leave_on_signals()  # before slow imports, which the functions contain; commands that save state replace the handlers
 
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
+    import warnings
+
+    from pgcli.system.streams import open_descriptors
+
     open_descriptors()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy works on few rows; training.threads sets torch's threads
     warnings.showwarning = _warn  # type: ignore[assignment]  # it ignores the other parameters
@@ -35,6 +37,7 @@ def _run() -> int:
     from pgcli.cli import app
     from pgcli.cli.completion import answer
     from pgcli.errors import PgcliError
+    from pgcli.system.streams import print_message
 
     try:
         if not answer(app, os.environ.get("_PGCLI_COMPLETE", "")):
@@ -69,6 +72,8 @@ def _run() -> int:
 
 def _usage(error: Any) -> int:
     """Print an argument error and return its exit code."""
+    from pgcli.system.streams import print_message
+
     if message := error.format_message():  # empty if the help was already shown
         command = getattr(error.ctx, "command", None)
         name = "pgcli" if command is None or error.ctx.parent is None else f"pgcli {command.name}"
@@ -80,6 +85,10 @@ def _usage(error: Any) -> int:
 
 def _warn(message: Warning | str, *place: object) -> None:
     """Print a warning of a library as one line."""
+    import re
+
+    from pgcli.system.streams import print_message
+
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(message)).removeprefix("WARN: ")
     print_message(f"warning: {text}")
 

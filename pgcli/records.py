@@ -43,10 +43,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Column(Generic[R]):
-    """A column of a table: its name, and its value in a record of type R.
-
-    None is an empty cell.
-    """
+    """A column of a table: its name, and its value in a record of type R. None is an empty cell."""
 
     name: str
     value: Callable[[R], Cell]
@@ -224,10 +221,7 @@ Record = Iteration | Evaluation | Notice
 
 
 def _metrics(kind: type, of: Callable[[R], object], prefix: str = "", names: Sequence[str] = ()) -> Iterator[Column[R]]:
-    """Yield the columns of `kind`, or of its fields `names`.
-
-    `of` returns the object of a record.
-    """
+    """Yield the columns of `kind`, or of its fields `names`, of the object `of` a record."""
     hints = get_type_hints(kind, include_extras=True)
     metrics = {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
 

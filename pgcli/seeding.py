@@ -22,10 +22,7 @@ Array = NDArray[Any]
 
 
 class Purpose(IntEnum):
-    """The use of a random stream.
-
-    Results depend on the numbers: add new ones, never change one.
-    """
+    """The use of a random stream. Results depend on the numbers: add new ones, never change one."""
 
     INIT = 0
     RESET = 1

@@ -26,6 +26,7 @@ from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.policy import Policy
 from pgcli.records import Update
 from pgcli.sampling.chunks import EnvironmentCache
+from pgcli.sampling.episodes import EpisodeSampler
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.segments import SegmentSampler
 
@@ -118,6 +119,13 @@ def log_probs(policy: Policy, obs: Tensor, actions: Tensor) -> Tensor:
 def learner_of(observation_space: spaces.Space[Any], action_space: spaces.Space[Any], settings: Config) -> Learner:
     """Build an agent and the learner that updates it."""
     return Learner(build_agent(observation_space, action_space, settings))
+
+
+def collect_episodes(
+    settings: Config, executor: ChunkExecutor, policy: Policy, iteration: int, check: Callable[[], None]
+) -> Trajectories:
+    """Collect the trajectories of an iteration of whole episodes."""
+    return EpisodeSampler(settings, executor).collect(policy, iteration, check).trajectories
 
 
 def flat_batch(agent: PolicyGradient, batch: Trajectories) -> tuple[Batch, Update]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import Array, config, executor_for
+from helpers import Array, collect_episodes, config, executor_for
 
 from pgcli.algorithm.learner import build_agent
 from pgcli.config.choices import Mode
@@ -18,7 +18,6 @@ from pgcli.config.schema import Config
 from pgcli.experiment.load import Agent
 from pgcli.policies.policy import Policy
 from pgcli.report.video import film
-from pgcli.sampling.episodes import collect_episodes
 from pgcli.seeding import Purpose
 from pgcli.training.evaluation import evaluate
 

@@ -451,8 +451,15 @@ BREAKS: list[tuple[Any, str, Broken, tuple[str, ...], str]] = [
 ]
 
 
+LONG = pytest.mark.slow("measures one of the two largest problems twice")
+
+
 @pytest.mark.parametrize(
-    ("where", "name", "broken", "overrides", "problem"), BREAKS, ids=[f"{row[1]} on {row[4]}" for row in BREAKS]
+    ("where", "name", "broken", "overrides", "problem"),
+    [
+        pytest.param(*row, id=f"{row[1]} on {row[4]}", marks=[LONG] if row[4] in ("moved lake", "grid") else [])
+        for row in BREAKS
+    ],
 )
 def test_a_broken_estimator_fails_the_check(
     where: Any, name: str, broken: Broken, overrides: tuple[str, ...], problem: str, monkeypatch: pytest.MonkeyPatch

@@ -14,7 +14,7 @@ import pytest
 import tasks  # noqa: F401 - registers the environments
 import torch
 from command_line import pgcli
-from helpers import config, executor_for, flat_batch, learner_of
+from helpers import collect_episodes, config, executor_for, flat_batch, learner_of
 from torch import Tensor
 
 from pgcli.algorithm import gradients
@@ -23,7 +23,6 @@ from pgcli.algorithm.optimizers import clip_grad_norm_
 from pgcli.config.schema import Config
 from pgcli.estimators.trajectories import Trajectories
 from pgcli.records import Update
-from pgcli.sampling.episodes import collect_episodes
 
 PPO = {
     "objective": "clip",

@@ -173,8 +173,8 @@ def test_non_finite_numbers_never_reach_a_checkpoint(every: int, at: int, kept: 
     )
     agents: list[Learner] = []
 
-    def build(*arguments: Any) -> Learner:
-        agents.append(Learner(*arguments))
+    def build(*arguments: Any, **named: Any) -> Learner:
+        agents.append(Learner(*arguments, **named))
         return agents[-1]
 
     def watch(record: Record) -> None:  # as if the machine's memory had failed

@@ -42,7 +42,7 @@ def evaluated(run: str, *words: str, cwd: Path) -> dict[str, Any]:
         ("env.num_envs=4",),
         ("env.chunk_size=2",),
         SEGMENTS,
-        ("sampling.workers=2", "env.chunk_size=2"),
+        pytest.param(("sampling.workers=2", "env.chunk_size=2"), marks=pytest.mark.slow("starts workers twice")),
     ],
     ids=["whole episodes", "chunks", "segments", "workers"],
 )

@@ -23,6 +23,7 @@ from helpers import (
     ascent,
     autograd,
     bandit,
+    collect_episodes,
     config,
     executor_for,
     flat_batch,
@@ -55,7 +56,6 @@ from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.distributions import Bernoulli, Factorised, Gaussian, Softmax, StateDependentGaussian, TanhGaussian
 from pgcli.policies.policy import Policy
 from pgcli.policies.trajectory_outputs import squared_score_norms, trajectory_ratios, trajectory_values
-from pgcli.sampling.episodes import collect_episodes
 
 EXACT = 1e-10
 HALF, QUARTER = Fraction(1, 2), Fraction(1, 4)

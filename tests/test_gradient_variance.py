@@ -18,7 +18,19 @@ import pytest
 import torch
 from command_line import pgcli
 from gymnasium import spaces
-from helpers import World, ascent, bandit, chain, config, mapped, moments, random_batch, softmax_agent, trajectories
+from helpers import (
+    World,
+    ascent,
+    bandit,
+    chain,
+    collect_episodes,
+    config,
+    mapped,
+    moments,
+    random_batch,
+    softmax_agent,
+    trajectories,
+)
 from torch import Tensor
 
 from pgcli.algorithm.gradient_variance import measure, with_estimator
@@ -38,7 +50,6 @@ from pgcli.report.plots import plot
 from pgcli.runs import checkpoints
 from pgcli.runs.tables import header_of
 from pgcli.sampling.chunks import EnvironmentCache
-from pgcli.sampling.episodes import collect_episodes
 from pgcli.sampling.executor import ChunkExecutor
 
 EXACT = 1e-10
@@ -720,15 +731,13 @@ def test_a_run_without_gradient_variance_cannot_be_drawn(measured: Callable[[str
         drawn(bare, "snr", tmp_path / "a.csv")
 
 
-def test_the_command_line_measures_gradient_variance(tmp_path: Path) -> None:
-    overrides = [*RUNS["native episodes"], *SHORT, "diagnostics.every=3"]
-    pgcli("train", *overrides, "--run-dir", "run", "--quiet", cwd=tmp_path)
-    assert len(rows(tmp_path / "run/gradients.csv")) == 8
+def test_the_command_line_draws_and_verifies_gradient_variance(measured: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(measured("native episodes"), tmp_path / "run")
     done = pgcli("plot", "run", "-y", "snr", cwd=tmp_path)
     assert (tmp_path / done.stdout.strip()).stat().st_size > 1000
     assert done.stdout.strip() == "run/plots/snr.png"
     pgcli("verify", "run", cwd=tmp_path)
-    done = pgcli("train", *overrides, "diagnostics.shadows=[total+vlaue]", cwd=tmp_path, code=2)
+    done = pgcli("train", "run/config.yaml", "diagnostics.shadows=[total+vlaue]", cwd=tmp_path, code=2)
     assert "did you mean `total+value`?" in done.stderr
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from command_line import pgcli
+from helpers import mostly_slow
 from test_check import NETWORK
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -41,7 +42,7 @@ def students_code() -> str:
     return f"{NETWORK}\n{estimator}\nclass SoftmaxPolicyNetwork(Right):\n    pass\n"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", mostly_slow(PAGES, ["gradient_variance.md"], "runs more than twenty commands"))
 def test_every_command_of_a_lesson_runs_and_makes_its_figures(page: str, tmp_path: Path) -> None:
     (tmp_path / "my.py").write_text(students_code())
     lines = list(map(short, commands(page)))

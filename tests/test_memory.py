@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import autograd, config, executor_for, flat_batch, mostly_slow, segment_sampler, trajectories
+from helpers import (
+    autograd,
+    collect_episodes,
+    config,
+    executor_for,
+    flat_batch,
+    mostly_slow,
+    segment_sampler,
+    trajectories,
+)
 from test_spaces import returns
 from torch import Tensor, nn
 
@@ -22,7 +31,6 @@ from pgcli.experiment.load import Agent
 from pgcli.policies.policy import Policy
 from pgcli.policies.recurrent import RecurrentNetwork, Sequences, ranges
 from pgcli.policies.trajectory_outputs import trajectory_log_probs, trajectory_values, valid_steps
-from pgcli.sampling.episodes import collect_episodes
 
 KINDS = ["gru", "lstm"]
 

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import config, executor_for, learner_of, trajectories
+from helpers import collect_episodes, config, executor_for, learner_of, trajectories
 
 from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.policies.normalizers import CLIP, Normalizer, ReturnScale, RunningMoments
-from pgcli.sampling.episodes import collect_episodes
 
 ROWS = torch.randn(1000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 5 + 1e4
 

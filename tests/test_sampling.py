@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import Array, Counting, config, executor_for, mapped
+from helpers import Array, Counting, collect_episodes, config, executor_for, mapped
 
 from pgcli.algorithm.learner import build_agent
 from pgcli.algorithm.policy_gradient import PolicyGradient
@@ -26,7 +26,7 @@ from pgcli.policies.distributions import Softmax
 from pgcli.policies.policy import NOISE_ROWS, Actor, Policy
 from pgcli.sampling import rollout
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
-from pgcli.sampling.episodes import collect_episodes, ended_episodes
+from pgcli.sampling.episodes import ended_episodes
 from pgcli.sampling.executor import ChunkExecutor
 from pgcli.sampling.pool import LocalPool, Task
 from pgcli.seeding import Purpose, derived_seed, generator

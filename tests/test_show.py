@@ -446,9 +446,11 @@ def test_inapplicable_advice_is_omitted(overrides: list[str], advice: str, left:
 
 
 def test_a_run_with_an_estimator_of_the_users_own_points_to_its_check() -> None:
-    (finding,) = explain._of_user_code(override(Config(), ["algorithm.estimator=my.py:reinforce"]))
+    (finding,) = explain._of_status(
+        Path(), "finished", {}, {}, override(Config(), ["algorithm.estimator=my.py:reinforce"])
+    )
     assert finding.key == "pgcli check my.py:reinforce"
-    assert not list(explain._of_user_code(Config()))
+    assert not list(explain._of_status(Path(), "finished", {}, {}, Config()))
 
 
 def evaluated(run: Path, mean: float, error: float | None, episodes: int = 100) -> Path:

@@ -174,8 +174,9 @@ def test_a_terminal_that_is_closed_ends_the_run_with_its_state_saved(tmp_path: P
 )
 def test_closed_full_or_unread_streams_do_not_stop_a_run(redirection: str, tmp_path: Path) -> None:
     words = " ".join([sys.executable, "-m", "pgcli", *SHORT])
-    script = f"cd {tmp_path}; {words} {redirection}"
-    subprocess.run(["bash", "-c", script], env=BARE, capture_output=True, check=False, timeout=90)
+    script = f"set -o pipefail; cd {tmp_path}; {words} {redirection}"
+    done = subprocess.run(["bash", "-c", script], env=BARE, capture_output=True, check=False, timeout=90)
+    assert done.returncode == ("full" in redirection), "a full disk is an error, a closed stream is not"
     assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "finished"
 
 

@@ -19,7 +19,17 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import autograd, config, executor_for, flat_batch, learner_of, log_probs, mostly_slow, random_batch
+from helpers import (
+    autograd,
+    collect_episodes,
+    config,
+    executor_for,
+    flat_batch,
+    learner_of,
+    log_probs,
+    mostly_slow,
+    random_batch,
+)
 from torch import Tensor
 
 from pgcli.algorithm import learner as learning
@@ -29,7 +39,6 @@ from pgcli.algorithm.learner import Learner
 from pgcli.algorithm.policy_gradient import PolicyGradient
 from pgcli.algorithm.reuse import with_log_probs
 from pgcli.errors import Diverged, UsageError
-from pgcli.sampling.episodes import collect_episodes
 from pgcli.seeding import Purpose, generator
 from pgcli.system import processes
 
@@ -389,7 +398,7 @@ TROUBLES = ["none", "none, with TRPO", "killed", "stopped", "failed", "two threa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-@pytest.mark.parametrize("trouble", mostly_slow(TROUBLES, ["none", "stopped"], "waits for processes"))
+@pytest.mark.parametrize("trouble", mostly_slow(TROUBLES, ["none"], "waits for processes"))
 def test_the_value_function_learns_the_same_in_a_second_process(trouble: str) -> None:
     code = f"import test_updates; test_updates.update_with_a_spare_core({trouble!r})"
     alone = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -24,7 +24,7 @@ from pgcli.environments.vector import native_trial
 from pgcli.environments.vector.native import VectorEnvironments
 from pgcli.environments.vector.native_trial import vector_form_fault, vector_form_notice
 from pgcli.errors import UsageError
-from pgcli.inspection.doctor import _form_findings
+from pgcli.inspection.doctor import _environment_findings
 
 Array = NDArray[Any]
 OBSERVATIONS = spaces.Box(-100, 100, (1,), np.float32)
@@ -155,7 +155,8 @@ def test_a_form_of_another_environment_is_rejected_or_replaced_with_a_reason(how
         return
     assert notice is not None
     assert notice.startswith(f"{env.id} does not use its vector form, which {fault}"), notice
-    assert [finding.text for finding in _form_findings(config(env=env.model_dump()))] == [notice]
+    first = next(_environment_findings(config(env=env.model_dump()), 9, check_environment(env)))
+    assert first.text == notice
     assert isinstance(make_environments(env, 2), SingleEnvironments)
     with pytest.raises(UsageError) as caught:
         make_environments(env.model_copy(update={"vectorization": "native"}), 2)

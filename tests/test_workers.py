@@ -134,8 +134,15 @@ EPISODES = ("rollout.episodes=6",)
 SEGMENTS = ("rollout.episodes=null", "rollout.steps=9", "algorithm.baseline=value", "algorithm.returns=lambda_return")
 
 
-@pytest.mark.parametrize("rollout", [EPISODES, SEGMENTS], ids=["episodes", "segments"])
-@pytest.mark.parametrize("trouble", ["kill", "stop"])
+@pytest.mark.parametrize(
+    ("trouble", "rollout"),
+    [
+        pytest.param("kill", SEGMENTS, id="kill-segments"),
+        pytest.param("stop", EPISODES, id="stop-episodes"),
+        pytest.param("kill", EPISODES, id="kill-episodes", marks=pytest.mark.slow("each of the two is above")),
+        pytest.param("stop", SEGMENTS, id="stop-segments", marks=pytest.mark.slow("each of the two is above")),
+    ],
+)
 def test_a_worker_that_dies_or_hangs_is_replaced_without_effect(
     trouble: str, rollout: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +244,9 @@ class Leaving:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sends results without waiting on Linux only")
-@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGSTOP, marks=pytest.mark.slow("waits for four workers")), signal.SIGKILL]
+)
 def test_a_worker_that_stops_while_it_sends_blocks_no_other_process(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,7 +288,7 @@ finally:
     [
         (10, "error: no shared memory is left for worker processes"),
         (200_000, "error: no memory is left for the data of worker processes: File too large"),
-        (2**30, ""),
+        pytest.param(2**30, "", marks=pytest.mark.slow("shows that the program itself works, as other tests do")),
     ],
     ids=["no room", "no room for results", "room"],
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from helpers import collect_episodes
 from scipy import stats
 
 from pgcli.algorithm.gradient_variance import measure, with_estimator
@@ -23,7 +24,6 @@ from pgcli.experiment.build import environments_of
 from pgcli.report import scores
 from pgcli.report.statistics import INTERVALS, Array, bootstrap_interval
 from pgcli.sampling.chunks import EnvironmentCache
-from pgcli.sampling.episodes import collect_episodes
 from pgcli.sampling.executor import ChunkExecutor
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -22,18 +22,6 @@ ROUNDING = 1e-6  # relative error of an advantage in float32, with a margin
 
 
 @dataclass(frozen=True)
-class Decisions:
-    """The terms of the returns, G_t = past_t + Σ_{l≥t} (Π_{t≤k<l} c_k) x_l.
-
-    Each reward is weighted separately.
-    """
-
-    terms: Tensor  # x, [T, N], in reward units
-    continuations: Tensor  # c, [T, N]
-    past: Tensor  # [T, N]: of total returns, the rewards before t
-
-
-@dataclass(frozen=True)
 class Estimate:
     """A = returns - baseline and targets G of V, both [T, N], and V [T + 1, N], in reward units."""
 
@@ -41,7 +29,6 @@ class Estimate:
     baseline: Tensor  # [T, N], or broadcastable
     returns: Tensor
     values: Tensor
-    decisions: Decisions | None = None  # with `algorithm.ratios: per_decision`
 
     def without_baseline(self) -> Estimate:
         """Return the estimate with b = 0."""
@@ -124,28 +111,24 @@ class Batch:
 
 
 def flatten(
-    config: Config,
-    policy: Policy,
-    inputs: Callable[[Tensor], Tensor],
-    trajectories: Trajectories,
-    estimate: Estimate,
+    config: Config, policy: Policy, inputs: Callable[[Tensor], Tensor], trajectories: Trajectories, estimate: Estimate
 ) -> tuple[Batch, Update]:
     """Standardize and weight the advantages, and flatten the valid steps.
 
     Args: inputs: obs [M, …] → the input of the gradient, [M, size].
     Returns: the batch, and the metrics known before the update.
     """
+    rows, sequences = valid_steps(policy, trajectories, max_length=config.policy.backpropagation_steps)
     algorithm, mask = config.algorithm, trajectories.mask
     advantages, zero_variance_groups = estimate.advantages, None
     largest = float(trajectories.rewards.abs().sum(0).max() + estimate.values.abs().max())
     floor = 1e-8 * largest  # bounds all returns: a smaller spread is rounding
-    if algorithm.standardize == "group":
-        advantages, zero_variance_groups = group_standardized(advantages, config.group_size, floor)
-    rows, sequences = valid_steps(policy, trajectories, max_length=config.policy.backpropagation_steps)
 
     def taken(x: Tensor) -> Tensor:
         return x.flatten(0, 1).index_select(0, rows)
 
+    if algorithm.standardize == "group":
+        advantages, zero_variance_groups = group_standardized(advantages, config.group_size, floor)
     advantages = taken(advantages)
     if algorithm.standardize in ("batch", "minibatch"):  # a minibatch standardizes them again: it undoes this
         advantages = standardized(advantages, floor, correction=int(algorithm.standardize == "minibatch"))

@@ -20,10 +20,7 @@ from pgcli.records import GradientEstimate
 
 
 def measure(
-    agent: PolicyGradient,
-    trajectories: Trajectories,
-    progress: float = 0.0,
-    check: Callable[[], None] = lambda: None,
+    agent: PolicyGradient, trajectories: Trajectories, progress: float = 0.0, check: Callable[[], None] = lambda: None
 ) -> list[GradientEstimate]:
     """Measure the run's estimator and `diagnostics.shadows` on the same trajectories.
 
@@ -133,11 +130,7 @@ def _influence(agent: PolicyGradient, batch: Batch, column: Tensor, log_ratios: 
 
 
 def _moments(
-    agent: PolicyGradient,
-    trajectories: Trajectories,
-    tables: Tensor,
-    influences: Tensor,
-    check: Callable[[], None],
+    agent: PolicyGradient, trajectories: Trajectories, tables: Tensor, influences: Tensor, check: Callable[[], None]
 ) -> tuple[Tensor, Tensor]:
     """Compute g [K, P] and v [K] for K tables of coefficients and c [K, N], in float64."""
     group, cut = agent.config.group_size, agent.config.policy.backpropagation_steps

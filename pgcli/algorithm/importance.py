@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pgcli.algorithm.batch import Batch, Decisions
+from pgcli.algorithm.batch import Batch
 from pgcli.config.schema import AlgorithmConfig
 from pgcli.errors import Diverged
 from pgcli.estimators.ratios import log_weights, per_decision_advantages, trajectory_weights
@@ -17,22 +17,24 @@ from pgcli.estimators.trajectories import Trajectories, from_steps
 LARGE = 300.0  # e^300 and its square are finite
 
 
-def decisions_of(algorithm: AlgorithmConfig, trajectories: Trajectories, values: Tensor) -> Decisions | None:
-    """Return the terms of the actions' returns for `ratios: per_decision`, else None.
+def weighted_separately(
+    algorithm: AlgorithmConfig, trajectories: Trajectories, values: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Split the returns of the actions into terms, so that each reward can have a weight of its own.
 
-    Total returns are discounted from t = 0.
+    G_t = past_t + Σ_{l≥t} (Π_{t≤k<l} c_k) x_l. Total returns are discounted from t = 0.
+
+    Returns: x and past, the rewards before t of total returns, in reward units; and c; as (x, c, past), each [T, N].
     """
-    if algorithm.ratios != "per_decision":
-        return None
     rewards, ends = trajectories.rewards, (trajectories.terminated, trajectories.cut)
     lam = algorithm.gae_lambda if algorithm.returns == "lambda_return" else 1.0
     terms, continuations = return_terms(rewards, algorithm.gamma, lam, *ends, values[1:])
     if algorithm.returns != "total":
-        return Decisions(terms, continuations, torch.zeros_like(rewards))
+        return terms, continuations, torch.zeros_like(rewards)
     discounts = algorithm.gamma ** torch.arange(len(rewards), dtype=rewards.dtype)[:, None]
     past = (discounts * rewards).cumsum(0) - discounts * rewards
     goes_on = trajectories.mask & ~trajectories.terminated & ~trajectories.cut
-    return Decisions(discounts * terms, goes_on.to(rewards), past)
+    return discounts * terms, goes_on.to(rewards), past
 
 
 class TrajectoryRatios:
@@ -72,12 +74,12 @@ class TrajectoryRatios:
         """
         batch, weights = self._batch, self.weights
         assert batch.estimate is not None
-        if (decisions := batch.estimate.decisions) is None:
-            weighted = self._of_steps(weights) * batch.advantages
+        if self._algorithm.ratios == "per_decision":
+            terms, continuations, past = weighted_separately(self._algorithm, batch.trajectories, batch.estimate.values)
+            tables = (terms, continuations, batch.estimate.baseline - past)
+            weighted = self._of_steps(per_decision_advantages(weights, *(x[:, self._present] for x in tables)))
         else:
-            baseline = (batch.estimate.baseline - decisions.past)[:, self._present]
-            terms = (decisions.terms[:, self._present], decisions.continuations[:, self._present])
-            weighted = self._of_steps(per_decision_advantages(weights, *terms, baseline))
+            weighted = self._of_steps(weights) * batch.advantages
         if not weighted.isfinite().all():
             raise Diverged(
                 f"importance weights are not finite: the largest product of ratios is e^{float(self.logs.max()):.0f}",

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
 from pgcli.algorithm.divergence import CheckedGradient, check_finite
-from pgcli.algorithm.gradient_variance import measure
 from pgcli.algorithm.gradients.user_code import load_user_estimator
 from pgcli.algorithm.parts import Runner, in_turn
 from pgcli.algorithm.policy_gradient import PolicyGradient
@@ -25,7 +25,7 @@ from pgcli.estimators.trajectories import Trajectories
 from pgcli.policies.normalizers import ReturnScale
 from pgcli.policies.policy import Policy
 from pgcli.policies.value_function import ValueFunction
-from pgcli.records import Update
+from pgcli.records import GradientEstimate, Update
 from pgcli.seeding import Purpose, derived_seed
 from pgcli.system.memory import check_memory
 from pgcli.system.process_state import require, restore_process
@@ -34,11 +34,24 @@ from pgcli.system.processes import Check
 PARAMETER_BYTES = 28  # float32: parameter, gradient, two moments of the optimizer; and copies for the rollback
 
 
-class Learner:
-    """Updates an agent. `run` executes the parts of an update, in sequence or in two processes."""
+class Measure(Protocol):
+    """Measures the gradient estimates of an agent before it is updated, without changing it."""
 
-    def __init__(self, agent: PolicyGradient, run: Runner = in_turn) -> None:
-        self.agent, self.policy, self.config, self.run = agent, agent.policy, agent.config, run
+    def __call__(
+        self, agent: PolicyGradient, trajectories: Trajectories, progress: float, check: Check
+    ) -> Sequence[GradientEstimate]:
+        """Return a row of gradients.csv for each estimator."""
+
+
+class Learner:
+    """Updates an agent.
+
+    Args: run: executes the parts of an update, in sequence or in two processes. measure: every `diagnostics.every`
+        iterations.
+    """
+
+    def __init__(self, agent: PolicyGradient, run: Runner = in_turn, measure: Measure | None = None) -> None:
+        self.agent, self.policy, self.config, self.run, self.measure = agent, agent.policy, agent.config, run, measure
         value, columns = self.config.value, self.config.env.num_envs if self.config.rollout.steps else 0
         self.return_scale = ReturnScale(columns) if value.normalize_returns and agent.value is not None else None
         self.past = PastIterations(agent.policy, self.config.algorithm.reuse - 1)
@@ -78,6 +91,7 @@ class Learner:
         run: Runner,
     ) -> Update:
         algorithm, every, scale = self.config.algorithm, self.config.diagnostics.every, None
+        gradients: Sequence[GradientEstimate] = ()
         copy_state(self.agent, agent)
         one_step = algorithm.update_epochs == algorithm.num_minibatches == algorithm.reuse == 1
         if algorithm.objective != "policy_gradient" and not one_step:
@@ -88,8 +102,8 @@ class Learner:
             self.return_scale.add_rewards(trajectories.rewards, trajectories.mask, algorithm.gamma)
             scale = self.return_scale.scale
             joined = replace(joined, rewards=joined.rewards / scale)
-        measured = every is not None and iteration % every == 0
-        gradients = measure(self.agent, joined, progress, check) if measured else ()
+        if self.measure is not None and every is not None and iteration % every == 0:
+            gradients = self.measure(self.agent, joined, progress, check)
         acted = deepcopy(self.policy) if self.past.policies else None
         report = agent.update(joined, iteration, progress, check, run)
         copy_state(agent, self.agent)

@@ -32,15 +32,7 @@ from pgcli.records import Update
 
 Array = NDArray[Any]
 Term = Literal[
-    "loss",
-    "policy_loss",
-    "value_loss",
-    "entropy",
-    "approx_kl",
-    "ratio",
-    "squared_ratio",
-    "clip_fraction",
-    "grad_norm",
+    "loss", "policy_loss", "value_loss", "entropy", "approx_kl", "ratio", "squared_ratio", "clip_fraction", "grad_norm"
 ]
 Terms = dict[Term, Tensor]  # `loss` is minimized; all are scalars, means over a minibatch
 Step = tuple[Tensor, Callable[[], Terms]]  # ∂loss/∂θ [dim], valid until the next step; and the terms, if needed

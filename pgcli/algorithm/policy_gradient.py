@@ -16,7 +16,6 @@ from pgcli.algorithm.batch import Batch, Estimate, flatten, minibatches
 from pgcli.algorithm.gradients import make_gradient
 from pgcli.algorithm.gradients.protocol import Gradient
 from pgcli.algorithm.gradients.user_code import UserEstimator
-from pgcli.algorithm.importance import decisions_of
 from pgcli.algorithm.losses import EpochMeans, Losses, Terms, check_terms
 from pgcli.algorithm.optimizers import clip_grad_norm_, scheduled, unflattened
 from pgcli.algorithm.parts import Job, Part, Runner, in_turn, parts_of
@@ -52,8 +51,7 @@ class PolicyGradient:
         values = trajectory_values(self.policy, self.value, trajectories)  # [T + 1, N]; zeros without a value function
         to_go, returns = self._returns(trajectories, values)
         baseline = self._baseline(trajectories, returns, values)
-        terms = decisions_of(self.config.algorithm, trajectories, values)
-        return Estimate(returns - baseline, baseline, to_go, values, terms)
+        return Estimate(returns - baseline, baseline, to_go, values)
 
     def _returns(self, trajectories: Trajectories, values: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the targets of V and the returns of the actions, both [T, N]."""

@@ -21,25 +21,18 @@ _VALUES = {"int": "N", "float": "X", "str": "TEXT", "Path": "PATH"}  # by type
 
 
 class _Help:
-    """Names the values of options in help texts as a user types them: N, TEXT, PATH.
-
-    Flags and arguments have none.
-    """
+    """Names the values of options in help texts as a user types them; flags have none."""
 
     def get_params(self, ctx: Any) -> Any:
         parameters = super().get_params(ctx)  # type: ignore[misc]  # a mixin of click commands
         for parameter in parameters:
             if parameter.param_type_name == "argument":
-                parameter.display_type_rich = _nothing
+                parameter.display_type_rich = lambda ctx: None  # its name says what it is
             elif getattr(parameter, "is_flag", False):
                 parameter.metavar = ""
             elif parameter.metavar is None:
                 parameter.metavar = _VALUES.get(parameter.bare_type())
         return parameters
-
-
-def _nothing(ctx: Any) -> None:
-    """Hide the type of an argument: its name says what it is."""
 
 
 class _Group(_Help, TyperGroup):

@@ -30,11 +30,7 @@ def eval(
     gamma: Annotated[float, typer.Option(min=0, max=1, help="Discount factor of the returns; 1: undiscounted.")] = 1.0,
     horizon: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="Cut episodes after this many steps.",
-            show_default="the environment's time limit",
-        ),
+        typer.Option(min=1, help="Cut episodes after this many steps.", show_default="the environment's time limit"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes; they are never those of training.")] = 0,
     workers: Annotated[

@@ -112,10 +112,7 @@ def to_data(config: Config) -> dict[str, Any]:
 
 
 def flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten plain data: `{env: {id: a}}` becomes `{"env.id": "a"}`.
-
-    An empty mapping is a value.
-    """
+    """Flatten plain data: `{env: {id: a}}` becomes `{"env.id": "a"}`. An empty mapping is a value."""
     if not isinstance(data, dict) or not data:
         return {prefix: data}
     inner = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in data.items()]
@@ -123,10 +120,7 @@ def flat(data: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """Return the whole config as YAML, including defaults.
-
-    Training on it repeats the run.
-    """
+    """Return the whole config as YAML, including defaults. Training on it repeats the run."""
     return dump(to_data(config))
 
 
@@ -160,15 +154,9 @@ def _similar_names(location: str, shipped: Collection[str]) -> list[str]:
 
 
 def _validate(
-    source: Source,
-    overrides: Sequence[str],
-    ignored: Collection[str] = (),
-    base: dict[str, Any] | None = None,
+    source: Source, overrides: Sequence[str], ignored: Collection[str] = (), base: dict[str, Any] | None = None
 ) -> Config:
-    """Apply the config to its base and the overrides to both, and build the Config.
-
-    Raise all problems together.
-    """
+    """Apply config and overrides to the base and build the Config; raise all problems together."""
     if not isinstance(source.data, dict):
         empty = source.data is None and source.lines
         message = "empty config" if empty else f"expected a mapping of keys to values, got {shown(source.data)}"
@@ -243,10 +231,7 @@ def _apply(text: str, data: dict[str, Any], problems: Problems) -> None:
 
 
 def _set(data: Any, path: tuple[str, ...], value: Any) -> Path_:
-    """Write `value` at `path`.
-
-    Return the part of `path` that is not a mapping, if any.
-    """
+    """Write `value` at `path`; return the part of `path` that is not a mapping, if any."""
     default: Any = to_data(Config())
     for depth, part in enumerate(path[:-1], 1):
         default = default.get(part, {}) if isinstance(default, dict) else {}

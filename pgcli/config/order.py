@@ -25,10 +25,7 @@ def mappings(data: Any, path: Path_ = ()) -> Iterator[tuple[Path_, dict[str, Any
 
 
 def orders_of(data: Any) -> Orders | None:
-    """Return the key order of each unsorted mapping in `kwargs`.
-
-    None if `kwargs` has no mapping.
-    """
+    """Return the key order of each unsorted mapping in `kwargs`. None if `kwargs` has no mapping."""
     found = list(mappings(data))
     return [[list(path), list(entry)] for path, entry in found if list(entry) != sorted(entry)] if found else None
 

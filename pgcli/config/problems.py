@@ -35,13 +35,11 @@ class Problems:
         self._invalid.add(path)
 
     def add_conflict(self, keys: Sequence[str], message: str, fix: str, at: str | None = None) -> None:
-        """Add a conflict between keys, at `at` or the key that the user wrote.
-
-        Skip invalid keys.
-        """
+        """Add a conflict between keys, at `at` or the key that the user wrote. Skip invalid keys."""
         paths = [path_of(key) for key in keys]
         if not any(map(self._is_invalid, paths)):
-            self._append(max(paths, key=self._is_written) if at is None else path_of(at), message, fix)
+            written = max(paths, key=lambda path: (self._origin(path) > 0, path in self._origins[0][1].positions))
+            self._append(written if at is None else path_of(at), message, fix)
 
     def is_overridden(self, key: str) -> bool:
         """Return whether an override wrote `key`."""
@@ -71,18 +69,12 @@ class Problems:
         """Return whether `path`, a part of it, or its container is invalid."""
         return any(path[: len(bad)] == bad[: len(path)] for bad in self._invalid)
 
-    def _is_written(self, path: Path_) -> tuple[bool, bool]:
-        return self._origin(path) > 0, path in self._origins[0][1].positions
-
     def _position(self, path: Path_) -> tuple[int, Place]:
         number = self._origin(path)
         return number, self._origins[number][1].place(path)
 
     def _origin(self, path: Path_) -> int:
-        """Return the number of the last override that wrote `path` or a key inside it.
-
-        0 is the file.
-        """
+        """Return the number of the last override that wrote `path` or a key inside it; 0 for the file."""
         file = self._origins[0][1]
         for number, (key, _) in reversed(list(enumerate(self._origins))[1:]):
             if path[: len(key)] == key or (key[: len(path)] == path and path not in file.positions):

@@ -25,10 +25,7 @@ class Key(NamedTuple):
 
 
 def keys(section: str | None) -> list[Key]:
-    """Return the keys of a section, or all keys.
-
-    Raises: UsageError if there is no such section.
-    """
+    """Return the keys of a section, or all keys. Raises: UsageError if there is no such section."""
     schema = Config.model_json_schema()
     sections = [name for name, field in schema["properties"].items() if "$ref" in field]
     if section is not None and section not in sections:

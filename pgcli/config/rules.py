@@ -41,6 +41,10 @@ class Violation(NamedTuple):
         return f"{' and '.join(f'`{dotted(path_of(key))}`' for key in self.keys)}: {self.reason}"
 
 
+def _setting(key: str, value: Any) -> str:
+    return f"`{key}: {value if isinstance(value, str) else shown(value)}`"
+
+
 class Effect(NamedTuple):
     """Keys that have an effect only if `condition` is true, which depends on the keys in `under`."""
 
@@ -49,6 +53,11 @@ class Effect(NamedTuple):
     under: tuple[str, ...]
     fix: str  # a setting under which they have an effect
     refused: bool = True  # False: it depends on numeric values, and is only a notice
+
+    @classmethod
+    def with_value(cls, keys: tuple[str, ...], key: str, value: Value) -> Effect:
+        """Return the row of keys that have an effect only if `key` has this value."""
+        return cls(keys, lambda c: bool(attrgetter(key)(c) == value), (key,), _setting(key, value))
 
 
 class Ineffective(NamedTuple):
@@ -68,7 +77,7 @@ def without_effect(config: Config) -> list[Ineffective]:
         for key in keys:
             if key in found or attrgetter(key)(config) == attrgetter(key)(default) or condition(config):
                 continue
-            *most, last = [f"`{other}: {_written(config, other)}`" for other in under]
+            *most, last = [_setting(other, attrgetter(other)(config)) for other in under]
             values = f"{', '.join(most)} and {last}" if most else last
             message = f"`{key}` has no effect with {values}"
             found[key] = Ineffective(key, under, message, f"remove it, or set {fix}", refused)
@@ -95,11 +104,6 @@ def effective(config: Config) -> Config:
         sections.setdefault(section, {})[name] = value
     updated = {name: getattr(config, name).model_copy(update=part) for name, part in sections.items()}
     return config.model_copy(update=updated)
-
-
-def _written(config: Config, key: str) -> str:
-    value = attrgetter(key)(config)
-    return value if isinstance(value, str) else shown(value)
 
 
 def violations(config: Config) -> Iterator[Violation]:
@@ -142,10 +146,6 @@ def _segments(c: Config) -> bool:
     return c.rollout.steps is not None and c.rollout.episodes is None
 
 
-def _of_products(c: Config) -> bool:
-    return c.algorithm.ratios in ("per_decision", "trajectory")
-
-
 def _of_trajectories(c: Config) -> bool:
     return c.algorithm.ratios != "step" and c.algorithm.objective != "policy_gradient"
 
@@ -163,8 +163,8 @@ def _has_wrapper(section: str, name: str) -> Condition:
     return lambda c: any(one.name in names for one in attrgetter(f"{section}.wrappers")(c) or ())
 
 
-def _has_wrappers(section: str) -> Condition:
-    return lambda c: bool(attrgetter(f"{section}.wrappers")(c))
+def _is_set(key: str) -> Condition:
+    return lambda c: bool(attrgetter(key)(c))
 
 
 def _needs_vector_form(c: Config) -> bool:
@@ -304,7 +304,10 @@ RULES: tuple[Rule, ...] = (
     ),
     # Importance weights of whole trajectories
     Rule(
-        {"algorithm.ratios": _of_products, "algorithm.objective": "clip"},
+        {
+            "algorithm.ratios": lambda c: c.algorithm.ratios in ("per_decision", "trajectory"),
+            "algorithm.objective": "clip",
+        },
         "`clip` bounds the ratio of a step or of a sequence, not a product of ratios, which its range would cut off",
         "use `ratios: sequence`, or `objective: importance_sampling` with `importance_bound`",
     ),
@@ -337,11 +340,7 @@ RULES: tuple[Rule, ...] = (
         "use `standardize: none`, or `ratios: trajectory`",
     ),
     Rule(
-        {
-            "algorithm.ratios": "per_decision",
-            "algorithm.self_normalize": True,
-            "diagnostics.every": Not(None),
-        },
+        {"algorithm.ratios": "per_decision", "algorithm.self_normalize": True, "diagnostics.every": Not(None)},
         "each time step has a normalizer of its own, for which the gradient variance has no formula",
         "remove self_normalize or diagnostics.every",
     ),
@@ -474,10 +473,7 @@ RULES: tuple[Rule, ...] = (
     *(
         Rule({f"{section}.kwargs.{name}": _has_argument(section, name)}, _GYMNASIUM, fix)
         for section in _ENVIRONMENTS
-        for name, fix in (
-            ("max_episode_steps", f"set `{section}.max_episode_steps`"),
-            ("render_mode", "remove it"),
-        )
+        for name, fix in (("max_episode_steps", f"set `{section}.max_episode_steps`"), ("render_mode", "remove it"))
     ),
     *(
         Rule({f"{section}.wrappers": _has_wrapper(section, name)}, f"{name}: {reason}", fix)
@@ -501,7 +497,7 @@ RULES: tuple[Rule, ...] = (
     ),
     *(
         Rule(
-            {"env.vectorization": _needs_vector_form, f"{section}.wrappers": _has_wrappers(section)},
+            {"env.vectorization": _needs_vector_form, f"{section}.wrappers": _is_set(f"{section}.wrappers")},
             lambda c: f"{c.env.vectorization} vector environments do not support wrappers",
             "use `vectorization: sync`, or remove the wrappers",
         )
@@ -544,7 +540,7 @@ RULES: tuple[Rule, ...] = (
         "set `evaluation.stop_at_return`, or remove stop_evaluations",
     ),
     Rule(
-        {"diagnostics.shadows": lambda c: bool(c.diagnostics.shadows), "diagnostics.every": None},
+        {"diagnostics.shadows": _is_set("diagnostics.shadows"), "diagnostics.every": None},
         "`diagnostics.every` is null, so nothing is measured",
         "set `diagnostics.every`, or remove shadows",
     ),
@@ -584,11 +580,6 @@ def _steps(c: Config) -> int:
     return c.algorithm.update_epochs * c.algorithm.num_minibatches
 
 
-def _value_steps(c: Config) -> int:
-    """Return the number of optimizer steps of the value function per batch."""
-    return (c.value.update_epochs or c.algorithm.update_epochs) * c.algorithm.num_minibatches
-
-
 def _uses_adam(c: Config) -> bool:
     """Return whether adam trains the policy or the value function."""
     return c.optimizer.name == "adam" or (c.optimizer.name == "natural" and c.has_value)
@@ -603,10 +594,6 @@ def _value_has_layers(c: Config) -> bool:
     return c.has_value and not c.value.shared_trunk and bool(c.value.hidden_sizes)
 
 
-def _has_hidden_layers(c: Config) -> bool:
-    return bool(c.policy.hidden_sizes or _value_has_layers(c))
-
-
 _DERIVED = {  # null means the value of the other key
     "value.hidden_sizes": "policy.hidden_sizes",
     "value.learning_rate": "optimizer.learning_rate",
@@ -615,7 +602,6 @@ _DERIVED = {  # null means the value of the other key
 _ONE_STEP = ("algorithm.update_epochs", "algorithm.num_minibatches")
 _ONE_PASS = (*_ONE_STEP, "algorithm.reuse")
 _SEVERAL_STEPS = "`algorithm.update_epochs: 4`"
-_MEMORY = "`policy.memory: gru`"
 
 # Keys without a row here, and without a rule above, always have an effect. Keys that depend on the environment
 # (images, masks, continuous actions) are not in this table.
@@ -626,18 +612,8 @@ EFFECTS: tuple[Effect, ...] = (
         ("env.chunk_size", "rollout.episodes"),
         "`env.chunk_size: null`",
     ),
-    Effect(
-        ("env.rebuild",),
-        lambda c: not _needs_vector_form(c),
-        ("env.vectorization",),
-        "`env.vectorization: sync`",
-    ),
-    Effect(
-        ("policy.hidden_sizes",),
-        lambda c: c.policy.network is None,
-        ("policy.network",),
-        "`policy.network: null`",
-    ),
+    Effect(("env.rebuild",), lambda c: not _needs_vector_form(c), ("env.vectorization",), "`env.vectorization: sync`"),
+    Effect.with_value(("policy.hidden_sizes",), "policy.network", None),
     Effect(
         ("policy.activation", "policy.layer_norm", "policy.residual"),
         lambda c: c.policy.network is None or _value_has_layers(c),
@@ -646,7 +622,7 @@ EFFECTS: tuple[Effect, ...] = (
     ),
     Effect(
         ("policy.activation", "policy.layer_norm", "policy.residual"),
-        _has_hidden_layers,
+        lambda c: bool(c.policy.hidden_sizes) or _value_has_layers(c),
         ("policy.hidden_sizes",),
         "`policy.hidden_sizes: [64, 64]`",
     ),
@@ -657,28 +633,17 @@ EFFECTS: tuple[Effect, ...] = (
         "`policy.network: my.py:Network`",
     ),
     Effect(
-        ("policy.initial_standard_deviation",),
+        ("policy.initial_standard_deviation", "policy.log_std_bounds"),
         lambda c: c.policy.distribution not in ("softmax", "bernoulli"),
         ("policy.distribution",),
         "`policy.distribution: gaussian`",
     ),
-    Effect(
-        ("policy.log_std_bounds",),
-        lambda c: c.policy.distribution not in ("softmax", "bernoulli"),
-        ("policy.distribution",),
-        "`policy.distribution: gaussian`",
-    ),
-    Effect(
-        ("policy.noise_steps",),
-        lambda c: c.policy.distribution == "state_dependent_gaussian",
-        ("policy.distribution",),
-        "`policy.distribution: state_dependent_gaussian`",
-    ),
+    Effect.with_value(("policy.noise_steps",), "policy.distribution", "state_dependent_gaussian"),
     Effect(
         ("policy.memory_size", "policy.backpropagation_steps"),
         lambda c: c.policy.memory != "none",
         ("policy.memory",),
-        _MEMORY,
+        "`policy.memory: gru`",
     ),
     Effect(
         (
@@ -702,23 +667,10 @@ EFFECTS: tuple[Effect, ...] = (
         "`algorithm.gamma: 0.99`",
         refused=False,
     ),
-    Effect(
-        ("algorithm.group_mean",),
-        lambda c: c.algorithm.baseline == "group",
-        ("algorithm.baseline",),
-        "`algorithm.baseline: group`",
-    ),
-    Effect(
-        ("algorithm.clip_range", "algorithm.clip_range_schedule"),
-        lambda c: c.algorithm.objective == "clip",
-        ("algorithm.objective",),
-        "`algorithm.objective: clip`",
-    ),
-    Effect(
-        ("algorithm.importance_bound", "algorithm.self_normalize"),
-        lambda c: c.algorithm.objective == "importance_sampling",
-        ("algorithm.objective",),
-        "`algorithm.objective: importance_sampling`",
+    Effect.with_value(("algorithm.group_mean",), "algorithm.baseline", "group"),
+    Effect.with_value(("algorithm.clip_range", "algorithm.clip_range_schedule"), "algorithm.objective", "clip"),
+    Effect.with_value(
+        ("algorithm.importance_bound", "algorithm.self_normalize"), "algorithm.objective", "importance_sampling"
     ),
     Effect(
         ("algorithm.ratios",),
@@ -769,12 +721,11 @@ EFFECTS: tuple[Effect, ...] = (
         "`optimizer.name: adam`",
     ),
     Effect(("optimizer.betas", "optimizer.weight_decay"), _uses_adam, ("optimizer.name",), "`optimizer.name: adam`"),
-    Effect(("optimizer.momentum",), lambda c: c.optimizer.name == "sgd", ("optimizer.name",), "`optimizer.name: sgd`"),
-    Effect(
+    Effect.with_value(("optimizer.momentum",), "optimizer.name", "sgd"),
+    Effect.with_value(
         ("optimizer.damping", "optimizer.cg_iterations", "optimizer.max_kl", "optimizer.line_search"),
-        lambda c: c.optimizer.name == "natural",
-        ("optimizer.name",),
-        "`optimizer.name: natural`",
+        "optimizer.name",
+        "natural",
     ),
     Effect(
         ("optimizer.learning_rate",),
@@ -799,28 +750,15 @@ EFFECTS: tuple[Effect, ...] = (
     ),
     Effect(
         ("value.clip_range",),
-        lambda c: _value_steps(c) > 1,
+        lambda c: (c.value.update_epochs or c.algorithm.update_epochs) * c.algorithm.num_minibatches > 1,
         ("value.update_epochs", *_ONE_STEP),
         "`value.update_epochs: 4`",
         refused=False,
     ),
-    Effect(
-        tuple(f"logging.wandb_{key}" for key in ("mode", "project", "entity", "tags", "group")),
-        lambda c: c.logging.wandb,
-        ("logging.wandb",),
-        "`logging.wandb: true`",
+    Effect.with_value(
+        tuple(f"logging.wandb_{key}" for key in ("mode", "project", "entity", "tags", "group")), "logging.wandb", True
     ),
-    Effect(
-        ("logging.mlflow_uri", "logging.mlflow_experiment"),
-        lambda c: c.logging.mlflow,
-        ("logging.mlflow",),
-        "`logging.mlflow: true`",
-    ),
-    Effect(
-        ("training.compile",),
-        lambda c: c.algorithm.estimator is None,
-        ("algorithm.estimator",),
-        "`algorithm.estimator: null`",
-    ),
+    Effect.with_value(("logging.mlflow_uri", "logging.mlflow_experiment"), "logging.mlflow", True),
+    Effect.with_value(("training.compile",), "algorithm.estimator", None),
 )
 CONDITIONAL = frozenset(key for effect in EFFECTS for key in effect.keys)

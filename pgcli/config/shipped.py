@@ -35,10 +35,7 @@ class Group(NamedTuple):
 
 
 def groups() -> list[Group]:
-    """Return the shipped configs by environment.
-
-    The second comment line of a file is its summary.
-    """
+    """Return the shipped configs by environment. The second comment line of a file is its summary."""
     found: dict[str, list[tuple[str, str]]] = {}
     for name, path in shipped_configs().items():
         env_id = parse(path.read_bytes(), path.name).data.get("env", {}).get("id", ANY)

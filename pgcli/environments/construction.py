@@ -62,10 +62,7 @@ def build(
 def build_vector(
     config: EnvConfig, num_envs: int, render_mode: str | None = None
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
-    """Build the environment's own vector form.
-
-    Raises: EnvironmentFailure or UsageError, with a hint.
-    """
+    """Build the environment's own vector form. Raises: EnvironmentFailure or UsageError, with a hint."""
     found = spec(config)
     limit: dict[str, Any] = {} if config.max_episode_steps is None else {"max_episode_steps": config.max_episode_steps}
     make = partial(gym.make_vec, found, num_envs, vectorization_mode="vector_entry_point", **limit)

@@ -62,10 +62,7 @@ def _required(method: Any) -> list[str]:
 
 
 def read_mask(mask: Any, action_space: spaces.Space[Any]) -> Array:
-    """Return a mask, an array or a tuple of arrays, as one row of zeros and ones.
-
-    Raises: InvalidOutput.
-    """
+    """Return a mask, an array or a tuple of arrays, as one row of zeros and ones. Raises: InvalidOutput."""
     size = sum(choices(action_space))
     if mask is None:
         raise InvalidOutput("no action mask", f"every info must contain `action_mask`; {_IGNORE}")

@@ -39,10 +39,7 @@ def pack_observation(layout: Layout, obs: Any, *, batch: bool = False) -> Array:
 
 
 def read_reward(reward: Any) -> float:
-    """Return a reward of any real type, or of an array with one entry, as a float.
-
-    Raises: InvalidOutput.
-    """
+    """Return a reward of any real type, or of an array with one entry, as a float. Raises: InvalidOutput."""
     if isinstance(reward, Real):
         return float(reward)
     try:

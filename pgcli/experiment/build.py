@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar, assert_never
 
+from pgcli.algorithm.gradient_variance import measure
 from pgcli.algorithm.learner import Learner, build_agent
 from pgcli.config import Config
 from pgcli.config.schema import EnvConfig
@@ -44,7 +45,8 @@ def build_learner(config: Config, environments: EnvironmentCache, *, user_code: 
     """
     segments = config.rollout.steps is not None  # which have their own instances
     envs = environments.of_width(1 if segments else len(chunk_ranges(config.env, columns_of(config))[0]))
-    learner = Learner(build_agent(envs.observation_space, envs.action_space, config, user_code=user_code))
+    agent = build_agent(envs.observation_space, envs.action_space, config, user_code=user_code)
+    learner = Learner(agent, measure=measure)
     _check_batch(config, learner.policy.encoder)
     return learner
 
@@ -118,10 +120,7 @@ T = TypeVar("T", bound=Closeable)
 
 @contextmanager
 def released(resource: T) -> Iterator[T]:
-    """Close `resource` at the end.
-
-    An error in it does not hide the exception that ended the run.
-    """
+    """Close `resource` at the end. An error in it does not hide the exception that ended the run."""
     try:
         yield resource
     except BaseException:

@@ -162,10 +162,7 @@ class _PlacedRun:
         self._answer = self._handle.news.options(concurrency_group="talk").remote()
 
     def _replace(self, error: Exception) -> Result | None:
-        """Place the run again, or return a failure after too many losses.
-
-        Never overwrite twice.
-        """
+        """Place the run again without `overwrite`, or return a failure after too many losses."""
         self._losses += 1
         if self._losses == TRIES:
             reason = str(error).strip().splitlines()[-1]
@@ -190,10 +187,7 @@ class _RunActor:
     def run(
         self, request: Request, owner: dict[str, str], path: list[str], sign: str, patience: float, logs: Logs
     ) -> None:
-        """Run, with the owner's module path.
-
-        Wait `patience` seconds for a previous actor's lock.
-        """
+        """Run, with the owner's module path; wait `patience` seconds for a previous actor's lock."""
         stop, place = time.monotonic() + patience, request.folder / request.path
         with contextlib.suppress(OSError):
             os.chdir(request.folder)

@@ -220,10 +220,7 @@ def _numbers(
 
 
 def _normalized(graph: _Graph, normalizer: Normalizer, x: str) -> str:
-    """Add (x - mean) / √(variance + ε), clipped.
-
-    It is computed in float64, as in `Normalizer`, and cast to float32.
-    """
+    """Add (x - mean) / √(variance + ε), clipped; in float64, as in `Normalizer`, cast to float32."""
     deviation = (normalizer.variance + EPSILON).sqrt()
     shifted = graph.op("Sub", x, graph.constant(normalizer.mean))
     scaled = graph.op("Div", shifted, graph.constant(deviation))

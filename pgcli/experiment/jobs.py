@@ -84,7 +84,7 @@ def _run_group(requests: Mapping[int, Request], watch: Watch, logs: Logs, stop: 
 
     def run(number: int, stack: Stack | None = None) -> None:
         try:
-            with logs(requests[number], partial(_numbered, watch, number)) as watch_one:
+            with logs(requests[number], lambda record: watch(record, number)) as watch_one:
                 context = Context(watch_one, stop.check, partial(asked_to_save, number), stack)
                 results[number] = run_experiment(requests[number], context)
         except Interrupted as interruption:
@@ -105,10 +105,6 @@ def _run_group(requests: Mapping[int, Request], watch: Watch, logs: Logs, stop: 
             interruption.message, interruption.hint = str(interruption.args[0]), _CONTINUE
         raise interruption
     return results
-
-
-def _numbered(watch: Watch, number: int, record: Record) -> None:
-    watch(record, number)
 
 
 def _run_in_processes(
@@ -178,10 +174,7 @@ def _death(request: Request, code: int) -> Failure:
 
 
 def _child(requests: Mapping[int, Request], connection: Connection, logs: Logs) -> None:
-    """Run a group of requests and send their records and results to the parent.
-
-    Stop if the parent ends.
-    """
+    """Run requests and send their records and results to the parent; stop if the parent ends."""
 
     def watch(record: Record, number: int) -> None:
         try:

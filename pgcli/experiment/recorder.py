@@ -53,18 +53,11 @@ class Recorder:
         self._explores = run.learner.policy.distribution.is_discrete
 
     def save(self, *, best: bool = False) -> None:
-        """Save a checkpoint of the state after the last completed iteration.
-
-        Raises: Diverged.
-        """
+        """Save a checkpoint of the state after the last completed iteration. Raises: Diverged."""
         config, counters, learner = self._run.config, self._run.counters, self._run.learner
         learner.check_finite()
         tensors = learner.state_dict() | self._run.sampler.state_dict(counters.iteration)
-        progress = {
-            "iteration": counters.iteration,
-            "env_steps": counters.env_steps,
-            "episodes": counters.episodes,
-        }
+        progress = {"iteration": counters.iteration, "env_steps": counters.env_steps, "episodes": counters.episodes}
         checkpoint = checkpoints.Checkpoint(result_config(config), progress, tensors)
         self._directory.save(checkpoint, best=best, keep=config.checkpoint.keep, every=config.checkpoint.every)
 

@@ -42,10 +42,7 @@ def follows_the_clock(config: Config) -> bool:
 
 
 def without_clock(config: Config, iterations: int) -> Config:
-    """Return the config with a budget in iterations instead of seconds.
-
-    Schedules must be constant.
-    """
+    """Return the config with a budget in iterations instead of seconds. Schedules must be constant."""
     if config.training.seconds is None:
         return config
     return override(config, ["training.seconds=null", f"training.iterations={iterations}"])

@@ -107,9 +107,7 @@ def diagnose(config: Config) -> dict[str, Any]:
     estimate = _estimate_run(config, learner, cost, repeats.length_mean)
     findings = [
         *(Finding("note", warning) for warning in checked.warnings),
-        *_form_findings(config),
-        *_time_limit_findings(checked.time_limit),
-        *_evaluation_findings(config, evaluated),
+        *_environment_findings(config, checked.time_limit, evaluated),
         *_repeatability_findings(config.env, repeats),
         *_scale_findings(config, learner, layout, action_space, repeats),
         *_cost_findings(config, estimate),
@@ -177,10 +175,7 @@ def _measure_repeatability(config: EnvConfig) -> Repeatability:
 
 
 def _vanishes_in_float32(numbers: Array) -> bool:
-    """Return whether float32 changes a column of [N, size] noticeably.
-
-    That is by more than a tenth of its standard deviation.
-    """
+    """Return whether float32 changes a column [N, size] by a tenth of its standard deviation."""
     spread, error = numbers.std(0), np.abs(numbers.astype(np.float32) - numbers).max(0)
     return bool(((spread > 0) & (error > spread / 10)).any())
 
@@ -307,25 +302,19 @@ def _bytes_of(tensors: dict[str, torch.Tensor]) -> int:
 # ----------------------------------------------------------------------------------------------------------- findings
 
 
-def _form_findings(config: Config) -> Iterator[Finding]:
+def _environment_findings(config: Config, limit: int | None, evaluated: StartCheck) -> Iterator[Finding]:
+    """Report vector form, time limit, and the differences of the evaluation environment."""
     if notice := vector_form_notice(environments_of(config), resumable=config.rollout.steps is not None):
         yield Finding("note", notice)
-
-
-def _time_limit_findings(limit: int | None) -> Iterator[Finding]:
     if limit is None:
         text = f"no time limit: the run fails if an episode lasts {MAX_EPISODE_STEPS:,} steps"
         yield Finding("warning", text, key="env.max_episode_steps=1000")
     else:
         yield Finding("ok", f"episodes last at most {limit:,} steps")
-
-
-def _evaluation_findings(config: Config, evaluated: StartCheck) -> Iterator[Finding]:
-    """Report the differences of the evaluation environment, which passed the same start check."""
     keys = [f"evaluation.env.{name}" for name, value in config.evaluation.env if value is not None]
     if keys:
-        limit = "no time limit" if evaluated.time_limit is None else f"a time limit of {evaluated.time_limit:,} steps"
-        yield Finding("ok", f"the evaluation environment differs ({', '.join(keys)}) and has {limit}")
+        own = "no time limit" if evaluated.time_limit is None else f"a time limit of {evaluated.time_limit:,} steps"
+        yield Finding("ok", f"the evaluation environment differs ({', '.join(keys)}) and has {own}")
         yield from (Finding("note", f"evaluation: {warning}") for warning in evaluated.warnings)
 
 
@@ -398,10 +387,7 @@ def _cost_findings(config: Config, estimate: dict[str, Any]) -> Iterator[Finding
 
 
 def _describe_space(name: str, space: spaces.Space[Any]) -> dict[str, Any]:
-    """Return kind, shape, type and extreme bounds of a space.
-
-    None for infinite bounds.
-    """
+    """Return kind, shape, type and extreme bounds of a space; None for infinite bounds."""
     known: dict[str, Any] = {"name": name, "kind": type(space).__name__, "shape": list(space.shape or ())}
     match space:
         case spaces.Box():

@@ -61,8 +61,13 @@ def show(path: Path) -> dict[str, Any]:
     found = [
         replace(finding, name=name, key=_new_advice(finding.key, config)) for name, finding in looked.items() if finding
     ]
-    if _is_solved(reached, threshold):  # warnings become notes once the environment is solved
+    last = reached["evaluation"]
+    if last is not None and isinstance(threshold, int | float) and last["return_mean"] >= threshold:
+        # warnings become notes once the environment is solved
         found = [replace(finding, level="note") for finding in found]
+    default, settings = (flat(to_data(one)) for one in (Config(), config))
+    for key in ("name", "seed", "env.id"):
+        del settings[key]
     return {
         "run": str(path),
         "status": state,
@@ -70,8 +75,8 @@ def show(path: Path) -> dict[str, Any]:
         "name": config.name,
         "env": config.env.id,
         "seed": config.seed,
-        "config": {key: value for key, value in flat(to_data(config)).items() if key not in ("name", "seed", "env.id")},
-        "changed": _changed(config),
+        "config": settings,
+        "changed": {key: value for key, value in settings.items() if value != default.get(key)},
         "iterations": metrics.rows,
         "env_steps": _count(metrics, "env_steps", -1) if metrics.rows else 0,
         "episodes": episodes.rows,
@@ -85,35 +90,20 @@ def show(path: Path) -> dict[str, Any]:
         "tags": information.get("tags", []),
         "note": information.get("note", ""),
         "code": _code(information),
-        "findings": [
-            one.select(*FIELDS)
-            for one in (*_of_status(path, state, status, information), *_of_user_code(config), *found)
-        ],
+        "findings": [one.select(*FIELDS) for one in (*_of_status(path, state, status, information, config), *found)],
         "checked": list(looked),
         "not_applicable": [name for name, there, _ in checks if not there],
     }
 
 
 def _open(path: Path) -> tuple[Config, dict[str, Any], str]:
-    """Read config and status.
-
-    Return them with the state: that of status.json, or killed.
-    """
+    """Read config, status and state: that of status.json, or killed."""
     if not path.is_dir():
         what = "a file, not a run directory" if path.exists() else "no such run directory"
         raise RunDirectoryError(f"{path}: {what}", find_run_hint(path))
     config, status = config_of_run(path), read_status(path)
     state = status["status"]
     return config, status, "killed" if state == "running" and is_held(path) is False else state
-
-
-def _changed(config: Config) -> dict[str, Any]:
-    """Return the keys with non-default values."""
-    default = flat(to_data(Config()))
-    leave = ("name", "seed", "env.id")
-    return {
-        key: value for key, value in flat(to_data(config)).items() if value != default.get(key) and key not in leave
-    }
 
 
 def _code(information: dict[str, Any]) -> list[dict[str, Any]]:
@@ -164,16 +154,13 @@ def _count(table: Table, column: str, row: int) -> int:
     return int(value)
 
 
-def _is_solved(reached: dict[str, Any], threshold: Any) -> bool:
-    """Return whether the last evaluation reaches the environment's threshold."""
-    last = reached["evaluation"]
-    return isinstance(threshold, int | float) and last is not None and last["return_mean"] >= threshold
-
-
 # ------------------------------------------------------------------------------------------------------------ findings
 
 
-def _of_status(path: Path, state: str, status: dict[str, Any], information: dict[str, Any]) -> Iterator[Finding]:
+def _of_status(
+    path: Path, state: str, status: dict[str, Any], information: dict[str, Any], config: Config
+) -> Iterator[Finding]:
+    """Describe the end of a run, resumes that changed it, and its user code."""
     at, again = status.get("iteration"), f"pgcli resume {typed(path)}"
     reason = status.get("reason") or "no reason recorded"
     if state == "diverged":
@@ -188,10 +175,6 @@ def _of_status(path: Path, state: str, status: dict[str, Any], information: dict
     if not information.get("exact", True):
         text = "resumed with changes, or its environments could not be restored: its config alone does not reproduce it"
         yield Finding("note", text, name="exact")
-
-
-def _of_user_code(config: Config) -> Iterator[Finding]:
-    """Suggest `pgcli check` for the user's own estimator."""
     if (location := config.algorithm.estimator) is not None:
         text = f"gradients come from {location}; a learning curve does not prove them right"
         yield Finding("note", text, None, f"pgcli check {typed(Path(location))}", "estimator")
@@ -222,70 +205,51 @@ def _new_advice(advice: str, config: Config) -> str:
 
 
 def _checks(
-    path: Path,
-    ended: bool,
-    config: Config,
-    metrics: Table,
-    timing: Table,
-    evaluations: Table,
-    episodes: Table,
+    path: Path, ended: bool, config: Config, metrics: Table, timing: Table, evaluations: Table, episodes: Table
 ) -> Iterator[tuple[str, bool, Callable[[], Finding | None]]]:
     """Yield every check: its name, whether its data exist, and its function."""
     algorithm, k = config.algorithm, metrics["iteration"]
-    continuous = _there(metrics["action_standard_deviation"])
-    steps = algorithm.update_epochs * algorithm.num_minibatches
-    batch = np.convolve(np.diff(metrics["env_steps"], prepend=0.0), np.ones(algorithm.reuse))[: metrics.rows]
+    entropy, deviation, clipped, zero, size, fraction, explained, kl = (
+        metrics[name]
+        for name in (
+            *("entropy", "action_standard_deviation", "action_clip_fraction", "zero_variance_groups"),
+            *("effective_sample_size", "clip_fraction", "explained_variance", "approx_kl"),
+        )
+    )
+    steps = algorithm.update_epochs * algorithm.num_minibatches * algorithm.reuse
     groups = (config.rollout.episodes or config.env.num_envs) / config.group_size
-    at, returns, errors = (evaluations[name] for name in ("iteration", "return_mean", "return_standard_error"))
-    yield (
-        *("entropy_collapse", _there(metrics["entropy"]) and not continuous),
-        lambda: findings.entropy_collapse(k, metrics["entropy"]),
-    )
-    yield (
-        *("narrow_actions", continuous),
-        lambda: findings.narrow_actions(k, metrics["action_standard_deviation"]),
-    )
-    yield (
-        *("clipped_actions", _there(metrics["action_clip_fraction"])),
-        lambda: findings.clipped_actions(k, metrics["action_clip_fraction"]),
-    )
+    weighted = np.convolve(np.diff(metrics["env_steps"], prepend=0.0), np.ones(algorithm.reuse))[: metrics.rows]
+    if algorithm.ratios != "step":
+        weighted = np.minimum(k + 1, algorithm.reuse) * (config.rollout.episodes or 0)
+    yield "entropy_collapse", _there(entropy) and not _there(deviation), lambda: findings.entropy_collapse(k, entropy)
+    yield "narrow_actions", _there(deviation), lambda: findings.narrow_actions(k, deviation)
+    yield "clipped_actions", _there(clipped), lambda: findings.clipped_actions(k, clipped)
     gradients = _gradients(path, ended)
     yield "low_snr", gradients is not None, lambda: findings.low_snr(*(gradients or (k, k, k)))
     yield (
         *("cut_by_horizon", config.rollout.horizon is not None and episodes.rows > 0),
         lambda: findings.cut_by_horizon(episodes["iteration"], episodes.words["ended"]),
     )
+    has_groups = config.group_size > 1 and _there(zero)
+    yield "zero_variance_groups", has_groups, lambda: findings.zero_variance_groups(k, zero, groups)
     yield (
-        *("zero_variance_groups", config.group_size > 1 and _there(metrics["zero_variance_groups"])),
-        lambda: findings.zero_variance_groups(k, metrics["zero_variance_groups"], groups),
-    )
-    weighted = (
-        batch if algorithm.ratios == "step" else np.minimum(k + 1, algorithm.reuse) * (config.rollout.episodes or 0)
-    )
-    yield (
-        *("low_effective_sample_size", _there(metrics["effective_sample_size"]) and steps * algorithm.reuse > 1),
-        lambda: findings.low_effective_sample_size(k, metrics["effective_sample_size"], weighted),
+        *("low_effective_sample_size", _there(size) and steps > 1),
+        lambda: findings.low_effective_sample_size(k, size, weighted),
     )
     greedy = config.evaluation.mode == "greedy" and config.rollout.horizon is None
     yield "greedy_gap", greedy and metrics.rows > 0, lambda: _greedy_gap(metrics, evaluations)
-    yield (
-        *("clip_fraction", _there(metrics["clip_fraction"])),
-        lambda: findings.clip_fraction(k, metrics["clip_fraction"], steps * algorithm.reuse),
-    )
-    yield (
-        *("explained_variance", _there(metrics["explained_variance"])),
-        lambda: findings.explained_variance(k, metrics["explained_variance"]),
-    )
+    yield "clip_fraction", _there(fraction), lambda: findings.clip_fraction(k, fraction, steps)
+    yield "explained_variance", _there(explained), lambda: findings.explained_variance(k, explained)
     kept = _kept(path)
     yield "small_steps", len(kept) > 1, lambda: _small_steps(kept, metrics, algorithm.num_minibatches)
-    parts = [timing[f"{name}_seconds"] for name in ("collect", "update", "evaluate")]
-    yield (
-        *("evaluation_time", timing.rows > 0 and config.evaluation.every is not None),
-        lambda: findings.evaluation_time(parts[0], parts[1], parts[2], config.evaluation.every),
-    )
-    yield "large_kl", _there(metrics["approx_kl"]), lambda: findings.large_kl(k, metrics["approx_kl"])
-    yield "fell_after_best", evaluations.rows > 2, lambda: findings.fell_after_best(at, returns, errors)
-    yield "no_gain", evaluations.rows > 1, lambda: findings.no_gain(at, returns, errors)
+    collect, update, evaluate = (timing[f"{name}_seconds"] for name in ("collect", "update", "evaluate"))
+    every = config.evaluation.every
+    is_timed = timing.rows > 0 and every is not None
+    yield "evaluation_time", is_timed, lambda: findings.evaluation_time(collect, update, evaluate, every)
+    yield "large_kl", _there(kl), lambda: findings.large_kl(k, kl)
+    evaluated = [evaluations[name] for name in ("iteration", "return_mean", "return_standard_error")]
+    yield "fell_after_best", evaluations.rows > 2, lambda: findings.fell_after_best(*evaluated)
+    yield "no_gain", evaluations.rows > 1, lambda: findings.no_gain(*evaluated)
 
 
 def _there(column: Array) -> bool:
@@ -293,10 +257,7 @@ def _there(column: Array) -> bool:
 
 
 def _gradients(path: Path, ended: bool) -> tuple[Array, Array, Array] | None:
-    """Return iterations, signal-to-noise ratios and variances of gradients.csv.
-
-    They are those of the estimator that the table names first.
-    """
+    """Return iterations, snr and variances of the estimator that gradients.csv names first."""
     if not (path / "gradients.csv").exists():
         return None
     table = read_table(path / "gradients.csv", ("estimator", "gradient_variance", "snr"), whole=ended)

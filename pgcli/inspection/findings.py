@@ -273,9 +273,6 @@ def _sure(looks: int) -> float:
 
 
 def _late(values: Array) -> NDArray[np.int64] | None:
-    """Return the indices of the last quarter of the finite entries, at least one.
-
-    None without any.
-    """
+    """Return the indices of the last quarter of the finite entries, at least one; None without any."""
     known = np.flatnonzero(np.isfinite(values))
     return known[-max(1, len(known) // 4) :] if len(known) else None

@@ -378,10 +378,7 @@ class ReplayFrames:
         envs.seed(native_seed(config, iteration, columns.start))
 
     def _redrawn_in_single_form(self, states: list[VectorState]) -> Iterator[Frame]:
-        """Set the first state in the single form and repeat the actions.
-
-        Observations must be equal.
-        """
+        """Set the first state in the single form and repeat the actions; observations must be equal."""
         env_id, reader = self._config.env.id, FrameReader(self._config.env.id)
         with closing(SingleEnvironments(self._env, 1)) as known:
             layout = known.layout
@@ -409,10 +406,7 @@ class ReplayFrames:
 
 
 def _position(config: Config, rollout: Rollout, index: int) -> tuple[int, int]:
-    """Return the column and the last row of an episode.
-
-    `index` counts the episodes that ended in its iteration.
-    """
+    """Return the column and the last row of the `index`-th episode that ended in its iteration."""
     trajectories = rollout.trajectories
     if config.rollout.steps is None:
         return index, int(trajectories.lengths[index]) - 1

@@ -94,10 +94,7 @@ def _check(findings: list[Finding], found: Iterator[Finding]) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ reading
 def _unreadable(path: Path, config: Config) -> Iterator[str]:
-    """Yield an error for each unreadable file.
-
-    It is missing, not a regular file, or not JSON with the expected types.
-    """
+    """Yield an error for each file that is missing, not regular, or not JSON of the expected types."""
     folder = path / "checkpoints"
     files: list[tuple[Callable[[Path], object], Path]] = [(read_information, path), (read_status, path)]
     pointers = (folder / name for name in ("latest.json", "best.json"))

@@ -82,10 +82,7 @@ class Policy(nn.Module):
     """A distribution over actions whose parameters a network computes from the observation."""
 
     def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        config: PolicyConfig,
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], config: PolicyConfig
     ) -> None:
         super().__init__()
         self.observation_space = observation_space

@@ -25,10 +25,7 @@ class Appearance:
     log: bool | None = None  # None: logarithmic for columns that span powers of ten
 
     def has_legend(self, lines: int) -> bool:
-        """Return whether a legend names this number of lines.
-
-        A single line is named in the title.
-        """
+        """Return whether a legend names this number of lines. A single line is named in the title."""
         return lines > 1 or (self.title is not None and len(self.labels) > 0)
 
 

@@ -132,10 +132,7 @@ def read_lines(
     output: Path | None = None,
     appearance: Appearance = _DEFAULT,
 ) -> tuple[list[Line], Drawing]:
-    """Read the lines of a plot.
-
-    Raises: ConfigError for a bad option or column, RunDirectoryError.
-    """
+    """Read the lines of a plot. Raises: ConfigError for a bad option or column, RunDirectoryError."""
     drawing = replace(_checked(x, y, stat, band, smooth, output), log=appearance.log)
     runs, without = _drawable(find_runs(run_dirs), drawing)
     lines = _labelled(draw_lines(_without_copies(runs, drawing), without, drawing), appearance.labels)
@@ -144,10 +141,7 @@ def read_lines(
 
 
 def _labelled(lines: Sequence[Line], labels: Sequence[str]) -> list[Line]:
-    """Replace the labels of lines by those of the user.
-
-    Raises: ConfigError unless each line has one of its own.
-    """
+    """Replace the labels of lines by the user's. Raises: ConfigError unless each line has its own."""
     if not labels:
         return list(lines)
     hint = "give one --label per line, in this order: " + ", ".join(f"`{line.label}`" for line in lines)
@@ -160,10 +154,7 @@ def _labelled(lines: Sequence[Line], labels: Sequence[str]) -> list[Line]:
 
 
 def _check_scale(lines: Sequence[Line], drawing: Drawing) -> None:
-    """Report the points that a logarithmic axis cannot show.
-
-    Raises: ConfigError if there are no others.
-    """
+    """Report points that a logarithmic axis cannot show. Raises: ConfigError if there are no others."""
     missing = sum(not_positive(line) for line in lines) if drawing.log else 0
     if missing == sum(len(line.curve.x) for line in lines):
         raise ConfigError([Problem("--log", f"`{drawing.y}` has no value above 0", "leave --log out")])
@@ -376,10 +367,7 @@ def _last_of_each_iteration(table: Table) -> Table:
 
 
 def _x_values(path: Path, table: Table, drawing: Drawing) -> Array:
-    """Return x of each row.
-
-    An evaluation has x of the previous iteration, and 0 before the first.
-    """
+    """Return x of each row; an evaluation has x of the previous iteration, and 0 before the first."""
     if drawing.x in table.numbers:
         return table[drawing.x]
     file, column = ("timing.csv", "elapsed_seconds") if drawing.x == "seconds" else ("metrics.csv", "episodes")
@@ -422,10 +410,7 @@ def _ending(path: Path) -> str:
 
 
 def draw_lines(runs: Sequence[RunCurve], without: Sequence[dict[str, str]], drawing: Drawing) -> list[Line]:
-    """Group runs that differ only in their seed.
-
-    `without` are the configs of runs without a number.
-    """
+    """Group runs that differ only in their seed. `without` are the configs of runs without a number."""
     groups: dict[frozenset[tuple[str, str]], list[RunCurve]] = {}
     for run in runs:
         groups.setdefault(run.experiment, []).append(run)
@@ -471,18 +456,14 @@ def caption(lines: Sequence[Line], drawing: Drawing) -> str:
             sentences.append(f"{label}{missing} of {_counted(len(line.curve.x), 'point')} at or below 0: not drawn.")
     if any(run.curve.x[-1] < line.curve.x[-1] for line in lines for run in line.runs):
         sentences.append("After its end, a run keeps its last value.")
-    if any(_is_interpolated(run.curve, line.curve) for line in lines for run in line.runs):
+    pairs = [(line.curve.x, run.curve.x) for line in lines for run in line.runs]
+    if any(not np.isin(x[x <= own[-1]], own).all() for x, own in pairs):
         sentences.append("Runs are interpolated linearly, which narrows the band of noisy runs.")
     if is_logarithmic(lines, drawing) and any((line.curve.low <= 0).any() for line in lines):
         sentences.append("A band that reaches 0 ends at the edge of the figure.")
     if drawing.smooth > 1:
         sentences.append(f"Each run smoothed over {drawing.smooth} points.")
     return printable(" ".join(sentences))
-
-
-def _is_interpolated(curve: Curve, line: Aggregate) -> bool:
-    within = line.x[line.x <= curve.x[-1]]
-    return not np.isin(within, curve.x).all()
 
 
 def _of_several(lines: Sequence[Line], drawing: Drawing) -> Iterator[str]:

@@ -100,10 +100,7 @@ class PlainDisplay(Display):
 
 
 class LiveDisplay(Display):
-    """Draws on stderr, in at most 1 % of the run time.
-
-    A closed terminal does not stop the run.
-    """
+    """Draws on stderr, in at most 1 % of the run time. A closed terminal does not stop the run."""
 
     def __init__(self, view: View) -> None:
         from rich.console import Console
@@ -353,10 +350,7 @@ def _rows(runs: Sequence[RunProgress], width: int, bars: str) -> Table:
 
 
 class ComparisonView:
-    """The variants of a comparison, a row each.
-
-    `labels`: variant of each run; `reused`: existing runs.
-    """
+    """The variants of a comparison, a row each. `labels`: variant of each run; `reused`: existing runs."""
 
     def __init__(self, labels: Sequence[str], reused: int) -> None:
         self.labels, self.reused = list(labels), reused

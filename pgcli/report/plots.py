@@ -154,10 +154,7 @@ def _wrapped(text: str, letters: float) -> str:
 
 
 def _saved(figure: Figure, suffix: str) -> bytes:
-    """Return the content of a figure's file.
-
-    Raises: ConfigError if its texts leave no room for the curves.
-    """
+    """Return a figure's file. Raises: ConfigError if its texts leave no room for the curves."""
     stream = io.BytesIO()
     metadata: dict[str, Any] = {  # the marks that `check_output` looks for
         "png": {"Software": "pgcli"},
@@ -180,10 +177,7 @@ def _saved(figure: Figure, suffix: str) -> bytes:
 
 
 def _draw_lines(axes: Axes, lines: Sequence[Line], labels: Sequence[str], log: bool) -> None:
-    """Draw lines and bands.
-
-    Colours, dashes and markers differ, so that lines are distinct in grey print.
-    """
+    """Draw lines and bands; colours, dashes and markers differ, also in grey print."""
     for number, (line, label) in enumerate(zip(lines, labels, strict=True)):
         c, color = line.curve, COLORS[number % len(COLORS)]
         center = np.where(c.center > 0, c.center, np.nan) if log else c.center
@@ -203,10 +197,7 @@ def _draw_lines(axes: Axes, lines: Sequence[Line], labels: Sequence[str], log: b
 
 
 def _marked(center: Array) -> NDArray[np.bool_]:
-    """Return which points get a marker.
-
-    These are all points of a short line, and those without a neighbour, which draw no line.
-    """
+    """Return which points get a marker: all of a short line, and those without a neighbour."""
     drawn = np.isfinite(center)
     if len(center) <= _FEW_POINTS:
         return drawn

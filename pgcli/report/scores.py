@@ -160,10 +160,7 @@ class Difference:
 
     @property
     def shown(self) -> bool:
-        """Whether the interval of the claim excludes equality.
-
-        False if the differences have no spread.
-        """
+        """Whether the interval of the claim excludes equality. False if the differences have no spread."""
         if not self.deviation > 0:
             return False
         if self.alike:

@@ -12,10 +12,7 @@ from pgcli.runs.files import own_folder
 
 
 class TensorBoard:
-    """Event files in the folder `tensorboard` of a run.
-
-    They replace those of earlier sessions.
-    """
+    """Event files in the folder `tensorboard` of a run. They replace those of earlier sessions."""
 
     def __init__(self, config: Config, path: Path, iteration: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -42,10 +39,7 @@ class TensorBoard:
         self._add(self._summary(value=values), entry.env_steps, made)  # add_scalar takes as long for a single number
 
     def picture(self, name: str, file: Path, env_steps: int) -> None:
-        """Write a .png or an animated .gif.
-
-        `add_image` and `add_video` would encode it again.
-        """
+        """Write a .png or an animated .gif. `add_image` and `add_video` would encode it again."""
         from PIL import Image
 
         with Image.open(file) as shown:

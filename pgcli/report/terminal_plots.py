@@ -128,10 +128,7 @@ def _drawn(
 
 
 def _on_scale(x: Array, y: Array, log: bool) -> tuple[list[float], list[float]]:
-    """Return the points that an axis can show.
-
-    y of a logarithmic axis is its power of ten.
-    """
+    """Return the points that an axis can show; y of a logarithmic axis is its power of ten."""
     shown = np.isfinite(y) & (y > 0 if log else True)
     return x[shown].tolist(), (np.log10(y[shown]) if log else y[shown]).tolist()
 

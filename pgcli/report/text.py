@@ -104,10 +104,7 @@ def finite(value: Any) -> Any:
 
 
 def mean_and_error(sample: Sample) -> str:
-    """Format `mean ± standard error`, or the mean of a single value.
-
-    Small values have three decimals.
-    """
+    """Format `mean ± standard error`, or the mean of a single value. Small values have three decimals."""
     small = abs(sample.mean) < 10 and sample.standard_error is not None and sample.standard_error < 0.1
     digits = 3 if small else 1
     error = "" if sample.standard_error is None else f" ± {sample.standard_error:.{digits}f}"

@@ -148,10 +148,7 @@ def _write_gif(frames: Iterator[Frame], episode: FilmedEpisode, path: Path) -> N
 
 
 def _timed(frames: Iterator[Frame], episode: FilmedEpisode) -> Iterator[tuple[int, Frame]]:
-    """Yield each frame with its duration in ticks.
-
-    Skip frames that are too short to show.
-    """
+    """Yield each frame with its duration in ticks; skip frames that are too short to show."""
     shown: tuple[int, Frame] | None = None
     for number, frame in enumerate(frames):
         start = round(number * GIF_TICK / episode.fps)

@@ -143,10 +143,7 @@ def _sums(file: Path) -> tuple[int, list[int]]:
 
 
 def _hashes(block: Cells) -> NDArray[np.uint64]:
-    """Return Σ (byte + 1) f^k over the bytes k of each cell, mod 2^64.
-
-    Computed from sums over all bytes before a place.
-    """
+    """Return Σ (byte + 1) f^k over the bytes k of each cell, mod 2^64, from cumulative sums."""
     size = len(block.text)
     powers, inverses = _powers(_FACTOR, size), _powers(pow(_FACTOR, -1, _MODULUS), size)
     before = np.zeros(size + 1, np.uint64)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
-from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -15,24 +13,13 @@ import numpy as np
 from pgcli import __version__
 from pgcli.config import Config, to_yaml
 from pgcli.errors import CheckpointError, RunDirectoryError, UsageError
-from pgcli.records import TABLES, Evaluation, Iteration, more_columns
+from pgcli.records import TABLES, Evaluation, Iteration
 from pgcli.runs import checkpoints
+from pgcli.runs.checkpoint_folder import CheckpointFolder
 from pgcli.runs.digests import DIGESTS, digests_of, sealed
 from pgcli.runs.files import Folder, opened, read_json, storage
 from pgcli.runs.information import Labels, find_run_hint, read_information, read_status, with_code, with_labels
-from pgcli.runs.tables import (
-    TableWriter,
-    has_rows,
-    header_of,
-    lengths_before,
-    more_of,
-    optional_metrics,
-    read_header,
-    read_table,
-    rows_of,
-    set_columns,
-    tables_of,
-)
+from pgcli.runs.tables import RunTables, has_rows, lengths_before, more_of, read_header, read_table
 from pgcli.system.packages import versions
 
 _FOLDERS = ("checkpoints", "crash", "tensorboard", "wandb", "mlflow")  # that a run writes
@@ -48,11 +35,7 @@ class RunDirectory:
         self.path = folder.path
         self.best: tuple[float, int] | None = None  # the best evaluation so far: mean return, iteration
         self.iterations = 0  # rows of metrics.csv
-        self._folder = folder
-        self._checkpoints: Folder | None = None
-        self._tables: dict[str, TableWriter] = {}
-        self._more: dict[str, list[str]] = {}  # by table, the columns after its own
-        self._results = set[int]()  # iterations at which the run had finished before it was extended
+        self._folder, self._tables, self._checkpoints = folder, RunTables(folder), CheckpointFolder(folder)
 
     @property
     def status(self) -> dict[str, Any]:
@@ -63,13 +46,6 @@ class RunDirectory:
     def is_new(self) -> bool:
         """Whether the run has no iteration and no checkpoint."""
         return not (has_rows(self.path / "metrics.csv") or checkpoints.list_checkpoints(self.path / "checkpoints"))
-
-    @property
-    def checkpoint_folder(self) -> Folder:
-        """The folder of the checkpoints, created on first use."""
-        if self._checkpoints is None:
-            self._checkpoints = self._folder.subfolder("checkpoints")
-        return self._checkpoints
 
     def start(
         self,
@@ -89,7 +65,7 @@ class RunDirectory:
         for name in TABLES:
             self._folder.delete(f"{name}.csv")  # may be incomplete, or of another version
         self.set_status("running")
-        self._open_tables(config, config.logging.info or ())
+        self._tables.open(config, config.logging.info or ())
 
     def restart(
         self,
@@ -111,59 +87,33 @@ class RunDirectory:
         lengths = lengths_before(self.path, iteration, counters["episodes"])
         run, was_finished = read_information(self.path), self.status.get("status") == "finished"
         self.set_status("running")  # first, because it has digests of files that change now
-        here = self.checkpoint_folder.path / checkpoints.file_name(iteration)
-        checkpoints.point(self.checkpoint_folder, "latest.json", here, checkpoints.digest_of(here))
-        for path in checkpoints.list_checkpoints(self.checkpoint_folder.path):  # no pointer names these
-            if checkpoints.iteration_of(path) > iteration:
-                self.checkpoint_folder.delete(path.name)
-        self.checkpoint_folder.sync()
+        self._checkpoints.rewind(iteration)
         self._remove_temporary()
         for path, length in lengths.items():
             if path.exists():
                 self._folder.truncate(path.name, length)
         run["exact"] = bool(run.get("exact", True)) and exact
         run["reward_threshold"] = reward_threshold  # of the evaluation environment, which may change
-        resume: dict[str, Any] = {"iteration": iteration, "command": command, "overrides": overrides}
-        if was_finished:
-            resume["extends"] = True  # keeps the checkpoint of the former end
-        run.setdefault("resumes", []).append(resume)
-        self._results = _results(run)
+        resume = {"iteration": iteration, "command": command, "overrides": overrides}
+        extends = {"extends": True} if was_finished else {}  # keeps the checkpoint of the former end
+        run.setdefault("resumes", []).append(resume | extends)
+        self._checkpoints.results = {one["iteration"] for one in run["resumes"] if one.get("extends")}
         self._folder.write_json("run.json", with_labels(with_code(run, code or {}), labels))
         self._folder.write("config.yaml", _config_text(config, self.path))
-        self._open_tables(config, more_of("episodes", read_header(self.path / "episodes.csv")) or ())
+        self._tables.open(config, more_of("episodes", read_header(self.path / "episodes.csv")) or ())
         self.best = _best_evaluation(self.path / "evaluations.csv")
-        self._point_to_best()
-
-    def _open_tables(self, config: Config, info: Sequence[str]) -> None:
-        """Open the tables for appending, with a column for each name in `info`."""
-        metrics = optional_metrics(config)
-        self._config, self._more = config, more_columns(info, stops=config.evaluation.stops, metrics=metrics)
-        for name in tables_of(config):
-            file, header = f"{name}.csv", header_of(name, self._more.get(name, ()))
-            if read_header(self.path / file) not in ([], header):
-                set_columns(self._folder, file, header)
-            self._tables[name] = TableWriter(self._folder, file, header)
-        self._folder.sync()
+        self._checkpoints.point_to_best(self._best_iteration)
 
     def add_iteration(self, record: Iteration) -> None:
         """Append the rows of an iteration to their tables."""
         self._folder.check()
-        for name, rows in rows_of(record, self._more).items():
-            if rows:
-                self._tables[name].append(rows)
+        self._tables.append(record)
         self.iterations = record.iteration + 1
 
     def add_evaluation(self, record: Evaluation) -> bool:
-        """Append an evaluation to evaluations.csv, and return whether it is the best so far.
-
-        The first one shows which of the default names of `logging.info` the environment reports. An evaluation on new
-        episodes after a stop is never the best.
-        """
+        """Append an evaluation; return whether it is the best so far, which none after a stop is."""
         self._folder.check()
-        if record.iteration == 0 and record.info and self._config.logging.info is None:
-            self._close_tables()
-            self._open_tables(self._config, [name for name in self._config.info_names if name in record.info])
-        self._tables["evaluations"].append(rows_of(record, self._more)["evaluations"])
+        self._tables.append(record)
         is_best = not record.stopped_by and (self.best is None or record.returns.mean > self.best[0])
         if is_best:
             self.best = (record.returns.mean, record.iteration)
@@ -172,20 +122,8 @@ class RunDirectory:
     def save(self, checkpoint: checkpoints.Checkpoint, *, best: bool, keep: int, every: int | None) -> None:
         """Write a checkpoint after syncing the tables, then delete old checkpoints."""
         self._folder.check()
-        self._sync_tables()
-        folder = self.checkpoint_folder
-        path = folder.path / checkpoints.file_name(checkpoint.counters["iteration"])
-        latest = folder.path / "latest.json"
-        if not path.exists():
-            checkpoints.save(folder, checkpoint)
-        elif not latest.exists() or read_json(latest).get("file") != path.name:
-            checkpoints.point(folder, "latest.json", path, checkpoints.digest_of(path))
-        if best:
-            checkpoints.point(folder, "best.json", path, checkpoints.digest_of(path))
-        best_name = checkpoints.file_name(self.best[1]) if self.best else ""
-        for old in _to_delete(checkpoints.list_checkpoints(folder.path), path, best_name, keep, every):
-            if checkpoints.iteration_of(old) not in self._results:
-                folder.delete(old.name)
+        self._tables.sync()
+        self._checkpoints.save(checkpoint, is_best=best, best=self._best_iteration, keep=keep, every=every)
 
     def add_reproduction(self, name: str, program: str) -> Path:
         """Write a program that reproduces a fault of the environment, and return its path."""
@@ -207,7 +145,7 @@ class RunDirectory:
             self._folder.write_json("status.json", found)
             return
         try:
-            self._sync_tables()
+            self._tables.sync()
             self._folder.check()
             found[DIGESTS] = digests_of(self.path)
         except (OSError, RunDirectoryError):  # for example, the folder was moved
@@ -217,31 +155,16 @@ class RunDirectory:
 
     def close(self) -> None:
         """Close the tables and the folder of the checkpoints."""
-        self._close_tables()
-        if self._checkpoints is not None:
-            self._checkpoints.close()
-            self._checkpoints = None
+        self._tables.close()
+        self._checkpoints.close()
 
-    def _close_tables(self) -> None:
-        while self._tables:
-            self._tables.popitem()[1].close()
-
-    def _sync_tables(self) -> None:
-        for table in self._tables.values():
-            table.sync()
-
-    def _point_to_best(self) -> None:
-        """Point best.json to the best checkpoint, if it exists; resuming from an earlier state may delete it."""
-        best = self.checkpoint_folder.path / "best.json"
-        path = best.with_name(checkpoints.file_name(self.best[1])) if self.best else None
-        if path is None or not path.exists():
-            self.checkpoint_folder.delete(best.name)
-        elif not best.exists() or read_json(best).get("file") != path.name:
-            checkpoints.point(self.checkpoint_folder, best.name, path, checkpoints.digest_of(path))
+    @property
+    def _best_iteration(self) -> int | None:
+        return self.best[1] if self.best else None
 
     def _remove_temporary(self) -> None:
         self._folder.remove_temporary()
-        self.checkpoint_folder.remove_temporary()
+        self._checkpoints.remove_temporary()
         if (self.path / "crash").is_dir():
             with closing(self._folder.subfolder("crash")) as crash:
                 crash.remove_temporary()
@@ -265,11 +188,6 @@ def check_owner(path: Path) -> None:
         )
 
 
-def _results(run: dict[str, Any]) -> set[int]:
-    """Return the iterations at which the run had finished before it was extended."""
-    return {one["iteration"] for one in run.get("resumes", []) if one.get("extends")}
-
-
 def _best_evaluation(file: Path) -> tuple[float, int] | None:
     """Return the mean return and the iteration of the first best evaluation."""
     table = read_table(file, ("return_mean",))
@@ -278,13 +196,6 @@ def _best_evaluation(file: Path) -> tuple[float, int] | None:
         raise RunDirectoryError(f"{file}: damaged: a `return_mean` is not a number")
     at = int(returns.argmax()) if table.rows else 0
     return (float(returns[at]), int(table["iteration"][at])) if table.rows else None
-
-
-def _to_delete(files: Sequence[Path], newest: Path, best: str, keep: int, every: int | None) -> list[Path]:
-    """Return all checkpoints except the newest, the best, and the last `keep` regular ones."""
-    regular = [path for path in files if path == newest or checkpoints.iteration_of(path) % (every or sys.maxsize) == 0]
-    kept = {newest, *regular[-keep:]}
-    return [path for path in files if path not in kept and path.name != best]
 
 
 def elapsed_seconds(path: Path, iteration: int) -> float:

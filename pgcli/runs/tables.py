@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pgcli.config import Config
 from pgcli.errors import RunDirectoryError, UsageError, closest, typed
-from pgcli.records import COLUMNS, OPTIONAL, STOPPED_BY, TABLES, Cell, Evaluation, Iteration, columns
+from pgcli.records import COLUMNS, OPTIONAL, STOPPED_BY, TABLES, Cell, Evaluation, Iteration, columns, more_columns
 from pgcli.runs.files import Folder, naming, open_file, write_all
 from pgcli.system.turns import sync_file
 
@@ -142,6 +142,48 @@ class TableWriter:
         """Close the file."""
         with naming(self.path):
             os.close(self._descriptor)
+
+
+class RunTables:
+    """The tables of a run, open for appending."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._open: dict[str, TableWriter] = {}
+
+    def open(self, config: Config, info: Sequence[str]) -> None:
+        """Open the tables, with a column for each name in `info`."""
+        metrics = optional_metrics(config)
+        self._config, self._more = config, more_columns(info, stops=config.evaluation.stops, metrics=metrics)
+        for name in tables_of(config):
+            file, header = f"{name}.csv", header_of(name, self._more.get(name, ()))
+            if read_header(self._folder.path / file) not in ([], header):
+                set_columns(self._folder, file, header)
+            self._open[name] = TableWriter(self._folder, file, header)
+        self._folder.sync()
+
+    def append(self, record: Iteration | Evaluation) -> None:
+        """Append the rows of a record.
+
+        The first evaluation shows which of the default names of `logging.info` the environment reports.
+        """
+        config, is_first = self._config, isinstance(record, Evaluation) and record.iteration == 0
+        if is_first and record.info and config.logging.info is None:
+            self.close()
+            self.open(config, [name for name in config.info_names if name in record.info])
+        for name, rows in rows_of(record, self._more).items():
+            if rows:
+                self._open[name].append(rows)
+
+    def sync(self) -> None:
+        """Make all rows survive a power loss."""
+        for table in self._open.values():
+            table.sync()
+
+    def close(self) -> None:
+        """Close the files."""
+        while self._open:
+            self._open.popitem()[1].close()
 
 
 # ------------------------------------------------------------------------------------------------------------- reading

@@ -15,16 +15,7 @@ from pgcli.errors import CheckpointError, EnvironmentFailure
 from pgcli.estimators.trajectories import Trajectories, pad_columns
 from pgcli.policies.policy import Actor, Policy
 from pgcli.sampling.executor import ChunkExecutor
-from pgcli.sampling.rollout import (
-    Array,
-    EndedEpisode,
-    Rollout,
-    Transition,
-    named,
-    play,
-    reported,
-    to_trajectories,
-)
+from pgcli.sampling.rollout import Array, EndedEpisode, Rollout, Transition, named, play, reported, to_trajectories
 from pgcli.seeding import DerivedSeeds, Purpose, generator
 from pgcli.system.processes import Check
 
@@ -38,13 +29,16 @@ class EpisodeSampler:
         self._config, self._executor = config, executor
 
     def collect(self, policy: Policy, iteration: int, check: Check) -> Rollout:
-        """Collect `rollout.episodes` episodes."""
-        trajectories, info = _collect(self._config, self._executor, policy, iteration, check)
+        """Collect `rollout.episodes` episodes. Raises: EnvironmentFailure."""
+        assert self._config.rollout.episodes is not None
+        work = CollectEpisodes(self._config, iteration)
+        chunks = self._executor.map(work, self._config.rollout.episodes, policy, check)
+        parts, infos = zip(*chunks, strict=True)
+        trajectories, info = pad_columns(list(parts)), np.concatenate(infos)
         ended = ended_episodes(trajectories, self._config.algorithm.gamma)
         names = self._config.info_names
         return Rollout(
-            trajectories,
-            [one._replace(info=named(names, row)) for one, row in zip(ended, info.tolist(), strict=True)],
+            trajectories, [one._replace(info=named(names, row)) for one, row in zip(ended, info.tolist(), strict=True)]
         )
 
     def state_dict(self, iteration: int) -> dict[str, Tensor]:
@@ -58,26 +52,6 @@ class EpisodeSampler:
                 f"{sorted(tensors)[0]} is in the checkpoint, but a sampler of whole episodes has no state"
             )
         return 0
-
-
-def collect_episodes(
-    config: Config, executor: ChunkExecutor, policy: Policy, iteration: int, check: Check
-) -> Trajectories:
-    """Collect `rollout.episodes` whole episodes, one column each.
-
-    A pure function of (policy, iteration). Raises: EnvironmentFailure.
-    """
-    return _collect(config, executor, policy, iteration, check)[0]
-
-
-def _collect(
-    config: Config, executor: ChunkExecutor, policy: Policy, iteration: int, check: Check
-) -> tuple[Trajectories, Array]:
-    """Collect whole episodes and the numbers that each reported at its end, [N, K]."""
-    assert config.rollout.episodes is not None
-    chunks = executor.map(CollectEpisodes(config, iteration), config.rollout.episodes, policy, check)
-    trajectories, info = zip(*chunks, strict=True)
-    return pad_columns(list(trajectories)), np.concatenate(info)
 
 
 def episode_seed(config: Config, iteration: int, column: int) -> int:

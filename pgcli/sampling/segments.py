@@ -27,15 +27,7 @@ from pgcli.policies.policy import ActingState, Policy
 from pgcli.policies.stacked import stacked_actor
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
 from pgcli.sampling.executor import ChunkExecutor
-from pgcli.sampling.rollout import (
-    Array,
-    EndedEpisode,
-    Rollout,
-    Transition,
-    endless_episode,
-    named,
-    to_trajectories,
-)
+from pgcli.sampling.rollout import Array, EndedEpisode, Rollout, Transition, endless_episode, named, to_trajectories
 from pgcli.seeding import DerivedSeeds, Purpose, derived_seed, generator
 from pgcli.system.process_state import restore_modes
 from pgcli.system.processes import Check
@@ -348,12 +340,7 @@ class _LiveColumns:
             lengths, returns, sums = (np.where(own, x, 0) for x in (state.lengths, state.returns, state.discounted))
             history = [actions[:length] for actions, length in zip(state.action_history, lengths.tolist(), strict=True)]
             restored = replace(
-                state,
-                over=state.over | ~own,
-                lengths=lengths,
-                returns=returns,
-                discounted=sums,
-                action_history=history,
+                state, over=state.over | ~own, lengths=lengths, returns=returns, discounted=sums, action_history=history
             )
             self.states.append(restored)
         return [int((state.over & ~before.over).sum()) for state, before in zip(self.states, states, strict=True)]

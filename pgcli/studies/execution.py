@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from pgcli.config import Config, load_config, override, to_data
 from pgcli.config.messages import shown
 from pgcli.config.order import differences
 from pgcli.config.schema import PolicyConfig
+from pgcli.config.seeds import parse_seeds
 from pgcli.errors import (
     ConfigError,
     Diverged,
@@ -25,11 +27,60 @@ from pgcli.errors import (
 )
 from pgcli.records import COLUMNS, EVALUATIONS
 from pgcli.runs.information import read_status
-from pgcli.studies.suite import Suite
-from pgcli.studies.variants import Comparison, check_different
+from pgcli.studies.suite import Suite, is_suite, plan_suite, read_suite
+from pgcli.studies.variants import Comparison, check_different, default_folder, parse_comparison, sorted_words
 
 if TYPE_CHECKING:
     from pgcli.experiment.jobs import Failure
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `pgcli compare` trains and reports: one comparison, or one for each environment of a suite."""
+
+    comparisons: dict[str, Comparison]
+    folder: Path
+    suite: Suite | None = None
+
+    @property
+    def notices(self) -> list[str]:
+        """The notices of all comparisons, each once."""
+        return list(dict.fromkeys(notice for one in self.comparisons.values() for notice in one.notices))
+
+
+def plan(words: Sequence[str], seeds: str | None, output: Path | None) -> Plan:
+    """Plan what the words of `pgcli compare` name: configs and settings, folders of runs, or a suite file.
+
+    Raises: ConfigError, UsageError, RunDirectoryError.
+    """
+    configs, folders, settings = sorted_words(words)
+    wanted = None if seeds is None else parse_seeds(seeds)
+    if any(map(is_suite, configs)):
+        suite = read_suite(configs)
+        folder = output or default_folder([suite.name])
+        return Plan(plan_suite(suite, settings, wanted, folder), folder, suite)
+    if folders:
+        from pgcli.studies.existing import existing_comparison  # imports numpy
+
+        comparison = existing_comparison(folders, wanted, output)
+    else:
+        comparison = parse_comparison(configs, settings, wanted or parse_seeds("0-4"), output)
+    return Plan({"": comparison}, comparison.folder)
+
+
+def execute(
+    plan: Plan, jobs: int, quiet: bool, threshold: float | None, command: list[str], y: str, stack: int | None = None
+) -> tuple[dict[str, Any] | None, list[Failure]]:
+    """Train and report what is planned, in its locked folder; return as `run_comparison`."""
+    from pgcli.runs.files import make_folder, storage
+    from pgcli.runs.lock import lock
+
+    with storage(plan.folder):
+        make_folder(plan.folder)
+    with lock(plan.folder):  # two comparisons in one folder would disturb each other
+        if plan.suite is None:
+            return run_comparison(plan.comparisons[""], jobs, quiet, threshold, command, y, stack)
+        return _run_suite(plan.suite, plan.comparisons, plan.folder, jobs, quiet, command, y, stack)
 
 
 def run_comparison(
@@ -63,9 +114,9 @@ def run_comparison(
     return result, [one for one in failures if one.exit_code != Diverged.exit_code]  # a diverged run is a result
 
 
-def run_suite(
+def _run_suite(
     suite: Suite,
-    plans: Mapping[str, Comparison],
+    plans: dict[str, Comparison],
     folder: Path,
     jobs: int,
     quiet: bool,

@@ -120,7 +120,7 @@ def check_budget(comparison: Comparison, runs: Mapping[str, Sequence[RunSummary]
     raise UsageError(
         f"the variants have unequal budgets: {budgets}",
         "`pgcli resume` extends a run; or compare the configs, which trains them: "
-        f"`pgcli compare {' '.join(typed(_config_of(variant)) for variant in comparison.variants)} "
+        f"`pgcli compare {' '.join(typed(one.runs[0][1] / 'config.yaml') for one in comparison.variants)} "
         "training.env_steps=…`",
     )
 
@@ -135,7 +135,3 @@ def _words(config: Config) -> str:
     limits = {name: getattr(config.training, name) for name in ("iterations", "env_steps", "seconds")}
     found = [f"{value:,} {name.replace('_', ' ')}" for name, value in limits.items() if value is not None]
     return " or ".join(found) or f"{DEFAULT_ITERATIONS} iterations"
-
-
-def _config_of(variant: Variant) -> Path:
-    return variant.runs[0][1] / "config.yaml"

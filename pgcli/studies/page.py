@@ -149,7 +149,7 @@ def _differences(result: Result) -> Iterator[str]:
         yield table_row(
             f"`{pair['a']}` - `{pair['b']}`",
             short(pair["difference"]),
-            edges and f"{edges} ({_percent(pair['confidence'])})",
+            edges and f"{edges} ({100 * pair['confidence']:.4g} %)",
             "unpaired"
             if pair["unpaired"]
             else f"on {pair['wins']} of {pair['seeds']}" + (f", equal on {pair['ties']}" if pair["ties"] else ""),
@@ -235,10 +235,6 @@ def header(*names: str) -> tuple[str, str]:
 def table_row(*cells: str) -> str:
     """Return a line of a Markdown table."""
     return f"| {' | '.join(cell.replace('|', '¦') for cell in cells)} |"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.4g} %"
 
 
 def estimate(row: Result, name: str) -> str:

@@ -54,7 +54,10 @@ def write_suite(
         "command": f"pgcli {shlex.join(command)}",
         "column": next(iter(results.values()))["column"],
         "arms": [_variant(label, one) for label, one in scores.items()],
-        "pairs": [_pair(a, b, scores) for a, b in combinations(labels, 2)],
+        "pairs": [
+            {"a": a, "b": b} | _interval("improvement", [*scores[a], *scores[b]], probability_of_improvement)
+            for a, b in combinations(labels, 2)
+        ],
         "tasks": [
             task | {"arm": label, "seeds": len(one[at]), **_interval("score", [one[at]], interquartile_mean)}
             for at, task in enumerate(tasks)
@@ -103,10 +106,6 @@ def _variant(label: str, tasks: Sequence[Array]) -> Row:
         **_interval("iqm", tasks, interquartile_mean),
         **_interval("mean", tasks, _mean),
     }
-
-
-def _pair(a: str, b: str, scores: Scores) -> Row:
-    return {"a": a, "b": b} | _interval("improvement", [*scores[a], *scores[b]], probability_of_improvement)
 
 
 def _profile(scores: Scores) -> Iterator[Row]:

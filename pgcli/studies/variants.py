@@ -135,8 +135,8 @@ def parse_comparison(
         for location, *values in choices
     ]
     notices = [*_notices(loaded, steps), *doubts]
-    if len(configs) > 1:
-        notices += list(_differing_keys(loaded))
+    if len(configs) > 1 and (differing := differing_settings(loaded)):
+        notices.append(f"the configs differ in {', '.join(differing)}; report.md lists the values")
     equal = [f"training.env_steps={steps}", "training.iterations=null"]
     ready = [override(config.without_stopping(), equal) for config in loaded]
     if folder is None:
@@ -164,10 +164,7 @@ def _load(variants: Sequence[tuple[str, list[str]]]) -> list[Config]:
 
 
 def split_values(text: str) -> list[str]:
-    """Split `A,B` at commas outside brackets, braces and quotes.
-
-    Raises: UsageError for an empty value.
-    """
+    """Split `A,B` at commas outside brackets, braces and quotes. Raises: UsageError for an empty value."""
     values, depth, quote = [""], 0, ""
     for char in text:
         if quote:
@@ -227,14 +224,10 @@ def check_comparable(configs: Sequence[Config]) -> list[str]:
                 f"the variants have different evaluations: `evaluation.{name}` is {found}",
                 f"compare their configs with evaluation.{name}={values[0]}",
             )
-    if len({json.dumps(to_data(config)["env"]["wrappers"]) for config in _evaluated(configs)}) > 1:
+    evaluated = [config.model_copy(update={"env": config.evaluation_env}) for config in configs]
+    if len({json.dumps(to_data(config)["env"]["wrappers"]) for config in evaluated}) > 1:
         return ["the variants have different wrappers: if a wrapper changes rewards, returns are not comparable"]
     return []
-
-
-def _evaluated(configs: Sequence[Config]) -> list[Config]:
-    """Return the configs with the environment of evaluations as `env`."""
-    return [config.model_copy(update={"env": config.evaluation_env}) for config in configs]
 
 
 def check_different(labels: Sequence[str], configs: Sequence[Config]) -> None:
@@ -262,11 +255,6 @@ def _notices(configs: Sequence[Config], steps: int) -> Iterator[str]:
         yield f"every run has {steps:,} env steps: iterations times steps per iteration"
 
 
-def _differing_keys(configs: Sequence[Config]) -> Iterator[str]:
-    if keys := differing_settings(configs):
-        yield f"the configs differ in {', '.join(keys)}; report.md lists the values"
-
-
 def budget(config: Config) -> int | None:
     """Return the env steps of a run, or None if they depend on the lengths of episodes or on the clock."""
     training, rollout = config.training, config.rollout
@@ -278,10 +266,7 @@ def budget(config: Config) -> int | None:
 
 
 def _equal_budget(configs: Sequence[Config]) -> int:
-    """Return the env steps of every run.
-
-    Raises: UsageError if the variants' budgets differ or are unknown.
-    """
+    """Return the env steps of every run. Raises: UsageError if budgets differ or are unknown."""
     budgets = set()
     for config in configs:
         training = config.training

@@ -11,12 +11,13 @@ import sys
 
 TYPE_CHECKING = False  # instead of typing's, whose import takes time
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
     from typing import NoReturn
 
 STOP = tuple(int(getattr(signal, name)) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 SAVE = tuple(int(getattr(signal, name)) for name in ("SIGUSR1",) if hasattr(signal, name))
-_folders: dict[str, int] = {}  # temporary folders → their process
+_folders: dict[str, tuple[int, Callable[..., None]]] = {}  # temporary folders: their process, and what removes them
 
 
 def leave_on_signals() -> None:
@@ -53,7 +54,7 @@ def temporary_folder(room: int = 0) -> str:
     Args: room: characters for the name of a socket in the folder; systems allow about 100 for the whole path.
     Raises: OSError, with the cause.
     """
-    import shutil  # noqa: F401 - imported here, not in a signal handler
+    import shutil  # here, not in a signal handler
     import tempfile
 
     prefix = f"pgcli-{os.getpid()}-"
@@ -67,12 +68,13 @@ def temporary_folder(room: int = 0) -> str:
             if place == fitting[-1]:
                 raise
             continue
-        _folders[folder] = os.getpid()
+        _folders[folder] = os.getpid(), shutil.rmtree
         return folder
     raise OSError(36, f"the path of the folder for temporary files is too long for a socket: {places[0]}")
 
 
 def remove_folder(folder: str) -> None:
     """Remove a temporary folder, only in the process that created it."""
-    if _folders.pop(folder, None) == os.getpid():
-        sys.modules["shutil"].rmtree(folder, ignore_errors=True)
+    owner, remove = _folders.pop(folder, (None, None))
+    if remove is not None and owner == os.getpid():
+        remove(folder, ignore_errors=True)

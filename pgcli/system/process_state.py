@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from operator import eq
-from typing import Any
+from typing import Any, ClassVar
 
 from pgcli.system.leaving import SAVE, STOP
 
@@ -53,7 +53,7 @@ class _State:
     copies: tuple[int | None, ...] = (None, None, None)  # of descriptors 0 to 2
     folder: str | None = None  # chosen by the environments
     handlers_restored = 0  # how often
-    changed: dict[str, None] = {}  # noqa: RUF012 - one per process
+    changed: ClassVar[dict[str, None]] = {}
 
 
 @contextmanager

@@ -1,188 +1,193 @@
-"""Train each shipped config over seeds, evaluate the final policies, and write docs/results.md.
+"""Train each shipped config over seeds, evaluate the final policies, and write docs/results.csv and docs/results.md.
 
-`make results` measures every config, which takes hours. `python tests/benchmarks/results.py
-cartpole/ppo pendulum/a2c --seeds 0-9` measures only these two. docs/results.csv has every number, one row per
-config and seed. `results.py --render` only writes docs/results.md from it.
+`make results` measures the seeds whose row is missing or stale, which can take hours; after an interruption, the same
+command continues. `make results CONFIGS="cartpole/ppo pendulum/a2c"` measures only these two, `results.py --remaining`
+lists what remains, and `results.py --render` only writes docs/results.md.
+
+A row is stale when one of its two digests is not today's: of the settings that affect the training, or of a short
+training with them (short_trainings.json has its numbers), which notices changes in the code.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
-import math
+import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
-from textwrap import fill
+from typing import Any
 
 import numpy as np
+import torch
+from results_page import EPISODES, MORE_EPISODES, Row, render
+from safetensors.numpy import load_file
 
-from pgcli.config import load_config, shipped_configs
-from pgcli.report.statistics import interquartile_mean, trimmed_mean_interval
+from pgcli.config import Config, flat, load_config, shipped_configs, to_data
+from pgcli.config.seeds import parse_seeds
+from pgcli.experiment.jobs import Outcome, run_all
+from pgcli.experiment.load import load
+from pgcli.experiment.run import Request
+from pgcli.inspection.evaluate import assess
 
 ROOT = Path(__file__).parent.parent.parent
 DATA, PAGE = ROOT / "docs/results.csv", ROOT / "docs/results.md"
-# The lesson has its own numbers, peers/ is for comparison with those of other programs, and the configs without an
-# environment are starting points.
+SHORT = Path(__file__).parent / "short_trainings.json"
+# The lesson has its own numbers, and the configs without an environment are starting points.
 GENERAL = ("ppo", "a2c", "trpo", "reinforce", "grpo")
-MEASURED = [name for name in shipped_configs() if not name.startswith(("lesson/", "peers/")) and name not in GENERAL]
-UNMEASURED = set[str]()  # shipped after the last `make results`
-COLUMNS = "config,seed,env_steps,sampled,sampled_standard_error,greedy,greedy_standard_error".split(",")
-EPISODES = 100
-MORE_EPISODES = {"Blackjack-v1": 20_000}  # whose returns have a large variance
+MEASURED = [name for name in shipped_configs() if not name.startswith("lesson/") and name not in GENERAL]
+WAITING: set[str] = set()  # shipped or changed after the last `make results`
+COLUMNS = "config,seed,env_steps,sampled,sampled_standard_error,greedy,greedy_standard_error,cpu_seconds".split(",")
+COLUMNS += ["commit", "settings", "arithmetic", "cpu"]
 TEST_SEED = 1000  # of the evaluation episodes
-
-# The target of each environment and published results; the end of the page lists the sources.
-TARGETS: dict[str, tuple[float | None, str]] = {
-    "CartPole-v1": (
-        475,
-        "Solved at 475 (Gymnasium's reward threshold), at most 500; the tutorial's target is 100. Published: PPO 500 "
-        "at 100 k and A2C 500 at 500 k steps [zoo]; PPO 490 ± 6 at 500 k [CleanRL].",
-    ),
-    "FrozenLake-v1": (
-        0.70,
-        "Solved at 0.70; the optimal policy has 0.74. After a first table (IQM 0.702), its hyper-parameters were "
-        "changed once, on yet other seeds. Published: nothing comparable.",
-    ),
-    "CliffWalking-v1": (-13, "The shortest path costs 13. Published: nothing comparable."),
-    "Taxi-v4": (
-        7.8,
-        "By dynamic programming, the optimal policy has a mean of 7.93 over the start states, so no policy has "
-        "Gymnasium's threshold of 8 as its mean. Published: nothing comparable.",
-    ),
-    "Blackjack-v1": (
-        -0.06,
-        "By dynamic programming with an infinite deck, the optimal policy has -0.0466. Each policy plays 20,000 "
-        "episodes. Published: nothing comparable.",
-    ),
-    "Acrobot-v1": (
-        -85,
-        "Gymnasium's threshold is -100. Published: A2C -83 ± 17 at 500 k and PPO -74 ± 18 at 1 M steps [zoo]; "
-        "PPO -86 ± 1 at 500 k [CleanRL].",
-    ),
-    "Pendulum-v1": (
-        -200,
-        "No threshold. Published: PPO -172 ± 104 at 100 k and A2C -163 ± 103 at 1 M steps, both with gSDE [zoo]; "
-        "PPO -1142 ± 136 at 8 M with the settings of MuJoCo [CleanRL].",
-    ),
-    "MountainCar-v0": (
-        -110,
-        "Solved at -110. Published: PPO -110 ± 19 and A2C -111 ± 24 at 1 M steps [zoo]; PPO -200 ± 0 at 500 k "
-        "[CleanRL].",
-    ),
-    "MountainCarContinuous-v0": (
-        90,
-        "Solved at 90. Published: A2C 91.2 ± 0.3 at 100 k and PPO 88.3 ± 2.6 at 20 k steps, both with gSDE [zoo].",
-    ),
-    "InvertedPendulum-v5": (
-        950,
-        "Solved at 950, at most 1000. Published, on older versions: REINFORCE 999 ± 2 at 3 M, the best evaluation of "
-        "each run [Tianshou]; REINFORCE about 600 after 5,000 episodes [Gymnasium's tutorial].",
-    ),
-    "LunarLander-v3": (
-        240,
-        "Solved at 200. Published, on v2: PPO 242 ± 32 at 1 M and A2C 156 ± 80 at 200 k steps [zoo].",
-    ),
-    "LunarLander-v3, continuous": (
-        200,
-        "Solved at 200. Published, on v2: PPO 271 ± 32 and A2C 84 ± 146, at 1 M and 5 M steps [zoo].",
-    ),
-    "BipedalWalker-v3": (
-        300,
-        "Solved at 300. Published: PPO 288 ± 2 and A2C 300 ± 23 at 5 M steps [zoo]; PPO 172 ± 96 at 8 M with the "
-        "settings of MuJoCo [CleanRL].",
-    ),
-    "HalfCheetah-v5": (
-        4800,
-        "Gymnasium's threshold is 4800. Published, on older versions: PPO at 1 M steps 5784 ± 1244, the best "
-        "evaluation of each run [Tianshou], 1443 ± 46 [CleanRL] and 5819 ± 664 [zoo]; REINFORCE 884 ± 41 at 3 M "
-        "[Tianshou]; VPG, with a learned critic, about -50 at 1 M [Spinning Up].",
-    ),
-    "Hopper-v5": (
-        3800,
-        "Gymnasium's threshold is 3800. Published, on older versions: PPO at 1 M steps 2609 ± 701, the best "
-        "evaluation of each run [Tianshou], 2383 ± 271 [CleanRL] and 2410 ± 10 [zoo]; REINFORCE 396 ± 65 at 3 M "
-        "[Tianshou]; VPG, with a learned critic, about 390 at 1 M [Spinning Up].",
-    ),
-    "Walker2d-v5": (
-        None,
-        "Published, on older versions: PPO at 1 M steps 3588 ± 757, the best evaluation of each run [Tianshou], "
-        "2288 ± 572 [CleanRL] and 3479 ± 822 [zoo]; REINFORCE 412 ± 52 at 3 M [Tianshou]; VPG, with a learned critic, "
-        "about 290 at 1 M [Spinning Up].",
-    ),
-    "ALE/Pong-v5": (
-        None,
-        "Returns lie between -21 and 21. This is one seed, after a tenth of the published steps. Published: PPO "
-        "20.4 ± 0.2 [CleanRL] and 21.0 ± 0.1 [zoo] after 10 M steps.",
-    ),
-    "minigrid:MiniGrid-DoorKey-5x5-v0": (
-        0.9,
-        "A success after n of 250 steps has the return 1 - 0.9 n / 250. Published: nothing comparable.",
-    ),
-    "popgym:popgym-RepeatPreviousEasy-v0": (
-        0.9,
-        "Returns lie between -1 and 1; guessing has -0.5. Published: nothing comparable.",
-    ),
-}
-HEAD = f"""\
-# What the shipped configs reach
-
-`make results` writes this page from [results.csv](results.csv), which has every seed. Each row
-describes the **final** policies of one config, one policy per seed:
-
-- *sampled*: the interquartile mean (IQM) of their returns over seeds, with its 95 % interval.
-- *over seeds*: the lowest and the highest seed.
-- *reach the target*: the number of seeds with at least the target's return.
-- *greedy*: the same policies with their most probable actions.
-
-Each policy plays {EPISODES} fresh episodes. Returns are undiscounted, up to the environment's own time
-limit. Neither the best checkpoint nor the best seed is selected. Hyper-parameters were chosen on
-other seeds. The version of Gymnasium is 1.4.
-
-The interval is that of a trimmed mean over seeds (Tukey & McLaughlin), widened by the standard
-error over episodes. All seeds play the same episodes, so the spread over seeds does not show this
-error. On Taxi and Pendulum it is nearly the whole width, and "10 of 10" is one set of episodes.
-
-Intervals of 2 or 3 seeds assume roughly normal returns. So few seeds are likely to miss a failure
-of one seed in five. If the middle half of the seeds reaches the largest return, the interval is one
-number; *over seeds* shows the others.
-
-The rows with `natural` and `trpo` were measured by this version. The others were measured with
-other last bits in tanh and gradients. A seed trained today differs from its row, at first in the
-last bits and then by more."""
-SOURCES = """\
-- **zoo**: rl-baselines3-zoo, `benchmark.md`: one trained agent each, greedy, mean ± standard
-  deviation over episodes.
-- **CleanRL**: `docs/benchmark/ppo.md` and `ppo_continuous_action.md` (3 seeds),
-  `docs/rl-algorithms/rpo.md` (10 seeds), mean ± standard deviation over seeds.
-- **Tianshou**: `examples/mujoco/README.md`, 10 seeds, mean ± standard deviation.
-- **Spinning Up**: `docs/images/plots/vpg`, 10 seeds, read off its figures.
-- **Gymnasium's tutorial**: `mujoco_reinforce.py`, 5 seeds, read off its figure.
-"""
+UNRELATED = ("name", "seed", "evaluation", "checkpoint", "logging", "diagnostics", "sampling")  # to what is learned
+# Of the length of a step, and in units of parameters. Far above the rounding of other CPUs, far below any change of a
+# formula; where all returns are equal, rounding alone makes steps of about 1e-5.
+TOLERANCE, ROUNDING = 1e-3, 2e-5
 
 
-def pgcli(*words: str) -> str:
-    """Run a command and return its stdout."""
-    return subprocess.run([sys.executable, "-m", "pgcli", *words], check=True, stdout=subprocess.PIPE, text=True).stdout
+def digest(data: object) -> str:
+    """Return the first 12 digits of the SHA-256 of JSON data."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def measure(config: str, seeds: str, folder: str) -> list[dict[str, str]]:
-    """Train one config over seeds, and evaluate each final policy."""
-    runs = pgcli("train", config, "--seeds", seeds, "--jobs", "2", "--quiet", "--run-dir", f"{folder}/{config}").split()
+def settings_digest(config: str) -> str:
+    """Return the digest of the values that affect the training and are not the defaults."""
+    defaults = flat(to_data(Config()))
+    values = flat(to_data(load_config(config)))
+    return digest(
+        {
+            key: value
+            for key, value in values.items()
+            if value != defaults.get(key) and key.partition(".")[0] not in UNRELATED
+        }
+    )
+
+
+def shortened(config: str) -> Config:
+    """Return a config with two iterations of a few short episodes."""
+    whole = load_config(config)
+    frames = whole.env.id.startswith("ALE/")
+    words = ["training={iterations: 2}", "evaluation={every: null}", "checkpoint={every: 1, keep: 3}"]
+    words += [f"env.max_episode_steps={20 if frames else 60}"]
+    if whole.rollout.steps is not None:
+        words += [f"rollout.steps={8 if frames else 24}", f"env.num_envs={min(whole.env.num_envs or 4, 4)}"]
+        words += ["algorithm.num_minibatches=2"] if whole.algorithm.num_minibatches > 1 else []
+    elif whole.group_size == 1:
+        words += ["rollout.episodes=7", "env.num_envs=5"]
+    return load_config(config, words)
+
+
+def short_training(config: str) -> dict[str, list[float]]:
+    """Return, for each array that a short training changes, the length and one component of its step.
+
+    The component is that along a fixed random direction; both have 5 digits.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        (result,) = run_all(
+            [Request(shortened(config), Path(folder, "run"), [])],
+            1,
+            lambda record, number: None,
+            lambda request, watch: nullcontext(watch),
+        )
+        assert isinstance(result, Outcome), result
+        first, last = (load_file(Path(folder, f"run/checkpoints/iteration-00000{i}.safetensors")) for i in (0, 2))
+    found = {}
+    for name, before in sorted(first.items()):
+        if before.dtype.kind != "f" or name.startswith("optimizer."):
+            continue
+        step = (last[name].astype(float) - before).ravel()
+        direction = np.random.default_rng(0).standard_normal(step.size)
+        if step.any():
+            found[name] = [float(f"{value:.5g}") for value in (np.linalg.norm(step), step @ direction)]
+    return found
+
+
+def are_equal(one: dict[str, list[float]], two: dict[str, list[float]]) -> bool:
+    """Return whether two short trainings have the same steps, up to rounding."""
+    return set(one) == set(two) and all(
+        abs(a - b) <= TOLERANCE * one[name][0] + ROUNDING
+        for name in one
+        for a, b in zip(one[name], two[name], strict=True)
+    )
+
+
+def short_trainings() -> dict[str, dict[str, list[float]]]:
+    """Return the short trainings of the measured code, by config."""
+    return json.loads(SHORT.read_text()) if SHORT.exists() else {}
+
+
+def update_short_trainings(configs: Iterable[str]) -> None:
+    """Repeat the short trainings of some configs, and replace those that changed."""
+    kept = {name: steps for name, steps in short_trainings().items() if name in MEASURED}
+    for config in configs:
+        found = short_training(config)
+        if config not in kept or not are_equal(kept[config], found):
+            print(f"{config}: another arithmetic" if config in kept else f"{config}: new", flush=True)
+            kept[config] = found
+    lines = (f"{json.dumps(name)}: {json.dumps(steps)}" for name, steps in sorted(kept.items()))
+    SHORT.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def identity(config: str) -> dict[str, str]:
+    """Return the two digests that the rows of a config must have."""
+    return {"settings": settings_digest(config), "arithmetic": digest(short_trainings().get(config))}
+
+
+def is_current(row: Row) -> bool:
+    """Return whether a row was measured with today's settings and arithmetic."""
+    return all(row[key] == value for key, value in identity(row["config"]).items())
+
+
+def stale_configs(rows: list[dict[str, str]]) -> set[str]:
+    """Return the configs without rows, or with rows of other settings or another arithmetic."""
+    return {config for config in MEASURED if not (own := of(rows, config)) or not all(map(is_current, own))}
+
+
+def of(rows: list[dict[str, str]], config: str) -> list[dict[str, str]]:
+    """Return the rows of a config."""
+    return [row for row in rows if row["config"] == config]
+
+
+def cpu() -> str:
+    """Return the model of the CPU and the vector instructions that torch uses."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = "unknown"
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def measure(config: str, seeds: list[int], folder: Path, jobs: int) -> list[dict[str, str]]:
+    """Train one config over seeds, and evaluate each final policy. An interrupted training continues."""
+    marks = identity(config)
+    place = folder / f"{config.replace('/', '-')}-{digest(marks)}"
+    fresh = not place.exists()
+    words = ["--seeds", ",".join(map(str, seeds)), "--jobs", str(jobs), "--resume", "--quiet", "--run-dir", str(place)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "pgcli", "train", config, *words]
+    runs = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     rows = []
-    for run in runs:
-        row = {"config": config, "seed": run.rpartition("-")[2]}
-        episodes = MORE_EPISODES.get(load_config(config).env.id, EPISODES)
-        fresh = ("--episodes", str(episodes), "--seed", str(TEST_SEED), "--trust")  # these runs are our own
+    for seed, run in zip(seeds, runs, strict=True):
+        # That a part of the training has no time: it was interrupted.
+        row = {"config": config, "seed": str(seed), "cpu_seconds": f"{used / len(seeds):.4g}" if fresh else ""}
+        agent = load(Path(run), "latest", trust=True)  # these runs are our own
+        episodes = MORE_EPISODES.get(agent.config.env.id, EPISODES)
         for mode in ("sampled", "greedy"):
-            shown = pgcli("eval", run, "--json", "--mode", mode, *fresh)
-            found = json.loads(shown)
+            found: dict[str, Any] = assess(agent, episodes, mode, 1.0, None, TEST_SEED, 0, None, [])
             row["env_steps"] = str(found["env_steps"])
             row[mode] = f"{found['mean_return']:.6g}"
             row[f"{mode}_standard_error"] = f"{found['standard_error']:.4g}"
-        rows.append(row)
+        commit = json.loads(Path(run, "run.json").read_text()).get("git_commit") or ""
+        rows.append(row | {"commit": commit[:12], "cpu": cpu()} | marks)
     return rows
 
 
@@ -191,88 +196,88 @@ def read() -> list[dict[str, str]]:
     if not DATA.exists():
         return []
     with DATA.open(newline="") as file:
-        return list(csv.DictReader(file))
+        return [{name: row.get(name) or "" for name in COLUMNS} for row in csv.DictReader(file)]
 
 
 def write(rows: list[dict[str, str]]) -> None:
-    """Write the measurements, in the order of the tables."""
-    with DATA.open("w", newline="") as file:
+    """Write the measurements in the order of the configs, and the page."""
+    kept = sorted((row for row in rows if row["config"] in MEASURED), key=lambda row: order(row))
+    whole = DATA.with_suffix(".csv~")
+    with whole.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: (MEASURED.index(row["config"]), int(row["seed"]))))
+        writer.writerows(kept)
+    whole.replace(DATA)
+    PAGE.write_text(page(kept))
 
 
-def number(value: float) -> str:
-    """Format a return: one decimal, or three below 2, as for success rates."""
-    return f"{value:.3f}" if abs(value) < 2 else f"{value:.1f}"
+def order(row: Row) -> tuple[int, int]:
+    """Return the sort key of a row."""
+    return MEASURED.index(row["config"]), int(row["seed"])
 
 
-def interval(values: list[float], errors: list[float]) -> str:
-    """Format the interquartile mean with its 95 % interval over seeds and episodes.
-
-    Args: returns and their standard errors over episodes. All seeds share the episodes, so their errors have about the
-    same sign, and the mean of the errors is the error of the interquartile mean.
-    """
-    samples = np.array(values)
-    middle = float(interquartile_mean(samples))
-    if len(values) == 1:
-        return number(middle)
-    low, high = trimmed_mean_interval(samples)
-    half = math.hypot(float(high - low) / 2, 1.96 * float(np.mean(errors)))
-    return f"{number(middle)} [{number(middle - half)}, {number(middle + half)}]"
+def page(rows: list[dict[str, str]]) -> str:
+    """Return the text of docs/results.md."""
+    return render(rows, MEASURED, stale_configs(rows))
 
 
-def environment(config: str) -> str:
-    """Return the name of a config's environment in TARGETS, with the kwargs that distinguish it."""
-    env = load_config(config).env
-    return ", ".join([env.id, *(key for key in env.kwargs if f"{env.id}, {key}" in TARGETS)])
+def remaining(configs: list[str], seeds: list[int]) -> dict[str, list[int]]:
+    """Return the seeds to measure, by config: those without a current row."""
+    rows = read()
+    current = {(row["config"], int(row["seed"])) for row in rows if is_current(row)}
+    missing = {name: [seed for seed in seeds if (name, seed) not in current] for name in configs}
+    return {name: some for name, some in missing.items() if some}
 
 
-def summary(rows: list[dict[str, str]], target: float | None) -> str:
-    """Format the row of one config."""
-    sampled, greedy = ([float(row[mode]) for row in rows] for mode in ("sampled", "greedy"))
-    errors = {mode: [float(row[f"{mode}_standard_error"] or "nan") for row in rows] for mode in ("sampled", "greedy")}
-    steps = [int(row["env_steps"]) for row in rows]
-    reached = "" if target is None else f"{sum(value >= target for value in sampled)} of {len(rows)}"
-    cells = (
-        f"`{rows[0]['config']}`",
-        f"{np.median(steps):,.0f}",
-        str(len(rows)),
-        interval(sampled, errors["sampled"]),
-        f"{number(min(sampled))} to {number(max(sampled))}",
-        reached,
-        interval(greedy, errors["greedy"]),
-    )
-    return f"| {' | '.join(cells)} |"
+def expected_seconds(configs: dict[str, list[int]], jobs: int) -> float | None:
+    """Return how long the remaining trainings take, from the CPU time of the existing rows; None without any."""
+    total = 0.0
+    for name, seeds in configs.items():
+        times = [float(row["cpu_seconds"]) for row in of(read(), name) if row["cpu_seconds"]]
+        if not times:
+            return None
+        total += len(seeds) * float(np.median(times))
+    return total / jobs
 
 
-def render(rows: list[dict[str, str]]) -> str:
-    """Return the text of the page."""
-    page = [HEAD]
-    for task, (target, published) in TARGETS.items():
-        configs = [name for name in MEASURED if environment(name) == task]
-        measured = [[row for row in rows if row["config"] == name] for name in configs]
-        if not any(measured):
-            continue
-        goal = "No target." if target is None else f"Target {number(target)}."
-        page += ["", f"## {task}", "", fill(f"{goal} {published}", 98, break_on_hyphens=False), ""]
-        page += [
-            "| config | env steps | seeds | sampled: IQM [95 %] | over seeds | reach the target | greedy: IQM [95 %] |",
-            "|---|--:|--:|--:|--:|--:|--:|",
-        ]
-        page += [summary(one, target) for one in measured if one]
-    return "\n".join([*page, "", "## Sources", "", SOURCES])
+def report(waiting: dict[str, list[int]], jobs: int, say: Callable[[str], None]) -> None:
+    """Print what remains and how long it takes."""
+    seconds = expected_seconds(waiting, jobs)
+    time = "an unknown time" if seconds is None else f"about {seconds / 60:.0f} minutes"
+    say(f"{sum(map(len, waiting.values()))} seeds of {len(waiting)} configs remain: {time}")
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="*", help="configs to measure; default: all")
+    parser.add_argument("--seeds", default="0-9")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--folder", type=Path, default=ROOT / "build/results", help="where the runs are")
+    parser.add_argument("--render", action="store_true", help="only write the page")
+    parser.add_argument("--remaining", action="store_true", help="only list what remains")
+    words = parser.parse_args()
+    unknown = set(words.configs) - set(MEASURED)
+    if unknown:
+        parser.error(f"not a measured config: {', '.join(sorted(unknown))}")
+    configs = words.configs or MEASURED
+    if not words.render and not words.remaining:
+        update_short_trainings(configs)
+    waiting = remaining(configs, parse_seeds(words.seeds))
+    while waiting and not words.render:
+        report(waiting, words.jobs, lambda text: print(text, flush=True))
+        if words.remaining:
+            for name, seeds in waiting.items():
+                print(f"{name}: {', '.join(map(str, seeds))}")
+            return
+        name, seeds = next(iter(waiting.items()))
+        new = measure(name, seeds, words.folder, words.jobs)
+        known = {(name, str(seed)) for seed in seeds}
+        write([row for row in read() if (row["config"], row["seed"]) not in known] + new)
+        print(f"{name}: {', '.join(row['sampled'] for row in new)}", flush=True)
+        del waiting[name]
+    write(read())
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("configs", nargs="*")
-    parser.add_argument("--seeds", default="0-9")
-    parser.add_argument("--render", action="store_true")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        for name in [] if arguments.render else arguments.configs or MEASURED:
-            new = measure(name, arguments.seeds, temporary)
-            write([row for row in read() if row["config"] != name] + new)
-            print(summary(new, TARGETS[environment(name)][0]), flush=True)
-    PAGE.write_text(render(read()))
+    main()

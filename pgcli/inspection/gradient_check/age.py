@@ -81,10 +81,7 @@ def over_age(config: Config, oldest: int) -> list[Aged]:
 
 
 def _ascended(problem: FiniteProblem, policy: Policy, config: Config, updates: int) -> list[Policy]:
-    """Take exact steps of gradient ascent.
-
-    Return the policy before each and after the last, which is `policy`.
-    """
+    """Take exact steps of gradient ascent; return the policy before each and after the last."""
     policies = [deepcopy(policy)]
     for _ in range(updates):
         gradient = torch.from_numpy(gradient_of_return(problem, policy, config.algorithm.gamma))

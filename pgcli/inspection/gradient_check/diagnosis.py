@@ -149,7 +149,9 @@ def _constant(problems: Sequence[Estimates], factors: Sequence[Array]) -> float 
 
 
 def _divisions(formula: Hypothesis) -> Iterator[Component]:
-    right: Callable[[Batches], Array] = lambda b: np.full(len(b.mask), float(b.mask.shape[1]))  # noqa: E731
+    def right(b: Batches) -> Array:
+        return np.full(len(b.mask), float(b.mask.shape[1]))
+
     if formula.one_episode:
         yield Component("", False, lambda b: np.ones(len(b.mask)))
         yield Component("it is divided by N, although one episode is used: 1/N of the gradient", True, right)
@@ -162,10 +164,7 @@ def _divisions(formula: Hypothesis) -> Iterator[Component]:
 def _named_factors(
     formula: Hypothesis, problems: Sequence[Estimates], factors: Sequence[Array]
 ) -> tuple[list[str], bool] | None:
-    """Return the deviations that the factors of all batches show.
-
-    Also return whether one is a mistake. None if unknown.
-    """
+    """Name the deviations that the factors show, and whether one is a mistake; None if unknown."""
     for scale_texts, scale in _scales(formula, problems):
         for division in _divisions(formula):
             counts = [division.compute(each.batches) * by for each, by in zip(problems, scale, strict=True)]
@@ -192,10 +191,7 @@ def _named_factors(
 
 
 def _scales(formula: Hypothesis, problems: Sequence[Estimates]) -> Iterator[tuple[list[str], list[Any]]]:
-    """Yield divisors of a batch other than a count, with their texts.
-
-    A divisor is [B] for each problem.
-    """
+    """Yield divisors of a batch other than a count, [B] for each problem, with their texts."""
     yield [], [1.0] * len(problems)
     for of_one in zip(*(deviations_of(formula, each.batches) for each in problems), strict=True):
         what = of_one[0][0]
@@ -209,10 +205,7 @@ def _scales(formula: Hypothesis, problems: Sequence[Estimates]) -> Iterator[tupl
 
 
 def _of_table(problems: Sequence[Estimates]) -> tuple[Diagnosis | None, Diagnosis | None]:
-    """Find the formula with the fewest deviations.
-
-    Also return the first formula whose factor of each batch has no name.
-    """
+    """Find the formula with the fewest deviations, and the first whose factors have no name."""
     best: tuple[int, Diagnosis] | None = None
     unnamed: Diagnosis | None = None
     for formula in HYPOTHESES:
@@ -262,10 +255,7 @@ def _averages() -> Iterator[Component]:
 
 
 def _fit(problems: Sequence[Estimates], design: Design) -> Array | None:
-    """Solve Σ_k x_k column_k = target for all problems.
-
-    None without a solution, as the first one mostly shows.
-    """
+    """Solve Σ_k x_k column_k = target for all problems; None without a solution."""
     solution: Array | None = None
     for some in (problems[:1], problems) if len(problems) > 1 else (problems,):
         systems = [design(each) for each in some]
@@ -279,10 +269,7 @@ def _fit(problems: Sequence[Estimates], design: Design) -> Array | None:
 
 
 def _of_rewards(problems: Sequence[Estimates]) -> Diagnosis | None:
-    """Find out whether the rewards are changed before anything else.
-
-    The result is f(r) for each reward r of the problems.
-    """
+    """Find out whether each reward r is replaced by some f(r) before anything else."""
     values = np.unique(np.concatenate([each.batches.rewards[each.batches.mask] for each in problems]))
     for returns, baseline, average in product((*PLAIN_RETURNS, *OTHER_DISCOUNTS), LINEAR_BASELINES, _averages()):
         formula = _plain(returns, baseline)
@@ -331,10 +318,7 @@ def _describe_rewards(values: Array, found: Array) -> str:
 
 
 def _of_kernel(problems: Sequence[Estimates]) -> Diagnosis | None:
-    """Find out which rewards count for which steps.
-
-    k_H(t, l) is the weight of the reward of step l for the score of step t.
-    """
+    """Find k_H(t, l), the weight of the reward of step l for the score of step t."""
     longest = max(each.batches.mask.shape[2] for each in problems)
     entries = [(h, t, at) for h in range(1, longest + 1) for t in range(h) for at in range(h)]
     groups = {gamma: [each for each in problems if each.batches.gamma == gamma] for gamma in
@@ -356,10 +340,7 @@ def _of_kernel(problems: Sequence[Estimates]) -> Diagnosis | None:
 def _of_entries(
     baseline: Component, average: Component, entries: Sequence[tuple[int, int, int]], right: Array, each: Estimates
 ) -> tuple[Array, Array]:
-    """Predict the estimates of kernels that are 1 in one entry and 0 elsewhere.
-
-    Also return the rest that `right` leaves.
-    """
+    """Predict the estimates of each entry of a kernel alone, and the rest that `right` leaves."""
     b = each.batches
     columns = np.zeros((*each.found.shape, len(entries)))
     for k, (h, t, at) in enumerate(entries):
@@ -435,10 +416,7 @@ def _sum(kernel: dict[tuple[int, int, int], float], h: int, t: int) -> str:
 
 
 def _of_step_terms(problems: Sequence[Estimates]) -> Diagnosis | None:
-    """Find out whether a term of each step is subtracted from the return.
-
-    The term may depend on the step's time, state and action only.
-    """
+    """Find out whether a function of a step's time, state and action is subtracted from the return."""
     for returns, average in product(PLAIN_RETURNS, _averages()):
         formula, others = _plain(returns, BASELINES[0]), [text for text in (returns.text, average.text) if text]
         verdict: Verdict = "wrong" if average.wrong else "biased by design"
@@ -454,10 +432,7 @@ def _of_step_terms(problems: Sequence[Estimates]) -> Diagnosis | None:
 
 
 def _describe_terms(terms: Sequence[tuple[float, float, float]], kind: str) -> tuple[bool, str]:
-    """Describe b after action 0, b after action 1 and π(1|s) of several states.
-
-    Return whether it is a mistake, and its name.
-    """
+    """Describe (b after action 0, b after action 1, π(1|s)) of several states: is it wrong, and why."""
     if all(abs(b0 * p1 + b1 * (1 - p1)) < SAME * max(abs(b0), abs(b1)) for b0, b1, p1 in terms):
         bonus = [b1 / (p1 * math.log(p1 / (1 - p1))) for _, b1, p1 in terms]  # -b ∇log π(a|s) = c ∇H(s) for both a
         if kind == "alike" and max(bonus) - min(bonus) < 0.02 * max(map(abs, bonus)):
@@ -501,10 +476,7 @@ def _step_terms(
 
 
 def _of_expectation(problems: Sequence[Estimates]) -> Diagnosis | None:
-    """Find a formula with the same expectation on every problem.
-
-    It may differ by what is 0 in expectation.
-    """
+    """Find a formula with the same expectation on every problem."""
     if any(each.is_mean(0 * each.truth) for each in problems):
         return None
     for formula in (_plain(returns, BASELINES[0]) for returns in (*PLAIN_RETURNS, *OTHER_DISCOUNTS)):

@@ -56,10 +56,7 @@ class Batches:
 
 
 class Component(NamedTuple):
-    """One way to compute a part of the estimate.
-
-    `text` is its deviation, empty if it is right.
-    """
+    """One way to compute a part of the estimate. `text` is its deviation, empty if it is right."""
 
     text: str
     wrong: bool  # a mistake, not a choice
@@ -97,10 +94,7 @@ def _forwards(r: Array, gamma: float) -> Array:
 
 
 def _carried(r: Array, mask: Array, gamma: float) -> Array:
-    """Compute G = r + γ G backwards through each episode.
-
-    It starts from the G of the episode before.
-    """
+    """Compute G = r + γ G backwards, from the G of the episode before."""
     found, carry = np.zeros(r.shape), np.zeros(len(r))
     for n in range(r.shape[1]):
         for t in reversed(range(r.shape[2])):
@@ -189,10 +183,7 @@ def _others(x: Array, batches: Batches, mask: Array) -> Array:
 
 
 def _of_starts(function: Callable[[Array], Array]) -> Callable[[Array, Batches, Array], Array]:
-    """Apply `function` to the return of the first step of each episode.
-
-    Shapes: [B, N] → [B, N] or [B, 1].
-    """
+    """Apply `function`, [B, N] → [B, N] or [B, 1], to the return of each episode's first step."""
     return lambda x, batches, mask: function(x[..., 0])[..., None]
 
 
@@ -398,10 +389,7 @@ def contract(weights: Array, scores: Array) -> Array:
 
 
 def _all_hypotheses() -> Iterator[Hypothesis]:
-    """Yield the formulas with few deviations.
-
-    The first three returns are right, the fourth lacks γ^t only.
-    """
+    """Yield the formulas with few deviations, the right ones first."""
     for number, returns in enumerate(RETURNS):
         for count in range(DEVIATIONS + 1 - (number > 3)):
             for changed in combinations(range(1, len(KINDS)), count):
@@ -409,12 +397,10 @@ def _all_hypotheses() -> Iterator[Hypothesis]:
                 yield from (Hypothesis(returns, *parts[1:]) for parts in product([returns], *choices[1:]))
 
 
-def _simplicity(hypothesis: Hypothesis) -> tuple[int, int]:
-    changed = sum(part is not kind[0] for part, kind in zip(hypothesis, KINDS, strict=True))
-    return len(hypothesis.texts), changed
-
-
-HYPOTHESES: Sequence[Hypothesis] = sorted(_all_hypotheses(), key=_simplicity)
+HYPOTHESES: Sequence[Hypothesis] = sorted(  # the simplest first
+    _all_hypotheses(),
+    key=lambda one: (len(one.texts), sum(part is not kind[0] for part, kind in zip(one, KINDS, strict=True))),
+)
 
 
 # ------------------------------------------------------------------------------------------------- factors of a batch
@@ -448,10 +434,7 @@ IMPLIED = {"the returns of the episodes": BASELINES[4].text, "the returns of all
 
 
 def deviations_of(formula: Hypothesis, batches: Batches) -> Iterator[tuple[str, Array]]:
-    """Yield standard deviations of a batch, [B], and their names.
-
-    An estimator may divide by them.
-    """
+    """Yield standard deviations of a batch, [B], and their names. An estimator may divide by them."""
     x, _, mask, _ = formula.advantages(batches)
     starts, ones = x[..., :1], np.ones_like(mask[..., :1])
     episodes, steps = IMPLIED

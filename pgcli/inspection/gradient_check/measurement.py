@@ -30,13 +30,7 @@ from pgcli.config.rules import violations, without_effect
 from pgcli.config.schema import AlgorithmConfig, Config, EnvConfig, PolicyConfig, ValueConfig
 from pgcli.environments.single import make_environment
 from pgcli.estimators.trajectories import Trajectories
-from pgcli.inspection.gradient_check.definitions import (
-    flat,
-    gradient,
-    scored_trajectories,
-    select_columns,
-    step_scores,
-)
+from pgcli.inspection.gradient_check.definitions import flat, gradient, scored_trajectories, select_columns, step_scores
 from pgcli.inspection.gradient_check.problems import (
     CheckProblem,
     ContinuousProblem,
@@ -264,10 +258,7 @@ def bias_reasons(config: Config, problem: CheckProblem) -> Iterator[Reason]:
 
 
 def known_factor(reasons: Sequence[Reason]) -> float | None:
-    """Return the factor by which ∇J is scaled, 1 without a reason.
-
-    None if it is not only scaled.
-    """
+    """Return the factor by which ∇J is scaled, 1 without a reason. None if it is not only scaled."""
     factors = [reason.factor for reason in reasons if reason.factor is not None]
     return math.prod(factors) if len(factors) == len(reasons) else None
 
@@ -601,10 +592,7 @@ def detectable_error(differences: Array, wanted: Array, negligible: float) -> fl
 
 
 def _principal_axes(differences: Array, negligible: float) -> tuple[Array, Array, Array, float]:
-    """Return the variances of rows [B, dim] along their principal axes.
-
-    Also return the axes, which of them vary, and the bound for the others.
-    """
+    """Return variances of rows [B, dim] along principal axes; axes; which vary; a bound for others."""
     dim = differences.shape[1]
     variances, axes = np.linalg.eigh(np.cov(differences.T).reshape(dim, dim))
     largest = float(variances.max())

@@ -198,10 +198,7 @@ class FiniteProblem:
         return ProblemData(replace(trajectories, behavior_log_probs=log_probs), probabilities)
 
     def expected_return(self, policy: Policy, gamma: float) -> Tensor:
-        """Compute J: Σ_τ P(τ) R(τ) over all episodes.
-
-        If `sampled`, use dynamic programming.
-        """
+        """Compute J: Σ_τ P(τ) R(τ) over all episodes. If `sampled`, use dynamic programming."""
         if self.sampled:
             return self._value_of_start(policy, gamma)
         episodes = list(enumerate_trajectories(self.mdp))
@@ -211,10 +208,7 @@ class FiniteProblem:
         return (weighted * trajectory_log_probs(policy, trajectories).sum(0).exp()).sum()
 
     def _value_of_start(self, policy: Policy, gamma: float) -> Tensor:
-        """Compute V_0(s_0) backwards from the horizon.
-
-        V_t(s) = Σ_a π(a|s) [r(s,a) + γ Σ_s' p(s'|s,a) V_t+1(s')]
-        """
+        """Compute V_0(s_0) backwards: V_t(s) = Σ_a π(a|s) [r(s,a) + γ Σ_s' p(s'|s,a) V_t+1(s')]."""
         moves, states, count = self.mdp.moves, len(self.mdp.moves), len(self.actions)
         rewards, transitions = np.zeros((states, count)), np.zeros((states, count, states))
         for state, row in enumerate(moves):
@@ -309,10 +303,7 @@ class ContinuousProblem:
         return s
 
     def expected_return(self, policy: Policy, gamma: float) -> Tensor:
-        """Compute J from the moments of s.
-
-        One step uses Gauss-Hermite quadrature, exact for a quadratic.
-        """
+        """Compute J from the moments of s. One step uses Gauss-Hermite quadrature, exact for a quadratic."""
         distribution: Any = policy.distribution
         if self.horizon == 1:
             outputs = policy(torch.ones(1, 1, dtype=torch.float64))[0]

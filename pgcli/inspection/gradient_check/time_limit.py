@@ -62,10 +62,7 @@ def within_time(check: Check, location: str, seconds: float) -> dict[str, Any]:
 
 
 def _ended(location: str, code: int, what: str, limit: float) -> dict[str, Any]:
-    """Describe a process that ended without a result.
-
-    The result is a verdict, or UsageError if the file did not load.
-    """
+    """Judge a process that ended without a result. Raises: UsageError: if the file did not load."""
     if code == -signal.SIGALRM:
         text = f"{what} did not return within {limit:g} s: is there an endless loop?"
     else:

@@ -86,10 +86,7 @@ class EnumeratedProblem:
 
 
 class _RememberedScores(TutorialPolicy):
-    """The tutorial's policy.
-
-    Scores are computed once for each state and action, until the parameters change.
-    """
+    """The tutorial's policy; it computes the score of a pair once, until the parameters change."""
 
     def __init__(self, policy: Policy, known: dict[tuple[bytes, int], torch.Tensor]) -> None:
         super().__init__(policy)
@@ -198,10 +195,7 @@ def _check_function(function: Any, report: Report, seconds: float) -> dict[str, 
 
 
 def _variance_ratio(problem: EnumeratedProblem, call: Callable[[EnumeratedProblem, Array], Array], count: int) -> float:
-    """Measure an unbiased estimator's variance, relative to the reference's.
-
-    The batches are sampled and have many episodes.
-    """
+    """Measure the variance on large sampled batches, relative to the reference's."""
     random = np.random.default_rng(5)
     index = random.choice(len(problem.episodes), (count, SAMPLED_EPISODES), p=problem.chances)
     reference = REFERENCE.predict(problem.batches(index)) / SAMPLED_EPISODES
@@ -232,10 +226,7 @@ class Caller:
         self._parameters = TutorialPolicy(policy).get_parameters()
 
     def estimates(self, problem: EnumeratedProblem, index: Array) -> Array:
-        """Call the estimator with each of the batches `index`, [B, N]: [B, dim].
-
-        Raises: CheckFailed.
-        """
+        """Call the estimator with each of the batches `index`, [B, N]: [B, dim]. Raises: CheckFailed."""
         found: list[Array] = []
         misshapen: list[Any] = []
         for number, rollouts in enumerate(problem.rollouts(index)):
@@ -261,10 +252,7 @@ class Caller:
         return np.stack(found)
 
     def _call(self, rollouts: Rollouts, gamma: float) -> Any:
-        """Call the estimator once.
-
-        Raises: CheckFailed: if it raises or changes its arguments.
-        """
+        """Call the estimator once. Raises: CheckFailed: if it raises or changes its arguments."""
         given, adapter = deepcopy(rollouts), _RememberedScores(self._policy, self._scores)
         self._report(f"a call for episodes of lengths {_lengths(rollouts)}", self._seconds)
         when = f", for episodes of lengths {_lengths(rollouts)}"
@@ -305,10 +293,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _shape_error(results: list[Any], problem: EnumeratedProblem, index: Array) -> str:
-    """Describe results of a wrong shape.
-
-    Their sum may be that of a hypothesis over the parameters.
-    """
+    """Describe results of a wrong shape, perhaps a known formula summed over the parameters."""
     dim = len(problem.truth)
     error = f"it returned {describe_wrong_result(results[0], dim)}"
     try:

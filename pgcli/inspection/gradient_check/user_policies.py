@@ -32,10 +32,7 @@ class CheckFailed(Exception):
 
 
 def attempt(what: str, function: Callable[[], Any], when: str = "") -> Any:
-    """Call a user's function.
-
-    Raises: CheckFailed: if that raises, with the exception as its cause.
-    """
+    """Call a user's function. Raises: CheckFailed: if that raises, with the exception as its cause."""
     try:
         return function()
     except BaseException as error:
@@ -82,10 +79,7 @@ def check_class(found: type) -> dict[str, Any]:
 
 
 def _mistakes(found: type, notes: list[str]) -> Iterator[str]:
-    """Yield the mistakes that leave the rest testable.
-
-    Raises: CheckFailed: for the others.
-    """
+    """Yield the mistakes that leave the rest testable. Raises: CheckFailed: for the others."""
     policy = _built(found)
     methods = ("dim", "get_parameters", "set_parameters", "draw_action", "grad_log")
     if missing := [name for name in methods if not hasattr(policy, name)]:
