@@ -205,7 +205,7 @@ def execute(request: dict[str, Any], stdout: int, stderr: int) -> NoReturn:
         os.environ.update(request["environment"])
         sys.path[:0] = [request["cwd"], *filter(None, os.environ["PYTHONPATH"].split(os.pathsep))]
         sys.argv = ["pgcli", *request["arguments"]]
-        del sys.modules["__main__"]
+        del sys.modules["__main__"], sys.modules["__mp_main__"]  # multiprocessing adds the second
         runpy.run_module("pgcli", run_name="__main__", alter_sys=True)
     except BaseException:
         traceback.print_exc()

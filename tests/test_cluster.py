@@ -5,6 +5,7 @@ Ray runs in child processes, because of its threads and warnings.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -241,6 +242,26 @@ def test_a_lost_machine_does_not_change_results(tmp_path: Path) -> None:
     assert sum('"resumes"' in text for text in lines) == 1
 
 
+@pytest.mark.slow("starts Ray")
+def test_a_comparison_places_its_runs_on_the_cluster_with_equal_bytes_and_logs(tmp_path: Path) -> None:
+    words = ("cartpole", "optimizer.learning_rate=0.1,0.01", "--seeds", "0-1", *SHORT, *EPISODES, "--json")
+    budget = ("env.chunk_size=2", "training.iterations=null", "training.env_steps=300", "logging.tensorboard=true")
+    found = {}
+    for name, more in (("local", ()), ("ray", ("--jobs", "2", "sampling.backend=ray"))):
+        command = [sys.executable, "-m", "pgcli", "compare", *words, *budget, *more, "-o", str(tmp_path / name)]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False, timeout=900
+        )
+        assert done.returncode == 0, done.stderr
+        found[name] = json.loads(done.stdout)
+    runs = sorted(file.parent.relative_to(tmp_path / "ray") for file in (tmp_path / "ray").rglob("metrics.csv"))
+    assert len(runs) == 4
+    for run_path in runs:
+        assert digests(tmp_path / "ray" / run_path) == digests(tmp_path / "local" / run_path)
+        assert list((tmp_path / "ray" / run_path / "tensorboard").iterdir())
+    assert found["ray"]["pairs"] == found["local"]["pairs"]
+
+
 def test_a_folder_that_is_not_shared_is_reported(tmp_path: Path) -> None:
     remote = _RunActor()
     remote.run(
@@ -249,6 +270,7 @@ def test_a_folder_that_is_not_shared_is_reported(tmp_path: Path) -> None:
         [],
         str(tmp_path / "no-such-sign"),
         0.0,
+        logged,
     )
     _, result = remote.news()
     assert not isinstance(result, Outcome)

@@ -33,6 +33,7 @@ ALWAYS = {
     *("sampling.workers", "sampling.backend", "training.iterations", "training.env_steps"),
     *("training.seconds", "training.device", "training.threads", "evaluation.every", "evaluation.episodes"),
     *("evaluation.mode", "checkpoint.every", "checkpoint.keep", "logging.tensorboard", "logging.wandb"),
+    "logging.mlflow",
     *("evaluation.env.kwargs", "evaluation.env.wrappers", "evaluation.env.max_episode_steps", "logging.info"),
     "diagnostics.every",
 }
@@ -55,6 +56,13 @@ def test_every_key_always_has_an_effect_or_has_a_rule() -> None:
 # For each row of the table: other keys under which its keys are without effect, and values that are not the default.
 IDLE: dict[str, tuple[list[str], Any]] = {
     "env.num_envs": (["env.chunk_size=4"], 3),
+    "logging.wandb_mode": ([], "online"),
+    "logging.wandb_project": ([], "p"),
+    "logging.wandb_entity": ([], "e"),
+    "logging.wandb_tags": ([], ["t"]),
+    "logging.wandb_group": ([], "g"),
+    "logging.mlflow_uri": ([], "sqlite:///x.db"),
+    "logging.mlflow_experiment": ([], "x"),
     "env.rebuild": (["env.vectorization=native"], False),
     "policy.hidden_sizes": (["policy.network=my.py:Net"], [8]),
     "policy.activation": (["policy.hidden_sizes=[]"], "relu"),

@@ -48,6 +48,9 @@ CheckpointOrRun = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Also replace a file that pgcli did not write.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as a JSON object.")]
+AsLines = Annotated[
+    bool, typer.Option("--json", help="Print a line of JSON for each iteration, evaluation and end of a run.")
+]
 
 
 def _stack(text: str) -> int | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pgcli.cli.arguments import Overrides, Quiet, RunDir
+from pgcli.cli.arguments import AsLines, Overrides, Quiet, RunDir
 from pgcli.cli.train import train_all
 
 
@@ -19,8 +19,9 @@ def resume(
         typer.Option(help="Checkpoint to continue from: latest, best, or an iteration number. Deletes later results."),
     ] = "latest",
     quiet: Quiet = False,
+    as_json: AsLines = False,
 ) -> None:
     """Resume an interrupted run, or extend a finished one with a larger budget."""
     from pgcli.experiment.plan import plan_resume
 
-    train_all([plan_resume(run_dir, overrides or [], which, sys.argv[1:])], 1, quiet)
+    train_all([plan_resume(run_dir, overrides or [], which, sys.argv[1:])], 1, quiet, as_json=as_json)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pgcli.cli import completion
-from pgcli.cli.arguments import Config, Overrides, Quiet, Stack
+from pgcli.cli.arguments import AsLines, Config, Overrides, Quiet, Stack
 from pgcli.cli.output import print_result
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def train(
         str, typer.Option(metavar="TEXT", help="Note of the run, for `pgcli ls`.", show_default=False)
     ] = "",
     quiet: Quiet = False,
+    as_json: AsLines = False,
 ) -> None:
     """Train a policy and write a run directory. Its NAME lists the overrides."""
     from pgcli.experiment.plan import plan_runs
@@ -67,11 +68,13 @@ def train(
             labels=labels,
             command=sys.argv[1:],
         )
-    train_all(requests, jobs, quiet, stack)
+    train_all(requests, jobs, quiet, stack, as_json)
 
 
-def train_all(requests: Sequence[Request], jobs: int, quiet: bool, stack: int | None = None) -> None:
-    """Train `jobs` runs at a time and print their directories.
+def train_all(
+    requests: Sequence[Request], jobs: int, quiet: bool, stack: int | None = None, as_json: bool = False
+) -> None:
+    """Train `jobs` runs at a time and print their directories, or records as JSON.
 
     Exit with the code of the first failure.
     """
@@ -81,6 +84,9 @@ def train_all(requests: Sequence[Request], jobs: int, quiet: bool, stack: int | 
     from pgcli.report.text import outcome_text
     from pgcli.system.streams import print_message, results_only
 
+    if as_json:
+        _train_as_json(requests, jobs, quiet, stack)
+        return
     with results_only():
         results = train_requests(requests, jobs, quiet=quiet, stack=stack)
     for result in results:
@@ -97,3 +103,32 @@ def train_all(requests: Sequence[Request], jobs: int, quiet: bool, stack: int | 
     failures = [result for result in results if isinstance(result, Failure)]
     if failures:
         raise typer.Exit(failures[0].exit_code)
+
+
+def _train_as_json(requests: Sequence[Request], jobs: int, quiet: bool, stack: int | None) -> None:
+    from pgcli.errors import Interrupted
+    from pgcli.experiment.jobs import PIPE, Failure, run_all
+    from pgcli.report.lines import JsonLines
+    from pgcli.report.logs import logged
+    from pgcli.system.streams import print_message, results_only
+
+    try:
+        with results_only() as write:
+            lines = JsonLines(requests, write, quiet)
+            try:
+                results = run_all(requests, jobs, lines.show, logged, stack)
+            except Interrupted as interruption:
+                lines.interrupted(interruption)
+                raise
+            lines.end(results)
+    except BrokenPipeError:
+        raise typer.Exit(128 + PIPE) from None
+    except Interrupted as interruption:
+        if interruption.exit_code == 128 + PIPE:
+            raise typer.Exit(interruption.exit_code) from None
+        raise
+    failures = [result for result in results if isinstance(result, Failure)]
+    for failure in failures:
+        print_message(failure.text)
+    if failures or lines.failed:
+        raise typer.Exit(failures[0].exit_code if failures else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -174,6 +175,7 @@ def _has_argument(section: str, name: str) -> Condition:
     return lambda c: name in (attrgetter(f"{section}.kwargs")(c) or ())
 
 
+_CREDENTIALS = re.compile(r"://.*:.*@|[?&;][^=]*(pass|pwd|token|secret|key)[^=]*=", re.IGNORECASE)
 _MEAN_OF_ONE = "the mean over one trajectory is its own return: every advantage would be zero"
 _LATER_STEPS = "after the first optimizer step, the data are off-policy"
 _OTHER_POLICIES = "data of earlier iterations are off-policy"
@@ -542,6 +544,12 @@ RULES: tuple[Rule, ...] = (
         "`diagnostics.every` is null, so nothing is measured",
         "set `diagnostics.every`, or remove shadows",
     ),
+    Rule(
+        {"logging.mlflow_uri": lambda c: _CREDENTIALS.search(c.logging.mlflow_uri or "") is not None},
+        "a config is stored in clear text, and this address has a password",
+        "remove it, and set the environment variable MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and "
+        "MLFLOW_TRACKING_PASSWORD",
+    ),
     *(
         Rule(
             {"diagnostics.every": Not(None), key: one},
@@ -747,6 +755,10 @@ EFFECTS: tuple[Effect, ...] = (
         "`value.update_epochs: 4`",
         refused=False,
     ),
+    Effect.with_value(
+        tuple(f"logging.wandb_{key}" for key in ("mode", "project", "entity", "tags", "group")), "logging.wandb", True
+    ),
+    Effect.with_value(("logging.mlflow_uri", "logging.mlflow_experiment"), "logging.mlflow", True),
     Effect.with_value(("training.compile",), "algorithm.estimator", None),
 )
 CONDITIONAL = frozenset(key for effect in EFFECTS for key in effect.keys)

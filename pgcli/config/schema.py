@@ -493,16 +493,42 @@ class LoggingConfig(Section):
     """Additional logs. They do not change what is learned."""
 
     tensorboard: bool = Field(False, description="Write TensorBoard event files to tensorboard/ in the run directory.")
-    wandb: bool = Field(
-        False,
-        description="Write an offline Weights & Biases run to wandb/ in the run directory; `wandb sync` uploads it.",
+    wandb: bool = Field(False, description="Write a Weights & Biases run to wandb/ in the run directory.")
+    wandb_mode: Literal["offline", "online"] = Field(
+        "offline", description="offline: nothing is sent, and `wandb sync` uploads it; online: sent during training."
     )
+    wandb_project: str = Field("pgcli", min_length=1, max_length=128, description="Project of Weights & Biases.")
+    wandb_entity: str | None = Field(
+        None, min_length=1, description="User or team of Weights & Biases; null: your default entity."
+    )
+    wandb_tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(
+        [], description="Tags of the run in Weights & Biases."
+    )
+    wandb_group: str | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        description="Group of the run in Weights & Biases, for example of its seeds.",
+    )
+    mlflow: bool = Field(False, description="Log to MLflow: one run, which a resumed run continues.")
+    mlflow_uri: str | None = Field(
+        None,
+        min_length=1,
+        description="Tracking server, database or folder of MLflow, without a password; null: MLFLOW_TRACKING_URI, "
+        "or else mlflow/ in the run directory.",
+    )
+    mlflow_experiment: str = Field("pgcli", min_length=1, max_length=500, description="Experiment of MLflow.")
     info: list[Annotated[str, Field(pattern=INFO_NAME, max_length=100)]] | None = Field(
         None,
         description="Keys of the info of an episode's last step, with numbers or booleans: columns of episodes.csv, "
         "and their means in metrics.csv and evaluations.csv. `a.b` is key b of the mapping a. null: is_success and "
         "success, if the first evaluation reports them.",
     )
+
+    @property
+    def tools(self) -> list[str]:
+        """The tools that get the records, by the name of their key."""
+        return [name for name in ("tensorboard", "wandb", "mlflow") if getattr(self, name)]
 
 
 _RETURNS, _BASELINES = ("|".join(get_args(choice)) for choice in (choices.Returns, choices.Baseline))

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from pgcli.runs.files import make_folder, storage
 from pgcli.system.ray_cluster import check_versions, join, versions_and_source
 from pgcli.system.signals import StopOnSignal
 
+Logs = Callable[[Request, Callable[[Record], None]], AbstractContextManager[Callable[[Record], None]]]
 POLL_SECONDS = 0.2
 RELEASE_SECONDS = 60.0  # until all machines see that a lost run has released its folder
 STOP_SECONDS = 60.0  # for the runs to save their state
@@ -32,22 +34,24 @@ TRIES = 3  # without an iteration between
 
 
 def run_on_cluster(
-    requests: Sequence[Request], jobs: int, watch: Callable[[Record, int], None], stop: StopOnSignal
+    requests: Sequence[Request], jobs: int, watch: Callable[[Record, int], None], logs: Logs, stop: StopOnSignal
 ) -> list[Result]:
     """Run every request, `jobs` at a time, on the cluster at RAY_ADDRESS or on a new local Ray.
 
+    `logs` writes the records of a run for other tools, in the actor of the run.
     Raises: Interrupted, once every running run has saved its state; UsageError, EnvironmentFailure.
     """
-    workers = requests[0].config.sampling.workers
-    leave = join(min(jobs, len(requests)) * (1 if workers == "auto" else 1 + workers), stop.check)
+    workers = [request.config.sampling.workers for request in requests]  # which variants of a study may change
+    largest = max(0 if count == "auto" else count for count in workers)
+    leave = join(min(jobs, len(requests)) * (1 + largest), stop.check)
     try:
-        return _run(requests, jobs, watch, stop)
+        return _run(requests, jobs, watch, logs, stop)
     finally:
         leave()
 
 
 def _run(
-    requests: Sequence[Request], jobs: int, watch: Callable[[Record, int], None], stop: StopOnSignal
+    requests: Sequence[Request], jobs: int, watch: Callable[[Record, int], None], logs: Logs, stop: StopOnSignal
 ) -> list[Result]:
     waiting = list(range(len(requests)))
     running: dict[int, _PlacedRun] = {}
@@ -58,7 +62,7 @@ def _run(
         while waiting and len(running) < jobs:
             number = waiting.pop(0)
             try:
-                running[number] = _PlacedRun(requests[number])
+                running[number] = _PlacedRun(requests[number], logs)
             except PgcliError as error:
                 results[number] = failure_of(error)
         save = stop.asked_to_save()
@@ -99,8 +103,8 @@ class _PlacedRun:
 
     _answer: Any  # the reference of the next answer
 
-    def __init__(self, request: Request) -> None:
-        self._request, self._losses, self._has_begun, self.is_up = request, 0, False, False
+    def __init__(self, request: Request, logs: Logs) -> None:
+        self._logs, self._request, self._losses, self._has_begun, self.is_up = logs, request, 0, False, False
         folder = (request.folder / request.path).parent
         with storage(folder):
             make_folder(folder)
@@ -150,7 +154,7 @@ class _PlacedRun:
         remote: Any = ray.remote(**options)
         self._handle: Any = remote(_RunActor).remote()
         patience = RELEASE_SECONDS if self._losses else 0.0
-        self._handle.run.remote(self._request, versions_and_source(), sys.path, self._sign.name, patience)
+        self._handle.run.remote(self._request, versions_and_source(), sys.path, self._sign.name, patience, self._logs)
         self._ask_for_news()
         self.is_up = False
 
@@ -180,7 +184,9 @@ class _RunActor:
         self._signal: int | None = None
         self._save = False
 
-    def run(self, request: Request, owner: dict[str, str], path: list[str], sign: str, patience: float) -> None:
+    def run(
+        self, request: Request, owner: dict[str, str], path: list[str], sign: str, patience: float, logs: Logs
+    ) -> None:
         """Run, with the owner's module path; wait `patience` seconds for a previous actor's lock."""
         stop, place = time.monotonic() + patience, request.folder / request.path
         with contextlib.suppress(OSError):
@@ -191,10 +197,11 @@ class _RunActor:
             if not os.path.exists(sign):
                 message = f"{place}: {platform.node()} sees another folder there"
                 raise RunDirectoryError(message, "set --run-dir to a folder that all machines of the cluster share")
-            context = Context(self._records.append, self._check, self._asked_to_save)
             while self._result is None:
                 try:
-                    self._result = run_experiment(request, context)
+                    with logs(request, self._records.append) as watch:
+                        result = run_experiment(request, Context(watch, self._check, self._asked_to_save))
+                    self._result = result  # after the last notice of a log
                 except RunInUse:
                     if time.monotonic() > stop:
                         raise

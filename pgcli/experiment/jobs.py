@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -16,13 +15,14 @@ from multiprocessing.process import BaseProcess
 
 from pgcli.errors import EnvironmentFailure, Interrupted, PgcliError
 from pgcli.experiment.build import environments_of, released
-from pgcli.experiment.cluster import run_on_cluster
+from pgcli.experiment.cluster import Logs, run_on_cluster
 from pgcli.experiment.recorder import Context, Outcome
 from pgcli.experiment.run import Failure, Request, Result, failure_of, run_experiment
 from pgcli.experiment.stacks import stacks
 from pgcli.records import Notice, Record
 from pgcli.sampling.chunks import EnvironmentCache
 from pgcli.sampling.stack import Stack
+from pgcli.system import git
 from pgcli.system.leaving import leave
 from pgcli.system.process_state import kept
 from pgcli.system.processes import ignore_interrupts, interruptible, process_context, start_process
@@ -31,22 +31,24 @@ from pgcli.system.signals import StopOnSignal
 __all__ = ["Failure", "Outcome", "run_all"]
 
 Watch = Callable[[Record, int], None]
-Logs = Callable[[Request, Callable[[Record], None]], AbstractContextManager[Callable[[Record], None]]]
 POLL_SECONDS = 0.2
+PIPE = int(getattr(signal, "SIGPIPE", 13))  # the reader of stdout has ended
 _CONTINUE = "the same command with --resume continues"
 
 
 def run_all(requests: Sequence[Request], jobs: int, watch: Watch, logs: Logs, stack: int | None = None) -> list[Result]:
     """Run every request, `jobs` at a time; one that fails does not stop the others.
 
-    Args: watch: receives every record with the number of its run. logs: `logs(request, watch)` also writes the
-    records of a run for other tools, in the process of the run. stack: how many runs of a process may share their
-    rollouts; None: as many as the memory allows.
+    Args: watch: receives every record with the number of its run; the runs stop if its pipe is closed. logs:
+    `logs(request, watch)` also writes the records of a run for other tools, in the process of the run. stack: how many
+    runs of a process may share their rollouts; None: as many as the memory allows.
     Raises: Interrupted, once every run in progress has saved its state.
     """
+    git.look_again()
     with StopOnSignal() as stop:
+        watch = partial(_watched, watch, stop)
         if jobs > 1 and len(requests) > 1 and requests[0].config.sampling.backend == "ray":
-            return run_on_cluster([_sharing(request, jobs, requests) for request in requests], jobs, watch, stop)
+            return run_on_cluster([_sharing(request, jobs, requests) for request in requests], jobs, watch, logs, stop)
         groups = stacks([request.config for request in requests], jobs, stack)
         if jobs > 1 and len(groups) > 1:
             shared = [_sharing(request, jobs, groups) for request in requests]
@@ -56,6 +58,13 @@ def run_all(requests: Sequence[Request], jobs: int, watch: Watch, logs: Logs, st
             for group in groups:
                 results |= _run_group({number: requests[number] for number in group}, watch, logs, stop)
         return [results[number] for number in range(len(requests))]
+
+
+def _watched(watch: Watch, stop: StopOnSignal, record: Record, number: int) -> None:
+    try:
+        watch(record, number)
+    except BrokenPipeError:
+        stop.request(PIPE)
 
 
 def _sharing(request: Request, jobs: int, units: Sequence[object]) -> Request:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from pgcli.config import Config, to_data
 from pgcli.config.order import differences
 from pgcli.errors import RunDirectoryError
-from pgcli.system.locations import SUFFIXES
 
 # Keys that a resumed run may change. HARMLESS: with the same bytes as one long run.
 CHANGEABLE = ("training.", "optimizer.", "evaluation.", "checkpoint.", "sampling.", "diagnostics.")
@@ -31,17 +29,6 @@ def changes_of(config: Config, stored: Config, path: Path) -> list[str]:
             "a run cannot change these; use another --run-dir, or --overwrite this one",
         )
     return [f"{key}={after}" for key, (_, after) in sorted(changes.items())]
-
-
-def user_code(config: Config, folder: Path) -> dict[str, str]:
-    """Return the files that a config names, relative to `folder`, with the SHA-256 of their content."""
-    wrappers = [wrapper.name for env in (config.env, config.evaluation_env) for wrapper in env.wrappers]
-    found = {}
-    for location in (config.algorithm.estimator, config.policy.network, config.env.id, *wrappers):
-        file, colon, _ = (location or "").rpartition(":")
-        if colon and file.endswith(SUFFIXES) and (folder / file).is_file():
-            found[file] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
-    return found
 
 
 def is_exact(config: Config, changes: list[str]) -> bool:

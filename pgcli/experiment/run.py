@@ -26,8 +26,10 @@ from pgcli.environments.registry import reward_threshold
 from pgcli.environments.vector.native_trial import vector_form_notice
 from pgcli.errors import PgcliError, RunDirectoryError, UsageError, typed
 from pgcli.experiment.build import build_learner, columns_of, environments_of, released, restore, worker_pool
+from pgcli.experiment.loggers import check_loggers
 from pgcli.experiment.recorder import Context, Outcome, Recorder
-from pgcli.experiment.resume import changes_of, is_exact, user_code
+from pgcli.experiment.resume import changes_of, is_exact
+from pgcli.experiment.user_code import changed, code_of
 from pgcli.experiment.warm_start import check_same_start, has_own_state, initialize
 from pgcli.records import Iteration, Notice, Record
 from pgcli.runs import checkpoints
@@ -40,7 +42,7 @@ from pgcli.runs.directory import (
     move_aside,
 )
 from pgcli.runs.files import make_folder, storage
-from pgcli.runs.information import Labels, WarmStart, config_of_run, read_status
+from pgcli.runs.information import Labels, WarmStart, config_of_run, read_information, read_status
 from pgcli.runs.lock import lock
 from pgcli.runs.tables import check_info_names
 from pgcli.sampling.chunks import EnvironmentCache, chunk_ranges
@@ -53,6 +55,8 @@ from pgcli.system.packages import require
 from pgcli.system.process_state import kept, restore_process
 from pgcli.system.processes import keep_freed_memory
 from pgcli.training.loop import Counters, Training, train
+
+MOST_NAMES = 5  # of changed files in a notice
 
 
 @dataclass(frozen=True)
@@ -213,12 +217,12 @@ def _what_ended(request: Request, counters: Counters, directory: RunDirectory) -
 def _opened(request: Request, path: Path, run: Training, directory: RunDirectory, context: Context) -> bool:
     """Start a run directory or restore its state; return False for a finished run."""
     config = request.config
+    code = code_of(config, request.folder, request.command)
     if directory.is_new and request.which == "latest":
         if is_run(path):
             changes_of(config, config_of_run(path), path)
         threshold = reward_threshold(config.evaluation_env)
-        directory.start(config, request.command, threshold, request.labels, request.warm_start)
-        directory.record_user_code(user_code(config, request.folder))
+        directory.start(config, request.command, threshold, request.labels, code, request.warm_start)
         return True
     file = find_checkpoint(path, request.which)
     checkpoint = checkpoints.load(file)
@@ -237,12 +241,14 @@ def _opened(request: Request, path: Path, run: Training, directory: RunDirectory
         context.watch(
             Notice(f"{lost} of {config.env.num_envs} environments did not repeat their episodes and started new ones")
         )
-    exact = is_exact(config, changes) and not lost
+    edited = changed(read_information(path).get("user_code") or {}, code["user_code"], request.folder)
+    if edited:
+        names = ", ".join(edited[:MOST_NAMES]) + (f" and {len(edited) - MOST_NAMES} more" * (len(edited) > MOST_NAMES))
+        have = "has" if len(edited) == 1 else "have"
+        context.watch(Notice(f"{names} {have} changed since the run last started, so its results may differ"))
+    exact = is_exact(config, changes) and not lost and not edited
     threshold = reward_threshold(config.evaluation_env)
-    directory.restart(config, request.command, changes, exact, checkpoint.counters, threshold, request.labels)
-    for changed in directory.record_user_code(user_code(config, request.folder)):
-        context.watch(Notice(f"{changed} has changed since the run last started, so its results may differ"))
-        directory.mark_inexact()
+    directory.restart(config, request.command, changes, exact, checkpoint.counters, threshold, request.labels, code)
     return True
 
 
@@ -261,11 +267,9 @@ def _paths_as_typed(request: Request, path: Path) -> Iterator[None]:
 
 def check_request(request: Request) -> None:
     """Raise RunDirectoryError for an unusable directory, UsageError for missing packages or devices."""
-    path, logging = request.path, request.config.logging
+    path = request.path
     check_info_names(request.config)
-    for name in ("tensorboard", "wandb"):
-        if getattr(logging, name):
-            require(name, name, f"logging.{name}")
+    check_loggers(request.config.logging)
     if request.config.sampling.backend == "ray":
         require("ray", "ray", "sampling.backend: ray")
     if request.config.training.device == "cuda" and not torch.cuda.is_available():

@@ -51,8 +51,7 @@ def _key(config: Config) -> str:
         or training.threads != 1  # each thread of Python would have as many of its own
         or training.seconds is not None  # in a group, a run would have a part of its time
         or config.algorithm.estimator is not None
-        or logging.tensorboard
-        or logging.wandb
+        or logging.tools
         or policy.network is not None
         or policy.layer_norm
         or policy.residual

@@ -92,6 +92,9 @@ def show(path: Path) -> dict[str, Any]:
         "exact": bool(information.get("exact", True)),
         "warm_start": information.get("warm_start"),
         "resumes": len(information.get("resumes", [])),
+        "tags": information.get("tags", []),
+        "note": information.get("note", ""),
+        "code": _code(information),
         "findings": [one.select(*FIELDS) for one in (*_of_status(path, state, status, information, config), *found)],
         "checked": list(looked),
         "not_applicable": [name for name, there, _ in checks if not there],
@@ -106,6 +109,15 @@ def _open(path: Path) -> tuple[Config, dict[str, Any], str]:
     config, status = config_of_run(path), read_status(path)
     state = status["status"]
     return config, status, "killed" if state == "running" and is_held(path) is False else state
+
+
+def _code(information: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the repositories of the last start, without diffs; of an earlier version, one commit."""
+    starts = [information, *information.get("resumes", [])]
+    found: list[dict[str, Any]] = next((one["git"] for one in reversed(starts) if one.get("git")), [])
+    if not found and (commit := information.get("git_commit")):
+        found = [{"commit": commit}]
+    return [{key: one.get(key) for key in ("repository", "commit", "dirty")} for one in found]
 
 
 def _shares(timing: Table) -> dict[str, float]:
@@ -322,6 +334,8 @@ def explanation_text(result: dict[str, Any]) -> str:
         ("trained", f"{result['name']} on {result['env']}, seed {result['seed']}: {steps}{seconds}"),
         ("config", changed or "all defaults"),
         *([("started from", _start(start))] if (start := result["warm_start"]) else []),
+        *((name, text) for name, text in (("tags", " ".join(result["tags"])), ("note", result["note"])) if text),
+        *(("commit", _commit_text(one)) for one in result["code"]),
         *_reached_rows(result),
         ("time", shares or "none yet"),
     ]
@@ -340,6 +354,12 @@ def checked_text(result: dict[str, Any]) -> str:
     none = "no problems: " if not result["findings"] else ""
     rest = f"; {absent} do not apply: {', '.join(result['not_applicable'])}" if absent else ""
     return f"{none}{checked} checks{rest}"
+
+
+def _commit_text(repository: dict[str, Any]) -> str:
+    place, dirty = repository["repository"], repository["dirty"]
+    changes = {True: ", with uncommitted changes: see run.json", False: ", without changes", None: ""}[dirty]
+    return (repository["commit"] or "none")[:12] + (f" of {place}" if place else "") + changes
 
 
 def _reached_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from pgcli.errors import CheckpointError, PgcliError, RunDirectoryError
 from pgcli.experiment.load import refuse_foreign_modules
 from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated, without_clock
 from pgcli.experiment.resume import changes_of
+from pgcli.experiment.user_code import digest_of
 from pgcli.records import Evaluation, Iteration, Notice
 from pgcli.report.text import Finding, table
 from pgcli.runs import checkpoints
@@ -62,6 +63,7 @@ def verify(path: Path, *, everything: bool = False, trust: bool = False) -> dict
         _check(findings, _compare_checkpoints(path, kept, tables))
         _check(findings, _compare_status(path, tables))
         _check(findings, _compare_start(path, kept))
+        _check(findings, _compare_user_code(path))
         if not any(finding.level == "failed" for finding in findings):
             _check(findings, _recompute(path, config, kept, tables, everything, recomputed))
             _check(findings, _recompute_evaluation(path, config, kept, tables))
@@ -422,6 +424,19 @@ def _compare_status(path: Path, tables: _Tables) -> Iterator[Finding]:
     for name, recorded in run.get("versions", {}).items():
         if recorded != (installed := here.get(name)):
             yield Finding("note", f"trained with {name} {recorded}, verified with {installed}: last digits may differ")
+
+
+def _compare_user_code(path: Path) -> Iterator[Finding]:
+    """Compare the user's files with their digests in run.json, without executing them."""
+    recorded = read_information(path).get("user_code", {})
+    found = {file: digest_of(Path(file)) for file in recorded}
+    for file, digest in recorded.items():
+        if found[file] is None:
+            yield Finding("note", f"{file}, which the run imported, is not readable from here: not compared")
+        elif found[file] != digest:
+            yield Finding("note", f"{file} has changed since the run last started: results may differ")
+    if same := sum(found[file] == digest for file, digest in recorded.items()):
+        yield Finding("ok", f"{same} {'file' if same == 1 else 'files'} of the user's code: unchanged")
 
 
 # --------------------------------------------------------------------------------------------------------- repetition

@@ -1,13 +1,15 @@
-"""Logs for TensorBoard and Weights & Biases: the rows of metrics, timing and evaluations.
+"""Logs for TensorBoard, Weights & Biases and MLflow: the rows of metrics, timing and evaluations.
 
-The step of a point is the number of env steps, as in other libraries. Each session rewrites its files: first the rows
-of the tables, then each new record. So a resumed run has each point exactly once, also after a kill.
+The step of a point is the number of env steps, as in other libraries. Each session gives a log the rows of the tables
+first, then each new record. A log of files begins anew, and one on a server skips the points that it has. So a resumed
+run has each point exactly once, also after a kill.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -19,13 +21,21 @@ from pgcli.experiment.run import Request
 from pgcli.records import OPTIONAL, Evaluation, Iteration, LogEntry, Notice, Record, more_columns
 from pgcli.runs.tables import header_of, read_table, rows_of
 from pgcli.system.leaving import remove_folder, temporary_folder
+from pgcli.system.streams import without_passwords
 
 FILMED_STEPS = 500  # maximum length of the filmed episode
+_CLASSES = {  # by key of `logging`: module and class, imported only if the key is set
+    "tensorboard": ("pgcli.report.tensorboard", "TensorBoard"),
+    "wandb": ("pgcli.report.wandb", "WandB"),
+    "mlflow": ("pgcli.report.mlflow", "MLflow"),
+}
+_LONGEST = 300  # characters of an error
 _PREFIXES = {"metrics": "metrics", "timing": "timing", "evaluations": "evaluation"}  # by table
+_REPEATED = "timing/iteration"  # that of the metrics
 
 
 class Log(Protocol):
-    """The files of one tool. The constructor takes the config and the run directory."""
+    """The log of one tool. Its constructor takes the config, the run directory and the next iteration."""
 
     def add(self, entry: LogEntry) -> None:
         """Write the numbers of a record."""
@@ -33,11 +43,11 @@ class Log(Protocol):
     def picture(self, name: str, file: Path, env_steps: int) -> None:
         """Write a .png or an animated .gif."""
 
-    def close(self) -> None:
-        """Complete the files."""
+    def close(self, finished: bool) -> None:
+        """Complete the log of a session, at the end of the run if it has finished."""
 
 
-LogKind = Callable[[Config, Path], Log]
+LogKind = Callable[[Config, Path, int], Log]
 
 
 @contextmanager
@@ -46,15 +56,8 @@ def logged(request: Request, watch: Callable[[Record], None]) -> Iterator[Callab
 
     If a tool fails, its log ends with a notice, and training continues.
     """
-    kinds: dict[str, LogKind] = {}
-    if request.config.logging.tensorboard:
-        from pgcli.report.tensorboard import TensorBoard
-
-        kinds["TensorBoard"] = TensorBoard
-    if request.config.logging.wandb:
-        from pgcli.report.wandb import WandB
-
-        kinds["WandB"] = WandB
+    found = (_CLASSES[name] for name in request.config.logging.tools)
+    kinds: dict[str, LogKind] = {name: getattr(import_module(module), name) for module, name in found}
     if not kinds:
         yield watch
         return
@@ -87,7 +90,7 @@ class _Logs:
             return
         for name, kind in self._waiting.items():
             with self._or_without(name):
-                log = kind(self._config, self._path)
+                log = kind(self._config, self._path, record.iteration)
                 for entry in past_entries(self._path, record.iteration):
                     log.add(entry)
                 self._logs[name] = log
@@ -105,7 +108,7 @@ class _Logs:
             with self._or_without(name):
                 for file in pictures:
                     log.picture(file.stem, file, self._env_steps)
-                log.close()
+                log.close(finished)
         remove_folder(folder)
 
     def _pictures(self, folder: Path) -> Iterator[Path]:
@@ -130,7 +133,9 @@ class _Logs:
             what = f"{type(error).__name__}: {error}"
             if isinstance(error, OSError) and error.filename:
                 what = f"{error.filename}: {error.strerror}"
-            self._notify(f"{name} failed; training continues without it: {what}")
+            line = without_passwords(" ".join(what.split()))
+            shown = line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
+            self._notify(f"{name} failed; training continues without it: {shown}")
 
 
 def past_entries(path: Path, iteration: int) -> Iterator[LogEntry]:
@@ -147,8 +152,8 @@ def past_entries(path: Path, iteration: int) -> Iterator[LogEntry]:
             values = entries.setdefault(key, {})
             if "env_steps" in table.numbers:
                 steps[key] = int(table["env_steps"][row])
-            numbers = ((column, float(cells[row])) for column, cells in table.numbers.items())
-            values |= {f"{prefix}/{column}": x for column, x in numbers if column != "iteration" and not np.isnan(x)}
+            numbers = ((f"{prefix}/{column}", float(cells[row])) for column, cells in table.numbers.items())
+            values |= {tag: x for tag, x in numbers if tag != _REPEATED and not np.isnan(x)}
     elapsed = {number: values.get("timing/elapsed_seconds", 0.0) for (number, end), values in entries.items() if end}
     ended = max(elapsed.values(), default=0.0)
     for (number, is_iteration), values in sorted(entries.items(), key=lambda entry: entry[0]):
@@ -164,6 +169,6 @@ def _entry_of(record: Iteration | Evaluation) -> LogEntry:
         for name, rows in rows_of(record, more).items()
         if name in _PREFIXES
         for column, cell in zip(header_of(name, more.get(name, ())), rows[0], strict=True)
-        if column != "iteration" and isinstance(cell, int | float)
+        if f"{_PREFIXES[name]}/{column}" != _REPEATED and isinstance(cell, int | float)
     }
     return LogEntry(record.iteration, record.env_steps, values)

@@ -14,7 +14,7 @@ from pgcli.runs.files import own_folder
 class TensorBoard:
     """Event files in the folder `tensorboard` of a run. They replace those of earlier sessions."""
 
-    def __init__(self, config: Config, path: Path) -> None:
+    def __init__(self, config: Config, path: Path, iteration: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams import summary_v2
         from torch.utils.tensorboard import SummaryWriter
@@ -48,7 +48,7 @@ class TensorBoard:
         image = self._summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
         self._add(self._summary(value=[self._summary.Value(tag=name, image=image)]), env_steps)
 
-    def close(self) -> None:
+    def close(self, finished: bool) -> None:
         """Complete the files."""
         self._writer.close()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -21,11 +19,19 @@ from pgcli.runs import checkpoints
 from pgcli.runs.checkpoint_folder import CheckpointFolder
 from pgcli.runs.digests import DIGESTS, digests_of, sealed
 from pgcli.runs.files import Folder, opened, read_json, storage
-from pgcli.runs.information import Labels, WarmStart, find_run_hint, read_information, read_status, with_labels
+from pgcli.runs.information import (
+    Labels,
+    WarmStart,
+    find_run_hint,
+    read_information,
+    read_status,
+    with_code,
+    with_labels,
+)
 from pgcli.runs.tables import RunTables, has_rows, lengths_before, more_of, read_header, read_table
 from pgcli.system.packages import versions
 
-_FOLDERS = ("checkpoints", "crash", "tensorboard", "wandb")  # that a run writes
+_FOLDERS = ("checkpoints", "crash", "tensorboard", "wandb", "mlflow")  # that a run writes
 
 
 class RunDirectory:
@@ -56,12 +62,13 @@ class RunDirectory:
         command: list[str],
         reward_threshold: float | None,
         labels: Labels | None = None,
+        code: dict[str, Any] | None = None,
         warm_start: WarmStart | None = None,
     ) -> None:
         """Write the initial files of a run. run.json is first, because it marks the folder as pgcli's."""
         check_owner(self.path)
         self._folder.check()
-        run = _circumstances(config, command, reward_threshold)
+        run = _circumstances(config, command, reward_threshold) | (code or {})
         if warm_start is not None:
             run["warm_start"] = asdict(warm_start)
         self._checkpoints.results = _results(run)
@@ -82,6 +89,7 @@ class RunDirectory:
         counters: dict[str, int],
         reward_threshold: float | None,
         labels: Labels | None = None,
+        code: dict[str, Any] | None = None,
     ) -> None:
         """Reset the run to its state after `counters["iteration"]` updates, and open it for appending.
 
@@ -103,7 +111,7 @@ class RunDirectory:
         extends = {"extends": True} if was_finished else {}  # keeps the checkpoint of the former end
         run.setdefault("resumes", []).append(resume | extends)
         self._checkpoints.results = _results(run)
-        self._folder.write_json("run.json", with_labels(run, labels))
+        self._folder.write_json("run.json", with_labels(with_code(run, code or {}), labels))
         self._folder.write("config.yaml", _config_text(config, self.path, run))
         self._tables.open(config, more_of("episodes", read_header(self.path / "episodes.csv")) or ())
         self.best = _best_evaluation(self.path / "evaluations.csv")
@@ -136,16 +144,6 @@ class RunDirectory:
         with closing(self._folder.subfolder("crash")) as folder:
             folder.write(f"{name}.py", program.encode())
         return self.path / "crash" / f"{name}.py"
-
-    def record_user_code(self, digests: dict[str, str]) -> list[str]:
-        """Record the digests of the user's files in run.json; return the files that changed."""
-        run = read_information(self.path)
-        before = run.get("user_code") or {}
-        if before == digests:
-            return []
-        self._folder.check()
-        self._folder.write_json("run.json", run | {"user_code": digests})
-        return [file for file, digest in digests.items() if before.get(file, digest) != digest]
 
     def mark_inexact(self) -> None:
         """Record in run.json that the run differs from an uninterrupted run."""
@@ -304,19 +302,9 @@ def _circumstances(config: Config, command: list[str], reward_threshold: float |
         "reward_threshold": reward_threshold,
         "exact": True,
         "versions": versions(),
-        "git_commit": _git_commit(),
         "machine": {
             "system": f"{platform.system()} {platform.release()}",
             "processor": platform.machine(),
             "cores": os.cpu_count(),
         },
     }
-
-
-def _git_commit() -> str | None:
-    """Return the git commit of the current folder, if it has one."""
-    git = shutil.which("git")
-    if git is None:
-        return None
-    answer = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None

@@ -28,10 +28,19 @@ class _Json(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
+class _Repository(_Json):
+    repository: str
+    commit: str | None = None
+    dirty: bool | None = None
+    diff: str = ""
+    note: str = ""
+
+
 class _Resume(_Json):
     iteration: _Count
     command: list[str] = []
     overrides: list[str]
+    git: list[_Repository] = []
 
 
 class _WarmStart(_Json):
@@ -52,6 +61,7 @@ class _Information(_Json):
     note: str = ""
     user_code: dict[str, str] = {}
     warm_start: _WarmStart | None = None
+    git: list[_Repository] = []
 
 
 class _Status(_Json):
@@ -99,6 +109,21 @@ def with_labels(run: dict[str, Any], labels: Labels | None) -> dict[str, Any]:
     tags = list(dict.fromkeys([*run.get("tags", []), *labels.tags]))
     note = labels.note or run.get("note", "")
     return run | ({"tags": tags} if tags else {}) | ({"note": note} if note else {})
+
+
+def with_code(run: dict[str, Any], code: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of run.json of a resumed run, with the code of its last resume.
+
+    `git` stays that of the start. The resume has its own if it differs; earlier resumes keep no diff.
+    """
+    *earlier, last = run["resumes"]
+    known = next((one["git"] for one in reversed(earlier) if one.get("git")), run.get("git"))
+    found = code.get("git", known)
+    if found != known:
+        for repository in (one for resume in earlier for one in resume.get("git", [])):
+            repository["diff"] = ""
+        last["git"] = found
+    return run | {"user_code": code.get("user_code", run.get("user_code", {}))}
 
 
 def read_information(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pgcli.runs.outputs import is_ours
 
 _OWN = {
     *("config.yaml", "run.json", "status.json", ".lock", *(f"{name}.csv" for name in TABLES)),
-    *("checkpoints", "crash", "plots", "videos", "tensorboard", "wandb"),
+    *("checkpoints", "crash", "plots", "videos", "tensorboard", "wandb", "mlflow"),
 }
 
 

@@ -59,6 +59,10 @@ class StopOnSignal:
         os.close(self._reader)
         os.close(self._writer)
 
+    def request(self, number: int) -> None:
+        """Make the next `check()` raise Interrupted, as the signal `number` would."""
+        self._received = self._received or number
+
     def check(self) -> None:
         """Raise Interrupted if a stop signal has arrived."""
         process_state.restore_handlers()
