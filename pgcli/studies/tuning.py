@@ -16,7 +16,6 @@ from pgcli.config import Config
 from pgcli.environments.checks import check_environment
 from pgcli.errors import RunDirectoryError, RunInUse
 from pgcli.experiment.run import Failure, Request, check_request
-from pgcli.records import Record
 from pgcli.report.display import SearchView, make_display
 from pgcli.runs.files import json_bytes, make_folder, storage, write_whole
 from pgcli.runs.lock import lock
@@ -80,12 +79,9 @@ def _train_all(search: Search, trials: Trials, jobs: int, quiet: bool, stack: in
     view, size = SearchView(search.trials), -(-jobs // len(search.seeds))
     with closing(make_display(view, quiet)) as display:
 
-        def watch(record: Record, run: int) -> None:
-            display.show(record, run)
-
         def train(runs: Sequence[tuple[Config, Path]], labels: Sequence[str], until: int | None) -> list[Any]:
             view.begin(labels)
-            return list(train_runs(runs, jobs, watch, stack, until))
+            return list(train_runs(runs, jobs, display.show, stack, until))
 
         while True:
             view.ended = [_ending(trial) for trial in trials.all if trial.state.is_finished()]
