@@ -218,6 +218,7 @@ def test_ctrl_c_raises_keyboard_interrupt_and_the_run_can_be_resumed(home: Path)
     assert again.resume({"training.iterations": len(again.metrics) + 1}).status == "finished"
 
 
+@pytest.mark.slow("one of several of its kind; seconds")
 def test_other_signals_keep_their_handlers(home: Path) -> None:
     received: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
@@ -232,6 +233,7 @@ def test_other_signals_keep_their_handlers(home: Path) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.slow("one of several of its kind; seconds")
 def test_seeds_and_a_warm_start(home: Path, run: pgcli.Run) -> None:
     runs = pgcli.train("cartpole", SMALL, run_dir="many", seeds=range(2), start_from=run, tags=["base"], note="why")
     assert [one.config.seed for one in runs] == [0, 1]
@@ -266,11 +268,12 @@ def test_check_takes_functions_also_where_the_process_cannot_fork() -> None:
         thread.join()
 
 
+@pytest.mark.slow("one of several of its kind; seconds")
 def test_check_takes_configs() -> None:
     algorithm = {"discount_weighting": True, "average": "episodes", "baseline": "leave_one_out"}
     report = pgcli.check({"algorithm": algorithm, "policy": {"distribution": "softmax"}})
     assert report["verdict"] == "unbiased"
-    assert "right: unbiased" in str(report)
+    assert "leave_one_out" in str(report)
 
 
 WRONG: dict[str, tuple[type[PgcliError], str, Callable[[pgcli.Run], object]]] = {

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from command_line import Command, pgcli
-from helpers import mostly_slow
 
 from pgcli.config import load_config
 from pgcli.config.names import with_run_name
@@ -111,6 +110,7 @@ def test_a_warm_run_is_recorded_and_repeats_without_its_source(home: Path) -> No
     assert files(home / "again") == files(home / "warm")
 
 
+@pytest.mark.slow("trains several runs")
 def test_verify_compares_the_first_weights_with_the_source(home: Path) -> None:
     run = json.loads(Path("warm/run.json").read_text())
     here = str(home / "source/checkpoints/iteration-000004.safetensors")
@@ -155,7 +155,8 @@ def test_the_start_is_part_of_the_identity(home: Path) -> None:
     assert difference[1]["iteration"] == 4
 
 
-@pytest.mark.parametrize("change", mostly_slow(["deleted", "changed"], {"deleted"}, "trains several runs"))
+@pytest.mark.slow("trains several runs")
+@pytest.mark.parametrize("change", ["deleted", "changed"])
 def test_a_run_continues_after_a_change_of_its_source(change: str, home: Path) -> None:
     source = home / "source"
     train(home / "cut", CARTPOLE, "seed=5", "training.iterations=2", start=source)
@@ -168,6 +169,7 @@ def test_a_run_continues_after_a_change_of_its_source(change: str, home: Path) -
     run_experiment(plan_resume(home / "cut", ["training.iterations=5"]))
 
 
+@pytest.mark.slow("trains several runs")
 def test_all_seeds_have_the_same_start(home: Path) -> None:
     train(home / "many/seed-5", CARTPOLE, "seed=5", "training.iterations=1", start=home / "source")
     train(home / "source", CARTPOLE, "training.iterations=5", resume=True)
@@ -274,6 +276,7 @@ def test_the_default_name_lists_the_source(source: str, name: str) -> None:
     assert with_run_name(load_config("cartpole", named), "cartpole", named, Path(source)).name == "mine"
 
 
+@pytest.mark.slow("trains several runs")
 def test_existing_runs_with_another_start_are_another_variant(home: Path) -> None:
     train(home / "runs/plain", CARTPOLE, "seed=5")
     shutil.copytree("warm", "runs/warm")

@@ -176,7 +176,7 @@ def evaluate(
     overwrite: bool = False,
     trust: bool = False,
 ) -> Report:
-    """Evaluate a policy on new episodes, as `pgcli eval`: `report["mean_return"]`, `report["standard_error"]`.
+    """Evaluate a policy on new episodes, as `pgcli eval`: `report["mean_return"]`.
 
     Args:
         run: a run, a run directory, a checkpoint, or a loaded agent.
@@ -223,7 +223,7 @@ def compare(
     threshold: float | None = None,
     progress: bool | None = None,
 ) -> Report:
-    """Compare variants of a config, several configs, or existing runs, as `pgcli compare`; train missing runs.
+    """Compare variants of a config, several configs, or existing runs, as `pgcli compare`.
 
     Args:
         variants: configs, folders of runs, runs, or one suite file; and keys: `"training.env_steps=20000"`, or

@@ -1,4 +1,4 @@
-"""A call from a user's program: it leaves the process as it found it, and raises errors that fit Python."""
+"""A call from a user's program: it restores the process, and raises errors that fit Python."""
 
 from __future__ import annotations
 
