@@ -443,6 +443,10 @@ def test_the_page_of_a_comparison_has_what_compare_reported(compared: Path, tmp_
     assert found.text.count("Runs of the variant") == 2
 
 
+def nested(depth: int) -> list[Any]:
+    return [nested(depth - 1)] if depth else []
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -460,8 +464,9 @@ def test_the_page_of_a_comparison_has_what_compare_reported(compared: Path, tmp_
         lambda result: result.update(directory=7),
         lambda result: result.update(column=[]),
         lambda result: result.update(tasks=[{"task": "../../x"}]),
+        lambda result: result.update(arms=nested(400)),
     ],
-    ids=map(str, range(14)),
+    ids=map(str, range(15)),
 )
 def test_a_damaged_result_of_a_study_is_one_sentence(
     damage: Callable[[Any], object], compared: Path, tmp_path: Path

@@ -27,11 +27,11 @@ _HINT = "send the `pgcli compare` of this folder again: existing runs are not tr
 def study_content(folder: Path, output: Path) -> tuple[str, Content]:
     """Return the template and the content of the report about a study. Raises: RunDirectoryError."""
     file = folder / page.RESULT
-    result = _with_nan(read_json(file))
-    contents = suite_content if "tasks" in result else comparison_content
     try:
+        result = _with_nan(read_json(file))
+        contents = suite_content if "tasks" in result else comparison_content
         return contents(result, folder, Films(output))
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as error:
         raise RunDirectoryError(f"{file}: damaged, or of another version of pgcli: {error}", _HINT) from error
 
 

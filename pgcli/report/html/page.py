@@ -131,7 +131,7 @@ def inline(text: str) -> Markup:
         at = found.lastindex or 1
         return f"<{_TAGS[at - 1]}>{found[at]}</{_TAGS[at - 1]}>"
 
-    return Markup(_INLINE.sub(marked_up, str(escape(printable(text)))))
+    return Markup(_INLINE.sub(marked_up, str(escape(printable(str(text))))))
 
 
 def read_film(path: Path, page: Path, room: int) -> Film | None:
