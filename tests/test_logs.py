@@ -20,6 +20,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 from command_line import pgcli
+from helpers import mostly_slow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pgcli.config import load_config
@@ -102,7 +103,7 @@ def as_float32(numbers: dict[Any, float]) -> dict[Any, float]:
     return {key: float(np.float32(number)) for key, number in numbers.items()}  # TensorBoard's scalars are
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+@pytest.mark.parametrize("name", mostly_slow(["tensorboard", "wandb", "mlflow"], ["tensorboard"], "imports the tool"))
 def test_a_linked_folder_is_not_written_and_training_continues(name: str, tmp_path: Path) -> None:
     pytest.importorskip(name)
     outside = tmp_path / "outside"
@@ -200,6 +201,7 @@ def test_mlflow_continues_its_run_with_each_point_once(
     assert of_the_result(run) == of_the_result(plain)
 
 
+@pytest.mark.slow("trains three times with MLflow")
 def test_mlflow_starts_a_new_run_if_other_points_follow(tmp_path: Path) -> None:
     run = train(tmp_path / "run", "logging.mlflow=true", "training.iterations=2")
     _, first = mlflow_client(run)
@@ -213,6 +215,7 @@ def test_mlflow_starts_a_new_run_if_other_points_follow(tmp_path: Path) -> None:
     assert points(run).keys() == tables(run).keys()
 
 
+@pytest.mark.slow("imports wandb")
 def test_wandb_gets_its_keys_and_continues_online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
