@@ -24,7 +24,7 @@ from pgcli.sampling.chunks import EnvironmentCache
 from pgcli.sampling.stack import Stack
 from pgcli.system import git
 from pgcli.system.leaving import leave
-from pgcli.system.process_state import kept
+from pgcli.system.process_state import kept, require
 from pgcli.system.processes import ignore_interrupts, interruptible, process_context, start_process
 from pgcli.system.signals import StopOnSignal
 
@@ -96,6 +96,7 @@ def _run_group(requests: Mapping[int, Request], watch: Watch, logs: Logs, stop: 
     if others:
         environments = EnvironmentCache(environments_of(requests[first].config))
         with kept(), released(environments):
+            require("torch's threads", requests[first].config.training.threads)  # in this thread, which steps
             stack = Stack(environments, stop.check, lambda text: watch(Notice(text), first))
             stack.run([partial(run, number, stack) for number in requests])
     else:
