@@ -16,6 +16,11 @@ import torch
 from command_line import Command, pgcli
 
 import pgcli as pgcli_package
+from pgcli.config import load_config
+from pgcli.errors import Interrupted
+from pgcli.experiment.recorder import Context
+from pgcli.experiment.run import Request, run_experiment
+from pgcli.records import Iteration, Record
 from pgcli.system import process_state
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX: masks, descriptors, handlers")
@@ -130,6 +135,27 @@ def test_an_environment_with_a_handler_of_its_own_does_not_swallow_ctrl_c(how: s
     assert done.returncode == 130, done.stderr
     assert time.monotonic() - begin < 5
     assert "interrupted by SIGINT" in done.stderr
+    assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("raised", [SystemExit(0), KeyboardInterrupt()], ids=["SystemExit", "KeyboardInterrupt"])
+def test_a_handler_that_raises_between_two_steps_does_not_hide_the_signal(
+    raised: BaseException, tmp_path: Path
+) -> None:
+    """The environment's handler runs in pgcli's own code if the signal arrives after its step."""
+    arrived = []
+
+    def watch(record: Record) -> None:
+        if isinstance(record, Iteration):
+            arrived.append(record)
+            raise raised
+
+    def check() -> None:
+        if arrived:
+            raise Interrupted(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        run_experiment(Request(load_config("cartpole", TINY), tmp_path / "run", []), Context(watch, check))
     assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "interrupted"
 
 

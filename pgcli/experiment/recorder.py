@@ -108,8 +108,8 @@ class Recorder:
         try:
             try:
                 yield
-            except (EnvironmentFailure, KeyboardInterrupt):
-                self._context.check()  # an environment's own handler of Ctrl-C may have raised it
+            except (EnvironmentFailure, KeyboardInterrupt, SystemExit):
+                self._context.check()  # an environment's own handler of a signal may have raised it
                 raise
             finally:
                 restore_process()
