@@ -72,6 +72,14 @@ def test_a_repository_has_its_commit_and_its_uncommitted_changes(repository: Pat
     assert git.commit_of(repository / "below") == clean["commit"]
 
 
+def test_a_file_with_another_time_does_not_write_the_index(repository: Path) -> None:
+    """`git diff` refreshes the index then, and a kill would leave its lock behind."""
+    before = (repository / ".git/index").read_bytes()
+    os.utime(repository / "a.txt", (1, 1))
+    assert (described(repository)["dirty"], described(repository)["diff"]) == (False, "")
+    assert (repository / ".git/index").read_bytes() == before
+
+
 def test_a_folder_without_a_repository_or_a_commit_is_no_error(tmp_path: Path) -> None:
     assert git.repositories_of([tmp_path]) == []
     assert git.commit_of(tmp_path) is None

@@ -134,7 +134,11 @@ def _titles(results: Mapping[Path, Summary]) -> dict[Path, str]:
         for path, result in results.items()
     }
     every = list(names.values())
-    return {path: name if name and every.count(name) == 1 else str(path) for path, name in names.items()}
+    shared = os.path.commonpath([path.absolute() for path in names]) if len(names) > 1 else ""
+    return {
+        path: name if name and every.count(name) == 1 else os.path.relpath(path, shared) if shared else str(path)
+        for path, name in names.items()
+    }
 
 
 def _badge(status: str) -> tuple[str, str]:

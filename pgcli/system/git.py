@@ -30,6 +30,7 @@ _SAFE = {
     "core.fsmonitor": "false",
     "core.untrackedCache": "false",
     "core.hooksPath": os.devnull,
+    "diff.autoRefreshIndex": "false",  # writes the index, also without optional locks
     "core.bigFileThreshold": "10m",  # larger files are compared without reading their lines
 }
 
