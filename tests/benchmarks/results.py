@@ -49,7 +49,6 @@ WAITING: set[str] = {
     "frozen-lake/reinforce",
     "half-cheetah/ppo",
     "half-cheetah/reinforce",
-    "half-cheetah/trpo",
     "hopper/ppo",
     "hopper/reinforce",
     "lunar-lander-continuous/ppo",

@@ -187,7 +187,7 @@ def summary(rows: Sequence[Row], target: float | None, *, is_stale: bool) -> str
         f"{number(min(sampled))} to {number(max(sampled))}",
         reached,
         interval(greedy, errors["greedy"]),
-        f"{np.median(times):,.0f} s" if times else "",
+        f"{(time := np.median(times)):,.{0 if time >= 10 else 1}f} s" if times else "",
     )
     return f"| {' | '.join(cells)} |"
 
