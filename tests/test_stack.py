@@ -277,3 +277,19 @@ def test_stack_takes_auto_or_a_number(tmp_path: Path) -> None:
         done = pgcli("train", "cartpole", "--seeds", "0-1", f"--stack={word}", cwd=tmp_path, code=2)
         assert done.stderr.startswith("error: ")
         assert word in done.stderr
+
+
+def test_a_stack_does_not_report_its_own_threads_as_a_change(tmp_path: Path) -> None:
+    """The number of torch's threads is one of each thread."""
+    notices, before = list[str](), torch.get_num_threads()
+
+    def watch(record: Record, number: int) -> None:
+        if isinstance(record, Notice):
+            notices.append(record.text)
+
+    torch.set_num_threads(2)
+    try:
+        trained(tmp_path, settings(count=2), watch=watch)
+    finally:
+        torch.set_num_threads(before)
+    assert not [text for text in notices if "changed" in text]
