@@ -18,7 +18,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -202,7 +202,7 @@ def measure(config: str, seeds: list[int], folder: Path, jobs: int) -> list[dict
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     rows = []
     for seed, run in zip(seeds, runs, strict=True):
-        # That a part of the training has no time: it was interrupted.
+        # An interrupted training has no time: a part of it is unknown.
         row = {"config": config, "seed": str(seed), "cpu_seconds": f"{used / len(seeds):.4g}" if fresh else ""}
         agent = load(Path(run), "latest", trust=True)  # these runs are our own
         episodes = MORE_EPISODES.get(agent.config.env.id, EPISODES)
@@ -226,7 +226,8 @@ def read() -> list[dict[str, str]]:
 
 def write(rows: list[dict[str, str]]) -> None:
     """Write the measurements in the order of the configs, and the page."""
-    kept = sorted((row for row in rows if row["config"] in MEASURED), key=lambda row: order(row))
+    kept = [row for row in rows if row["config"] in MEASURED]
+    kept.sort(key=lambda row: (MEASURED.index(row["config"]), int(row["seed"])))
     whole = DATA.with_suffix(".csv~")
     with whole.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -234,11 +235,6 @@ def write(rows: list[dict[str, str]]) -> None:
         writer.writerows(kept)
     whole.replace(DATA)
     PAGE.write_text(page(kept))
-
-
-def order(row: Row) -> tuple[int, int]:
-    """Return the sort key of a row."""
-    return MEASURED.index(row["config"]), int(row["seed"])
 
 
 def page(rows: list[dict[str, str]]) -> str:
@@ -256,20 +252,20 @@ def remaining(configs: list[str], seeds: list[int]) -> dict[str, list[int]]:
 
 def expected_seconds(configs: dict[str, list[int]], jobs: int) -> float | None:
     """Return how long the remaining trainings take, from the CPU time of the existing rows; None without any."""
-    total = 0.0
+    total, rows = 0.0, read()
     for name, seeds in configs.items():
-        times = [float(row["cpu_seconds"]) for row in of(read(), name) if row["cpu_seconds"]]
+        times = [float(row["cpu_seconds"]) for row in of(rows, name) if row["cpu_seconds"]]
         if not times:
             return None
         total += len(seeds) * float(np.median(times))
     return total / jobs
 
 
-def report(waiting: dict[str, list[int]], jobs: int, say: Callable[[str], None]) -> None:
+def report(waiting: dict[str, list[int]], jobs: int) -> None:
     """Print what remains and how long it takes."""
     seconds = expected_seconds(waiting, jobs)
     time = "an unknown time" if seconds is None else f"about {seconds / 60:.0f} minutes"
-    say(f"{sum(map(len, waiting.values()))} seeds of {len(waiting)} configs remain: {time}")
+    print(f"{sum(map(len, waiting.values()))} seeds of {len(waiting)} configs remain: {time}", flush=True)
 
 
 def main() -> None:
@@ -295,7 +291,7 @@ def main() -> None:
         update_short_trainings(configs)
     waiting = remaining(configs, parse_seeds(words.seeds))
     while waiting and not words.render:
-        report(waiting, words.jobs, lambda text: print(text, flush=True))
+        report(waiting, words.jobs)
         if words.remaining:
             for name, seeds in waiting.items():
                 print(f"{name}: {', '.join(map(str, seeds))}")
