@@ -57,7 +57,7 @@ def test_a_short_training_notices_a_change_of_one_percent(results: ModuleType, m
     assert not results.are_equal(known, results.short_training("cartpole/ppo"))
 
 
-def test_rows_become_stale_with_the_settings_that_are_learned_with(
+def test_rows_become_stale_with_the_settings_of_training_and_the_number_of_episodes(
     results: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = results.settings_digest("cartpole/ppo")
@@ -68,3 +68,6 @@ def test_rows_become_stale_with_the_settings_that_are_learned_with(
     ):
         monkeypatch.setattr(results, "load_config", lambda name, words=words: load_config(name, words))
         assert (results.settings_digest("cartpole/ppo") != before) is changes
+    monkeypatch.undo()
+    monkeypatch.setitem(results.MORE_EPISODES, "CartPole-v1", 1000)
+    assert results.settings_digest("cartpole/ppo") != before

@@ -4,8 +4,8 @@
 command continues. `make results CONFIGS="cartpole/ppo pendulum/a2c"` measures only these two, `results.py --remaining`
 lists what remains, and `results.py --render` only writes docs/results.md.
 
-A row is stale when one of its two digests is not today's: of the settings that affect the training, or of a short
-training with them (short_trainings.json has its numbers), which notices changes in the code.
+A row is stale when one of its two digests is not today's: of the settings that affect it, or of a short training with
+them (short_trainings.json has its numbers), which notices changes in the code.
 """
 
 from __future__ import annotations
@@ -81,16 +81,17 @@ def digest(data: object) -> str:
 
 
 def settings_digest(config: str) -> str:
-    """Return the digest of the values that affect the training and are not the defaults."""
+    """Return the digest of the values that affect a row and are not the defaults."""
     defaults = flat(to_data(Config()))
-    values = flat(to_data(load_config(config)))
-    return digest(
-        {
-            key: value
-            for key, value in values.items()
-            if value != defaults.get(key) and key.partition(".")[0] not in UNRELATED
-        }
-    )
+    loaded = load_config(config)
+    values = {
+        key: value
+        for key, value in flat(to_data(loaded)).items()
+        if value != defaults.get(key) and key.partition(".")[0] not in UNRELATED
+    }
+    if loaded.env.id in MORE_EPISODES:
+        values["episodes of the final policy"] = MORE_EPISODES[loaded.env.id]
+    return digest(values)
 
 
 def shortened(config: str) -> Config:
