@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from textwrap import fill
 
 import numpy as np
@@ -107,11 +108,28 @@ TARGETS: dict[str, tuple[float | None, str]] = {
         "Returns lie between -1 and 1; guessing has -0.5. Published: nothing comparable.",
     ),
 }
+# For the figure of the curves: a published result of the text above, with its algorithm, steps and source.
+PUBLISHED: dict[str, tuple[str, float]] = {
+    "CartPole-v1": ("PPO at 100 k [zoo]", 500),
+    "Acrobot-v1": ("PPO at 1 M [zoo]", -74),
+    "Pendulum-v1": ("A2C at 1 M [zoo]", -163),
+    "MountainCar-v0": ("PPO at 1 M [zoo]", -110),
+    "MountainCarContinuous-v0": ("A2C at 100 k [zoo]", 91.2),
+    "InvertedPendulum-v5": ("REINFORCE at 3 M [Tianshou]", 999),
+    "LunarLander-v3": ("PPO at 1 M [zoo]", 242),
+    "LunarLander-v3, continuous": ("PPO at 1 M [zoo]", 271),
+    "BipedalWalker-v3": ("A2C at 5 M [zoo]", 300),
+    "HalfCheetah-v5": ("PPO at 1 M [zoo]", 5819),
+    "Hopper-v5": ("PPO at 1 M [Tianshou]", 2609),
+    "Walker2d-v5": ("PPO at 1 M [Tianshou]", 3588),
+    "ALE/Pong-v5": ("PPO at 10 M [zoo]", 21.0),
+}
 HEAD = f"""\
 # What the shipped configs reach
 
 `make results` writes this page from [results.csv](results.csv), which has every seed. Each row
-describes the **final** policies of one config, one policy per seed:
+describes the **final** policies of one config, one policy per seed. [Learning
+curves](#learning-curves) are at the end.
 
 - *sampled*: the interquartile mean (IQM) of their returns over seeds, with its 95 % interval.
 - *over seeds*: the lowest and the highest seed.
@@ -142,6 +160,19 @@ Each row of results.csv also has the commit and the CPU that it was measured wit
 of the settings that affect it, and of a short training with them. A row is measured again when one
 of the two changes. Rows marked with * are such rows. A seed that you train on another CPU may
 differ from its row in the last bits at first, and then by more."""
+CURVES = """\
+## Learning curves
+
+![Return over environment steps, with a panel for each environment](images/curves.png)
+
+A line is the IQM over seeds; its band reaches from the lowest to the highest seed. Points are the
+evaluations during training, from the untrained policy to the final one, of
+`evaluation.episodes` episodes. Between its evaluations a seed is interpolated linearly, and after
+its end it keeps its last value. Dotted is one published result, which may be of more steps.
+
+`make results` writes [curves.csv](curves.csv), which has every seed, and draws the figure from it.
+Configs marked with * have curves of earlier settings or code.
+"""
 SOURCES = """\
 - **zoo**: rl-baselines3-zoo, `benchmark.md`: one trained agent each, greedy, mean ± standard
   deviation over episodes.
@@ -173,6 +204,7 @@ def interval(values: list[float], errors: list[float]) -> str:
     return f"{number(middle)} [{number(middle - half)}, {number(middle + half)}]"
 
 
+@cache
 def environment(config: str) -> str:
     """Return the name of a config's environment in TARGETS, with the kwargs that distinguish it."""
     env = load_config(config).env
@@ -219,4 +251,4 @@ def render(rows: Sequence[Row], configs: Sequence[str], stale: Collection[str]) 
             "|---|--:|--:|--:|--:|--:|--:|--:|",
         ]
         page += [summary(own, target, is_stale=name in stale) for name, own in measured.items() if own]
-    return "\n".join([*page, "", "## Sources", "", SOURCES])
+    return "\n".join([*page, "", CURVES, "## Sources", "", SOURCES])
