@@ -46,22 +46,12 @@ SHORT = Path(__file__).parent / "short_trainings.json"
 GENERAL = ("ppo", "a2c", "trpo", "reinforce", "grpo")
 MEASURED = [name for name in shipped_configs() if not name.startswith("lesson/") and name not in GENERAL]
 WAITING: set[str] = {
-    "acrobot/baseline",
-    "acrobot/ppo",
     "bipedal-walker/ppo",
-    "cartpole/ppo",
-    "frozen-lake/reinforce",
     "half-cheetah/ppo",
     "half-cheetah/reinforce",
     "hopper/ppo",
     "hopper/reinforce",
-    "lunar-lander-continuous/ppo",
-    "lunar-lander/baseline",
-    "lunar-lander/ppo",
-    "minigrid/ppo",
     "peers/tianshou_reinforce",
-    "pendulum/a2c",
-    "pendulum/ppo",
     "pong/ppo",
     "repeat-previous/gru",
     "walker2d/ppo",
