@@ -26,8 +26,8 @@ TARGETS: dict[str, tuple[float | None, str]] = {
     ),
     "FrozenLake-v1": (
         0.73,
-        "Gymnasium's threshold is 0.70; the optimal policy has 0.74. After each of two tables (IQM 0.702 and 0.723, 100 "
-        "episodes), its hyper-parameters were changed, on yet other seeds. Published: nothing comparable.",
+        "Gymnasium's threshold is 0.70; the optimal policy has 0.74. After each of two tables (IQM 0.702 and 0.723, "
+        "100 episodes), its hyper-parameters were changed, on yet other seeds. Published: nothing comparable.",
     ),
     "CliffWalking-v1": (-13, "The shortest path costs 13. Published: nothing comparable."),
     "Taxi-v4": (
