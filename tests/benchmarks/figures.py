@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -33,7 +34,7 @@ def commands(text: str) -> list[list[str]]:
 
 def folder_of_runs(words: list[str]) -> str:
     """Return the folder in which `train` or `compare` writes, or the first part of its name."""
-    named = [word for option, word in zip(words, words[1:], strict=False) if option in ("--run-dir", "-o")]
+    named = [word for option, word in pairwise(words) if option in ("--run-dir", "-o")]
     return named[0] if named else f"runs/{words[2].replace('/', '-')}"
 
 
