@@ -6,7 +6,7 @@ BASE := .venv/.base
 INSTALLED := .venv/.installed
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-all soak check format schema bench parity results clean
+.PHONY: demo test test-slow test-all soak check format schema bench parity results figures clean
 
 demo: $(BASE) ## train CartPole, evaluate it, draw its curve, film it
 	rm -rf runs/demo
@@ -56,8 +56,11 @@ parity: $(INSTALLED) ## docs/peers.md: one update compared with Stable-Baselines
 results: $(INSTALLED) ## docs/results.md: train CONFIGS="a b" (default: all) over ten seeds, where results are stale; hours
 	$(BIN)/python tests/benchmarks/results.py $(CONFIGS)
 
+figures: $(INSTALLED) ## docs/images: run the commands beside FIGURES="curve taxi" (default: all pictures; Pong takes an hour)
+	$(BIN)/python tests/benchmarks/figures.py $(FIGURES)
+
 clean: ## remove what these commands made, runs aside
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build/rejax
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build/rejax build/figures
 
 $(BASE): pyproject.toml constraints.txt
 	@echo "installing pgcli into .venv: about a minute and 1.3 GB"

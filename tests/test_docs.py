@@ -141,6 +141,17 @@ def test_links_and_pictures_of_a_page_exist(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+def test_commands_of_the_pages_make_every_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tests/benchmarks")
+    import figures
+
+    makers = figures.makers()
+    assert set(makers) == {path.name for path in (ROOT / "docs/images").iterdir()}
+    for name, (_, lines) in makers.items():
+        verbs = [words[1] for words in lines]
+        assert verbs == ["check"] or (set(verbs[:-1]) <= {"train", "compare"} and len(verbs) > 1), name
+
+
 @pytest.mark.parametrize("name", shipped_configs())
 def test_a_shipped_config_opens_with_its_command_and_loads(name: str) -> None:
     path = shipped_configs()[name]

@@ -47,15 +47,6 @@ def test_the_exercise_as_posed_learns_little_and_the_solution_passes_100(tmp_pat
     assert solved > 3 * posed
 
 
-@pytest.mark.slow("12 trainings of 100,000 steps")
-def test_a_large_step_needs_a_baseline(tmp_path: Path) -> None:
-    command = ("lesson/baseline", "optimizer.learning_rate=0.03", "evaluation.every=null")
-    baseline, none = (
-        final_return(tmp_path, *command, f"algorithm.baseline={name}", seeds="0-5") for name in ("mean", "none")
-    )
-    assert baseline > 1.5 * none
-
-
 @pytest.mark.slow("8 trainings of 30,000 steps")
 def test_without_the_weight_of_the_discount_a_policy_learns_faster(tmp_path: Path) -> None:
     command = ("lesson/discount", "training.env_steps=30000", "evaluation.every=null")
