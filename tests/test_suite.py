@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium
@@ -51,6 +54,26 @@ def result(values: Mapping[str, list[float]], first: float) -> dict[str, Any]:
     return {"column": "return_mean", "env_steps": 100, "arms": arms, "runs": runs}
 
 
+@pytest.fixture
+def page_writer(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """Return the module of `make suites`."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "benchmarks")
+    import suites
+
+    yield suites
+    del sys.modules["suites"]
+
+
+def test_the_page_has_a_place_and_the_scores_of_each_shipped_suite(page_writer: ModuleType) -> None:
+    page = page_writer.PAGE.read_text()
+    for name in shipped_suites():
+        page = page_writer.with_section(page, name.removeprefix("suites/"), f"results of {name}")
+        assert f"results of {name}" in page
+        for env_id, (random, reference) in read_suite([name]).scores.items():
+            assert re.search(rf"^\| {env_id} \| {random:g} ± [\d.]+ \| [\d,]+ \| {reference:g} \|", page, re.MULTILINE)
+    assert "Not run yet" not in page
+
+
 def test_scores_are_normalised_and_aggregated_over_tasks_and_seeds(tmp_path: Path) -> None:
     """On the first task b has the reference, 110; on the second it is given: [-10, 0]."""
     one = result({"a": [10, 60, 110], "b": [110, 110, 110]}, 10)
@@ -79,7 +102,7 @@ def test_scores_are_normalised_and_aggregated_over_tasks_and_seeds(tmp_path: Pat
         write_suite(tmp_path, "s", {"one": flat}, {}, ["compare"])
 
 
-def test_a_suite_trains_every_config_on_every_environment(tmp_path: Path) -> None:
+def test_a_suite_trains_every_config_on_every_environment(tmp_path: Path, page_writer: ModuleType) -> None:
     (tmp_path / "two.yaml").write_text(SUITE)
     found = json.loads(pgcli("compare", "two.yaml", "--jobs", "2", "-q", "--json", cwd=tmp_path).stdout)
     assert [arm["runs"] for arm in found["arms"]] == [4, 4]
@@ -94,6 +117,7 @@ def test_a_suite_trains_every_config_on_every_environment(tmp_path: Path) -> Non
     assert again.stdout.splitlines()[0] == "runs/two-compare"
     assert "cartpole/rloo > cartpole/reinforce  " in again.stdout
     assert "(profiles.png)" in (home / "report.md").read_text()
+    assert "| `cartpole/rloo` | 4 |" in page_writer.section("two", home)
     shown = pgcli("show", "runs/two-compare", cwd=tmp_path, code=4)
     assert "name one of its runs: runs/two-compare/Acrobot-v1/runs/" in shown.stderr
 
