@@ -91,6 +91,8 @@ def test_scores_are_normalised_and_aggregated_over_tasks_and_seeds(tmp_path: Pat
     assert found["pairs"][0]["improvement"] == pytest.approx((0.5 / 3 + 0.5) / 2)  # U / n² of each task
     above_half = [point["share"] for point in found["profile"] if point["arm"] == "b" and 0.5 < point["threshold"] < 1]
     assert set(above_half) == {0.5}
+    fallen = write_suite(tmp_path, "s", {"one": result({"a": [-900, 0, 1], "b": [0, 0, 0]}, 0)}, {"one": (0, 1)}, [])
+    assert [fallen["profile"][0][key] for key in ("threshold", "share")] == [-0.5, pytest.approx(2 / 3)]
     assert {path.name for path in tmp_path.iterdir()} == {
         *("report.md", "report.json", "profiles.png", "arms.csv", "pairs.csv", "tasks.csv", "profile.csv")
     }

@@ -24,6 +24,7 @@ Row = dict[str, Any]
 Scores = dict[str, list[Array]]  # of each variant: its normalised scores on each task
 TABLES = ("arms", "pairs", "tasks", "profile")
 POINTS = 101
+LOWEST = -0.5  # threshold of a profile: one policy far below random would take most of the figure
 
 
 def write_suite(
@@ -123,7 +124,8 @@ def _variant(label: str, tasks: Sequence[Array]) -> Row:
 
 def _profile(scores: Scores) -> Iterator[Row]:
     every = np.concatenate([task for one in scores.values() for task in one])
-    thresholds = np.linspace(min(0.0, float(every.min())), max(1.0, float(every.max())), POINTS)
+    lowest = max(LOWEST, min(0.0, float(every.min())))
+    thresholds = np.linspace(lowest, max(1.0, float(every.max())), POINTS)
     for label, tasks in scores.items():
         above = [(task > thresholds[:, None]).astype(np.float64) for task in tasks]
         low, high = bootstrap_interval(above, _mean, 2000)
