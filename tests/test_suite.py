@@ -18,7 +18,7 @@ from test_cli import rows
 from pgcli.config import shipped, shipped_configs, shipped_suites
 from pgcli.errors import ConfigError, PgcliError, UsageError
 from pgcli.studies.suite import names_suite, plan_suite, read_suite
-from pgcli.studies.suite_report import write_suite
+from pgcli.studies.suite_report import overall_rows, write_suite
 
 SUITE = """\
 configs: [cartpole/rloo, cartpole/reinforce]
@@ -49,7 +49,8 @@ def result(values: Mapping[str, list[float]], first: float) -> dict[str, Any]:
         for value in one
     ]
     arms = [
-        {"arm": label, **dict.fromkeys(("iqm", "iqm_low", "iqm_high"), sorted(one)[1])} for label, one in values.items()
+        {"arm": label, **dict.fromkeys(("iqm", "iqm_low", "iqm_high"), sorted(one)[len(one) // 2])}
+        for label, one in values.items()
     ]
     return {"column": "return_mean", "env_steps": 100, "arms": arms, "runs": runs}
 
@@ -91,6 +92,8 @@ def test_scores_are_normalised_and_aggregated_over_tasks_and_seeds(tmp_path: Pat
     assert found["pairs"][0]["improvement"] == pytest.approx((0.5 / 3 + 0.5) / 2)  # U / n² of each task
     above_half = [point["share"] for point in found["profile"] if point["arm"] == "b" and 0.5 < point["threshold"] < 1]
     assert set(above_half) == {0.5}
+    single = write_suite(tmp_path, "s", {"one": result({"a": [7], "b": [8]}, 0)}, {"one": (0, 10)}, [])
+    assert overall_rows(single)[1] == ["`a`", "1", "0.70", "0.70"]
     fallen = write_suite(tmp_path, "s", {"one": result({"a": [-900, 0, 1], "b": [0, 0, 0]}, 0)}, {"one": (0, 1)}, [])
     assert [fallen["profile"][0][key] for key in ("threshold", "share")] == [-0.5, pytest.approx(2 / 3)]
     assert {path.name for path in tmp_path.iterdir()} == {

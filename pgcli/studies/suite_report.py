@@ -203,7 +203,9 @@ def _quantity(result: Row) -> str:
 
 
 def _score(row: Row, name: str) -> str:
-    """Format a score or a probability with its interval."""
+    """Format a score or a probability with its interval; one seed has none."""
+    if math.isnan(row[f"{name}_low"]):
+        return f"{row[name]:z.2f}"
     return "{} [{}, {}]".format(*(f"{row[f'{name}{end}']:z.2f}" for end in ("", "_low", "_high")))
 
 
