@@ -42,10 +42,10 @@ def section(name: str, folder: Path) -> str:
 
 
 def versions(information: dict[str, Any]) -> str:
-    """Return the versions that the results of a run depend on, and its processor."""
+    """Return the versions that the results of a run depend on, and this machine's processor, on two lines."""
     found = information["versions"]
     names = [name for name in ("gymnasium", "torch", "numpy", "Box2D", "mujoco") if name in found]
-    return f"{', '.join(f'{name} {found[name]}' for name in names)}, on {processor()}"
+    return f"{', '.join(f'{name} {found[name]}' for name in names)},\non {processor()}"
 
 
 def processor() -> str:
