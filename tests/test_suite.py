@@ -17,6 +17,7 @@ from test_cli import rows
 
 from pgcli.config import shipped, shipped_configs, shipped_suites
 from pgcli.errors import ConfigError, PgcliError, UsageError
+from pgcli.studies.execution import plan
 from pgcli.studies.suite import names_suite, plan_suite, read_suite
 from pgcli.studies.suite_report import overall_rows, write_suite
 
@@ -163,9 +164,9 @@ def test_a_config_has_a_label_and_settings_and_a_file_beside_the_suite_precedes_
     suite = read_suite([str(tmp_path / "s.yaml")])
     with pytest.raises(UsageError, match="CartPole-v1: the variants have unequal numbers of env steps"):
         plan_suite(suite, [], None, tmp_path)  # 200 of `plain`, 100 of the suite
-    for env_id, plan in plan_suite(suite, ["training.env_steps=300"], None, tmp_path).items():
-        plain, rloo = (variant.config for variant in plan.variants)
-        assert [variant.label for variant in plan.variants] == ["plain", "cartpole/rloo"]
+    for env_id, planned in plan_suite(suite, ["training.env_steps=300"], None, tmp_path).items():
+        plain, rloo = (variant.config for variant in planned.variants)
+        assert [variant.label for variant in planned.variants] == ["plain", "cartpole/rloo"]
         assert (plain.env.id, plain.env.num_envs, plain.rollout.episodes) == (env_id, 4, 6)
         assert (plain.algorithm.baseline, rloo.algorithm.baseline) == ("none", "leave_one_out")
         assert plain.training.env_steps == rloo.training.env_steps == 300
@@ -193,6 +194,14 @@ def test_a_shipped_suite_opens_with_its_command_and_names_existing_configs_and_e
     copy = shipped.copy(name, tmp_path)
     assert copy.read_text().splitlines() == [f"# pgcli compare {copy}", *path.read_text().splitlines()[1:]]
     assert read_suite([str(copy)]).environments == suite.environments
+
+
+def test_a_folder_of_the_same_name_does_not_hide_a_shipped_suite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "suites/classic").mkdir(parents=True)
+    assert "CartPole-v1" in plan(["suites/classic"], None, None).comparisons
 
 
 @pytest.mark.parametrize("command", ["train", "doctor", "check"])

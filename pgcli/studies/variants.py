@@ -15,7 +15,7 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-from pgcli.config import Config, flat, load_config, override, shipped_configs, to_data
+from pgcli.config import Config, flat, load_config, override, shipped_configs, shipped_suites, to_data
 from pgcli.config.names import OTHER_KEYS, as_text, folder_name, short_keys
 from pgcli.config.order import differences, orders_of
 from pgcli.config.rules import CONDITIONAL, effective, without_effect
@@ -82,19 +82,20 @@ def sorted_words(words: Sequence[str]) -> tuple[list[str], list[Path], list[str]
 
     Raises: UsageError for a mixture, RunDirectoryError.
 
-    A folder has runs, unless its name is that of a shipped config and it has none.
+    A folder has runs, unless its name is that of a shipped config or suite and it has none.
     """
     configs, folders, settings = [], [], []
+    shipped = shipped_configs() | shipped_suites()
     for word in words:
         path = Path(word)
-        if path.is_dir() and (word not in shipped_configs() or any(path.rglob("metrics.csv"))):
+        if path.is_dir() and (word not in shipped or any(path.rglob("metrics.csv"))):
             folders.append(path)
         elif "=" in word and not path.is_file():
             settings.append(word)
         else:
             configs.append(word)
     if folders and (other := next(iter([*settings, *configs]), None)):
-        if other in configs and not (Path(other).exists() or other in shipped_configs()):
+        if other in configs and not (Path(other).exists() or other in shipped):
             raise RunDirectoryError(f"{other}: no such directory", find_run_hint(Path(other)))
         what = "a setting" if other in settings else "a config"
         raise UsageError(
