@@ -143,3 +143,8 @@ class Interrupted(PgcliError):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(signal_number).name}")
         self.exit_code = 128 + signal_number  # as shells do
+
+
+def counted(number: int, what: str) -> str:
+    """Return `1 run` or `2 runs`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 from pgcli.config import load_config
 
@@ -21,7 +22,8 @@ def results(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     import results
 
     yield results
-    del sys.modules["results"], sys.modules["results_page"]
+    for name in ("results", "results_page", "results_curves"):
+        del sys.modules[name]
 
 
 def test_the_page_matches_the_measurements(results: ModuleType) -> None:
@@ -33,6 +35,46 @@ def test_the_page_matches_the_measurements(results: ModuleType) -> None:
 def test_every_row_was_measured_with_these_settings_and_this_code(results: ModuleType) -> None:
     """After a change of a shipped config or of the arithmetic: `make results`."""
     assert results.stale_configs(results.read()) == results.WAITING
+    curves = results.results_curves.read()
+    assert results.stale_configs(curves) == results.WAITING, (
+        "`results.py --render --folder FOLDER` reads them from runs"
+    )
+
+
+def test_the_figure_matches_the_curves(results: ModuleType) -> None:
+    """`results.py --render` draws it."""
+    curves = results.results_curves.read()
+    with Image.open(results.results_curves.FIGURE) as figure:
+        assert figure.info["Comment"] == results.results_curves.source(curves, results.stale_configs(curves))
+    drawn = [config for _, _, configs in results.results_curves.panels(curves) for config in configs]
+    assert sorted(drawn) == sorted({curve["config"] for curve in curves})
+
+
+def test_published_results_of_the_figure_are_in_the_text(results: ModuleType) -> None:
+    page = sys.modules["results_page"]
+    for task, (label, value) in page.PUBLISHED.items():
+        algorithm, _, steps, unit, source = label.split()
+        text = page.TARGETS[task][1]
+        assert all(part in text for part in (algorithm, f"{value:g}", f"{steps} {unit}", source)), label
+
+
+def test_curves_come_from_runs_once_all_runs_of_the_rows_are_there(results: ModuleType, tmp_path: Path) -> None:
+    key = {"config": "cartpole", "settings": "new", "arithmetic": "same"}
+    rows = [key | {"seed": seed, "sampled": "500"} for seed in ("0", "1")]
+    old = [row | {"settings": "old", "env_steps": "0", "returns": "9"} for row in rows]
+
+    def run(seed: int) -> None:
+        (tmp_path / f"seed-{seed}").mkdir()
+        # A rule that stops a run evaluates again, after the same steps.
+        text = "iteration,env_steps,return_mean\n0,0,21.25\n1,640,123.4567\n1,640,130.0\n"
+        (tmp_path / f"seed-{seed}/evaluations.csv").write_text(text)
+
+    run(0)
+    assert results.results_curves.curves_of(rows, old, tmp_path) == old
+    run(1)
+    new = results.results_curves.curves_of(rows, old, tmp_path)
+    assert new == [key | {"seed": seed, "env_steps": "0 640", "returns": "21.25 130"} for seed in ("0", "1")]
+    assert results.results_curves.curves_of(rows, new, tmp_path / "elsewhere") == new
 
 
 @pytest.mark.slow("trains every shipped config for two iterations")
@@ -57,7 +99,7 @@ def test_a_short_training_notices_a_change_of_one_percent(results: ModuleType, m
     assert not results.are_equal(known, results.short_training("cartpole/ppo"))
 
 
-def test_rows_become_stale_with_the_settings_that_are_learned_with(
+def test_rows_become_stale_with_the_settings_of_training_and_the_number_of_episodes(
     results: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = results.settings_digest("cartpole/ppo")
@@ -68,3 +110,6 @@ def test_rows_become_stale_with_the_settings_that_are_learned_with(
     ):
         monkeypatch.setattr(results, "load_config", lambda name, words=words: load_config(name, words))
         assert (results.settings_digest("cartpole/ppo") != before) is changes
+    monkeypatch.undo()
+    monkeypatch.setitem(results.MORE_EPISODES, "CartPole-v1", 1000)
+    assert results.settings_digest("cartpole/ppo") != before

@@ -173,7 +173,7 @@ def test_a_run_with_environments_lost_in_a_new_worker_is_marked(tmp_path: Path) 
     words = troubled("kill", str(once), *SEGMENTS, "sampling.workers=2")
     told = run(tmp_path / "run", *(word.replace("Troubled-v0", "Personal-v0") for word in words))
     assert once.exists()
-    assert any(isinstance(one, Notice) and "were not restored in a new worker" in one.text for one in told)
+    assert any(isinstance(one, Notice) and "could not be restored in a new worker" in one.text for one in told)
     assert json.loads((tmp_path / "run/run.json").read_text())["exact"] is False
 
 

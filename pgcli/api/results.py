@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgcli.errors import UsageError, closest
+from pgcli.errors import UsageError, closest, counted
 from pgcli.runs.tables import Table
 from pgcli.system.streams import printable
 
@@ -70,7 +70,9 @@ class Rows:
 
     def __repr__(self) -> str:
         shown = ", ".join(self.columns[:4]) + (", …" if len(self.columns) > 4 else "")
-        return f"<{self._table.path.name}: {len(self)} rows, {len(self.columns)} columns: {shown}>"
+        return (
+            f"<{self._table.path.name}: {counted(len(self), 'row')}, {counted(len(self.columns), 'column')}: {shown}>"
+        )
 
     def _repr_html_(self) -> str:
         numbers = range(len(self))

@@ -12,7 +12,7 @@ from pgcli.api.results import Rows, escaped
 from pgcli.api.session import session
 from pgcli.config import Config, flat, to_data
 from pgcli.config.names import as_text
-from pgcli.errors import PgcliError, RunDirectoryError
+from pgcli.errors import PgcliError, RunDirectoryError, counted
 from pgcli.report.text import Finding
 from pgcli.runs.directory import find_checkpoint, is_run
 from pgcli.runs.files import storage
@@ -119,7 +119,7 @@ class Run:
         except PgcliError:
             return f"<Run {self.path}: unreadable>"
         last = f", return {evaluations['return_mean'][-1]:.4g}" if len(evaluations) else ""
-        return f"<Run {self.path}: {status}, {rows} iterations{last}>"
+        return f"<Run {self.path}: {status}, {counted(rows, 'iteration')}{last}>"
 
     def _repr_html_(self) -> str:
         """Return a small table with the learning curve. All text is escaped."""
@@ -140,7 +140,7 @@ class Run:
         ]
         rows = [
             ("run", str(self.path)),
-            ("status", f"{self.status}, {len(self.metrics):,} iterations"),
+            ("status", f"{self.status}, {counted(len(self.metrics), 'iteration')}"),
             ("trained", f"{config.name} on {config.env.id}, seed {config.seed}"),
             ("config", ", ".join(changed) or "all defaults"),
         ]

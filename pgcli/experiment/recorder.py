@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgcli.errors import Diverged, EnvironmentFailure, Interrupted, PgcliError, typed
+from pgcli.errors import Diverged, EnvironmentFailure, Interrupted, PgcliError, counted, typed
 from pgcli.experiment.resume import result_config
 from pgcli.records import Evaluation, Iteration, Notice, Record
 from pgcli.runs import checkpoints
@@ -69,7 +69,7 @@ class Recorder:
         if isinstance(record, Iteration):
             if lost := self._run.sampler.failed_restores:
                 self._directory.mark_inexact()
-                self._notice(f"{lost} environments were not restored in a new worker and started new episodes")
+                self._notice(f"{counted(lost, 'environment')} could not be restored in a new worker: new episodes")
             self._directory.add_iteration(record)
             if self._context.asked_to_save() or (every is not None and iteration % every == 0):
                 self.save()
@@ -117,7 +117,9 @@ class Recorder:
         except Interrupted as interruption:
             self.save()
             directory.set_status("interrupted", iteration=counters.iteration, reason=interruption.message)
-            interruption.message = f"{directory.path}: {interruption.message} after {counters.iteration} iterations"
+            interruption.message = (
+                f"{directory.path}: {interruption.message} after {counted(counters.iteration, 'iteration')}"
+            )
             interruption.hint = f"`pgcli resume {typed(directory.path)}` continues the run"
             raise
         except Diverged as error:  # nothing is saved: the cause is in the state

@@ -23,7 +23,7 @@ from pgcli.environments.outputs import Step
 from pgcli.environments.registry import reward_threshold, spec
 from pgcli.environments.single import SingleEnvironments, make_environment, uses_fresh_instances
 from pgcli.environments.vector.native_trial import vector_form_notice
-from pgcli.errors import EnvironmentFailure
+from pgcli.errors import EnvironmentFailure, counted
 from pgcli.experiment.build import build_learner, columns_of, environments_of
 from pgcli.policies.observations import ImagePart, Layout
 from pgcli.report.text import Finding, percent, table
@@ -410,7 +410,7 @@ def diagnosis_text(result: dict[str, Any]) -> str:
         result["optimizer_steps_per_iteration"],
         result["minibatch_steps"],
     )
-    batch = "unknown" if steps is None else f"{steps:,} steps"
+    batch = "unknown" if steps is None else f"{counted(steps, 'step')}"
     batch += f" of {result['episodes_per_iteration']:,} episodes" if result["episodes_per_iteration"] else ""
     updates = f"{optimizer:,} optimizer step{'s' if optimizer > 1 else ''}"
     updates += "" if minibatch is None else f" of {minibatch:,}"
@@ -426,7 +426,10 @@ def diagnosis_text(result: dict[str, Any]) -> str:
         ("value", "none" if value is None else f"{value:,} parameters"),
         ("iteration", f"{batch}; {updates}"),
         ("", f"collect {_seconds(result['collect_seconds'])} · update {_seconds(result['update_seconds'])}"),
-        ("run", f"{result['iterations']:,} iterations: about {_seconds(result['run_seconds'])} at this speed,"),
+        (
+            "run",
+            f"{counted(result['iterations'], 'iteration')}: about {_seconds(result['run_seconds'])} at this speed,",
+        ),
         ("", f"including {evaluating} of evaluation; about {written} on disk"),
     ]
     lines = [result["env"], *table(rows, 13, indent=2)]

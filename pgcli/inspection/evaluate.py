@@ -12,7 +12,7 @@ from pgcli.config import Config, flat, override, to_data
 from pgcli.config.choices import Mode
 from pgcli.config.schema import EvaluationEnvConfig
 from pgcli.environments.checks import check_evaluation
-from pgcli.errors import UsageError
+from pgcli.errors import UsageError, counted
 from pgcli.experiment.load import Agent, load
 from pgcli.report.text import short, table
 from pgcli.runs.outputs import check_output
@@ -136,7 +136,7 @@ def evaluation_text(result: dict[str, Any]) -> str:
     spread = "" if result["standard_error"] is None else f" ± {result['standard_error']:.2f}"
     deviation = result["standard_deviation"]
     discount = "undiscounted" if result["gamma"] == 1 else f"discounted by {result['gamma']:g}"
-    limit = "default time limit" if result["horizon"] is None else f"cut at {result['horizon']} steps"
+    limit = "default time limit" if result["horizon"] is None else f"cut at {counted(result['horizon'], 'step')}"
     rows = [
         ("return", f"{result['mean_return']:.2f}{spread}  (mean{' ± standard error' if spread else ''})"),
         ("spread", "none: one episode" if deviation is None else f"standard deviation {deviation:.2f}"),
@@ -154,6 +154,6 @@ def evaluation_text(result: dict[str, Any]) -> str:
         )
         rows.insert(0, ("changed", f"{changed} (differs from the config)"))
     if "video" in result:
-        shown = f"return {result['video_return']:.2f} in {result['video_length']} steps"
+        shown = f"return {result['video_return']:.2f} in {counted(result['video_length'], 'step')}"
         rows.append(("video", f"{result['video']}: another episode, {shown}"))
     return "\n".join([result["env"], *table(rows, 12, indent=2, width=None)])

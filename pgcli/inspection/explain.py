@@ -18,7 +18,7 @@ import numpy as np
 
 from pgcli.config import Config, flat, override, to_data
 from pgcli.config.order import differences
-from pgcli.errors import ConfigError, RunDirectoryError, typed
+from pgcli.errors import ConfigError, RunDirectoryError, counted, typed
 from pgcli.inspection import findings
 from pgcli.inspection.findings import Array
 from pgcli.report.text import Finding, duration, percent, short, table
@@ -50,7 +50,7 @@ def show(path: Path) -> dict[str, Any]:
     episodes = read_table(path / "episodes.csv", ("ended",), whole=ended)
     if ended and (told := status.get("iteration")) != metrics.rows:
         raise RunDirectoryError(
-            f"{path}/metrics.csv: has {metrics.rows:,} rows, but status.json reports {told} iterations",
+            f"{path}/metrics.csv: has {counted(metrics.rows, 'row')}, but status.json reports {told} iterations",
             f"`pgcli verify {typed(path)}` checks the other files of the run",
         )
     information = read_information(path)
@@ -324,7 +324,9 @@ def _policy(file: Path) -> dict[str, Array]:
 
 def explanation_text(result: dict[str, Any]) -> str:
     """Return the summary of a run as text in 80 columns."""
-    steps = f"{result['iterations']:,} iterations, {result['env_steps']:,} env steps, {result['episodes']:,} episodes"
+    steps = ", ".join(
+        counted(result[f"{what}s".replace(" ", "_")], what) for what in ("iteration", "env step", "episode")
+    )
     seconds = "" if result["seconds"] is None else f", {duration(result['seconds'])}"
     changed = ", ".join(f"{key}={_value(value)}" for key, value in result["changed"].items())
     shares = " · ".join(f"{name} {percent(share)}" for name, share in result["shares"].items())
@@ -368,7 +370,7 @@ def _reached_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "reached", "no evaluation yet"
         return
     error = "" if last["return_standard_error"] is None else f" ± {last['return_standard_error']:.2g}"
-    how = f"{last['evaluation_episodes']} episodes, {last['mode']}"
+    how = f"{counted(last['evaluation_episodes'], 'episode')}, {last['mode']}"
     yield (
         "reached",
         f"{short(last['return_mean'])}{error} after {last['iteration']} updates ({how}); best "

@@ -26,7 +26,7 @@ from pgcli.environments.checks import check_environment
 from pgcli.environments.make import make_environments
 from pgcli.environments.single import SingleEnvironments, make_environment
 from pgcli.environments.vector.native import VectorEnvironments, select_column
-from pgcli.errors import EnvironmentFailure, RunDirectoryError, UsageError
+from pgcli.errors import EnvironmentFailure, RunDirectoryError, UsageError, counted
 from pgcli.experiment.build import environments_of
 from pgcli.experiment.load import refuse_foreign_modules
 from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated
@@ -118,10 +118,11 @@ def replay(path: Path, which: str, video: Path | None, *, trust: bool, tell: Cal
         origin = file.name if file else "the start of the run"
         if lost:
             raise EnvironmentFailure(
-                f"{lost} environments did not return to their state in {origin}: the episode cannot be replayed"
+                f"{counted(lost, 'environment')} did not return to the state in {origin}: no replay"
             )
         repeated_iterations = iteration - run.counters.iteration
-        tell(f"replaying iteration {iteration} from {origin}: {repeated_iterations} iterations to recompute first")
+        before = counted(repeated_iterations, "iteration")
+        tell(f"replaying iteration {iteration} from {origin}: {before} to recompute first")
         collected = _repeat(run, first, iteration)
     episodes = collected[iteration].rollout.episodes
     again = episodes[recorded.index] if recorded.index < len(episodes) else None
@@ -155,7 +156,7 @@ def replay_text(result: dict[str, Any]) -> str:
 
     def described(prefix: str) -> str:
         returns = f"return {result[f'{prefix}return']!r}, {result[f'{prefix}discounted_return']!r} discounted"
-        return f"{returns}, {result[f'{prefix}length']} steps, {result[f'{prefix}ended']}"
+        return f"{returns}, {counted(result[f'{prefix}length'], 'step')}, {result[f'{prefix}ended']}"
 
     verdict = "identical to the recorded episode" if result["matches"] else "differs from the recorded episode"
     rows = [

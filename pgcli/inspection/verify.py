@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgcli.config import Config
-from pgcli.errors import CheckpointError, PgcliError, RunDirectoryError
+from pgcli.errors import CheckpointError, PgcliError, RunDirectoryError, counted
 from pgcli.experiment.load import refuse_foreign_modules
 from pgcli.experiment.repeat import changed_iterations, follows_the_clock, repeated, without_clock
 from pgcli.experiment.resume import changes_of
@@ -224,7 +224,9 @@ def _compare_tables(path: Path, config: Config, tables: _Tables) -> Iterator[Fin
                 f"metrics.csv: line {n + 2} (iteration {n}): {name} is {found}, but {other} according to episodes.csv"
             )
     count = int(episodes.ended[-1]) if metrics.rows else 0
-    yield Finding("ok", f"{metrics.rows:,} iterations and {count:,} episodes are complete and consistent")
+    yield Finding(
+        "ok", f"{counted(metrics.rows, 'iteration')} and {counted(count, 'episode')}: complete and consistent"
+    )
 
 
 class _Episodes(NamedTuple):
@@ -262,7 +264,7 @@ def _collect(file: Path, iterations: int) -> _Episodes:
                 )
             if k[-1] > iterations:
                 raise RunDirectoryError(
-                    f"episodes.csv: has iteration {_shown(k[-1])}, but metrics.csv has {iterations} rows"
+                    f"episodes.csv: has iteration {_shown(k[-1])}, but metrics.csv has {counted(iterations, 'row')}"
                 )
             parts = [np.concatenate([old, block[name]]) for old, name in zip(waiting, names, strict=True)]
             k = np.concatenate([np.full(len(waiting[0]), last), k])
@@ -290,9 +292,9 @@ def _compare_evaluations(tables: _Tables) -> Iterator[Finding]:
     if (n := _first((at > len(steps)) | (found != before[np.minimum(at, len(steps))]))) is not None:
         raise RunDirectoryError(
             f"evaluations.csv: line {n + 2}: env_steps is {_shown(found[n])}, which differs from metrics.csv after "
-            f"{at[n]} iterations"
+            f"{counted(at[n], 'iteration')}"
         )
-    yield Finding("ok", f"{len(at):,} evaluations agree with metrics.csv")
+    yield Finding("ok", f"{counted(len(at), 'evaluation')} checked against metrics.csv")
 
 
 def _changed_at(path: Path, section: str) -> list[int]:
@@ -332,7 +334,7 @@ def _compare_gradients(path: Path, config: Config, tables: _Tables) -> Iterator[
         raise RunDirectoryError(
             f"gradients.csv: the gradient_norm of iteration {at[n]} differs from grad_norm in metrics.csv"
         )
-    yield Finding("ok", f"{len(np.unique(at)):,} iterations of gradients.csv agree with metrics.csv")
+    yield Finding("ok", f"{counted(len(np.unique(at)), 'iteration')} of gradients.csv checked against metrics.csv")
 
 
 def _agree(gradients: Table) -> NDArray[np.bool_]:
@@ -364,7 +366,8 @@ def _compare_checkpoints(path: Path, kept: Checkpoints, tables: _Tables) -> Iter
         counters, number = checkpoint.counters, checkpoint.counters["iteration"]
         if number > metrics.rows:
             raise RunDirectoryError(
-                f"{file}: is the state after {number} iterations, but metrics.csv has {metrics.rows} rows"
+                f"{file}: is the state after {counted(number, 'iteration')}, "
+                f"but metrics.csv has {counted(metrics.rows, 'row')}"
             )
         for name in ("env_steps", "episodes"):
             if counters[name] != (metrics[name][number - 1] if number else 0):
@@ -413,7 +416,7 @@ def _compare_status(path: Path, tables: _Tables) -> Iterator[Finding]:
         yield Finding("note", "the run was killed; `pgcli resume` continues from the newest checkpoint")
     elif number != iterations:
         raise RunDirectoryError(
-            f"status.json: {state} after {number} iterations, but metrics.csv has {iterations} rows"
+            f"status.json: {state} after {number} iterations, but metrics.csv has {counted(iterations, 'row')}"
         )
     if not run.get("exact", True):
         yield Finding(
@@ -464,7 +467,7 @@ def _recompute(
     recorded = {name: _Recorded.read(path, name, first) for name in names}
     with repeated(path, without_clock(config.without_stopping(), last), file) as (run, lost):
         if lost:
-            yield Finding("note", f"{lost} environments are not reproducible: no iteration recomputed")
+            yield Finding("note", f"{counted(lost, 'environment')} not reproducible: no iteration recomputed")
             return
         for record in train(run):
             if not isinstance(record, Notice):
@@ -491,11 +494,14 @@ def _recompute_evaluation(path: Path, config: Config, kept: Checkpoints, tables:
     stopped_by = evaluations.words["stopped_by"][-1] if "stopped_by" in evaluations.words else ""
     file = path / "checkpoints" / checkpoints.file_name(number)
     if file not in kept:
-        yield Finding("note", f"the last evaluation, after {number} iterations, has no checkpoint: not recomputed")
+        yield Finding(
+            "note", f"the last evaluation, after {counted(number, 'iteration')}, has no checkpoint: not recomputed"
+        )
         return
     if any(iteration >= number for iteration in _changed_at(path, "evaluation.")):
         yield Finding(
-            "note", f"the evaluation settings changed after {number} iterations, the last row: not recomputed"
+            "note",
+            f"the evaluation settings changed after {counted(number, 'iteration')}, the last row: not recomputed",
         )
         return
     with repeated(path, without_clock(config, max(tables["metrics"].rows, 1)), file) as (run, _):
@@ -503,7 +509,9 @@ def _recompute_evaluation(path: Path, config: Config, kept: Checkpoints, tables:
             run.learner.policy, number, run.counters.env_steps, lambda: None, stopped_by
         )
     _compare(again, {"evaluations": _Recorded.read(path, "evaluations", number)}, number)
-    yield Finding("ok", f"the last evaluation, after {number} iterations, recomputed: identical, byte for byte")
+    yield Finding(
+        "ok", f"the last evaluation, after {counted(number, 'iteration')}, recomputed: identical, byte for byte"
+    )
 
 
 def _compare(record: Iteration | Evaluation, recorded: dict[str, _Recorded], since: int) -> None:
@@ -522,7 +530,7 @@ def _compare(record: Iteration | Evaluation, recorded: dict[str, _Recorded], sin
             continue
         lines, where = as_csv(again).splitlines(), f"{name}.csv: iteration {record.iteration} has"
         if len(rows) != len(lines):
-            raise RunDirectoryError(f"{where} {len(rows)} rows, but recomputed it has {len(lines)}")
+            raise RunDirectoryError(f"{where} {counted(len(rows), 'row')}, but recomputed it has {len(lines)}")
         for row, line in zip(rows, lines, strict=True):
             for column, cell, found in zip(header, row, line.split(","), strict=True):
                 if cell != found:

@@ -18,7 +18,7 @@ from pgcli.config.choices import Band, Stat, XAxis
 from pgcli.config.messages import dotted
 from pgcli.config.order import orders_of
 from pgcli.config.yaml import parse, read_bytes
-from pgcli.errors import ConfigError, Problem, RunDirectoryError, closest
+from pgcli.errors import ConfigError, Problem, RunDirectoryError, closest, counted
 from pgcli.records import COLUMNS, GRADIENTS, axis
 from pgcli.report.appearance import Appearance
 from pgcli.report.statistics import (
@@ -192,11 +192,6 @@ def smallest_shown(lines: Sequence[Line]) -> float:
     center = np.concatenate([line.curve.center for line in lines])
     both = np.concatenate([center, *(line.curve.low for line in lines)])
     return max(float(center[center > 0].min()) / 10, float(both[both > 0].min()) / 1.2)
-
-
-def counted(number: int, what: str) -> str:
-    """Return `1 run` or `2 runs`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _checked(x: str, y: str, stat: str, band: str, smooth: int, output: Path | None) -> Drawing:

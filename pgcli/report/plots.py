@@ -139,7 +139,7 @@ def _as_figure(lines: Sequence[Line], drawing: Drawing, appearance: Appearance, 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
-        _draw_lines(axes, lines, labels, is_logarithmic(lines, drawing))
+        draw_curves(axes, lines, labels, is_logarithmic(lines, drawing))
         _draw_axes(axes, lines, drawing, appearance)
         axes.set_xlabel(plain(x_label(drawing)))
         axes.set_ylabel(_wrapped(y_label(lines, drawing), 10 * height))
@@ -184,7 +184,7 @@ def _saved(figure: Figure, suffix: str) -> bytes:
     return stream.getvalue()
 
 
-def _draw_lines(axes: Axes, lines: Sequence[Line], labels: Sequence[str], log: bool) -> None:
+def draw_curves(axes: Axes, lines: Sequence[Line], labels: Sequence[str], log: bool) -> None:
     """Draw lines and bands.
 
     Colours, dashes and markers differ, so that lines are distinct in grey print.

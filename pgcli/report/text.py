@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from pgcli.errors import counted
 from pgcli.system.streams import printable
 
 if TYPE_CHECKING:
@@ -148,6 +149,6 @@ def outcome_text(outcome: Outcome) -> str:
     best = "" if outcome.best is None else f"; best {short(outcome.best[0])} at iteration {outcome.best[1]}"
     return (
         f"{outcome.path}: {outcome.reason}\n"
-        f"  {last.iteration} iterations, {last.env_steps:,} env steps, {duration(outcome.seconds)}\n"
-        f"  return {mean_and_error(last.returns)} ({last.returns.n} episodes, {last.mode}){best}"
+        f"  {counted(last.iteration, 'iteration')}, {last.env_steps:,} env steps, {duration(outcome.seconds)}\n"
+        f"  return {mean_and_error(last.returns)} ({counted(last.returns.n, 'episode')}, {last.mode}){best}"
     )

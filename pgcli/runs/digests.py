@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgcli.errors import RunDirectoryError
+from pgcli.errors import RunDirectoryError, counted
 from pgcli.records import TABLES
 from pgcli.runs.files import json_bytes, open_file
 from pgcli.runs.tables import Cells, table_file
@@ -74,7 +74,7 @@ def _what_changed(file: Path, name: str, digest: str) -> str:
         with table_file(file) as table:
             found = sum(lines.count(b"\n") + 1 for lines in table.blocks())
         if found != rows:
-            return f"{name}: has {found:,} rows, but the run wrote {rows:,}"
+            return f"{name}: has {counted(found, 'row')}, but the run wrote {rows:,}"
         now = _sums(file)[1]
     except (RunDirectoryError, ValueError) as error:
         return getattr(error, "message", f"{name}: changed since the run wrote it")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pgcli.errors import RunDirectoryError
+from pgcli.errors import RunDirectoryError, counted
 from pgcli.report.scores import (
     improvement_interval,
     look_alpha,
@@ -77,7 +77,7 @@ def write_report(
         "env": config.evaluation_env.id,
         "seeds": comparison.seeds,
         "env_steps": comparison.env_steps,
-        "evaluation": f"{config.evaluation.episodes} episodes, {config.evaluation.mode}",
+        "evaluation": f"{counted(config.evaluation.episodes, 'episode')}, {config.evaluation.mode}",
         "settings": settings_table(variants),
     }
     from pgcli.studies.figures import draw  # imports matplotlib

@@ -14,9 +14,8 @@ import numpy as np
 
 from pgcli.config import Config, flat, to_data
 from pgcli.config.names import as_text
-from pgcli.errors import PgcliError, typed
+from pgcli.errors import PgcliError, counted, typed
 from pgcli.inspection.explain import checked_text, show
-from pgcli.report.curves import counted
 from pgcli.report.html.page import MOST_FILM_BYTES, Film, Section, Table, read_film
 from pgcli.report.text import duration, percent, short
 from pgcli.runs.information import read_information
@@ -83,7 +82,7 @@ def runs_content(paths: Sequence[Path], page: Path) -> Content:
     curves = curve_groups(list(paths))
     content: Content = {
         "kind": "Report of a run" if only else "Report of several runs",
-        "title": f"{only['name']}, seed {only['seed']}" if only else f"{len(paths)} runs{_names(whole)}",
+        "title": f"{only['name']}, seed {only['seed']}" if only else f"{counted(len(paths), 'run')}{_names(whole)}",
         "lede": _lede(only) if only else _counts(results),
         "tiles": list(_tiles(only)) if only else [],
         "overview": None if only else _overview(results),
@@ -164,7 +163,7 @@ def _tiles(result: Content) -> Iterator[tuple[str, str, str]]:
     """Yield the main numbers of a run: name, value, and a remark."""
     last, best, first = (result[name] for name in ("evaluation", "best", "untrained"))
     if last is not None:
-        yield "Final return", _with_error(last), f"{last['evaluation_episodes']} episodes, {last['mode']}"
+        yield "Final return", _with_error(last), f"{counted(last['evaluation_episodes'], 'episode')}, {last['mode']}"
         yield (
             *("Best return", short(best["return_mean"])),
             f"after {counted(best['iteration'], 'update')}; untrained {short(first['return_mean'])}",

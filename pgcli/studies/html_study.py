@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pgcli.config.names import folder_name
-from pgcli.errors import PgcliError, RunDirectoryError
+from pgcli.errors import PgcliError, RunDirectoryError, counted
 from pgcli.report.html.charts import Series, draw, points_for
 from pgcli.report.html.page import Group, Section, Table
 from pgcli.report.text import duration, short
@@ -117,7 +117,7 @@ def _variant(label: str, paths: Sequence[Path], result: Content, films: Films) -
         "runs": _runs_table(rows, result),
         "missing": f"Not readable: {', '.join(missing)}." if missing else "",
         "findings": list(_findings({seeds[path]: one["findings"] for path, one in found.items()})),
-        "checked": f"No problems in {len(found)} runs." if found else "",
+        "checked": f"No problems in {counted(len(found), 'run')}." if found else "",
         "films": [film for path in paths for film in films.of(path)][:1],
         "config": None if first is None else config_content(first),
         "repeat": repeat_command(next(iter(found))) if found else "",

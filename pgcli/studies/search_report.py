@@ -11,7 +11,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from pgcli.config import flat, to_data, to_yaml
-from pgcli.errors import PgcliError
+from pgcli.errors import PgcliError, counted
 from pgcli.report.text import WIDTH, columns, percent, short
 from pgcli.runs.files import storage, write_whole
 from pgcli.studies.page import as_csv, comparison_text, quantity
@@ -104,7 +104,7 @@ def search_text(result: Result) -> str:
     shown = [[str(row["trial"]), short(row["value"]), *(str(row[key]) for key in keys)] for row in complete[:LISTED]]
     lines = [result["directory"], *columns([["trial", quantity(result["column"]), *keys], *shown])]
     counts = {state: sum(row["state"] == state for row in rows) for state in _STATES.values()}
-    texts = [f"{len(rows)} trials: " + ", ".join(f"{n} {state}" for state, n in counts.items() if n) + "."]
+    texts = [f"{counted(len(rows), 'trial')}: " + ", ".join(f"{n} {state}" for state, n in counts.items() if n) + "."]
     if result["importance"]:
         shares = sorted(result["importance"].items(), key=lambda one: -one[1])
         rough = "" if counts["complete"] >= MANY else f"; rough, from {counts['complete']} complete trials"

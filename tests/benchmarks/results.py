@@ -1,11 +1,13 @@
 """Train each shipped config over seeds, evaluate the final policies, and write docs/results.csv and docs/results.md.
 
+Also write the evaluations during training, docs/curves.csv, and their figure.
 `make results` measures the seeds whose row is missing or stale, which can take hours; after an interruption, the same
 command continues. `make results CONFIGS="cartpole/ppo pendulum/a2c"` measures only these two, `results.py --remaining`
-lists what remains, and `results.py --render` only writes docs/results.md.
+lists what remains, and `results.py --render` only writes docs/results.md and the figure, after it has read the missing
+curves from the runs in `--folder`.
 
-A row is stale when one of its two digests is not today's: of the settings that affect the training, or of a short
-training with them (short_trainings.json has its numbers), which notices changes in the code.
+A row is stale when one of its two digests is not today's: of the settings that affect it, or of a short training with
+them (short_trainings.json has its numbers), which notices changes in the code.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import results_curves
 import torch
 from results_page import EPISODES, MORE_EPISODES, Row, render
 from safetensors.numpy import load_file
@@ -37,27 +40,18 @@ from pgcli.inspection.evaluate import assess
 
 ROOT = Path(__file__).parent.parent.parent
 DATA, PAGE = ROOT / "docs/results.csv", ROOT / "docs/results.md"
+FOLDER = ROOT / "build/results"
 SHORT = Path(__file__).parent / "short_trainings.json"
 # The lesson has its own numbers, and the configs without an environment are starting points.
 GENERAL = ("ppo", "a2c", "trpo", "reinforce", "grpo")
 MEASURED = [name for name in shipped_configs() if not name.startswith("lesson/") and name not in GENERAL]
 WAITING: set[str] = {
-    "acrobot/baseline",
-    "acrobot/ppo",
     "bipedal-walker/ppo",
-    "cartpole/ppo",
-    "frozen-lake/reinforce",
     "half-cheetah/ppo",
     "half-cheetah/reinforce",
     "hopper/ppo",
     "hopper/reinforce",
-    "lunar-lander-continuous/ppo",
-    "lunar-lander/baseline",
-    "lunar-lander/ppo",
-    "minigrid/ppo",
     "peers/tianshou_reinforce",
-    "pendulum/a2c",
-    "pendulum/ppo",
     "pong/ppo",
     "repeat-previous/gru",
     "walker2d/ppo",
@@ -81,16 +75,17 @@ def digest(data: object) -> str:
 
 
 def settings_digest(config: str) -> str:
-    """Return the digest of the values that affect the training and are not the defaults."""
+    """Return the digest of the values that affect a row and are not the defaults."""
     defaults = flat(to_data(Config()))
-    values = flat(to_data(load_config(config)))
-    return digest(
-        {
-            key: value
-            for key, value in values.items()
-            if value != defaults.get(key) and key.partition(".")[0] not in UNRELATED
-        }
-    )
+    loaded = load_config(config)
+    values = {
+        key: value
+        for key, value in flat(to_data(loaded)).items()
+        if value != defaults.get(key) and key.partition(".")[0] not in UNRELATED
+    }
+    if loaded.env.id in MORE_EPISODES:
+        values["episodes of the final policy"] = MORE_EPISODES[loaded.env.id]
+    return digest(values)
 
 
 def shortened(config: str) -> Config:
@@ -164,17 +159,18 @@ def identity(config: str) -> dict[str, str]:
     return {"settings": settings_digest(config), "arithmetic": digest(short_trainings().get(config))}
 
 
-def is_current(row: Row) -> bool:
-    """Return whether a row was measured with today's settings and arithmetic."""
-    return all(row[key] == value for key, value in identity(row["config"]).items())
+def current(rows: Sequence[Row], config: str) -> list[Row]:
+    """Return the rows of a config that were measured with today's settings and arithmetic."""
+    marks = identity(config)
+    return [row for row in of(rows, config) if all(row[key] == value for key, value in marks.items())]
 
 
-def stale_configs(rows: list[dict[str, str]]) -> set[str]:
-    """Return the configs without rows, or with rows of other settings or another arithmetic."""
-    return {config for config in MEASURED if not (own := of(rows, config)) or not all(map(is_current, own))}
+def stale_configs(rows: Sequence[Row]) -> set[str]:
+    """Return the configs without rows (or curves), or with those of other settings or another arithmetic."""
+    return {config for config in MEASURED if not (own := of(rows, config)) or current(rows, config) != own}
 
 
-def of(rows: list[dict[str, str]], config: str) -> list[dict[str, str]]:
+def of(rows: Sequence[Row], config: str) -> list[Row]:
     """Return the rows of a config."""
     return [row for row in rows if row["config"] == config]
 
@@ -189,10 +185,15 @@ def cpu() -> str:
     return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
 
 
+def place_of(config: str, marks: Row, folder: Path) -> Path:
+    """Return where the runs of a config with these two digests are."""
+    return folder / f"{config.replace('/', '-')}-{digest({key: marks[key] for key in ('settings', 'arithmetic')})}"
+
+
 def measure(config: str, seeds: list[int], folder: Path, jobs: int) -> list[dict[str, str]]:
     """Train one config over seeds, and evaluate each final policy. An interrupted training continues."""
     marks = identity(config)
-    place = folder / f"{config.replace('/', '-')}-{digest(marks)}"
+    place = place_of(config, marks, folder)
     fresh = not place.exists()
     words = ["--seeds", ",".join(map(str, seeds)), "--jobs", str(jobs), "--resume", "--quiet", "--run-dir", str(place)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -224,8 +225,8 @@ def read() -> list[dict[str, str]]:
         return [{name: row.get(name) or "" for name in COLUMNS} for row in csv.DictReader(file)]
 
 
-def write(rows: list[dict[str, str]]) -> None:
-    """Write the measurements in the order of the configs, and the page."""
+def write(rows: list[dict[str, str]], folder: Path = FOLDER) -> None:
+    """Write the measurements in the order of the configs, their curves, the page and the figure."""
     kept = [row for row in rows if row["config"] in MEASURED]
     kept.sort(key=lambda row: (MEASURED.index(row["config"]), int(row["seed"])))
     whole = DATA.with_suffix(".csv~")
@@ -235,6 +236,12 @@ def write(rows: list[dict[str, str]]) -> None:
         writer.writerows(kept)
     whole.replace(DATA)
     PAGE.write_text(page(kept))
+    curves: list[Row] = []
+    for config in MEASURED:
+        if own := of(kept, config):
+            curves += results_curves.curves_of(own, of(results_curves.read(), config), place_of(config, own[0], folder))
+    results_curves.write(curves)
+    results_curves.FIGURE.write_bytes(results_curves.draw(curves, stale_configs(curves)))
 
 
 def page(rows: list[dict[str, str]]) -> str:
@@ -245,8 +252,8 @@ def page(rows: list[dict[str, str]]) -> str:
 def remaining(configs: list[str], seeds: list[int]) -> dict[str, list[int]]:
     """Return the seeds to measure, by config: those without a current row."""
     rows = read()
-    current = {(row["config"], int(row["seed"])) for row in rows if is_current(row)}
-    missing = {name: [seed for seed in seeds if (name, seed) not in current] for name in configs}
+    measured = {name: {int(row["seed"]) for row in current(rows, name)} for name in configs}
+    missing = {name: [seed for seed in seeds if seed not in measured[name]] for name in configs}
     return {name: some for name, some in missing.items() if some}
 
 
@@ -274,8 +281,8 @@ def main() -> None:
     parser.add_argument("configs", nargs="*", help="configs to measure; default: all")
     parser.add_argument("--seeds", default="0-9")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--folder", type=Path, default=ROOT / "build/results", help="where the runs are")
-    parser.add_argument("--render", action="store_true", help="only write the page")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the runs are")
+    parser.add_argument("--render", action="store_true", help="only write the page and the figure")
     parser.add_argument("--remaining", action="store_true", help="only list what remains")
     parser.add_argument("--check", action="store_true", help="only list configs whose short training has changed")
     words = parser.parse_args()
@@ -299,10 +306,10 @@ def main() -> None:
         name, seeds = next(iter(waiting.items()))
         new = measure(name, seeds, words.folder, words.jobs)
         measured = {(name, str(seed)) for seed in seeds}
-        write([row for row in read() if (row["config"], row["seed"]) not in measured] + new)
+        write([row for row in read() if (row["config"], row["seed"]) not in measured] + new, words.folder)
         print(f"{name}: {', '.join(row['sampled'] for row in new)}", flush=True)
         del waiting[name]
-    write(read())
+    write(read(), words.folder)
 
 
 if __name__ == "__main__":
