@@ -61,6 +61,7 @@ def test_configs_are_offered_by_name_and_by_file(home: Path) -> None:
     assert "cart.txt" not in offered
     assert "tutorial" not in offered
     assert "cartpole/ppo" in in_bash(home, "init", "cartpole/p")
+    assert "suites/classic" in in_bash(home, "compare", "suites/c")
 
 
 def test_keys_are_offered_and_then_their_values(home: Path) -> None:

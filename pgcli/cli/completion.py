@@ -104,11 +104,22 @@ def shipped_names(incomplete: str) -> list[Offer]:
     return [(name, "shipped config") for name in shipped_configs() if name.startswith(incomplete)]
 
 
+def copied(incomplete: str) -> list[Offer]:
+    """Offer the names of shipped configs and suites."""
+    return shipped_names(incomplete) + _suites(incomplete)
+
+
 def compared(context: typer.Context, incomplete: str) -> list[Offer]:
-    """Offer configs and folders of runs; after a config, also `KEY=`."""
+    """Offer configs, suites and folders of runs; after a config, also `KEY=`."""
     before = list(context.params.get("variants") or [])
-    keys = overrides(context, incomplete) if before else []
+    keys = overrides(context, incomplete) if before else _suites(incomplete)
     return [*configs(incomplete), *keys]
+
+
+def _suites(incomplete: str) -> list[Offer]:
+    from pgcli.config import shipped_suites
+
+    return [(name, "shipped suite") for name in shipped_suites() if name.startswith(incomplete)]
 
 
 def run_directories(incomplete: str) -> list[Offer]:

@@ -17,19 +17,19 @@ def init(
         str | None,
         typer.Argument(
             metavar="NAME",
-            help="Shipped config to copy; with --keys, a section.",
-            autocompletion=completion.shipped_names,
+            help="Shipped config or suite to copy; with --keys, a section.",
+            autocompletion=completion.copied,
         ),
     ] = None,
     dest: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="File to write.", show_default="./NAME.yaml")
     ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="List the shipped configs.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the shipped configs and suites.")] = False,
     keys: Annotated[bool, typer.Option("--keys", help="Explain all config keys, or those of one section.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of configs.")] = False,
 ) -> None:
-    """Copy or list the shipped configs, or explain the config keys."""
-    from pgcli.config import Config, reference, shipped
+    """Copy or list the shipped configs and suites, or explain the config keys."""
+    from pgcli.config import Config, reference, shipped, shipped_suites
     from pgcli.errors import typed
     from pgcli.report.text import table
     from pgcli.system.streams import print_message
@@ -48,4 +48,5 @@ def init(
     else:
         path = shipped.copy(name, dest)
         print_result(path)
-        print_message(f"next:\n  pgcli train {typed(path)}")
+        command = "compare" if name in shipped_suites() else "train"
+        print_message(f"next:\n  pgcli {command} {typed(path)}")

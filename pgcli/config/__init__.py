@@ -8,10 +8,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pgcli.config.load import config_from_data, flat, load_config, override, shipped_configs, to_data, to_yaml
+    from pgcli.config.load import (
+        config_from_data,
+        flat,
+        load_config,
+        override,
+        shipped_configs,
+        shipped_suites,
+        to_data,
+        to_yaml,
+    )
     from pgcli.config.schema import Config
 
-__all__ = ["Config", "config_from_data", "flat", "load_config", "override", "shipped_configs", "to_data", "to_yaml"]
+__all__ = [
+    "Config",
+    "config_from_data",
+    "flat",
+    "load_config",
+    "override",
+    "shipped_configs",
+    "shipped_suites",
+    "to_data",
+    "to_yaml",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ from pgcli.config.problems import Problems
 from pgcli.config.rules import violations, without_effect
 from pgcli.config.schema import Config
 from pgcli.config.yaml import MAX_DEPTH, Source, dump, parse, read_bytes
-from pgcli.errors import ConfigError, Problem, closest
+from pgcli.errors import ConfigError, Problem, closest, typed
 
 # Every config.yaml of a run has these keys, in all versions; a user's file never has all of them.
 _OF_EVERY_RUN = {
@@ -29,17 +29,34 @@ _OF_EVERY_RUN = {
     *("algorithm.value_coef", "optimizer.max_grad_norm", "sampling.backend", "training.threads", "checkpoint.keep"),
 }
 
+ON_COMMAND_LINE = "command line: "  # beginning of the place of a problem with an override
+_SUITES = "suites/"  # beginning of the names of shipped suites
+
 Origin = str | Mapping[str, Any] | Config  # of a config: a path or a shipped name, plain data, or another config
 
 
 def shipped_configs() -> dict[str, Path]:
     """Return the shipped configs as `{name: file}`, sorted by name."""
+    return {name: file for name, file in _shipped_files().items() if not name.startswith(_SUITES)}
+
+
+def shipped_suites() -> dict[str, Path]:
+    """Return the shipped suites of `pgcli compare` as `{name: file}`, sorted by name."""
+    return {name: file for name, file in _shipped_files().items() if name.startswith(_SUITES)}
+
+
+def _shipped_files() -> dict[str, Path]:
     package = Path(__file__).parent.parent
     for folder in (package / "configs", package.parent / "configs"):  # in a wheel; in a checkout
         if folder.is_dir():
             files = sorted(folder.rglob("*.yaml"))
             return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
     return {}
+
+
+def is_suite(data: Any) -> bool:
+    """Return whether the data of a YAML file is a suite: a mapping with `configs` or `environments`."""
+    return isinstance(data, dict) and not {"configs", "environments"}.isdisjoint(data)
 
 
 def load_config(location: str, overrides: Sequence[str] = (), ignored: Collection[str] = ()) -> Config:
@@ -50,6 +67,7 @@ def load_config(location: str, overrides: Sequence[str] = (), ignored: Collectio
     """
     path, content = _read(location)
     source = parse(content, printable(str(path)))
+    _check_no_suite(source, location)
     base: dict[str, Any] = {}
     if isinstance(source.data, dict):
         if "base" in source.data:
@@ -76,6 +94,7 @@ def _base(source: Source, folder: Path) -> dict[str, Any]:
         problem = error.problems[0]
         raise source.error(place, f"`base: {printable(location)}`: {problem.message}", problem.hint) from None
     found = parse(content, printable(str(path)))
+    _check_no_suite(found, location)
     if isinstance(found.data, dict) and "base" in found.data:
         message = f"`base: {printable(location)}` has a base itself"
         raise source.error(
@@ -84,6 +103,14 @@ def _base(source: Source, folder: Path) -> dict[str, Any]:
     data = deepcopy(found.data)
     _validate(found, ())
     return {key: value for key, value in data.items() if key != "name"}
+
+
+def _check_no_suite(source: Source, location: str) -> None:
+    if is_suite(source.data):
+        hint = (
+            f"compare its variants: `pgcli compare {typed(Path(location))}`; to train one, name a config of the suite"
+        )
+        raise ConfigError([Problem(source.name, "is a suite of several configs, not a config", hint)])
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
@@ -134,15 +161,18 @@ def to_yaml(config: Config) -> str:
     return dump(to_data(config))
 
 
+def file_of(location: str) -> Path:
+    """Return the file that a path or the name of a shipped config or suite names; it may not exist."""
+    path, shipped = Path(location), shipped_configs() | shipped_suites()
+    return shipped[location] if location in shipped and not path.is_file() else path  # a folder hides no config
+
+
 def _read(location: str) -> tuple[Path, bytes]:
-    shipped = shipped_configs()
-    path = Path(location)
-    if location in shipped and not path.is_file():  # a folder `cartpole` does not hide the config
-        path = shipped[location]
+    path = file_of(location)
     try:
         return path, read_bytes(path)
     except (FileNotFoundError, ValueError):  # ValueError: not a possible file name
-        close = _similar_names(location, shipped)
+        close = _similar_names(location, shipped_configs() | shipped_suites())
         fix = "name a YAML file or a shipped config; `pgcli init --list` shows them"
         more = f" (`pgcli init --list` shows {len(close) - 3} more)" if len(close) > 3 else ""
         hint = f"did you mean {either(close[:3])}?{more}" if close else fix
@@ -222,7 +252,7 @@ def _apply(text: str, data: dict[str, Any], problems: Problems) -> None:
     """Apply the override `text`, KEY=VALUE, to the data."""
     key, equals, value = text.partition("=")
     path = tuple(key.split("."))
-    source = Source(f"command line: {shortened(printable(text))}", lines=False)
+    source = Source(f"{ON_COMMAND_LINE}{shortened(printable(text))}", lines=False)
     problems.begin_override(path, source)
     if not equals or not all(path) or len(path) > MAX_DEPTH:
         message = f"{shown(key)} is not a key" if equals else "expected KEY=VALUE"

@@ -1,4 +1,4 @@
-"""The shipped configs, for `pgcli init`."""
+"""The shipped configs and suites, for `pgcli init`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from pgcli.config import shipped_configs
+from pgcli.config import shipped_configs, shipped_suites
 from pgcli.config.yaml import parse
 from pgcli.errors import RunDirectoryError, UsageError, closest, typed
 from pgcli.system.packages import install_command
 
 LIST = "`pgcli init --list` shows the shipped configs"
 ANY = "any environment, with env.id=…"
+SUITES = "suites, for pgcli compare"
 _EXTRAS = {  # beginning of an id → the extra of pgcli with the environment
     "ALE/": "atari",
     "BipedalWalker": "box2d",
@@ -27,7 +28,7 @@ _EXTRAS = {  # beginning of an id → the extra of pgcli with the environment
 
 
 class Group(NamedTuple):
-    """The shipped configs of an environment, with summaries and an installation command."""
+    """The shipped configs of an environment, or the suites, with summaries and an installation command."""
 
     env_id: str
     install: str
@@ -35,13 +36,17 @@ class Group(NamedTuple):
 
 
 def groups() -> list[Group]:
-    """Return the shipped configs by environment. The second comment line of a file is its summary."""
+    """Return the shipped configs by environment, then the suites.
+
+    The second comment line of a file is its summary.
+    """
     found: dict[str, list[tuple[str, str]]] = {}
     for name, path in shipped_configs().items():
         env_id = parse(path.read_bytes(), path.name).data.get("env", {}).get("id", ANY)
         found.setdefault(env_id, []).append((name, _summary(path)))
     first = sorted(found, key=lambda env_id: (_install(env_id) != "", env_id != ANY, env_id != "CartPole-v1", env_id))
-    return [Group(env_id, _install(env_id), sorted(found[env_id])) for env_id in first]
+    suites = Group(SUITES, "", [(name, _summary(path)) for name, path in shipped_suites().items()])
+    return [*(Group(env_id, _install(env_id), sorted(found[env_id])) for env_id in first), suites]
 
 
 def _install(env_id: str) -> str:
@@ -52,13 +57,13 @@ def _install(env_id: str) -> str:
 
 
 def copy(name: str, destination: Path | None) -> Path:
-    """Copy a shipped config to `destination`: a file, a folder, or None for `./NAME.yaml`.
+    """Copy a shipped config or suite to `destination`: a file, a folder, or None for `./NAME.yaml`.
 
     The first line names the copy itself; the path of the JSON Schema is absolute, so that editors find it.
 
     Raises: UsageError for an unknown name; RunDirectoryError if the file exists or cannot be written.
     """
-    configs = shipped_configs()
+    configs = shipped_configs() | shipped_suites()
     if name not in configs:
         guess = closest(name, configs)
         raise UsageError(f"no shipped config has the name `{name}`", f"did you mean `{guess}`?" if guess else LIST)
@@ -83,7 +88,7 @@ def copy(name: str, destination: Path | None) -> Path:
 def _as_copy(source: Path, target: Path) -> str:
     """Return the text of a config, with `target` in its command and a URI of the schema."""
     text = source.read_text(encoding="utf-8")
-    text = re.sub(r"\A# pgcli train \S+", lambda _: f"# pgcli train {typed(target)}", text)
+    text = re.sub(r"\A# pgcli (train|compare) \S+", lambda found: f"# pgcli {found[1]} {typed(target)}", text)
     return re.sub(
         r"(?m)^(# yaml-language-server: \$schema=)(\S+)$",
         lambda found: found[1] + (source.parent / found[2]).resolve().as_uri(),

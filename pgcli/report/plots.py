@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _DEFAULT = Appearance()
 # Okabe & Ito (2008), distinct for common kinds of colour blindness; without yellow, which is faint on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES: tuple[Any, ...] = (  # as many as colours: lengths of strokes and gaps, in line widths
+DASHES: tuple[Any, ...] = (  # as many as colours: lengths of strokes and gaps, in line widths
     *("solid", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5))),
     *((0, (2.5, 1.5)), (0, (6, 1.5, 1.2, 1.5, 1.2, 1.5)), (0, (11, 2))),
 )
@@ -196,7 +196,7 @@ def draw_curves(axes: Axes, lines: Sequence[Line], labels: Sequence[str], log: b
         axes.plot(
             c.x,
             center,
-            linestyle=_DASHES[(number + number // len(COLORS)) % len(_DASHES)],
+            linestyle=DASHES[(number + number // len(COLORS)) % len(DASHES)],
             marker=_MARKERS[number % len(_MARKERS)] if marked else "",
             markevery=marked,
             markersize=4,

@@ -179,10 +179,12 @@ def find_run_hint(path: Path) -> str:
         if name is None:
             return "`pgcli train` prints the run directory that it writes"
         found /= name
-    runs = [file.parent for pattern in ("", "*/", "*/*/") for file in sorted(found.glob(f"{pattern}config.yaml"))]
-    if not runs or runs[0] == path:
+    levels = ("", "*/", "*/*/", "runs/*/*/", "*/runs/*/*/")  # the last ones: of a comparison, of a suite
+    files = (file for level in levels for file in sorted(found.glob(f"{level}config.yaml")))
+    run = next(files, Path()).parent
+    if run in (Path(), path):
         return "`pgcli train` prints the run directory that it writes"
-    return f"name one of its runs: {typed(runs[0])}" if found == path else f"did you mean `{typed(runs[0])}`?"
+    return f"name one of its runs: {typed(run)}" if found == path else f"did you mean `{typed(run)}`?"
 
 
 def _read(file: Path, kind: type[_Json]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from pgcli.errors import (
 )
 from pgcli.records import COLUMNS, EVALUATIONS, Record
 from pgcli.runs.information import read_status
-from pgcli.studies.suite import Suite, is_suite, plan_suite, read_suite
+from pgcli.studies.suite import Suite, names_suite, plan_suite, read_suite
 from pgcli.studies.variants import Comparison, check_different, default_folder, parse_comparison, sorted_words
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def plan(words: Sequence[str], seeds: str | None, output: Path | None) -> Plan:
     """
     configs, folders, settings = sorted_words(words)
     wanted = None if seeds is None else parse_seeds(seeds)
-    if any(map(is_suite, configs)):
+    if any(map(names_suite, configs)):
         suite = read_suite(configs)
-        folder = output or default_folder([suite.name])
+        folder = output or default_folder([suite.path.stem])
         return Plan(plan_suite(suite, settings, wanted, folder), folder, suite)
     if folders:
         from pgcli.studies.existing import existing_comparison  # imports numpy
@@ -123,9 +123,19 @@ def _run_suite(
     y: str,
     stack: int | None = None,
 ) -> tuple[dict[str, Any] | None, list[Failure]]:
-    """Compare on each environment, and report the suite; return as `run_comparison`."""
+    """Compare on each environment, and report the suite; return as `run_comparison`.
+
+    Raises: EnvironmentFailure if an environment cannot be used, before any training.
+    """
+    from pgcli.system.streams import print_message
+
+    for comparison in plans.values():
+        if not all(is_complete(*run) for run in comparison.runs):
+            _check_environments(comparison)
     results, failures = {}, []
-    for name, comparison in plans.items():
+    for number, (name, comparison) in enumerate(plans.items(), 1):
+        if not quiet:
+            print_message(f"{name}, {number} of {len(plans)} environments")
         result, failed = run_comparison(comparison, jobs, quiet, None, command, y, stack)
         failures += failed
         if result is None:
@@ -133,7 +143,16 @@ def _run_suite(
         results[name] = result
     from pgcli.studies.suite_report import write_suite  # imports numpy
 
-    return write_suite(folder, suite.name, results, suite.scores, command), failures
+    return write_suite(folder, suite.path.stem, results, suite.scores, command), failures
+
+
+def _check_environments(comparison: Comparison) -> None:
+    from pgcli.environments.checks import check_environment
+    from pgcli.system.streams import results_only
+
+    with results_only():
+        for variant in comparison.variants:
+            check_environment(variant.config.env)
 
 
 def compared_column(y: str, configs: Sequence[Config], names: Collection[str] | None = None) -> str:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pgcli.report.curves import shortened
-from pgcli.report.plots import COLORS, STYLE, plain, plot
+from pgcli.report.plots import COLORS, DASHES, STYLE, plain, plot
 from pgcli.runs.files import write_whole
 from pgcli.studies.page import quantity
 
@@ -62,17 +62,18 @@ def _returns(result: dict[str, Any]) -> Figure:
 
 
 def draw_profiles(file: Path, result: dict[str, Any]) -> None:
-    """Draw the performance profiles of a suite, with a legend."""
+    """Draw the performance profiles of a suite; the legend begins with the highest IQM."""
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        figure = Figure(figsize=(7.2, 4.0), layout="constrained")
         axes = figure.add_subplot()
-        for row, variant in enumerate(result["arms"]):
-            _profile(axes, result, variant["arm"], COLORS[row % len(COLORS)])
-        axes.set_xlabel("normalised score τ: 0 is random, 1 the reference")
+        for row, variant in sorted(enumerate(result["arms"]), key=lambda one: -one[1]["iqm"]):
+            _profile(axes, result, variant["arm"], COLORS[row % len(COLORS)], DASHES[row % len(DASHES)])
+        axes.axvline(1, color="0.4", linestyle="--", linewidth=0.8, zorder=1)
+        axes.set_xlabel("normalised score τ: 0 is a random policy, 1 the reference")
         axes.set_ylabel("share of runs above τ, mean over tasks")
         axes.set_ylim(-0.03, 1.03)
-        axes.legend()
+        figure.legend(loc="outside right upper", frameon=False, handlelength=3)
         write_whole(file, _png(figure))
 
 
@@ -125,10 +126,11 @@ def _importance(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def _profile(axes: Axes, result: dict[str, Any], label: str, color: str) -> None:
+def _profile(axes: Axes, result: dict[str, Any], label: str, color: str, dashes: Any = "solid") -> None:
     points = [point for point in result["profile"] if point["arm"] == label]
     x = [point["threshold"] for point in points]
-    axes.step(x, [point["share"] for point in points], color=color, linewidth=1.5, where="post", label=_label(label))
+    style: dict[str, Any] = {"color": color, "linestyle": dashes, "linewidth": 1.5, "where": "post"}
+    axes.step(x, [point["share"] for point in points], label=_label(label), **style)
     low, high = ([point[edge] for point in points] for edge in ("share_low", "share_high"))
     axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0, step="post")
 

@@ -201,14 +201,16 @@ def suite_content(result: Content, folder: Path, films: Films) -> tuple[str, Con
         "tiles": [],
         "contents": [*overall, *(task for task, *_ in tasks), *variants],
         "final": Table.of("Normalised scores over all tasks and seeds", suite_report.overall_rows(result)),
-        "sentences": [suite_report.sentence(pair) for pair in result["pairs"]],
+        "pairs": Table.of(
+            "Probability that a run of the row ends above one of the column", suite_report.pair_rows(result)
+        ),
         "profile": _profile(
             result, "normalised score τ: 0 is random, 1 the reference", "Share of runs above τ, mean over tasks"
         ),
         "by_task": Table.of("Normalised scores by task", suite_report.task_rows(result)),
         "tasks": [Section(task.title, task.anchor, _task(one, home)) for task, one, home in tasks],
         "variants": variants,
-        "method": [suite_report.METHOD],
+        "method": suite_report.method(result),
         **_circumstances(
             result, [path for _, one, home in tasks for runs in _runs_of(one, home).values() for path in runs]
         ),

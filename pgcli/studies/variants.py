@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-from pgcli.config import Config, flat, load_config, override, shipped_configs, to_data
+from pgcli.config import Config, flat, load_config, override, shipped_configs, shipped_suites, to_data
 from pgcli.config.names import OTHER_KEYS, as_text, folder_name, short_keys
 from pgcli.config.order import differences, orders_of
 from pgcli.config.rules import CONDITIONAL, effective, without_effect
@@ -82,19 +82,20 @@ def sorted_words(words: Sequence[str]) -> tuple[list[str], list[Path], list[str]
 
     Raises: UsageError for a mixture, RunDirectoryError.
 
-    A folder has runs, unless its name is that of a shipped config and it has none.
+    A folder has runs, unless its name is that of a shipped config or suite and it has none.
     """
     configs, folders, settings = [], [], []
+    shipped = shipped_configs() | shipped_suites()
     for word in words:
         path = Path(word)
-        if path.is_dir() and (word not in shipped_configs() or any(path.rglob("metrics.csv"))):
+        if path.is_dir() and (word not in shipped or any(path.rglob("metrics.csv"))):
             folders.append(path)
         elif "=" in word and not path.is_file():
             settings.append(word)
         else:
             configs.append(word)
     if folders and (other := next(iter([*settings, *configs]), None)):
-        if other in configs and not (Path(other).exists() or other in shipped_configs()):
+        if other in configs and not (Path(other).exists() or other in shipped):
             raise RunDirectoryError(f"{other}: no such directory", find_run_hint(Path(other)))
         what = "a setting" if other in settings else "a config"
         raise UsageError(
@@ -107,10 +108,22 @@ def sorted_words(words: Sequence[str]) -> tuple[list[str], list[Path], list[str]
 def parse_comparison(
     configs: Sequence[str], settings: Sequence[str], seeds: list[int], folder: Path | None
 ) -> Comparison:
+    """Plan a comparison of configs, named by their locations, as `plan_comparison`."""
+    if twice := next((one for one in configs if configs.count(one) > 1), None):
+        raise UsageError(f"`{twice}` occurs twice: both would train the same run", "name each config once")
+    names = location_names(configs)
+    return plan_comparison({names[one]: (one, []) for one in configs}, settings, seeds, folder)
+
+
+def plan_comparison(
+    configs: Mapping[str, tuple[str, list[str]]], settings: Sequence[str], seeds: list[int], folder: Path | None
+) -> Comparison:
     """Plan the runs of all combinations of configs and values; `KEY=A,B` has several values.
 
     Every run has the same budget of env steps. For segments, it may follow from the number of iterations. Whole
     episodes differ in length, so they need training.env_steps.
+
+    Args: configs: by label, location and overrides; settings: of all configs, after their own.
     Raises: ConfigError, UsageError.
     """
     fixed, axes = [], []
@@ -123,23 +136,21 @@ def parse_comparison(
             fixed.append(word)
     keys = [key for key, _ in axes]
     _check_compared(configs, keys, fixed)
-    choices = list(product(configs, *(values for _, values in axes)))
-    words = [(location, [*fixed, *map("=".join, zip(keys, values, strict=True))]) for location, *values in choices]
-    ready, steps, notices = comparable_configs(words)
-    short = short_keys(keys)
-    named = _location_names(configs) if len(configs) > 1 else {configs[0]: ""}
-    labels = [
-        ", ".join(filter(None, (named[location], *map("=".join, zip(short, values, strict=True)))))
-        for location, *values in choices
-    ]
+    short, labels, variants = short_keys(keys), [], []
+    for label, *values in product(configs, *(values for _, values in axes)):
+        named = map("=".join, zip(short, values, strict=True))
+        labels.append(", ".join([label, *named] if len(configs) > 1 else named))
+        location, own = configs[label]
+        variants.append((location, [*own, *fixed, *map("=".join, zip(keys, values, strict=True))]))
+    ready, steps, notices = comparable_configs(variants)
     if len(configs) > 1 and (differing := differing_settings(ready)):
         notices.append(f"the configs differ in {', '.join(differing)}; report.md lists the values")
     if folder is None:
         names = list(dict.fromkeys(config.name for config in ready))
         folder = default_folder([*names, *short] if len(configs) > 1 else [names[0], *short])
     check_different(labels, ready)
-    variants = [variant_of(label, config, seeds, folder) for label, config in zip(labels, ready, strict=True)]
-    return Comparison(variants, folder, steps, notices=notices)
+    planned = [variant_of(label, config, seeds, folder) for label, config in zip(labels, ready, strict=True)]
+    return Comparison(planned, folder, steps, notices=notices)
 
 
 def comparable_configs(variants: Sequence[tuple[str, list[str]]]) -> tuple[list[Config], int, list[str]]:
@@ -163,7 +174,7 @@ def variant_of(label: str, config: Config, seeds: Sequence[int], folder: Path) -
     return Variant(label, config, [(seed, home / f"seed-{seed}") for seed in seeds])
 
 
-def _location_names(locations: Sequence[str]) -> dict[str, str]:
+def location_names(locations: Sequence[str]) -> dict[str, str]:
     """Return short names of configs: without `.yaml`, if they stay different."""
     names = {one: re.sub(r"\.ya?ml$", "", one) for one in locations}
     return names if len(set(names.values())) == len(names) else {one: one for one in locations}
@@ -201,13 +212,13 @@ def split_values(text: str) -> list[str]:
 # Fair comparisons
 
 
-def _check_compared(configs: Sequence[str], keys: Sequence[str], fixed: Sequence[str]) -> None:
+def _check_compared(configs: Mapping[str, tuple[str, list[str]]], keys: Sequence[str], fixed: Sequence[str]) -> None:
     if not configs or not (keys or len(configs) > 1):
+        for location, words in configs.values():
+            load_config(location, words)  # a misspelt name is reported first
         raise UsageError("nothing to compare", _NOTHING)
     check_axes(keys)
-    if twice := next((one for one in configs if configs.count(one) > 1), None):
-        raise UsageError(f"`{twice}` occurs twice: both would train the same run", "name each config once")
-    if "seed" in [word.partition("=")[0] for word in fixed]:
+    if "seed" in [word.partition("=")[0] for word in chain(fixed, *(words for _, words in configs.values()))]:
         raise UsageError("a comparison does not use seed=…", "set the seeds with --seeds 0-9")
 
 
