@@ -49,7 +49,6 @@ WAITING: set[str] = {
     "bipedal-walker/ppo",
     "half-cheetah/ppo",
     "half-cheetah/reinforce",
-    "hopper/ppo",
     "hopper/reinforce",
     "peers/tianshou_reinforce",
     "pong/ppo",
