@@ -52,7 +52,6 @@ WAITING: set[str] = {
     "hopper/reinforce",
     "peers/tianshou_reinforce",
     "pong/ppo",
-    "repeat-previous/gru",
     "walker2d/ppo",
     "walker2d/reinforce",
 }  # shipped or changed after the last `make results`
