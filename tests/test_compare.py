@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import time
@@ -227,6 +228,8 @@ def test_sentences_state_the_evidence_and_the_seeds_still_needed() -> None:
     assert "not shown with 5 paired seeds. About 998 (" in open_
     assert "or more) fresh seeds would show it. Another look counts only fresh seeds" in open_
     assert "at most 5 % false positives" in open_
+    tiny = conclusion("a", "b", paired_difference(x, np.array([11, 13, 10, 14, 12.05])))
+    assert re.search(r"seeds\. More than 10,000 \(\d+ or more\) fresh seeds would show it", tiny), tiny
     assert "nothing is shown" in conclusion("a", "b", paired_difference(x[:1], x[1:2]))
     assert "the same return on each of 5 seeds" in conclusion("a", "b", paired_difference(x, x))
 

@@ -40,7 +40,7 @@ def conclusion(a: str, b: str, difference: Difference, look: int = 1, column: st
         return f"The {mean} of `{higher}` is above that of `{lower}` by {size} ({interval}; {seeds}): shown."
     return (
         f"The {mean} of `{higher}` is above that of `{lower}` by {size} ({interval}): not shown with {seeds}. "
-        f"About {seed_range(d.seeds_needed, *d.seeds_range)} fresh seeds{each} would show it. Another look "
+        f"{seed_range(d.seeds_needed, *d.seeds_range)} fresh seeds{each} would show it. Another look "
         "counts only fresh seeds, so that all looks together have at most 5 % false positives."
     )
 
@@ -68,10 +68,11 @@ def _probability_claim(a: str, b: str, d: Difference, seeds: str, mean: str, of:
 
 
 def seed_range(needed: int | None, low: int | None, high: int | None) -> str:
-    """Format a number of seeds with its range: `8 (5 to 41)`, `8 (5 or more)`."""
-    most = f"more than {MOST_SEEDS:,}"
-    first = most if low is None else f"{low:,}"
-    return f"{most if needed is None else f'{needed:,}'} ({first} {'or more' if high is None else f'to {high:,}'})"
+    """Format a number of seeds with its range: `About 8 (5 to 41)`, `More than 10,000 (74 or more)`."""
+    about = f"More than {MOST_SEEDS:,}" if needed is None else f"About {needed:,}"
+    if low is None:
+        return about
+    return f"{about} ({low:,} {'or more' if high is None else f'to {high:,}'})"
 
 
 def notes(runs: Mapping[str, Sequence[RunSummary]], scores: Mapping[str, Array], column: str) -> Iterator[str]:
