@@ -410,9 +410,9 @@ def diagnosis_text(result: dict[str, Any]) -> str:
         result["optimizer_steps_per_iteration"],
         result["minibatch_steps"],
     )
-    batch = "unknown" if steps is None else f"{counted(steps, 'step')}"
+    batch = "unknown" if steps is None else counted(steps, "step")
     batch += f" of {result['episodes_per_iteration']:,} episodes" if result["episodes_per_iteration"] else ""
-    updates = f"{optimizer:,} optimizer step{'s' if optimizer > 1 else ''}"
+    updates = counted(optimizer, "optimizer step")
     updates += "" if minibatch is None else f" of {minibatch:,}"
     how = "in sequence" if result["vectorization"] == "sync" else "vectorized"
     evaluating, written = _seconds(result["evaluate_seconds"]), _bytes(result["run_bytes"])

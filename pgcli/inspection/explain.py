@@ -322,18 +322,21 @@ def _policy(file: Path) -> dict[str, Array]:
         raise RunDirectoryError(f"{file}: damaged, or not a checkpoint: {error}", hint) from None
 
 
+def steps_text(result: dict[str, Any]) -> str:
+    """Return how long a run is: `21 iterations, 5,152 env steps, 224 episodes`."""
+    names = {"iterations": "iteration", "env_steps": "env step", "episodes": "episode"}
+    return ", ".join(counted(result[key], name) for key, name in names.items())
+
+
 def explanation_text(result: dict[str, Any]) -> str:
     """Return the summary of a run as text in 80 columns."""
-    steps = ", ".join(
-        counted(result[f"{what}s".replace(" ", "_")], what) for what in ("iteration", "env step", "episode")
-    )
     seconds = "" if result["seconds"] is None else f", {duration(result['seconds'])}"
     changed = ", ".join(f"{key}={_value(value)}" for key, value in result["changed"].items())
     shares = " · ".join(f"{name} {percent(share)}" for name, share in result["shares"].items())
     reason = f": {result['reason']}" if result["reason"] and result["status"] == "finished" else ""
     rows = [
         ("status", f"{result['status']}{reason}"),
-        ("trained", f"{result['name']} on {result['env']}, seed {result['seed']}: {steps}{seconds}"),
+        ("trained", f"{result['name']} on {result['env']}, seed {result['seed']}: {steps_text(result)}{seconds}"),
         ("config", changed or "all defaults"),
         *([("started from", _start(start))] if (start := result["warm_start"]) else []),
         *((name, text) for name, text in (("tags", " ".join(result["tags"])), ("note", result["note"])) if text),

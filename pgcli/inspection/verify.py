@@ -291,8 +291,8 @@ def _compare_evaluations(tables: _Tables) -> Iterator[Finding]:
     before = np.concatenate(([0.0], steps))
     if (n := _first((at > len(steps)) | (found != before[np.minimum(at, len(steps))]))) is not None:
         raise RunDirectoryError(
-            f"evaluations.csv: line {n + 2}: env_steps is {_shown(found[n])}, which differs from metrics.csv after "
-            f"{counted(at[n], 'iteration')}"
+            f"evaluations.csv: line {n + 2}: env_steps is {_shown(found[n])}, which differs from metrics.csv "
+            f"after {counted(at[n], 'iteration')}"
         )
     yield Finding("ok", f"{counted(len(at), 'evaluation')} checked against metrics.csv")
 

@@ -15,7 +15,7 @@ import numpy as np
 from pgcli.config import Config, flat, to_data
 from pgcli.config.names import as_text
 from pgcli.errors import PgcliError, counted, typed
-from pgcli.inspection.explain import checked_text, show
+from pgcli.inspection.explain import checked_text, show, steps_text
 from pgcli.report.html.page import MOST_FILM_BYTES, Film, Section, Table, read_film
 from pgcli.report.text import duration, percent, short
 from pgcli.runs.information import read_information
@@ -146,11 +146,9 @@ def _badge(status: str) -> tuple[str, str]:
 
 def _lede(result: Content) -> str:
     """Describe what was trained, and why it ended."""
-    names = {"iterations": "iteration", "env_steps": "env step", "episodes": "episode"}
-    steps = ", ".join(counted(result[key], name) for key, name in names.items())
     time = "" if result["seconds"] is None else f", {duration(result['seconds'])}"
     reason = f": {result['reason']}" if result["reason"] else ""
-    trained = f"Trained on {result['env']} with seed {result['seed']}: {steps}{time}."
+    trained = f"Trained on {result['env']} with seed {result['seed']}: {steps_text(result)}{time}."
     return f"{trained} {result['status'].capitalize()}{reason}."
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from pgcli.config.schema import EvaluationConfig
+from pgcli.errors import counted
 from pgcli.records import Evaluation, columns
 
 Values = Mapping[str, float]  # of one evaluation, by column of evaluations.csv
@@ -45,12 +46,8 @@ class Stopping:
 def stop_reason(config: EvaluationConfig, rule: str) -> str:
     """Describe why a rule ended a run: `stopped early: mean return ≥ 495 in 2 evaluations`."""
     if rule == "patience":
-        return f"stopped early: no better mean return in {_evaluations(config.patience or 0)}"
+        return f"stopped early: no better mean return in {counted(config.patience or 0, 'evaluation')}"
     names = {"return_mean": "mean return"}
     reached = " and ".join(f"{names.get(name, name)} ≥ {goal:g}" for name, goal in config.goals.items())
     count = config.stop_evaluations
-    return f"stopped early: {reached}" + (f" in {_evaluations(count)}" if count > 1 else "")
-
-
-def _evaluations(count: int) -> str:
-    return f"{count} evaluation{'s' if count > 1 else ''}"
+    return f"stopped early: {reached}" + (f" in {counted(count, 'evaluation')}" if count > 1 else "")

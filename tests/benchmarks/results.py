@@ -234,10 +234,10 @@ def write(rows: list[dict[str, str]], folder: Path = FOLDER) -> None:
         writer.writerows(kept)
     whole.replace(DATA)
     PAGE.write_text(page(kept))
-    curves: list[Row] = []
+    known, curves = results_curves.read(), list[Row]()
     for config in MEASURED:
         if own := of(kept, config):
-            curves += results_curves.curves_of(own, of(results_curves.read(), config), place_of(config, own[0], folder))
+            curves += results_curves.curves_of(own, of(known, config), place_of(config, own[0], folder))
     results_curves.write(curves)
     results_curves.FIGURE.write_bytes(results_curves.draw(curves, stale_configs(curves)))
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from results import cpu
 
 from pgcli.config import shipped_suites
 from pgcli.studies.page import table
@@ -45,14 +46,7 @@ def versions(information: dict[str, Any]) -> str:
     """Return the versions that the results of a run depend on, and this machine's processor, on two lines."""
     found = information["versions"]
     names = [name for name in ("gymnasium", "torch", "numpy", "Box2D", "mujoco") if name in found]
-    return f"{', '.join(f'{name} {found[name]}' for name in names)},\non {processor()}"
-
-
-def processor() -> str:
-    """Return the name of this machine's processor, as /proc/cpuinfo reports it."""
-    file = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", file.read_text()) if file.is_file() else None
-    return found[1] if found else "an unknown processor"
+    return f"{', '.join(f'{name} {found[name]}' for name in names)},\non {cpu()}"
 
 
 def with_section(page: str, name: str, text: str) -> str:
