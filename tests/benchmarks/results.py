@@ -46,13 +46,9 @@ SHORT = Path(__file__).parent / "short_trainings.json"
 GENERAL = ("ppo", "a2c", "trpo", "reinforce", "grpo")
 MEASURED = [name for name in shipped_configs() if not name.startswith("lesson/") and name not in GENERAL]
 WAITING: set[str] = {
-    "bipedal-walker/ppo",
-    "half-cheetah/ppo",
     "half-cheetah/reinforce",
-    "hopper/reinforce",
     "peers/tianshou_reinforce",
     "pong/ppo",
-    "walker2d/ppo",
     "walker2d/reinforce",
 }  # shipped or changed after the last `make results`
 COLUMNS = "config,seed,env_steps,sampled,sampled_standard_error,greedy,greedy_standard_error,cpu_seconds".split(",")
