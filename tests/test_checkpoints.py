@@ -329,6 +329,7 @@ def test_a_table_with_other_columns_is_reported_but_half_a_header_is_not(tmp_pat
         (b"PK\x05\x06" + bytes(18), "a zip file"),
         (b"\x80\x04N.", "a pickle"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"env: {id: CartPole-v1}\n", "looks like text; `pgcli train` writes"),
         (bytes(4096), "or truncated"),
         (b"", "it is empty"),
         (b"\x10\0", "or truncated"),

@@ -269,7 +269,7 @@ def check(
     Args:
         target: a config; your own estimator or policy class, as an object or as FILE.py:NAME; None: the defaults.
         overrides: config keys to change.
-        everything: check all combinations of returns, baseline and objective.
+        everything: check all combinations of returns, baseline, objective and ratios.
         time_limit: seconds that one call of your own code may take.
 
     Raises: PgcliError, with a `hint`.

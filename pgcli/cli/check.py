@@ -23,7 +23,7 @@ def check(
     ] = None,
     overrides: Overrides = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Check all combinations of returns, baseline and objective.")
+        bool, typer.Option("--all", help="Check all combinations of returns, baseline, objective and ratios.")
     ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="For your own code: exit with 7 for known biases, too.")

@@ -35,7 +35,7 @@ def compare(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help="Folder for the runs and the report.", show_default="runs/NAME-compare-OTHERS"
+            "-o", "--output", help="Folder for the runs and the report.", show_default="runs/NAME-compare-KEYS"
         ),
     ] = None,
     threshold: Annotated[

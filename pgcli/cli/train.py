@@ -51,7 +51,7 @@ def train(
     quiet: Quiet = False,
     as_json: AsLines = False,
 ) -> None:
-    """Train a policy and write a run directory. Its NAME lists the overrides."""
+    """Train a policy and write a run directory."""
     from pgcli.experiment.plan import plan_runs
     from pgcli.runs.information import check_labels
     from pgcli.system.streams import results_only

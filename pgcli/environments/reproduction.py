@@ -17,7 +17,7 @@ from pgcli.errors import PgcliError
 _PROGRAM = """\
 # {message}
 #
-# Start this program in the folder of the run. It needs gymnasium and the environment's packages.
+# Start this program in the folder where training was started. It needs gymnasium and the environment's packages.
 
 import sys
 

@@ -208,8 +208,10 @@ def _looks_like(file: BinaryIO, size: int) -> str:
         return "; it looks like a pickle"
     if begin[8:9] == b"{":
         return "; it looks like a safetensors file, but truncated or not written by pgcli"
+    if begin.startswith(b"version https://git-lfs"):
+        return "; it is a Git LFS pointer; `git lfs pull` downloads the file"
     if min(begin) >= ord("\t"):
-        return "; it looks like text, such as a Git LFS pointer; `git lfs pull` downloads the file"
+        return "; it looks like text; `pgcli train` writes checkpoints"
     return ", or truncated"
 
 

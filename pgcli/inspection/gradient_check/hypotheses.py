@@ -108,10 +108,8 @@ UNDISCOUNTED = "gamma is not used: it is the gradient of the undiscounted return
 NO_DISCOUNT = "γ^t multiplies the scores, and the rewards are not discounted"
 NEXT = "the reward that follows a step is not counted for it: the sum starts at r_t+1, not at r_t"
 TWICE = "γ^t is there twice"
-IMMEDIATE = (
-    "each score is multiplied by the immediate reward, not by the return: what comes later teaches nothing, and "
-)
-IMMEDIATE += "where every step is paid alike (CartPole) the gradient is 0 in expectation"
+IMMEDIATE = "each score is multiplied by the immediate reward, not by the return: later rewards teach nothing, and "
+IMMEDIATE += "if all rewards are equal (CartPole) the gradient is 0 in expectation"
 SO_FAR = "each score is multiplied by the rewards so far, not by those that follow: an action cannot change these"
 BACKWARDS = "the discount runs the wrong way: the last reward counts in full, the first one least"
 NO_REWARD = "the scores are summed without any reward: the expectation is 0"

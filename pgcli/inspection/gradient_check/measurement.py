@@ -217,11 +217,11 @@ def bias_reasons(config: Config, problem: CheckProblem) -> Iterator[Reason]:
     if problem.off_policy and algorithm.ratios == "per_decision":
         whole = not several  # rewards after t have other weights than the own part of the baseline
     if algorithm.baseline == "mean":
-        own = "baseline: mean has each trajectory's own part in it, which leaves 1 - 1/N of the gradient"
+        own = "baseline: mean includes each trajectory's own return, which leaves 1 - 1/N of the gradient"
         yours = "" if n is None else f": {1 - 1 / n:.3g} with your {n:,} episodes"
         yield Reason(own + yours, 1 - 1 / problem.columns if whole else None)
     if algorithm.baseline == "group" and algorithm.group_mean == "whole":
-        own = "baseline: group has each trajectory's own part in it, which leaves 1 - 1/group_size of the gradient"
+        own = "baseline: group includes each trajectory's own return, which leaves 1 - 1/group_size of the gradient"
         yield Reason(f"{own}: {1 - 1 / config.group_size:.3g} with yours", 1 - 1 / GROUP if whole else None)
     if algorithm.standardize in ("batch", "minibatch"):
         what = algorithm.standardize

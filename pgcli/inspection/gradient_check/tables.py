@@ -43,7 +43,7 @@ def check_text(result: dict[str, Any], terminal: bool) -> str:
     lines += _labelled("note: ", result.get("notes", ()))
     found = [f"{one['smallest_error']:.2g} ({one['problem']})" for one in result["problems"] if one["smallest_error"]]
     if found:
-        lines += _labelled("power: ", [f"a relative error of E[g] is found from {', '.join(found)} on"])
+        lines += _labelled("power: ", [f"the check finds relative errors of E[g] above {', '.join(found)}"])
     errors = [f"{one['error']:.2g} ({one['problem']})" for one in result.get("natural_gradient", ())]
     if errors:
         text = f"(F + λ I)⁻¹ ∇J has a relative error of {', '.join(errors)} with cg_iterations of the config"

@@ -267,7 +267,7 @@ class Caller:
         if not torch.equal(adapter.get_parameters(), self._parameters):
             self._policy.load_state_dict(self._kept)
             raise CheckFailed(
-                "it changed the policy's parameters; it is to return the gradient, and the step comes after"
+                "it changed the policy's parameters; it must return the gradient and leave the step to its caller"
             )
         if not _unchanged(rollouts, given):
             raise CheckFailed(

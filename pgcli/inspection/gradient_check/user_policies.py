@@ -86,9 +86,9 @@ def _mistakes(found: type, notes: list[str]) -> Iterator[str]:
         raise CheckFailed(f"it has no {', '.join(missing)}, which `reinforce` and `train` of the tutorial call")
     theta = attempt("get_parameters()", policy.get_parameters)
     if not isinstance(theta, Tensor) or theta.ndim != 1:
-        raise CheckFailed(f"get_parameters() gives {_kind(theta)}, not one flat tensor")
+        raise CheckFailed(f"get_parameters() returns {_kind(theta)}, not one flat tensor")
     if policy.dim != len(theta):
-        yield f"dim is {policy.dim}, and get_parameters() gives {len(theta)} numbers"
+        yield f"dim is {policy.dim}, and get_parameters() returns {len(theta)} numbers"
     attempt("set_parameters(θ)", lambda: policy.set_parameters(theta + 0.125))
     if not torch.allclose(attempt("get_parameters()", policy.get_parameters), theta + 0.125):
         yield "set_parameters(θ), then get_parameters() does not give θ back"
@@ -119,13 +119,13 @@ def _kind(value: Any) -> str:
 def _probabilities(policy: Any, notes: list[str]) -> Callable[[Array], Tensor]:
     """Return the policy's π(·|s), from its own forward pass. Raises: CheckFailed."""
     if not callable(policy):
-        raise CheckFailed("it has no forward(state), which gives the probabilities of the actions")
+        raise CheckFailed("it has no forward(state), which returns the probabilities of the actions")
 
     def probabilities(state: Array) -> Tensor:
         with torch.enable_grad():
             result = attempt("forward(state)", lambda: policy(torch.from_numpy(state)))
         if not isinstance(result, Tensor) or result.numel() != ACTIONS:
-            raise CheckFailed(f"forward(state) gives {_kind(result)}, not the {ACTIONS} probabilities of the actions")
+            raise CheckFailed(f"forward(state) returns {_kind(result)}, not the {ACTIONS} probabilities of the actions")
         return result.reshape(-1)
 
     first = torch.stack([probabilities(state).detach() for state in STATES])
@@ -146,18 +146,18 @@ def _check_draws(policy: Any, probabilities: Callable[[Array], Tensor], notes: l
         if not isinstance(failure.__cause__, TypeError):
             raise
         notes.append(
-            "draw_action takes no numpy array, which is what an environment gives: torch.as_tensor(state) helps"
+            "draw_action takes no numpy array, which is what an environment returns: torch.as_tensor(state) helps"
         )
         given = torch.from_numpy(STATES[0])
     first = attempt("draw_action(state)", lambda: policy.draw_action(given))
     try:
         drawn = [int(first), *(int(policy.draw_action(given)) for _ in range(DRAWS - 1))]
     except (TypeError, ValueError, RuntimeError):
-        yield f"draw_action(state) gives {_kind(first)}, not one action"
+        yield f"draw_action(state) returns {_kind(first)}, not one action"
         return
     counts, expected = np.bincount(drawn, minlength=ACTIONS), probabilities(STATES[0]).detach().double().numpy() * DRAWS
     if len(counts) > ACTIONS:
-        yield f"draw_action(state) gives {max(drawn)}, and the last of {ACTIONS} actions is {ACTIONS - 1}"
+        yield f"draw_action(state) returns {max(drawn)}, and the last of {ACTIONS} actions is {ACTIONS - 1}"
     elif chisquare(counts, expected / expected.sum() * DRAWS).pvalue < SIGNIFICANCE:
         shares = "; ".join(f"{c / DRAWS:.2f}, not {e / DRAWS:.2f}" for c, e in zip(counts, expected, strict=True))
         yield f"draw_action draws actions with other frequencies than π: {shares}"
@@ -174,7 +174,7 @@ def _check_scores(policy: Any, theta: Tensor, probabilities: Callable[[Array], T
         for action in range(ACTIONS):
             score = attempt("grad_log(state, action)", partial(policy.grad_log, state.copy(), action))
             if not isinstance(score, Tensor) or tuple(score.shape) != (len(theta),):
-                yield f"grad_log(state, action) gives {_kind(score)}, not a tensor of {len(theta)} numbers"
+                yield f"grad_log(state, action) returns {_kind(score)}, not a tensor of {len(theta)} numbers"
                 return
             found[i, action] = score.detach().numpy()
             right[i, action] = _score(policy, theta, probabilities, state, action)
