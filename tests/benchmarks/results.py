@@ -46,10 +46,8 @@ SHORT = Path(__file__).parent / "short_trainings.json"
 GENERAL = ("ppo", "a2c", "trpo", "reinforce", "grpo")
 MEASURED = [name for name in shipped_configs() if not name.startswith("lesson/") and name not in GENERAL]
 WAITING: set[str] = {
-    "half-cheetah/reinforce",
     "peers/tianshou_reinforce",
     "pong/ppo",
-    "walker2d/reinforce",
 }  # shipped or changed after the last `make results`
 COLUMNS = "config,seed,env_steps,sampled,sampled_standard_error,greedy,greedy_standard_error,cpu_seconds".split(",")
 COLUMNS += ["commit", "settings", "arithmetic", "cpu"]
