@@ -18,7 +18,7 @@ from command_line import pgcli
 
 DOCS = Path(__file__).parent.parent / "docs"
 SECONDS = 15  # of CPU time for a whole training
-EARLY_SECONDS = 8  # for the first part of a longer one
+EARLY_SECONDS = 40  # for the first part of a longer one
 TRIED = (0, 1)  # seeds
 
 
