@@ -113,3 +113,13 @@ def test_rows_become_stale_with_the_settings_of_training_and_the_number_of_episo
     monkeypatch.undo()
     monkeypatch.setitem(results.MORE_EPISODES, "CartPole-v1", 1000)
     assert results.settings_digest("cartpole/ppo") != before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_CHILD_SUBREAPER")
+def test_the_time_of_processes_that_outlive_their_parent_counts() -> None:
+    work = "import os, time\nif not os.fork():\n    os.close(1)\n    while time.process_time() < 0.5: pass"
+    code = f"import results, sys; print(results.timed([sys.executable, '-c', {work!r}])[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "tests/benchmarks", stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert float(done.stdout) >= 0.5

@@ -189,16 +189,11 @@ def measure(config: str, seeds: list[int], folder: Path, jobs: int) -> list[dict
     marks = identity(config)
     place = place_of(config, marks, folder)
     fresh = not place.exists()
-    become_subreaper()
     words = ["--seeds", ",".join(map(str, seeds)), "--jobs", str(jobs), "--resume", "--quiet", "--run-dir", str(place)]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "pgcli", "train", config, *words]
-    runs = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
-    wait_for_children()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    output, used = timed(command)
     rows = []
-    for seed, run in zip(seeds, runs, strict=True):
+    for seed, run in zip(seeds, output.split(), strict=True):
         # An interrupted training has no time: a part of it is unknown.
         row = {"config": config, "seed": str(seed), "cpu_seconds": f"{used / len(seeds):.4g}" if fresh else ""}
         agent = load(Path(run), "latest", trust=True)  # these runs are our own
@@ -213,20 +208,20 @@ def measure(config: str, seeds: list[int], folder: Path, jobs: int) -> list[dict
     return rows
 
 
-def become_subreaper() -> None:
-    """Let the processes that `pgcli train --jobs 2` leaves become children of this one, on Linux.
+def timed(command: Sequence[str]) -> tuple[str, float]:
+    """Run a command, and return its output and the CPU seconds of its processes.
 
-    Their time counts only after a wait.
+    On Linux, they include processes that outlive their parent, as those of `pgcli train --jobs 2` do.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-
-
-def wait_for_children() -> None:
-    """Wait until all children have ended."""
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: such processes become our children
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     with suppress(ChildProcessError):
         while True:
-            os.wait()
+            os.wait()  # time counts only after a wait
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return output, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def read() -> list[dict[str, str]]:
