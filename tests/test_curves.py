@@ -394,6 +394,19 @@ def test_the_caption_counts_the_episodes_of_the_lines_that_are_one_run(tmp_path:
     assert "one standard error over 4 evaluation episodes" in words
 
 
+def test_the_caption_counts_the_points_without_a_standard_error(tmp_path: Path) -> None:
+    """With a window of 2, a point without one leaves its successor without one as well."""
+    run = write_run(tmp_path / "run", [1, 2, 3, 4])
+    table = run / "evaluations.csv"
+    lines = table.read_text().splitlines()
+    lines[2] = lines[2].rpartition(",")[0] + ","  # a single episode
+    table.write_text("\n".join(lines) + "\n")
+    for smooth, number in ((1, 1), (2, 2)):
+        output = plot([run], "env_steps", "evaluation.return_mean", "mean", "ci95", smooth, tmp_path / "a.svg")
+        words = " ".join(re.findall("<text.*?>(.*?)</text>", output.read_text()))
+        assert f"No band at {number} of 4 points: one episode has no standard error." in words
+
+
 def test_a_copied_run_does_not_count_as_another_seed(tmp_path: Path) -> None:
     for seed, returns in enumerate(([0, 10, 20], [0, 20, 60])):
         write_run(tmp_path / f"runs/seed-{seed}", returns, seed=seed)

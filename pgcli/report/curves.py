@@ -510,6 +510,10 @@ def _of_single(lines: Sequence[Line], drawing: Drawing, others: bool) -> Iterato
     known = drawing.column == "return_mean"
     band = f"band: ± one standard error over {of}." if known else "no band: one run has no spread."
     yield f"Single runs: {band}" if others else f"{one}. {band[0].upper() + band[1:]}"
+    without = sum(int(np.isnan(line.curve.low).sum()) for line in lines)
+    if known and without:
+        points = counted(sum(len(line.curve.low) for line in lines), "point")
+        yield f"No band at {without} of {points}: one episode has no standard error."
 
 
 def _endings(line: Line, drawing: Drawing, label: str) -> Iterator[str]:
