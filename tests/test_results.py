@@ -50,6 +50,11 @@ def test_the_figure_matches_the_curves(results: ModuleType) -> None:
     assert sorted(drawn) == sorted({curve["config"] for curve in curves})
 
 
+def test_nothing_remains_to_be_measured_unless_it_waits(results: ModuleType) -> None:
+    assert set(results.remaining(results.MEASURED)) == results.WAITING
+    assert results.remaining(["pong/ppo"], range(4)) == {"pong/ppo": [3]}
+
+
 def test_published_results_of_the_figure_are_in_the_text(results: ModuleType) -> None:
     page = sys.modules["results_page"]
     for task, (label, value) in page.PUBLISHED.items():

@@ -50,6 +50,7 @@ MEASURED = [name for name in shipped_configs() if not name.startswith("lesson/")
 WAITING: set[str] = set()  # shipped or changed after the last `make results`
 COLUMNS = "config,seed,env_steps,sampled,sampled_standard_error,greedy,greedy_standard_error,cpu_seconds".split(",")
 COLUMNS += ["commit", "settings", "arithmetic", "cpu"]
+SEEDS = {"pong/ppo": 3}  # two hours of CPU time; of the others, ten
 TEST_SEED = 1000  # of the evaluation episodes
 UNRELATED = ("name", "seed", "evaluation", "checkpoint", "logging", "diagnostics", "sampling")  # to what is learned
 # Of the length of a step, and in units of parameters. Far above the rounding of other CPUs, far below any change of a
@@ -253,11 +254,12 @@ def page(rows: list[dict[str, str]]) -> str:
     return render(rows, MEASURED, stale_configs(rows))
 
 
-def remaining(configs: list[str], seeds: list[int]) -> dict[str, list[int]]:
-    """Return the seeds to measure, by config: those without a current row."""
+def remaining(configs: list[str], seeds: Sequence[int] | None = None) -> dict[str, list[int]]:
+    """Return the seeds to measure, by config: those without a current row. Default: 0 to 9, or SEEDS."""
     rows = read()
     measured = {name: {int(row["seed"]) for row in current(rows, name)} for name in configs}
-    missing = {name: [seed for seed in seeds if seed not in measured[name]] for name in configs}
+    wanted = {name: seeds or range(SEEDS.get(name, 10)) for name in configs}
+    missing = {name: [seed for seed in wanted[name] if seed not in measured[name]] for name in configs}
     return {name: some for name, some in missing.items() if some}
 
 
@@ -283,7 +285,7 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", help="configs to measure; default: all")
-    parser.add_argument("--seeds", default="0-9")
+    parser.add_argument("--seeds", help="default: 0-9; of Pong 0-2")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the runs are")
     parser.add_argument("--render", action="store_true", help="only write the page and the figure")
@@ -300,13 +302,14 @@ def main() -> None:
         raise SystemExit(", ".join(changed) or 0)
     if not words.render and not words.remaining:
         update_short_trainings(configs)
-    waiting = remaining(configs, parse_seeds(words.seeds))
+    waiting = remaining(configs, parse_seeds(words.seeds) if words.seeds else None)
+    if words.remaining:
+        report(waiting, words.jobs)
+        for name, seeds in waiting.items():
+            print(f"{name}: {', '.join(map(str, seeds))}")
+        return
     while waiting and not words.render:
         report(waiting, words.jobs)
-        if words.remaining:
-            for name, seeds in waiting.items():
-                print(f"{name}: {', '.join(map(str, seeds))}")
-            return
         name, seeds = next(iter(waiting.items()))
         new = measure(name, seeds, words.folder, words.jobs)
         measured = {(name, str(seed)) for seed in seeds}

@@ -96,8 +96,8 @@ TARGETS: dict[str, tuple[float | None, str]] = {
     ),
     "ALE/Pong-v5": (
         None,
-        "Returns lie between -21 and 21. Published, after ten times as many steps: PPO 20.4 ± 0.2 [CleanRL] and "
-        "21.0 ± 0.1 [zoo].",
+        "Returns lie between -21 and 21. Published: PPO 20.4 ± 0.2 [CleanRL] and 21.0 ± 0.1 [zoo], after 10 M steps, "
+        "ten times as many.",
     ),
     "minigrid:MiniGrid-DoorKey-5x5-v0": (
         0.9,
