@@ -6,7 +6,7 @@ BASE := .venv/.base
 INSTALLED := .venv/.installed
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-all soak check format schema bench parity results suites figures clean
+.PHONY: demo test test-slow test-all soak check format schema bench parity results suites general figures clean
 
 demo: $(BASE) ## train CartPole, evaluate it, draw its curve, film it
 	rm -rf runs/demo
@@ -58,6 +58,9 @@ results: $(INSTALLED) ## docs/results.md: train CONFIGS="a b" (default: all) ove
 
 suites: $(INSTALLED) ## docs/suites.md: compare SUITES="classic box2d" (default: all); continues; two hours of CPU time
 	$(BIN)/python tests/benchmarks/suites.py $(SUITES)
+
+general: $(INSTALLED) ## docs/algorithms.md: train the configs for any environment on ten; continues; two hours of CPU time
+	$(BIN)/python tests/benchmarks/general.py
 
 figures: $(INSTALLED) ## docs/images: run the commands beside FIGURES="curve taxi" (default: all pictures; Pong takes an hour)
 	$(BIN)/python tests/benchmarks/figures.py $(FIGURES)

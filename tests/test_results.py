@@ -22,8 +22,8 @@ def results(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     import results
 
     yield results
-    for name in ("results", "results_page", "results_curves"):
-        del sys.modules[name]
+    for name in ("results", "results_page", "results_curves", "suites", "general"):
+        sys.modules.pop(name, None)
 
 
 def test_the_page_matches_the_measurements(results: ModuleType) -> None:
@@ -39,6 +39,18 @@ def test_every_row_was_measured_with_these_settings_and_this_code(results: Modul
     assert results.stale_configs(curves) == results.WAITING, (
         "`results.py --render --folder FOLDER` reads them from runs"
     )
+
+
+def test_tables_of_the_configs_for_any_environment_were_measured_with_this_code(results: ModuleType) -> None:
+    """After a change of such a config, a suite or the arithmetic: `make suites general`."""
+    import general
+    import suites
+
+    assert results.mark(general.MEASURED) in general.PAGE.read_text()
+    page = suites.PAGE.read_text()
+    for name in ("classic", "box2d", "mujoco"):
+        text = page.partition(f"<!-- {name} -->")[2].partition(f"<!-- end of {name} -->")[0]
+        assert results.mark(suites.measured(name)) in text, name
 
 
 def test_the_figure_matches_the_curves(results: ModuleType) -> None:
@@ -84,7 +96,7 @@ def test_curves_come_from_runs_once_all_runs_of_the_rows_are_there(results: Modu
 
 @pytest.mark.slow("trains every shipped config for two iterations")
 def test_the_arithmetic_is_that_of_the_measurements(results: ModuleType) -> None:
-    assert set(results.short_trainings()) == set(results.MEASURED)
+    assert set(results.short_trainings()) == set(results.SHORTENED)
     command = [sys.executable, str(ROOT / "tests/benchmarks/results.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, f"`make results` measures again: {done.stderr}"

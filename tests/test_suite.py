@@ -63,7 +63,8 @@ def page_writer(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     import suites
 
     yield suites
-    del sys.modules["suites"]
+    for name in ("suites", "results", "results_page", "results_curves"):
+        del sys.modules[name]
 
 
 def test_the_page_has_a_place_and_the_scores_of_each_shipped_suite(page_writer: ModuleType) -> None:

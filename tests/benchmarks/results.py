@@ -44,9 +44,10 @@ ROOT = Path(__file__).parent.parent.parent
 DATA, PAGE = ROOT / "docs/results.csv", ROOT / "docs/results.md"
 FOLDER = ROOT / "build/results"
 SHORT = Path(__file__).parent / "short_trainings.json"
-# The lesson has its own numbers, and the configs without an environment are starting points.
-GENERAL = ("ppo", "a2c", "trpo", "reinforce", "grpo")
+# The lesson has its own numbers. The configs for any environment are in docs/algorithms.md and docs/suites.md.
+GENERAL = ("ppo", "trpo", "a2c", "reinforce", "grpo")
 MEASURED = [name for name in shipped_configs() if not name.startswith("lesson/") and name not in GENERAL]
+SHORTENED = [*MEASURED, *GENERAL]
 WAITING: set[str] = set()  # shipped or changed after the last `make results`
 COLUMNS = "config,seed,env_steps,sampled,sampled_standard_error,greedy,greedy_standard_error,cpu_seconds".split(",")
 COLUMNS += ["commit", "settings", "arithmetic", "cpu"]
@@ -136,7 +137,7 @@ def short_trainings() -> dict[str, dict[str, list[float]]]:
 
 def update_short_trainings(configs: Iterable[str]) -> None:
     """Repeat the short trainings of some configs, and replace those that changed."""
-    kept = {name: steps for name, steps in short_trainings().items() if name in MEASURED}
+    kept = {name: steps for name, steps in short_trainings().items() if name in SHORTENED}
     for config in configs:
         found = short_training(config)
         if config not in kept or not are_equal(kept[config], found):
@@ -149,6 +150,14 @@ def update_short_trainings(configs: Iterable[str]) -> None:
 def identity(config: str) -> dict[str, str]:
     """Return the two digests that the rows of a config must have."""
     return {"settings": settings_digest(config), "arithmetic": digest(short_trainings().get(config))}
+
+
+def mark(measured: object) -> str:
+    """Return the comment with which a table of the configs for any environment says what it was measured with.
+
+    It is a digest of these configs, of their short trainings, and of what the table adds to them.
+    """
+    return f"<!-- measured with {digest([measured, *map(identity, GENERAL)])} -->"
 
 
 def current(rows: Sequence[Row], config: str) -> list[Row]:
@@ -295,13 +304,13 @@ def main() -> None:
     unknown = set(words.configs) - set(MEASURED)
     if unknown:
         parser.error(f"not a measured config: {', '.join(sorted(unknown))}")
-    configs = words.configs or MEASURED
+    configs, short = words.configs or MEASURED, words.configs or SHORTENED
     if words.check:
         known = short_trainings()
-        changed = [name for name in configs if not are_equal(known.get(name, {}), short_training(name))]
+        changed = [name for name in short if not are_equal(known.get(name, {}), short_training(name))]
         raise SystemExit(", ".join(changed) or 0)
     if not words.render and not words.remaining:
-        update_short_trainings(configs)
+        update_short_trainings(short)
     waiting = remaining(configs, parse_seeds(words.seeds) if words.seeds else None)
     if words.remaining:
         report(waiting, words.jobs)

@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from results import cpu
+import yaml
+from results import GENERAL, ROOT, cpu, mark, update_short_trainings
 
 from pgcli.config import shipped_suites
 from pgcli.studies.page import table
 from pgcli.studies.suite_report import final_rows, overall_rows, pair_rows, task_rows
 
-ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs/suites.md"
 
 
@@ -42,6 +42,11 @@ def section(name: str, folder: Path) -> str:
     return "\n".join([*lines, f"{len(runs)} runs with {versions(json.loads((runs[0] / 'run.json').read_text()))}."])
 
 
+def measured(name: str) -> object:
+    """Return the content of a shipped suite."""
+    return yaml.safe_load(shipped_suites()[f"suites/{name}"].read_text())
+
+
 def versions(information: dict[str, Any]) -> str:
     """Return the versions that the results of a run depend on, and this machine's processor, on two lines."""
     found = information["versions"]
@@ -53,7 +58,7 @@ def with_section(page: str, name: str, text: str) -> str:
     """Return the page with the part between the markers of a suite replaced. Raises: ValueError without markers."""
     start, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
     if start not in page or end not in page:
-        raise ValueError(f"docs/suites.md has no place for {name}: {start.strip()} … {end.strip()}")
+        raise ValueError(f"the page has no place for {name}: {start.strip()} … {end.strip()}")
     return f"{page.partition(start)[0]}{start}\n{text}\n{end}{page.partition(end)[2]}"
 
 
@@ -65,12 +70,14 @@ def main() -> None:
     parser.add_argument("--jobs", default="2")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/suites", help="folder of the runs")
     arguments = parser.parse_args()
+    update_short_trainings(GENERAL)
     for name in arguments.names or names:
         folder = arguments.runs / name
         command = [sys.executable, "-m", "pgcli", "compare", f"suites/{name}", "--jobs", arguments.jobs, "-o", folder]
         subprocess.run(command, check=True)
         shutil.copy(folder / "profiles.png", PAGE.parent / f"images/suite-{name}.png")
-        PAGE.write_text(with_section(PAGE.read_text(), name, section(name, folder)))
+        text = f"{mark(measured(name))}\n\n{section(name, folder)}"
+        PAGE.write_text(with_section(PAGE.read_text(), name, text))
 
 
 if __name__ == "__main__":
