@@ -53,8 +53,8 @@ parity: $(INSTALLED) ## docs/peers.md: one update compared with Stable-Baselines
 	$(PIP) -e '.[bench]'
 	$(BIN)/python tests/peers.py
 
-results: $(INSTALLED) ## docs/results.md: train CONFIGS="a b" (default: all) over ten seeds, where results are stale; hours
-	$(BIN)/python tests/benchmarks/results.py $(CONFIGS)
+results: $(INSTALLED) ## docs/results.md: train CONFIG="a b" (default: all) over ten seeds, where results are stale; hours
+	$(BIN)/python tests/benchmarks/results.py $(CONFIG)
 
 suites: $(INSTALLED) ## docs/suites.md: compare SUITES="classic box2d" (default: all); continues; two hours of CPU time
 	$(BIN)/python tests/benchmarks/suites.py $(SUITES)

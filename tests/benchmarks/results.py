@@ -2,7 +2,7 @@
 
 Also write the evaluations during training, docs/curves.csv, and their figure.
 `make results` measures the seeds whose row is missing or stale, which can take hours; after an interruption, the same
-command continues. `make results CONFIGS="cartpole/ppo pendulum/a2c"` measures only these two, `results.py --remaining`
+command continues. `make results CONFIG="cartpole/ppo pendulum/a2c"` measures only these two, `results.py --remaining`
 lists what remains, and `results.py --render` only writes docs/results.md and the figure, after it has read the missing
 curves from the runs in `--folder`.
 
