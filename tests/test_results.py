@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
-from pgcli.config import load_config
+from pgcli.config import load_config, shipped_suites
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,7 +48,7 @@ def test_tables_of_the_configs_for_any_environment_were_measured_with_this_code(
 
     assert results.mark(general.MEASURED) in general.PAGE.read_text()
     page = suites.PAGE.read_text()
-    for name in ("classic", "box2d", "mujoco"):
+    for name in (name.removeprefix("suites/") for name in shipped_suites()):
         text = page.partition(f"<!-- {name} -->")[2].partition(f"<!-- end of {name} -->")[0]
         assert results.mark(suites.measured(name)) in text, name
 

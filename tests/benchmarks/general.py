@@ -2,7 +2,8 @@
 
     python tests/benchmarks/general.py [--jobs N]
 
-The runs are in runs/general/ENVIRONMENT/CONFIG. An interrupted command continues; complete runs are only evaluated.
+The runs are in runs/general/DIGEST/ENVIRONMENT/CONFIG, where the digest is that of the table. An interrupted command
+continues; complete runs are only evaluated.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from results import GENERAL, ROOT, TEST_SEED, mark, update_short_trainings
+from results import GENERAL, ROOT, TEST_SEED, general_digest, mark, update_short_trainings
 from results_page import EPISODES, MORE_EPISODES
 from suites import with_section
 
@@ -69,9 +70,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/general", help="folder of the runs")
     words = parser.parse_args()
     update_short_trainings(GENERAL)
+    folder = words.runs / general_digest(MEASURED)
     rows = [["environment", *(f"`{config}`" for config in GENERAL)]]
     for environment, (digits, limit) in ENVIRONMENTS.items():
-        cells = [cell(returns(config, environment, words.runs, words.jobs), digits) for config in GENERAL]
+        cells = [cell(returns(config, environment, folder, words.jobs), digits) for config in GENERAL]
         rows.append([environment if limit is None else f"{environment}, limit {limit}", *cells])
         print(*rows[-1], sep="  ", flush=True)
     PAGE.write_text(with_section(PAGE.read_text(), "returns", "\n".join([mark(MEASURED), "", *table(rows)])))

@@ -152,12 +152,14 @@ def identity(config: str) -> dict[str, str]:
     return {"settings": settings_digest(config), "arithmetic": digest(short_trainings().get(config))}
 
 
-def mark(measured: object) -> str:
-    """Return the comment with which a table of the configs for any environment says what it was measured with.
+def general_digest(measured: object) -> str:
+    """Return the digest of the configs for any environment, of their short trainings, and of what a table adds."""
+    return digest([measured, *map(identity, GENERAL)])
 
-    It is a digest of these configs, of their short trainings, and of what the table adds to them.
-    """
-    return f"<!-- measured with {digest([measured, *map(identity, GENERAL)])} -->"
+
+def mark(measured: object) -> str:
+    """Return the comment with which a table of these configs says what it was measured with."""
+    return f"<!-- measured with {general_digest(measured)} -->"
 
 
 def current(rows: Sequence[Row], config: str) -> list[Row]:

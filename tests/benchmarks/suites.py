@@ -2,7 +2,8 @@
 
     python tests/benchmarks/suites.py [--jobs N] [NAME …]
 
-The runs are in runs/suites/NAME. A suite that was interrupted continues; a complete one is only written again.
+The runs are in runs/suites/NAME-DIGEST, where the digest is that of the table. A suite that was interrupted continues;
+a complete one is only written again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from results import GENERAL, ROOT, cpu, mark, update_short_trainings
+from results import GENERAL, ROOT, cpu, general_digest, mark, update_short_trainings
 
 from pgcli.config import shipped_suites
 from pgcli.studies.page import table
@@ -72,7 +73,7 @@ def main() -> None:
     arguments = parser.parse_args()
     update_short_trainings(GENERAL)
     for name in arguments.names or names:
-        folder = arguments.runs / name
+        folder = arguments.runs / f"{name}-{general_digest(measured(name))}"
         command = [sys.executable, "-m", "pgcli", "compare", f"suites/{name}", "--jobs", arguments.jobs, "-o", folder]
         subprocess.run(command, check=True)
         shutil.copy(folder / "profiles.png", PAGE.parent / f"images/suite-{name}.png")
